@@ -1,0 +1,37 @@
+"""The batch: the one thing that a DataModule and a LightningModule share.
+
+Shapes: B sequences, T tokens. A document is what isolation separates: attention never crosses from one
+document to the next inside a packed row, and positions start again at 0 with each.
+"""
+
+from typing import TypedDict
+
+from torch import Tensor
+
+IGNORE_INDEX = -100
+"""Label of a position that is not supervised (`torch.nn.functional.cross_entropy`'s default)."""
+
+
+class Batch(TypedDict, total=False):
+    """One micro-batch. Objectives add keys; none changes the meaning of these."""
+
+    input_ids: Tensor
+    """(B, T) int64 token ids."""
+    labels: Tensor
+    """(B, T) int64, already shifted: `labels[:, t]` is the token after `input_ids[:, t]`; -100 = not supervised."""
+    position_ids: Tensor
+    """(B, T) int64, 0 at the start of each document."""
+    document_ids: Tensor
+    """(B, T) int64: 0, 1, 2, ... within the row, -1 on padding."""
+    sample_ids: Tensor
+    """(B,) int64: the window's place in the global order of samples."""
+    num_bytes: Tensor
+    """(B,) int64: UTF-8 bytes of the supervised tokens, for bits per byte."""
+
+
+StepBatch = list[Batch]
+"""A training batch: the micro-batches that one device contributes to one optimizer step.
+
+Lightning therefore counts optimizer steps wherever it counts batches, no checkpoint can fall inside an
+accumulation, and a run may go on with another number of devices.
+"""
