@@ -1,1 +1,5 @@
-"""objectives."""
+"""Losses as pure functions of tensors."""
+
+from lit_gpt.objectives.cross_entropy import TokenLoss, linear_cross_entropy
+
+__all__ = ["TokenLoss", "linear_cross_entropy"]

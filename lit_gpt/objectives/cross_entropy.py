@@ -1,0 +1,144 @@
+"""Next-token cross-entropy that never holds all logits.
+
+The logits of a step are its largest tensor: 16 × 1,024 tokens of a 128k vocabulary are 8 GB in float32, and plain
+autograd keeps several of that size. The loss needs only two numbers a token, so the head is applied to a chunk of
+tokens at a time, and the gradients of the chunk are taken at once, while its logits are still in the cache
+(the scheme of Liger Kernel's FusedLinearCrossEntropy, Hsu et al. 2024, arXiv:2410.10989, written in plain torch).
+Work: three matrix products, as in plain autograd. Memory: one chunk of logits.
+
+Shape letters: N tokens (all of a batch), C model width, V vocabulary.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lit_gpt.batch import IGNORE_INDEX
+
+CHUNK_BYTES = 16 * 2**20
+"""Size that a chunk of float32 logits aims at on a CPU: what stays in the cache between the passes over it."""
+
+CHUNK_BYTES_GPU = 512 * 2**20
+"""On an accelerator a chunk must be large enough to fill it."""
+
+
+class TokenLoss(NamedTuple):
+    """Sums over supervised tokens. Divide by the number of tokens of the whole step, never of a micro-batch."""
+
+    loss: Tensor
+    """() nats: what is minimised (cross-entropy plus the z-loss)."""
+    cross_entropy: Tensor
+    """() nats, detached: the cross-entropy alone."""
+
+
+def linear_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    labels: Tensor,
+    z_loss: float = 0.0,
+    chunk_size: int | None = None,
+) -> TokenLoss:
+    r"""Cross-entropy of `hidden @ weight.T + bias` against `labels`, summed over supervised tokens.
+
+    With z-loss (PaLM, Chowdhery et al. 2022, arXiv:2204.02311, section 5) the loss of a token is
+    :math:`-\log p(y) + \zeta \log^2 Z`, which keeps the logits from drifting.
+
+    Args:
+        hidden: (..., C) hidden states that enter the head.
+        weight: (V, C) head weight.
+        bias: (V,) head bias, or None.
+        labels: (...) int64 targets; `IGNORE_INDEX` (-100) takes no part.
+        z_loss: the coefficient zeta; PaLM uses 1e-4.
+        chunk_size: tokens whose logits exist at one time; by default so many that they fill the cache.
+
+    Returns:
+        The two sums, in float32 (float64 for float64 inputs).
+
+    Example:
+        >>> hidden, weight = torch.randn(2, 3, 8), torch.randn(11, 8)
+        >>> labels = torch.randint(0, 11, (2, 3))
+        >>> mean = linear_cross_entropy(hidden, weight, None, labels).loss / labels.numel()
+    """
+    if chunk_size is None:
+        size = CHUNK_BYTES if hidden.device.type == "cpu" else CHUNK_BYTES_GPU
+        chunk_size = max(64, size // (4 * weight.shape[0]))
+    dtype = torch.get_autocast_dtype(hidden.device.type) if torch.is_autocast_enabled(hidden.device.type) else None
+    loss, cross_entropy = _ChunkedCrossEntropy.apply(
+        hidden.reshape(-1, hidden.shape[-1]), weight, bias, labels.reshape(-1), z_loss, chunk_size, dtype
+    )
+    return TokenLoss(loss, cross_entropy)
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    """Loss and gradients chunk by chunk in the forward pass; backward only scales them."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        labels: Tensor,
+        z_loss: float,
+        chunk_size: int,
+        dtype: torch.dtype | None,
+    ) -> tuple[Tensor, Tensor]:
+        needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        # Softmax and sums over chunks are float32 also where the matrix products run in bfloat16.
+        wide = torch.promote_types(hidden.dtype, torch.float32)
+        grad_hidden = torch.empty_like(hidden) if needs_hidden else None
+        grad_weight = torch.zeros_like(weight, dtype=wide) if needs_weight else None
+        grad_bias = torch.zeros_like(bias, dtype=wide) if bias is not None and needs_bias else None
+        loss = hidden.new_zeros((), dtype=wide)
+        squared_log_z = hidden.new_zeros((), dtype=wide)
+
+        head = weight.to(dtype) if dtype else weight
+        head_bias = bias.to(dtype) if dtype and bias is not None else bias
+        with torch.autocast(hidden.device.type, enabled=False):
+            for start in range(0, hidden.shape[0], chunk_size):
+                rows = slice(start, start + chunk_size)
+                h = hidden[rows].to(head.dtype)  # (n, C)
+                y = labels[rows]  # (n,)
+                supervised = (y != IGNORE_INDEX).to(wide)
+                target = y.clamp(min=0).unsqueeze(1)  # (n, 1); where not supervised, any valid index
+                logits = F.linear(h, head, head_bias).to(wide)  # (n, V)
+                largest = logits.amax(1, keepdim=True)
+                chosen = logits.sub_(largest).gather(1, target).squeeze(1)
+                # One pass of exp serves the normaliser and the gradient.
+                exp = logits.exp_()
+                total = exp.sum(1)
+                loss += ((total.log() - chosen) * supervised).sum()
+                log_z = largest.squeeze(1) + total.log()  # (n,)
+                if z_loss:
+                    squared_log_z += (log_z.square() * supervised).sum()
+                if not (needs_hidden or needs_weight or needs_bias):
+                    continue
+                # d/dlogits of -log p(y) + zeta log²Z  =  (1 + 2 zeta log Z) softmax - onehot(y)
+                scale = supervised * (1 + 2 * z_loss * log_z) / total
+                grad = exp.mul_(scale.unsqueeze(1)).scatter_add_(1, target, -supervised.unsqueeze(1))
+                if grad_bias is not None:
+                    grad_bias += grad.sum(0)
+                grad = grad.to(head.dtype)
+                if grad_hidden is not None:
+                    grad_hidden[rows] = grad @ head
+                if grad_weight is not None and grad.dtype == wide:
+                    grad_weight.addmm_(grad.T, h)
+                elif grad_weight is not None:
+                    grad_weight += grad.T @ h
+        ctx.save_for_backward(
+            grad_hidden,
+            None if grad_weight is None else grad_weight.to(weight.dtype),
+            None if grad_bias is None or bias is None else grad_bias.to(bias.dtype),
+        )
+        ctx.mark_non_differentiable(loss)
+        return loss + z_loss * squared_log_z, loss
+
+    @staticmethod
+    def backward(
+        ctx: Any, grad_loss: Tensor, _: Tensor
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None, None, None]:
+        hidden, weight, bias = (None if grad is None else grad * grad_loss.to(grad.dtype) for grad in ctx.saved_tensors)
+        return hidden, weight, bias, None, None, None, None

@@ -1,0 +1,178 @@
+"""Learning-rate schedules: pure functions first, then thin classes that a YAML file names.
+
+Each function maps progress to a factor of the learning rate. `now` and `total` are counted in one unit, optimizer
+steps or tokens, and never in epochs or micro-batches. The step in hand counts as begun, so that no step trains at 0.
+"""
+
+import math
+from dataclasses import dataclass
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from lit_gpt.errors import UserError
+
+
+def warmup_factor(now: int, warmup: int) -> float:
+    """Rise linearly from 1/warmup to 1 over `warmup` units; 1 afterwards."""
+    return min(1.0, (now + 1) / warmup) if warmup > 0 else 1.0
+
+
+def linear_decay(progress: float, final: float) -> float:
+    """Fall linearly from 1 to `final` as `progress` goes from 0 to 1."""
+    return 1.0 + (final - 1.0) * progress
+
+
+def cosine_decay(progress: float, final: float) -> float:
+    """Fall along half a cosine from 1 to `final` (Loshchilov & Hutter 2017, arXiv:1608.03983, equation 5)."""
+    return final + (1.0 - final) * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+@dataclass
+class Schedule:
+    """Warm-up, then whatever `after_warmup` says; by itself constant.
+
+    Args:
+        warmup_steps: optimizer steps of linear warm-up.
+        warmup_tokens: the same in tokens; the whole schedule then counts tokens (needs `max_tokens`).
+        final: what is left of the learning rate at the end, as a factor.
+    """
+
+    warmup_steps: int = 0
+    warmup_tokens: int = 0
+    final: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.warmup_steps < 0 or self.warmup_tokens < 0:
+            raise UserError(f"warm-up must not be negative: got {self.warmup_steps} steps, {self.warmup_tokens} tokens")
+        if self.warmup_steps and self.warmup_tokens:
+            raise UserError(
+                f"warmup_steps {self.warmup_steps} and warmup_tokens {self.warmup_tokens} are both set; keep one"
+            )
+        if not 0.0 <= self.final <= 1.0:
+            raise UserError(f"final is a factor of the learning rate between 0 and 1; got {self.final}")
+
+    needs_total = False
+
+    @property
+    def counts_tokens(self) -> bool:
+        """Whether `now` and `total` are tokens instead of optimizer steps."""
+        return self.warmup_tokens > 0
+
+    def factor(self, now: int, total: int | None) -> float:
+        """Factor of the learning rate for the step that begins at `now`.
+
+        Args:
+            now: steps (or tokens) done before this one.
+            total: steps (or tokens) of the whole run; None if it has no set end.
+
+        Raises:
+            UserError: the schedule needs an end and the run has none.
+        """
+        if self.needs_total and total is None:
+            unit = "max_tokens of the module" if self.counts_tokens else "trainer.max_steps or max_tokens of the module"
+            raise UserError(f"{type(self).__name__} falls towards the end of the run, but the run has none; set {unit}")
+        warmup = self.warmup_tokens or self.warmup_steps
+        if now < warmup:
+            return warmup_factor(now, warmup)
+        return self.after_warmup(now, warmup, total)
+
+    def after_warmup(self, now: int, warmup: int, total: int | None) -> float:
+        """The factor once warm-up is over; the one method that a schedule of your own replaces."""
+        return 1.0
+
+
+class Constant(Schedule):
+    """Warm-up, then a constant learning rate."""
+
+
+class Linear(Schedule):
+    """Warm-up, then a straight line down to `final` at the end of the run."""
+
+    needs_total = True
+
+    def after_warmup(self, now: int, warmup: int, total: int | None) -> float:
+        """See `linear_decay`."""
+        return linear_decay(_progress(now, warmup, total), self.final)
+
+
+class Cosine(Schedule):
+    """Warm-up, then half a cosine down to `final` at the end of the run."""
+
+    needs_total = True
+
+    def after_warmup(self, now: int, warmup: int, total: int | None) -> float:
+        """See `cosine_decay`."""
+        return cosine_decay(_progress(now, warmup, total), self.final)
+
+
+@dataclass
+class WSD(Schedule):
+    """Warm-up, stable, decay: constant, then a straight line to `final` (MiniCPM, Hu et al. 2024, arXiv:2404.06395).
+
+    Args:
+        warmup_steps: optimizer steps of linear warm-up.
+        warmup_tokens: the same in tokens; the whole schedule then counts tokens (needs `max_tokens`).
+        final: what is left of the learning rate at the end, as a factor.
+        decay_fraction: share of the whole run that the decay takes.
+    """
+
+    decay_fraction: float = 0.2
+    final: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0.0 < self.decay_fraction <= 1.0:
+            raise UserError(f"decay_fraction is a share of the run between 0 and 1; got {self.decay_fraction}")
+
+    needs_total = True
+
+    def after_warmup(self, now: int, warmup: int, total: int | None) -> float:
+        """1, then `linear_decay` over the last `decay_fraction` of the run."""
+        assert total is not None
+        start = max(warmup, total - round(total * self.decay_fraction))
+        return 1.0 if now < start else linear_decay(_progress(now, start, total), self.final)
+
+
+class InverseSquareRoot(Schedule):
+    """Warm-up, then 1/sqrt(now) (Vaswani et al. 2017, arXiv:1706.03762, equation 3), at least `final`."""
+
+    def after_warmup(self, now: int, warmup: int, total: int | None) -> float:
+        """Sqrt(warmup / now), which joins the warm-up at 1."""
+        return max(self.final, math.sqrt(max(warmup, 1) / max(now, 1)))
+
+
+def _progress(now: int, start: int, total: int | None) -> float:
+    assert total is not None
+    return min(1.0, (now - start) / max(1, total - start))
+
+
+class ScheduledLR(LambdaLR):
+    """A schedule as torch's learning-rate scheduler; the configured learning rates win over a checkpoint's.
+
+    Torch's own schedulers restore `base_lrs`, so that a changed learning rate is lost on resume in silence. Here the
+    saved state is the place in the schedule alone.
+    """
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the number of steps taken."""
+        return {"last_epoch": self.last_epoch}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Go to the saved place and set each group's learning rate from the configured one."""
+        self.last_epoch = state_dict["last_epoch"]
+        self._last_lr = []
+        for group, base, factor in zip(self.optimizer.param_groups, self.base_lrs, self.lr_lambdas, strict=True):
+            group["lr"] = base * factor(self.last_epoch)
+            self._last_lr.append(group["lr"])
+
+
+def check_learning_rates(optimizer: Optimizer) -> None:
+    """Refuse an optimizer that would not move anything.
+
+    Raises:
+        UserError: every group's configured learning rate is 0.
+    """
+    rates = [float(group.get("initial_lr", group["lr"])) for group in optimizer.param_groups]
+    if not any(rates):
+        raise UserError("the learning rate is 0 in every parameter group, so nothing would train; set optimizer lr > 0")
