@@ -1,1 +1,31 @@
-"""callbacks."""
+"""Lightning callbacks: everything around a run that its loss does not depend on.
+
+Each file knows the Trainer and the module, none a DataModule or an objective; what they read of them is named in
+their docstrings.
+"""
+
+from lit_gpt.callbacks.attention_picture import AttentionPicture
+from lit_gpt.callbacks.ema import ExponentialMovingAverage
+from lit_gpt.callbacks.graceful_stop import GracefulStop
+from lit_gpt.callbacks.nonfinite_guard import NonFiniteGuard
+from lit_gpt.callbacks.prediction_writer import PredictionWriter
+from lit_gpt.callbacks.preflight import Preflight
+from lit_gpt.callbacks.progress_bar import TokenProgressBar
+from lit_gpt.callbacks.run_checkpoint import RunCheckpoint
+from lit_gpt.callbacks.run_folder import RunFolder
+from lit_gpt.callbacks.sample_text import SampleText
+from lit_gpt.callbacks.throughput import ThroughputMonitor
+
+__all__ = [
+    "AttentionPicture",
+    "ExponentialMovingAverage",
+    "GracefulStop",
+    "NonFiniteGuard",
+    "PredictionWriter",
+    "Preflight",
+    "RunCheckpoint",
+    "RunFolder",
+    "SampleText",
+    "ThroughputMonitor",
+    "TokenProgressBar",
+]

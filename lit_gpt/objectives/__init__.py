@@ -1,5 +1,5 @@
 """Losses as pure functions of tensors."""
 
-from lit_gpt.objectives.cross_entropy import TokenLoss, linear_cross_entropy
+from lit_gpt.objectives.cross_entropy import TokenLoss, linear_cross_entropy, token_cross_entropy
 
-__all__ = ["TokenLoss", "linear_cross_entropy"]
+__all__ = ["TokenLoss", "linear_cross_entropy", "token_cross_entropy"]

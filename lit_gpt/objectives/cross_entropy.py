@@ -62,14 +62,42 @@ def linear_cross_entropy(
         >>> labels = torch.randint(0, 11, (2, 3))
         >>> mean = linear_cross_entropy(hidden, weight, None, labels).loss / labels.numel()
     """
-    if chunk_size is None:
-        size = CHUNK_BYTES if hidden.device.type == "cpu" else CHUNK_BYTES_GPU
-        chunk_size = max(64, size // (4 * weight.shape[0]))
+    chunk_size = chunk_size or _chunk_size(hidden, weight)
     dtype = torch.get_autocast_dtype(hidden.device.type) if torch.is_autocast_enabled(hidden.device.type) else None
     loss, cross_entropy = _ChunkedCrossEntropy.apply(
         hidden.reshape(-1, hidden.shape[-1]), weight, bias, labels.reshape(-1), z_loss, chunk_size, dtype
     )
     return TokenLoss(loss, cross_entropy)
+
+
+def token_cross_entropy(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, chunk_size: int | None = None
+) -> Tensor:
+    """Cross-entropy of each token, without gradients: which tokens, windows or documents are hard.
+
+    Args:
+        hidden: (..., C) hidden states that enter the head.
+        weight: (V, C) head weight.
+        bias: (V,) head bias, or None.
+        labels: (...) int64 targets; `IGNORE_INDEX` (-100) gives 0.
+        chunk_size: tokens whose logits exist at one time; by default so many that they fill the cache.
+
+    Returns:
+        (...) float32, nats.
+    """
+    rows, targets = hidden.reshape(-1, hidden.shape[-1]), labels.reshape(-1)
+    size = chunk_size or _chunk_size(hidden, weight)
+    with torch.no_grad():
+        losses = [
+            F.cross_entropy(F.linear(h, weight, bias).float(), y, ignore_index=IGNORE_INDEX, reduction="none")
+            for h, y in zip(rows.split(size), targets.split(size), strict=True)
+        ]
+    return torch.cat(losses).reshape(labels.shape)
+
+
+def _chunk_size(hidden: Tensor, weight: Tensor) -> int:
+    size = CHUNK_BYTES if hidden.device.type == "cpu" else CHUNK_BYTES_GPU
+    return max(64, size // (4 * weight.shape[0]))
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):

@@ -5,7 +5,6 @@ steps or tokens, and never in epochs or micro-batches. The step in hand counts a
 """
 
 import math
-from dataclasses import dataclass
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -28,7 +27,6 @@ def cosine_decay(progress: float, final: float) -> float:
     return final + (1.0 - final) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
-@dataclass
 class Schedule:
     """Warm-up, then whatever `after_warmup` says; by itself constant.
 
@@ -38,21 +36,18 @@ class Schedule:
         final: what is left of the learning rate at the end, as a factor.
     """
 
-    warmup_steps: int = 0
-    warmup_tokens: int = 0
-    final: float = 0.1
-
-    def __post_init__(self) -> None:
-        if self.warmup_steps < 0 or self.warmup_tokens < 0:
-            raise UserError(f"warm-up must not be negative: got {self.warmup_steps} steps, {self.warmup_tokens} tokens")
-        if self.warmup_steps and self.warmup_tokens:
-            raise UserError(
-                f"warmup_steps {self.warmup_steps} and warmup_tokens {self.warmup_tokens} are both set; keep one"
-            )
-        if not 0.0 <= self.final <= 1.0:
-            raise UserError(f"final is a factor of the learning rate between 0 and 1; got {self.final}")
-
     needs_total = False
+
+    def __init__(self, warmup_steps: int = 0, warmup_tokens: int = 0, final: float = 0.1) -> None:
+        if warmup_steps < 0 or warmup_tokens < 0:
+            raise UserError(f"warm-up must not be negative: got {warmup_steps} steps, {warmup_tokens} tokens")
+        if warmup_steps and warmup_tokens:
+            raise UserError(f"warmup_steps {warmup_steps} and warmup_tokens {warmup_tokens} are both set; keep one")
+        if not 0.0 <= final <= 1.0:
+            raise UserError(f"final is a factor of the learning rate between 0 and 1; got {final}")
+        self.warmup_steps = warmup_steps
+        self.warmup_tokens = warmup_tokens
+        self.final = final
 
     @property
     def counts_tokens(self) -> bool:
@@ -106,7 +101,6 @@ class Cosine(Schedule):
         return cosine_decay(_progress(now, warmup, total), self.final)
 
 
-@dataclass
 class WSD(Schedule):
     """Warm-up, stable, decay: constant, then a straight line to `final` (MiniCPM, Hu et al. 2024, arXiv:2404.06395).
 
@@ -117,15 +111,15 @@ class WSD(Schedule):
         decay_fraction: share of the whole run that the decay takes.
     """
 
-    decay_fraction: float = 0.2
-    final: float = 0.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0.0 < self.decay_fraction <= 1.0:
-            raise UserError(f"decay_fraction is a share of the run between 0 and 1; got {self.decay_fraction}")
-
     needs_total = True
+
+    def __init__(
+        self, warmup_steps: int = 0, warmup_tokens: int = 0, final: float = 0.0, decay_fraction: float = 0.2
+    ) -> None:
+        super().__init__(warmup_steps, warmup_tokens, final)
+        if not 0.0 < decay_fraction <= 1.0:
+            raise UserError(f"decay_fraction is a share of the run between 0 and 1; got {decay_fraction}")
+        self.decay_fraction = decay_fraction
 
     def after_warmup(self, now: int, warmup: int, total: int | None) -> float:
         """1, then `linear_decay` over the last `decay_fraction` of the run."""

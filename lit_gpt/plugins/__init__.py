@@ -1,1 +1,6 @@
-"""plugins."""
+"""Lightning plugins: how checkpoints reach the disk, on one device and on many."""
+
+from lit_gpt.plugins.checkpoint_io import AtomicCheckpointIO
+from lit_gpt.plugins.strategy import AtomicModelParallelStrategy
+
+__all__ = ["AtomicCheckpointIO", "AtomicModelParallelStrategy"]

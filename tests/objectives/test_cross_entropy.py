@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from lit_gpt.objectives import linear_cross_entropy
+from lit_gpt.objectives import linear_cross_entropy, token_cross_entropy
 
 
 def _inputs(dtype=torch.float64, bias=True):
@@ -82,3 +82,12 @@ def test_no_gradients_are_made_where_none_are_asked():
     hidden, weight, b, labels = _inputs()
     with torch.no_grad():
         assert not linear_cross_entropy(hidden, weight, b, labels).loss.requires_grad
+
+
+@pytest.mark.parametrize("chunk_size", [1, 5, None])
+def test_token_losses_add_up_to_the_sum(chunk_size):
+    hidden, weight, b, labels = _inputs(torch.float32)
+    losses = token_cross_entropy(hidden, weight, b, labels, chunk_size)
+    assert losses.shape == labels.shape
+    assert not losses[labels == -100].any()
+    torch.testing.assert_close(losses.sum(), linear_cross_entropy(hidden, weight, b, labels).cross_entropy)

@@ -1,0 +1,170 @@
+"""`AttentionPicture`: which token looks at which, for one fixed prompt, as a picture in TensorBoard.
+
+B batch, T tokens, H heads, K key/value heads, D head size, L layers.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor, nn
+
+from lit_gpt.callbacks.quiet_model import quiet_model, takes_part, why_not, writers
+from lit_gpt.data.tokenizers import Tokenizer, load_tokenizer
+from lit_gpt.errors import UserError
+
+COLORS = torch.tensor([[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [253, 231, 37]], dtype=torch.float32)
+"""Five points of the colour map viridis (Smith & van der Walt 2015), from 0 to 1."""
+GAP = 2
+"""Pixels between two maps."""
+
+
+def attention_weights(model: nn.Module, input_ids: Tensor, layers: Sequence[int]) -> Tensor:
+    """Return the attention weights of some layers for one text, computed from each layer's own q and k.
+
+    Args:
+        model: a `lit_gpt.models.GPT`.
+        input_ids: (1, T) int64.
+        layers: numbers of blocks.
+
+    Returns:
+        (len(layers), H, T, T) float32: row t says where token t looks; each row sums to 1.
+    """
+    found: dict[int, Tensor] = {}
+
+    def look(layer: int, attention: Any, arguments: tuple[Any, ...]) -> None:
+        # Inside the block's forward pass, so that FSDP2 has its weights whole.
+        q, k, _ = attention.project(*arguments[:2])  # (1, H, T, D), (1, K, T, D)
+        k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
+        scores = q.float() @ k.float().mT / q.shape[-1] ** 0.5  # (1, H, T, T)
+        found[layer] = scores.masked_fill(~_visible(scores.shape[-1], model, layer, scores.device), -torch.inf)
+
+    blocks: Any = model.blocks
+    hooks = [
+        blocks[layer].attn.register_forward_pre_hook(
+            lambda module, arguments, layer=layer: look(layer, module, arguments)
+        )
+        for layer in layers
+    ]
+    try:
+        model(input_ids)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return torch.stack([found[layer].softmax(-1)[0] for layer in layers])
+
+
+def _visible(num_tokens: int, model: Any, layer: int, device: torch.device) -> Tensor:
+    """(T, T) bool: causal, and no further back than the layer's window."""
+    place = torch.arange(num_tokens, device=device)
+    distance = place[:, None] - place[None, :]
+    window = model.config.window(layer)
+    return (distance >= 0) & (distance < (num_tokens if window is None else window))
+
+
+def picture(weights: Tensor, scale: int = 4) -> Tensor:
+    """Draw a grid of heat maps, a row a layer and a column a head.
+
+    Args:
+        weights: (L, H, T, T) from 0 to 1.
+        scale: pixels a weight is wide and high.
+
+    Returns:
+        (3, L · (T · scale + gap) + gap, H · (T · scale + gap) + gap) uint8; colours grow with the square root of the
+        weight, so that small ones are seen too.
+    """
+    L, H, T, _ = weights.shape
+    x = weights.float().cpu().clamp(0, 1).sqrt() * (len(COLORS) - 1)
+    below = x.floor().clamp(max=len(COLORS) - 2).long()
+    part = (x - below)[..., None]
+    colored = COLORS[below] * (1 - part) + COLORS[below + 1] * part  # (L, H, T, T, 3)
+    colored = colored.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
+    side = T * scale + GAP
+    canvas = torch.full((L * side + GAP, H * side + GAP, 3), 255.0)
+    for layer in range(L):
+        for head in range(H):
+            top, left = layer * side + GAP, head * side + GAP
+            canvas[top : top + T * scale, left : left + T * scale] = colored[layer, head]
+    return canvas.round().to(torch.uint8).permute(2, 0, 1)
+
+
+class AttentionPicture(Callback):
+    """Draws the attention weights of a fixed prompt every so many optimizer steps, and at the end.
+
+    Training is not touched. Under FSDP2 all processes take part; under tensor parallelism it is left out, and says so.
+
+    Args:
+        prompt: the text; the document's opening token stands before it.
+        every_n_steps: optimizer steps between two pictures.
+        layers: numbers of the blocks to draw; None: at most eight, spread over the depth.
+        max_tokens: of the prompt; more are cut off.
+
+    Raises:
+        UserError: a number is below 1.
+    """
+
+    def __init__(
+        self,
+        prompt: str = "The quick brown fox jumps over the lazy dog, and the dog does not mind.",
+        every_n_steps: int = 1000,
+        layers: list[int] | None = None,
+        max_tokens: int = 64,
+    ) -> None:
+        if every_n_steps < 1 or max_tokens < 1:
+            raise UserError(
+                f"every_n_steps {every_n_steps} and max_tokens {max_tokens} of AttentionPicture must be at least 1"
+            )
+        self.prompt = prompt
+        self.every_n_steps = every_n_steps
+        self.layers = layers
+        self.max_tokens = max_tokens
+        self._tokenizer: Tokenizer | None = None
+        self._drawn_at = -1
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Load the tokenizer, or say why there will be no picture.
+
+        Raises:
+            UserError: the model has no such layer.
+        """
+        path: Any = getattr(getattr(trainer, "datamodule", None), "tokenizer_path", None)
+        no_blocks = None if hasattr(pl_module.model, "blocks") else "the module's model has no blocks"
+        reason = why_not(trainer) or no_blocks or ("the DataModule has no tokenizer_path" if path is None else None)
+        if reason is not None:
+            rank_zero_warn(f"AttentionPicture draws nothing: {reason}")
+            self._tokenizer = None
+            return
+        model: Any = pl_module.model
+        count = len(model.blocks)
+        wrong = [layer for layer in self.layers or [] if not 0 <= layer < count]
+        if wrong:
+            raise UserError(f"AttentionPicture has no layer {wrong[0]} to draw; the model's are 0 to {count - 1}")
+        self._tokenizer = load_tokenizer(path)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Draw every `every_n_steps` optimizer steps."""
+        if trainer.global_step % self.every_n_steps == 0:
+            self._draw(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw the final picture."""
+        self._draw(trainer, pl_module)
+
+    def _draw(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        step = trainer.global_step
+        if self._tokenizer is None or self._drawn_at == step or not takes_part(trainer):
+            return
+        self._drawn_at = step
+        with quiet_model(trainer, pl_module) as model:
+            ids = [self._tokenizer.separator_id, *self._tokenizer.encode(self.prompt).tolist()]
+            ids = ids[: min(self.max_tokens, model.config.block_size)]
+            depth = len(model.blocks)
+            layers = self.layers or sorted({round(i * (depth - 1) / 7) for i in range(8)})
+            weights = attention_weights(model, torch.tensor([ids], device=pl_module.device), layers)
+        if trainer.is_global_zero:
+            for writer in writers(trainer, "add_image"):
+                writer.add_image("attention/rows: layers, columns: heads", picture(weights), step)

@@ -1,0 +1,196 @@
+"""`ExponentialMovingAverage`: a running average of the weights, for evaluation and export."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from lit_gpt.checkpoints.step import EMA
+from lit_gpt.errors import UserError
+from lit_gpt.plugins import AtomicModelParallelStrategy
+
+
+def lerp_weight(decay: float, num_updates: int) -> float:
+    r"""Share of the newest weights in the average after update `num_updates` (1, 2, ...).
+
+    .. math:: (1 - d) / (1 - d^t)
+
+    Unrolled, the average is :math:`\sum_i d^{t-i} w_i / \sum_i d^{t-i}`: the bias correction of Adam (Kingma & Ba
+    2015, arXiv:1412.6980, section 3), so that the random initial weights never take part.
+    """
+    return (1.0 - decay) / (1.0 - decay**num_updates)
+
+
+class ExponentialMovingAverage(Callback):
+    """Averages the trained parameters after every optimizer step (Polyak & Juditsky 1992; Morales-Brotons et al. 2024).
+
+    The average is kept in float32 whatever the weights are in, on each process for its own shard (DDP, FSDP2, tensor
+    parallelism). It is saved in checkpoints beside the weights, exactly; `lit_gpt.checkpoints.resolve_model` hands
+    it out for generating and exporting.
+
+    Args:
+        decay: of the average a step; about 1 / (1 - decay) steps count.
+        every_n_steps: optimizer steps between two updates.
+        evaluate: validation, testing and prediction see the averaged weights.
+
+    Raises:
+        UserError: decay does not lie between 0 and 1, or every_n_steps is below 1.
+    """
+
+    def __init__(self, decay: float = 0.999, every_n_steps: int = 1, evaluate: bool = True) -> None:
+        if not 0.0 < decay < 1.0:
+            raise UserError(f"decay of ExponentialMovingAverage is {decay}; it lies between 0 and 1, such as 0.999")
+        if every_n_steps < 1:
+            raise UserError(f"every_n_steps of ExponentialMovingAverage is {every_n_steps}, it must be at least 1")
+        self.decay = decay
+        self.every_n_steps = every_n_steps
+        self.evaluate = evaluate
+        self.num_updates = 0
+        self._averages: dict[str, Tensor] = {}
+        self._parameters: dict[str, nn.Parameter] = {}
+        self._fsdp: list[FSDPModule] = []
+        self._loaded: dict[str, Tensor] | None = None
+        self._backup: list[Tensor] | None = None
+
+    # ---- averaging --------------------------------------------------------------------------------------------
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Find the parameters, now that they are sharded and loaded."""
+        self._find(pl_module)
+        if self._loaded is None and not trainer.ckpt_path:
+            self.num_updates, self._averages = 0, {}
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Take the new weights into the average."""
+        if trainer.global_step % self.every_n_steps:
+            return
+        self.num_updates += 1
+        with torch.no_grad():
+            current = [local.float() for local in self._locals(self._parameters.values())]
+            if not self._averages:
+                self._averages = {
+                    name: torch.zeros_like(parameter, dtype=torch.float32, requires_grad=False)
+                    for name, parameter in self._parameters.items()
+                }
+            torch._foreach_lerp_(_local(self._averages.values()), current, lerp_weight(self.decay, self.num_updates))
+
+    # ---- evaluation -------------------------------------------------------------------------------------------
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the averaged weights in."""
+        self._swap_in(pl_module)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the averaged weights in."""
+        self._swap_in(pl_module)
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the averaged weights in."""
+        self._swap_in(pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the trained weights back."""
+        self.restore()
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the trained weights back."""
+        self.restore()
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the trained weights back."""
+        self.restore()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Put the trained weights back."""
+        self.restore()
+
+    def _swap_in(self, pl_module: LightningModule) -> None:
+        self._find(pl_module)
+        if not self.evaluate or not self._averages:
+            return
+        with torch.no_grad():
+            weights = self._locals(self._parameters.values())
+            self._backup = [weight.clone() for weight in weights]
+            torch._foreach_copy_(weights, _local(self._averages.values()))
+
+    def restore(self) -> None:
+        """Put the trained weights back if the averaged ones are in."""
+        if self._backup is None:
+            return
+        with torch.no_grad():
+            torch._foreach_copy_(self._locals(self._parameters.values()), self._backup)
+        self._backup = None
+
+    # ---- checkpoints ------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return how many updates the average holds; the average itself stands beside the weights."""
+        return {"num_updates": self.num_updates}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the number of updates."""
+        self.num_updates = state_dict["num_updates"]
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Put the average beside the weights, sharded or whole as they are."""
+        if not self._averages:
+            return
+        averages = dict(self._averages)
+        strategy = trainer.strategy
+        if isinstance(strategy, AtomicModelParallelStrategy) and not strategy.saves_shards:
+            averages = strategy.gather(averages)
+        checkpoint[EMA] = averages
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Keep the checkpoint's average until the parameters are in their final form."""
+        self._loaded = checkpoint.get(EMA, {})
+
+    # ---- parameters -------------------------------------------------------------------------------------------
+
+    def _find(self, pl_module: LightningModule) -> None:
+        self._fsdp = [module for module in pl_module.modules() if isinstance(module, FSDPModule)]
+        self._reshard()
+        self._parameters = {
+            name.replace("_orig_mod.", ""): parameter
+            for name, parameter in pl_module.named_parameters()
+            if parameter.requires_grad
+        }
+        if self._loaded is not None:
+            missing = [name for name in self._parameters if name not in self._loaded]
+            if self._loaded and missing:
+                raise UserError(f"the checkpoint's averaged weights lack {missing[0]}; it holds another model")
+            self._averages = {
+                name: _sharded_like(parameter, self._loaded[name])
+                for name, parameter in self._parameters.items()
+                if name in self._loaded
+            }
+            self._loaded = None
+
+    def _locals(self, tensors: Iterable[Tensor]) -> list[Tensor]:
+        self._reshard()
+        return _local(tensors)
+
+    def _reshard(self) -> None:
+        # After a forward pass FSDP2 may hold whole copies of its parameters, which hide the shards and would go
+        # stale if the shards changed beneath them.
+        for module in self._fsdp:
+            module.reshard()
+
+
+def _local(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """Return the part of each tensor that this process holds."""
+    return [(tensor.to_local() if isinstance(tensor, DTensor) else tensor).detach() for tensor in tensors]
+
+
+def _sharded_like(parameter: Tensor, value: Tensor) -> Tensor:
+    """Copy a checkpoint's tensor to a parameter's device and sharding, in float32."""
+    value = value.detach().to(parameter.device, torch.float32)
+    if isinstance(parameter, DTensor) and not isinstance(value, DTensor):
+        value = distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
+    return value.clone()

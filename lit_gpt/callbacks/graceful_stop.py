@@ -1,0 +1,176 @@
+"""`GracefulStop`: SIGTERM and Ctrl-C end a run as `max_steps` would: after the step, with a checkpoint.
+
+The first signal is noted and acted upon at the end of the optimizer step; the second ends the process at once.
+
+With several processes any of them may get the signal, and all must stop at the same step. After each step they start
+a one-number all-reduce on the CPU (gloo) and look at its result a step later: nobody waits, the accelerator is not
+asked, and all see the same answer at the same step. Lightning has a broadcast of its own for SIGTERM, every step,
+from process 0 alone, which makes the host wait for the accelerator; this callback takes its place and turns it off.
+"""
+
+import os
+import signal
+import threading
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from lit_gpt.callbacks.ema import ExponentialMovingAverage
+from lit_gpt.callbacks.run_checkpoint import RunCheckpoint
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class GracefulStop(Callback):
+    """Stops a run cleanly on SIGTERM or Ctrl-C; a second signal stops it at once.
+
+    A signal that comes during validation ends it there when there is one process (with a checkpoint, by
+    `SystemExit(128 + signal)`), and after it when there are several.
+
+    Attributes:
+        stopped_by: number of the signal that ended the run, None if none did; the command line's exit status is
+            128 more.
+    """
+
+    def __init__(self) -> None:
+        self.stopped_by: int | None = None
+        self._received = 0
+        self._active = False
+        self._trainer: Trainer | None = None
+        self._pid = os.getpid()
+        self._originals: dict[int, Any] = {}
+        self._group: dist.ProcessGroup | None = None
+        self._flag = torch.zeros(1, dtype=torch.int64)
+        self._work: Any = None
+
+    # ---- handlers ---------------------------------------------------------------------------------------------
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Take over the signals before loaders fork their workers, which then do not die of the terminal's Ctrl-C."""
+        if stage != "fit":
+            return
+        self.stopped_by, self._received, self._pid, self._trainer = None, 0, os.getpid(), trainer
+        self._active = True
+        self._install()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take them over again: Lightning has put its own SIGTERM handler in between."""
+        self._install()
+        if trainer.world_size > 1:
+            self._group = dist.new_group(backend="gloo")
+            trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Give the signals back."""
+        self._release()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Give the signals back."""
+        self._release()
+
+    def _install(self) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for number in SIGNALS:
+            if signal.getsignal(number) != self._handle:
+                original = signal.signal(number, self._handle)
+                self._originals.setdefault(number, original)
+
+    def _release(self) -> None:
+        self._active = False
+        if threading.current_thread() is threading.main_thread():
+            for number, original in self._originals.items():
+                signal.signal(number, original)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._pid:  # a forked worker: its parent decides on Ctrl-C, and may end it by SIGTERM
+            if number == signal.SIGTERM:
+                _deliver(number, signal.SIG_DFL)
+            return
+        if not self._active:  # Lightning put this handler back after it had been given back
+            _deliver(number, self._originals.get(number, signal.SIG_DFL))
+            return
+        if self._received:
+            launcher = None if self._trainer is None else self._trainer.strategy.launcher
+            if launcher is not None:
+                launcher.kill(signal.SIGKILL)
+            _deliver(number, signal.SIG_DFL)  # the parent sees by which signal this process ended
+        self._received = number
+        # print() may be what the signal interrupted, and is not reentrant
+        name = signal.Signals(number).name
+        os.write(2, f"\n{name}: finishing the step, then saving (once more: stop at once)\n".encode())
+
+    # ---- stopping ---------------------------------------------------------------------------------------------
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Stop after this step if any process was told to, without another validation."""
+        if self._group is None:
+            agreed = self._received
+        else:
+            agreed = self._result()
+            self._ask()
+        if agreed:
+            self._stop(trainer, agreed)
+            trainer.fit_loop.epoch_loop._skip_next_val = True
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Leave a validation in the middle: save the step before it, as if it were not due."""
+        if not self._received or self._group is not None or not self._active:
+            return
+        self.stopped_by = self._received
+        if not trainer.sanity_checking:
+            for callback in getattr(trainer, "callbacks", []):
+                if isinstance(callback, ExponentialMovingAverage):
+                    callback.restore()
+            trainer.fit_loop.epoch_loop.val_loop.batch_progress.reset()
+            for callback in trainer.checkpoint_callbacks:
+                if isinstance(callback, RunCheckpoint):
+                    callback.save(trainer)
+        raise SystemExit(128 + self.stopped_by)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop after a validation during which any process was told to."""
+        if self._group is None or trainer.sanity_checking:
+            return
+        self._result()
+        self._ask()
+        agreed = self._result()
+        if agreed:
+            self._stop(trainer, agreed)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Close the conversation between processes."""
+        if self._group is not None:
+            self._result()
+            dist.destroy_process_group(self._group)
+            self._group = None
+
+    def _stop(self, trainer: Trainer, number: int) -> None:
+        self.stopped_by = number
+        trainer.should_stop = True
+        trainer.fit_loop.min_epochs = 0  # a signal is no early stopping: nothing holds the run
+        trainer.fit_loop.epoch_loop.min_steps = None
+
+    def _ask(self) -> None:
+        self._flag.fill_(self._received)
+        self._work = dist.all_reduce(self._flag, dist.ReduceOp.MAX, self._group, async_op=True)
+
+    def _result(self) -> int:
+        if self._work is None:
+            return 0
+        self._work.wait()
+        self._work = None
+        return int(self._flag[0])
+
+
+def _deliver(number: int, handler: Any) -> None:
+    """Hand a signal to another handler."""
+    signal.signal(number, handler)
+    os.kill(os.getpid(), number)

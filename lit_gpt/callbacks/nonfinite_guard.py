@@ -1,0 +1,210 @@
+"""`NonFiniteGuard`: a loss or gradient that is NaN or infinite does not ruin a run in silence.
+
+After the backward pass one number says whether the loss and every gradient are finite, on all processes alike. On a
+CPU it is read at once, before the optimizer moves. An accelerator is not made to wait for the host:
+
+- `stop`: the number travels to the host on its own and is read a few steps later, when it has long arrived. The
+  optimizer has moved by then; but no checkpoint is written before the numbers of all its steps are read, so what
+  is on disk is good.
+- `skip`: a fused optimizer of torch gets the number itself (`found_inf`) and leaves weights and moments as they are.
+  Any other optimizer's step is skipped by taking its gradients away, and for that the host must know: it waits for
+  the accelerator once a step.
+
+With float16 gradient scaling, infinite gradients are the scaler's business, and the guard looks at the loss alone.
+"""
+
+from collections import deque
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.utils._pytree import tree_map
+
+from lit_gpt.callbacks.run_folder import run_dir_of
+from lit_gpt.checkpoints.atomic import whole_file
+from lit_gpt.checkpoints.resolve import list_checkpoints
+from lit_gpt.errors import UserError
+
+LAG = 4
+"""Steps that the host may run ahead of a number that it has not read."""
+MAX_SAVED = 10
+"""Batches that are saved when steps are skipped."""
+
+
+@dataclass
+class _Verdict:
+    """Whether a step was finite, on its way to the host."""
+
+    step: int
+    batch: Any
+    finite: Tensor
+    arrived: "torch.cuda.Event | None" = None
+
+    @property
+    def on_host(self) -> bool:
+        """Whether reading it costs nothing."""
+        return self.finite.device.type == "cpu"
+
+    def read(self) -> bool:
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        return bool(self.finite)
+
+
+class NonFiniteGuard(Callback):
+    """Stops the run at a non-finite loss or gradient, or skips that step; saves the batch either way.
+
+    The batch goes to `<run>/nonfinite-step-XXXXXXXX.pt` (with several processes each one's own, `-rank-R`):
+    `torch.load(path, weights_only=True)` gives `{"step": ..., "batch": ...}`.
+
+    Args:
+        action: `stop` ends the run with an error that names the step; `skip` drops the step's gradients.
+        max_skips_in_a_row: so many skipped steps one after another end the run all the same.
+
+    Raises:
+        UserError: the action is unknown.
+    """
+
+    def __init__(self, action: Literal["stop", "skip"] = "stop", max_skips_in_a_row: int = 10) -> None:
+        if action not in ("stop", "skip"):
+            raise UserError(f"action of NonFiniteGuard is {action!r}; choose stop or skip")
+        self.action = action
+        self.max_skips_in_a_row = max_skips_in_a_row
+        self.num_skipped = 0
+        self._in_a_row = 0
+        self._batch: Any = None
+        self._loss_finite: Tensor | None = None
+        self._pending: deque[_Verdict] = deque()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin with nothing pending."""
+        self._pending.clear()
+        self._loss_finite = None
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Remember the batch."""
+        self._batch = batch
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        """Look at the loss."""
+        finite = torch.isfinite(loss.detach()).all()
+        self._loss_finite = finite if self._loss_finite is None else self._loss_finite & finite
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Judge the step, and act on it as early as the device allows."""
+        verdict = _Verdict(trainer.global_step + 1, self._batch, self._is_finite(trainer, optimizer))
+        skips_by_itself = getattr(optimizer, "_step_supports_amp_scaling", False)
+        if verdict.on_host or (self.action == "skip" and not skips_by_itself):
+            self._judge(verdict, trainer, optimizer)
+        else:
+            if self.action == "skip":
+                optimizer.found_inf = 1.0 - verdict.finite  # type: ignore[attr-defined]
+            self._pending.append(_send_to_host(verdict))
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Read what has arrived."""
+        self._read(trainer, LAG)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Read everything: a validation of ruined weights is worth nothing."""
+        self._read(trainer, 0)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Read everything."""
+        self._read(trainer, 0)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Read everything before a checkpoint is written."""
+        self._read(trainer, 0)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the number of skipped steps."""
+        return {"num_skipped": self.num_skipped}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the number of skipped steps."""
+        self.num_skipped = state_dict["num_skipped"]
+
+    # ---- judging ----------------------------------------------------------------------------------------------
+
+    def _is_finite(self, trainer: Trainer, optimizer: Optimizer) -> Tensor:
+        """Return () float32, 1 if loss and gradients are finite on every process, else 0."""
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        finite = self._loss_finite
+        self._loss_finite = None
+        if getattr(trainer.precision_plugin, "scaler", None) is None:
+            gradients = [_local(p.grad) for p in parameters if p.grad is not None]
+            if gradients:
+                norms = torch.stack(torch._foreach_norm(gradients))
+                of_gradients = torch.isfinite(norms.sum())
+                finite = of_gradients if finite is None else finite.to(of_gradients.device) & of_gradients
+        if finite is None:
+            finite = torch.ones((), dtype=torch.bool, device=parameters[0].device)
+        result = finite.float()
+        if trainer.world_size > 1:
+            torch.distributed.all_reduce(result, torch.distributed.ReduceOp.MIN)
+        return result
+
+    def _read(self, trainer: Trainer, leave: int) -> None:
+        while len(self._pending) > leave:
+            self._judge(self._pending.popleft(), trainer, None)
+
+    def _judge(self, verdict: _Verdict, trainer: Trainer, optimizer: Optimizer | None) -> None:
+        """Act on a step; `optimizer` if it has not moved yet."""
+        if verdict.read():
+            self._in_a_row = 0
+            return
+        if self.action == "stop":
+            self._pending.clear()
+            raise UserError(self._what_happened(verdict, trainer) + self._remedy(trainer))
+        self.num_skipped += 1
+        self._in_a_row += 1
+        if self._in_a_row >= self.max_skips_in_a_row:
+            raise UserError(
+                f"{self._in_a_row} steps in a row were not finite; {self._what_happened(verdict, trainer)}"
+                f"{self._remedy(trainer)}"
+            )
+        if optimizer is not None:
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    parameter.grad = None
+        if self.num_skipped <= MAX_SAVED:
+            rank_zero_warn(f"{self._what_happened(verdict, trainer)}; the step is skipped")
+        for logger in trainer.loggers:
+            logger.log_metrics({"train/skipped_steps": float(self.num_skipped)}, step=verdict.step)
+
+    def _what_happened(self, verdict: _Verdict, trainer: Trainer) -> str:
+        rank = f"-rank-{trainer.global_rank}" if trainer.world_size > 1 else ""
+        path = run_dir_of(trainer) / f"nonfinite-step-{verdict.step:08d}{rank}.pt"
+        batch = tree_map(lambda leaf: leaf.cpu() if isinstance(leaf, Tensor) else leaf, verdict.batch)
+        with whole_file(path) as temporary:
+            torch.save({"step": verdict.step, "batch": batch}, temporary)
+        return f"the loss or a gradient is not finite at optimizer step {verdict.step} (its batch: {path})"
+
+    def _remedy(self, trainer: Trainer) -> str:
+        found = list_checkpoints(run_dir_of(trainer))
+        good = f"the last good checkpoint is {found[0]}" if found else "there is no checkpoint yet"
+        return (
+            f"; {good}. Lower the learning rate, clip gradients (trainer.gradient_clip_val), warm up longer, or set "
+            "action: skip of NonFiniteGuard"
+        )
+
+
+def _local(gradient: Tensor) -> Tensor:
+    return gradient.to_local() if hasattr(gradient, "to_local") else gradient
+
+
+def _send_to_host(verdict: _Verdict) -> _Verdict:
+    """Start the number's way to the host without waiting for it."""
+    if verdict.finite.device.type == "cuda":
+        host = torch.empty((), pin_memory=True)
+        host.copy_(verdict.finite, non_blocking=True)
+        verdict.finite, verdict.arrived = host, torch.cuda.Event()
+        verdict.arrived.record()
+    return verdict

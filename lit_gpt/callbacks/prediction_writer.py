@@ -1,0 +1,108 @@
+"""`PredictionWriter`: `predict` writes the loss of each document as a line of JSON."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from lit_gpt.callbacks.run_folder import run_dir_of
+from lit_gpt.checkpoints.atomic import whole_file
+
+SUMS = ("loss_sum", "num_tokens", "num_bytes")
+
+
+class PredictionWriter(Callback):
+    """Adds up the windows of each document, over batches and processes, and writes the file whole or not at all.
+
+    `predict_step` returns a dict of tensors of shape (N,), one entry a window or document in the batch:
+    `document_index` (negative: padding), `loss_sum` (nats), `num_tokens` and `num_bytes` (supervised), and it may
+    return `sources`, N names. A line reads
+
+        {"document": 7, "source": "a.txt", "loss_nats": 3.1, "num_tokens": 120, "num_bytes": 431, "bits_per_byte": 1.25}
+
+    with the mean loss a token in nats; `bits_per_byte` is null for a document without bytes, `source` without a name.
+
+    Args:
+        path: of the file; None: `predictions.jsonl` in the run's folder.
+    """
+
+    def __init__(self, path: str | None = None) -> None:
+        self.path = path
+        self._begin()
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin with nothing."""
+        self._begin()
+
+    def _begin(self) -> None:
+        self._sums = np.zeros((len(SUMS), 0))
+        self._sources: dict[int, str] = {}
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Add a batch."""
+        index = outputs["document_index"].cpu().numpy()
+        real = index >= 0
+        if not real.any():
+            return
+        self._grow(int(index.max()) + 1)
+        for document, source in zip(index.tolist(), outputs.get("sources", ()), strict=False):
+            if document >= 0:
+                self._sources[document] = source
+        for sums, name in zip(self._sums, SUMS, strict=True):
+            np.add.at(sums, index[real], outputs[name].double().cpu().numpy()[real])
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Add up the processes and write the file."""
+        if trainer.world_size > 1:
+            self._add_processes(trainer, pl_module)
+        if trainer.is_global_zero:
+            path = Path(self.path) if self.path is not None else run_dir_of(trainer) / "predictions.jsonl"
+            with whole_file(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+                for document, (loss, tokens, num_bytes) in enumerate(self._sums.T):
+                    if tokens:
+                        source = self._sources.get(document)
+                        file.write(json.dumps(_line(document, source, loss, int(tokens), int(num_bytes))) + "\n")
+            print(f"predictions  {path}")
+
+    def _grow(self, size: int) -> None:
+        if size > self._sums.shape[1]:
+            grown = np.zeros((len(SUMS), max(size, 2 * self._sums.shape[1])))
+            grown[:, : self._sums.shape[1]] = self._sums
+            self._sums = grown
+
+    def _add_processes(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Sum over the processes that saw different data (tensor-parallel ones saw the same)."""
+        mesh = getattr(pl_module, "device_mesh", None)
+        group = None if mesh is None else mesh["data_parallel"].get_group()
+        size = torch.tensor(self._sums.shape[1], device=pl_module.device)
+        torch.distributed.all_reduce(size, torch.distributed.ReduceOp.MAX)
+        self._grow(int(size))
+        sums = torch.from_numpy(self._sums[:, : int(size)].copy()).to(pl_module.device)
+        torch.distributed.all_reduce(sums, group=group)
+        self._sums = sums.cpu().numpy()
+        gathered: list[Any] = [None] * trainer.world_size
+        torch.distributed.all_gather_object(gathered, self._sources)
+        self._sources = {document: source for part in gathered for document, source in part.items()}
+
+
+def _line(document: int, source: str | None, loss_sum: float, num_tokens: int, num_bytes: int) -> dict[str, Any]:
+    return {
+        "document": document,
+        "source": source,
+        "loss_nats": loss_sum / num_tokens,
+        "num_tokens": num_tokens,
+        "num_bytes": num_bytes,
+        "bits_per_byte": loss_sum / (num_bytes * math.log(2)) if num_bytes else None,
+    }

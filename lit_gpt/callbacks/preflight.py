@@ -1,0 +1,129 @@
+"""`Preflight`: settings that would waste a run are refused before its first step, in one sentence each."""
+
+import copy
+import warnings
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch.optim import Optimizer
+
+from lit_gpt.callbacks.training_clock import planned_steps
+from lit_gpt.errors import UserError
+from lit_gpt.plugins import AtomicCheckpointIO, AtomicModelParallelStrategy
+
+LOOK_AHEAD = 100_000
+"""Steps of a schedule that are looked at for a learning rate above 0; almost always the first one has it."""
+
+
+class Preflight(Callback):
+    """Refuses what cannot train or would not be saved safely.
+
+    Before the model is built: accumulation by the Trainer, checkpoints that are not atomic, a tokenizer larger than
+    the vocabulary, a context longer than learned positions. Before the first step: a learning rate of 0 throughout.
+    """
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Check what is known before the model is built.
+
+        Raises:
+            UserError: with the value, the bound and the remedy.
+        """
+        _check_sizes(trainer, pl_module)
+        if stage == "fit":
+            _check_accumulation(trainer)
+            _check_checkpoints(trainer)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check the learning rate over the whole schedule.
+
+        Raises:
+            UserError: it is 0 everywhere.
+        """
+        steps = planned_steps(trainer, pl_module) if trainer.max_steps != -1 else None
+        for optimizer in trainer.optimizers:
+            schedulers = [c for c in trainer.lr_scheduler_configs if c.scheduler.optimizer is optimizer]
+            if any(c.reduce_on_plateau for c in schedulers):
+                schedulers = []
+            if not any(_rates(optimizer)) and not any(_ever_moves(c.scheduler, steps) for c in schedulers):
+                names = " and ".join(type(c.scheduler).__name__ for c in schedulers)
+                raise UserError(
+                    "the learning rate is 0 in every parameter group at every step"
+                    + (f" of {names}" if names else "")
+                    + ", so nothing would train; set the optimizer's lr above 0 and check the schedule"
+                )
+
+
+def _check_sizes(trainer: Trainer, pl_module: LightningModule) -> None:
+    config = getattr(pl_module, "config", None)
+    datamodule = getattr(trainer, "datamodule", None)
+    tokenizer_size, block_size = getattr(datamodule, "vocab_size", None), getattr(datamodule, "block_size", None)
+    model_size, positions = getattr(config, "vocab_size", None), getattr(config, "block_size", None)
+    if tokenizer_size is not None and model_size is not None and tokenizer_size > model_size:
+        raise UserError(
+            f"the tokenizer has {tokenizer_size} tokens, but the model's vocab_size is {model_size}; set vocab_size "
+            f"to at least {tokenizer_size}, or use a smaller tokenizer"
+        )
+    too_long = block_size is not None and positions is not None and block_size > positions
+    if too_long and getattr(config, "positions", None) == "learned":
+        raise UserError(
+            f"block_size {block_size} of the data is longer than the model's {positions} learned positions; lower it "
+            "to that, or set the model's block_size, or positions: rope"
+        )
+
+
+def _check_accumulation(trainer: Trainer) -> None:
+    if trainer.accumulate_grad_batches != 1:
+        raise UserError(
+            f"trainer.accumulate_grad_batches is {trainer.accumulate_grad_batches}, it must be 1: accumulation follows "
+            "from global_batch_size and micro_batch_size of the DataModule; set those instead"
+        )
+
+
+def _check_checkpoints(trainer: Trainer) -> None:
+    if not trainer.checkpoint_callbacks or getattr(trainer, "fast_dev_run", False):
+        return
+    strategy = trainer.strategy
+    if isinstance(strategy, AtomicModelParallelStrategy) and strategy.saves_shards:
+        return
+    if type(strategy).__name__ in ("ModelParallelStrategy", "FSDPStrategy", "DeepSpeedStrategy"):
+        raise UserError(
+            f"{type(strategy).__name__} writes checkpoints past every CheckpointIO, so one that is killed while "
+            "saving leaves half a checkpoint; use strategy lit_gpt.plugins.AtomicModelParallelStrategy"
+        )
+    io: Any = strategy.checkpoint_io
+    inner = getattr(io, "checkpoint_io", None)  # a plugin that wraps another, such as AsyncCheckpointIO
+    if not isinstance(io, AtomicCheckpointIO) and not isinstance(inner, AtomicCheckpointIO):
+        raise UserError(
+            f"checkpoints would be written by {type(io).__name__}, which a kill or a full disk can cut in half; add "
+            "lit_gpt.plugins.AtomicCheckpointIO() to the Trainer's plugins, or use lit_gpt.Trainer, which has it"
+        )
+
+
+def _rates(optimizer: Optimizer) -> list[float]:
+    return [float(group["lr"]) for group in optimizer.param_groups]
+
+
+def _ever_moves(scheduler: Any, steps: int | None) -> bool:
+    """Whether any group's learning rate rises above 0 within the run, found by stepping a copy of the schedule."""
+    twin = _twin(scheduler, {})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # "step the optimizer first": the copy has none that matters
+        for _ in range(min(LOOK_AHEAD, LOOK_AHEAD if steps is None else steps)):
+            twin.step()
+            if any(_rates(twin.optimizer)):
+                return True
+    return False
+
+
+def _twin(scheduler: Any, optimizers: dict[int, Optimizer]) -> Any:
+    """Copy a scheduler together with an optimizer of one empty parameter a group, so that stepping it costs nothing."""
+    original = scheduler.optimizer
+    if id(original) not in optimizers:
+        groups = [{**group, "params": [torch.zeros(1)]} for group in original.param_groups]
+        optimizers[id(original)] = torch.optim.SGD(groups, lr=0.0)
+    twin = copy.copy(scheduler)
+    twin.optimizer = optimizers[id(original)]
+    if hasattr(scheduler, "_schedulers"):  # SequentialLR, ChainedScheduler
+        twin._schedulers = [_twin(part, optimizers) for part in scheduler._schedulers]
+    return twin

@@ -1,0 +1,53 @@
+"""A look at the model in the middle of training that leaves no trace in it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities.seed import isolate_rng
+
+from lit_gpt.plugins import AtomicModelParallelStrategy
+
+
+@contextmanager
+def quiet_model(trainer: Trainer, pl_module: LightningModule) -> Iterator[Any]:
+    """Yield the GPT in eval mode, uncompiled, in the run's precision, without gradients.
+
+    Random number generators and each module's mode are afterwards as they were.
+    """
+    model: Any = pl_module.model
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        # Other shapes than training's would make torch.compile compile again.
+        with (
+            isolate_rng(),
+            torch.no_grad(),
+            torch.compiler.set_stance("force_eager"),
+            trainer.precision_plugin.forward_context(),
+        ):
+            yield model
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def why_not(trainer: Trainer) -> str | None:
+    """Say why the model cannot be run aside from training here, or None if it can."""
+    strategy = trainer.strategy
+    if isinstance(strategy, AtomicModelParallelStrategy) and strategy.device_mesh["tensor_parallel"].size() > 1:
+        return "with tensor parallelism each process holds a part of each head's layer"
+    return None
+
+
+def takes_part(trainer: Trainer) -> bool:
+    """Whether this process runs the model: the first one, or all where its weights are sharded."""
+    return trainer.is_global_zero or isinstance(trainer.strategy, AtomicModelParallelStrategy)
+
+
+def writers(trainer: Trainer, method: str) -> list[Any]:
+    """Return what can write text or pictures among the loggers' experiments (TensorBoard's writers)."""
+    experiments = [getattr(logger, "experiment", None) for logger in trainer.loggers]
+    return [experiment for experiment in experiments if callable(getattr(experiment, method, None))]

@@ -1,0 +1,220 @@
+"""`RunCheckpoint`: when a run is saved, and which of its checkpoints stay.
+
+A checkpoint is saved at the end of an optimizer step, before Lightning's own bookkeeping of epochs, so that going on
+from it is exact; or, when a validation is due at that very step, right after it, so that its result is known and the
+resumed run does not repeat it. It is never saved at the end of training: the state there belongs to no step.
+"""
+
+import json
+import shlex
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.trainer.states import TrainerFn
+
+from lit_gpt.callbacks.run_folder import run_dir_of
+from lit_gpt.checkpoints.atomic import whole_file
+from lit_gpt.checkpoints.manifest import verify_sizes
+from lit_gpt.checkpoints.resolve import BEST, list_checkpoints, read_best
+from lit_gpt.checkpoints.step import CHECKPOINTS, checkpoint_name
+from lit_gpt.errors import UserError
+
+
+def superfluous(
+    newest_first: list[Path], is_whole: Callable[[Path], bool], keep_last: int, best: str | None
+) -> list[Path]:
+    """Return the checkpoints that may go: those older than the `keep_last` newest whole ones, but the best.
+
+    A damaged one does not count as kept, so what is whole is never given up for it.
+    """
+    kept = 0
+    for place, path in enumerate(newest_first):
+        kept += is_whole(path)
+        if kept == keep_last:
+            return [path for path in newest_first[place + 1 :] if path.name != best]
+    return []
+
+
+class RunCheckpoint(Checkpoint):
+    """Saves `<run>/checkpoints/step-XXXXXXXX.ckpt`, keeps the newest and the best.
+
+    Saved are: every `every_n_steps` optimizer steps, the last step, the step at which a stop was asked for, and each
+    validation that is better than all before. `best.json` names the best.
+
+    Args:
+        every_n_steps: optimizer steps between two checkpoints.
+        keep_last: so many of the newest whole checkpoints stay.
+        save_best: save and keep the checkpoint of the best validation.
+        monitor: metric that says which is best.
+        mode: whether smaller (`min`) or larger (`max`) is better.
+        prompt: of the command that is printed at the end for trying the model.
+
+    Raises:
+        UserError: a number is below 1, or `mode` is unknown.
+    """
+
+    def __init__(
+        self,
+        every_n_steps: int = 1000,
+        keep_last: int = 2,
+        save_best: bool = True,
+        monitor: str = "val/loss",
+        mode: Literal["min", "max"] = "min",
+        prompt: str = "The ",
+    ) -> None:
+        for name, value in (("every_n_steps", every_n_steps), ("keep_last", keep_last)):
+            if value < 1:
+                raise UserError(f"{name} of RunCheckpoint is {value}, it must be at least 1")
+        if mode not in ("min", "max"):
+            raise UserError(f"mode of RunCheckpoint is {mode!r}; choose min or max")
+        self.every_n_steps = every_n_steps
+        self.keep_last = keep_last
+        self.save_best = save_best
+        self.monitor = monitor
+        self.mode = mode
+        self.prompt = prompt
+        self.run_dir = Path()
+        self.last_model_path = ""
+        self.best_value: float | None = None
+        self.best_step: int | None = None
+        self.seconds_saving = 0.0
+        """Time spent on saving since the start, for `ThroughputMonitor`."""
+        self._saved_step = -1
+        self._waits_for_validation = False
+
+    @property
+    def best_model_path(self) -> str:
+        """Path of the best checkpoint, for `trainer.test(ckpt_path="best")`; empty while there is none."""
+        record = read_best(self.run_dir / CHECKPOINTS)
+        return "" if record is None else str(self.run_dir / CHECKPOINTS / record["checkpoint"])
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Find the run's folder."""
+        self.run_dir = run_dir_of(trainer)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take up where the run stands: its step is saved already, and its best may be on disk."""
+        self._saved_step = trainer.global_step if trainer.ckpt_path else -1
+        self._waits_for_validation = False
+        record = read_best(self.run_dir / CHECKPOINTS)
+        if record is not None and record["monitor"] == self.monitor and self._is_better(record["value"]):
+            self.best_value, self.best_step = record["value"], record["step"]
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save if this step is due, or leave it to the validation that is due as well."""
+        if trainer.global_step % self.every_n_steps and not _is_last_step(trainer):
+            return
+        if _validation_follows(trainer):
+            self._waits_for_validation = True
+        else:
+            self.save(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save if the step is due, a stop was asked for, or the validation is the best so far.
+
+        Raises:
+            UserError: validation logged no such metric.
+        """
+        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
+            return
+        is_best = self.save_best and trainer.strategy.broadcast(self._is_better(self._monitored(trainer)))
+        if is_best:  # before saving, so that the checkpoint knows it
+            self.best_value, self.best_step = self._monitored(trainer), trainer.global_step
+        if is_best or self._waits_for_validation or _is_last_step(trainer):
+            self.save(trainer, is_best)
+        self._waits_for_validation = False
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save if a stop was asked for after this callback had its turn."""
+        if trainer.should_stop:
+            self.save(trainer)
+
+    def save(self, trainer: Trainer, is_best: bool = False) -> None:
+        """Save this step unless it is saved already, note if it is the best, and remove what is superfluous."""
+        if getattr(trainer, "fast_dev_run", False):
+            return
+        start = time.perf_counter()
+        folder = self.run_dir / CHECKPOINTS
+        name = checkpoint_name(trainer.global_step)
+        if trainer.global_step != self._saved_step:
+            trainer.save_checkpoint(folder / name, weights_only=False)
+            self._saved_step = trainer.global_step
+            self.last_model_path = str(folder / name)
+        if trainer.is_global_zero:
+            if is_best:
+                record = {"checkpoint": name, "step": self.best_step, "monitor": self.monitor, "value": self.best_value}
+                with whole_file(folder / BEST) as path:
+                    path.write_text(json.dumps(record) + "\n", encoding="utf-8")
+            best = (read_best(folder) or {}).get("checkpoint")
+            for path in superfluous(list_checkpoints(self.run_dir), _looks_whole, self.keep_last, best):
+                trainer.strategy.remove_checkpoint(path)
+        self.seconds_saving += time.perf_counter() - start
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say where the model is and what to type next."""
+        if not trainer.is_global_zero or not self.last_model_path:
+            return
+        record = read_best(self.run_dir / CHECKPOINTS)
+        best = "" if record is None else f" (best: {record['checkpoint']}, {record['monitor']} {record['value']:.4g})"
+        run, prompt = shlex.quote(str(self.run_dir)), shlex.quote(self.prompt)
+        print(f"\ncheckpoint  {self.last_model_path}{best}")
+        print(f"try it      python -m lit_gpt generate --model {run} --prompt {prompt}")
+        config = self.run_dir / "config.yaml"
+        if config.exists():
+            print(f"go on       python -m lit_gpt fit --config {shlex.quote(str(config))} --ckpt_path last")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the best validation so far."""
+        return {"monitor": self.monitor, "best_value": self.best_value, "best_step": self.best_step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the best validation so far, if it is measured by the same metric."""
+        if state_dict["monitor"] == self.monitor:
+            self.best_value, self.best_step = state_dict["best_value"], state_dict["best_step"]
+
+    def _monitored(self, trainer: Trainer) -> float:
+        value = trainer.callback_metrics.get(self.monitor)
+        if value is None:
+            logged = ", ".join(sorted(trainer.callback_metrics)) or "nothing"
+            raise UserError(
+                f"RunCheckpoint monitors {self.monitor!r}, but validation logged {logged}; set its monitor to one of "
+                "them, or save_best to false"
+            )
+        return float(value)
+
+    def _is_better(self, value: float) -> bool:
+        if value != value:  # NaN
+            return False
+        if self.best_value is None:
+            return True
+        return value < self.best_value if self.mode == "min" else value > self.best_value
+
+
+def _is_last_step(trainer: Trainer) -> bool:
+    if trainer.should_stop or (trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps):
+        return True
+    last_epoch = trainer.max_epochs not in (None, -1) and trainer.current_epoch + 1 >= (trainer.max_epochs or 0)
+    return last_epoch and trainer.is_last_batch
+
+
+def _validation_follows(trainer: Trainer) -> bool:
+    """Whether Lightning validates right after this step: its own decision, asked a moment earlier."""
+    loop = trainer.fit_loop.epoch_loop
+    if loop._skip_next_val or not trainer.enable_validation or not sum(trainer.num_val_batches):
+        return False
+    fetcher = trainer.fit_loop._data_fetcher
+    return fetcher is not None and loop._should_check_val_fx(fetcher)
+
+
+def _looks_whole(path: Path) -> bool:
+    try:
+        verify_sizes(path)
+    except UserError:
+        return False
+    return True

@@ -1,0 +1,90 @@
+"""`RunFolder`: one folder holds all of a run, and one run has a folder to itself.
+
+config.yaml     (the command line writes it)      tensorboard/    (the logger)
+lineage.json    what made the model               checkpoints/    (`RunCheckpoint`)
+tokenizer/      a copy of its tokenizer
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from lit_gpt.checkpoints.atomic import whole_file
+from lit_gpt.checkpoints.bundle import copy_tokenizer
+from lit_gpt.checkpoints.lineage import LINEAGE, code_versions, collect_lineage, hash_tokenizer
+from lit_gpt.checkpoints.resolve import TOKENIZER, list_checkpoints
+from lit_gpt.errors import UserError
+
+
+def run_dir_of(trainer: Trainer) -> Path:
+    """Return a run's folder: `trainer.run_dir` of `lit_gpt.Trainer`, `default_root_dir` of a stock Trainer."""
+    return Path(getattr(trainer, "run_dir", None) or trainer.default_root_dir)
+
+
+def require_fresh(run_dir: Path) -> None:
+    """Refuse to start a new run where there are checkpoints of another.
+
+    Raises:
+        UserError: there are; the message says how to resume it and how to start beside it.
+    """
+    found = list_checkpoints(run_dir)
+    if found:
+        raise UserError(
+            f"{run_dir} already holds a run ({found[0].name} is its newest checkpoint); go on with it by "
+            "--ckpt_path last, or start another with --trainer.name <another>"
+        )
+
+
+class RunFolder(Callback):
+    """Makes the run's folder, keeps two runs out of one folder, copies the tokenizer and writes `lineage.json`."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check the folder, then fill it; only here is it known on every strategy whether the run is resumed.
+
+        Raises:
+            UserError: the folder holds another run, or the run was started with another tokenizer.
+        """
+        if getattr(trainer, "fast_dev_run", False):
+            return
+        run_dir = run_dir_of(trainer)
+        resumed = bool(trainer.ckpt_path)
+        if not resumed:
+            require_fresh(run_dir)
+        if trainer.is_global_zero:
+            run_dir.mkdir(parents=True, exist_ok=True)
+            tokenizer_path = getattr(getattr(trainer, "datamodule", None), "tokenizer_path", None)
+            if tokenizer_path is not None:
+                _keep_tokenizer(Path(tokenizer_path), run_dir / TOKENIZER, resumed)
+            _keep_lineage(run_dir / LINEAGE, trainer, pl_module, tokenizer_path, resumed)
+        trainer.strategy.barrier("RunFolder")
+
+
+def _keep_tokenizer(source: Path, target: Path, resumed: bool) -> None:
+    if not target.exists() or not resumed:
+        copy_tokenizer(source, target)
+        return
+    if hash_tokenizer(source) != hash_tokenizer(target):
+        raise UserError(
+            f"the run was started with the tokenizer in {target}, and {source} is another; give the DataModule the "
+            "run's own tokenizer, or start a new run with --trainer.name <another>"
+        )
+
+
+def _keep_lineage(path: Path, trainer: Trainer, pl_module: LightningModule, tokenizer_path: Any, resumed: bool) -> None:
+    """Write where the run comes from; a resume adds what code it went on with."""
+    session = {"from_step": trainer.global_step, "code": code_versions()}
+    if resumed and path.exists():
+        lineage = json.loads(path.read_text(encoding="utf-8"))
+        lineage.setdefault("resumed", []).append(session)
+    else:
+        config: Any = getattr(pl_module, "config", None)
+        datamodule: Any = getattr(trainer, "datamodule", None)
+        lineage = collect_lineage(
+            config.to_dict() if hasattr(config, "to_dict") else None,
+            tokenizer_path,
+            datamodule.lineage() if hasattr(datamodule, "lineage") else None,
+        )
+    with whole_file(path) as temporary:
+        temporary.write_text(json.dumps(lineage, indent=2, sort_keys=True) + "\n", encoding="utf-8")

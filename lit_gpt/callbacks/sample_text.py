@@ -1,0 +1,104 @@
+"""`SampleText`: what the model writes by now, after fixed prompts."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+
+from lit_gpt.callbacks.quiet_model import quiet_model, takes_part, why_not, writers
+from lit_gpt.data.tokenizers import Tokenizer, load_tokenizer
+from lit_gpt.errors import UserError
+from lit_gpt.generation.generate import generate
+
+
+class SampleText(Callback):
+    """Generates from fixed prompts every so many optimizer steps, into TensorBoard, and prints one at the end.
+
+    Each prompt opens a document, as in training, and is continued with the same draws each time. Training is not
+    touched: random numbers and modes are as they were. Under FSDP2 all processes take part; under tensor parallelism
+    it is left out, and says so.
+
+    Args:
+        prompts: to continue.
+        every_n_steps: optimizer steps between two samples.
+        max_new_tokens: of each continuation.
+        temperature: divides the logits; 0 takes the likeliest token.
+        top_k: keep this many of the likeliest tokens; None: all.
+        top_p: keep the likeliest tokens up to this much probability; None: all.
+        seed: of the draws.
+
+    Raises:
+        UserError: a number is below 1, or there is no prompt.
+    """
+
+    def __init__(
+        self,
+        prompts: Sequence[str] = ("The ",),
+        every_n_steps: int = 1000,
+        max_new_tokens: int = 100,
+        temperature: float = 0.8,
+        top_k: int | None = 50,
+        top_p: float | None = None,
+        seed: int = 0,
+    ) -> None:
+        if every_n_steps < 1 or max_new_tokens < 1:
+            raise UserError(
+                f"every_n_steps {every_n_steps} and max_new_tokens {max_new_tokens} of SampleText must be at least 1"
+            )
+        if isinstance(prompts, str) or not prompts:
+            raise UserError(f"prompts of SampleText is {prompts!r}; give a list of one text or more")
+        self.prompts = list(prompts)
+        self.every_n_steps = every_n_steps
+        self.max_new_tokens = max_new_tokens
+        self.sampling: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
+        self._tokenizer: Tokenizer | None = None
+        self._sampled: tuple[int, list[str]] = (-1, [])
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Load the tokenizer, or say why there will be no samples."""
+        path: Any = getattr(getattr(trainer, "datamodule", None), "tokenizer_path", None)
+        reason = why_not(trainer) or ("the DataModule has no tokenizer_path" if path is None else None)
+        if reason is not None:
+            rank_zero_warn(f"SampleText writes no samples: {reason}")
+            self._tokenizer = None
+            return
+        self._tokenizer = load_tokenizer(path)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Sample every `every_n_steps` optimizer steps."""
+        if trainer.global_step % self.every_n_steps == 0:
+            self._sample(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Sample and print the first prompt's continuation."""
+        self._sample(trainer, pl_module)
+        if trainer.is_global_zero and self._sampled[1]:
+            print(f"\nsample at step {self._sampled[0]:,}:\n{self._sampled[1][0]}\n")
+
+    def _sample(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        step = trainer.global_step
+        if self._tokenizer is None or self._sampled[0] == step or not takes_part(trainer):
+            return
+        with quiet_model(trainer, pl_module) as model:
+            texts = [self._continue(model, prompt, pl_module.device) for prompt in self.prompts]
+        self._sampled = (step, texts)
+        if trainer.is_global_zero:
+            for writer in writers(trainer, "add_text"):
+                for prompt, text in zip(self.prompts, texts, strict=True):
+                    indented = "\n".join(f"    {line}" for line in text.splitlines())  # a code block in Markdown
+                    writer.add_text(f"samples/{prompt.strip() or 'empty prompt'}", indented, step)
+
+    def _continue(self, model: Any, prompt: str, device: torch.device) -> str:
+        assert self._tokenizer is not None
+        block_size = model.config.block_size
+        ids = [self._tokenizer.separator_id, *self._tokenizer.encode(prompt).tolist()][:block_size]
+        # No stop token: on every process the model must run equally often. What follows a document's end is cut off.
+        inputs = torch.tensor([ids], device=device)
+        new = generate(model, inputs, self.max_new_tokens, **self.sampling)[0, len(ids) :].tolist()
+        if self._tokenizer.separator_id in new:
+            new = new[: new.index(self._tokenizer.separator_id)]
+        return self._tokenizer.decode([*ids[1:], *new])

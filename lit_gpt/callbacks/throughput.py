@@ -1,0 +1,106 @@
+"""`ThroughputMonitor`: tokens per second, MFU, memory and time left, every `log_every_n_steps` optimizer steps."""
+
+import math
+import time
+from typing import Any
+
+import psutil
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from lit_gpt.callbacks.training_clock import TrainingClock, planned_steps, tokens_seen
+from lit_gpt.planning.hardware import peak_flops
+
+GIGA = 1e9
+
+
+class ThroughputMonitor(Callback):
+    """Logs how fast training goes; between two entries a step costs one comparison.
+
+    The numbers go straight to the loggers. Nothing waits for the accelerator: over a window of many steps the clock
+    of the host and that of the device agree. Validation and saving are left out of the speed, and in the time left.
+
+    Logged: `throughput/tokens_per_second` (all devices), `throughput/tokens_seen`, `throughput/step_seconds`,
+    `throughput/seconds_left`, `throughput/mfu`, `memory/rss_gb` (this process), `memory/cuda_allocated_gb`,
+    `memory/cuda_reserved_gb` and `memory/cuda_peak_gb` (this device).
+
+    Model FLOPs utilisation: tokens a second times FLOPs a token (`GPTConfig.flops_per_token`: 6 N + 12 · layers ·
+    width · context, PaLM, arXiv:2204.02311, appendix B), as a share of the peak of all devices
+    (`lit_gpt.planning.hardware`). Absent for a device of unknown peak and a module without such a config.
+
+    Attributes:
+        latest: the last entry.
+    """
+
+    def __init__(self) -> None:
+        self.latest: dict[str, float] = {}
+        self._clock = TrainingClock()
+        self._process = psutil.Process()
+        self._peak: float | None = None
+        self._flops_per_token = 0.0
+        self._first_step = 0
+        self._start = 0.0
+        self._saving = 0.0
+        self._every = 1
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look up or measure the peak, and the model's FLOPs a token."""
+        self._every = max(1, getattr(trainer, "log_every_n_steps", 50))
+        config: Any = getattr(pl_module, "config", None)
+        if hasattr(config, "flops_per_token"):
+            context = getattr(getattr(trainer, "datamodule", None), "block_size", None)  # tokens in a window
+            self._flops_per_token = config.flops_per_token(context)
+            one = peak_flops(pl_module.device)
+            self._peak = None if one is None else one * trainer.world_size
+        self._first_step = -1
+        self._process = psutil.Process()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Log every `log_every_n_steps` optimizer steps; the first step (compilation, warm-up) is not counted."""
+        step = trainer.global_step
+        if self._first_step < 0:
+            self._first_step, self._start = step, time.perf_counter()
+            self._saving = _seconds_saving(trainer)
+            self._clock.restart(step, tokens_seen(trainer, pl_module))
+        elif step % self._every == 0:
+            self._log(trainer, pl_module, step)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop the clock."""
+        self._clock.pause()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let the clock go on."""
+        self._clock.resume()
+
+    def _log(self, trainer: Trainer, pl_module: LightningModule, step: int) -> None:
+        saving = _seconds_saving(trainer)
+        self._clock.skip(saving - self._saving)
+        self._saving = saving
+        tokens = tokens_seen(trainer, pl_module)
+        step_seconds, tokens_per_second = self._clock.lap(step, tokens)
+        values = {
+            "throughput/tokens_per_second": tokens_per_second,
+            "throughput/tokens_seen": float(tokens),
+            "throughput/step_seconds": step_seconds,
+            "memory/rss_gb": self._process.memory_info().rss / GIGA,
+        }
+        if self._peak is not None:
+            values["throughput/mfu"] = tokens_per_second * self._flops_per_token / self._peak
+        end = planned_steps(trainer, pl_module)
+        if end is not None and step > self._first_step:
+            seconds_a_step = (time.perf_counter() - self._start) / (step - self._first_step)
+            values["throughput/seconds_left"] = max(0, end - step) * seconds_a_step
+        if pl_module.device.type == "cuda":
+            values["memory/cuda_allocated_gb"] = torch.cuda.memory_allocated(pl_module.device) / GIGA
+            values["memory/cuda_reserved_gb"] = torch.cuda.memory_reserved(pl_module.device) / GIGA
+            values["memory/cuda_peak_gb"] = torch.cuda.max_memory_allocated(pl_module.device) / GIGA
+        self.latest = {name: value for name, value in values.items() if not math.isnan(value)}
+        for logger in trainer.loggers:
+            logger.log_metrics(self.latest, step=step)
+
+
+def _seconds_saving(trainer: Trainer) -> float:
+    return sum(getattr(callback, "seconds_saving", 0.0) for callback in trainer.checkpoint_callbacks)

@@ -1,0 +1,168 @@
+"""Whole or absent: how folders and files reach their place.
+
+Stages: write beside the target under a name that nothing reads (`.tmp-<name>-<pid>`) → hash into a manifest →
+fsync every file and folder → rename, which is one step of the file system → fsync the parent. A process killed at
+any point leaves the target as it was, and a leftover that the next save to the same place removes. A full disk
+removes the temporary itself and becomes one sentence.
+
+Source of the order: Pillai et al. 2014, "All File Systems Are Not Created Equal" (OSDI): without the fsync before
+the rename, a power cut may leave the new name with old or empty content.
+"""
+
+import errno
+import glob
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from lit_gpt.checkpoints.manifest import write_manifest
+from lit_gpt.errors import UserError
+
+TEMPORARY = ".tmp-"
+DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+"""No space, over the quota, over the limit on a file's size."""
+
+
+def temporary_beside(target: Path) -> Path:
+    """Return the name under which this process writes what will become `target`."""
+    return target.parent / f"{TEMPORARY}{target.name}-{os.getpid()}"
+
+
+@contextmanager
+def whole_folder(target: Path, manifest: bool = True) -> Iterator[Path]:
+    """Write a folder whole or not at all.
+
+    Args:
+        target: where the folder shall be; one that is there already is replaced.
+        manifest: write a `manifest.json` as its last file.
+
+    Yields:
+        An empty folder beside it to write into.
+
+    Raises:
+        UserError: the disk is full; nothing but the temporary was touched.
+    """
+    remove_leftovers(target)
+    temporary = temporary_beside(target)
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        if manifest:
+            write_manifest(temporary)
+        publish(temporary, target)
+    except BaseException as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise_if_disk_full(error, target)
+        raise
+
+
+@contextmanager
+def whole_file(target: Path) -> Iterator[Path]:
+    """Write a file whole or not at all; yields the path to write to, beside `target`.
+
+    Raises:
+        UserError: the disk is full; an older `target` is as it was.
+    """
+    temporary = temporary_beside(target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        _fsync(temporary)
+        os.replace(temporary, target)
+        _fsync(target.parent)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        raise_if_disk_full(error, target)
+        raise
+
+
+def publish(temporary: Path, target: Path) -> None:
+    """Bring a finished folder to its place so that it survives a power cut, replacing an older one."""
+    for path in [*temporary.rglob("*"), temporary]:
+        _fsync(path)
+    if target.exists():  # a folder cannot be renamed over another that is not empty
+        remove_whole(target)
+    os.rename(temporary, target)
+    _fsync(target.parent)
+
+
+def remove_whole(target: Path) -> None:
+    """Remove a folder or file so that a kill in the middle leaves no damaged thing under its name."""
+    if not target.exists():
+        return
+    doomed = target.parent / f"{TEMPORARY}removed-{target.name}-{os.getpid()}"
+    os.rename(target, doomed)
+    if doomed.is_dir():
+        shutil.rmtree(doomed)
+    else:
+        doomed.unlink()
+
+
+def remove_leftovers(target: Path) -> None:
+    """Remove what killed processes left half-written: for this target, or for any checkpoint of its folder.
+
+    What a living process of this machine is writing stays.
+    """
+    names = [f"{TEMPORARY}*{glob.escape(target.name)}-*"]
+    if target.suffix == ".ckpt":  # checkpoints share a folder that belongs to one run
+        names.append(f"{TEMPORARY}*.ckpt-*")
+    for path in {path for name in names for path in target.parent.glob(name)}:
+        pid = path.name.rpartition("-")[2]
+        if not pid.isdigit() or (int(pid) != os.getpid() and _alive(int(pid))):
+            continue
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def raise_if_disk_full(error: BaseException, target: Path) -> None:
+    """Raise a UserError about space if `error` says that a disk is full, by number or by its library's words."""
+    if isinstance(error, UserError):
+        return
+    seen: set[int] = set()
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        if _says_disk_full(cause):
+            raise UserError(disk_full_message(target)) from error
+        cause = cause.__cause__ or cause.__context__
+
+
+def disk_full_message(target: Path) -> str:
+    """Say what could not be written, how much room there is, and what to do."""
+    parent = next(folder for folder in target.absolute().parents if folder.exists())
+    free = shutil.disk_usage(parent).free
+    return (
+        f"no space to write {target}: {free / 1e6:,.0f} MB are free there, or the limit on a file's size is lower; "
+        "free some, or write to another disk (trainer.default_root_dir, --out). What was there before is untouched"
+    )
+
+
+def _says_disk_full(error: BaseException) -> bool:
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
+        return True
+    # safetensors and torch's zip writer raise errors of their own, with the number or the sentence in the text
+    text = str(error)
+    numbers = any(f"os error {number})" in text for number in DISK_FULL)
+    return numbers or "No space left on device" in text or "PytorchStreamWriter failed writing" in text
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,91 @@
+"""Trains a byte-level BPE tokenizer (Sennrich et al. 2016, arXiv:1508.07909; on bytes as in GPT-2).
+
+Text is split into words by a pattern, words into bytes, and the most frequent pair of neighbours is merged into a
+new token until the vocabulary is full. The 256 bytes are always in it: no text is unknown.
+"""
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Literal
+
+from lit_gpt.data.pieces import pieces
+from lit_gpt.data.tokenizers import END_OF_TEXT, Tokenizer
+from lit_gpt.errors import UserError
+
+Pattern = Literal["gpt2", "gpt4"]
+
+# cl100k_base of tiktoken, as Llama 3 carries it: numbers in groups of three digits, line ends kept with punctuation.
+GPT4_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+"
+)
+
+# The trainer takes 256 texts at a time; short pieces bound what these need.
+_PIECE_CHARACTERS = 1 << 14
+
+
+def check_vocab_size(vocab_size: int, special_tokens: Sequence[str] = ()) -> None:
+    """Raises a `UserError` if the bytes and special tokens alone would not fit."""
+    least = 257 + len([token for token in special_tokens if token != END_OF_TEXT])
+    if vocab_size < least:
+        raise UserError(f"vocab_size {vocab_size} is below {least}: 256 bytes and the special tokens; raise it")
+
+
+def train_bpe(
+    texts: Iterable[str],
+    vocab_size: int,
+    pattern: Pattern = "gpt2",
+    special_tokens: Sequence[str] = (),
+    show_progress: bool = False,
+) -> Tokenizer:
+    """Trains on texts, in one pass; memory grows with the number of distinct words, not with the text.
+
+    Args:
+        texts: The training texts.
+        vocab_size: Entries to reach, special tokens and the 256 bytes included; a small corpus may yield fewer.
+        pattern: How text is split into words: `gpt2` or `gpt4`.
+        special_tokens: Further special tokens; `<|endoftext|>` is always there, with id 0.
+        show_progress: Whether the trainer draws its progress bars.
+
+    Returns:
+        The tokenizer. The same texts always give the same one.
+
+    Raises:
+        UserError: if `vocab_size` is too small or there is no text.
+    """
+    from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
+    from tokenizers import Tokenizer as Backend
+
+    check_vocab_size(vocab_size, special_tokens)
+    byte_level = pre_tokenizers.ByteLevel
+    backend = Backend(models.BPE())
+    if pattern == "gpt2":
+        pre_tokenizer: Any = byte_level(add_prefix_space=False)
+    elif pattern == "gpt4":
+        words = pre_tokenizers.Split(Regex(GPT4_PATTERN), behavior="isolated")
+        pre_tokenizer = pre_tokenizers.Sequence([words, byte_level(add_prefix_space=False, use_regex=False)])
+    else:
+        raise UserError(f"pattern is {pattern!r}; it can be gpt2 or gpt4")
+    backend.pre_tokenizer = pre_tokenizer
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=list(dict.fromkeys([END_OF_TEXT, *special_tokens])),
+        initial_alphabet=sorted(byte_level.alphabet()),
+        show_progress=show_progress,
+    )
+    seen = 0
+
+    def counted() -> Iterator[str]:
+        nonlocal seen
+        for text in texts:
+            seen += len(text)
+            yield from pieces(text, _PIECE_CHARACTERS)
+
+    backend.train_from_iterator(counted(), trainer)
+    # The trainer has used threads; were this process to fork now (a DataLoader's workers), the library would warn and
+    # switch itself off. It is told so here, as that warning advises.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if seen == 0:
+        raise UserError("there is no text to train a tokenizer on; name files that hold some")
+    return Tokenizer(backend, END_OF_TEXT)

@@ -1,0 +1,133 @@
+"""Where prepared corpora and tokenizers are kept, and how files get there: whole or not at all.
+
+A file is written beside its place under a `.tmp-` name, synced, and renamed; a folder likewise. Two processes that
+want to make the same thing take turns by an operating system lock, which dies with its process.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from lit_gpt.errors import UserError
+
+TMP_PREFIX = ".tmp-"
+"""Name of what is not finished yet; no reader looks at it."""
+
+
+def default_cache_dir() -> Path:
+    """`$LIT_GPT_CACHE`, else `$XDG_CACHE_HOME/lit_gpt`, else `~/.cache/lit_gpt`."""
+    if own := os.environ.get("LIT_GPT_CACHE"):
+        return Path(own).expanduser()
+    if xdg := os.environ.get("XDG_CACHE_HOME"):
+        return Path(xdg).expanduser() / "lit_gpt"
+    return Path("~/.cache/lit_gpt").expanduser()
+
+
+def say(line: str) -> None:
+    """Tells the user one line, on stderr, where the progress bars are."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def fsync_path(path: Path) -> None:
+    """Makes a file's bytes, or a folder's entries, survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Writes `data` to `path` so that a reader finds the old content or the whole new one."""
+    beside = path.with_name(f"{TMP_PREFIX}{os.getpid()}-{path.name}")
+    try:
+        with open(beside, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+    fsync_path(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes `value` as indented JSON, atomically and with the same bytes for the same value."""
+    write_atomic(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+@contextlib.contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Yields an empty folder beside `path`; it becomes `path` if the body succeeds, and vanishes if not.
+
+    The caller holds the lock for `path`: what a killed process left beside it is swept away.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f"{TMP_PREFIX}*-{path.name}"):
+        shutil.rmtree(left)
+    beside = path.with_name(f"{TMP_PREFIX}{os.getpid()}-{path.name}")
+    beside.mkdir()
+    try:
+        yield beside
+        for file in beside.iterdir():
+            fsync_path(file)
+        fsync_path(beside)
+        os.rename(beside, path)
+        fsync_path(path.parent)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def exclusive(path: Path, purpose: str) -> Iterator[None]:
+    """Holds the lock file `path`; another process that holds it is waited for, and the wait is announced.
+
+    Args:
+        path: Lock file; created if missing, never removed (removing it would let two processes in).
+        purpose: What the holder does, for the line that the waiting process prints.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"another process is {purpose}; waiting for it ({path})")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def human_bytes(count: float) -> str:
+    """`1536` as `1.5 kB`: decimal units, as disks are sold."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if abs(count) < 1000:
+            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def check_disk_space(folder: Path, needed_bytes: int, purpose: str) -> None:
+    """Refuses to begin what would not fit.
+
+    Args:
+        folder: Where it would be written; it need not exist yet.
+        needed_bytes: Estimate of what will be written.
+        purpose: What the space is for.
+
+    Raises:
+        UserError: if fewer than `needed_bytes` are free.
+    """
+    existing = folder.absolute()
+    while not existing.exists():
+        existing = existing.parent
+    free = shutil.disk_usage(existing).free
+    if needed_bytes > free:
+        raise UserError(
+            f"{purpose} needs about {human_bytes(needed_bytes)} in {folder}, and {human_bytes(free)} are free; "
+            "make room, or set cache_dir (or LIT_GPT_CACHE) to a larger disk"
+        )

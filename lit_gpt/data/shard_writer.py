@@ -1,0 +1,176 @@
+"""Writes one split's shards, so that a kill at any moment leaves finished shards and nothing that only looks so.
+
+In stages, for each shard: tokens and document records go to `.tmp-` files; when the shard is full these are synced
+and renamed, and then `shard-NNNNN.json` is written, which says that the shard is finished and which document comes
+next. A new start keeps the unbroken row of finished shards and throws everything else away.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from lit_gpt.data.cache import TMP_PREFIX, fsync_path, write_json
+from lit_gpt.data.shards import DOCUMENT, Shard
+
+SHARD_TOKENS = 1 << 25
+"""A shard is finished with the document that brings it to this many tokens (64 MB of uint16)."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished shard, and the number (over all splits) of the first document that it leaves to the next."""
+
+    shard: Shard
+    next_document: int
+
+
+def finished_shards(folder: Path, itemsize: int) -> list[Finished]:
+    """Returns the split's unbroken row of finished shards and deletes every other file in its folder.
+
+    Args:
+        folder: The split's folder, created if missing.
+        itemsize: Bytes of a token.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    done: list[Finished] = []
+    keep: set[str] = set()
+    while (finished := _read_finished(folder, len(done), itemsize)) is not None:
+        keep |= {
+            f"shard-{len(done):05}.json",
+            *(Path(n).name for n in (finished.shard.tokens, finished.shard.documents)),
+        }
+        done.append(finished)
+    for path in folder.iterdir():
+        if path.name not in keep:
+            path.unlink()
+    return done
+
+
+def _read_finished(folder: Path, number: int, itemsize: int) -> Finished | None:
+    try:
+        state = json.loads((folder / f"shard-{number:05}.json").read_bytes())
+    except (FileNotFoundError, ValueError):
+        return None
+    shard = Shard(**state["shard"])
+    sizes = {shard.tokens: shard.num_tokens * itemsize, shard.documents: shard.num_documents * DOCUMENT.itemsize}
+    for name, size in sizes.items():
+        path = folder.parent / name
+        if not path.exists() or path.stat().st_size != size:
+            return None
+    return Finished(shard, state["next_document"])
+
+
+class _HashedFile:
+    """A file that is written beside its place and knows its own SHA-256."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._beside = path.with_name(TMP_PREFIX + path.name)
+        self._file: BinaryIO = open(self._beside, "wb", buffering=1 << 20)  # noqa: SIM115 (closed in finish, abandon)
+        self._digest = hashlib.sha256()
+
+    def write(self, array: np.ndarray) -> None:
+        data = array.tobytes()
+        self._file.write(data)
+        self._digest.update(data)
+
+    def finish(self) -> str:
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        os.replace(self._beside, self.path)
+        return self._digest.hexdigest()
+
+    def abandon(self) -> None:
+        with contextlib.suppress(OSError):  # closing flushes, which fails again on a full disk
+            self._file.close()
+        self._beside.unlink(missing_ok=True)
+
+
+class SplitWriter:
+    """Writes documents, in order, into the shards of one split.
+
+    Args:
+        folder: The split's folder below the corpus.
+        dtype: Of the tokens, little-endian.
+        shard_tokens: Size at which a shard is finished.
+
+    Attributes:
+        finished: Shards that are on disk for good, those of an earlier start included.
+    """
+
+    def __init__(self, folder: Path, dtype: np.dtype[Any], shard_tokens: int = SHARD_TOKENS) -> None:
+        self._folder = folder
+        self._dtype = dtype
+        self._shard_tokens = shard_tokens
+        self._open: tuple[_HashedFile, _HashedFile] | None = None
+        self._num_tokens = self._num_documents = self._num_bytes = self._next_document = 0
+        self.finished = finished_shards(folder, dtype.itemsize)
+
+    @property
+    def next_document(self) -> int:
+        """Number of the first document that no finished shard holds."""
+        return self.finished[-1].next_document if self.finished else 0
+
+    def add(self, tokens: np.ndarray, num_bytes: int, source: int, record: int, sha256: bytes, number: int) -> None:
+        """Appends one document.
+
+        Args:
+            tokens: (n,) its ids, the separator first.
+            num_bytes: UTF-8 bytes of its text.
+            source: Index of its source.
+            record: Line or row there.
+            sha256: Hash of its text.
+            number: Its number over all splits.
+        """
+        if self._open is None:
+            names = (f"{kind}-{len(self.finished):05}.bin" for kind in ("tokens", "documents"))
+            tokens_path, documents_path = (self._folder / name for name in names)
+            self._open = (_HashedFile(tokens_path), _HashedFile(documents_path))
+        tokens_file, documents_file = self._open
+        entry = np.zeros(1, dtype=DOCUMENT)
+        entry["offset"], entry["num_bytes"] = self._num_tokens, num_bytes
+        entry["record"], entry["source"] = record, source
+        entry["sha256"] = np.frombuffer(sha256[:16], dtype="u1")
+        tokens_file.write(tokens.astype(self._dtype, copy=False))
+        documents_file.write(entry)
+        self._num_tokens += len(tokens)
+        self._num_documents += 1
+        self._num_bytes += num_bytes
+        self._next_document = number + 1
+        if self._num_tokens >= self._shard_tokens:
+            self.finish_shard()
+
+    def finish_shard(self) -> None:
+        """Puts the open shard on disk for good, if there is one."""
+        if self._open is None:
+            return
+        digests = [file.finish() for file in self._open]
+        fsync_path(self._folder)
+        tokens_name, documents_name = (f"{self._folder.name}/{file.path.name}" for file in self._open)
+        shard = Shard(
+            tokens_name, documents_name, self._num_tokens, self._num_documents, self._num_bytes, digests[0], digests[1]
+        )
+        done = Finished(shard, self._next_document)
+        write_json(self._folder / f"shard-{len(self.finished):05}.json", dataclasses.asdict(done))
+        self.finished.append(done)
+        self._open = None
+        self._num_tokens = self._num_documents = self._num_bytes = 0
+
+    def abandon(self) -> None:
+        """Removes the shard that is not finished."""
+        for file in self._open or ():
+            file.abandon()
+        self._open = None
+
+    def forget_progress(self) -> None:
+        """Removes the notes about finished shards, once the manifest lists them."""
+        for path in self._folder.glob("shard-*.json"):
+            path.unlink()

@@ -1,0 +1,279 @@
+"""The token corpus on disk, and the reader that shows a split as one endless stream.
+
+    <corpus>/manifest.json          written last: a folder without it is no corpus
+             sources.json           names of the sources, by number
+             byte_lengths.bin       int64 bytes of text of each token
+             train/tokens-00000.bin little-endian uint16 or uint32 ids
+             train/documents-00000.bin  one DOCUMENT record a document, in order
+             val/...  test/...
+
+A document is the separator followed by its tokens. The separator opens it so that its first token is predicted from
+something, and closes the one before, so that the model learns where to stop. Shards end with a document.
+"""
+
+import json
+from bisect import bisect_right
+from collections import OrderedDict
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lit_gpt.data.documents import SPLITS, SplitName
+from lit_gpt.data.file_hashes import sha256_file, sha256_json
+from lit_gpt.errors import UserError
+
+FORMAT = "lit_gpt.tokens"
+FORMAT_VERSION = 1
+
+DOCUMENT = np.dtype(
+    [
+        ("offset", "<u8"),  # of its separator, in tokens from the start of the shard
+        ("num_bytes", "<u8"),  # of its UTF-8 text
+        ("record", "<u8"),  # line or row in the source, from 1; 0: the source is one document
+        ("source", "<u4"),  # index into sources.json
+        ("sha256", "u1", (16,)),  # the first half of its text's hash
+    ]
+)
+_MAX_OPEN_SHARDS = 256
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One pair of files: tokens and the documents that they are.
+
+    Attributes:
+        tokens: Path of the tokens below the corpus.
+        documents: Path of the document records below the corpus.
+        num_tokens: Tokens, separators included.
+        num_documents: Documents.
+        num_bytes: UTF-8 bytes of their texts.
+        sha256: Of the tokens' file.
+        documents_sha256: Of the documents' file.
+    """
+
+    tokens: str
+    documents: str
+    num_tokens: int
+    num_documents: int
+    num_bytes: int
+    sha256: str
+    documents_sha256: str
+
+
+@dataclass(frozen=True)
+class DocumentSpan:
+    """Where a document lies in its split's stream, and where it came from.
+
+    Attributes:
+        start: Position of its separator in the stream.
+        num_tokens: Tokens after the separator.
+        num_bytes: UTF-8 bytes of its text.
+        source: Name of its source.
+        record: Line or row there, from 1; 0 when the source is one document.
+        sha256: First 32 hexadecimal digits of its text's SHA-256.
+    """
+
+    start: int
+    num_tokens: int
+    num_bytes: int
+    source: str
+    record: int
+    sha256: str
+
+
+class TokenSplit:
+    """One split of a corpus, as a circular stream of tokens over its memory-mapped shards.
+
+    It can be pickled (the maps are opened again on the other side) and shared with forked workers.
+    """
+
+    def __init__(self, folder: Path, name: SplitName, dtype: str, shards: list[Shard]) -> None:
+        self.folder = folder
+        self.name = name
+        self.dtype = np.dtype(dtype)
+        self.shards = shards
+        self._token_ends = list(accumulate(shard.num_tokens for shard in shards))
+        self._document_ends = list(accumulate(shard.num_documents for shard in shards))
+        self._maps: OrderedDict[str, np.ndarray] = OrderedDict()
+        self.num_tokens = self._token_ends[-1] if shards else 0
+        self.num_documents = self._document_ends[-1] if shards else 0
+        self.num_bytes = sum(shard.num_bytes for shard in shards)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of the tokens: equal for equal streams, wherever they lie."""
+        return sha256_json([self.dtype.str, [shard.sha256 for shard in self.shards]])
+
+    def read(self, start: int, length: int) -> np.ndarray:
+        """Returns `length` tokens from position `start` on, going round at the end.
+
+        Args:
+            start: Position in the stream, at least 0; taken modulo its length.
+            length: Number of tokens, at most the length of the stream.
+
+        Returns:
+            (length,) uint16 or uint32; a view of the map where one shard holds them all.
+        """
+        start %= self.num_tokens
+        index = bisect_right(self._token_ends, start)
+        shard_end = self._token_ends[index]
+        shard = self.shards[index]
+        begin = start - shard_end + shard.num_tokens
+        tokens = self._map(shard.tokens, self.dtype)[begin : begin + length]
+        if len(tokens) == length:
+            return tokens
+        parts = [tokens]
+        missing = length - len(tokens)
+        while missing:
+            index = (index + 1) % len(self.shards)
+            parts.append(self._map(self.shards[index].tokens, self.dtype)[:missing])
+            missing -= len(parts[-1])
+        return np.concatenate(parts)
+
+    def document(self, index: int) -> DocumentSpan:
+        """Returns the span of document `index`, counted from 0 through the split."""
+        if not 0 <= index < self.num_documents:
+            raise IndexError(f"document {index} of {self.num_documents}")
+        number = bisect_right(self._document_ends, index)
+        shard = self.shards[number]
+        place = index - self._document_ends[number] + shard.num_documents
+        records = self._map(shard.documents, DOCUMENT)
+        record = records[place]
+        offset = int(record["offset"])
+        end = int(records[place + 1]["offset"]) if place + 1 < len(records) else shard.num_tokens
+        return DocumentSpan(
+            start=self._token_ends[number] - shard.num_tokens + offset,
+            num_tokens=end - offset - 1,
+            num_bytes=int(record["num_bytes"]),
+            source=self.source_names[int(record["source"])],
+            record=int(record["record"]),
+            sha256=record["sha256"].tobytes().hex(),
+        )
+
+    def document_at(self, position: int) -> int:
+        """Returns the index of the document that holds the token at `position` of the stream."""
+        position %= self.num_tokens
+        number = bisect_right(self._token_ends, position)
+        shard = self.shards[number]
+        offsets = self._map(shard.documents, DOCUMENT)["offset"]
+        inside = position - self._token_ends[number] + shard.num_tokens
+        place = int(np.searchsorted(offsets, inside, side="right")) - 1
+        return self._document_ends[number] - shard.num_documents + place
+
+    def document_lengths(self) -> np.ndarray:
+        """Returns the tokens of every document, separators not counted: (num_documents,) int64."""
+        lengths = [np.empty(0, dtype=np.int64)]
+        for shard in self.shards:
+            offsets = self._map(shard.documents, DOCUMENT)["offset"].astype(np.int64)
+            lengths.append(np.diff(offsets, append=shard.num_tokens) - 1)
+        return np.concatenate(lengths)
+
+    @cached_property
+    def source_names(self) -> list[str]:
+        """Names of the corpus's sources."""
+        names: list[str] = json.loads((self.folder / "sources.json").read_bytes())
+        return names
+
+    def _map(self, name: str, dtype: np.dtype[Any]) -> np.ndarray:
+        array = self._maps.get(name)
+        if array is None:
+            array = np.memmap(self.folder / name, dtype=dtype, mode="r").view(np.ndarray)
+            self._maps[name] = array
+            if len(self._maps) > _MAX_OPEN_SHARDS:  # each map holds a file descriptor
+                self._maps.popitem(last=False)
+        return array
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_maps": OrderedDict()}
+
+
+class TokenCorpus:
+    """A prepared corpus.
+
+    Args:
+        path: Its folder.
+
+    Raises:
+        UserError: if the folder is no whole corpus: no manifest, another format, a file missing or of another size.
+
+    Attributes:
+        manifest: What `manifest.json` says.
+        vocab_size: Number of ids of the tokenizer that made it.
+        separator_id: Token that opens each document.
+        fingerprint: Hash of all its tokens and its tokenizer.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self.manifest: dict[str, Any] = json.loads((path / "manifest.json").read_bytes())
+        except FileNotFoundError:
+            raise UserError(f"{path} is no prepared corpus: it has no manifest.json; prepare it first") from None
+        except ValueError as error:
+            raise UserError(f"{path / 'manifest.json'} is damaged ({error}); delete the folder {path}") from error
+        version = (self.manifest.get("format"), self.manifest.get("version"))
+        if version != (FORMAT, FORMAT_VERSION):
+            raise UserError(f"{path} is in format {version}, this is {(FORMAT, FORMAT_VERSION)}; prepare it again")
+        self.vocab_size: int = self.manifest["vocab_size"]
+        self.separator_id: int = self.manifest["separator_id"]
+        self.fingerprint: str = self.manifest["fingerprint"]
+        self._splits: dict[SplitName, TokenSplit] = {
+            name: TokenSplit(path, name, self.manifest["dtype"], [Shard(**s) for s in self.manifest["splits"][name]])
+            for name in SPLITS
+        }
+        for file, size in self._expected_sizes().items():
+            found = (path / file).stat().st_size if (path / file).exists() else None
+            if found != size:
+                raise UserError(f"{path / file} is damaged: {found} bytes instead of {size}; delete the folder {path}")
+
+    def split(self, name: SplitName) -> TokenSplit:
+        """Returns one split; it may be empty."""
+        return self._splits[name]
+
+    @cached_property
+    def byte_lengths(self) -> np.ndarray:
+        """(vocab_size,) int64: UTF-8 bytes that each token stands for, 0 for special tokens."""
+        return np.fromfile(self.path / "byte_lengths.bin", dtype="<i8")
+
+    def verify(self) -> None:
+        """Reads every file again and compares its SHA-256.
+
+        Raises:
+            UserError: naming the first file that differs.
+        """
+        for split in self._splits.values():
+            for shard in split.shards:
+                for file, digest in ((shard.tokens, shard.sha256), (shard.documents, shard.documents_sha256)):
+                    if sha256_file(self.path / file) != digest:
+                        raise UserError(f"{self.path / file} is damaged: its content is not what was written")
+
+    def lineage(self) -> dict[str, Any]:
+        """Returns what made the corpus: sources, tokenizer, split sizes and hashes (JSON values)."""
+        splits = {
+            name: {
+                "documents": split.num_documents,
+                "tokens": split.num_tokens,
+                "bytes": split.num_bytes,
+                "sha256": split.fingerprint,
+            }
+            for name, split in self._splits.items()
+        }
+        kept = ("key", "sources", "tokenizer", "val_fraction", "test_fraction", "num_skipped", "num_empty")
+        return {
+            "path": str(self.path),
+            "fingerprint": self.fingerprint,
+            "splits": splits,
+            **{key: self.manifest[key] for key in kept},
+        }
+
+    def _expected_sizes(self) -> dict[str, int]:
+        sizes = {"byte_lengths.bin": 8 * self.vocab_size}
+        for split in self._splits.values():
+            for shard in split.shards:
+                sizes[shard.tokens] = shard.num_tokens * split.dtype.itemsize
+                sizes[shard.documents] = shard.num_documents * DOCUMENT.itemsize
+        return sizes

@@ -1,0 +1,229 @@
+"""Tokenizers: loaded from wherever they come, kept as a Hugging Face tokenizer folder.
+
+What a folder holds decides everything else: `tokenizer.json` makes the ids, `tokenizer_config.json` names the end of
+text, which is our separator. It opens every document in the token stream; a text that spells it out gets ordinary
+tokens, so that data cannot forge a document's end.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lit_gpt.data.byte_lengths import token_byte_lengths
+from lit_gpt.data.file_hashes import sha256_json
+from lit_gpt.data.pieces import PIECE_CHARACTERS, pieces
+from lit_gpt.errors import UserError
+
+END_OF_TEXT = "<|endoftext|>"
+# Tried in this order where no configuration names the end of text.
+_KNOWN_SEPARATORS = (END_OF_TEXT, "<|end_of_text|>", "<|im_end|>", "</s>", "<eos>", "[EOS]", "[SEP]")
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+)
+"""The files of a model's folder that belong to its tokenizer."""
+
+
+class Tokenizer:
+    """A `tokenizers.Tokenizer` with what training needs to know about it.
+
+    Args:
+        backend: The tokenizer. Truncation and padding are turned off in it, and special tokens that stand in a text
+            are encoded as ordinary text.
+        separator: Token that opens each document; None finds the end-of-text token by its usual names.
+        files: Files of the folder that it came from (name → content), kept as they are by `save`.
+
+    Raises:
+        UserError: if the vocabulary has no such token.
+    """
+
+    def __init__(self, backend: Any, separator: str | None = None, files: dict[str, bytes] | None = None) -> None:
+        backend.no_truncation()
+        backend.no_padding()
+        backend.encode_special_tokens = True
+        self.backend = backend
+        self.files = files
+        if separator is None:
+            separator = next((t for t in _KNOWN_SEPARATORS if backend.token_to_id(t) is not None), None)
+            if separator is None:
+                special = [token.content for token in backend.get_added_tokens_decoder().values()]
+                raise UserError(
+                    f"the tokenizer has no end-of-text token (its special tokens: {', '.join(special) or 'none'}); "
+                    "name it as eos_token in tokenizer_config.json"
+                )
+        index = backend.token_to_id(separator)
+        if index is None:
+            raise UserError(f"the tokenizer names {separator!r} as its end of text, but has no such token")
+        self.separator = separator
+        self.separator_id: int = index
+        self.vocab_size: int = max(backend.get_vocab(with_added_tokens=True).values()) + 1
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of what decides the ids: the vocabulary, the rules and the separator."""
+        return sha256_json([json.loads(self.backend.to_str()), self.separator])
+
+    @cached_property
+    def byte_lengths(self) -> np.ndarray:
+        """(vocab_size,) int64: UTF-8 bytes that each token stands for, 0 for special tokens."""
+        return token_byte_lengths(self.backend, self.vocab_size)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The smallest of uint16 and uint32 that holds every id."""
+        return np.dtype("<u2" if self.vocab_size <= 1 << 16 else "<u4")
+
+    def encode(self, text: str) -> np.ndarray:
+        """Returns the ids of a text, of any length, without adding special tokens: (n,) of `dtype`."""
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Returns the ids of several texts; long ones go through the tokenizer piece by piece."""
+        encoded: list[np.ndarray] = []
+        short = [text for text in texts if len(text) <= PIECE_CHARACTERS]
+        of_short = iter(self._encode(short))
+        for text in texts:
+            if len(text) <= PIECE_CHARACTERS:
+                encoded.append(next(of_short))
+            else:
+                encoded.append(np.concatenate([self._encode([piece])[0] for piece in pieces(text)]))
+        return encoded
+
+    def _encode(self, texts: list[str]) -> list[np.ndarray]:
+        # The fast variant skips the offsets of tokens in the text.
+        encodings = self.backend.encode_batch_fast(texts, add_special_tokens=False)
+        return [np.array(encoding.ids, dtype=self.dtype) for encoding in encodings]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Returns the text of ids, special tokens included."""
+        return str(self.backend.decode([int(index) for index in ids], skip_special_tokens=False))
+
+    def folder_files(self) -> dict[str, bytes]:
+        """Returns name and content of each file of its Hugging Face tokenizer folder."""
+        if self.files is not None:
+            return self.files
+        self.backend.encode_special_tokens = False  # a switch for our training data, not part of the tokenizer
+        content = self.backend.to_str(pretty=True)
+        self.backend.encode_special_tokens = True
+        config = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": self.separator,
+            "eos_token": self.separator,
+            "unk_token": self.separator,
+            "clean_up_tokenization_spaces": False,
+            "model_max_length": 1 << 30,
+        }
+        names = {key: config[key] for key in ("bos_token", "eos_token", "unk_token")}
+        return {
+            "tokenizer.json": content.encode(),
+            "tokenizer_config.json": (json.dumps(config, indent=2) + "\n").encode(),
+            "special_tokens_map.json": (json.dumps(names, indent=2) + "\n").encode(),
+        }
+
+    def save(self, folder: Path) -> None:
+        """Writes a folder that `transformers.AutoTokenizer.from_pretrained` opens."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in self.folder_files().items():
+            (folder / name).write_bytes(content)
+
+
+def load_tokenizer(path_or_name: str | Path, separator: str | None = None) -> Tokenizer:
+    """Loads a tokenizer.
+
+    Args:
+        path_or_name: A Hugging Face tokenizer or model folder, a `tokenizer.json`, a folder with GPT-2's
+            `encoder.json` and `vocab.bpe` (or `vocab.json` and `merges.txt`), or a name on the Hugging Face hub.
+        separator: End-of-text token; None takes the one that the folder's configuration names.
+
+    Raises:
+        UserError: if there is none there, or it cannot be read.
+    """
+    path = Path(path_or_name).expanduser()
+    if path.is_file():
+        return Tokenizer(_from_json(path), separator)
+    if path.is_dir():
+        return _load_folder(path, separator)
+    name = str(path_or_name)
+    if path.is_absolute() or name.startswith((".", "~")) or path.suffix == ".json" or name.count("/") > 1:
+        raise UserError(f"tokenizer {name} does not exist; name a folder, a tokenizer.json or a name on the hub")
+    return _load_folder(_download(name), separator)
+
+
+def _load_folder(folder: Path, separator: str | None) -> Tokenizer:
+    if (folder / "tokenizer.json").exists():
+        files = {name: (folder / name).read_bytes() for name in TOKENIZER_FILES if (folder / name).is_file()}
+        return Tokenizer(_from_json(folder / "tokenizer.json"), separator or _named_separator(folder), files)
+    for vocabulary, merges in (("encoder.json", "vocab.bpe"), ("vocab.json", "merges.txt")):
+        if (folder / vocabulary).exists() and (folder / merges).exists():
+            return Tokenizer(_from_gpt2_files(folder / vocabulary, folder / merges), separator or END_OF_TEXT)
+    if (folder / "tokenizer_config.json").exists():  # SentencePiece alone: transformers converts it
+        import transformers
+
+        try:
+            converted = transformers.AutoTokenizer.from_pretrained(folder)
+            return Tokenizer(converted.backend_tokenizer, separator or converted.eos_token)
+        except (OSError, ValueError, ImportError, AttributeError) as error:
+            raise UserError(f"the tokenizer in {folder} cannot be loaded: {str(error).splitlines()[0]}") from error
+    raise UserError(
+        f"{folder} holds no tokenizer: neither tokenizer.json, nor encoder.json and vocab.bpe, nor vocab.json and "
+        "merges.txt"
+    )
+
+
+def _from_json(path: Path) -> Any:
+    import tokenizers
+
+    try:
+        return tokenizers.Tokenizer.from_str(path.read_bytes().decode())
+    except Exception as error:  # the Rust side raises bare Exception
+        raise UserError(f"{path} is not a tokenizer.json: {str(error).splitlines()[0]}") from error
+
+
+def _from_gpt2_files(vocabulary: Path, merges: Path) -> Any:
+    import tokenizers
+
+    try:
+        model = tokenizers.models.BPE.from_file(str(vocabulary), str(merges))
+    except Exception as error:  # the Rust side raises bare Exception
+        raise UserError(f"{vocabulary} and {merges} are no BPE tokenizer: {error}") from error
+    backend = tokenizers.Tokenizer(model)
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = tokenizers.decoders.ByteLevel()
+    backend.add_special_tokens([END_OF_TEXT])
+    return backend
+
+
+def _named_separator(folder: Path) -> str | None:
+    """Returns the `eos_token` that the folder's configuration names."""
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        if (folder / name).exists():
+            try:
+                token = json.loads((folder / name).read_bytes()).get("eos_token")
+            except ValueError as error:
+                raise UserError(f"{folder / name} is not JSON: {error}") from error
+            if token is not None:
+                return str(token["content"] if isinstance(token, dict) else token)
+    return None
+
+
+def _download(name: str) -> Path:
+    import huggingface_hub
+
+    try:
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=list(TOKENIZER_FILES)))
+    except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"tokenizer {name!r} is neither a file or folder here nor can it be had from the hub: {reason}"
+        ) from error

@@ -1,0 +1,148 @@
+"""`fit`, `validate`, `test` and `predict`: Lightning's own CLI, subclassed.
+
+What is ours: the house's Trainer, values linked from data to model, a config that is saved in the run's folder, and
+short errors that name the nearest key.
+"""
+
+import difflib
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch import Trainer as LightningTrainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import TensorBoardLogger
+
+# Imported for their names: whatever is imported here may be written in a YAML without its package.
+import lit_gpt.callbacks
+import lit_gpt.datamodules
+import lit_gpt.modules
+import lit_gpt.optim
+import lit_gpt.plugins  # noqa: F401
+from lit_gpt.callbacks import GracefulStop
+from lit_gpt.trainer import Trainer
+
+
+class ArgumentParser(LightningArgumentParser):
+    """Errors in one line, with the nearest key for one that does not exist."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print the message and leave with status 2."""
+        if os.environ.get("LIT_GPT_TRACEBACK") and ex is not None:
+            raise ex
+        print(f"lit_gpt: error: {_one_line(message)}{self._nearest(message)}", file=sys.stderr)
+        sys.exit(2)
+
+    def _nearest(self, message: str) -> str:
+        """The known keys that look like the one the message complains about."""
+        unknown = re.findall(r"(?:Key|key|Option|argument[s]?:?|Group) ['\"]?-{0,2}([\w.]+)['\"]?", message)
+        known = {key.rsplit(".", 1)[-1] for key in self.get_defaults().keys()}  # noqa: SIM118 (a Namespace)
+        known |= set(re.findall(r"\w+", " ".join(re.findall(r"Accepted[^:]*: ([\w, .]+)", message))))
+        words = [word.rsplit(".", 1)[-1] for word in unknown]
+        near = {match for word in words for match in difflib.get_close_matches(word, known - set(words), n=3)}
+        return f" (nearest: {', '.join(sorted(near))})" if near else ""
+
+
+def _one_line(message: str) -> str:
+    return " ".join(message.split())
+
+
+class SaveRunConfig(SaveConfigCallback):
+    """Keep the whole configuration as `config.yaml` in the run's folder and as text in TensorBoard."""
+
+    def setup(self, trainer: LightningTrainer, pl_module: LightningModule, stage: str) -> None:
+        """Do nothing yet: `RunFolder` first makes sure that the folder belongs to this run."""
+
+    def on_train_start(self, trainer: LightningTrainer, pl_module: LightningModule) -> None:
+        """Write the file; on a resume, print what differs from the run so far."""
+        if not isinstance(trainer, Trainer) or not trainer.is_global_zero:
+            return
+        text = self.parser.dump(self.config, skip_none=False)
+        path = trainer.run_dir / self.config_filename
+        if path.exists():
+            for line in _differences(yaml.safe_load(path.read_text()), yaml.safe_load(text)):
+                print(f"config: {line}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_name(f".{path.name}.tmp")
+        beside.write_text(text)
+        beside.replace(path)
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_text("config", f"```yaml\n{text}\n```", trainer.global_step)
+
+
+def _differences(before: Any, after: Any, key: str = "") -> list[str]:
+    """Lines `key: before -> after` for each leaf that changed."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        keys = sorted(before.keys() | after.keys())
+        return [
+            line
+            for k in keys
+            if k not in ("config", "ckpt_path")
+            for line in _differences(before.get(k), after.get(k), f"{key}.{k}" if key else k)
+        ]
+    return [] if before == after else [f"{key}: {before} -> {after}"]
+
+
+class CLI(LightningCLI):
+    """LightningCLI with the house's Trainer; models and DataModules of any package, ours by short name."""
+
+    def __init__(self, args: list[str]) -> None:
+        self._command = args[0]
+        super().__init__(
+            model_class=LightningModule,
+            datamodule_class=LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            trainer_class=Trainer,
+            save_config_callback=SaveRunConfig,
+            seed_everything_default=0,
+            parser_class=ArgumentParser,
+            auto_configure_optimizers=False,
+            parser_kwargs={"prog": "python -m lit_gpt"},
+            # Lightning warns about words that are given while the process has words of its own.
+            args=None if args == sys.argv[1:] else args,
+        )
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """Only the command in hand: the help of four would take four times as long."""
+        return {self._command: LightningCLI.subcommands()[self._command]}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Values that model and data share are written once, in the data, and linked."""
+        for name in ("vocab_size", "block_size"):
+            parser.link_arguments(
+                "data", f"model.init_args.{name}", compute_fn=_attribute(name), apply_on="instantiate"
+            )
+        for target in ("model", "data"):
+            parser.link_arguments("seed_everything", f"{target}.init_args.seed")
+
+    def _parse_ckpt_path(self) -> None:
+        """Do nothing: what the user wrote is never replaced by what a checkpoint holds (`GPTModule` compares)."""
+
+
+def _attribute(name: str) -> Any:
+    def read(data: LightningDataModule) -> int | None:
+        return getattr(data, name, None)
+
+    return read
+
+
+def run(args: list[str]) -> int:
+    """Run a Trainer command.
+
+    Args:
+        args: words of the command line, the command first.
+
+    Returns:
+        The exit status; 128 + the signal's number if one stopped the run.
+    """
+    sys.path.insert(0, str(Path.cwd()))  # `class_path: my_module.MyModule` from the folder one stands in
+    cli = CLI(args)
+    stops = [callback.stopped_by for callback in cli.trainer.callbacks if isinstance(callback, GracefulStop)]
+    signals = [signal for signal in stops if signal is not None]
+    return 128 + signals[0] if signals else 0

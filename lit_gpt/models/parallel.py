@@ -1,0 +1,120 @@
+"""Sharding a GPT over devices: FSDP2, tensor parallelism, or both.
+
+Tensor parallelism splits heads and the MLP's width (Megatron-LM, arXiv:1909.08053): q, k, v, gate and up by columns,
+o and down by rows, so each half of a block needs one all-reduce. Embeddings, norms and the head are replicated over
+the tensor-parallel devices: every device computes the whole of them. They are DTensors all the same, because
+clipping and optimizers refuse a mixture. FSDP2 then shards every parameter over the data-parallel devices, one
+group a block and one for the rest.
+
+B batch, T time, H heads, D head size.
+"""
+
+from typing import Any
+
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Replicate, distribute_module
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    ParallelStyle,
+    RowwiseParallel,
+    SequenceParallel,
+    parallelize_module,
+)
+
+from lit_gpt.errors import UserError
+from lit_gpt.models.config import GPTConfig
+from lit_gpt.models.gpt import GPT
+
+DATA_PARALLEL, TENSOR_PARALLEL = "data_parallel", "tensor_parallel"
+"""The mesh's dimensions, as Lightning's ModelParallelStrategy names them."""
+
+
+class Replicated(ParallelStyle):
+    """The whole module on every device, its parameters DTensors, plain tensors in and out."""
+
+    def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
+        def enter(_: nn.Module, inputs: tuple[Any, ...], mesh: DeviceMesh) -> tuple[Any, ...]:
+            return (DTensor.from_local(inputs[0], mesh, [Replicate()], run_check=False), *inputs[1:])
+
+        def leave(_: nn.Module, output: Any, mesh: DeviceMesh) -> Tensor:
+            return output.to_local()
+
+        return distribute_module(module, device_mesh, input_fn=enter, output_fn=leave)  # type: ignore[arg-type]
+
+
+def parallelize(model: GPT, device_mesh: DeviceMesh) -> GPT:
+    """Shard a model in place; a dimension of size 1, or absent from the mesh, does nothing.
+
+    Args:
+        model: Whole, best on the meta device; afterwards `to_empty`, then `init_weights` or a checkpoint.
+        device_mesh: With dimensions "data_parallel" and "tensor_parallel".
+
+    Returns:
+        The same model.
+
+    Raises:
+        UserError: If the heads, key/value heads or MLP width cannot be divided among the tensor-parallel devices.
+    """
+    names = device_mesh.mesh_dim_names or ()
+    if TENSOR_PARALLEL in names and device_mesh[TENSOR_PARALLEL].size() > 1:
+        _tensor_parallel(model, device_mesh[TENSOR_PARALLEL])
+    if DATA_PARALLEL in names and device_mesh[DATA_PARALLEL].size() > 1:
+        _shard(model, device_mesh[DATA_PARALLEL])
+    return model
+
+
+def check_tensor_parallel(config: GPTConfig, size: int) -> None:
+    """Refuse a number of tensor-parallel devices that heads or MLP cannot be divided among.
+
+    Raises:
+        UserError: Naming what cannot be divided.
+    """
+    counts = {"n_head": config.n_head, "n_kv_head": config.num_kv_heads, "intermediate_size": config.mlp_size}
+    for name, count in counts.items():
+        if count % size:
+            raise UserError(
+                f"{name} {count} is not divisible by the {size} tensor-parallel devices; "
+                "set tensor_parallel_size to a divisor of it"
+            )
+
+
+def _tensor_parallel(model: GPT, mesh: DeviceMesh) -> None:
+    config = model.config
+    check_tensor_parallel(config, mesh.size())
+    plan: dict[str, ParallelStyle] = {
+        "ln1": Replicated(),
+        "attn.q_proj": ColwiseParallel(),
+        "attn.k_proj": ColwiseParallel(),
+        "attn.v_proj": ColwiseParallel(),
+        "attn.o_proj": RowwiseParallel(),
+        "ln2": Replicated(),
+        "mlp.up_proj": ColwiseParallel(),
+        "mlp.down_proj": RowwiseParallel(),
+    }
+    if config.qk_norm:
+        # (B, T, H, D) sharded over H: "sequence" parallel along dimension 2, so that the gain's gradient, of which
+        # each device sees its own heads' part, is summed over devices.
+        plan["attn.q_norm"] = SequenceParallel(sequence_dim=2, use_local_output=True)
+        plan["attn.k_norm"] = SequenceParallel(sequence_dim=2, use_local_output=True)
+    if config.mlp == "swiglu":
+        plan["mlp.gate_proj"] = ColwiseParallel()
+    for block in model.blocks:
+        parallelize_module(block, mesh, plan)
+    outer: dict[str, ParallelStyle] = {"wte": Replicated(), "ln_f": Replicated()}
+    if model.wpe is not None:
+        outer["wpe"] = Replicated()
+    parallelize_module(model, mesh, outer)
+    if config.tie_embeddings:
+        model.lm_head.weight = model.wte.weight
+    else:
+        distribute_module(model.lm_head, mesh)  # its forward takes the local copy of the weight
+
+
+def _shard(model: GPT, mesh: DeviceMesh) -> None:
+    from torch.distributed.fsdp import fully_shard
+
+    for block in model.blocks:
+        fully_shard(block, mesh=mesh)
+    # Embedding and head stay in the root's group: when tied they are one parameter, needed first and last.
+    fully_shard(model, mesh=mesh)

@@ -1,0 +1,85 @@
+"""Peak speed of known accelerators, for model FLOPs utilisation (MFU).
+
+The table holds dense bfloat16 tensor-core peaks with float32 accumulation, from the makers' data sheets (which
+often print the value with 2:4 sparsity, twice as high). MFU is counted against bfloat16 whatever a run trains in,
+as PaLM (arXiv:2204.02311, appendix B) and its followers do. A device that is not in the table has no MFU: nothing
+is assumed. A CPU has no data sheet that holds for the cores a process may use, so its float32 peak is measured.
+"""
+
+import re
+import time
+from functools import cache
+
+import torch
+
+TERA = 1e12
+
+_HOPPER = "NVIDIA H100 data sheet (with sparsity: twice this)"
+_AMPERE = "NVIDIA A100 data sheet"
+_ADA = "NVIDIA Ada GPU architecture white paper, appendix A (BF16 tensor, FP32 accumulate)"
+
+BF16_PEAKS: tuple[tuple[str, float, str], ...] = (
+    (r"GB200", 2500.0, "NVIDIA GB200 NVL72 data sheet (360 PFLOP/s with sparsity on 72 GPUs)"),
+    (r"B200", 2250.0, "NVIDIA HGX B200 data sheet (36 PFLOP/s with sparsity on 8 GPUs)"),
+    (r"H200 NVL", 835.5, "NVIDIA H200 data sheet (1,671 with sparsity)"),
+    (r"(GH200|H200)", 989.4, "NVIDIA H200 data sheet (1,979 with sparsity)"),
+    (r"H100 NVL", 835.5, _HOPPER),
+    (r"H100 PCIe", 756.5, _HOPPER),
+    (r"(H100|H800)( SXM5)?( 80GB HBM3)?", 989.4, _HOPPER),
+    (r"(A100|A800)([- ](SXM4|PCIE|PCIe))?([- ](40|80)GB)?( PCIe)?", 312.0, _AMPERE),
+    (r"A30", 165.0, "NVIDIA A30 data sheet"),
+    (r"A40", 149.7, "NVIDIA A40 data sheet"),
+    (r"A10", 125.0, "NVIDIA A10 data sheet"),
+    (r"RTX A6000", 154.8, "NVIDIA RTX A6000 data sheet (309.7 with sparsity)"),
+    (r"L40S", 362.05, "NVIDIA L40S data sheet"),
+    (r"L40", 181.05, "NVIDIA L40 data sheet"),
+    (r"L4", 121.0, "NVIDIA L4 data sheet (242 with sparsity)"),
+    (r"RTX 6000 Ada Generation", 364.2, "NVIDIA RTX 6000 Ada data sheet (FP8 with sparsity: 1,457)"),
+    (r"GeForce RTX 4090", 165.2, _ADA),
+    (r"GeForce RTX 4080", 97.5, _ADA),
+    (r"GeForce RTX 3090", 71.0, "NVIDIA Ampere GA102 white paper, table 2 (BF16 tensor, FP32 accumulate)"),
+    (r"GeForce RTX 3080", 59.5, "NVIDIA Ampere GA102 white paper, table 2 (BF16 tensor, FP32 accumulate)"),
+    (r"GeForce RTX 5090", 209.5, "NVIDIA RTX Blackwell GPU architecture white paper (BF16 tensor, FP32 accumulate)"),
+    (r"AMD Instinct MI300X", 1307.4, "AMD Instinct MI300X data sheet"),
+    (r"AMD Instinct MI325X", 1307.4, "AMD Instinct MI325X data sheet"),
+)
+"""(pattern of the device's whole name without its maker, peak in TFLOP/s, source)."""
+
+
+def gpu_peak_flops(name: str) -> float | None:
+    """Return the dense bfloat16 peak of a GPU in FLOP/s, or None if it is not in the table.
+
+    Args:
+        name: as `torch.cuda.get_device_name` says it. Memory sizes do not matter; a laptop's version, a slice (MIG)
+            or any other addition is another device.
+    """
+    bare = re.sub(r"^(NVIDIA|Tesla)\s+", "", name.strip())
+    for pattern, tera, _ in BF16_PEAKS:
+        if re.fullmatch(rf"{pattern}(\s+\d+GB)?", bare):
+            return tera * TERA
+    return None
+
+
+@cache
+def cpu_peak_flops(seconds: float = 0.3) -> float:
+    """Measure this process's float32 peak in FLOP/s with torch's threads: the best of a few square matmuls.
+
+    Measured once a process. It is what a large matmul reaches, not what the silicon could do at best.
+    """
+    n, best = 1024, float("inf")
+    a, b = torch.ones(n, n), torch.ones(n, n)
+    out = a @ b
+    end = time.perf_counter() + seconds
+    while (start := time.perf_counter()) < end:
+        torch.mm(a, b, out=out)
+        best = min(best, time.perf_counter() - start)
+    return 2 * n**3 / best
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """Return the peak of one device in FLOP/s: from the table (CUDA), measured (CPU), or None where unknown."""
+    if device.type == "cpu":
+        return cpu_peak_flops()
+    if device.type == "cuda":
+        return gpu_peak_flops(torch.cuda.get_device_name(device))
+    return None

@@ -1,0 +1,52 @@
+"""`AtomicCheckpointIO`: Lightning writes a checkpoint as a folder that is whole or absent."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
+
+from lit_gpt.checkpoints.atomic import remove_whole
+from lit_gpt.checkpoints.step import read_checkpoint, write_checkpoint
+from lit_gpt.errors import UserError
+
+
+class AtomicCheckpointIO(CheckpointIO):
+    """Checkpoints as folders: `model.safetensors`, `state.pt`, `manifest.json` (see `lit_gpt.checkpoints.step`).
+
+    `trainer.save_checkpoint` writes beside, fsyncs, hashes and renames; loading verifies every byte first and loads
+    data alone, whatever `weights_only` says. For strategies that gather the state on one process (one device, DDP);
+    sharded ones need `AtomicModelParallelStrategy`.
+
+    Example:
+        >>> trainer = Trainer(plugins=[AtomicCheckpointIO()])  # doctest: +SKIP
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Write a checkpoint folder.
+
+        Raises:
+            UserError: the disk is full, or a value could not be loaded back safely (named by its place).
+        """
+        if storage_options is not None:
+            raise UserError(f"{type(self).__name__} writes to a local folder and takes no storage_options")
+        write_checkpoint(checkpoint, Path(path))
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Verify and read a checkpoint folder, or a plain Lightning `.ckpt` file if it holds data alone.
+
+        Raises:
+            UserError: there is none, or a file of it is missing, cut off or damaged.
+        """
+        path = Path(path)
+        if path.is_file():
+            return torch.load(path, map_location="cpu", weights_only=True)
+        if not path.is_dir():
+            raise UserError(f"no checkpoint at {path}; name a step-*.ckpt folder, or `last` for the newest whole one")
+        return read_checkpoint(path)
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """Remove a checkpoint; one killed half-way leaves nothing that looks like a checkpoint."""
+        remove_whole(Path(path))

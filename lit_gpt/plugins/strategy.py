@@ -1,0 +1,278 @@
+"""`AtomicModelParallelStrategy`: FSDP2 and tensor parallelism with checkpoints that are whole or absent.
+
+Lightning's strategy writes its shards straight into the final folder and past any CheckpointIO. This one writes them
+into a temporary beside it, all processes at once; when all are done, process 0 adds `state.pt`, hashes everything
+into `manifest.json` and renames. A failure on any process (a full disk, say) is raised on all, and the temporary
+goes. Loading is verified by process 0, and takes shards or a whole checkpoint of any other strategy or size.
+"""
+
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.optim import Optimizer
+
+from lit_gpt.checkpoints.atomic import publish, raise_if_disk_full, remove_leftovers, temporary_beside
+from lit_gpt.checkpoints.manifest import verify, write_manifest
+from lit_gpt.checkpoints.plain import to_plain
+from lit_gpt.checkpoints.sharded import OPTIMIZER, by_index, by_name, join_optimizers, load_into, saved_tensors
+from lit_gpt.checkpoints.step import (
+    SHARDS,
+    STATE,
+    TIED,
+    WEIGHTS,
+    is_sharded,
+    read_averages,
+    read_state,
+    read_weights,
+    retie,
+    save_state,
+)
+from lit_gpt.errors import UserError
+from lit_gpt.plugins.checkpoint_io import AtomicCheckpointIO
+
+
+class AtomicModelParallelStrategy(ModelParallelStrategy):
+    """Lightning's `ModelParallelStrategy` with whole-or-absent, verified, data-only checkpoints.
+
+    Args:
+        save_distributed_checkpoint: each process writes its shard (fast, any size). False: the weights are gathered
+            on process 0 and written like a single device's checkpoint.
+        kwargs: `data_parallel_size`, `tensor_parallel_size`, `process_group_backend`, `timeout` of
+            `lightning.pytorch.strategies.ModelParallelStrategy`.
+    """
+
+    def __init__(self, save_distributed_checkpoint: bool = True, **kwargs: Any) -> None:
+        super().__init__(save_distributed_checkpoint=save_distributed_checkpoint, **kwargs)
+
+    @property
+    def checkpoint_io(self) -> CheckpointIO:
+        """What writes a checkpoint that is not distributed: `AtomicCheckpointIO` unless the Trainer got another."""
+        # Not in __init__: the Trainer refuses a strategy with a CheckpointIO beside one among its plugins.
+        if self._checkpoint_io is None:
+            self._checkpoint_io = AtomicCheckpointIO()
+        return self._checkpoint_io
+
+    @checkpoint_io.setter
+    def checkpoint_io(self, io: CheckpointIO | None) -> None:
+        self._checkpoint_io = io
+
+    @property
+    def saves_shards(self) -> bool:
+        """Whether sharded tensors may stand in a checkpoint as they are (else callbacks gather their own)."""
+        return self._save_distributed_checkpoint
+
+    # ---- saving -----------------------------------------------------------------------------------------------
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """Return sharded weights, or on process 0 whole ones if checkpoints are not distributed."""
+        assert self.model is not None
+        weights = {_clean(name): tensor.detach() for name, tensor in self.model.state_dict().items()}
+        return weights if self.saves_shards else self.gather(weights)
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        """Return the state by parameter name, sharded; or torch's own whole one on process 0."""
+        optimizer = getattr(optimizer, "optimizer", optimizer)
+        state = by_name(optimizer.state_dict(), self._names(optimizer))
+        return state if self.saves_shards else by_index({**state, "state": self.gather(state["state"])})
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
+        """Write a checkpoint folder; every process calls it.
+
+        Raises:
+            UserError: the disk is full on any process, or a value could not be loaded back safely.
+        """
+        if storage_options is not None:
+            raise UserError(f"{type(self).__name__} writes to a local folder and takes no storage_options")
+        path = Path(self.broadcast(str(filepath)))
+        if not self.saves_shards:
+            self._first_process(lambda: self.checkpoint_io.save_checkpoint(checkpoint, path))
+            return
+        shards, rest = _split(checkpoint, self._tied())
+        temporary = Path(self.broadcast(str(temporary_beside(path))))
+        try:
+            self._first_process(lambda: _begin(temporary, path, rest))
+            dcp.save(shards, storage_writer=dcp.FileSystemWriter(temporary / SHARDS))
+            self._first_process(lambda: _finish(temporary, path))
+        except BaseException as error:
+            if self.is_global_zero:
+                shutil.rmtree(temporary, ignore_errors=True)
+            causes = [cause for cause, _ in error.failures.values()] if isinstance(error, CheckpointException) else []
+            for cause in [*causes, error]:
+                raise_if_disk_full(cause, path)
+            raise
+
+    # ---- loading ----------------------------------------------------------------------------------------------
+
+    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
+        """Verify a checkpoint and load weights and optimizers from it; every process calls it.
+
+        Returns:
+            The rest of Lightning's checkpoint dict.
+
+        Raises:
+            UserError: a file of it is missing, cut off or damaged, or it holds another model.
+        """
+        path = Path(self.broadcast(str(checkpoint_path)))
+        if not path.is_dir():
+            raise UserError(f"no checkpoint folder at {path}; name a step-*.ckpt folder, or `last`")
+        self._first_process(lambda: verify(path))
+        checkpoint = read_state(path, mmap=True)
+        if is_sharded(path):
+            tensors = self._read_shards(path / SHARDS)
+            weights = retie(tensors.pop("state_dict"), checkpoint.pop(TIED, {}))
+            optimizers = join_optimizers(tensors, checkpoint.get("optimizer_states", []))
+            checkpoint |= tensors
+        else:
+            weights = read_weights(path / WEIGHTS)
+            checkpoint |= read_averages(path)
+            optimizers = checkpoint.get("optimizer_states", [])
+        self._load_weights(weights, path)
+        for optimizer, state in zip(self.optimizers, optimizers, strict=False):
+            optimizer.load_state_dict(self._shard_optimizer(optimizer, state))
+        checkpoint.pop("optimizer_states", None)
+        return checkpoint
+
+    def _load_weights(self, weights: dict[str, Tensor], path: Path) -> None:
+        assert self.model is not None
+        assert self.lightning_module is not None
+        mine = self.model.state_dict()
+        raw = {_clean(name): name for name in mine}
+        named = {raw.get(name, name): value for name, value in weights.items()}
+        sharded = {name: _like(mine[name], value) if name in mine else value for name, value in named.items()}
+        try:
+            self.model.load_state_dict(sharded, strict=self.lightning_module.strict_loading)
+        except RuntimeError as error:
+            raise UserError(f"{path} holds another model: {error}") from error
+
+    def _read_shards(self, shards: Path) -> dict[str, Any]:
+        """Read each tensor in the sharding of the parameter it belongs to."""
+        assert self.model is not None
+        mine = {_clean(name): tensor for name, tensor in self.model.state_dict().items()}
+        state: dict[str, Any] = {}
+        for (entry, name, *inner), (size, dtype) in saved_tensors(shards).items():
+            if entry.startswith(OPTIMIZER) and not self.optimizers:
+                continue  # validating or testing
+            like = mine.get(name)
+            if like is not None and like.shape == size:
+                target = torch.empty_like(like, dtype=dtype)
+            else:
+                target = torch.empty(size, dtype=dtype)
+            holder = state.setdefault(entry, {})
+            for key in [name, *inner][:-1]:
+                holder = holder.setdefault(key, {})
+            holder[[name, *inner][-1]] = target
+        load_into(state, shards)
+        return state
+
+    def _shard_optimizer(self, optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+        """Shard the tensors of a whole optimizer state like the parameters they belong to."""
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        moments = {
+            i: {key: _like(parameters[i], value) for key, value in item.items()} for i, item in state["state"].items()
+        }
+        return {**state, "state": moments}
+
+    # ---- processes --------------------------------------------------------------------------------------------
+
+    def _names(self, optimizer: Optimizer) -> list[str]:
+        """Names of the optimizer's parameters, in the order of its groups."""
+        assert self.model is not None
+        names = {parameter: _clean(name) for name, parameter in self.model.named_parameters()}
+        return [names[p] for group in optimizer.param_groups for p in group["params"]]
+
+    def _tied(self) -> dict[str, str]:
+        """Names that a tied parameter has beside its first one."""
+        assert self.model is not None
+        first: dict[int, str] = {}
+        tied: dict[str, str] = {}
+        for name, parameter in self.model.named_parameters(remove_duplicate=False):
+            kept = first.setdefault(id(parameter), _clean(name))
+            if kept != _clean(name):
+                tied[_clean(name)] = kept
+        return tied
+
+    def gather(self, tree: Any) -> Any:
+        """Make every sharded tensor of nested dicts whole: on process 0's CPU, None elsewhere; all must call it."""
+        if isinstance(tree, Mapping):
+            return {key: self.gather(value) for key, value in tree.items()}
+        if isinstance(tree, Tensor):
+            whole = tree.full_tensor() if isinstance(tree, DTensor) else tree
+            return whole.detach().cpu() if self.is_global_zero else None
+        return tree
+
+    def _first_process(self, work: Callable[[], Any]) -> None:
+        """Let process 0 do it while the others wait; what it raises is raised on all."""
+        failure: tuple[str, bool] | None = None
+        error: BaseException | None = None
+        if self.is_global_zero:
+            try:
+                work()
+            except Exception as caught:
+                error, failure = caught, (str(caught), isinstance(caught, UserError))
+        failure = self.broadcast(failure)
+        if error is not None:
+            raise error
+        if failure is not None:
+            message, is_user_error = failure
+            raise UserError(message) if is_user_error else RuntimeError(f"process 0 failed: {message}")
+
+
+def _begin(temporary: Path, target: Path, rest: dict[str, Any]) -> None:
+    remove_leftovers(target)
+    state = to_plain(rest)
+    (temporary / SHARDS).mkdir(parents=True)
+    save_state(state, temporary / STATE)
+
+
+def _finish(temporary: Path, target: Path) -> None:
+    write_manifest(temporary)
+    publish(temporary, target)
+
+
+def _split(checkpoint: dict[str, Any], tied: dict[str, str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Part a checkpoint into tensors for the shards and plain data for `state.pt`."""
+    rest = {**checkpoint, TIED: tied}
+    weights = rest.pop("state_dict")
+    shards: dict[str, Any] = {"state_dict": {name: weights[name] for name in weights if name not in tied}}
+    optimizers = rest.pop("optimizer_states", None)
+    if optimizers is not None:
+        rest["optimizer_states"] = []
+        for i, optimizer in enumerate(optimizers):
+            moments = {
+                name: {key: value for key, value in item.items() if isinstance(value, Tensor)}
+                for name, item in optimizer["state"].items()
+            }
+            plain = {
+                name: {key: value for key, value in item.items() if not isinstance(value, Tensor)}
+                for name, item in optimizer["state"].items()
+            }
+            shards[f"{OPTIMIZER}{i}"] = moments
+            rest["optimizer_states"].append({**optimizer, "state": plain})
+    for key, value in list(rest.items()):  # what a callback keeps in the sharding of the weights
+        if isinstance(value, Mapping) and value and all(isinstance(item, Tensor) for item in value.values()):
+            shards[key] = rest.pop(key)
+    return shards, rest
+
+
+def _like(mine: Tensor, value: Any) -> Any:
+    """Shard a whole tensor as `mine` is, on its device; a tensor of another shape (a step count) stays whole."""
+    if not isinstance(value, Tensor) or isinstance(value, DTensor) or value.shape != mine.shape:
+        return value
+    if isinstance(mine, DTensor):
+        # each process cuts its part out of what it has read: no communication
+        return distribute_tensor(value.to(mine.device), mine.device_mesh, mine.placements, src_data_rank=None)
+    return value
+
+
+def _clean(name: str) -> str:
+    """Drop what torch.compile puts into names."""
+    return name.replace("_orig_mod.", "")

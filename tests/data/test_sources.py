@@ -1,0 +1,144 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from lit_gpt.data.documents import BadInput, Document, Source
+from lit_gpt.data.file_hashes import FileHashes
+from lit_gpt.data.sources import FileSource, HubDataset, HubSource, IterableSource, corpus_fingerprint, expand_files
+from lit_gpt.data.stdlib import stdlib_files
+from lit_gpt.errors import UserError
+
+
+def texts(source: Source) -> list[str]:
+    return [document.text for document in source.documents(BadInput())]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    root = tmp_path / "docs"
+    for name in ("b.txt", "a.md", "deep/z.py", "deep/a/y.txt", ".hidden/x.txt", "__pycache__/m.txt", ".dot"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(f"text of {name}")
+    return root
+
+
+def test_folders_and_patterns_are_sorted_and_named_from_the_folder(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ["docs/a.md", "docs/b.txt", "docs/deep/z.py", "docs/deep/a/y.txt"]
+    assert [name for name, _ in expand_files(str(folder))] == names
+    found = expand_files([f"{folder}/**/*.txt", f"{folder}/b.txt"])
+    assert [name for name, _ in found] == ["b.txt", "deep/a/y.txt"]  # each file once
+    monkeypatch.chdir(folder)
+    assert [name for name, _ in expand_files(".")] == names
+    assert [name for name, _ in expand_files("*.md")] == ["a.md"]
+
+
+@pytest.mark.parametrize("pattern", ["nothing.txt", "no/*.txt", "empty"])
+def test_what_names_nothing_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pattern: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=pattern.replace("*", r"\*")):
+        expand_files(pattern)
+
+
+def test_a_missing_file_is_an_error_in_either_mode(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="does not exist"):
+        list(FileSource(str(tmp_path / "no.txt")).documents(BadInput("skip")))
+
+
+def test_the_fingerprint_follows_content_and_not_place(folder: Path, tmp_path: Path) -> None:
+    hashes = FileHashes()
+    before = FileSource(str(folder)).fingerprint(hashes)
+    moved = tmp_path / "elsewhere" / "docs"
+    moved.parent.mkdir()
+    folder.rename(moved)
+    assert FileSource(str(moved)).fingerprint(hashes) == before
+    assert FileSource(str(moved), document_separator="\n").fingerprint(hashes) != before
+    (moved / "b.txt").write_text("another text")
+    assert FileSource(str(moved)).fingerprint(hashes) != before
+
+
+def test_file_hashes_are_remembered_until_the_file_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, memory = tmp_path / "a", tmp_path / "cache" / "hashes.jsonl"
+    file.write_bytes(b"one")
+    first = FileHashes(memory).sha256(file)
+    with open(memory, "ab") as cut_off:
+        cut_off.write(b'["half a li')
+    with monkeypatch.context() as patch:
+        patch.setattr("lit_gpt.data.file_hashes.sha256_file", lambda path: pytest.fail("read again"))
+        assert FileHashes(memory).sha256(file) == first
+    file.write_bytes(b"other")
+    assert FileHashes(memory).sha256(file) != first
+
+
+def test_a_python_iterable() -> None:
+    def make() -> list[str | Document]:
+        return ["one", Document("two", "book", 7)]
+
+    source = IterableSource(make, "mine")
+    assert list(source.documents(BadInput())) == [Document("one", "mine", 1), Document("two", "book", 7)]
+    assert source.fingerprint(FileHashes()) == IterableSource(make, "mine").fingerprint(FileHashes())
+    assert source.fingerprint(FileHashes()) != IterableSource(lambda: ["one"], "mine").fingerprint(FileHashes())
+    versioned = IterableSource(lambda: pytest.fail("a version needs no pass"), "mine", version="2")
+    assert versioned.fingerprint(FileHashes()) != source.fingerprint(FileHashes())
+    with pytest.raises(UserError, match="mine:1 is a int"):
+        texts(IterableSource(lambda: [3], "mine"))  # type: ignore[list-item]
+
+
+@pytest.fixture
+def rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A local stand-in for a hub data set."""
+    monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
+    path = tmp_path / "hub" / "train.jsonl"
+    path.parent.mkdir()
+    path.write_text("".join(json.dumps({"content": f"row {i}", "stars": i}) + "\n" for i in range(30)))
+    return path
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_hugging_face_data_sets(rows: Path, streaming: bool) -> None:
+    spec = HubDataset("json", data_files=str(rows), text_field="content", streaming=streaming)
+    source = HubSource(spec)
+    documents = list(source.documents(BadInput()))
+    assert [d.text for d in documents] == [f"row {i}" for i in range(30)]
+    assert documents[4].record == 5
+    assert source.fingerprint(FileHashes()) == HubSource(spec).fingerprint(FileHashes())
+    few = HubSource(
+        HubDataset("json", data_files=str(rows), text_field="content", streaming=streaming, max_documents=3)
+    )
+    assert texts(few) == ["row 0", "row 1", "row 2"]
+    with pytest.raises(UserError, match="no column 'text'; its columns are 'content', 'stars'"):
+        texts(HubSource(HubDataset("json", data_files=str(rows), streaming=streaming)))
+
+
+def test_a_local_folder_as_data_set_and_its_faults(rows: Path) -> None:
+    folder = HubDataset(str(rows.parent), text_field="content")
+    assert len(texts(HubSource(folder))) == 30
+    bad = BadInput("skip")
+    assert list(HubSource(HubDataset(str(rows.parent), text_field="stars")).documents(bad)) == []
+    assert bad.num_skipped == 30
+    assert "holds int" in bad.named[0]
+    for missing in (HubDataset(str(rows.parent), split="dev"), HubDataset("no-such/data-set")):
+        with pytest.raises(UserError, match="cannot be loaded"):
+            texts(HubSource(missing))
+
+
+def test_the_standard_library_without_its_tests(tmp_path: Path) -> None:
+    for name in ("os.py", "json/decoder.py", "test/test_os.py", "idlelib/idle_test/a.py", "x/tests/b.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("pass\n")
+    (tmp_path / "latin.py").write_bytes(b"# -*- coding: latin-1 -*-\n# caf\xe9\n")
+    assert [name for name, _ in stdlib_files(tmp_path)] == ["json/decoder.py", "os.py"]
+    names = [name for name, _ in stdlib_files()]
+    assert {"argparse.py", "asyncio/tasks.py"} < set(names)
+    assert names == sorted(names)
+    assert len(names) > 400
+    with pytest.raises(UserError, match="no source files"):
+        stdlib_files(tmp_path / "test" / "nothing")
+
+
+def test_order_of_sources_counts(folder: Path) -> None:
+    a, b = FileSource(str(folder / "a.md")), FileSource(str(folder / "b.txt"))
+    assert corpus_fingerprint([a, b], FileHashes()) != corpus_fingerprint([b, a], FileHashes())

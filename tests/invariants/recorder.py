@@ -1,0 +1,70 @@
+"""A callback that writes down, per process, what each optimizer step saw and computed.
+
+One JSON line a step, flushed at once, so that it is there when the process is killed in the next moment.
+"""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import torch
+from lightning.pytorch.callbacks import Callback
+from safetensors.torch import save_file
+from torch.distributed.tensor import DTensor
+
+
+class Recorder(Callback):
+    """Writes `<folder>/<start>-rank<r>.jsonl`, and gradients of the first step.
+
+    Args:
+        folder: where to write.
+        start: name of this start of the run.
+    """
+
+    def __init__(self, folder: str, start: str) -> None:
+        self.folder, self.start = Path(folder), start
+
+    def setup(self, trainer, pl_module, stage) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.file = open(self.folder / f"{self.start}-rank{trainer.global_rank}.jsonl", "a")  # noqa: SIM115
+        self.sums = []
+        loss = pl_module.loss
+
+        def recorded(batch):
+            result = loss(batch)
+            if trainer.training:
+                self.sums.append(float(result.cross_entropy))
+            return result
+
+        pl_module.loss = recorded
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer) -> None:
+        if trainer.global_step == 0:
+            gradients = {
+                name: (p.grad.full_tensor() if isinstance(p.grad, DTensor) else p.grad).clone()
+                for name, p in pl_module.model.named_parameters()
+            }
+            if trainer.is_global_zero:
+                save_file(gradients, self.folder / f"{self.start}-gradients.safetensors")
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        tokens = torch.cat([micro["input_ids"] for micro in batch])
+        self._write(
+            step=trainer.global_step,
+            loss_sum=sum(self.sums),
+            losses=[loss.hex() for loss in self.sums],
+            samples=torch.cat([micro["sample_ids"] for micro in batch]).tolist(),
+            tokens=[hashlib.sha256(row.numpy().tobytes()).hexdigest()[:16] for row in tokens.cpu()],
+            tokens_seen=pl_module.tokens_seen,
+        )
+        self.sums.clear()
+
+    def on_validation_end(self, trainer, pl_module) -> None:
+        if not trainer.sanity_checking:
+            self._write(step=trainer.global_step, val_loss=float(trainer.callback_metrics["val/loss"]).hex())
+
+    def _write(self, **line) -> None:
+        self.file.write(json.dumps(line) + "\n")
+        self.file.flush()
+        os.fsync(self.file.fileno())
