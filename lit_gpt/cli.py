@@ -61,11 +61,14 @@ def main(args: list[str] | None = None) -> int:
         arguments = namespace[name]
         while "subcommand" in arguments:
             arguments, name = arguments[arguments.subcommand], f"{name} {arguments.subcommand}"
-        _load(name)(**arguments.as_dict())
-    except UserError as error:
-        if os.environ.get("LIT_GPT_TRACEBACK"):
+        values = arguments.as_dict()
+        values.pop("config")
+        _load(name)(**values)
+    except ValueError as error:
+        cause = _user_error(error)
+        if cause is None or os.environ.get("LIT_GPT_TRACEBACK"):
             raise
-        print(f"lit_gpt {words[0]}: error: {error}", file=sys.stderr)
+        print(f"lit_gpt {words[0]}: error: {cause}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # `... | head` closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -73,6 +76,13 @@ def main(args: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def _user_error(error: BaseException | None) -> UserError | None:
+    """The `UserError` in a chain of exceptions: jsonargparse wraps what a class raises when it is made."""
+    while error is not None and not isinstance(error, UserError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def build_parser() -> ArgumentParser:

@@ -4,6 +4,7 @@ What is ours: the house's Trainer, values linked from data to model, a config th
 short errors that name the nearest key.
 """
 
+import dataclasses
 import difflib
 import os
 import re
@@ -24,31 +25,39 @@ import lit_gpt.modules
 import lit_gpt.optim
 import lit_gpt.plugins  # noqa: F401
 from lit_gpt.callbacks import GracefulStop
+from lit_gpt.models import GPTConfig
 from lit_gpt.trainer import Trainer
 
 
 class ArgumentParser(LightningArgumentParser):
-    """Errors in one line, with the nearest key for one that does not exist."""
+    """Errors in one line, with the nearest name for one that does not exist."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the message and leave with status 2."""
         if os.environ.get("LIT_GPT_TRACEBACK") and ex is not None:
             raise ex
-        print(f"lit_gpt: error: {_one_line(message)}{self._nearest(message)}", file=sys.stderr)
+        print(f"lit_gpt: error: {short_message(message)}{self._nearest(message)}", file=sys.stderr)
         sys.exit(2)
 
     def _nearest(self, message: str) -> str:
-        """The known keys that look like the one the message complains about."""
-        unknown = re.findall(r"(?:Key|key|Option|argument[s]?:?|Group) ['\"]?-{0,2}([\w.]+)['\"]?", message)
-        known = {key.rsplit(".", 1)[-1] for key in self.get_defaults().keys()}  # noqa: SIM118 (a Namespace)
-        known |= set(re.findall(r"\w+", " ".join(re.findall(r"Accepted[^:]*: ([\w, .]+)", message))))
-        words = [word.rsplit(".", 1)[-1] for word in unknown]
-        near = {match for word in words for match in difflib.get_close_matches(word, known - set(words), n=3)}
+        """The known names that look like the ones the message complains about."""
+        unknown = re.findall(r"(?:[Oo]ption|keys:|arguments:|path string:) [{'\"-]*([\w.]+)", message)
+        known = {part for key in self.get_defaults().keys() for part in key.split(".")}  # noqa: SIM118 (a Namespace)
+        known |= {field.name for field in dataclasses.fields(GPTConfig)}
+        for room in (lit_gpt.modules, lit_gpt.datamodules, lit_gpt.callbacks, lit_gpt.optim, lit_gpt.plugins):
+            known |= {name for name in room.__all__ if isinstance(getattr(room, name), type)}
+        known |= {"trainer", "model", "data", "seed_everything", "ckpt_path", "class_path", "init_args"}
+        words = {part for key in unknown for part in key.split(".")} - known
+        near = {match for word in words for match in difflib.get_close_matches(word, known, n=3)}
         return f" (nearest: {', '.join(sorted(near))})" if near else ""
 
 
-def _one_line(message: str) -> str:
-    return " ".join(message.split())
+def short_message(message: str) -> str:
+    """Return jsonargparse's message on one line, without its account of types and values."""
+    line = " ".join(message.split())
+    line = re.sub(r"Does not validate against any of the Union subtypes Subtypes: .*? Errors: - ", "", line)
+    line = line.replace("- Expected a <class 'NoneType'>", "")
+    return re.sub(r"\s*(Given value type:|Got value:).*", "", line)
 
 
 class SaveRunConfig(SaveConfigCallback):

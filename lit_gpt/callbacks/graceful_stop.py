@@ -75,8 +75,10 @@ class GracefulStop(Callback):
         if threading.current_thread() is not threading.main_thread():
             return
         for number in SIGNALS:
-            if signal.getsignal(number) != self._handle:
-                original = signal.signal(number, self._handle)
+            original: Any = signal.signal(number, self._handle)
+            while isinstance(owner := getattr(original, "__self__", None), GracefulStop) and not owner._active:
+                original = owner._originals.get(number)  # left behind by a run that ended with an error
+            if original is not None and original != self._handle:
                 self._originals.setdefault(number, original)
 
     def _release(self) -> None:

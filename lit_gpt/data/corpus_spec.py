@@ -36,6 +36,15 @@ class CorpusSpec:
         names = [source.name for source in self.sources]
         return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
+    @property
+    def nothing_found(self) -> str:
+        """What to tell a user when no text was found."""
+        share = " for the train split" if self.val_fraction or self.test_fraction else ""
+        return (
+            f"the corpus is empty: {self.names} hold no text{share}; name files that hold some, or lower val_fraction "
+            "and test_fraction"
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Admitted:

@@ -37,6 +37,11 @@ class FileHashes:
                     name, size, modified_ns, digest = json.loads(line)
                     self._known[name, size, modified_ns] = digest
 
+    @classmethod
+    def of_cache(cls, cache_dir: Path) -> "FileHashes":
+        """Returns the hashes that a cache folder remembers."""
+        return cls(cache_dir / "file_hashes.jsonl")
+
     def sha256(self, path: Path) -> str:
         """Returns the SHA-256 of the file's content, reading it only if its size or time is new."""
         absolute = os.path.abspath(path)

@@ -17,118 +17,30 @@ import os
 import shutil
 import time
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from lit_gpt.data.bpe import Pattern, check_vocab_size, train_bpe
-from lit_gpt.data.cache import check_disk_space, exclusive, human_bytes, say, whole_folder, write_atomic, write_json
-from lit_gpt.data.corpus_spec import Admitted, CorpusSpec, Reading, training_texts
+from lit_gpt.data.cache import check_disk_space, exclusive, human_bytes, say, write_atomic, write_json
+from lit_gpt.data.corpus_spec import Admitted, CorpusSpec, Reading
 from lit_gpt.data.documents import SPLITS, SplitName
 from lit_gpt.data.file_hashes import FileHashes, sha256_json
-from lit_gpt.data.shard_writer import SHARD_TOKENS, SplitWriter
+from lit_gpt.data.shard_writer import SHARD_TOKENS, SplitWriter, forget_progress
 from lit_gpt.data.shards import FORMAT, FORMAT_VERSION, TokenCorpus
 from lit_gpt.data.sources import corpus_fingerprint, total_bytes
 from lit_gpt.data.tokenizers import Tokenizer
 from lit_gpt.errors import UserError
 
-TOKENIZER_SAMPLE_BYTES = 256_000_000
-"""Text that a tokenizer is trained on at most; more of it changes the merges little and costs memory."""
-
 _BATCH_BYTES = 1 << 18
 _IN_FLIGHT_BYTES = 32 << 20  # text handed to the threads and not yet written
 
 
-def file_hashes(cache_dir: Path) -> FileHashes:
-    """Returns the cache's memory of file hashes."""
-    return FileHashes(cache_dir / "file_hashes.jsonl")
-
-
-def trained_tokenizer_path(
-    spec: CorpusSpec,
-    cache_dir: Path,
-    vocab_size: int,
-    pattern: Pattern = "gpt2",
-    special_tokens: Sequence[str] = (),
-    sample_bytes: int = TOKENIZER_SAMPLE_BYTES,
-) -> Path:
-    """Returns the folder of the tokenizer that these settings give, whether it exists yet or not."""
-    content = corpus_fingerprint(spec.sources, file_hashes(cache_dir))
-    key = [content, spec.val_fraction, spec.test_fraction, vocab_size, pattern, list(special_tokens), sample_bytes]
-    return cache_dir / "tokenizers" / f"bpe-{vocab_size}-{sha256_json(key)[:16]}"
-
-
-def prepare_tokenizer(
-    spec: CorpusSpec,
-    cache_dir: Path,
-    vocab_size: int,
-    pattern: Pattern = "gpt2",
-    special_tokens: Sequence[str] = (),
-    sample_bytes: int = TOKENIZER_SAMPLE_BYTES,
-) -> Path:
-    """Trains a byte-level BPE tokenizer on the train split, unless the cache has it.
-
-    Args:
-        spec: The corpus.
-        cache_dir: Root of the cache.
-        vocab_size: Entries, special tokens included.
-        pattern: How text is split into words.
-        special_tokens: Special tokens beside `<|endoftext|>`.
-        sample_bytes: Text to train on at most, an even sample by document hash.
-
-    Returns:
-        The Hugging Face tokenizer folder, below `cache_dir / "tokenizers"`.
-
-    Raises:
-        UserError: if the train split is empty, `vocab_size` too small, or the input bad.
-    """
-    check_vocab_size(vocab_size, special_tokens)
-    folder = trained_tokenizer_path(spec, cache_dir, vocab_size, pattern, special_tokens, sample_bytes)
-    if folder.exists():
-        return folder
-    with exclusive(cache_dir / "locks" / f"{folder.name}.lock", "training this tokenizer"):
-        if folder.exists():
-            return folder
-        began = time.monotonic()
-        size = total_bytes(spec.sources)
-        texts = training_texts(spec, sample_bytes, size)
-        total = None if size is None else min(size, sample_bytes)
-        try:
-            tokenizer = train_bpe(_shown(texts, total, "tokenizer"), vocab_size, pattern, special_tokens)
-        except UserError as error:
-            if "no text" in str(error):
-                raise UserError(_empty(spec)) from error
-            raise
-        with whole_folder(folder) as unfinished:
-            tokenizer.save(unfinished)
-        seconds = time.monotonic() - began
-        say(f"tokenizer: {tokenizer.vocab_size} entries trained in {seconds:.1f} s, kept in {folder}")
-    return folder
-
-
-def keep_tokenizer(tokenizer: Tokenizer, cache_dir: Path) -> Path:
-    """Puts a loaded tokenizer's files into the cache and returns their folder."""
-    folder = kept_tokenizer_path(tokenizer, cache_dir)
-    if not folder.exists():
-        with exclusive(cache_dir / "locks" / f"{folder.name}.lock", "copying this tokenizer"):
-            if not folder.exists():
-                with whole_folder(folder) as unfinished:
-                    tokenizer.save(unfinished)
-    return folder
-
-
-def kept_tokenizer_path(tokenizer: Tokenizer, cache_dir: Path) -> Path:
-    """Returns where `keep_tokenizer` puts a tokenizer."""
-    content = {name: data.decode("latin-1") for name, data in tokenizer.folder_files().items()}
-    return cache_dir / "tokenizers" / f"kept-{sha256_json(content)[:16]}"
-
-
 def corpus_path(spec: CorpusSpec, tokenizer: Tokenizer, cache_dir: Path, shard_tokens: int = SHARD_TOKENS) -> Path:
     """Returns the folder of the corpus that these settings give, whether it exists yet or not."""
-    content = corpus_fingerprint(spec.sources, file_hashes(cache_dir))
+    content = corpus_fingerprint(spec.sources, FileHashes.of_cache(cache_dir))
     key = [content, tokenizer.fingerprint, spec.val_fraction, spec.test_fraction, shard_tokens, FORMAT_VERSION]
     return cache_dir / "corpora" / sha256_json(key)[:24]
 
@@ -217,6 +129,8 @@ def _is_whole(folder: Path, spec: CorpusSpec) -> bool:
     if skipped and spec.on_bad_input == "error":
         first = corpus.manifest["skipped"][0]
         raise UserError(f"{first}; mend or remove it, or set on_bad_input: skip ({skipped} are bad in all)")
+    for name in SPLITS:
+        forget_progress(folder / name)  # a kill just after the manifest was written left them
     return True
 
 
@@ -250,7 +164,7 @@ def _fill(
     for writer in writers.values():
         writer.finish_shard()
     if not any(writer.finished for writer in writers.values()):
-        raise UserError(_empty(spec))
+        raise UserError(spec.nothing_found)
     _write_manifest(folder, spec, tokenizer, writers, reading, list(sources))
     seconds = time.monotonic() - began
     counts = ", ".join(
@@ -336,21 +250,5 @@ def _write_manifest(
     }
     json.dumps(manifest)  # a source that describes itself in anything but JSON fails here, before the file exists
     write_json(folder / "manifest.json", manifest)
-    for writer in writers.values():
-        writer.forget_progress()
-
-
-def _shown(texts: Iterable[str], total: int | None, what: str) -> Iterator[str]:
-    """Passes texts on and shows their bytes in a progress bar."""
-    with tqdm(total=total, unit="B", unit_scale=True, desc=what, disable=None) as bar:
-        for text in texts:
-            yield text
-            bar.update(len(text))
-
-
-def _empty(spec: CorpusSpec) -> str:
-    return (
-        f"the corpus is empty: {spec.names} hold no text"
-        + (" for the train split" if spec.val_fraction or spec.test_fraction else "")
-        + "; name files that hold some, or lower val_fraction and test_fraction"
-    )
+    for name in SPLITS:
+        forget_progress(folder / name)

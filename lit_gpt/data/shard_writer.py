@@ -53,6 +53,12 @@ def finished_shards(folder: Path, itemsize: int) -> list[Finished]:
     return done
 
 
+def forget_progress(folder: Path) -> None:
+    """Removes a split's notes about finished shards, once the manifest lists these."""
+    for path in folder.glob("shard-*.json"):
+        path.unlink(missing_ok=True)
+
+
 def _read_finished(folder: Path, number: int, itemsize: int) -> Finished | None:
     try:
         state = json.loads((folder / f"shard-{number:05}.json").read_bytes())
@@ -169,8 +175,3 @@ class SplitWriter:
         for file in self._open or ():
             file.abandon()
         self._open = None
-
-    def forget_progress(self) -> None:
-        """Removes the notes about finished shards, once the manifest lists them."""
-        for path in self._folder.glob("shard-*.json"):
-            path.unlink()

@@ -27,18 +27,11 @@ from lit_gpt.data.corpus_spec import CorpusSpec
 from lit_gpt.data.documents import Document, OnBadInput, Source, SplitName
 from lit_gpt.data.evaluation_loader import DocumentLoader, EvaluationLoader
 from lit_gpt.data.loader import TrainingLoader, check_batch_sizes
-from lit_gpt.data.prepare import (
-    check_room,
-    corpus_path,
-    keep_tokenizer,
-    kept_tokenizer_path,
-    prepare_corpus,
-    prepare_tokenizer,
-    trained_tokenizer_path,
-)
+from lit_gpt.data.prepare import check_room, corpus_path, prepare_corpus
 from lit_gpt.data.sampler import WindowSampler
 from lit_gpt.data.shards import TokenCorpus, TokenSplit
 from lit_gpt.data.sources import IterableSource
+from lit_gpt.data.tokenizer_cache import keep_tokenizer, kept_tokenizer_path, prepare_tokenizer, trained_tokenizer_path
 from lit_gpt.data.tokenizers import Tokenizer, load_tokenizer
 from lit_gpt.errors import UserError
 
@@ -182,7 +175,13 @@ class TokenDataModule(LightningDataModule):
     def prepare_data(self) -> None:
         """Makes the tokenizer and the token shards, unless the cache has them."""
         check_batch_sizes(self.global_batch_size, self._micro_batch_size(), self._ranks()[1])
-        self.cache_dir.mkdir(parents=True, exist_ok=True)
+        try:
+            self.cache_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"cache_dir {self.cache_dir} cannot be made ({error.strerror}); set it (or LIT_GPT_CACHE) to a folder "
+                "that can be written"
+            ) from error
         if self._given_tokenizer is not None:
             tokenizer = self._given_tokenizer
             tokenizer_path = keep_tokenizer(tokenizer, self.cache_dir)

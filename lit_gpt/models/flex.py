@@ -54,16 +54,20 @@ def flex_block_mask(
 
 def flex_attend(q: Tensor, k: Tensor, v: Tensor, block_mask: "BlockMask") -> Tensor:
     """Attention under a block mask: q (B, H, T, D), k and v (B, K, T, D) → (B, H, T, D)."""
-    return _flex_attention(q.device.type)(q, k, v, block_mask=block_mask, enable_gqa=q.shape[1] != k.shape[1])
-
-
-@functools.cache
-def _flex_attention(device_type: str) -> Callable[..., Any]:
-    """FlexAttention, compiled at its first use: uncompiled it would store the whole score matrix."""
     from torch.nn.attention.flex_attention import flex_attention
 
     attend: Callable[..., Any] = flex_attention
-    return torch.compile(attend, dynamic=False) if device_type == "cuda" else attend
+    if q.device.type == "cuda" and not torch.compiler.is_compiling():
+        attend = _compiled_flex_attention()
+    return attend(q, k, v, block_mask=block_mask, enable_gqa=q.shape[1] != k.shape[1])
+
+
+@functools.cache
+def _compiled_flex_attention() -> Callable[..., Any]:
+    """FlexAttention, compiled at its first use: uncompiled it would store the whole score matrix."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention, dynamic=False)
 
 
 @functools.cache

@@ -30,6 +30,14 @@ class SignalAt(Callback):
             os.kill(os.getpid(), self.number)
 
 
+@pytest.fixture(autouse=True)
+def handlers_as_before():
+    before = handlers()
+    yield
+    for number, handler in zip(SIGNALS, before, strict=True):
+        signal.signal(number, handler)
+
+
 def handlers():
     return [signal.getsignal(number) for number in SIGNALS]
 
@@ -102,13 +110,13 @@ def test_an_error_gives_the_signals_back(make_trainer):
     before = handlers()
     with pytest.raises(ZeroDivisionError):
         make_trainer(GracefulStop()).fit(Fails())
-    try:  # Lightning may have restored our handler as if it had been there before
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
-        assert signal.getsignal(signal.SIGINT) == before[0]
-    finally:
-        for number, handler in zip(SIGNALS, before, strict=True):
-            signal.signal(number, handler)
+    make_trainer(GracefulStop(), max_steps=1).fit(TinyModule())
+    assert handlers() == before
+    with pytest.raises(ZeroDivisionError):
+        make_trainer(GracefulStop()).fit(Fails())
+    with pytest.raises(KeyboardInterrupt):  # Lightning puts our handler back after an error; it passes the signal on
+        signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) == before[0]
 
 
 SCRIPT = textwrap.dedent(

@@ -14,10 +14,11 @@ from small_texts import make_texts
 
 from lit_gpt.data import cache, prepare, shard_writer
 from lit_gpt.data.corpus_spec import CorpusSpec, training_texts
-from lit_gpt.data.prepare import prepare_corpus, prepare_tokenizer
+from lit_gpt.data.prepare import prepare_corpus
 from lit_gpt.data.shards import TokenCorpus
 from lit_gpt.data.sources import FileSource, IterableSource
 from lit_gpt.data.split import choose_split, document_hash
+from lit_gpt.data.tokenizer_cache import prepare_tokenizer
 from lit_gpt.data.tokenizers import Tokenizer, load_tokenizer
 from lit_gpt.errors import UserError
 

@@ -100,6 +100,12 @@ def test_nothing_to_read_and_what_is_missing(folder: Path) -> None:
         text_data(folder, files=str(folder / "void")).prepare_data()
 
 
+def test_a_cache_that_cannot_be_made(folder: Path) -> None:
+    (folder / "file").touch()
+    with pytest.raises(UserError, match=r"cache_dir .*file/below cannot be made \(Not a directory\)"):
+        text_data(folder, cache_dir=str(folder / "file" / "below")).prepare_data()
+
+
 def test_the_standard_library_is_split_by_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     library = tmp_path / "lib"
     (library / "test").mkdir(parents=True)

@@ -1,0 +1,108 @@
+"""Tokenizers in the cache: trained on a corpus's train split, or copied from where the user has them.
+
+A folder is named by what decides its content, so that it is known before it exists and made once.
+"""
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from lit_gpt.data.bpe import Pattern, check_vocab_size, train_bpe
+from lit_gpt.data.cache import exclusive, say, whole_folder
+from lit_gpt.data.corpus_spec import CorpusSpec, training_texts
+from lit_gpt.data.file_hashes import FileHashes, sha256_json
+from lit_gpt.data.sources import corpus_fingerprint, total_bytes
+from lit_gpt.data.tokenizers import Tokenizer
+from lit_gpt.errors import UserError
+
+TOKENIZER_SAMPLE_BYTES = 256_000_000
+"""Text that a tokenizer is trained on at most; more of it changes the merges little and costs memory."""
+
+
+def trained_tokenizer_path(
+    spec: CorpusSpec,
+    cache_dir: Path,
+    vocab_size: int,
+    pattern: Pattern = "gpt2",
+    special_tokens: Sequence[str] = (),
+    sample_bytes: int = TOKENIZER_SAMPLE_BYTES,
+) -> Path:
+    """Returns the folder of the tokenizer that these settings give, whether it exists yet or not."""
+    content = corpus_fingerprint(spec.sources, FileHashes.of_cache(cache_dir))
+    key = [content, spec.val_fraction, spec.test_fraction, vocab_size, pattern, list(special_tokens), sample_bytes]
+    return cache_dir / "tokenizers" / f"bpe-{vocab_size}-{sha256_json(key)[:16]}"
+
+
+def prepare_tokenizer(
+    spec: CorpusSpec,
+    cache_dir: Path,
+    vocab_size: int,
+    pattern: Pattern = "gpt2",
+    special_tokens: Sequence[str] = (),
+    sample_bytes: int = TOKENIZER_SAMPLE_BYTES,
+) -> Path:
+    """Trains a byte-level BPE tokenizer on the train split, unless the cache has it.
+
+    Args:
+        spec: The corpus.
+        cache_dir: Root of the cache.
+        vocab_size: Entries, special tokens included.
+        pattern: How text is split into words.
+        special_tokens: Special tokens beside `<|endoftext|>`.
+        sample_bytes: Text to train on at most, an even sample by document hash.
+
+    Returns:
+        The Hugging Face tokenizer folder, below `cache_dir / "tokenizers"`.
+
+    Raises:
+        UserError: if the train split is empty, `vocab_size` too small, or the input bad.
+    """
+    check_vocab_size(vocab_size, special_tokens)
+    folder = trained_tokenizer_path(spec, cache_dir, vocab_size, pattern, special_tokens, sample_bytes)
+    if folder.exists():
+        return folder
+    with exclusive(cache_dir / "locks" / f"{folder.name}.lock", "training this tokenizer"):
+        if folder.exists():
+            return folder
+        began = time.monotonic()
+        size = total_bytes(spec.sources)
+        texts = training_texts(spec, sample_bytes, size)
+        total = None if size is None else min(size, sample_bytes)
+        try:
+            tokenizer = train_bpe(_shown(texts, total, "tokenizer"), vocab_size, pattern, special_tokens)
+        except UserError as error:
+            if "no text" in str(error):
+                raise UserError(spec.nothing_found) from error
+            raise
+        with whole_folder(folder) as unfinished:
+            tokenizer.save(unfinished)
+        seconds = time.monotonic() - began
+        say(f"tokenizer: {tokenizer.vocab_size} entries trained in {seconds:.1f} s, kept in {folder}")
+    return folder
+
+
+def keep_tokenizer(tokenizer: Tokenizer, cache_dir: Path) -> Path:
+    """Puts a loaded tokenizer's files into the cache and returns their folder."""
+    folder = kept_tokenizer_path(tokenizer, cache_dir)
+    if not folder.exists():
+        with exclusive(cache_dir / "locks" / f"{folder.name}.lock", "copying this tokenizer"):
+            if not folder.exists():
+                with whole_folder(folder) as unfinished:
+                    tokenizer.save(unfinished)
+    return folder
+
+
+def kept_tokenizer_path(tokenizer: Tokenizer, cache_dir: Path) -> Path:
+    """Returns where `keep_tokenizer` puts a tokenizer."""
+    content = {name: data.decode("latin-1") for name, data in tokenizer.folder_files().items()}
+    return cache_dir / "tokenizers" / f"kept-{sha256_json(content)[:16]}"
+
+
+def _shown(texts: Iterable[str], total: int | None, what: str) -> Iterator[str]:
+    """Passes texts on and shows their bytes in a progress bar."""
+    with tqdm(total=total, unit="B", unit_scale=True, desc=what, disable=None) as bar:
+        for text in texts:
+            yield text
+            bar.update(len(text))
