@@ -24,7 +24,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from torch.optim import Optimizer
+from torch.optim import AdamW, Optimizer
 
 from lit_gpt.batch import IGNORE_INDEX, Batch, StepBatch
 from lit_gpt.checkpoints.resolve import resolve_model
@@ -61,9 +61,7 @@ class GPTModule(LightningModule):
         init_from: str | None = None,
         vocab_size: int | None = None,
         block_size: int | None = None,
-        optimizer: OptimizerCallable = lambda params: torch.optim.AdamW(
-            params, lr=6e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True
-        ),
+        optimizer: OptimizerCallable = lambda params: AdamW(params, lr=6e-4, weight_decay=0.1, fused=True),
         schedule: Schedule | None = None,
         max_tokens: int | None = None,
         activation_checkpointing: bool = False,

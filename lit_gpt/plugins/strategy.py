@@ -76,7 +76,10 @@ class AtomicModelParallelStrategy(ModelParallelStrategy):
         """Return sharded weights, or on process 0 whole ones if checkpoints are not distributed."""
         assert self.model is not None
         weights = {_clean(name): tensor.detach() for name, tensor in self.model.state_dict().items()}
-        return weights if self.saves_shards else self.gather(weights)
+        if self.saves_shards:
+            return weights
+        tied = self._tied()
+        return retie(self.gather({name: weights[name] for name in weights if name not in tied}), tied)
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """Return the state by parameter name, sharded; or torch's own whole one on process 0."""
@@ -151,7 +154,7 @@ class AtomicModelParallelStrategy(ModelParallelStrategy):
         try:
             self.model.load_state_dict(sharded, strict=self.lightning_module.strict_loading)
         except RuntimeError as error:
-            raise UserError(f"{path} holds another model: {error}") from error
+            raise UserError(f"{path} holds another model: {' '.join(str(error).split())[:500]}") from error
 
     def _read_shards(self, shards: Path) -> dict[str, Any]:
         """Read each tensor in the sharding of the parameter it belongs to."""

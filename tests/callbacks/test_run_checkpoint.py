@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_run import TinyModule
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import EarlyStopping
+from tiny_run import TinyModule
 
 from lit_gpt.callbacks import RunCheckpoint
 from lit_gpt.callbacks.run_checkpoint import superfluous

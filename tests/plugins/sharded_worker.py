@@ -1,0 +1,257 @@
+"""One process of a two-process run; `test_strategy.py` starts it as `python sharded_worker.py <scenario> <folder>`.
+
+A scenario is a function of this file's name; it runs on both processes and writes its findings as JSON on the first.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from torch.utils.data import DataLoader
+
+from lit_gpt.callbacks import ExponentialMovingAverage, RunCheckpoint, SampleText
+from lit_gpt.checkpoints.resolve import find_last_whole
+from lit_gpt.errors import UserError
+from lit_gpt.models import GPT, GPTConfig
+from lit_gpt.models.parallel import parallelize
+from lit_gpt.plugins import AtomicCheckpointIO, AtomicModelParallelStrategy, strategy
+
+RANK = int(os.environ.get("LOCAL_RANK", "0"))
+CONFIG = GPTConfig(n_layer=2, n_head=2, n_embd=8, block_size=8, vocab_size=11)
+
+
+class Sharded(LightningModule):
+    def __init__(self, config=CONFIG):
+        super().__init__()
+        self.config, self.model, self.losses, self.val = config, None, {}, []
+
+    def configure_model(self):
+        if self.model is None:
+            with torch.device("meta"):
+                self.model = GPT(self.config)
+            if self.device_mesh is not None:
+                parallelize(self.model, self.device_mesh)
+            self.model.to_empty(device="cpu")
+            self.model.init_weights(0)
+
+    def training_step(self, ids, batch_idx):
+        loss = F.cross_entropy(self.model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
+        self.losses[self.trainer.global_step] = loss.item()
+        return loss
+
+    def validation_step(self, ids, batch_idx):
+        loss = F.cross_entropy(self.model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
+        self.val.append(loss.item())
+        self.log("val/loss", loss)
+
+    def configure_optimizers(self):
+        by_size = [[p for p in self.parameters() if p.ndim < 2], [p for p in self.parameters() if p.ndim >= 2]]
+        return torch.optim.AdamW(
+            [{"params": group, "weight_decay": 0.1 * i} for i, group in enumerate(by_size)], lr=0.05
+        )
+
+    def train_dataloader(self):
+        ids = torch.randint(0, 11, (1, 9), generator=torch.Generator().manual_seed(1))
+        return DataLoader(ids.repeat(8, 1), batch_size=1)  # the same at each step: no loader to resume
+
+    def val_dataloader(self):
+        return DataLoader(torch.arange(18).view(2, 9) % 11, batch_size=1)
+
+    def on_save_checkpoint(self, checkpoint):
+        checkpoint["lit_gpt"] = {"config": self.config.to_dict()}
+
+
+def trainer(run, max_steps, shards=True, sizes=(2, 1), plain=False, **options):
+    if plain:
+        where = {"devices": 1}
+    else:
+        data, tensor = sizes
+        chosen = AtomicModelParallelStrategy(
+            save_distributed_checkpoint=shards, data_parallel_size=data, tensor_parallel_size=tensor
+        )
+        where = {"devices": data * tensor, "strategy": chosen}
+    return Trainer(
+        default_root_dir=run,
+        accelerator="cpu",
+        max_steps=max_steps,
+        plugins=[AtomicCheckpointIO()],
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        **({"limit_val_batches": 0} | where | options),
+    )
+
+
+def callbacks(**options):
+    return [ExponentialMovingAverage(decay=0.5), RunCheckpoint(**({"every_n_steps": 2, "keep_last": 9} | options))]
+
+
+def digest(tree):
+    """A number for every bit of the whole weights, averages and moments, by name."""
+    found = {}
+
+    def walk(value, place):
+        if isinstance(value, dict):
+            for key, item in value.items():
+                walk(item, f"{place}.{key}")
+        elif isinstance(value, torch.Tensor):
+            whole = value.full_tensor() if hasattr(value, "full_tensor") else value
+            found[place] = hashlib.sha256(whole.detach().contiguous().numpy().tobytes()).hexdigest()
+
+    walk(tree, "")
+    return found
+
+
+def final(module, run):
+    moments = {name: run.optimizers[0].state[p] for name, p in module.named_parameters()}
+    average = next(c for c in run.callbacks if isinstance(c, ExponentialMovingAverage))._averages
+    return digest({"weights": module.state_dict(), "moments": moments, "average": average})
+
+
+def resumes(folder, sizes=(2, 1), config=CONFIG):
+    """Shards, whole files, and every way from one to the other, all in the same two processes."""
+    found = {}
+    for kind, shards in (("shards", True), ("whole", False)):
+        module, run = Sharded(config), trainer(folder / kind, 4, shards, sizes, callbacks=callbacks())
+        run.fit(module)
+        found[kind] = {"losses": module.losses, "final": final(module, run)}
+    for source in ("shards", "whole"):
+        path = folder / source / "checkpoints" / "step-00000002.ckpt"
+        for kind, shards in (("shards", True), ("whole", False)):
+            run_dir = folder / f"{source}-to-{kind}"
+            module, run = Sharded(config), trainer(run_dir, 4, shards, sizes, callbacks=callbacks())
+            run.fit(module, ckpt_path=str(path))
+            found[f"{source}-to-{kind}"] = {"losses": module.losses, "final": final(module, run)}
+    return found
+
+
+def tensor_parallel(folder):
+    return resumes(folder, sizes=(1, 2))
+
+
+def evaluates(folder):
+    """Validation, and testing from a checkpoint without optimizers, see the average; samples need all processes."""
+    import tokenizers
+
+    from lit_gpt.data.tokenizers import Tokenizer
+
+    class Data(LightningDataModule):
+        tokenizer_path = folder / f"tokenizer-{RANK}"
+        train_dataloader, val_dataloader = Sharded.train_dataloader, Sharded.val_dataloader
+
+    letters = ["<|endoftext|>", *"abcdefghij"]
+    words = tokenizers.models.WordLevel({letter: i for i, letter in enumerate(letters)}, "a")
+    backend = tokenizers.Tokenizer(words)
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.Split("", "isolated")
+    Tokenizer(backend).save(Data.tokenizer_path)
+    module = Sharded()
+    sample = SampleText(["abc"], every_n_steps=1, max_new_tokens=4)
+    validating = {"limit_val_batches": 2, "val_check_interval": 2, "check_val_every_n_epoch": None}
+    trainer(folder / "run", 4, callbacks=[sample, *callbacks()], **validating).fit(module, datamodule=Data())
+    tested = Sharded()
+    test = trainer(folder / "test", 4, callbacks=[ExponentialMovingAverage(decay=0.5)], limit_val_batches=2)
+    test.validate(tested, ckpt_path=str(folder / "run" / "checkpoints" / "step-00000004.ckpt"), verbose=False)
+    return {"in_fit": module.val[-2:], "from_checkpoint": tested.val, "sample": sample._sampled}
+
+
+def other_model(folder):
+    module, run = Sharded(), trainer(folder / "run", 2, callbacks=callbacks())
+    run.fit(module)
+    path = str(folder / "run" / "checkpoints" / "step-00000002.ckpt")
+    errors = []
+    for config in (GPTConfig(**{**vars(CONFIG), "n_embd": 16}), GPTConfig(**{**vars(CONFIG), "n_layer": 1})):
+        try:
+            trainer(folder / "other", 4).fit(Sharded(config), ckpt_path=path)
+        except UserError as error:
+            errors.append(str(error))
+    return errors
+
+
+def damaged(folder):
+    """Both processes refuse a damaged shard with the same sentence."""
+    trainer(folder / "run", 2, callbacks=callbacks()).fit(Sharded())
+    path = folder / "run" / "checkpoints" / "step-00000002.ckpt"
+    torch.distributed.barrier()
+    if RANK == 0:
+        shard = path / "shards" / "__1_0.distcp"
+        content = bytearray(shard.read_bytes())
+        content[len(content) // 2] ^= 1
+        shard.write_bytes(content)
+    torch.distributed.barrier()
+    try:
+        trainer(folder / "run", 4).fit(Sharded(), ckpt_path=str(path))
+    except UserError as error:
+        return str(error)
+
+
+def full_disk(folder):
+    """The disk is full for the second process alone, in the middle of its shard; all leave, nothing is left."""
+    module, run = Sharded(), trainer(folder / "run", 4, callbacks=callbacks())
+    write = torch.distributed.checkpoint.FileSystemWriter.write_data
+
+    def full(self, *arguments):
+        if RANK == 1 and "step-00000004" in str(self.path):
+            Path(self.path, "__1_0.distcp").write_bytes(b"half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(self, *arguments)
+
+    torch.distributed.checkpoint.FileSystemWriter.write_data = full
+    try:
+        run.fit(module)
+    except UserError as error:
+        (folder / f"error-{RANK}").write_text(str(error))
+    path, bad = find_last_whole(folder / "run")
+    return {"last": path.name, "bad": bad, "files": sorted(p.name for p in path.parent.iterdir())}
+
+
+def killed(folder, place):
+    """SIGKILL on both processes in the middle of the second save."""
+
+    def die(*_, **__):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def at_second(function):
+        calls = []
+
+        def wrapper(*arguments, **keywords):
+            calls.append(1)
+            return die() if len(calls) == 2 else function(*arguments, **keywords)
+
+        return wrapper
+
+    writer = torch.distributed.checkpoint.FileSystemWriter
+    if place == "shard":
+        writer.write_data = at_second(writer.write_data)
+    elif place == "metadata":
+        writer.finish = at_second(writer.finish)
+    else:
+        setattr(strategy, place, at_second(getattr(strategy, place)))
+    trainer(folder / "run", 4, callbacks=callbacks()).fit(Sharded())
+
+
+def goes_on(folder):
+    """Resumes what `killed` left, and compares with a run that was never killed."""
+    path, bad = find_last_whole(folder / "run")
+    module, run = Sharded(), trainer(folder / "run", 4, callbacks=callbacks())
+    run.fit(module, ckpt_path=str(path))
+    whole, other = Sharded(), trainer(folder / "whole", 4, callbacks=callbacks())
+    other.fit(whole)
+    files = sorted(p.name for p in path.parent.iterdir())
+    return {"from": path.name, "bad": bad, "files": files, "exact": final(module, run) == final(whole, other)}
+
+
+if __name__ == "__main__":
+    scenario, folder, *arguments = sys.argv[1:]
+    result = globals()[scenario](Path(folder), *arguments)
+    if RANK == 0:
+        Path(folder, "found.json").write_text(json.dumps(result))
+    torch.distributed.destroy_process_group()  # else gloo's threads may abort the process at its end

@@ -1,0 +1,147 @@
+"""Sharded checkpoints of two processes: exact, interchangeable, and whole or absent whatever happens."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from lit_gpt.checkpoints.manifest import verify
+from lit_gpt.checkpoints.resolve import find_last_whole, resolve_model
+from lit_gpt.checkpoints.step import read_checkpoint
+from lit_gpt.models import GPT
+
+pytestmark = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs gloo")
+WORKER = Path(__file__).parent / "sharded_worker.py"
+
+
+def run_two(scenario, folder, *arguments, expect=0):
+    """Run a scenario of `sharded_worker.py` on two processes and return what it found."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    processes = []
+    for rank in range(2):
+        environment = os.environ | {
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "LOCAL_RANK": str(rank),
+            "NODE_RANK": "0",
+            "OMP_NUM_THREADS": "1",
+        }
+        command = [sys.executable, "-W", "ignore", str(WORKER), scenario, str(folder), *arguments]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        processes.append(subprocess.Popen(command, env=environment, **pipes))
+    outputs = [process.communicate(timeout=180)[0] for process in processes]
+    assert [process.returncode for process in processes] == [expect, expect], "\n".join(outputs)
+    return json.loads((folder / "found.json").read_text()) if expect == 0 else None
+
+
+def check_resumes(found, folder):
+    expected = found["shards"]
+    assert len(expected["final"]) > 30
+    assert found["whole"] == expected
+    for way in ("shards-to-shards", "shards-to-whole", "whole-to-shards", "whole-to-whole"):
+        assert found[way]["final"] == expected["final"], way
+        assert found[way]["losses"] == {step: loss for step, loss in expected["losses"].items() if int(step) >= 2}
+
+    shards, whole = (folder / kind / "checkpoints" / "step-00000004.ckpt" for kind in ("shards", "whole"))
+    assert {path.name for path in shards.iterdir()} == {"shards", "state.pt", "manifest.json"}
+    assert {path.name for path in whole.iterdir()} == {
+        "model.safetensors",
+        "ema.safetensors",
+        "state.pt",
+        "manifest.json",
+    }
+    one, other = read_checkpoint(shards), read_checkpoint(whole)
+    for read in (one, other):
+        assert read["state_dict"]["model.lm_head.weight"] is read["state_dict"]["model.wte.weight"]
+    assert one.keys() == other.keys()
+    for entry in ("state_dict", "ema"):
+        assert one[entry].keys() == other[entry].keys()
+        assert all(one[entry][name].equal(value) for name, value in other[entry].items()), entry
+    assert one["optimizer_states"][0]["param_groups"] == other["optimizer_states"][0]["param_groups"]
+    for index, moments in other["optimizer_states"][0]["state"].items():
+        assert all(one["optimizer_states"][0]["state"][index][name].equal(value) for name, value in moments.items())
+    # shards of two processes become a model in this one
+    sources = [resolve_model(folder / kind) for kind in ("shards", "whole")]
+    states = [source.load_state_dict() for source in sources]
+    GPT(sources[0].config).load_state_dict(states[0])
+    assert all(states[0][name].equal(value) for name, value in states[1].items())
+
+
+def test_fsdp2_checkpoints_are_exact_and_interchangeable(tmp_path):
+    check_resumes(run_two("resumes", tmp_path), tmp_path)
+
+
+@pytest.mark.slow
+def test_tensor_parallel_checkpoints_are_exact_and_interchangeable(tmp_path):
+    check_resumes(run_two("tensor_parallel", tmp_path), tmp_path)
+
+
+@pytest.mark.slow
+def test_a_sharded_checkpoint_goes_on_in_one_process_and_back(tmp_path):
+    import sharded_worker
+
+    found = run_two("resumes", tmp_path)
+    path = tmp_path / "shards" / "checkpoints" / "step-00000002.ckpt"
+    module = sharded_worker.Sharded()
+    run = sharded_worker.trainer(tmp_path / "one", 4, plain=True, callbacks=sharded_worker.callbacks())
+    run.fit(module, ckpt_path=str(path))
+    for step, loss in module.losses.items():
+        assert loss == pytest.approx(found["shards"]["losses"][str(step)], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_evaluation_and_samples_of_a_sharded_model(tmp_path):
+    found = run_two("evaluates", tmp_path)
+    assert found["in_fit"] == found["from_checkpoint"]
+    assert found["sample"][0] == 4
+    assert found["sample"][1][0].startswith("a")
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_another_model_is_one_sentence(tmp_path):
+    wider, shallower = run_two("other_model", tmp_path)
+    assert "holds another model" in wider
+    assert "the shape in current model is torch.Size([11, 16])" in wider
+    assert "holds another model" in shallower
+    assert "\n" not in wider + shallower
+
+
+@pytest.mark.slow
+def test_a_damaged_shard_is_refused_by_name(tmp_path):
+    assert "shards/__1_0.distcp is damaged" in run_two("damaged", tmp_path)
+
+
+@pytest.mark.slow
+def test_a_full_disk_on_one_process_ends_all_and_leaves_nothing(tmp_path):
+    found = run_two("full_disk", tmp_path)
+    assert found == {"last": "step-00000002.ckpt", "bad": [], "files": ["step-00000002.ckpt"]}
+    errors = [(tmp_path / f"error-{rank}").read_text() for rank in (0, 1)]
+    assert all("no space to write" in error and "step-00000004.ckpt" in error for error in errors)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", ["shard", "metadata", "write_manifest", "publish"])
+def test_sigkill_in_the_middle_of_a_sharded_save(tmp_path, place):
+    if place == "shard":
+        run_two("killed", tmp_path, place, expect=-signal.SIGKILL)
+    else:  # only the first process is at that place; the other waits for it and fails when it is gone
+        with pytest.raises(AssertionError):
+            run_two("killed", tmp_path, place)
+    checkpoints = tmp_path / "run" / "checkpoints"
+    left = sorted(path.name for path in checkpoints.iterdir())
+    assert [name for name in left if not name.startswith(".tmp-")] == ["step-00000002.ckpt"]
+    assert len(left) == 2
+    path, bad = find_last_whole(tmp_path / "run")
+    assert (path.name, bad) == ("step-00000002.ckpt", [])
+    verify(path)
+    found = run_two("goes_on", tmp_path)
+    assert found["files"] == ["step-00000002.ckpt", "step-00000004.ckpt"]
+    assert found["exact"]
