@@ -1,67 +1,25 @@
 """`AttentionPicture`: which token looks at which, for one fixed prompt, as a picture in TensorBoard.
 
-B batch, T tokens, H heads, K key/value heads, D head size, L layers.
+L layers, H heads, T tokens.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor, nn
+from torch import Tensor
 
 from lit_gpt.callbacks.quiet_model import quiet_model, takes_part, why_not, writers
 from lit_gpt.data.tokenizers import Tokenizer, load_tokenizer
 from lit_gpt.errors import UserError
+from lit_gpt.models import GPT
+from lit_gpt.models.attention_maps import attention_maps
 
 COLORS = torch.tensor([[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [253, 231, 37]], dtype=torch.float32)
 """Five points of the colour map viridis (Smith & van der Walt 2015), from 0 to 1."""
 GAP = 2
 """Pixels between two maps."""
-
-
-def attention_weights(model: nn.Module, input_ids: Tensor, layers: Sequence[int]) -> Tensor:
-    """Return the attention weights of some layers for one text, computed from each layer's own q and k.
-
-    Args:
-        model: a `lit_gpt.models.GPT`.
-        input_ids: (1, T) int64.
-        layers: numbers of blocks.
-
-    Returns:
-        (len(layers), H, T, T) float32: row t says where token t looks; each row sums to 1.
-    """
-    found: dict[int, Tensor] = {}
-
-    def look(layer: int, attention: Any, arguments: tuple[Any, ...]) -> None:
-        # Inside the block's forward pass, so that FSDP2 has its weights whole.
-        q, k, _ = attention.project(*arguments[:2])  # (1, H, T, D), (1, K, T, D)
-        k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
-        scores = q.float() @ k.float().mT / q.shape[-1] ** 0.5  # (1, H, T, T)
-        found[layer] = scores.masked_fill(~_visible(scores.shape[-1], model, layer, scores.device), -torch.inf)
-
-    blocks: Any = model.blocks
-    hooks = [
-        blocks[layer].attn.register_forward_pre_hook(
-            lambda module, arguments, layer=layer: look(layer, module, arguments)
-        )
-        for layer in layers
-    ]
-    try:
-        model(input_ids)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return torch.stack([found[layer].softmax(-1)[0] for layer in layers])
-
-
-def _visible(num_tokens: int, model: Any, layer: int, device: torch.device) -> Tensor:
-    """(T, T) bool: causal, and no further back than the layer's window."""
-    place = torch.arange(num_tokens, device=device)
-    distance = place[:, None] - place[None, :]
-    window = model.config.window(layer)
-    return (distance >= 0) & (distance < (num_tokens if window is None else window))
 
 
 def picture(weights: Tensor, scale: int = 4) -> Tensor:
@@ -129,19 +87,19 @@ class AttentionPicture(Callback):
         Raises:
             UserError: the model has no such layer.
         """
-        path: Any = getattr(getattr(trainer, "datamodule", None), "tokenizer_path", None)
-        no_blocks = None if hasattr(pl_module.model, "blocks") else "the module's model has no blocks"
-        reason = why_not(trainer) or no_blocks or ("the DataModule has no tokenizer_path" if path is None else None)
+        reason = why_not(trainer, pl_module)
         if reason is not None:
             rank_zero_warn(f"AttentionPicture draws nothing: {reason}")
             self._tokenizer = None
             return
-        model: Any = pl_module.model
-        count = len(model.blocks)
+        model, datamodule = pl_module.model, getattr(trainer, "datamodule", None)
+        assert isinstance(model, GPT)
+        assert datamodule is not None
+        count = model.config.n_layer
         wrong = [layer for layer in self.layers or [] if not 0 <= layer < count]
         if wrong:
             raise UserError(f"AttentionPicture has no layer {wrong[0]} to draw; the model's are 0 to {count - 1}")
-        self._tokenizer = load_tokenizer(path)
+        self._tokenizer = load_tokenizer(datamodule.tokenizer_path)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -162,9 +120,8 @@ class AttentionPicture(Callback):
         with quiet_model(trainer, pl_module) as model:
             ids = [self._tokenizer.separator_id, *self._tokenizer.encode(self.prompt).tolist()]
             ids = ids[: min(self.max_tokens, model.config.block_size)]
-            depth = len(model.blocks)
-            layers = self.layers or sorted({round(i * (depth - 1) / 7) for i in range(8)})
-            weights = attention_weights(model, torch.tensor([ids], device=pl_module.device), layers)
+            maps = attention_maps(model, torch.tensor([ids], device=pl_module.device))[:, 0]  # (L, H, T, T)
+        weights = maps[self.layers or sorted({round(i * (len(maps) - 1) / 7) for i in range(8)})]
         if trainer.is_global_zero:
             for writer in writers(trainer, "add_image"):
                 writer.add_image("attention/rows: layers, columns: heads", picture(weights), step)

@@ -77,13 +77,13 @@ class NonFiniteGuard(Callback):
         self.num_skipped = 0
         self._in_a_row = 0
         self._batch: Any = None
-        self._loss_finite: Tensor | None = None
+        self._loss: Tensor | None = None
         self._pending: deque[_Verdict] = deque()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin with nothing pending."""
         self._pending.clear()
-        self._loss_finite = None
+        self._loss = None
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Remember the batch."""
@@ -91,8 +91,8 @@ class NonFiniteGuard(Callback):
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """Look at the loss."""
-        finite = torch.isfinite(loss.detach()).all()
-        self._loss_finite = finite if self._loss_finite is None else self._loss_finite & finite
+        loss = loss.detach().sum()
+        self._loss = loss if self._loss is None else self._loss + loss
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Judge the step, and act on it as early as the device allows."""
@@ -102,7 +102,7 @@ class NonFiniteGuard(Callback):
             self._judge(verdict, trainer, optimizer)
         else:
             if self.action == "skip":
-                optimizer.found_inf = 1.0 - verdict.finite  # type: ignore[attr-defined]
+                optimizer.found_inf = 1.0 - verdict.finite.float()  # type: ignore[attr-defined]
             self._pending.append(_send_to_host(verdict))
 
     def on_train_batch_end(
@@ -134,22 +134,21 @@ class NonFiniteGuard(Callback):
     # ---- judging ----------------------------------------------------------------------------------------------
 
     def _is_finite(self, trainer: Trainer, optimizer: Optimizer) -> Tensor:
-        """Return () float32, 1 if loss and gradients are finite on every process, else 0."""
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        finite = self._loss_finite
-        self._loss_finite = None
+        """Return () bool or 0/1: whether loss and gradients are finite on every process."""
+        parts = [] if self._loss is None else [self._loss.float()]
+        self._loss = None
         if getattr(trainer.precision_plugin, "scaler", None) is None:
-            gradients = [_local(p.grad) for p in parameters if p.grad is not None]
+            gradients = [
+                _local(p.grad) for group in optimizer.param_groups for p in group["params"] if p.grad is not None
+            ]
             if gradients:
-                norms = torch.stack(torch._foreach_norm(gradients))
-                of_gradients = torch.isfinite(norms.sum())
-                finite = of_gradients if finite is None else finite.to(of_gradients.device) & of_gradients
-        if finite is None:
-            finite = torch.ones((), dtype=torch.bool, device=parameters[0].device)
-        result = finite.float()
+                parts += torch._foreach_norm(gradients, 2, torch.float32)
+        # NaN and infinity survive a sum: one look at the end instead of one for each tensor.
+        finite = torch.isfinite(torch.stack(parts).sum() if parts else torch.zeros(()))
         if trainer.world_size > 1:
-            torch.distributed.all_reduce(result, torch.distributed.ReduceOp.MIN)
-        return result
+            finite = finite.to(trainer.strategy.root_device, torch.float32)
+            torch.distributed.all_reduce(finite, torch.distributed.ReduceOp.MIN)
+        return finite
 
     def _read(self, trainer: Trainer, leave: int) -> None:
         while len(self._pending) > leave:
@@ -203,7 +202,7 @@ def _local(gradient: Tensor) -> Tensor:
 def _send_to_host(verdict: _Verdict) -> _Verdict:
     """Start the number's way to the host without waiting for it."""
     if verdict.finite.device.type == "cuda":
-        host = torch.empty((), pin_memory=True)
+        host = torch.empty_like(verdict.finite, device="cpu", pin_memory=True)
         host.copy_(verdict.finite, non_blocking=True)
         verdict.finite, verdict.arrived = host, torch.cuda.Event()
         verdict.arrived.record()

@@ -8,16 +8,18 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 
+from lit_gpt.models import GPT
 from lit_gpt.plugins import AtomicModelParallelStrategy
 
 
 @contextmanager
-def quiet_model(trainer: Trainer, pl_module: LightningModule) -> Iterator[Any]:
+def quiet_model(trainer: Trainer, pl_module: LightningModule) -> Iterator[GPT]:
     """Yield the GPT in eval mode, uncompiled, in the run's precision, without gradients.
 
     Random number generators and each module's mode are afterwards as they were.
     """
-    model: Any = pl_module.model
+    model = pl_module.model
+    assert isinstance(model, GPT)
     modes = [(module, module.training) for module in model.modules()]
     try:
         model.eval()
@@ -34,8 +36,12 @@ def quiet_model(trainer: Trainer, pl_module: LightningModule) -> Iterator[Any]:
             module.training = training
 
 
-def why_not(trainer: Trainer) -> str | None:
-    """Say why the model cannot be run aside from training here, or None if it can."""
+def why_not(trainer: Trainer, pl_module: LightningModule) -> str | None:
+    """Say why a look at the model is not possible here, or None if it is."""
+    if not isinstance(pl_module.model, GPT):
+        return f"the module's model is a {type(pl_module.model).__name__} and no lit_gpt.models.GPT"
+    if getattr(getattr(trainer, "datamodule", None), "tokenizer_path", None) is None:
+        return "the DataModule has no tokenizer_path"
     strategy = trainer.strategy
     if isinstance(strategy, AtomicModelParallelStrategy) and strategy.device_mesh["tensor_parallel"].size() > 1:
         return "with tensor parallelism each process holds a part of each head's layer"

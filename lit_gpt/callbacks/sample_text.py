@@ -11,6 +11,7 @@ from lit_gpt.callbacks.quiet_model import quiet_model, takes_part, why_not, writ
 from lit_gpt.data.tokenizers import Tokenizer, load_tokenizer
 from lit_gpt.errors import UserError
 from lit_gpt.generation.generate import generate
+from lit_gpt.models import GPT
 
 
 class SampleText(Callback):
@@ -58,13 +59,14 @@ class SampleText(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Load the tokenizer, or say why there will be no samples."""
-        path: Any = getattr(getattr(trainer, "datamodule", None), "tokenizer_path", None)
-        reason = why_not(trainer) or ("the DataModule has no tokenizer_path" if path is None else None)
+        reason = why_not(trainer, pl_module)
         if reason is not None:
             rank_zero_warn(f"SampleText writes no samples: {reason}")
             self._tokenizer = None
             return
-        self._tokenizer = load_tokenizer(path)
+        datamodule = getattr(trainer, "datamodule", None)
+        assert datamodule is not None
+        self._tokenizer = load_tokenizer(datamodule.tokenizer_path)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -92,7 +94,7 @@ class SampleText(Callback):
                     indented = "\n".join(f"    {line}" for line in text.splitlines())  # a code block in Markdown
                     writer.add_text(f"samples/{prompt.strip() or 'empty prompt'}", indented, step)
 
-    def _continue(self, model: Any, prompt: str, device: torch.device) -> str:
+    def _continue(self, model: GPT, prompt: str, device: torch.device) -> str:
         assert self._tokenizer is not None
         block_size = model.config.block_size
         ids = [self._tokenizer.separator_id, *self._tokenizer.encode(prompt).tolist()][:block_size]

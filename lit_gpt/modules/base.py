@@ -46,7 +46,8 @@ class GPTModule(LightningModule):
             folder or hub name. Its architecture replaces the preset. (To resume a run, use `--ckpt_path last`.)
         vocab_size: entries of the token table; the command line takes it from the DataModule.
         block_size: longest context; the command line takes it from the DataModule.
-        optimizer: makes the optimizer from parameter groups: a class of `torch.optim`, or `MuonAdamW`.
+        optimizer: makes the optimizer from parameter groups: a class of `torch.optim`, or `MuonAdamW`; None: AdamW
+            with learning rate 6e-4, betas 0.9 and 0.95, weight decay 0.1.
         schedule: factor of the learning rate over the run; None: constant.
         max_tokens: stop after this many input tokens (or at `trainer.max_steps`, whichever comes first).
         activation_checkpointing: recompute activations in the backward pass: less memory, about a third more time.
@@ -61,7 +62,7 @@ class GPTModule(LightningModule):
         init_from: str | None = None,
         vocab_size: int | None = None,
         block_size: int | None = None,
-        optimizer: OptimizerCallable = lambda params: AdamW(params, lr=6e-4, weight_decay=0.1, fused=True),
+        optimizer: OptimizerCallable | None = None,
         schedule: Schedule | None = None,
         max_tokens: int | None = None,
         activation_checkpointing: bool = False,
@@ -99,6 +100,9 @@ class GPTModule(LightningModule):
 
     def build_optimizer(self, groups: list[dict[str, Any]]) -> Optimizer:
         """Make the optimizer from `lit_gpt.optim.parameter_groups`."""
+        if self.optimizer is None:
+            # Not a default of the argument: a YAML that names another class would inherit AdamW's arguments.
+            return AdamW(groups, lr=6e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
         return self.optimizer(groups)
 
     @abstractmethod

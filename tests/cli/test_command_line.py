@@ -152,7 +152,7 @@ MISTAKES = {
     "head": (["--model.init_args.overrides.n_head", "3"], "n_embd 16 is not divisible by n_head 3"),
     "field": (["--model.init_args.overrides.n_layr", "3"], "nearest: n_layer"),
     "option": (["--trainer.max_stepz", "3"], "nearest: max_steps"),
-    "learning rate": (["--model.init_args.optimizer.init_args.lr", "0"], "learning rate is 0"),
+    "learning rate": (["--model.optimizer", "AdamW", "--model.optimizer.lr", "0"], "learning rate is 0"),
     "files": (["--data.init_args.files", "nowhere"], "nowhere does not exist"),
     "window": (["--data.init_args.block_size", "100000"], "block_size 100000"),
     "batch": (["--data.init_args.micro_batch_size", "3"], "micro_batch_size 3"),
