@@ -10,7 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from lit_gpt.callbacks.quiet_model import quiet_model, takes_part, why_not, writers
+from lit_gpt.callbacks.quiet_model import must_hurry, quiet_model, takes_part, why_not, writers
 from lit_gpt.data.tokenizers import Tokenizer, load_tokenizer
 from lit_gpt.errors import UserError
 from lit_gpt.models import GPT
@@ -109,8 +109,9 @@ class AttentionPicture(Callback):
             self._draw(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw the final picture."""
-        self._draw(trainer, pl_module)
+        """Draw the final picture, unless a signal ends the run."""
+        if not must_hurry(trainer):
+            self._draw(trainer, pl_module)
 
     def _draw(self, trainer: Trainer, pl_module: LightningModule) -> None:
         step = trainer.global_step

@@ -48,6 +48,11 @@ def why_not(trainer: Trainer, pl_module: LightningModule) -> str | None:
     return None
 
 
+def must_hurry(trainer: Trainer) -> bool:
+    """Whether a signal is ending the run (`GracefulStop`): whoever sent it may not wait long."""
+    return any(getattr(callback, "stopped_by", None) is not None for callback in getattr(trainer, "callbacks", []))
+
+
 def takes_part(trainer: Trainer) -> bool:
     """Whether this process runs the model: the first one, or all where its weights are sharded."""
     return trainer.is_global_zero or isinstance(trainer.strategy, AtomicModelParallelStrategy)

@@ -143,7 +143,7 @@ class RunCheckpoint(Checkpoint):
         folder = self.run_dir / CHECKPOINTS
         name = checkpoint_name(trainer.global_step)
         if trainer.global_step != self._saved_step:
-            trainer.save_checkpoint(folder / name, weights_only=False)
+            _save_together(trainer, folder / name)
             self._saved_step = trainer.global_step
             self.last_model_path = str(folder / name)
         if trainer.is_global_zero:
@@ -194,6 +194,19 @@ class RunCheckpoint(Checkpoint):
         if self.best_value is None:
             return True
         return value < self.best_value if self.mode == "min" else value > self.best_value
+
+
+def _save_together(trainer: Trainer, path: Path) -> None:
+    """Save; where only one process writes, let all hear of its failure instead of waiting for it for ever."""
+    failure: str | None = None
+    try:
+        trainer.save_checkpoint(path, weights_only=False)
+    except UserError as error:
+        failure = str(error)
+        trainer.strategy.barrier("Trainer.save_checkpoint")  # where the others are
+    failure = trainer.strategy.broadcast(failure)
+    if failure is not None:
+        raise UserError(failure)
 
 
 def _is_last_step(trainer: Trainer) -> bool:

@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lit_gpt.callbacks.quiet_model import quiet_model, takes_part, why_not, writers
+from lit_gpt.callbacks.quiet_model import must_hurry, quiet_model, takes_part, why_not, writers
 from lit_gpt.data.tokenizers import Tokenizer, load_tokenizer
 from lit_gpt.errors import UserError
 from lit_gpt.generation.generate import generate
@@ -76,7 +76,9 @@ class SampleText(Callback):
             self._sample(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Sample and print the first prompt's continuation."""
+        """Sample and print the first prompt's continuation, unless a signal ends the run."""
+        if must_hurry(trainer):
+            return
         self._sample(trainer, pl_module)
         if trainer.is_global_zero and self._sampled[1]:
             print(f"\nsample at step {self._sampled[0]:,}:\n{self._sampled[1][0]}\n")

@@ -1,11 +1,14 @@
 """Trainers and modules for the tests of callbacks."""
 
 import pytest
+import torch
 from lightning.pytorch import Trainer
 from tiny_run import TinyModule
 
 from lit_gpt.callbacks import RunCheckpoint
 from lit_gpt.plugins import AtomicCheckpointIO
+
+torch.set_num_threads(1)  # for such small models threads only wait for one another
 
 
 @pytest.fixture

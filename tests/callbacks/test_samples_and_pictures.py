@@ -1,12 +1,14 @@
 """Samples and pictures show the model, and leave training exactly as it was."""
 
+import signal
+
 import pytest
 import tokenizers
 import torch
 from lightning.pytorch import LightningDataModule
 from tiny_run import CONFIG, ListLogger, TinyModule
 
-from lit_gpt.callbacks import AttentionPicture, RunCheckpoint, SampleText
+from lit_gpt.callbacks import AttentionPicture, GracefulStop, RunCheckpoint, SampleText
 from lit_gpt.callbacks.attention_picture import COLORS, GAP, picture
 from lit_gpt.data.tokenizers import Tokenizer
 from lit_gpt.errors import UserError
@@ -99,6 +101,18 @@ def test_what_follows_the_end_of_the_document_is_cut_off(make_trainer, data):
     module.lr = 0.0
     trainer.fit(module, datamodule=data)
     assert sample._sampled[1] == ["ab"]
+
+
+def test_a_run_that_a_signal_ends_does_not_stop_to_write(make_trainer, data):
+    class Signalled(TinyModule):
+        def training_step(self, *arguments):
+            if self.trainer.global_step == 3:
+                signal.raise_signal(signal.SIGTERM)
+            return super().training_step(*arguments)
+
+    logger = WritingLogger()
+    make_trainer(SampleText(), AttentionPicture(), GracefulStop(), logger=logger).fit(Signalled(), datamodule=data)
+    assert (logger.experiment.texts, logger.experiment.images) == ([], [])
 
 
 def test_without_a_tokenizer_they_say_so(make_trainer, module):
