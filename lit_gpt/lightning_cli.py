@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
 import yaml
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch import Trainer as LightningTrainer
@@ -152,6 +153,8 @@ def run(args: list[str]) -> int:
     """
     sys.path.insert(0, str(Path.cwd()))  # `class_path: my_module.MyModule` from the folder one stands in
     cli = CLI(args)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()  # gloo's threads may otherwise abort the process at its end
     stops = [callback.stopped_by for callback in cli.trainer.callbacks if isinstance(callback, GracefulStop)]
     signals = [signal for signal in stops if signal is not None]
     return 128 + signals[0] if signals else 0

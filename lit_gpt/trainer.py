@@ -24,6 +24,7 @@ from lit_gpt.callbacks import (
     ThroughputMonitor,
     TokenProgressBar,
 )
+from lit_gpt.callbacks.run_folder import require_fresh
 from lit_gpt.checkpoints.resolve import find_best, find_last_whole
 from lit_gpt.errors import UserError
 from lit_gpt.plugins import AtomicCheckpointIO
@@ -100,6 +101,8 @@ class Trainer(pl.Trainer):
 
     def fit(self, model: Any, *args: Any, ckpt_path: str | None = None, **kwargs: Any) -> None:
         """Train; `ckpt_path` resumes from a checkpoint, or from the newest whole one with `last`."""
+        if ckpt_path is None and not self.fast_dev_run and self.checkpoint_callbacks:
+            require_fresh(self.run_dir)
         super().fit(model, *args, ckpt_path=self._resolve(ckpt_path), **kwargs)
 
     def _resolve(self, ckpt_path: str | None) -> str | None:

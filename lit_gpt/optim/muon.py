@@ -105,6 +105,7 @@ class MuonAdamW(Optimizer):
             "betas": tuple(betas),
             "eps": eps,
             "weight_decay": weight_decay,
+            "fused": True,  # torch then restores AdamW's step counts to the parameters' device
         }
         super().__init__(params, defaults)
         if "matrices" not in [group.get("name") for group in self.param_groups]:
