@@ -63,9 +63,8 @@ class CharDataModule(pl.LightningDataModule):
         lengths = np.minimum(BLOCK, len(self.val) - 1 - starts)
         padded = np.concatenate([self.val, np.zeros(BLOCK + 1, dtype=np.int64)])
         rows = padded[starts[:, None] + np.arange(BLOCK + 1)]
-        return [
-            self.build(rows[i : i + 128], starts[i : i + 128], lengths[i : i + 128]) for i in range(0, len(rows), 128)
-        ]
+        cuts = [slice(i, i + 128) for i in range(0, len(rows), 128)]
+        return DataLoader([self.build(rows[cut], starts[cut], lengths[cut]) for cut in cuts], batch_size=None)
 
 
 class Curve(pl.Callback):

@@ -1,3 +1,30 @@
-"""lit_gpt: the whole life of a language model as PyTorch Lightning plugins."""
+"""lit_gpt: the whole life of a language model as PyTorch Lightning plugins.
+
+The names most used are at hand here, imported when they are first asked for:
+
+    from lit_gpt import GPT, GPTConfig, PretrainModule, StdlibDataModule, TextDataModule, Trainer
+"""
+
+import importlib
+from typing import Any
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "GPT": "lit_gpt.models",
+    "GPTConfig": "lit_gpt.models",
+    "GPTModule": "lit_gpt.modules",
+    "PretrainModule": "lit_gpt.modules",
+    "StdlibDataModule": "lit_gpt.datamodules",
+    "TextDataModule": "lit_gpt.datamodules",
+    "TokenDataModule": "lit_gpt.datamodules",
+    "Trainer": "lit_gpt.trainer",
+}
+__all__ = ["__version__", *_HOMES]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from its room."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'lit_gpt' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -102,7 +102,7 @@ def build_parser() -> ArgumentParser:
         function = _load(name)
         group, _, word = name.partition(" ")
         if word and group not in groups:
-            description = sys.modules[function.__module__].__doc__.strip().splitlines()[0]
+            description = (sys.modules[function.__module__].__doc__ or "").strip().splitlines()[0]
             group_parser = ArgumentParser(description=description)
             commands.add_subcommand(group, group_parser, help=description)
             groups[group] = group_parser.add_subcommands(required=True)

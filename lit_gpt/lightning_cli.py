@@ -24,8 +24,9 @@ import lit_gpt.callbacks
 import lit_gpt.datamodules
 import lit_gpt.modules
 import lit_gpt.optim
-import lit_gpt.plugins  # noqa: F401
+import lit_gpt.plugins
 from lit_gpt.callbacks import GracefulStop
+from lit_gpt.errors import UserError
 from lit_gpt.models import GPTConfig
 from lit_gpt.trainer import Trainer
 
@@ -46,11 +47,18 @@ class ArgumentParser(LightningArgumentParser):
         known = {part for key in self.get_defaults().keys() for part in key.split(".")}  # noqa: SIM118 (a Namespace)
         known |= {field.name for field in dataclasses.fields(GPTConfig)}
         for room in (lit_gpt.modules, lit_gpt.datamodules, lit_gpt.callbacks, lit_gpt.optim, lit_gpt.plugins):
-            known |= {name for name in room.__all__ if isinstance(getattr(room, name), type)}
+            kinds = [kind for kind in (getattr(room, name) for name in room.__all__) if isinstance(kind, type)]
+            known |= {kind.__name__ for kind in kinds}
+            known |= {key for kind in kinds for base in kind.__mro__ for key in _arguments(base)}
         known |= {"trainer", "model", "data", "seed_everything", "ckpt_path", "class_path", "init_args"}
         words = {part for key in unknown for part in key.split(".")} - known
         near = {match for word in words for match in difflib.get_close_matches(word, known, n=3)}
         return f" (nearest: {', '.join(sorted(near))})" if near else ""
+
+
+def _arguments(kind: type) -> list[str]:
+    code = getattr(vars(kind).get("__init__"), "__code__", None)  # None: inherited, or written in C
+    return [] if code is None else list(code.co_varnames[1 : code.co_argcount + code.co_kwonlyargcount])
 
 
 def short_message(message: str) -> str:
@@ -131,6 +139,25 @@ class CLI(LightningCLI):
         for target in ("model", "data"):
             parser.link_arguments("seed_everything", f"{target}.init_args.seed")
 
+    def before_validate(self) -> None:
+        """Refuse to measure random weights."""
+        self._require_weights()
+
+    def before_test(self) -> None:
+        """Refuse to measure random weights."""
+        self._require_weights()
+
+    def before_predict(self) -> None:
+        """Refuse to measure random weights."""
+        self._require_weights()
+
+    def _require_weights(self) -> None:
+        if self._get(self.config_init, "ckpt_path") is None and getattr(self.model, "init_from", None) is None:
+            raise UserError(
+                f"{self._command} needs weights: give --ckpt_path last (or best, or a checkpoint of the run "
+                f"{self.trainer.run_dir}), or model.init_args.init_from"  # type: ignore[attr-defined]
+            )
+
     def _parse_ckpt_path(self) -> None:
         """Do nothing: what the user wrote is never replaced by what a checkpoint holds (`GPTModule` compares)."""
 
@@ -155,6 +182,6 @@ def run(args: list[str]) -> int:
     cli = CLI(args)
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()  # gloo's threads may otherwise abort the process at its end
-    stops = [callback.stopped_by for callback in cli.trainer.callbacks if isinstance(callback, GracefulStop)]
+    stops = [callback.stopped_by for callback in cli.trainer.callbacks if isinstance(callback, GracefulStop)]  # type: ignore[attr-defined]
     signals = [signal for signal in stops if signal is not None]
     return 128 + signals[0] if signals else 0

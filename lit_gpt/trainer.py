@@ -4,12 +4,14 @@ Nothing here is needed to train: a stock `lightning.Trainer` runs the same modul
 its plugins and whichever callbacks it is given. This class fills in the usual ones.
 """
 
+import shutil
 from collections.abc import Iterable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_warn
@@ -25,7 +27,7 @@ from lit_gpt.callbacks import (
     TokenProgressBar,
 )
 from lit_gpt.callbacks.run_folder import require_fresh
-from lit_gpt.checkpoints.resolve import find_best, find_last_whole
+from lit_gpt.checkpoints.resolve import find_best, find_last_whole, list_checkpoints
 from lit_gpt.errors import UserError
 from lit_gpt.plugins import AtomicCheckpointIO
 
@@ -79,7 +81,7 @@ class Trainer(pl.Trainer):
         if logger is None or logger is True:
             logger = TensorBoardLogger(self.run_dir, name="tensorboard", version="")
         plugins = list(plugins) if isinstance(plugins, list | tuple) else [plugins] if plugins is not None else []
-        if not any(isinstance(plugin, pl.plugins.io.CheckpointIO) for plugin in plugins):
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             plugins.append(AtomicCheckpointIO())
         if isinstance(val_check_interval, int) and not isinstance(val_check_interval, bool):
             # Count steps over the whole run, not from the start of each epoch.
@@ -99,11 +101,93 @@ class Trainer(pl.Trainer):
             **kwargs,
         )
 
-    def fit(self, model: Any, *args: Any, ckpt_path: str | None = None, **kwargs: Any) -> None:
-        """Train; `ckpt_path` resumes from a checkpoint, or from the newest whole one with `last`."""
-        if ckpt_path is None and not self.fast_dev_run and self.checkpoint_callbacks:
+    def fit(  # type: ignore[override]
+        self,
+        model: pl.LightningModule,
+        train_dataloaders: Any = None,
+        val_dataloaders: Any = None,
+        datamodule: pl.LightningDataModule | None = None,
+        ckpt_path: str | None = None,
+    ) -> None:
+        """Train.
+
+        Args:
+            model: the module.
+            train_dataloaders: loader of training batches, if there is no DataModule.
+            val_dataloaders: loaders of validation batches, if there is no DataModule.
+            datamodule: the DataModule.
+            ckpt_path: resume from this checkpoint; `last`: from the run's newest whole one.
+
+        Raises:
+            UserError: the run's folder holds a run and `ckpt_path` is None; and what the rooms refuse.
+        """
+        if ckpt_path is None and not self.fast_dev_run and self.checkpoint_callbacks:  # type: ignore[attr-defined]
             require_fresh(self.run_dir)
-        super().fit(model, *args, ckpt_path=self._resolve(ckpt_path), **kwargs)
+        was_there = self.run_dir.exists()
+        try:
+            super().fit(model, train_dataloaders, val_dataloaders, datamodule, self._resolve(ckpt_path))
+        except UserError:
+            # Refused before the first step: the logger's empty file is all there is.
+            if not was_there and self.global_step == 0 and self.is_global_zero and not list_checkpoints(self.run_dir):
+                shutil.rmtree(self.run_dir, ignore_errors=True)
+            raise
+
+    def validate(  # type: ignore[override]
+        self,
+        model: pl.LightningModule | None = None,
+        dataloaders: Any = None,
+        ckpt_path: str | None = None,
+        verbose: bool = True,
+        datamodule: pl.LightningDataModule | None = None,
+    ) -> Any:
+        """Measure on the validation split.
+
+        Args:
+            model: the module.
+            dataloaders: loaders, if there is no DataModule.
+            ckpt_path: weights to measure: a checkpoint, or `last` or `best` of the run.
+            verbose: print the result.
+            datamodule: the DataModule.
+        """
+        return super().validate(model, dataloaders, self._resolve(ckpt_path), verbose, datamodule)
+
+    def test(  # type: ignore[override]
+        self,
+        model: pl.LightningModule | None = None,
+        dataloaders: Any = None,
+        ckpt_path: str | None = None,
+        verbose: bool = True,
+        datamodule: pl.LightningDataModule | None = None,
+    ) -> Any:
+        """Measure on the test split.
+
+        Args:
+            model: the module.
+            dataloaders: loaders, if there is no DataModule.
+            ckpt_path: weights to measure: a checkpoint, or `last` or `best` of the run.
+            verbose: print the result.
+            datamodule: the DataModule.
+        """
+        return super().test(model, dataloaders, self._resolve(ckpt_path), verbose, datamodule)
+
+    def predict(  # type: ignore[override]
+        self,
+        model: pl.LightningModule | None = None,
+        dataloaders: Any = None,
+        datamodule: pl.LightningDataModule | None = None,
+        return_predictions: bool = False,
+        ckpt_path: str | None = None,
+    ) -> Any:
+        """Write the loss and bits per byte of each document to `predictions.jsonl` in the run's folder.
+
+        Args:
+            model: the module.
+            dataloaders: loaders, if there is no DataModule.
+            datamodule: the DataModule.
+            return_predictions: also keep every batch's result in memory and return them.
+            ckpt_path: weights to use: a checkpoint, or `last` or `best` of the run.
+        """
+        return super().predict(model, dataloaders, datamodule, return_predictions, self._resolve(ckpt_path))
 
     def _resolve(self, ckpt_path: str | None) -> str | None:
         if ckpt_path == "best":

@@ -5,10 +5,10 @@ import os
 # The models here are too small for a second thread to help, and threads of several processes get in each other's way.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import pytest  # noqa: E402
-import torch  # noqa: E402
+import pytest
+import torch
 
-from lit_gpt.models import GPTConfig, RopeScaling  # noqa: E402
+from lit_gpt.models import GPTConfig, RopeScaling
 
 SMALL = {"n_layer": 3, "n_head": 4, "n_embd": 32, "block_size": 32, "vocab_size": 61}
 MODERN = {"norm": "rmsnorm", "bias": False, "positions": "rope", "mlp": "swiglu", "intermediate_size": 48}

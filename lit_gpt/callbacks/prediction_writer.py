@@ -51,7 +51,9 @@ class PredictionWriter(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Add a batch."""
+        """Add a batch; what another `predict_step` returns is not ours to write."""
+        if not isinstance(outputs, dict) or not {"document_index", *SUMS} <= outputs.keys():
+            return
         index = outputs["document_index"].cpu().numpy()
         real = index >= 0
         if not real.any():

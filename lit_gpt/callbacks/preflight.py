@@ -64,11 +64,10 @@ def _check_sizes(trainer: Trainer, pl_module: LightningModule) -> None:
             f"the tokenizer has {tokenizer_size} tokens, but the model's vocab_size is {model_size}; set vocab_size "
             f"to at least {tokenizer_size}, or use a smaller tokenizer"
         )
-    too_long = block_size is not None and positions is not None and block_size > positions
-    if too_long and getattr(config, "positions", None) == "learned":
+    if block_size is not None and positions is not None and block_size > positions:
         raise UserError(
-            f"block_size {block_size} of the data is longer than the model's {positions} learned positions; lower it "
-            "to that, or set the model's block_size, or positions: rope"
+            f"block_size {block_size} of the data is longer than the {positions} positions of the model; lower it to "
+            "that, or set the model's block_size"
         )
 
 

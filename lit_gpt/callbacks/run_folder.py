@@ -85,6 +85,7 @@ def _keep_lineage(path: Path, trainer: Trainer, pl_module: LightningModule, toke
             config.to_dict() if hasattr(config, "to_dict") else None,
             tokenizer_path,
             datamodule.lineage() if hasattr(datamodule, "lineage") else None,
+            init_from=getattr(pl_module, "init_from", None),
         )
     with whole_file(path) as temporary:
         temporary.write_text(json.dumps(lineage, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -38,7 +38,7 @@ class BatchBuilder:
             lengths: (B,) targets that count in each row, at most T; the rest is padding. None: all T.
 
         Returns:
-            All keys of `Batch`.
+            All keys of `Batch`; without isolation no `document_ids`: causality alone keeps a row from its padding.
         """
         inputs = np.ascontiguousarray(rows[:, :-1])
         labels = np.ascontiguousarray(rows[:, 1:])
@@ -49,21 +49,24 @@ class BatchBuilder:
             document_ids = np.cumsum(opens, axis=1) - 1
             position_ids = time - np.maximum.accumulate(np.where(opens, time, 0), axis=1)
         else:
-            document_ids = np.zeros_like(inputs)
+            document_ids = None
             position_ids = np.broadcast_to(time, inputs.shape).copy()
         target_bytes = self.byte_lengths[labels]
         if lengths is not None:
             padding = time >= np.asarray(lengths)[:, None]
             inputs[padding] = self.separator_id
             labels[padding] = IGNORE_INDEX
-            document_ids[padding] = -1
+            if document_ids is not None:
+                document_ids[padding] = -1
             position_ids[padding] = 0
             target_bytes[padding] = 0
-        return Batch(
+        batch = Batch(
             input_ids=torch.from_numpy(inputs),
             labels=torch.from_numpy(labels),
             position_ids=torch.from_numpy(position_ids),
-            document_ids=torch.from_numpy(document_ids),
             sample_ids=torch.from_numpy(sample_ids),
             num_bytes=torch.from_numpy(target_bytes.sum(axis=1)),
         )
+        if document_ids is not None:
+            batch["document_ids"] = torch.from_numpy(document_ids)
+        return batch

@@ -1,5 +1,5 @@
 """Measuring models."""
 
-from lit_gpt.evaluation.language_modeling import LanguageModelingMetrics
+from lit_gpt.evaluation.language_modeling import LanguageModelingMetrics, language_modeling_metrics
 
-__all__ = ["LanguageModelingMetrics"]
+__all__ = ["LanguageModelingMetrics", "language_modeling_metrics"]

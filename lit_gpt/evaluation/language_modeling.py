@@ -9,10 +9,30 @@ The end of a document counts as a token of zero bytes: a model of documents has 
 """
 
 import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
+
+STATES = ("loss_sum", "num_tokens", "num_bytes")
+
+
+def language_modeling_metrics(loss_sum: float, num_tokens: float, num_bytes: float) -> dict[str, float]:
+    """The three measures from their sums.
+
+    Args:
+        loss_sum: cross-entropy in nats over supervised tokens.
+        num_tokens: supervised tokens.
+        num_bytes: UTF-8 bytes of their text; 0: not known.
+
+    Returns:
+        `loss` (nats a token), `perplexity`, and `bits_per_byte` where the bytes are known.
+    """
+    loss = loss_sum / num_tokens if num_tokens else math.nan
+    perplexity = math.exp(loss) if loss < 700 else math.inf
+    metrics = {"loss": loss, "perplexity": perplexity}
+    return metrics | {"bits_per_byte": loss_sum / (num_bytes * math.log(2))} if num_bytes else metrics
 
 
 class LanguageModelingMetrics(Metric):
@@ -21,7 +41,7 @@ class LanguageModelingMetrics(Metric):
     Example:
         >>> metrics = LanguageModelingMetrics()
         >>> metrics.update(torch.tensor(6.0), torch.tensor(4), torch.tensor(8))
-        >>> round(metrics.compute()["loss"].item(), 2)
+        >>> metrics.compute()["loss"]
         1.5
     """
 
@@ -32,13 +52,17 @@ class LanguageModelingMetrics(Metric):
 
     def __init__(self) -> None:
         super().__init__()
-        for name in ("loss_sum", "num_tokens", "num_bytes"):
-            # float64: a float32 sum of many losses stops growing. (MPS has no float64.)
-            dtype = torch.float32 if torch.backends.mps.is_available() else torch.float64
-            self.add_state(name, torch.zeros((), dtype=dtype), dist_reduce_fx="sum")
+        for name in STATES:
+            self.add_state(name, torch.zeros((), dtype=_wide()), dist_reduce_fx="sum")
 
-    def set_dtype(self, dst_type: str | torch.dtype) -> "LanguageModelingMetrics":
-        """Stay in float64 whatever the precision of the model."""
+    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = ()) -> "LanguageModelingMetrics":
+        """Follow the module to its device, but not to its precision: sums of many tokens need theirs."""
+        super()._apply(fn, exclude_state)
+        for name in STATES:
+            setattr(self, name, getattr(self, name).to(_wide()))
+            default = self._defaults[name]
+            assert isinstance(default, Tensor)
+            self._defaults[name] = default.to(_wide())
         return self
 
     def update(self, loss_sum: Tensor, num_tokens: Tensor, num_bytes: Tensor) -> None:
@@ -53,10 +77,11 @@ class LanguageModelingMetrics(Metric):
         self.num_tokens += num_tokens
         self.num_bytes += num_bytes
 
-    def compute(self) -> dict[str, Tensor]:
-        """Return `loss` (nats a token), `perplexity` and `bits_per_byte` (absent when the bytes are unknown)."""
-        loss = self.loss_sum / self.num_tokens
-        result = {"loss": loss, "perplexity": loss.exp()}
-        if self.num_bytes > 0:
-            result["bits_per_byte"] = self.loss_sum / (self.num_bytes * math.log(2))
-        return result
+    def compute(self) -> dict[str, float]:
+        """Return the measures over all batches and processes."""
+        return language_modeling_metrics(self.loss_sum.item(), self.num_tokens.item(), self.num_bytes.item())
+
+
+def _wide() -> torch.dtype:
+    # A float32 sum of many losses stops growing. (MPS has no float64.)
+    return torch.float32 if torch.backends.mps.is_available() else torch.float64

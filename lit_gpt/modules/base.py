@@ -15,25 +15,29 @@ A project of your own replaces one method: `build_model`, `build_optimizer` or `
 import hashlib
 from abc import abstractmethod
 from collections.abc import Callable, Iterable
-from functools import cached_property
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.plugins.precision import MixedPrecision, Precision
+from lightning.pytorch.utilities import GradClipAlgorithmType
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import AdamW, Optimizer
 
 from lit_gpt.batch import IGNORE_INDEX, Batch, StepBatch
 from lit_gpt.checkpoints.resolve import resolve_model
 from lit_gpt.errors import UserError
-from lit_gpt.evaluation import LanguageModelingMetrics
+from lit_gpt.evaluation import LanguageModelingMetrics, language_modeling_metrics
 from lit_gpt.models import GPT, GPTConfig, GPTConfigOverrides
 from lit_gpt.models.parallel import parallelize
 from lit_gpt.objectives import TokenLoss
 from lit_gpt.optim import Schedule, ScheduledLR, check_learning_rates, parameter_groups
+
+WEIGHTLESS = {"dropout", "init_std", "norm_eps", "rope_scaling", "rope_theta", "sliding_window", "layer_windows"}
+"""Fields of `GPTConfig` that weights do not depend on."""
 
 
 class GPTModule(LightningModule):
@@ -70,6 +74,7 @@ class GPTModule(LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        self.init_from = init_from
         self._source = resolve_model(init_from) if init_from is not None else None
         if self._source is not None:
             self.config = _fit_context(self._source.config, dict(overrides or {}), vocab_size, block_size)
@@ -90,6 +95,8 @@ class GPTModule(LightningModule):
         self.val_metrics = LanguageModelingMetrics()
         self.test_metrics = LanguageModelingMetrics()
         self._train_sums: Tensor | None = None
+        self._loaded_sums: list[float] | None = None
+        self._step_values: dict[str, Any] = {}
         self._configured_groups: list[dict[str, Any]] = []
 
     # ---- what a subclass replaces -----------------------------------------------------------------------------
@@ -120,6 +127,7 @@ class GPTModule(LightningModule):
         if isinstance(model, GPT):
             model.gradient_checkpointing = self.activation_checkpointing
         if self.device_mesh is not None:
+            assert isinstance(model, GPT), "a model of your own must be sharded in your own configure_model"
             parallelize(model, self.device_mesh)
         model.to_empty(device=self.device)
         self.init_weights(model)
@@ -133,7 +141,7 @@ class GPTModule(LightningModule):
         """Fill an empty model: random by (seed, parameter name), or from `init_from`."""
         if isinstance(model, GPT):
             model.init_weights(self.seed)
-        if self._source is None:
+        if self._source is None or self.trainer.ckpt_path is not None:
             return
         weights = self._source.load_state_dict()
         with torch.no_grad():
@@ -165,7 +173,9 @@ class GPTModule(LightningModule):
         total = self.max_tokens if self.schedule.counts_tokens else self._total_steps()
 
         def factor(step: int) -> float:
-            return self.schedule.factor(self.tokens_seen if self.schedule.counts_tokens else step, total)
+            # The step in hand counts as done up to its last token, so that the first one does not train at nearly 0.
+            now = self.tokens_seen + (self._step_tokens or 1) - 1 if self.schedule.counts_tokens else step
+            return self.schedule.factor(now, total)
 
         return {
             "optimizer": optimizer,
@@ -179,8 +189,12 @@ class GPTModule(LightningModule):
             limits.append(-(-self.max_tokens // self._step_tokens))
         if self.trainer.max_steps >= 0:
             limits.append(self.trainer.max_steps)
-        elif self.trainer.max_epochs not in (None, -1):
-            limits.append(int(self.trainer.estimated_stepping_batches))
+        if self.trainer.max_epochs not in (None, -1) and self.schedule.needs_total:
+            # Lightning makes the training loader for this number; it must be made again, because the position in a
+            # checkpoint is given only to a loader that is made after the checkpoint's loops are restored.
+            steps_per_run = self.trainer.estimated_stepping_batches
+            self.trainer.fit_loop._combined_loader = None
+            limits.append(int(steps_per_run))
         return min(limits) if limits else None
 
     @property
@@ -190,16 +204,22 @@ class GPTModule(LightningModule):
 
     def on_train_start(self) -> None:
         """Let the YAML's optimizer settings win over a checkpoint's, and say what changed."""
-        for group, configured in zip(self._optimizer.param_groups, self._configured_groups, strict=True):
+        for group, configured in zip(self._optimizer.param_groups, self._configured_groups, strict=False):
             for key, value in configured.items():
                 if key in ("lr", "initial_lr"):  # `ScheduledLR` has set them
                     continue
                 if group.get(key) != value:
-                    self.print(f"resume: {key} of {group['name']} is {value} (the checkpoint had {group.get(key)})")
+                    name = configured.get("name", "the optimizer")
+                    self.print(f"resume: {key} of {name} is {value} (the checkpoint had {group.get(key)})")
                     group[key] = value
         self._train_sums = torch.zeros(3, device=self.device)
-        count, flops = self.config.num_parameters(), self.config.flops_per_token()
-        self.print(f"model: {count / 1e6:,.2f} M parameters, {flops / 1e6:,.1f} MFLOPs a token in training")
+        if self._loaded_sums is not None and self.trainer.is_global_zero:  # summed over ranks when they were saved
+            self._train_sums += torch.tensor(self._loaded_sums, device=self.device)
+        self._loaded_sums = None
+        self._stop_at_max_tokens()
+        assert self.model is not None
+        count = sum(parameter.numel() for parameter in self.model.parameters())
+        self.print(f"model: {count / 1e6:,.2f} M parameters")
 
     @property
     def _optimizer(self) -> Optimizer:
@@ -225,7 +245,14 @@ class GPTModule(LightningModule):
         scale = self.data_parallel_size / num_tokens.clamp(min=1)
         for micro_batch in micro_batches[:-1]:
             self.trainer.strategy.backward(self._share(micro_batch) * scale, None)
-        return self._share(micro_batches[-1]) * scale
+        loss = self._share(micro_batches[-1]) * scale
+        self._stop_at_max_tokens()
+        return loss
+
+    def _stop_at_max_tokens(self) -> None:
+        # Before the step's callbacks run, so that the checkpoint callback knows this step as the last.
+        if self.max_tokens is not None and self.tokens_seen >= self.max_tokens:
+            self.trainer.should_stop = True
 
     def _share(self, micro_batch: Batch) -> Tensor:
         token_loss = self.loss(micro_batch)
@@ -243,32 +270,50 @@ class GPTModule(LightningModule):
         return torch.stack(counts).sum()
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Log the gradient norm of the steps that are logged, before the Trainer clips."""
+        """Note the gradient norm, before the Trainer clips, and the learning rates of a step that will be logged."""
         if self._logs_after_this_step:
             gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
             norm = nn.utils.get_total_norm(gradients)
-            self._log_now({"optim/grad_norm": norm.full_tensor() if isinstance(norm, DTensor) else norm})
+            self._step_values = {
+                f"optim/lr_{group.get('name', i)}": group["lr"] for i, group in enumerate(optimizer.param_groups)
+            }
+            self._step_values["optim/grad_norm"] = norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip as the Trainer says, also in bf16-mixed with a fused optimizer.
+
+        Lightning refuses to clip beside an optimizer that can unscale gradients itself, as fused ones can, even when
+        there is no scaler whose gradients could be scaled.
+        """
+        precision = self.trainer.precision_plugin
+        if isinstance(precision, MixedPrecision) and precision.scaler is None and gradient_clip_val:
+            algorithm = GradClipAlgorithmType(gradient_clip_algorithm or "norm")
+            Precision.clip_gradients(precision, optimizer, gradient_clip_val, algorithm)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
+    @property
+    def _log_every(self) -> int:
+        return max(1, int(self.trainer.log_every_n_steps))  # type: ignore[attr-defined]
 
     @property
     def _logs_after_this_step(self) -> bool:
-        return (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0
+        return (self.trainer.global_step + 1) % self._log_every == 0
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Flush the sums that stayed on the device, every `trainer.log_every_n_steps` steps; stop at `max_tokens`."""
-        if self.trainer.global_step % self.trainer.log_every_n_steps == 0:
+        """Flush the sums that stayed on the device, every `trainer.log_every_n_steps` optimizer steps."""
+        if self.trainer.global_step % self._log_every == 0:
             assert self._train_sums is not None
-            sums = self._sum_over_ranks(self._train_sums).cpu()
-            self._train_sums = torch.zeros_like(self._train_sums)
-            metrics = LanguageModelingMetrics()
-            metrics.update(*sums)
-            values = {f"train/{name}": value for name, value in metrics.compute().items()}
-            for group in self._optimizer.param_groups:
-                values[f"optim/lr_{group['name']}"] = group["lr"]
-            values["train/tokens"] = self.tokens_seen
-            self._log_now(values)
-            self.log("train/loss", values["train/loss"].float(), logger=False, prog_bar=True)
-        if self.max_tokens is not None and self.tokens_seen >= self.max_tokens:
-            self.trainer.should_stop = True
+            sums = self._sum_over_ranks(self._train_sums).tolist()
+            self._train_sums.zero_()
+            values = {f"train/{name}": value for name, value in language_modeling_metrics(*sums).items()}
+            self._log_now(values | self._step_values)
+            self.log("train/loss", values["train/loss"], logger=False, prog_bar=True)
 
     def _log_now(self, values: dict[str, Any]) -> None:
         """Write to the loggers without Lightning's per-step bookkeeping."""
@@ -299,14 +344,14 @@ class GPTModule(LightningModule):
         self._log_evaluation("test", self.test_metrics)
 
     def _log_evaluation(self, stage: str, metrics: LanguageModelingMetrics) -> None:
-        values = {f"{stage}/{name}": value.float() for name, value in metrics.compute().items()}
+        values = {f"{stage}/{name}": value for name, value in metrics.compute().items()}
         metrics.reset()
         if not self.trainer.sanity_checking:
             self.log_dict({**values, "step": float(self.trainer.global_step)}, prog_bar=False)
 
     # ---- ranks ------------------------------------------------------------------------------------------------
 
-    @cached_property
+    @property
     def _data_parallel(self) -> dict[str, int]:
         return getattr(self.trainer.strategy, "distributed_sampler_kwargs", None) or {"num_replicas": 1, "rank": 0}
 
@@ -332,7 +377,12 @@ class GPTModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Say what model this is, in plain data."""
-        checkpoint["lit_gpt"] = {"config": self.config.to_dict(), "tokens_seen": self.tokens_seen, "seed": self.seed}
+        checkpoint["lit_gpt"] = {
+            "config": self.config.to_dict(),
+            "tokens_seen": self.tokens_seen,
+            "seed": self.seed,
+            "train_sums": None if self._train_sums is None else self._sum_over_ranks(self._train_sums).tolist(),
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another model, by the names of the fields that differ.
@@ -356,6 +406,7 @@ class GPTModule(LightningModule):
         if self.trainer.training and checkpoint["lit_gpt"]["seed"] != self.seed:
             raise UserError(f"the run was started with seed {checkpoint['lit_gpt']['seed']}, not {self.seed}")
         self.tokens_seen = checkpoint["lit_gpt"]["tokens_seen"]
+        self._loaded_sums = checkpoint["lit_gpt"]["train_sums"]
 
 
 def _fit_context(
@@ -368,6 +419,12 @@ def _fit_context(
                 f"the data needs {name} {needed}, but the weights of init_from have {getattr(config, name)}; "
                 "use the tokenizer and context of that model"
             )
+    fixed = sorted(overrides.keys() - WEIGHTLESS)
+    if fixed:
+        raise UserError(
+            f"overrides {', '.join(fixed)} would not fit the weights of init_from; only "
+            f"{', '.join(sorted(WEIGHTLESS))} may differ from them"
+        )
     return GPTConfig.from_dict({**config.to_dict(), **overrides})
 
 
@@ -377,7 +434,7 @@ def _copy(parameter: Tensor, value: Tensor) -> None:
     if parameter.shape != value.shape:
         raise UserError(f"a weight has shape {tuple(value.shape)} where the model has {tuple(parameter.shape)}")
     if isinstance(parameter, DTensor):
-        from torch.distributed.tensor import distribute_tensor
-
-        value = distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
+        value = distribute_tensor(
+            value.to(parameter.device), parameter.device_mesh, parameter.placements, src_data_rank=None
+        )
     parameter.copy_(value)

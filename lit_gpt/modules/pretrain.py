@@ -40,8 +40,10 @@ class PretrainModule(GPTModule):
         Returns:
             `document_index`, `num_tokens`, `num_bytes` (B,) int64, `loss_sum` (B,) float32 in nats, `sources`.
         """
-        losses = self(batch, head_fn=partial(token_cross_entropy, labels=batch["labels"]))  # (B, T)
         rows: dict[str, Any] = dict(batch)
+        # A row is one document with padding after it, which causality alone isolates: no mask to build.
+        alone = Batch(input_ids=batch["input_ids"], position_ids=batch["position_ids"])
+        losses = self(alone, head_fn=partial(token_cross_entropy, labels=batch["labels"]))  # (B, T)
         return {
             "document_index": rows["document_index"],
             "loss_sum": losses.sum(1),
