@@ -1,0 +1,182 @@
+"""The base of all objectives under a Trainer: precision, limits, resuming, starting from weights."""
+
+import lightning.pytorch as pl
+import pytest
+import torch
+
+from lit_gpt.checkpoints.bundle import save_bundle
+from lit_gpt.datamodules import TokenDataModule
+from lit_gpt.errors import UserError
+from lit_gpt.models import GPT, GPTConfig
+from lit_gpt.modules import PretrainModule
+from lit_gpt.optim import Cosine, MuonAdamW
+from lit_gpt.trainer import Trainer
+
+SMALL = {"n_layer": 1, "n_head": 2, "n_embd": 16, "intermediate_size": 32, "vocab_size": 300, "block_size": 16}
+
+
+class Counting(TokenDataModule):
+    """A small corpus: 14 steps an epoch."""
+
+    def documents(self):
+        for number in range(60):
+            yield f"{number} " * 20
+
+
+class Trace(pl.Callback):
+    """Samples of each step, and what the loss was."""
+
+    def __init__(self):
+        self.samples, self.rates = {}, {}
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.samples[trainer.global_step] = [i for micro in batch for i in micro["sample_ids"].tolist()]
+        self.rates[trainer.global_step] = trainer.optimizers[0].param_groups[0]["lr"]
+
+
+@pytest.fixture
+def data(tmp_path):
+    def make():
+        return Counting(
+            block_size=16, global_batch_size=8, vocab_size=300, val_fraction=0.2, cache_dir=str(tmp_path / "cache")
+        )
+
+    return make
+
+
+@pytest.fixture
+def fit(tmp_path, data):
+    """Train a small module in a run's folder; returns module, trainer and trace."""
+
+    def run(name="run", ckpt_path=None, module=None, **arguments):
+        trace = Trace()
+        arguments = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False} | arguments
+        trainer = Trainer(name=name, default_root_dir=str(tmp_path / "runs"), callbacks=[trace], **arguments)
+        module = module or PretrainModule(overrides=SMALL)
+        trainer.fit(module, datamodule=data(), ckpt_path=ckpt_path)
+        return module, trainer, trace
+
+    return run
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+@pytest.mark.parametrize("optimizer", [None, MuonAdamW])
+def test_half_precisions_clip_and_train(fit, precision, optimizer):
+    module, trainer, _ = fit(
+        module=PretrainModule(overrides=SMALL, optimizer=optimizer),
+        precision=precision,
+        max_steps=3,
+        val_check_interval=3,
+    )
+    assert trainer.global_step == 3
+    assert module.val_metrics.loss_sum.dtype == torch.float64, "sums of losses keep their precision"
+    assert 0 < trainer.callback_metrics["val/loss"] < 10
+
+
+def test_clipping_does_clip(fit):
+    norms = {}
+
+    for clip in (None, 1e-3):
+        module = PretrainModule(overrides=SMALL)
+        step = module.configure_gradient_clipping
+
+        def clipped(optimizer, *arguments, step=step, clip=clip, module=module, **kwargs):
+            step(optimizer, *arguments, **kwargs)
+            norms[clip] = torch.nn.utils.get_total_norm([p.grad for p in module.model.parameters()]).item()
+
+        module.configure_gradient_clipping = clipped
+        fit(name=f"clip{clip}", module=module, precision="bf16-mixed", max_steps=1, gradient_clip_val=clip)
+    assert norms[None] > 1e-2
+    assert norms[1e-3] <= 1.001e-3
+
+
+def test_a_run_in_epochs_goes_on_where_it_was(fit):
+    def module():
+        return PretrainModule(overrides=SMALL, schedule=Cosine(warmup_steps=2, final=0.0))
+
+    _, trainer, whole = fit(name="whole", module=module(), max_epochs=2)
+    total = trainer.global_step
+    assert total == 2 * trainer.num_training_batches
+    fit(name="part", module=module(), max_epochs=2, max_steps=5)
+    _, _, rest = fit(name="part", module=module(), max_epochs=2, ckpt_path="last")
+    assert sorted(rest.samples) == list(range(6, total + 1))
+    assert rest.samples == {step: whole.samples[step] for step in rest.samples}
+
+
+def test_max_tokens_stops_saves_and_trains_no_further(fit):
+    module, trainer, trace = fit(module=PretrainModule(overrides=SMALL, max_tokens=5 * 8 * 16), max_steps=50)
+    assert trainer.global_step == 5
+    assert module.tokens_seen == 640
+    assert trainer.checkpoint_callback.last_model_path.endswith("step-00000005.ckpt")
+    again, trainer, trace = fit(
+        module=PretrainModule(overrides=SMALL, max_tokens=5 * 8 * 16), max_steps=50, ckpt_path="last"
+    )
+    assert trace.samples == {}
+    assert again.tokens_seen == 640
+
+
+def test_a_changed_learning_rate_wins_on_resume(fit):
+    def module(lr, weight_decay):
+        return PretrainModule(
+            overrides=SMALL, optimizer=lambda groups: torch.optim.AdamW(groups, lr=lr, weight_decay=weight_decay)
+        )
+
+    fit(module=module(1e-3, 0.1), max_steps=3)
+    resumed, trainer, trace = fit(module=module(5e-4, 0.2), max_steps=5, ckpt_path="last")
+    assert set(trace.rates.values()) == {5e-4}
+    decays = {group["name"]: group["weight_decay"] for group in trainer.optimizers[0].param_groups}
+    assert decays["matrices"] == 0.2
+    assert decays["vectors"] == 0.0
+
+
+def test_another_model_is_refused_by_the_names_of_its_fields(fit):
+    fit(max_steps=2)
+    with pytest.raises(UserError, match="n_layer is 2 here and 1 in the checkpoint"):
+        fit(module=PretrainModule(overrides={**SMALL, "n_layer": 2}), max_steps=4, ckpt_path="last")
+
+
+def test_init_from_starts_from_weights_and_refuses_what_does_not_fit_them(tmp_path, fit):
+    config = GPTConfig(**SMALL)
+    model = GPT(config)
+    bundle = save_bundle(tmp_path / "bundle", config, model.state_dict())
+    module = PretrainModule(
+        init_from=str(bundle), overrides={"dropout": 0.1}, optimizer=lambda g: torch.optim.SGD(g, lr=1e-9)
+    )
+    fit(module=module, max_steps=1)
+    assert module.config.dropout == 0.1
+    torch.testing.assert_close(module.model.wte.weight, model.wte.weight, atol=1e-6, rtol=0)
+    with pytest.raises(UserError, match="n_layer"):
+        PretrainModule(init_from=str(bundle), overrides={"n_layer": 2})
+    with pytest.raises(UserError, match="block_size 32"):
+        PretrainModule(init_from=str(bundle), block_size=32)
+
+
+def test_an_optimizer_of_ones_own(fit):
+    class Own(PretrainModule):
+        def build_optimizer(self, groups):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    _, trainer, _ = fit(module=Own(overrides=SMALL), max_steps=2, log_every_n_steps=1)
+    assert trainer.global_step == 2
+
+
+def test_measuring_with_last_measures_the_trained_weights(fit, tmp_path, data):
+    _, trainer, _ = fit(max_steps=4, val_check_interval=4)
+    expected = trainer.callback_metrics["val/loss"].item()
+    fresh = Trainer(default_root_dir=str(tmp_path / "runs"), name="run", accelerator="cpu", logger=False)
+    for which in ("last", "best"):
+        result = fresh.validate(PretrainModule(overrides=SMALL), datamodule=data(), ckpt_path=which)
+        assert result[0]["val/loss"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_refused_run_leaves_no_folder(fit, tmp_path):
+    module = PretrainModule(overrides=SMALL, optimizer=lambda groups: torch.optim.SGD(groups, lr=0.0))
+    with pytest.raises(UserError, match="learning rate is 0"):
+        fit(name="refused", module=module, max_steps=2, logger=None)
+    assert not (tmp_path / "runs" / "refused").exists()
+
+
+def test_a_second_run_does_not_fall_upon_the_first(fit):
+    fit(max_steps=1)
+    with pytest.raises(UserError, match="--ckpt_path last"):
+        fit(max_steps=1)
