@@ -109,6 +109,11 @@ class Tokenizer:
         """Returns the text of ids, special tokens included."""
         return str(self.backend.decode([int(index) for index in ids], skip_special_tokens=False))
 
+    def beginning_with(self, index: int) -> list[int]:
+        """Returns the ids of all tokens whose text begins with that of token `index`, itself included."""
+        start = self.backend.id_to_token(index)
+        return [other for token, other in self.backend.get_vocab().items() if token.startswith(start)]
+
     def folder_files(self) -> dict[str, bytes]:
         """Returns name and content of each file of its Hugging Face tokenizer folder."""
         if self.files is not None:

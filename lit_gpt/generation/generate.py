@@ -42,6 +42,7 @@ def stream(
     top_p: float | None = None,
     stop_tokens: Sequence[int] = (),
     seed: int | None = None,
+    first_allowed: Tensor | None = None,
 ) -> Iterator[Tensor]:
     """Yield each step's tokens as soon as they are drawn.
 
@@ -56,6 +57,7 @@ def stream(
         top_p: Keep the likeliest tokens up to this much probability.
         stop_tokens: A row ends with the first of them it draws (which is yielded); all rows ended ends the stream.
         seed: Of the draws; the same seed gives the same text. None = another each time.
+        first_allowed: (V,) bool, the tokens that may come first; None = all.
 
     Yields:
         (B,) int64; a row that has ended repeats its stop token.
@@ -71,7 +73,12 @@ def stream(
     else:
         generator.manual_seed(seed)
 
+    allowed = first_allowed
+
     def draw(logits: Tensor) -> Tensor:
+        nonlocal allowed
+        if allowed is not None:
+            logits, allowed = logits.masked_fill(~allowed, float("-inf")), None
         return sample(logits, temperature, top_k, top_p, generator)
 
     return _decode(model, input_ids, max_new_tokens, draw, stop_tokens)
