@@ -51,6 +51,14 @@ def folder(tmp_path_factory):
         },
     }
     (folder / "run.yaml").write_text(yaml.safe_dump(config))
+    bad = folder / "bad"
+    bad.mkdir()
+    (bad / "picture.txt").write_bytes(bytes(range(256)) * 8)
+    (bad / "latin.txt").write_bytes("Stra\xdfe".encode("latin-1"))
+    (bad / "rows.jsonl").write_text('{"text": "one"}\n{"text": \n')
+    (bad / "fields.jsonl").write_text('{"text": "one"}\n{"body": "two"}\n')
+    (folder / "empty").mkdir()
+    (folder / "short.txt").write_text("short")
     return folder
 
 
@@ -150,7 +158,7 @@ def test_the_printed_config_runs_as_it_is_and_the_run_speaks_and_exports(folder)
 MISTAKES = {
     "preset": (["--model.init_args.preset", "tinny"], "nearest: tiny"),
     "head": (["--model.init_args.overrides.n_head", "3"], "n_embd 16 is not divisible by n_head 3"),
-    "field": (["--model.init_args.overrides.n_layr", "3"], "nearest: n_layer"),
+    "field": (["--model.init_args.overrides.n_layr", "3"], "n_layer)"),
     "option": (["--trainer.max_stepz", "3"], "nearest: max_steps"),
     "learning rate": (["--model.optimizer", "AdamW", "--model.optimizer.lr", "0"], "learning rate is 0"),
     "files": (["--data.init_args.files", "nowhere"], "nowhere does not exist"),
@@ -162,6 +170,16 @@ MISTAKES = {
     "no run to go on with": (["--ckpt_path", "last"], "no checkpoint"),
     "name": (["--trainer.name", "a/b"], "a/b"),
     "class": (["--model", "PretrainModul"], "nearest: PretrainModule"),
+    "data key": (["--data.init_args.block_sze", "16"], "nearest: block_size"),
+    "empty corpus": (["--data.init_args.files", "empty"], "empty"),
+    "binary file": (["--data.init_args.files", "bad/picture.txt"], "picture.txt"),
+    "invalid UTF-8": (["--data.init_args.files", "bad/latin.txt"], "latin.txt"),
+    "no JSON": (["--data.init_args.files", "bad/rows.jsonl"], "rows.jsonl:2"),
+    "missing field": (["--data.init_args.files", "bad/fields.jsonl"], "fields.jsonl:2"),
+    "short corpus": (
+        ["--data.files", "short.txt", "--data.val_fraction", "0", "--data.test_fraction", "0"],
+        "block_size 16",
+    ),
 }
 
 
@@ -183,7 +201,30 @@ def check_mistake(folder, words, expected):
     errors = [line for line in done.stderr.splitlines() if "error: " in line]
     assert len(errors) == 1
     assert expected in errors[0]
-    assert not (folder / "runs" / "mistake" / "checkpoints").exists()
+    assert not (folder / "runs" / "mistake").exists()
+
+
+@pytest.mark.slow
+def test_a_loss_that_turns_nan_stops_saves_its_batch_and_says_which_step(folder):
+    words = ["--trainer.name", "nan", "--model.optimizer", "AdamW", "--model.optimizer.lr", "1e30"]
+    done = command("fit", "--config", "run.yaml", *words, cwd=folder)
+    assert done.returncode == 2
+    assert "not finite at optimizer step 2" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert (folder / "runs" / "nan" / "nonfinite-step-00000002.pt").exists()
+    skip = ["--trainer.callbacks+=NonFiniteGuard", "--trainer.callbacks.action=skip", "--trainer.name", "skip"]
+    skipped = command("fit", "--config", "run.yaml", *words, *skip, cwd=folder)
+    assert skipped.returncode == 0, skipped.stderr
+    assert "the step is skipped" in skipped.stderr
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_another_shape_is_refused_by_its_fields(folder):
+    assert command("fit", "--config", "run.yaml", "--trainer.name", "shape", cwd=folder).returncode == 0
+    words = ["--trainer.name", "shape", "--ckpt_path", "last", "--model.overrides.n_embd", "32"]
+    done = command("fit", "--config", "run.yaml", *words, cwd=folder)
+    assert done.returncode == 2
+    assert "n_embd is 32 here and 16 in the checkpoint" in done.stderr
 
 
 def test_a_misspelled_key_in_a_yaml_names_the_nearest(folder):
