@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from lit_gpt.atomic import whole_file
 from lit_gpt.callbacks.run_folder import run_dir_of
-from lit_gpt.checkpoints.atomic import whole_file
 
 SUMS = ("loss_sum", "num_tokens", "num_bytes")
 

@@ -16,8 +16,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
+from lit_gpt.atomic import whole_file
 from lit_gpt.callbacks.run_folder import run_dir_of
-from lit_gpt.checkpoints.atomic import whole_file
 from lit_gpt.checkpoints.manifest import verify_sizes
 from lit_gpt.checkpoints.resolve import BEST, list_checkpoints, read_best
 from lit_gpt.checkpoints.step import CHECKPOINTS, checkpoint_name

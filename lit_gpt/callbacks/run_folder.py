@@ -11,7 +11,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lit_gpt.checkpoints.atomic import whole_file
+from lit_gpt.atomic import whole_file
 from lit_gpt.checkpoints.bundle import copy_tokenizer
 from lit_gpt.checkpoints.lineage import LINEAGE, code_versions, collect_lineage, hash_tokenizer
 from lit_gpt.checkpoints.resolve import TOKENIZER, list_checkpoints

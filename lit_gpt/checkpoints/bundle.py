@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_gpt.checkpoints.atomic import whole_folder
+from lit_gpt.atomic import whole_folder
 from lit_gpt.checkpoints.huggingface import export_hf, import_hf
 from lit_gpt.checkpoints.lineage import LINEAGE
-from lit_gpt.checkpoints.manifest import MANIFEST, verify
+from lit_gpt.checkpoints.manifest import MANIFEST, verify, write_manifest
 from lit_gpt.data.tokenizers import TOKENIZER_FILES, load_tokenizer
 from lit_gpt.errors import UserError
 from lit_gpt.models import GPTConfig
@@ -81,7 +81,7 @@ def save_bundle(
                 f"{config.vocab_size}; it belongs to another model"
             )
         extra = {"bos_token_id": tokenizer.separator_id, "eos_token_id": tokenizer.separator_id}
-    with whole_folder(out) as folder:
+    with whole_folder(out, write_manifest) as folder:
         export_hf(config, weights, folder, **extra)
         if tokenizer is not None:
             for name, content in tokenizer.folder_files().items():
@@ -134,7 +134,7 @@ def cast(state_dict: Mapping[str, Tensor], dtype: str) -> dict[str, Tensor]:
 
 def copy_tokenizer(source: Path, target: Path) -> None:
     """Copy the files of a tokenizer to a folder of their own, whole or not at all."""
-    with whole_folder(target, manifest=False) as folder:
+    with whole_folder(target) as folder:
         for name in TOKENIZER_FILES:
             if (source / name).is_file():
                 shutil.copyfile(source / name, folder / name)

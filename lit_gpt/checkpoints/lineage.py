@@ -4,8 +4,6 @@ A lineage says nothing about who or where: no user, no host, no absolute path. T
 that two runs can be compared without either being at hand.
 """
 
-import hashlib
-import json
 import platform
 import subprocess
 from collections.abc import Mapping
@@ -15,21 +13,16 @@ from typing import Any
 
 import lit_gpt
 from lit_gpt.checkpoints.manifest import hash_files
+from lit_gpt.data.file_hashes import sha256_json
 from lit_gpt.data.tokenizers import TOKENIZER_FILES
 
 LINEAGE = "lineage.json"
 PACKAGES = ("torch", "lightning", "transformers", "tokenizers", "datasets", "safetensors", "numpy")
 
 
-def hash_json(value: Any) -> str:
-    """Return the SHA-256 of a value's canonical JSON (sorted keys, no spaces)."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
 def hash_tokenizer(folder: Path) -> str:
     """Return one SHA-256 for the tokenizer in a folder, which may hold other things as well."""
-    return hash_json(hash_files(folder, [name for name in TOKENIZER_FILES if (folder / name).is_file()]))
+    return sha256_json(hash_files(folder, [name for name in TOKENIZER_FILES if (folder / name).is_file()]))
 
 
 def collect_lineage(
@@ -49,9 +42,9 @@ def collect_lineage(
     """
     corpus = None if corpus is None else without_paths(corpus)
     return {
-        "config_sha256": None if config is None else hash_json(config),
+        "config_sha256": None if config is None else sha256_json(config),
         "tokenizer_sha256": None if tokenizer_path is None else hash_tokenizer(Path(tokenizer_path)),
-        "corpus_sha256": None if corpus is None else hash_json(corpus),
+        "corpus_sha256": None if corpus is None else sha256_json(corpus),
         "corpus": corpus,
         **without_paths(extra),
         "code": code_versions(),

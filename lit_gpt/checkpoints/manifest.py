@@ -6,7 +6,6 @@ folder without one was never finished. Reading checks sizes first (cheap, finds 
 afterwards is read as data alone (safetensors, `weights_only=True`).
 """
 
-import hashlib
 import json
 import os
 import time
@@ -15,23 +14,18 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from lit_gpt.data.file_hashes import sha256_file
 from lit_gpt.errors import UserError
 
 MANIFEST = "manifest.json"
 FORMAT = "lit_gpt-manifest-1"
 
 
-def hash_file(path: Path) -> str:
-    """Return the SHA-256 of a file as 64 hexadecimal digits."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def hash_files(folder: Path, names: Iterable[str]) -> dict[str, str]:
     """Hash several files at once: hashlib leaves Python's lock, so that cores share the work."""
     names = list(names)
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        return dict(zip(names, pool.map(lambda name: hash_file(folder / name), names), strict=True))
+        return dict(zip(names, pool.map(lambda name: sha256_file(folder / name), names), strict=True))
 
 
 def list_files(folder: Path) -> list[str]:

@@ -19,8 +19,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lit_gpt.checkpoints.atomic import whole_folder
-from lit_gpt.checkpoints.manifest import verify
+from lit_gpt.atomic import whole_folder
+from lit_gpt.checkpoints.manifest import verify, write_manifest
 from lit_gpt.checkpoints.plain import to_plain
 from lit_gpt.checkpoints.sharded import join_optimizers, read_shards
 from lit_gpt.errors import UserError
@@ -65,7 +65,7 @@ def write_checkpoint(checkpoint: dict[str, Any], folder: Path) -> None:
     rest = dict(checkpoint)
     weights, averages = rest.pop("state_dict", {}), rest.pop(EMA, None)
     state = to_plain(rest)
-    with whole_folder(folder) as temporary:
+    with whole_folder(folder, write_manifest) as temporary:
         config = state.get("lit_gpt", {}).get("config")
         save_weights(weights, temporary / WEIGHTS, {"config": json.dumps(config)})
         if averages is not None:

@@ -33,8 +33,9 @@ def train(
     """
     from pathlib import Path
 
+    from lit_gpt.atomic import whole_folder
     from lit_gpt.data.bpe import train_bpe
-    from lit_gpt.data.cache import human_bytes, whole_folder
+    from lit_gpt.data.cache import human_bytes
     from lit_gpt.data.corpus_spec import CorpusSpec, training_texts
     from lit_gpt.data.files import FileSource
     from lit_gpt.errors import UserError

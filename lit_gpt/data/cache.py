@@ -1,7 +1,6 @@
-"""Where prepared corpora and tokenizers are kept, and how files get there: whole or not at all.
+"""Where prepared corpora and tokenizers are kept, and who may write there.
 
-A file is written beside its place under a `.tmp-` name, synced, and renamed; a folder likewise. Two processes that
-want to make the same thing take turns by an operating system lock, which dies with its process.
+Two processes that want to make the same thing take turns by an operating system lock, which dies with its process.
 """
 
 import contextlib
@@ -14,10 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from lit_gpt.atomic import whole_file
 from lit_gpt.errors import UserError
-
-TMP_PREFIX = ".tmp-"
-"""Name of what is not finished yet; no reader looks at it."""
 
 
 def default_cache_dir() -> Path:
@@ -34,54 +31,15 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def fsync_path(path: Path) -> None:
-    """Makes a file's bytes, or a folder's entries, survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def write_atomic(path: Path, data: bytes) -> None:
     """Writes `data` to `path` so that a reader finds the old content or the whole new one."""
-    beside = path.with_name(f"{TMP_PREFIX}{os.getpid()}-{path.name}")
-    try:
-        with open(beside, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
-    fsync_path(path.parent)
+    with whole_file(path) as beside:
+        beside.write_bytes(data)
 
 
 def write_json(path: Path, value: Any) -> None:
     """Writes `value` as indented JSON, atomically and with the same bytes for the same value."""
     write_atomic(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
-
-
-@contextlib.contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
-    """Yields an empty folder beside `path`; it becomes `path` if the body succeeds, and vanishes if not.
-
-    The caller holds the lock for `path`: what a killed process left beside it is swept away.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for left in path.parent.glob(f"{TMP_PREFIX}*-{path.name}"):
-        shutil.rmtree(left)
-    beside = path.with_name(f"{TMP_PREFIX}{os.getpid()}-{path.name}")
-    beside.mkdir()
-    try:
-        yield beside
-        for file in beside.iterdir():
-            fsync_path(file)
-        fsync_path(beside)
-        os.rename(beside, path)
-        fsync_path(path.parent)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -16,7 +16,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from lit_gpt.data.cache import TMP_PREFIX, fsync_path, write_json
+from lit_gpt.atomic import TEMPORARY, fsync
+from lit_gpt.data.cache import write_json
 from lit_gpt.data.shards import DOCUMENT, Shard
 
 SHARD_TOKENS = 1 << 25
@@ -78,7 +79,7 @@ class _HashedFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._beside = path.with_name(TMP_PREFIX + path.name)
+        self._beside = path.with_name(TEMPORARY + path.name)
         self._file: BinaryIO = open(self._beside, "wb", buffering=1 << 20)  # noqa: SIM115 (closed in finish, abandon)
         self._digest = hashlib.sha256()
 
@@ -159,7 +160,7 @@ class SplitWriter:
         if self._open is None:
             return
         digests = [file.finish() for file in self._open]
-        fsync_path(self._folder)
+        fsync(self._folder)
         tokens_name, documents_name = (f"{self._folder.name}/{file.path.name}" for file in self._open)
         shard = Shard(
             tokens_name, documents_name, self._num_tokens, self._num_documents, self._num_bytes, digests[0], digests[1]

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from lit_gpt.atomic import whole_folder
 from lit_gpt.data.bpe import Pattern, check_vocab_size, train_bpe
-from lit_gpt.data.cache import exclusive, say, whole_folder
+from lit_gpt.data.cache import exclusive, say
 from lit_gpt.data.corpus_spec import CorpusSpec, training_texts
 from lit_gpt.data.file_hashes import FileHashes, sha256_json
 from lit_gpt.data.sources import corpus_fingerprint, total_bytes

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 
-from lit_gpt.checkpoints.atomic import remove_whole
+from lit_gpt.atomic import remove_whole
 from lit_gpt.checkpoints.step import read_checkpoint, write_checkpoint
 from lit_gpt.errors import UserError
 

@@ -20,7 +20,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
-from lit_gpt.checkpoints.atomic import publish, raise_if_disk_full, remove_leftovers, temporary_beside
+from lit_gpt.atomic import publish, raise_if_disk_full, remove_leftovers, temporary_beside
 from lit_gpt.checkpoints.manifest import verify, write_manifest
 from lit_gpt.checkpoints.plain import to_plain
 from lit_gpt.checkpoints.sharded import OPTIMIZER, by_index, by_name, join_optimizers, load_into, saved_tensors

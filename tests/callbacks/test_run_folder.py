@@ -7,8 +7,8 @@ from lightning.pytorch import LightningDataModule
 from tiny_run import CONFIG, TinyModule
 
 from lit_gpt.callbacks import RunCheckpoint, RunFolder
-from lit_gpt.checkpoints.lineage import hash_json
 from lit_gpt.checkpoints.resolve import find_last_whole
+from lit_gpt.data.file_hashes import sha256_json
 from lit_gpt.errors import UserError
 
 
@@ -39,7 +39,7 @@ def test_what_is_in_the_folder(make_trainer, tmp_path, tokenizer_path):
     assert sorted(path.name for path in run.iterdir()) == ["checkpoints", "lineage.json", "tokenizer"]
     assert [path.name for path in (run / "tokenizer").iterdir()] == ["tokenizer.json"]
     lineage = json.loads((run / "lineage.json").read_text())
-    assert lineage["config_sha256"] == hash_json(CONFIG.to_dict())
+    assert lineage["config_sha256"] == sha256_json(CONFIG.to_dict())
     assert lineage["corpus"] == {"name": "corpus", "folder": "tokenizer-folder"}
     assert lineage["code"]["torch"]
     assert str(tmp_path) not in json.dumps(lineage)

@@ -6,7 +6,8 @@ import socket
 import subprocess
 from pathlib import Path
 
-from lit_gpt.checkpoints.lineage import collect_lineage, git_commit, hash_json, hash_tokenizer, without_paths
+from lit_gpt.checkpoints.lineage import collect_lineage, git_commit, hash_tokenizer, without_paths
+from lit_gpt.data.file_hashes import sha256_json
 
 
 def test_hashes_follow_the_content_alone(tmp_path):
@@ -18,7 +19,7 @@ def test_hashes_follow_the_content_alone(tmp_path):
     assert hash_tokenizer(tmp_path / "one") == hash_tokenizer(tmp_path / "two")
     (tmp_path / "two" / "tokenizer.json").write_text("{ }")
     assert hash_tokenizer(tmp_path / "one") != hash_tokenizer(tmp_path / "two")
-    assert hash_json({"a": 1, "b": [2]}) == hash_json({"b": [2], "a": 1}) != hash_json({"a": 1, "b": [3]})
+    assert sha256_json({"a": 1, "b": [2]}) == sha256_json({"b": [2], "a": 1}) != sha256_json({"a": 1, "b": [3]})
 
 
 def test_what_is_written_and_what_is_not(tmp_path):
@@ -26,7 +27,7 @@ def test_what_is_written_and_what_is_not(tmp_path):
     home = str(Path.home() / "corpora" / "stdlib")
     corpus = {"sha256": "abc", "sources": [home, "~/x/notes.txt", "train/*.txt"], home: Path("/data/a.bin")}
     lineage = collect_lineage({"n_layer": 2}, tmp_path, corpus, init_from={"path": "C:\\models\\gpt"})
-    assert lineage["config_sha256"] == hash_json({"n_layer": 2})
+    assert lineage["config_sha256"] == sha256_json({"n_layer": 2})
     assert lineage["tokenizer_sha256"] == hash_tokenizer(tmp_path)
     assert lineage["corpus"]["sources"] == ["stdlib", "notes.txt", "train/*.txt"]
     assert lineage["corpus"]["stdlib"] == "a.bin"

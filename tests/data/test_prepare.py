@@ -12,7 +12,8 @@ import preparing
 import pytest
 from small_texts import make_texts
 
-from lit_gpt.data import cache, prepare, shard_writer
+from lit_gpt import atomic
+from lit_gpt.data import prepare, shard_writer
 from lit_gpt.data.corpus_spec import CorpusSpec, training_texts
 from lit_gpt.data.prepare import prepare_corpus
 from lit_gpt.data.shards import TokenCorpus
@@ -72,9 +73,9 @@ def check_nothing_looks_whole(root: Path, whole: dict[str, bytes]) -> int:
     finished = 0
     if folder is not None and not (folder / "manifest.json").exists():
         for name, data in content(folder).items():
-            if name.endswith(".bin") and cache.TMP_PREFIX not in name:
+            if name.endswith(".bin") and atomic.TEMPORARY not in name:
                 assert data == whole[name], name
-            finished += "shard-" in name and cache.TMP_PREFIX not in name
+            finished += "shard-" in name and atomic.TEMPORARY not in name
         with pytest.raises(UserError, match="no prepared corpus"):
             TokenCorpus(folder)
     return finished
@@ -223,7 +224,7 @@ def test_a_disk_that_fills_up_leaves_nothing_half_written(
         with pytest.raises(UserError, match="is full; make room"):
             preparing.prepare(tmp_path)
     left = everything(tmp_path)
-    assert not any(cache.TMP_PREFIX in name for name in left)
+    assert not any(atomic.TEMPORARY in name for name in left)
     assert all(whole[name.split("/", 2)[2]] for name in left if name.endswith(".bin"))
     assert not any(name.endswith("manifest.json") for name in left)
     assert content(preparing.prepare(tmp_path)) == whole

@@ -1,6 +1,6 @@
 """Whole or absent: how folders and files reach their place.
 
-Stages: write beside the target under a name that nothing reads (`.tmp-<name>-<pid>`) → hash into a manifest →
+Stages: write beside the target under a name that nothing reads (`.tmp-<name>-<pid>`) → seal it with a manifest →
 fsync every file and folder → rename, which is one step of the file system → fsync the parent. A process killed at
 any point leaves the target as it was, and a leftover that the next save to the same place removes. A full disk
 removes the temporary itself and becomes one sentence.
@@ -13,11 +13,10 @@ import errno
 import glob
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lit_gpt.checkpoints.manifest import write_manifest
 from lit_gpt.errors import UserError
 
 TEMPORARY = ".tmp-"
@@ -31,12 +30,12 @@ def temporary_beside(target: Path) -> Path:
 
 
 @contextmanager
-def whole_folder(target: Path, manifest: bool = True) -> Iterator[Path]:
+def whole_folder(target: Path, seal: Callable[[Path], object] | None = None) -> Iterator[Path]:
     """Write a folder whole or not at all.
 
     Args:
         target: where the folder shall be; one that is there already is replaced.
-        manifest: write a `manifest.json` as its last file.
+        seal: writes the folder's last file, such as its manifest, when all others are there.
 
     Yields:
         An empty folder beside it to write into.
@@ -49,8 +48,8 @@ def whole_folder(target: Path, manifest: bool = True) -> Iterator[Path]:
     try:
         temporary.mkdir(parents=True)
         yield temporary
-        if manifest:
-            write_manifest(temporary)
+        if seal is not None:
+            seal(temporary)
         publish(temporary, target)
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -69,9 +68,9 @@ def whole_file(target: Path) -> Iterator[Path]:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        _fsync(temporary)
+        fsync(temporary)
         os.replace(temporary, target)
-        _fsync(target.parent)
+        fsync(target.parent)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
         raise_if_disk_full(error, target)
@@ -81,11 +80,11 @@ def whole_file(target: Path) -> Iterator[Path]:
 def publish(temporary: Path, target: Path) -> None:
     """Bring a finished folder to its place so that it survives a power cut, replacing an older one."""
     for path in [*temporary.rglob("*"), temporary]:
-        _fsync(path)
+        fsync(path)
     if target.exists():  # a folder cannot be renamed over another that is not empty
         remove_whole(target)
     os.rename(temporary, target)
-    _fsync(target.parent)
+    fsync(target.parent)
 
 
 def remove_whole(target: Path) -> None:
@@ -150,7 +149,8 @@ def _says_disk_full(error: BaseException) -> bool:
     return numbers or "No space left on device" in text or "PytorchStreamWriter failed writing" in text
 
 
-def _fsync(path: Path) -> None:
+def fsync(path: Path) -> None:
+    """Make a file's bytes, or a folder's entries, survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -10,8 +10,8 @@ import textwrap
 
 import pytest
 
-from lit_gpt.checkpoints.atomic import TEMPORARY, remove_leftovers, remove_whole, whole_file, whole_folder
-from lit_gpt.checkpoints.manifest import verify
+from lit_gpt.atomic import TEMPORARY, remove_leftovers, remove_whole, whole_file, whole_folder
+from lit_gpt.checkpoints.manifest import verify, write_manifest
 from lit_gpt.errors import UserError
 
 
@@ -20,9 +20,9 @@ def leftovers(folder):
 
 
 def write_old_and_new(target):
-    with whole_folder(target) as folder:
+    with whole_folder(target, write_manifest) as folder:
         (folder / "a").write_text("old")
-    with whole_folder(target) as folder:
+    with whole_folder(target, write_manifest) as folder:
         (folder / "b").write_text("new")
 
 
@@ -38,7 +38,7 @@ def test_a_folder_replaces_the_one_before(tmp_path):
 def test_a_full_disk_is_one_sentence_and_leaves_the_old_folder(tmp_path, number):
     target = tmp_path / "model"
     write_old_and_new(target)
-    with pytest.raises(UserError, match="no space to write") as caught, whole_folder(target) as folder:
+    with pytest.raises(UserError, match="no space to write") as caught, whole_folder(target, write_manifest) as folder:
         (folder / "b").write_text("half")
         raise OSError(number, os.strerror(number))
     assert str(target) in str(caught.value)
@@ -95,13 +95,16 @@ CHILD = textwrap.dedent(
     """
     import os, signal, sys
     from pathlib import Path
-    from lit_gpt.checkpoints import atomic
+    from lit_gpt import atomic
+    from lit_gpt.checkpoints import manifest
 
     place, target = sys.argv[1], Path(sys.argv[2])
     die = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
-    if place != "inside":
-        setattr(atomic, place, die) if hasattr(atomic, place) else setattr(os, place, die)
-    with atomic.whole_folder(target) as folder:
+    for module in (manifest, atomic, os):
+        if hasattr(module, place):
+            setattr(module, place, die)
+            break
+    with atomic.whole_folder(target, manifest.write_manifest) as folder:
         (folder / "a").write_text("new" * 1000)
         if place == "inside":
             die()
@@ -109,14 +112,14 @@ CHILD = textwrap.dedent(
 )
 
 
-@pytest.mark.parametrize("place", ["inside", "write_manifest", "publish", "_fsync", "rename"])
+@pytest.mark.parametrize("place", ["inside", "write_manifest", "publish", "fsync", "rename"])
 def test_sigkill_anywhere_leaves_the_old_folder_or_none(tmp_path, place):
     target = tmp_path / "step-00000001.ckpt"
     run = subprocess.run([sys.executable, "-c", CHILD, place, str(target)])
     assert run.returncode == -signal.SIGKILL
     assert not target.exists()
     assert leftovers(tmp_path) != []
-    with whole_folder(target) as folder:  # the next save cleans up and succeeds
+    with whole_folder(target, write_manifest) as folder:  # the next save cleans up and succeeds
         (folder / "a").touch()
     verify(target)
     assert leftovers(tmp_path) == []
