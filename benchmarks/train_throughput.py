@@ -78,7 +78,8 @@ def ours_raw(shape: dict, steps: int, device: str, compiled: bool) -> float:
 
     model = GPT(GPTConfig(**gpt_config(shape))).to(device)
     if compiled:
-        model.compile()
+        for block in model.blocks:  # as PretrainModule does
+            block.compile()
 
     def loss(model, inputs, targets):
         return model(inputs, head_fn=partial(linear_cross_entropy, labels=targets)).loss / targets.numel()

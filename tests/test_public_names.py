@@ -1,0 +1,21 @@
+"""The README's list of public names is true."""
+
+import importlib
+import re
+from pathlib import Path
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+LINES = re.search(r"```text public\n(.*?)```", README, re.DOTALL)[1].splitlines()
+
+
+def test_every_public_name_exists_and_is_described():
+    assert len(LINES) > 20
+    for line in LINES:
+        name, *members = line.split()
+        room, _, public = name.rpartition(".")
+        found = getattr(importlib.import_module(room), public)
+        assert found.__doc__, f"{name} has no docstring"
+        if public == "GPTModule":
+            found = found(overrides={"n_layer": 1, "n_head": 1, "n_embd": 8, "vocab_size": 300})
+        for member in members:
+            assert hasattr(found, member) or member in getattr(found, "__annotations__", {}), f"{name}.{member}"
