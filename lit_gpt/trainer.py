@@ -62,7 +62,7 @@ class Trainer(pl.Trainer):
         max_steps: int = -1,
         max_epochs: int | None = None,
         val_check_interval: int | float | str | timedelta | dict[str, int] | None = None,
-        log_every_n_steps: int = 10,
+        log_every_n_steps: int = 25,
         gradient_clip_val: float | None = 1.0,
         logger: Logger | Iterable[Logger] | bool | None = None,
         callbacks: list[Callback] | Callback | None = None,

@@ -231,10 +231,20 @@ class GPTModule(LightningModule):
         (Lightning would clear them between `training_step` and the last backward pass.)
         """
 
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Move a batch; on a CPU it is there already, and Lightning's walk through it costs 0.2 ms."""
+        if device.type == "cpu":
+            return batch
+        return super().transfer_batch_to_device(batch, device, dataloader_idx)
+
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Make dropout a function of (seed, optimizer step, data-parallel rank), so that a resumed run repeats it."""
         key = f"{self.seed} {self.trainer.global_step} {self.data_parallel_rank}".encode()
-        torch.manual_seed(int.from_bytes(hashlib.sha256(key).digest()[:7], "little"))
+        seed = int.from_bytes(hashlib.sha256(key).digest()[:7], "little")
+        # Not torch.manual_seed: it asks every kind of device, at 0.4 ms a call on a machine that has none of them.
+        torch.default_generator.manual_seed(seed)
+        if self.device.type in ("cuda", "mps"):
+            getattr(torch, self.device.type).manual_seed(seed)
 
     def training_step(self, batch: StepBatch | Batch, batch_idx: int) -> Tensor:
         """One optimizer step: every micro-batch's loss over the token count of the whole step."""
