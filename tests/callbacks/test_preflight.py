@@ -45,8 +45,12 @@ def test_a_tokenizer_larger_than_the_vocabulary(make_trainer):
     refused(make_trainer, "12 tokens, but the model's vocab_size is 11; set vocab_size", datamodule=Data(vocab_size=12))
 
 
-def test_a_context_longer_than_learned_positions(make_trainer):
-    refused(make_trainer, "block_size 9 .* 8 learned positions; .* positions: rope", datamodule=Data(block_size=9))
+def test_a_context_longer_than_the_models(make_trainer):
+    refused(
+        make_trainer,
+        "block_size 9 .* 8 positions of the model; .* set the model's block_size",
+        datamodule=Data(block_size=9),
+    )
     module = TinyModule()
     module.config = dataclasses.replace(CONFIG, positions="rope")
     make_trainer(Preflight(), max_steps=1).fit(module, datamodule=Data(block_size=9))

@@ -24,18 +24,19 @@ def test_against_a_loop(isolate: bool, padded: bool) -> None:
         document, position, num_bytes = 0, 0, 0
         for t in range(T):
             if t >= lengths[b]:
-                assert batch["document_ids"][b, t] == -1
+                assert not isolate or batch["document_ids"][b, t] == -1
                 assert batch["labels"][b, t] == IGNORE_INDEX
                 continue
             if isolate and t > 0 and rows[b, t] == SEPARATOR:
                 document, position = document + 1, 0
             assert batch["input_ids"][b, t] == rows[b, t]
             assert batch["labels"][b, t] == rows[b, t + 1]
-            assert batch["document_ids"][b, t] == document
+            assert not isolate or batch["document_ids"][b, t] == document
             assert batch["position_ids"][b, t] == position
             position += 1
             num_bytes += rows[b, t + 1]
         assert batch["num_bytes"][b] == num_bytes
+    assert ("document_ids" in batch) == isolate, "without isolation there is no mask to build"
     assert batch["sample_ids"].tolist() == samples.tolist()
     for key, value in batch.items():
         assert isinstance(value, torch.Tensor)
