@@ -46,14 +46,15 @@ def test_a_tokenizer_larger_than_the_vocabulary(make_trainer):
 
 
 def test_a_context_longer_than_the_models(make_trainer):
-    refused(
-        make_trainer,
-        "block_size 9 .* 8 positions of the model; .* set the model's block_size",
-        datamodule=Data(block_size=9),
-    )
-    module = TinyModule()
-    module.config = dataclasses.replace(CONFIG, positions="rope")
-    make_trainer(Preflight(), max_steps=1).fit(module, datamodule=Data(block_size=9))
+    for positions in ("learned", "rope"):
+        module = TinyModule()
+        module.config = dataclasses.replace(CONFIG, positions=positions)
+        refused(
+            make_trainer,
+            "block_size 9 .* 8 positions of the model; .* set the model's block_size",
+            module,
+            datamodule=Data(block_size=9),
+        )
 
 
 def test_sizes_are_checked_without_training_too(make_trainer):
