@@ -40,7 +40,7 @@ def kill_until_done(runs, root, seed, workers, kills, *arguments):
     for kill in range(kills):
         resume = ["--ckpt_path", "last"] if runs.checkpoints(root) else []
         start = f"{root}-{kill}"
-        runs.interrupt(start, *more, *resume, after_lines=generator.randint(2, 40), root=root)
+        runs.interrupt(start, *more, *resume, after_lines=generator.randint(2, 45 // kills), root=root)
         assert_same(runs, start, root)
     resume = ["--ckpt_path", "last"] if runs.checkpoints(root) else []
     runs.run(f"{root}-end", *more, *resume, root=root)
