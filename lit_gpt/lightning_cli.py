@@ -188,7 +188,8 @@ def run(args: list[str]) -> int:
     sys.path.insert(0, str(Path.cwd()))  # `class_path: my_module.MyModule` from the folder one stands in
     cli = CLI(args)
     if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()  # gloo's threads may otherwise abort the process at its end
+        torch.distributed.barrier()  # gloo aborts a process whose peer leaves while it still talks
+        torch.distributed.destroy_process_group()
     stops = [callback.stopped_by for callback in cli.trainer.callbacks if isinstance(callback, GracefulStop)]  # type: ignore[attr-defined]
     signals = [signal for signal in stops if signal is not None]
     return 128 + signals[0] if signals else 0

@@ -67,4 +67,5 @@ def _train(rank: int, config: GPTConfig, data: int, tensor: int, store: str) -> 
         torch.testing.assert_close(norms[1].full_tensor(), norms[0], rtol=1e-5, atol=0)
         for (name, whole), piece in zip(alone.named_parameters(), sharded.parameters(), strict=True):
             torch.testing.assert_close(piece.full_tensor(), whole, rtol=1e-5, atol=1e-6, msg=name)
+    dist.barrier()  # gloo aborts a process whose peer leaves while it still talks
     dist.destroy_process_group()
