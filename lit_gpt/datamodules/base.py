@@ -15,7 +15,7 @@ dm.train_dataloader()`.
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from lightning import LightningDataModule
@@ -25,7 +25,7 @@ from lit_gpt.data.bpe import Pattern, check_vocab_size
 from lit_gpt.data.cache import default_cache_dir
 from lit_gpt.data.corpus_spec import CorpusSpec
 from lit_gpt.data.documents import Document, OnBadInput, Source, SplitName
-from lit_gpt.data.evaluation_loader import DocumentLoader, EvaluationLoader
+from lit_gpt.data.evaluation_loader import DocumentLoader, EvaluationLoader, OrderedLoader
 from lit_gpt.data.loader import TrainingLoader, check_batch_sizes
 from lit_gpt.data.prepare import check_room, corpus_path, prepare_corpus
 from lit_gpt.data.sampler import WindowSampler
@@ -35,6 +35,7 @@ from lit_gpt.data.tokenizer_cache import keep_tokenizer, kept_tokenizer_path, pr
 from lit_gpt.data.tokenizers import Tokenizer, load_tokenizer
 from lit_gpt.errors import UserError
 
+Ordered = TypeVar("Ordered", bound=OrderedLoader)
 DEFAULT_VOCAB_SIZE = 4096
 DEFAULT_GLOBAL_BATCH_SIZE = 32
 
@@ -289,21 +290,14 @@ class TokenDataModule(LightningDataModule):
 
     def predict_dataloader(self) -> DocumentLoader:
         """Returns the loader of `predict_split`, document by document."""
-        rank, world_size = self._ranks()
-        return DocumentLoader(
-            self._split(self.predict_split),
-            self._builder(),
-            self.block_size,
-            self._eval_batch_size(),
-            rank=rank,
-            world_size=world_size,
-            num_workers=self.num_workers,
-            pin_memory=torch.cuda.is_available(),
-        )
+        return self._ordered(DocumentLoader, self.predict_split)
 
     def _evaluation_loader(self, split: SplitName) -> EvaluationLoader:
+        return self._ordered(EvaluationLoader, split)
+
+    def _ordered(self, kind: type[Ordered], split: SplitName) -> Ordered:
         rank, world_size = self._ranks()
-        return EvaluationLoader(
+        return kind(
             self._split(split),
             self._builder(),
             self.block_size,
