@@ -8,18 +8,62 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 import torch
 
-from lit_gpt.models import GPTConfig, RopeScaling
+from lit_gpt.models import GPTConfig, MLAConfig, MoEConfig, RopeScaling
 
 SMALL = {"n_layer": 3, "n_head": 4, "n_embd": 32, "block_size": 32, "vocab_size": 61}
 MODERN = {"norm": "rmsnorm", "bias": False, "positions": "rope", "mlp": "swiglu", "intermediate_size": 48}
 VARIANTS = {
     "textbook": {},
     "untied without biases": {"bias": False, "tie_embeddings": False, "mlp": "relu2"},
-    "grouped queries": MODERN | {"n_kv_head": 2, "qk_norm": True, "head_size": 12},
+    "grouped queries": MODERN | {"n_kv_head": 2, "qk_norm": "head", "head_size": 12},
     "multi-query, biased attention": MODERN | {"n_kv_head": 1, "attention_bias": True},
     "every layer slides": MODERN | {"sliding_window": 5},
     "some layers slide": {"sliding_window": 4, "layer_windows": (True, False, True)},
     "scaled rope": MODERN | {"rope_scaling": RopeScaling("llama3", 4.0, 1.0, 4.0, 16), "tie_embeddings": False},
+    "alibi, parallel halves": {"positions": "alibi", "parallel_residual": True, "mlp": "gelu_tanh"},
+    "sinusoids, norms after the sum": {"positions": "sinusoidal", "norm_placement": "post"},
+    "sandwich, soft-caps, local base": MODERN
+    | {
+        "norm_placement": "sandwich",
+        "norm_offset": True,
+        "attention_softcap": 2.0,
+        "logit_softcap": 3.0,
+        "embedding_scale": 5.5,
+        "sliding_window": 5,
+        "layer_windows": (True, False),
+        "rope_local_theta": 100.0,
+        "mlp": "geglu_tanh",
+    },
+    "sinks, chunks, part of the head rotated": MODERN
+    | {
+        "attention_sinks": True,
+        "sliding_window": 6,
+        "chunked_window": True,
+        "layer_windows": (True, True, False),
+        "rope_layers": (True, True, False),
+        "rope_fraction": 0.5,
+        "n_kv_head": 2,
+    },
+    "norms of outputs and whole projections, scales": MODERN
+    | {
+        "norm_placement": "output",
+        "qk_norm": "projection",
+        "residual_scale": 0.5,
+        "logit_scale": 0.25,
+        "attention_scale": 0.3,
+        "attention_out_bias": True,
+    },
+    "experts": MODERN
+    | {
+        "moe": MoEConfig(6, 2, intermediate_size=16, shared_intermediate_size=12, layers=(False, True, True)),
+        "mlp_bias": True,
+        "positions": "none",
+    },
+    "latent attention, grouped experts": MODERN
+    | {
+        "mla": MLAConfig(12, 20, 8, 4, 8),
+        "moe": MoEConfig(8, 3, 16, scores="sigmoid", n_group=4, topk_group=2, selection_bias=True),
+    },
 }
 
 

@@ -3,7 +3,7 @@
 from lit_gpt.models.attention import SelfAttention
 from lit_gpt.models.block import Block
 from lit_gpt.models.cache import KVCache
-from lit_gpt.models.config import GPTConfig, GPTConfigOverrides, RopeScaling
+from lit_gpt.models.config import GPTConfig, GPTConfigOverrides, MLAConfig, MoEConfig, RopeScaling
 from lit_gpt.models.gpt import GPT
 from lit_gpt.models.head import HeadFn, LMHead
 from lit_gpt.models.mlp import MLP
@@ -18,6 +18,8 @@ __all__ = [
     "HeadFn",
     "KVCache",
     "LMHead",
+    "MLAConfig",
+    "MoEConfig",
     "RopeScaling",
     "SelfAttention",
     "get_preset",

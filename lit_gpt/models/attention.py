@@ -1,17 +1,21 @@
-"""Causal self-attention: multi-head, grouped-query or multi-query, with optional QK-norm and RoPE.
+"""Causal self-attention: multi-head, grouped-query or multi-query, with what later models added by config.
 
 B batch, T time, S keys (T and what a cache holds), C model width, H heads, K key/value heads, D head size.
 """
 
-import torch.nn.functional as F
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor, nn
 
+from lit_gpt.models.attend import Scoring, attend
 from lit_gpt.models.cache import KVCache
 from lit_gpt.models.config import GPTConfig
-from lit_gpt.models.flex import flex_attend
+from lit_gpt.models.fused import FusedLinears
 from lit_gpt.models.masks import Mask
 from lit_gpt.models.norms import build_norm
 from lit_gpt.models.positions import Rotation, apply_rope
+from lit_gpt.models.step_cache import StepCache
 
 
 class SelfAttention(nn.Module):
@@ -28,17 +32,26 @@ class SelfAttention(nn.Module):
     def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
         C, D, bias = config.n_embd, config.head_dim, config.has_attention_bias
+        H, K = config.n_head, config.num_kv_heads
         self.layer, self.head_size, self.dropout = layer, D, config.dropout
-        self.q_proj = nn.Linear(C, config.n_head * D, bias=bias)
-        self.k_proj = nn.Linear(C, config.num_kv_heads * D, bias=bias)
-        self.v_proj = nn.Linear(C, config.num_kv_heads * D, bias=bias)
-        self.o_proj = nn.Linear(config.n_head * D, C, bias=bias)
-        self.q_norm = build_norm(config, D) if config.qk_norm else None
-        self.k_norm = build_norm(config, D) if config.qk_norm else None
+        self.scoring = Scoring.of(config)
+        self.q_proj = nn.Linear(C, H * D, bias=bias)
+        self.k_proj = nn.Linear(C, K * D, bias=bias)
+        self.v_proj = nn.Linear(C, K * D, bias=bias)
+        self.o_proj = nn.Linear(H * D, C, bias=config.has_attention_out_bias)
+        self.norms_heads = config.qk_norm == "head"
+        self.q_norm = build_norm(config, D if self.norms_heads else H * D) if config.qk_norm else None
+        self.k_norm = build_norm(config, D if self.norms_heads else K * D) if config.qk_norm else None
+        self.sinks = nn.Parameter(torch.zeros(H)) if config.attention_sinks else None
         self.drop = nn.Dropout(config.dropout)
+        self.fused: FusedLinears | None = None
+
+    def fusable(self) -> list[nn.Linear]:
+        """Layers of one input (see `prepare_for_decoding`)."""
+        return [self.q_proj, self.k_proj, self.v_proj]
 
     def forward(
-        self, x: Tensor, rotation: Rotation | None = None, mask: Mask = None, cache: KVCache | None = None
+        self, x: Tensor, rotation: Rotation | None = None, mask: Mask = None, cache: KVCache | StepCache | None = None
     ) -> Tensor:
         """Attend.
 
@@ -46,53 +59,40 @@ class SelfAttention(nn.Module):
             x: (B, T, C).
             rotation: RoPE's tables for these positions, or None.
             mask: From `build_masks`; None = causal, or, for one query after a cache, everything.
-            cache: Earlier keys and values, or None.
+            cache: Earlier keys and values, or None; a `StepCache` has masks of its own.
 
         Returns:
             (B, T, C).
         """
         q, k, v = self.project(x, rotation)
+        if isinstance(cache, StepCache):
+            q, k, v = (part.transpose(1, 2) for part in (q, k, v))
+            y = cache.attend(self.layer, (q,), k, v, self._attend_step)
+            return self.drop(self.o_proj(y.flatten(2)))
         if cache is not None:
             k, v = cache.update(self.layer, k, v)
-        y = attend(q, k, v, mask, self.dropout if self.training else 0.0)  # (B, H, T, D)
+        y = attend(q, k, v, mask, self.scoring, self.sinks, self.dropout if self.training else 0.0)  # (B, H, T, D)
         return self.drop(self.o_proj(y.transpose(1, 2).flatten(2)))
+
+    def _attend_step(self, queries: Sequence[Tensor], keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+        return attend(queries[0].transpose(1, 2), keys, values, mask, self.scoring, self.sinks).transpose(1, 2)
 
     def project(self, x: Tensor, rotation: Rotation | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (B, H, T, D), keys and values (B, K, T, D) of x (B, T, C), normalised and rotated."""
         shape = (*x.shape[:2], -1, self.head_size)
-        q, k, v = self.q_proj(x).view(shape), self.k_proj(x).view(shape), self.v_proj(x).view(shape)
+        if self.fused is not None and self.fused.serves((self.q_proj, self.k_proj, self.v_proj)):
+            q, k, v = self.fused(x)
+        else:
+            q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        v = v.view(shape)
+        if self.norms_heads:
+            q, k = q.view(shape), k.view(shape)
         if self.q_norm is not None and self.k_norm is not None:
-            dtype = self.q_norm.weight.dtype  # autocast left q and k narrower than the norms compute
-            q, k = self.q_norm(q.to(dtype)), self.k_norm(k.to(dtype))
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = q.view(shape), k.view(shape)
         if rotation is not None:
             q, k = apply_rope(q, rotation), apply_rope(k, rotation)
+            if rotation.query_scale is not None:
+                q = q * rotation.query_scale
         q, k = q.to(v.dtype), k.to(v.dtype)  # under autocast, norms and rotations give float32
         return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask, dropout: float = 0.0) -> Tensor:
-    """softmax(q kᵀ / √D + mask) v, by the kernel that fits the mask.
-
-    Args:
-        q: (B, H, T, D).
-        k: (B, K, S, D).
-        v: (B, K, S, D).
-        mask: From `build_masks`.
-        dropout: Probability of dropping an attention weight.
-
-    Returns:
-        (B, H, T, D).
-    """
-    if mask is not None and not isinstance(mask, Tensor):
-        return flex_attend(q, k, v, mask)
-    return F.scaled_dot_product_attention(
-        q,
-        k,
-        v,
-        attn_mask=mask,
-        dropout_p=dropout,
-        # SDPA aligns its causal mask with the first key, which is right only while T = S: `build_masks` gives None
-        # to several queries only then, and a single query after a cache sees everything.
-        is_causal=mask is None and q.shape[2] > 1,
-        enable_gqa=q.shape[1] != k.shape[1],
-    )

@@ -3,15 +3,16 @@
 B batch, T time, L layers, H heads, K key/value heads, D head size.
 """
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lit_gpt.models.attend import attention_weights
 from lit_gpt.models.attention import SelfAttention
 from lit_gpt.models.gpt import GPT
-from lit_gpt.models.masks import dense_mask
+from lit_gpt.models.latent_attention import LatentAttention
+from lit_gpt.models.masks import build_masks
 
 
 @torch.no_grad()
@@ -26,19 +27,25 @@ def attention_maps(model: GPT, input_ids: Tensor) -> Tensor:
         input_ids: (B, T) int64, each row one document.
 
     Returns:
-        (L, B, H, T, T) float32 on CPU; row i of the last two sums to 1 over the tokens that token i may see.
+        (L, B, H, T, T) float32 on CPU; row i of the last two sums to 1 over the tokens that token i may see (less what
+        an attention sink took).
     """
     maps: list[Tensor] = []
+    T, device = input_ids.shape[1], input_ids.device
+    # Built as for a CPU: dense, whatever kernel the device prefers.
+    masks = build_masks(model.config, None, T, None, torch.device("cpu"))
 
     def record(module: nn.Module, args: tuple[Any, ...], _: Any) -> None:
-        assert isinstance(module, SelfAttention)
+        assert isinstance(module, (SelfAttention, LatentAttention))
         q, k, _ = module.project(args[0], args[1])
-        k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)  # (B, H, T, D)
-        sees = dense_mask(None, model.config.window(module.layer), q.shape[2], 0, q.device)
-        scores = (q @ k.transpose(-1, -2)).float() / math.sqrt(q.shape[-1])
-        maps.append(scores.masked_fill(~sees, -math.inf).softmax(dim=-1).cpu())
+        mask = masks.sliding if model.config.slides(module.layer) else masks.full
+        assert mask is None or isinstance(mask, Tensor)
+        mask = None if mask is None else mask.to(device)
+        sinks = getattr(module, "sinks", None)
+        maps.append(attention_weights(q, k, mask, module.scoring, sinks).float().cpu())
 
-    hooks = [module.register_forward_hook(record) for module in model.modules() if isinstance(module, SelfAttention)]
+    attentions = (module for module in model.modules() if isinstance(module, (SelfAttention, LatentAttention)))
+    hooks = [module.register_forward_hook(record) for module in attentions]
     was_training = model.training
     model.eval()
     try:

@@ -1,18 +1,28 @@
-"""One transformer block, as in the textbook: pre-norm attention and MLP, each added to the residual stream."""
+"""One transformer block: the textbook's, and the four other ways that published models wire norms and residuals.
 
+B batch, T time, C model width.
+"""
+
+import torch
 from torch import Tensor, nn
 
 from lit_gpt.models.attention import SelfAttention
 from lit_gpt.models.cache import KVCache
 from lit_gpt.models.config import GPTConfig
+from lit_gpt.models.latent_attention import LatentAttention
 from lit_gpt.models.masks import Mask
 from lit_gpt.models.mlp import MLP
+from lit_gpt.models.moe import MixtureOfExperts
 from lit_gpt.models.norms import build_norm
 from lit_gpt.models.positions import Rotation
+from lit_gpt.models.routing import Routing
+from lit_gpt.models.step_cache import StepCache
 
 
 class Block(nn.Module):
-    """`x + attn(ln1(x))`, then `x + mlp(ln2(x))`.
+    """Pre-norm, as in the textbook: `x + attn(ln1(x))`, then `x + mlp(ln2(x))` (GPT-2; arXiv:2002.04745).
+
+    What joins the residual stream is multiplied by `residual_scale`, which is 1 in most models.
 
     Args:
         config: The model's shape.
@@ -21,14 +31,113 @@ class Block(nn.Module):
 
     def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
+        self.residual_scale = config.residual_scale
         self.ln1 = build_norm(config, config.n_embd)
-        self.attn = SelfAttention(config, layer)
+        self.attn = SelfAttention(config, layer) if config.mla is None else LatentAttention(config, layer)
         self.ln2 = build_norm(config, config.n_embd)
-        self.mlp = MLP(config)
+        self.mlp = MixtureOfExperts(config, layer) if config.is_moe(layer) else MLP(config)
 
     def forward(
-        self, x: Tensor, rotation: Rotation | None = None, mask: Mask = None, cache: KVCache | None = None
+        self,
+        x: Tensor,
+        rotation: Rotation | None = None,
+        mask: Mask = None,
+        cache: KVCache | StepCache | None = None,
+        routing: Routing | None = None,
     ) -> Tensor:
-        """(B, T, C) → (B, T, C); the other arguments are `SelfAttention`'s."""
-        x = x + self.attn(self.ln1(x), rotation, mask, cache)
-        return x + self.mlp(self.ln2(x))
+        """(B, T, C) → (B, T, C).
+
+        Args:
+            x: The residual stream.
+            rotation: See `SelfAttention`.
+            mask: See `SelfAttention`.
+            cache: See `SelfAttention`.
+            routing: Where a mixture of experts records its choices; None = nowhere.
+        """
+        x = self.join(x, self.attn(self.ln1(x), rotation, mask, cache))
+        return self.join(x, self.mlp(self.ln2(x), routing))
+
+    def join(self, x: Tensor, branch: Tensor) -> Tensor:
+        """Add a branch to the residual stream: x + residual_scale · branch."""
+        return torch.add(x, branch, alpha=self.residual_scale)
+
+
+class ParallelBlock(Block):
+    """Both halves read the same input: `x + attn(ln1(x)) + mlp(ln2(x))` (GPT-NeoX, arXiv:2204.06745)."""
+
+    def forward(
+        self,
+        x: Tensor,
+        rotation: Rotation | None = None,
+        mask: Mask = None,
+        cache: KVCache | StepCache | None = None,
+        routing: Routing | None = None,
+    ) -> Tensor:
+        """(B, T, C) → (B, T, C)."""
+        return self.join(x, self.attn(self.ln1(x), rotation, mask, cache) + self.mlp(self.ln2(x), routing))
+
+
+class PostNormBlock(Block):
+    """The first transformer's: `ln1(x + attn(x))`, then `ln2(x + mlp(x))` (arXiv:1706.03762)."""
+
+    def forward(
+        self,
+        x: Tensor,
+        rotation: Rotation | None = None,
+        mask: Mask = None,
+        cache: KVCache | StepCache | None = None,
+        routing: Routing | None = None,
+    ) -> Tensor:
+        """(B, T, C) → (B, T, C)."""
+        x = self.ln1(self.join(x, self.attn(x, rotation, mask, cache)))
+        return self.ln2(self.join(x, self.mlp(x, routing)))
+
+
+class OutputNormBlock(Block):
+    """Branches are normed where they end: `x + ln1(attn(x))`, then `x + ln2(mlp(x))` (OLMo 2, arXiv:2501.00656)."""
+
+    def forward(
+        self,
+        x: Tensor,
+        rotation: Rotation | None = None,
+        mask: Mask = None,
+        cache: KVCache | StepCache | None = None,
+        routing: Routing | None = None,
+    ) -> Tensor:
+        """(B, T, C) → (B, T, C)."""
+        x = self.join(x, self.ln1(self.attn(x, rotation, mask, cache)))
+        return self.join(x, self.ln2(self.mlp(x, routing)))
+
+
+class SandwichBlock(Block):
+    """Branches are normed at both ends: `x + ln1_out(attn(ln1(x)))`, and so the MLP (Gemma 2, arXiv:2408.00118)."""
+
+    def __init__(self, config: GPTConfig, layer: int) -> None:
+        super().__init__(config, layer)
+        self.ln1_out = build_norm(config, config.n_embd)
+        self.ln2_out = build_norm(config, config.n_embd)
+
+    def forward(
+        self,
+        x: Tensor,
+        rotation: Rotation | None = None,
+        mask: Mask = None,
+        cache: KVCache | StepCache | None = None,
+        routing: Routing | None = None,
+    ) -> Tensor:
+        """(B, T, C) → (B, T, C)."""
+        x = self.join(x, self.ln1_out(self.attn(self.ln1(x), rotation, mask, cache)))
+        return self.join(x, self.ln2_out(self.mlp(self.ln2(x), routing)))
+
+
+BLOCKS: dict[str, type[Block]] = {
+    "pre": Block,
+    "post": PostNormBlock,
+    "output": OutputNormBlock,
+    "sandwich": SandwichBlock,
+}
+
+
+def build_block(config: GPTConfig, layer: int) -> Block:
+    """The block that `norm_placement` and `parallel_residual` ask for."""
+    return (ParallelBlock if config.parallel_residual else BLOCKS[config.norm_placement])(config, layer)

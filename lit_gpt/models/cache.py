@@ -23,12 +23,21 @@ class KVCache:
         self._layers: dict[int, tuple[Tensor, Tensor]] = {}
 
     def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store a layer's new keys and values (B, K, T, D) and return all of them, (B, K, S + T, D) views."""
+        """Store a layer's new keys and values and return all of them.
+
+        Args:
+            layer: From 0.
+            k: (B, K, T, D).
+            v: (B, K, T, any width): values, or what a layer remembers beside its keys.
+
+        Returns:
+            Views (B, K, S + T, D) and (B, K, S + T, width).
+        """
         end = self.length + k.shape[2]
         assert end <= self.max_length, f"{end} tokens in a cache of {self.max_length}"
         if layer not in self._layers:
-            B, K, _, D = k.shape
-            self._layers[layer] = k.new_empty(B, K, self.max_length, D), v.new_empty(B, K, self.max_length, D)
+            rooms = (x.new_empty(*x.shape[:2], self.max_length, x.shape[3]) for x in (k, v))
+            self._layers[layer] = next(rooms), next(rooms)
         keys, values = self._layers[layer]
         keys[:, :, self.length : end] = k
         values[:, :, self.length : end] = v

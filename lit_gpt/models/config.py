@@ -7,45 +7,18 @@ value itself, so that overriding one field of a preset moves what depends on it;
 """
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypedDict, get_args
+from typing import Any, TypedDict
 
 from lit_gpt.errors import UserError
 from lit_gpt.models import counts
+from lit_gpt.models.choices import Activation, Family, Norm, NormPlacement, Positions, QKNorm
+from lit_gpt.models.config_checks import check
+from lit_gpt.models.experts_config import MoEConfig, RouterScores
+from lit_gpt.models.latent_config import MLAConfig
 from lit_gpt.models.nearest import nearest
-
-Norm = Literal["layernorm", "rmsnorm"]
-Positions = Literal["learned", "rope"]
-Activation = Literal["gelu", "gelu_tanh", "relu2", "swiglu"]
-Family = Literal["gpt2", "llama", "qwen3"]
-
-
-@dataclass(frozen=True)
-class RopeScaling:
-    """How RoPE's frequencies are stretched to a context longer than the one trained on.
-
-    `linear` divides every frequency by `factor` (Chen et al. 2023, arXiv:2306.15595). `llama3` leaves the fast ones
-    alone, divides the slow ones by `factor` and blends in between (Llama 3.1, arXiv:2407.21783).
-    """
-
-    kind: Literal["linear", "llama3"] = "llama3"
-    factor: float = 8.0
-    low_freq_factor: float = 1.0
-    """Wavelengths above `original_block_size / low_freq_factor` tokens are divided by the whole factor."""
-    high_freq_factor: float = 4.0
-    """Wavelengths below `original_block_size / high_freq_factor` tokens are left alone."""
-    original_block_size: int = 8192
-    """The context, in tokens, that the model was first trained with."""
-
-    def __post_init__(self) -> None:
-        _one_of("rope_scaling.kind", self.kind, ("linear", "llama3"))
-        if self.factor < 1:
-            raise UserError(f"rope_scaling.factor is {self.factor}, it must be at least 1 (1 changes nothing)")
-        if not 0 < self.low_freq_factor < self.high_freq_factor:
-            raise UserError(
-                f"rope_scaling needs 0 < low_freq_factor < high_freq_factor, got {self.low_freq_factor} and "
-                f"{self.high_freq_factor}; Llama 3 has 1.0 and 4.0"
-            )
+from lit_gpt.models.rope_scaling import RopeScaling, ScalingKind
 
 
 @dataclass(frozen=True)
@@ -78,35 +51,78 @@ class GPTConfig:
     """LayerNorm (arXiv:1607.06450) or RMSNorm (arXiv:1910.07467)."""
     norm_eps: float = 1e-5
     """Added to the variance or mean square before the root."""
+    norm_offset: bool = False
+    """RMSNorm stores its gain less one, so that it starts and decays towards 1 (Gemma)."""
+    norm_placement: NormPlacement = "pre"
+    """Where a branch f is normed: `pre` x + f(n(x)); `post` n(x + f(x)) (arXiv:1706.03762); `output` x + n(f(x))
+    (OLMo 2, arXiv:2501.00656); `sandwich` x + n(f(n(x))) (Gemma 2, arXiv:2408.00118)."""
+    parallel_residual: bool = False
+    """Attention and MLP both read the block's input and are added together (GPT-J, GPT-NeoX, arXiv:2204.06745)."""
     positions: Positions = "learned"
-    """A learned vector a position, or rotary embeddings of queries and keys (RoPE, arXiv:2104.09864)."""
+    """`learned` or `sinusoidal` vectors added to the embedding (arXiv:1706.03762), rotary queries and keys (`rope`,
+    arXiv:2104.09864), scores that fall with distance (`alibi`, arXiv:2108.12409), or `none` (arXiv:2305.19466)."""
     rope_theta: float = 10000.0
     """RoPE's base."""
+    rope_local_theta: float | None = None
+    """RoPE's base in layers that slide, which are then not stretched by rope_scaling; None = as in all others."""
+    rope_fraction: float = 1.0
+    """The part of each head that is rotated, from its front (GPT-NeoX has 0.25)."""
+    rope_layers: tuple[bool, ...] | None = None
+    """Which layers rotate: a pattern that repeats over the layers; None = all (SmolLM3 leaves out every fourth)."""
     rope_scaling: RopeScaling | None = None
     """RoPE's stretch to a longer context; None = none."""
     mlp: Activation = "gelu"
-    """`gelu` (exact), `gelu_tanh` (GPT-2's approximation), `relu2` (arXiv:2109.08668), `swiglu` (arXiv:2002.05202)."""
+    """`gelu` (exact), `gelu_tanh` (GPT-2's approximation), `relu2` (arXiv:2109.08668); gated: `swiglu`, `geglu`,
+    `geglu_tanh` (arXiv:2002.05202), `swiglu_clamped` (GPT-OSS, arXiv:2508.10925)."""
     intermediate_size: int | None = None
     """Width inside the MLP; None = 4 * n_embd."""
     attention_bias: bool | None = None
-    """Biases of the q, k, v and o projections; None = bias."""
+    """Biases of the q, k and v projections; None = bias."""
+    attention_out_bias: bool | None = None
+    """Bias of the o projection; None = as attention_bias."""
     mlp_bias: bool | None = None
     """Biases of the MLP's projections; None = bias."""
-    qk_norm: bool = False
-    """Normalise each head's queries and keys before positions are rotated in (arXiv:2302.05442)."""
+    qk_norm: QKNorm | None = None
+    """Norm of queries and keys before positions are rotated in (arXiv:2302.05442): of each `head`, or of the whole
+    `projection` (OLMo 2)."""
+    attention_scale: float | None = None
+    """What scores are multiplied by before the softmax; None = 1 / √(head size)."""
+    attention_softcap: float | None = None
+    """Scores s become cap · tanh(s / cap) (Gemma 2, arXiv:2408.00118); None = they do not."""
+    attention_sinks: bool = False
+    """A learned logit a head joins each softmax, so that a head may attend to nothing (GPT-OSS)."""
+    mla: MLAConfig | None = None
+    """Multi-head latent attention and its sizes (arXiv:2405.04434) in place of q, k and v projections."""
     sliding_window: int | None = None
     """In layers that slide, a token sees itself and the `sliding_window - 1` before it; None = all before it."""
+    chunked_window: bool = False
+    """The windows are fixed chunks: a token sees those before it in its own chunk of `sliding_window` (Llama 4)."""
     layer_windows: tuple[bool, ...] | None = None
-    """Which layers slide, one bool a layer; None = all of them when `sliding_window` is set."""
+    """Which layers slide: a pattern of bools that repeats over the layers; None = all when `sliding_window` is set."""
+    moe: MoEConfig | None = None
+    """A mixture of experts in place of MLPs, and its routing."""
+    embedding_scale: float = 1.0
+    """What token embeddings are multiplied by (Gemma has √n_embd)."""
+    residual_scale: float = 1.0
+    """What each branch is multiplied by before it joins the residual stream (Granite)."""
+    logit_scale: float = 1.0
+    """What logits are multiplied by (Granite divides them by 8, say: 0.125)."""
+    logit_softcap: float | None = None
+    """Logits z become cap · tanh(z / cap); None = they do not."""
     tie_embeddings: bool = True
     """The LM head reuses the token embedding's matrix (arXiv:1608.05859)."""
+    multi_token: int = 0
+    """How many tokens beyond the next one are predicted too in training, by one more block each (DeepSeek-V3,
+    arXiv:2412.19437, section 2.2); generation and exports leave these blocks out."""
     init_std: float = 0.02
-    """Standard deviation of initial weights; projections into the residual stream get it / sqrt(2 n_layer)."""
+    """Standard deviation of initial weights."""
+    scale_residual_init: bool = True
+    """Projections into the residual stream start with init_std / sqrt(2 n_layer) (GPT-2)."""
     family: Family = "gpt2"
     """Whose weight names and config an export to Hugging Face uses; the model itself never looks at it."""
 
     def __post_init__(self) -> None:
-        _check(self)
+        check(self)
 
     @property
     def num_kv_heads(self) -> int:
@@ -129,23 +145,62 @@ class GPTConfig:
         return self.bias if self.attention_bias is None else self.attention_bias
 
     @property
+    def has_attention_out_bias(self) -> bool:
+        """Whether the o projection has a bias."""
+        return self.has_attention_bias if self.attention_out_bias is None else self.attention_out_bias
+
+    @property
     def has_mlp_bias(self) -> bool:
         """Whether the MLP's projections have biases."""
         return self.bias if self.mlp_bias is None else self.mlp_bias
 
+    @property
+    def rope_size(self) -> int:
+        """How many coordinates of a head are rotated."""
+        return self.mla.qk_rope_head_dim if self.mla is not None else int(self.head_dim * self.rope_fraction)
+
+    @property
+    def score_scale(self) -> float:
+        """What scores are multiplied by before the softmax."""
+        if self.attention_scale is not None:
+            return self.attention_scale
+        if self.mla is None:
+            return self.head_dim**-0.5
+        scaling = self.rope_scaling
+        temperature = scaling.temperature(scaling.mscale_all_dim) if scaling and scaling.mscale_all_dim else 1.0
+        return self.mla.qk_head_dim**-0.5 * temperature**2  # DeepSeek's code, model.py
+
+    def slides(self, layer: int) -> bool:
+        """Whether layer number `layer` sees a window only."""
+        return self.sliding_window is not None and (_in_pattern(self.layer_windows, layer))
+
+    def rotates(self, layer: int) -> bool:
+        """Whether layer number `layer` rotates its queries and keys."""
+        return self.positions == "rope" and (_in_pattern(self.rope_layers, layer))
+
+    def is_moe(self, layer: int) -> bool:
+        """Whether layer number `layer` is a mixture of experts."""
+        return self.moe is not None and (_in_pattern(self.moe.layers, layer))
+
+    @property
+    def expert_size(self) -> int:
+        """Width inside one routed expert."""
+        assert self.moe is not None
+        return self.mlp_size if self.moe.intermediate_size is None else self.moe.intermediate_size
+
     def window(self, layer: int) -> int | None:
         """The sliding window of layer number `layer`, in tokens; None where it sees the whole context."""
-        slides = self.layer_windows is None or self.layer_windows[layer]
-        return self.sliding_window if slides else None
+        return self.sliding_window if self.slides(layer) else None
 
-    def num_parameters(self, embeddings: bool = True) -> int:
+    def num_parameters(self, embeddings: bool = True, active: bool = False) -> int:
         """Parameters of the model, counted without building it; a tied matrix counts once.
 
         Args:
             embeddings: If False, leave out what is only looked up: positions, and the token embedding unless it is
                 also the head.
+            active: If True, count of a mixture of experts only the experts that one token goes to.
         """
-        return counts.num_parameters(self, embeddings)
+        return counts.num_parameters(self, embeddings, active)
 
     def flops_per_token(self, context: int | None = None, causal: bool = False) -> int:
         """Floating-point operations of forward and backward for one token of training.
@@ -158,9 +213,7 @@ class GPTConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values only (numbers, strings, lists, dicts), ready for JSON."""
-        values = dataclasses.asdict(self)
-        if self.layer_windows is not None:
-            values["layer_windows"] = list(self.layer_windows)
+        values: dict[str, Any] = _plain(dataclasses.asdict(self))
         return values
 
     @classmethod
@@ -181,7 +234,69 @@ class GPTConfig:
         """
         from lit_gpt.models.presets import get_preset
 
-        return dataclasses.replace(get_preset(name), **_parsed(overrides))
+        return get_preset(name).overridden(overrides)
+
+    def overridden(self, overrides: Mapping[str, Any]) -> "GPTConfig":
+        """This config with some fields changed; of a nested part (`moe`, `mla`, `rope_scaling`) only what is named.
+
+        Raises:
+            UserError: If a field is unknown (the nearest names are given) or a value is refused.
+        """
+        values = dict(overrides)
+        for name in _NESTED:
+            mine = getattr(self, name, None)
+            if isinstance(values.get(name), Mapping) and mine is not None:
+                values[name] = {**dataclasses.asdict(mine), **values[name]}
+        return dataclasses.replace(self, **_parsed(values))
+
+
+class RopeScalingOverrides(TypedDict, total=False):
+    """The fields of `RopeScaling`, each of them optional."""
+
+    kind: ScalingKind
+    factor: float
+    original_block_size: int
+    low_freq_factor: float
+    high_freq_factor: float
+    beta_fast: float
+    beta_slow: float
+    truncate: bool
+    mscale: float | None
+    mscale_all_dim: float | None
+    short_factors: tuple[float, ...] | None
+    long_factors: tuple[float, ...] | None
+    attention_factor: float | None
+    query_scale_beta: float
+
+
+class MLAOverrides(TypedDict, total=False):
+    """The fields of `MLAConfig`, each of them optional."""
+
+    kv_lora_rank: int
+    q_lora_rank: int | None
+    qk_nope_head_dim: int
+    qk_rope_head_dim: int
+    v_head_dim: int
+
+
+class MoEOverrides(TypedDict, total=False):
+    """The fields of `MoEConfig`, each of them optional."""
+
+    num_experts: int
+    num_experts_per_tok: int
+    intermediate_size: int | None
+    shared_intermediate_size: int
+    layers: tuple[bool, ...] | None
+    scores: RouterScores
+    norm_topk_prob: bool
+    routed_scaling_factor: float
+    n_group: int
+    topk_group: int
+    router_bias: bool
+    selection_bias: bool
+    bias_update_rate: float
+    balance_loss_weight: float
+    z_loss_weight: float
 
 
 class GPTConfigOverrides(TypedDict, total=False):
@@ -198,81 +313,72 @@ class GPTConfigOverrides(TypedDict, total=False):
     bias: bool
     norm: Norm
     norm_eps: float
+    norm_offset: bool
+    norm_placement: NormPlacement
+    parallel_residual: bool
     positions: Positions
     rope_theta: float
-    rope_scaling: RopeScaling | None
+    rope_local_theta: float | None
+    rope_fraction: float
+    rope_layers: tuple[bool, ...] | None
+    rope_scaling: RopeScalingOverrides | None
     mlp: Activation
     intermediate_size: int | None
     attention_bias: bool | None
+    attention_out_bias: bool | None
     mlp_bias: bool | None
-    qk_norm: bool
+    qk_norm: QKNorm | None
+    attention_scale: float | None
+    attention_softcap: float | None
+    attention_sinks: bool
+    mla: MLAOverrides | None
     sliding_window: int | None
+    chunked_window: bool
     layer_windows: tuple[bool, ...] | None
+    moe: MoEOverrides | None
+    embedding_scale: float
+    residual_scale: float
+    logit_scale: float
+    logit_softcap: float | None
     tie_embeddings: bool
+    multi_token: int
     init_std: float
+    scale_residual_init: bool
     family: Family
 
 
+_NESTED: dict[str, type] = {"rope_scaling": RopeScaling, "mla": MLAConfig, "moe": MoEConfig}
+
+
 def _parsed(values: dict[str, Any]) -> dict[str, Any]:
-    """Values as the dataclass wants them: known keys, a nested RopeScaling, a tuple of windows."""
+    """Values as the dataclass wants them: known keys, nested parts, tuples."""
     _known(values, GPTConfig)
     values = dict(values)
-    if isinstance(values.get("rope_scaling"), dict):
-        _known(values["rope_scaling"], RopeScaling)
-        values["rope_scaling"] = RopeScaling(**values["rope_scaling"])
-    if values.get("layer_windows") is not None:
-        values["layer_windows"] = tuple(values["layer_windows"])
-    return values
+    for name, part in _NESTED.items():
+        if isinstance(values.get(name), Mapping):
+            _known(values[name], part)
+            values[name] = part(**_tuples(values[name]))
+    return _tuples(values)
 
 
-def _known(values: dict[str, Any], owner: type) -> None:
+def _in_pattern(pattern: tuple[bool, ...] | None, layer: int) -> bool:
+    """A pattern repeats over the layers, so that one serves any depth; without one, every layer is meant."""
+    return pattern is None or pattern[layer % len(pattern)]
+
+
+def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists, at any depth."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
+
+
+def _known(values: Mapping[str, Any], owner: type) -> None:
     fields = [field.name for field in dataclasses.fields(owner)]
     for key in values:
         if key not in fields:
             raise UserError(f"{owner.__name__} has no field {key!r}; nearest: {nearest(key, fields)}")
-
-
-def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise UserError(f"{name} is {value!r}, it must be one of {', '.join(allowed)}")
-
-
-def _check(config: GPTConfig) -> None:
-    for name in ("n_layer", "n_head", "n_embd", "block_size", "vocab_size"):
-        if getattr(config, name) < 1:
-            raise UserError(f"{name} is {getattr(config, name)}, it must be at least 1")
-    for name in ("n_kv_head", "head_size", "intermediate_size", "sliding_window"):
-        value = getattr(config, name)
-        if value is not None and value < 1:
-            raise UserError(f"{name} is {value}, it must be at least 1, or null for its default")
-    _one_of("norm", config.norm, get_args(Norm))
-    _one_of("positions", config.positions, get_args(Positions))
-    _one_of("mlp", config.mlp, get_args(Activation))
-    _one_of("family", config.family, get_args(Family))
-    if not 0 <= config.dropout < 1:
-        raise UserError(f"dropout is {config.dropout}, it must be at least 0 and less than 1")
-    for name in ("norm_eps", "rope_theta", "init_std"):
-        if not getattr(config, name) > 0:
-            raise UserError(f"{name} is {getattr(config, name)}, it must be greater than 0")
-    if config.head_size is None and config.n_embd % config.n_head:
-        raise UserError(
-            f"n_embd {config.n_embd} is not divisible by n_head {config.n_head}; change one of them or set head_size"
-        )
-    if config.n_head % config.num_kv_heads:
-        raise UserError(
-            f"n_head {config.n_head} is not divisible by n_kv_head {config.num_kv_heads}; "
-            "each key/value head serves the same number of query heads"
-        )
-    if config.positions == "rope" and config.head_dim % 2:
-        raise UserError(f"RoPE rotates pairs, so the head size {config.head_dim} must be even; set head_size")
-    if config.rope_scaling is not None and not isinstance(config.rope_scaling, RopeScaling):
-        raise UserError(f"rope_scaling is {config.rope_scaling!r}, not a RopeScaling; GPTConfig.from_dict makes one")
-    if config.rope_scaling is not None and config.positions != "rope":
-        raise UserError(f"rope_scaling needs positions: rope, got positions: {config.positions}")
-    if config.layer_windows is not None:
-        if config.sliding_window is None:
-            raise UserError("layer_windows says which layers slide but sliding_window is null; set it in tokens")
-        if len(config.layer_windows) != config.n_layer:
-            raise UserError(
-                f"layer_windows has {len(config.layer_windows)} entries for n_layer {config.n_layer}; give one a layer"
-            )

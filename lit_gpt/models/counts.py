@@ -1,21 +1,26 @@
 """Parameters and FLOPs of a `GPTConfig`, counted without building the model.
 
-Shape letters: V vocabulary, C model width, H query heads, K key/value heads, D head size, F MLP width.
+Shape letters: V vocabulary, C model width, H query heads, K key/value heads, D head size, F MLP width, E experts.
 """
 
 from typing import TYPE_CHECKING
+
+from lit_gpt.models.choices import GATED
 
 if TYPE_CHECKING:
     from lit_gpt.models.config import GPTConfig
 
 
-def num_parameters(config: "GPTConfig", embeddings: bool = True) -> int:
+def num_parameters(config: "GPTConfig", embeddings: bool = True, active: bool = False) -> int:
     """Parameters of the model; see `GPTConfig.num_parameters`."""
     V, C, T = config.vocab_size, config.n_embd, config.block_size
     token_embedding = V * C
     positions = T * C if config.positions == "learned" else 0
     head = 0 if config.tie_embeddings else V * C
-    total = token_embedding + positions + config.n_layer * _block(config) + _norm(config, C) + head
+    blocks = sum(_block(config, layer, active) for layer in range(config.n_layer))
+    total = token_embedding + positions + blocks + _norm(config, C) + head
+    if not active:  # used in training alone
+        total += config.multi_token * _prediction_ahead(config)
     if embeddings:
         return total
     return total - positions - (0 if config.tie_embeddings else token_embedding)
@@ -24,15 +29,23 @@ def num_parameters(config: "GPTConfig", embeddings: bool = True) -> int:
 def flops_per_token(config: "GPTConfig", context: int, causal: bool = False) -> int:
     """Training FLOPs of one token: 6 N + 12 · layers · width · context.
 
-    N leaves out what is only looked up (the head stays: it is a matrix product, tied or not); 6 = 2 for the
-    multiply and add, times forward 1 + backward 2. The second term is the two products of attention, with a
-    layer's window in place of the context where that is shorter. Source: PaLM, arXiv:2204.02311, appendix B.
+    N leaves out what is only looked up (the head stays: it is a matrix product, tied or not) and experts that the
+    token does not go to; 6 = 2 for the multiply and add, times forward 1 + backward 2. The second term is the two
+    products of attention, with a layer's window in place of the context where that is shorter. Source: PaLM,
+    arXiv:2204.02311, appendix B. Blocks that predict further tokens (`multi_token`) count as what they are: another
+    block, and another pass through the head.
     """
-    width = config.n_head * config.head_dim
+    if config.mla is None:
+        width = 2 * config.n_head * config.head_dim
+    else:
+        width = config.n_head * (config.mla.qk_head_dim + config.mla.v_head_dim)
     attention = 0
     for layer in range(config.n_layer):
-        attention += 12 * width * min(context, config.window(layer) or context)
-    return 6 * num_parameters(config, embeddings=False) + (attention // 2 if causal else attention)
+        attention += 6 * width * min(context, config.window(layer) or context)
+    attention += config.multi_token * 6 * width * context
+    products = num_parameters(config, embeddings=False, active=True)
+    products += config.multi_token * (_prediction_ahead(config, active=True) + config.vocab_size * config.n_embd)
+    return 6 * products + (attention // 2 if causal else attention)
 
 
 def _norm(config: "GPTConfig", width: int) -> int:
@@ -43,13 +56,53 @@ def _linear(inputs: int, outputs: int, bias: bool) -> int:
     return inputs * outputs + (outputs if bias else 0)
 
 
-def _block(config: "GPTConfig") -> int:
-    C, D, F = config.n_embd, config.head_dim, config.mlp_size
+def _block(config: "GPTConfig", layer: int, active: bool) -> int:
+    attention = _attention(config) if config.mla is None else _latent_attention(config)
+    mlp = _experts(config, active) if config.is_moe(layer) else _mlp(config, config.mlp_size)
+    norms = 4 if config.norm_placement == "sandwich" else 2
+    return attention + mlp + norms * _norm(config, config.n_embd)
+
+
+def _attention(config: "GPTConfig") -> int:
+    C, D = config.n_embd, config.head_dim
     HD, KD = config.n_head * D, config.num_kv_heads * D
     bias = config.has_attention_bias
-    attention = _linear(C, HD, bias) + 2 * _linear(C, KD, bias) + _linear(HD, C, bias)
-    if config.qk_norm:
-        attention += 2 * _norm(config, D)
-    into = 2 if config.mlp == "swiglu" else 1
-    mlp = into * _linear(C, F, config.has_mlp_bias) + _linear(F, C, config.has_mlp_bias)
-    return attention + mlp + 2 * _norm(config, C)
+    total = _linear(C, HD, bias) + 2 * _linear(C, KD, bias) + _linear(HD, C, config.has_attention_out_bias)
+    if config.qk_norm == "head":
+        total += 2 * _norm(config, D)
+    elif config.qk_norm == "projection":
+        total += _norm(config, HD) + _norm(config, KD)
+    return total + (config.n_head if config.attention_sinks else 0)
+
+
+def _latent_attention(config: "GPTConfig") -> int:
+    mla, C, H, bias = config.mla, config.n_embd, config.n_head, config.has_attention_bias
+    assert mla is not None
+    if mla.q_lora_rank is None:
+        queries = _linear(C, H * mla.qk_head_dim, False)
+    else:
+        queries = _linear(C, mla.q_lora_rank, bias) + _norm(config, mla.q_lora_rank)
+        queries += _linear(mla.q_lora_rank, H * mla.qk_head_dim, False)
+    latent = _linear(C, mla.kv_lora_rank + mla.qk_rope_head_dim, bias) + _norm(config, mla.kv_lora_rank)
+    unfolded = _linear(mla.kv_lora_rank, H * (mla.qk_nope_head_dim + mla.v_head_dim), False)
+    return queries + latent + unfolded + _linear(H * mla.v_head_dim, C, config.has_attention_out_bias)
+
+
+def _mlp(config: "GPTConfig", width: int) -> int:
+    C, bias = config.n_embd, config.has_mlp_bias
+    return (2 if config.mlp in GATED else 1) * _linear(C, width, bias) + _linear(width, C, bias)
+
+
+def _experts(config: "GPTConfig", active: bool) -> int:
+    moe = config.moe
+    assert moe is not None
+    router = _linear(config.n_embd, moe.num_experts, moe.router_bias)
+    chosen = moe.num_experts_per_tok if active else moe.num_experts
+    shared = _mlp(config, moe.shared_intermediate_size) if moe.shared_intermediate_size else 0
+    return router + chosen * _mlp(config, config.expert_size) + shared
+
+
+def _prediction_ahead(config: "GPTConfig", active: bool = False) -> int:
+    """One block that predicts a token further: two norms, a projection of twice the width, a block, a norm."""
+    C = config.n_embd
+    return 3 * _norm(config, C) + 2 * C * C + _block(config, config.n_layer - 1, active)

@@ -3,21 +3,27 @@
 B batch, T time, C model width, V vocabulary.
 """
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lit_gpt.errors import UserError
-from lit_gpt.models.block import Block
+from lit_gpt.models.block import build_block
 from lit_gpt.models.cache import KVCache
 from lit_gpt.models.config import GPTConfig
 from lit_gpt.models.head import HeadFn, LMHead
 from lit_gpt.models.initialization import fill, initial_value
-from lit_gpt.models.masks import build_masks
+from lit_gpt.models.masks import LayerMasks, build_masks
+from lit_gpt.models.multi_token import MultiTokenBlock, tokens_ahead
 from lit_gpt.models.norms import build_norm
-from lit_gpt.models.positions import rope_rotation
+from lit_gpt.models.positions import build_rotations, sinusoids
+from lit_gpt.models.routing import Routing
+from lit_gpt.models.step_cache import StepCache
 
 
 class GPT(nn.Module):
@@ -40,8 +46,11 @@ class GPT(nn.Module):
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         self.wpe = nn.Embedding(config.block_size, config.n_embd) if config.positions == "learned" else None
         self.drop = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
+        self.blocks = nn.ModuleList(build_block(config, layer) for layer in range(config.n_layer))
         self.ln_f = build_norm(config, config.n_embd)
+        self.multi_token: nn.ModuleList | None = None
+        if config.multi_token:
+            self.multi_token = nn.ModuleList(MultiTokenBlock(config, depth + 1) for depth in range(config.multi_token))
         self.lm_head = LMHead(config.n_embd, config.vocab_size, bias=False)
         self._tie()
         self.register_load_state_dict_pre_hook(_accept_missing_tied_head)
@@ -54,8 +63,10 @@ class GPT(nn.Module):
         input_ids: Tensor,
         position_ids: Tensor | None = None,
         document_ids: Tensor | None = None,
-        cache: KVCache | None = None,
+        cache: KVCache | StepCache | None = None,
         head_fn: HeadFn | None = None,
+        routing: Routing | None = None,
+        ahead_fns: Sequence[HeadFn] = (),
     ) -> Any:
         """Next-token logits of every position.
 
@@ -64,18 +75,23 @@ class GPT(nn.Module):
             position_ids: (B, T) int64 below block_size; None = counted from 0, or from the end of the cache.
             document_ids: (B, T) int64; tokens see only their own document, and -1 marks padding, whose outputs mean
                 nothing. None = each row is one document.
-            cache: Keys and values of the tokens before; grows by T.
-            head_fn: What to make of the last hidden states and the head's weight instead of logits.
+            cache: Keys and values of the tokens before; grows by T. With a `StepCache` the row is one of tokens of
+                many texts, and `position_ids` must say where each stands.
+            head_fn: What to make of the last hidden states and the head's weight instead of logits. It does its own
+                soft-capping (`logit_softcap`); `logit_scale` is in the hidden states already.
+            routing: Where mixtures of experts record their choices and losses; None = nowhere.
+            ahead_fns: As `head_fn`, for the tokens after the next one: one each for the config's `multi_token`, in
+                training alone. None of these blocks runs where it is empty.
 
         Returns:
-            Logits (B, T, V), or what `head_fn` returns.
+            Logits (B, T, V), or what `head_fn` returns; with `ahead_fns` also the list of what they return.
 
         Raises:
             UserError: If the context is longer than block_size.
         """
         T, device = input_ids.shape[1], input_ids.device
-        start = 0 if cache is None else cache.length
-        if start + T > self.config.block_size:
+        start = cache.length if isinstance(cache, KVCache) else 0
+        if start + T > self.config.block_size and not isinstance(cache, StepCache):
             raise UserError(
                 f"{start + T} tokens are more than the model's block_size {self.config.block_size}; "
                 "shorten the context or build the model with a larger block_size"
@@ -83,24 +99,64 @@ class GPT(nn.Module):
         assert cache is None or document_ids is None, "a cache holds one document a row"
         if position_ids is None:
             position_ids = torch.arange(start, start + T, device=device)  # (T,) broadcasts over B
-        x = self.wte(input_ids)  # (B, T, C)
-        if self.wpe is not None:
-            x = x + self.wpe(position_ids)
-        x = self.drop(x)
-        # Positions and masks are the same in every layer: once here, not once a block.
-        rotation = None if self.wpe is not None else rope_rotation(self.config, position_ids)
+        x = self.drop(self._embed(input_ids, position_ids))
+        # Positions and masks are the same in every layer of a kind: once here, not once a block.
+        context = cache.context if isinstance(cache, StepCache) else None
+        rotations = build_rotations(self.config, position_ids, context)
         dropout = self.config.dropout if self.training else 0.0
-        masks = build_masks(self.config, document_ids, T, None if cache is None else start, device, dropout)
+        if isinstance(cache, StepCache):
+            masks = LayerMasks(None, None)
+        else:
+            cached = None if cache is None else start
+            masks = build_masks(self.config, document_ids, T, cached, device, dropout, position_ids)
         recompute = self.gradient_checkpointing and cache is None and torch.is_grad_enabled()
         for layer, block in enumerate(self.blocks):
-            mask = masks.full if self.config.window(layer) is None else masks.sliding
+            slides = self.config.slides(layer)
+            mask = masks.sliding if slides else masks.full
+            rotation = None
+            if rotations is not None and self.config.rotates(layer):
+                rotation = rotations.sliding if slides else rotations.full
             if recompute:
-                x = checkpoint(block, x, rotation, mask, use_reentrant=False)
+                x = checkpoint(block, x, rotation, mask, None, routing, use_reentrant=False)
             else:
-                x = block(x, rotation, mask, cache)
-        if cache is not None:
+                x = block(x, rotation, mask, cache, routing)
+        if isinstance(cache, KVCache):
             cache.advance(T)
-        return self.lm_head(self.ln_f(x), head_fn)
+        x = self.ln_f(x)
+        result = self._head(x, head_fn)
+        if not ahead_fns:
+            return result
+        assert cache is None, "tokens further ahead are predicted in training alone"
+        assert self.multi_token is not None
+        results = []
+        for depth, (predictor, ahead_fn) in enumerate(zip(self.multi_token, ahead_fns, strict=True), start=1):
+            embedding = self._embed(tokens_ahead(input_ids, depth), position_ids)
+            if recompute:
+                x = checkpoint(predictor, x, embedding, rotation, mask, routing, use_reentrant=False)
+            else:
+                x = predictor(x, embedding, rotation, mask, routing)
+            results.append(self._head(x, ahead_fn))
+        return result, results
+
+    def _head(self, x: Tensor, head_fn: HeadFn | None) -> Any:
+        """What the LM head makes of normed hidden states (B, T, C)."""
+        if self.config.logit_scale != 1:
+            x = x * self.config.logit_scale
+        if head_fn is None and self.config.logit_softcap is not None:
+            head_fn = partial(softcapped_logits, softcap=self.config.logit_softcap)
+        return self.lm_head(x, head_fn)
+
+    def _embed(self, input_ids: Tensor, position_ids: Tensor) -> Tensor:
+        """Token embeddings, scaled, with what is added for their positions: (B, T, C)."""
+        x = self.wte(input_ids)
+        if self.config.embedding_scale != 1:
+            # Rounded to the embedding's type first, as Gemma's own code does.
+            x = x * torch.tensor(self.config.embedding_scale, dtype=x.dtype, device=x.device)
+        if self.wpe is not None:
+            return x + self.wpe(position_ids)
+        if self.config.positions == "sinusoidal":
+            return x + sinusoids(position_ids, self.config.n_embd).to(x.dtype)
+        return x
 
     def init_weights(self, seed: int) -> None:
         """Fill every parameter from (seed, its name): the same numbers on any device, sharding and process count.
@@ -113,11 +169,18 @@ class GPT(nn.Module):
         self._tie()
         for name, parameter in self.named_parameters():
             fill(parameter, initial_value(self.config, seed, name, parameter.shape))
+        for buffer in self.buffers():  # routers' selection biases
+            buffer.zero_()
 
     def _tie(self) -> None:
         """One Parameter for embedding and head: moving off the meta device, or loading by assignment, splits them."""
         if self.config.tie_embeddings and self.lm_head.weight is not self.wte.weight:
             self.lm_head.weight = self.wte.weight
+
+
+def softcapped_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, softcap: float) -> Tensor:
+    """Logits z as cap · tanh(z / cap) (Gemma 2, arXiv:2408.00118): (B, T, C) → (B, T, V)."""
+    return softcap * torch.tanh(F.linear(hidden, weight, bias) / softcap)
 
 
 def _accept_missing_tied_head(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:

@@ -4,8 +4,9 @@ Each parameter is drawn whole, on CPU, in float32, from a generator of its own, 
 whatever pieces it lives. One process or eight, sharded or not, CPU or GPU: all start from the same numbers (bit for
 bit between hosts with the same CPU instructions; else up to the last bit of a logarithm).
 
-The scheme is GPT-2's (Radford et al. 2019, section 2.3): normal with standard deviation 0.02, and the projections
-that write into the residual stream divided by the root of their number, 2 n_layer; biases 0, norms 1.
+The scheme is GPT-2's (Radford et al. 2019, section 2.3): normal with standard deviation `init_std`, and the
+projections that write into the residual stream divided by the root of their number, 2 n_layer; biases 0, norms 1.
+Most later families leave out the division (`scale_residual_init: false`; each preset names its source).
 """
 
 import hashlib
@@ -16,14 +17,15 @@ from torch import Tensor
 
 from lit_gpt.models.config import GPTConfig
 
-RESIDUAL_PROJECTIONS = ("o_proj.weight", "down_proj.weight")
+RESIDUAL_PROJECTIONS = ("o_proj.weight", "down_proj.weight", "experts.down_proj")
+"""Endings of the names of what writes into the residual stream."""
 
 
 def initial_value(config: GPTConfig, seed: int, name: str, shape: torch.Size) -> Tensor:
     """The whole initial value of one parameter.
 
     Args:
-        config: Says `init_std` and `n_layer`.
+        config: Says `init_std`, `scale_residual_init` and `n_layer`.
         seed: Of the model.
         name: Of the parameter, as in `model.named_parameters()`.
         shape: Of the whole parameter.
@@ -31,12 +33,12 @@ def initial_value(config: GPTConfig, seed: int, name: str, shape: torch.Size) ->
     Returns:
         A float32 CPU tensor.
     """
-    if name.endswith("bias"):
+    if name.endswith(("bias", "attn.sinks")):
         return torch.zeros(shape, device="cpu")
     if len(shape) == 1:  # the gain of a norm
-        return torch.ones(shape, device="cpu")
+        return torch.zeros(shape, device="cpu") if config.norm_offset else torch.ones(shape, device="cpu")
     std = config.init_std
-    if name.endswith(RESIDUAL_PROJECTIONS):
+    if config.scale_residual_init and name.endswith(RESIDUAL_PROJECTIONS):
         std /= math.sqrt(2 * config.n_layer)
     # hashlib, because Python's own hash() of a string changes from one process to the next.
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()

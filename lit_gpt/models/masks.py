@@ -1,15 +1,17 @@
 """Who may attend to whom: built once a forward and shared by all layers of a kind.
 
 A query sees the keys before it and itself; only those of its own document when rows are packed; only the nearest
-`window` in layers that slide. Padding (document -1) counts as a document of its own, so that every position sees at
-least itself and no softmax runs over nothing.
+`window`, or those of its own chunk, in layers that slide. Padding (document -1) counts as a document of its own, so
+that every position sees at least itself and no softmax runs over nothing.
 
 Three forms, from cheap to general: None (plain causal, no mask at all: SDPA's fast path); FlexAttention's BlockMask
-on CUDA, which skips the blocks that are masked out; a dense (B, 1, T, S) boolean, on CPU and as the tested fallback.
+on CUDA, which skips the blocks that are masked out; a dense tensor, on CPU and as the tested fallback: booleans, or,
+with ALiBi, what is added to the scores.
 
-B batch, T queries, S keys.
+B batch, T queries, S keys, H heads.
 """
 
+import math
 from typing import TYPE_CHECKING, NamedTuple, Union
 
 import torch
@@ -17,12 +19,14 @@ from torch import Tensor
 
 from lit_gpt.models.config import GPTConfig
 from lit_gpt.models.flex import flex_block_mask, flex_serves
+from lit_gpt.models.positions import alibi_slopes
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
 
 Mask = Union[Tensor, "BlockMask", None]
-"""None: plain causal. Tensor: (B or 1, 1, T, S) bool, True where a query sees a key. BlockMask: FlexAttention's."""
+"""None: plain causal. Tensor: (B or 1, 1, T, S) bool, True where a query sees a key, or (B or 1, H, T, S) float32,
+added to the scores. BlockMask: FlexAttention's."""
 
 
 class LayerMasks(NamedTuple):
@@ -39,20 +43,23 @@ def build_masks(
     num_cached: int | None,
     device: torch.device,
     dropout: float = 0.0,
+    position_ids: Tensor | None = None,
 ) -> LayerMasks:
     """The masks of one forward.
 
     Args:
-        config: Says which layers slide and how far.
+        config: Says which layers slide and how far, and whether scores get a bias.
         document_ids: (B, T) int64, -1 on padding; None = each row is one document.
         num_queries: T.
         num_cached: Keys before the first query (S = num_cached + T); None = no cache.
         device: Where the model runs.
         dropout: Of attention weights in this forward; FlexAttention has none, so it then gives way to dense masks.
+        position_ids: (B, T) or (T,) int64: chunks are counted from where these are 0; None = from the row's start.
     """
-    if document_ids is None and config.sliding_window is None and not num_cached:
+    plain = config.sliding_window is None and not _biases_scores(config) and not _needs_flex(config, device)
+    if document_ids is None and plain and not num_cached:
         return LayerMasks(None, None)
-    return _build_masks(config, document_ids, num_queries, num_cached, device, dropout)
+    return _build_masks(config, document_ids, num_queries, num_cached, device, dropout, position_ids)
 
 
 @torch.compiler.disable  # looks at the batch on CPU, and compiles its own kernel on CUDA
@@ -63,6 +70,7 @@ def _build_masks(
     num_cached: int | None,
     device: torch.device,
     dropout: float,
+    position_ids: Tensor | None,
 ) -> LayerMasks:
     start = num_cached or 0
     # On CPU looking at the batch costs nothing; on an accelerator it would stop the host until the device is done.
@@ -70,19 +78,24 @@ def _build_masks(
         document_ids = None
     # FlexAttention compiles for each length, so not for prompts, which have any.
     use_flex = num_cached is None and dropout == 0 and flex_serves(config, device)
+    bias = _alibi(config, num_queries, start, device) if _biases_scores(config) and not use_flex else None
 
     def build(window: int | None) -> Mask:
         if window is not None and window >= start + num_queries:
             window = None
-        if document_ids is None and window is None and (start == 0 or num_queries == 1):
+        if use_flex and (document_ids is not None or window is not None or _needs_flex(config, device)):
+            chunks = _chunks(position_ids, window, start, num_queries, device) if config.chunked_window else None
+            return flex_block_mask(document_ids, window, num_queries, device, chunks)
+        plain = document_ids is None and window is None and (start == 0 or num_queries == 1)
+        if plain and bias is None:
             return None
-        if use_flex:
-            return flex_block_mask(document_ids, window, num_queries, device)
-        return dense_mask(document_ids, window, num_queries, start, device)
+        chunks = _chunks(position_ids, window, start, num_queries, device) if config.chunked_window else None
+        sees = dense_mask(document_ids, window, num_queries, start, device, chunks)
+        return sees if bias is None else bias.masked_fill(~sees, -math.inf)
 
     if config.sliding_window is None:
         return LayerMasks(build(None), None)
-    all_slide = config.layer_windows is None
+    all_slide = all(config.slides(layer) for layer in range(config.n_layer))
     return LayerMasks(None if all_slide else build(None), build(config.sliding_window))
 
 
@@ -93,16 +106,59 @@ def is_plain_causal(document_ids: Tensor) -> bool:
 
 
 def dense_mask(
-    document_ids: Tensor | None, window: int | None, num_queries: int, num_cached: int, device: torch.device
+    document_ids: Tensor | None,
+    window: int | None,
+    num_queries: int,
+    num_cached: int,
+    device: torch.device,
+    chunks: Tensor | None = None,
 ) -> Tensor:
-    """The mask written out: (B or 1, 1, T, S) bool, True where a query sees a key."""
+    """The mask written out: (B or 1, 1, T, S) bool, True where a query sees a key.
+
+    Args:
+        document_ids: (B, T) int64, or None.
+        window: Tokens a query sees, itself among them; None = all before it.
+        num_queries: T.
+        num_cached: Keys before the first query.
+        device: Where it is built.
+        chunks: (B or 1, S) int64: which chunk each key is in; then that, and not distance, makes the window.
+    """
     assert document_ids is None or num_cached == 0, "packed documents and a cache do not go together"
     query = torch.arange(num_cached, num_cached + num_queries, device=device)[:, None]
     key = torch.arange(num_cached + num_queries, device=device)[None, :]
-    sees = key <= query  # (T, S)
-    if window is not None:
+    sees = (key <= query)[None]  # (1, T, S)
+    if window is not None and chunks is None:
         sees = sees & (query - key < window)
-    if document_ids is None:
-        return sees[None, None]
-    same = document_ids[:, :, None] == document_ids[:, None, :]  # (B, T, S)
-    return (sees & same)[:, None]
+    if window is not None and chunks is not None:
+        sees = sees & (chunks[:, num_cached:, None] == chunks[:, None, :])
+    if document_ids is not None:
+        sees = sees & (document_ids[:, :, None] == document_ids[:, None, :])
+    return sees[:, None]
+
+
+def _chunks(
+    position_ids: Tensor | None, window: int | None, num_cached: int, num_queries: int, device: torch.device
+) -> Tensor | None:
+    """Which chunk each key is in, (B or 1, S)."""
+    if window is None:
+        return None
+    if position_ids is None or num_cached:
+        return torch.arange(num_cached + num_queries, device=device)[None] // window
+    return (position_ids if position_ids.dim() == 2 else position_ids[None]) // window
+
+
+def _biases_scores(config: GPTConfig) -> bool:
+    return config.positions == "alibi"
+
+
+def _needs_flex(config: GPTConfig, device: torch.device) -> bool:
+    """Whether a fast kernel on this device needs FlexAttention even without a mask: it has the scores' changes."""
+    changes = config.attention_softcap is not None or config.attention_sinks or _biases_scores(config)
+    return changes and flex_serves(config, device)
+
+
+def _alibi(config: GPTConfig, num_queries: int, num_cached: int, device: torch.device) -> Tensor:
+    """-slope · distance, (1, H, T, S) float32 (arXiv:2108.12409)."""
+    query = torch.arange(num_cached, num_cached + num_queries, device=device)[:, None]
+    key = torch.arange(num_cached + num_queries, device=device)[None, :]
+    return alibi_slopes(config.n_head, device)[None, :, None, None] * (key - query).float()

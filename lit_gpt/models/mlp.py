@@ -1,4 +1,4 @@
-"""The feed-forward half of a block: textbook GELU, squared ReLU, or gated SwiGLU.
+"""The feed-forward half of a block: textbook GELU, squared ReLU, or gated (Shazeer 2020, arXiv:2002.05202).
 
 B batch, T time, C model width, F MLP width.
 """
@@ -6,10 +6,14 @@ B batch, T time, C model width, F MLP width.
 from collections.abc import Callable
 from functools import partial
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lit_gpt.models.choices import GATED
 from lit_gpt.models.config import GPTConfig
+from lit_gpt.models.fused import FusedLinears
+from lit_gpt.models.routing import Routing
 
 
 def relu_squared(x: Tensor) -> Tensor:
@@ -17,30 +21,69 @@ def relu_squared(x: Tensor) -> Tensor:
     return F.relu(x).square()
 
 
+def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) · up."""
+    return F.silu(gate) * up
+
+
+def geglu(gate: Tensor, up: Tensor) -> Tensor:
+    """gelu(gate) · up."""
+    return F.gelu(gate) * up
+
+
+def geglu_tanh(gate: Tensor, up: Tensor) -> Tensor:
+    """gelu(gate) · up with the tanh approximation."""
+    return F.gelu(gate, approximate="tanh") * up
+
+
+def swiglu_clamped(gate: Tensor, up: Tensor, limit: float = 7.0, alpha: float = 1.702) -> Tensor:
+    """GPT-OSS's: g · sigmoid(1.702 g) · (u + 1), with g at most 7 and u within ±7 (arXiv:2508.10925)."""
+    gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
+    return gate * torch.sigmoid(alpha * gate) * (up + 1)
+
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "gelu_tanh": partial(F.gelu, approximate="tanh"),
     "relu2": relu_squared,
-    "swiglu": F.silu,
 }
+GATES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "swiglu": swiglu,
+    "geglu": geglu,
+    "geglu_tanh": geglu_tanh,
+    "swiglu_clamped": swiglu_clamped,
+}
+"""(gate, up) → hidden, all (..., F)."""
 
 
 class MLP(nn.Module):
-    """`Linear(C, F) → activation → Linear(F, C) → Dropout`; SwiGLU multiplies in a gate: silu(x G) · (x U)."""
+    """`Linear(C, F) → activation → Linear(F, C) → Dropout`; a gated one multiplies in a gate: act(x G) · (x U).
 
-    def __init__(self, config: GPTConfig) -> None:
+    Args:
+        config: The model's shape.
+        width: F; None = the config's.
+    """
+
+    def __init__(self, config: GPTConfig, width: int | None = None) -> None:
         super().__init__()
-        C, width, bias = config.n_embd, config.mlp_size, config.has_mlp_bias
-        self.gate_proj = nn.Linear(C, width, bias=bias) if config.mlp == "swiglu" else None
+        C, width, bias = config.n_embd, config.mlp_size if width is None else width, config.has_mlp_bias
+        self.gate_proj = nn.Linear(C, width, bias=bias) if config.mlp in GATED else None
         self.up_proj = nn.Linear(C, width, bias=bias)
         self.down_proj = nn.Linear(width, C, bias=bias)
         self.drop = nn.Dropout(config.dropout)
-        self.activation = ACTIVATIONS[config.mlp]
+        self.activation: Callable[..., Tensor] = GATES[config.mlp] if config.mlp in GATED else ACTIVATIONS[config.mlp]
+        self.fused: FusedLinears | None = None
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, T, C) → (B, T, C)."""
+    def fusable(self) -> list[nn.Linear]:
+        """Layers of one input (see `prepare_for_decoding`)."""
+        return [self.up_proj] if self.gate_proj is None else [self.gate_proj, self.up_proj]
+
+    def forward(self, x: Tensor, routing: Routing | None = None) -> Tensor:
+        """(B, T, C) → (B, T, C); `routing` is what a mixture of experts in this place would record."""
         if self.gate_proj is None:
             hidden = self.activation(self.up_proj(x))  # (B, T, F)
+        elif self.fused is not None and self.fused.serves((self.gate_proj, self.up_proj)):
+            hidden = self.activation(*self.fused(x))
         else:
-            hidden = self.activation(self.gate_proj(x)) * self.up_proj(x)
+            hidden = self.activation(self.gate_proj(x), self.up_proj(x))
         return self.drop(self.down_proj(hidden))

@@ -23,6 +23,7 @@ from torch.distributed.tensor.parallel import (
 )
 
 from lit_gpt.errors import UserError
+from lit_gpt.models.choices import GATED
 from lit_gpt.models.config import GPTConfig
 from lit_gpt.models.gpt import GPT
 
@@ -65,7 +66,7 @@ def parallelize(model: GPT, device_mesh: DeviceMesh) -> GPT:
 
 
 def check_tensor_parallel(config: GPTConfig, size: int) -> None:
-    """Refuse a number of tensor-parallel devices that heads or MLP cannot be divided among.
+    """Refuse a number of tensor-parallel devices, or parts of a model, that cannot be divided.
 
     Raises:
         UserError: Naming what cannot be divided.
@@ -76,6 +77,20 @@ def check_tensor_parallel(config: GPTConfig, size: int) -> None:
             raise UserError(
                 f"{name} {count} is not divisible by the {size} tensor-parallel devices; "
                 "set tensor_parallel_size to a divisor of it"
+            )
+    whole_heads = {
+        "mla": config.mla is not None,
+        "moe": config.moe is not None,
+        "positions: alibi": config.positions == "alibi",
+        "attention_sinks": config.attention_sinks,
+        "qk_norm: projection": config.qk_norm == "projection",
+        "multi_token": config.multi_token > 0,
+    }
+    for name, present in whole_heads.items():
+        if present:
+            raise UserError(
+                f"tensor parallelism does not divide models with {name}; set tensor_parallel_size: 1 and shard over "
+                "data_parallel_size instead (FSDP2)"
             )
 
 
@@ -97,7 +112,9 @@ def _tensor_parallel(model: GPT, mesh: DeviceMesh) -> None:
         # each device sees its own heads' part, is summed over devices.
         plan["attn.q_norm"] = SequenceParallel(sequence_dim=2, use_local_output=True)
         plan["attn.k_norm"] = SequenceParallel(sequence_dim=2, use_local_output=True)
-    if config.mlp == "swiglu":
+    if config.norm_placement == "sandwich":
+        plan |= {"ln1_out": Replicated(), "ln2_out": Replicated()}
+    if config.mlp in GATED:
         plan["mlp.gate_proj"] = ColwiseParallel()
     for block in model.blocks:
         parallelize_module(block, mesh, plan)
@@ -114,7 +131,7 @@ def _tensor_parallel(model: GPT, mesh: DeviceMesh) -> None:
 def _shard(model: GPT, mesh: DeviceMesh) -> None:
     from torch.distributed.fsdp import fully_shard
 
-    for block in model.blocks:
+    for block in (*model.blocks, *(model.multi_token or ())):
         fully_shard(block, mesh=mesh)
     # Embedding and head stay in the root's group: when tied they are one parameter, needed first and last.
     fully_shard(model, mesh=mesh)

@@ -28,9 +28,13 @@ class TokenLoss(NamedTuple):
     """Sums over supervised tokens. Divide by the number of tokens of the whole step, never of a micro-batch."""
 
     loss: Tensor
-    """() nats: what is minimised (cross-entropy plus the z-loss)."""
+    """() nats: what is minimised (cross-entropy, the z-loss, and the two below)."""
     cross_entropy: Tensor
-    """() nats, detached: the cross-entropy alone."""
+    """() nats, detached: the cross-entropy of the next token alone."""
+    router: Tensor | None = None
+    """(), detached: the part of the loss that evens out routers; None without a mixture of experts."""
+    ahead: Tensor | None = None
+    """() nats, detached: the mean over depths of the cross-entropy of tokens further ahead; None without them."""
 
 
 def linear_cross_entropy(
@@ -40,6 +44,7 @@ def linear_cross_entropy(
     labels: Tensor,
     z_loss: float = 0.0,
     chunk_size: int | None = None,
+    softcap: float | None = None,
 ) -> TokenLoss:
     r"""Cross-entropy of `hidden @ weight.T + bias` against `labels`, summed over supervised tokens.
 
@@ -53,6 +58,7 @@ def linear_cross_entropy(
         labels: (...) int64 targets; `IGNORE_INDEX` (-100) takes no part.
         z_loss: the coefficient zeta; PaLM uses 1e-4.
         chunk_size: tokens whose logits exist at one time; by default so many that they fill the cache.
+        softcap: logits z become cap · tanh(z / cap) (Gemma 2, arXiv:2408.00118); None: they do not.
 
     Returns:
         The two sums, in float32 (float64 for float64 inputs).
@@ -62,16 +68,21 @@ def linear_cross_entropy(
         >>> labels = torch.randint(0, 11, (2, 3))
         >>> mean = linear_cross_entropy(hidden, weight, None, labels).loss / labels.numel()
     """
-    chunk_size = chunk_size or _chunk_size(hidden, weight)
+    chunk_size = chunk_size or default_chunk_size(hidden, weight)
     dtype = torch.get_autocast_dtype(hidden.device.type) if torch.is_autocast_enabled(hidden.device.type) else None
     loss, cross_entropy = _ChunkedCrossEntropy.apply(
-        hidden.reshape(-1, hidden.shape[-1]), weight, bias, labels.reshape(-1), z_loss, chunk_size, dtype
+        hidden.reshape(-1, hidden.shape[-1]), weight, bias, labels.reshape(-1), z_loss, chunk_size, dtype, softcap
     )
     return TokenLoss(loss, cross_entropy)
 
 
 def token_cross_entropy(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, chunk_size: int | None = None
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    labels: Tensor,
+    chunk_size: int | None = None,
+    softcap: float | None = None,
 ) -> Tensor:
     """Cross-entropy of each token, without gradients: which tokens, windows or documents are hard.
 
@@ -81,21 +92,44 @@ def token_cross_entropy(
         bias: (V,) head bias, or None.
         labels: (...) int64 targets; `IGNORE_INDEX` (-100) gives 0.
         chunk_size: tokens whose logits exist at one time; by default so many that they fill the cache.
+        softcap: of the logits, as in `linear_cross_entropy`.
 
     Returns:
         (...) float32, nats.
     """
     rows, targets = hidden.reshape(-1, hidden.shape[-1]), labels.reshape(-1)
-    size = chunk_size or _chunk_size(hidden, weight)
+    size = chunk_size or default_chunk_size(hidden, weight)
     with torch.no_grad():
-        losses = [
-            F.cross_entropy(F.linear(h, weight, bias).float(), y, ignore_index=IGNORE_INDEX, reduction="none")
-            for h, y in zip(rows.split(size), targets.split(size), strict=True)
-        ]
+        losses = []
+        for h, y in zip(rows.split(size), targets.split(size), strict=True):
+            logits = F.linear(h, weight, bias).float()
+            if softcap is not None:
+                logits = softcap * torch.tanh(logits / softcap)
+            losses.append(F.cross_entropy(logits, y, ignore_index=IGNORE_INDEX, reduction="none"))
     return torch.cat(losses).reshape(labels.shape)
 
 
-def _chunk_size(hidden: Tensor, weight: Tensor) -> int:
+def token_predictions(hidden: Tensor, weight: Tensor, bias: Tensor | None, chunk_size: int | None = None) -> Tensor:
+    """The likeliest token at each position, without all logits at one time and without gradients.
+
+    Args:
+        hidden: (..., C) hidden states that enter the head.
+        weight: (V, C) head weight.
+        bias: (V,) head bias, or None.
+        chunk_size: tokens whose logits exist at one time; by default so many that they fill the cache.
+
+    Returns:
+        (...) int64.
+    """
+    rows = hidden.reshape(-1, hidden.shape[-1])
+    size = chunk_size or default_chunk_size(hidden, weight)
+    with torch.no_grad():
+        best = [F.linear(h, weight, bias).argmax(-1) for h in rows.split(size)]
+    return torch.cat(best).reshape(hidden.shape[:-1])
+
+
+def default_chunk_size(hidden: Tensor, weight: Tensor) -> int:
+    """Tokens whose float32 logits fill the cache of a CPU, or keep an accelerator busy."""
     size = CHUNK_BYTES if hidden.device.type == "cpu" else CHUNK_BYTES_GPU
     return max(64, size // (4 * weight.shape[0]))
 
@@ -113,6 +147,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         z_loss: float,
         chunk_size: int,
         dtype: torch.dtype | None,
+        softcap: float | None,
     ) -> tuple[Tensor, Tensor]:
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         # Softmax and sums over chunks are float32 also where the matrix products run in bfloat16.
@@ -133,6 +168,11 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 supervised = (y != IGNORE_INDEX).to(wide)
                 target = y.clamp(min=0).unsqueeze(1)  # (n, 1); where not supervised, any valid index
                 logits = F.linear(h, head, head_bias).to(wide)  # (n, V)
+                slope = None
+                if softcap is not None:
+                    bounded = logits.div_(softcap).tanh_()
+                    slope = 1 - bounded.square()  # d(cap · tanh(z / cap)) / dz
+                    logits = bounded * softcap
                 largest = logits.amax(1, keepdim=True)
                 chosen = logits.sub_(largest).gather(1, target).squeeze(1)
                 # One pass of exp serves the normaliser and the gradient.
@@ -147,6 +187,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 # d/dlogits of -log p(y) + zeta log²Z  =  (1 + 2 zeta log Z) softmax - onehot(y)
                 scale = supervised * (1 + 2 * z_loss * log_z) / total
                 grad = exp.mul_(scale.unsqueeze(1)).scatter_add_(1, target, -supervised.unsqueeze(1))
+                if slope is not None:
+                    grad.mul_(slope)
                 if grad_bias is not None:
                     grad_bias += grad.sum(0)
                 grad = grad.to(head.dtype)
@@ -167,6 +209,6 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(
         ctx: Any, grad_loss: Tensor, _: Tensor
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None, None, None]:
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None, None, None, None]:
         hidden, weight, bias = (None if grad is None else grad * grad_loss.to(grad.dtype) for grad in ctx.saved_tensors)
-        return hidden, weight, bias, None, None, None, None
+        return hidden, weight, bias, None, None, None, None, None

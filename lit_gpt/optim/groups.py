@@ -2,7 +2,7 @@
 
 The role of a parameter decides how it is optimised, and its module says what the role is:
 
-- `matrices`: weights that multiply hidden states. They decay; Muon orthogonalises their updates.
+- `matrices`: weights that multiply hidden states, stacks of them too. They decay; Muon orthogonalises their updates.
 - `head`: an output head of its own. It decays.
 - `embeddings`: looked-up rows (token table, tied head included, learned positions). A row that the batch does not
   hold has no gradient, so decay would only shrink rare tokens: none.
@@ -35,7 +35,7 @@ def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
             continue
         if id(parameter) in embeddings:
             groups["embeddings"].append(parameter)
-        elif parameter.ndim < 2:
+        elif parameter.ndim < 2 or name.endswith("bias"):  # experts' biases are stacked
             groups["vectors"].append(parameter)
         elif name.split(".")[-2:-1] == ["lm_head"]:
             groups["head"].append(parameter)

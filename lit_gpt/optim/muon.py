@@ -146,11 +146,12 @@ class MuonAdamW(Optimizer):
             nesterov = torch._foreach_lerp(gradients, momenta, group["momentum"])
             # A sharded matrix is gathered: orthogonality is a property of the whole.
             whole = torch.stack([g.full_tensor() if isinstance(g, DTensor) else g for g in nesterov])
-            updates = orthogonalize(whole.reshape(len(parameters), shape[0], -1), group["num_iterations"])
-            scale = 0.2 * max(shape[0], whole[0, 0].numel()) ** 0.5
+            # (experts are stacked: each is a matrix of its own)
+            updates = orthogonalize(whole.reshape(-1, *shape[-2:]), group["num_iterations"])
+            scale = 0.2 * max(shape[-2:]) ** 0.5
             torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-            for p, update in zip(parameters, updates, strict=True):
-                delta = update.reshape(shape).to(p.dtype)
+            for p, update in zip(parameters, updates.reshape(whole.shape), strict=True):
+                delta = update.to(p.dtype)
                 if isinstance(p, DTensor):
                     delta = distribute_tensor(delta, p.device_mesh, p.placements, src_data_rank=None)
                 p.add_(delta, alpha=-group["lr"] * scale)

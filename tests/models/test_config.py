@@ -5,13 +5,48 @@ import typing
 import pytest
 
 from lit_gpt.errors import UserError
-from lit_gpt.models import GPTConfig, GPTConfigOverrides, RopeScaling
+from lit_gpt.models import GPTConfig, GPTConfigOverrides, MLAConfig, MoEConfig, RopeScaling
+from lit_gpt.models.config import MLAOverrides, MoEOverrides, RopeScalingOverrides
+
+NESTED = {
+    "rope_scaling": (RopeScaling, RopeScalingOverrides),
+    "mla": (MLAConfig, MLAOverrides),
+    "moe": (MoEConfig, MoEOverrides),
+}
 
 
-def test_overrides_are_the_fields_of_the_config():
-    fields = typing.get_type_hints(GPTConfig)
-    assert typing.get_type_hints(GPTConfigOverrides) == {f.name: fields[f.name] for f in dataclasses.fields(GPTConfig)}
-    assert not GPTConfigOverrides.__required_keys__
+@pytest.mark.parametrize(("config", "overrides"), [(GPTConfig, GPTConfigOverrides), *NESTED.values()])
+def test_overrides_are_the_fields_of_the_config(config, overrides):
+    fields, given = typing.get_type_hints(config), typing.get_type_hints(overrides)
+    assert list(given) == [field.name for field in dataclasses.fields(config)]
+    for name, kind in given.items():
+        if config is GPTConfig and name in NESTED:
+            assert kind == NESTED[name][1] | None
+        else:
+            assert kind == fields[name], name
+    assert not overrides.__required_keys__
+
+
+def test_an_override_of_a_nested_part_leaves_the_rest_of_it():
+    config = GPTConfig(moe=MoEConfig(8, 3, scores="sigmoid"), positions="rope")
+    changed = config.overridden({"moe": {"num_experts": 4}, "rope_scaling": {"kind": "linear"}})
+    assert changed.moe == MoEConfig(4, 3, scores="sigmoid")
+    assert changed.rope_scaling == RopeScaling("linear")
+    assert changed.overridden({"moe": None}).moe is None
+
+
+def test_patterns_repeat_over_the_layers():
+    config = GPTConfig(
+        n_layer=5,
+        positions="rope",
+        sliding_window=8,
+        layer_windows=(True, False),
+        rope_layers=(True, True, False),
+        moe=MoEConfig(layers=(False, True, True, True, True, True, True)),
+    )
+    assert [config.slides(layer) for layer in range(5)] == [True, False, True, False, True]
+    assert [config.rotates(layer) for layer in range(5)] == [True, True, False, True, True]
+    assert [config.is_moe(layer) for layer in range(5)] == [False, True, True, True, True]
 
 
 def test_dict_survives_json(small_config):
@@ -55,14 +90,28 @@ def test_config_is_a_value():
         ({"dropout": 1.0}, "dropout is 1.0"),
         ({"norm": "batchnorm"}, "layernorm, rmsnorm"),
         ({"mlp": "selu"}, "gelu, gelu_tanh, relu2, swiglu"),
-        ({"positions": "alibi"}, "learned, rope"),
-        ({"family": "bert"}, "gpt2, llama, qwen3"),
+        ({"positions": "relative"}, "learned, sinusoidal, rope"),
+        ({"family": "bert"}, "gemma2, gemma3, gpt2"),
         ({"norm_eps": 0.0}, "norm_eps is 0.0"),
         ({"positions": "rope", "n_embd": 36, "n_head": 12}, "must be even"),
         ({"rope_scaling": RopeScaling()}, "needs positions: rope"),
         ({"rope_scaling": {"factor": 2.0}}, "GPTConfig.from_dict"),
         ({"layer_windows": (True,) * 12}, "sliding_window is null"),
-        ({"sliding_window": 4, "layer_windows": (True,)}, "1 entries for n_layer 12"),
+        ({"sliding_window": 4, "layer_windows": ()}, "layer_windows is an empty pattern"),
+        ({"sliding_window": 2000}, "sliding_window 2000 is longer than block_size 1024"),
+        ({"chunked_window": True}, "chunked_window needs sliding_window"),
+        ({"rope_layers": (True,)}, "rope_layers needs positions: rope"),
+        ({"positions": "rope", "rope_fraction": 0.0}, "rope_fraction is 0"),
+        ({"positions": "rope", "rope_local_theta": 1e4}, "sliding_window is null"),
+        ({"qk_norm": "all"}, "head, projection"),
+        ({"norm_offset": True}, "norm_offset belongs to norm: rmsnorm"),
+        ({"parallel_residual": True, "norm_placement": "sandwich"}, "norm_placement: pre"),
+        ({"attention_softcap": 0.0}, "attention_softcap is 0"),
+        ({"embedding_scale": -1.0}, "embedding_scale is -1"),
+        ({"multi_token": -1}, "multi_token is -1"),
+        ({"mla": MLAConfig()}, "mla rotates its qk_rope_head_dim"),
+        ({"mla": MLAConfig(), "positions": "rope", "qk_norm": "head"}, "which has no qk_norm"),
+        ({"moe": {"num_experts": 4}}, "not a MoEConfig"),
     ],
 )
 def test_refused(fields, message):
@@ -75,8 +124,30 @@ def test_refused_scaling():
         RopeScaling(factor=0.5)
     with pytest.raises(UserError, match="low_freq_factor < high_freq_factor"):
         RopeScaling(low_freq_factor=4.0, high_freq_factor=4.0)
-    with pytest.raises(UserError, match=r"rope_scaling\.kind is 'yarn'"):
-        RopeScaling(kind="yarn")
+    with pytest.raises(UserError, match=r"rope_scaling\.kind is 'ntk'"):
+        RopeScaling(kind="ntk")
+    with pytest.raises(UserError, match="short_factors and long_factors"):
+        RopeScaling(kind="longrope")
+    longrope = RopeScaling("longrope", 4.0, short_factors=(1.0,) * 3, long_factors=(2.0,) * 32)
+    with pytest.raises(UserError, match="short_factors has 3 numbers for 32 rotated pairs"):
+        GPTConfig(positions="rope", rope_scaling=longrope)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"num_experts": 2, "num_experts_per_tok": 3}, "3 is more than the num_experts 2"),
+        ({"num_experts": 6, "n_group": 4}, "not divisible by n_group 4"),
+        ({"num_experts": 8, "n_group": 4, "topk_group": 1, "num_experts_per_tok": 3}, "cannot give 3 experts"),
+        ({"num_experts": 8, "n_group": 8, "topk_group": 8}, "at least 2"),
+        ({"bias_update_rate": 0.1}, "selection_bias: true"),
+        ({"scores": "tanh"}, "softmax, sigmoid"),
+        ({"balance_loss_weight": -1.0}, "balance_loss_weight is -1"),
+    ],
+)
+def test_refused_experts(fields, message):
+    with pytest.raises(UserError, match=message):
+        MoEConfig(**fields)
 
 
 def test_misspelt_field_names_the_nearest():

@@ -3,7 +3,7 @@ import torch
 from torch.nn.attention.flex_attention import flex_attention
 
 from lit_gpt.models import GPT, GPTConfig
-from lit_gpt.models.attention import attend
+from lit_gpt.models.attend import Scoring, attend
 from lit_gpt.models.flex import flex_block_mask
 from lit_gpt.models.masks import build_masks, dense_mask, is_plain_causal
 
@@ -42,6 +42,27 @@ def test_dense_mask_in_loops(window, documents):
     assert mask.diagonal(dim1=-2, dim2=-1).all(), "a position that sees nothing would give NaN"
 
 
+def test_chunks_are_counted_from_the_start_of_each_document():
+    config = GPTConfig(sliding_window=3, chunked_window=True)
+    positions = torch.tensor([[0, 1, 2, 0, 1, 0, 1, 0], [0, 0, 1, 2, 3, 4, 5, 6]])
+    mask = build_masks(config, PACKED, 8, None, CPU, position_ids=positions).sliding
+    for b in range(2):
+        for i in range(8):
+            for j in range(8):
+                same_chunk = positions[b, i] // 3 == positions[b, j] // 3
+                assert mask[b, 0, i, j] == bool(j <= i and PACKED[b, i] == PACKED[b, j] and same_chunk)
+    whole = build_masks(config, None, 8, None, CPU).sliding
+    assert torch.equal(build_masks(config, None, 2, 6, CPU).sliding, whole[:, :, 6:]), "after a cache: its last rows"
+
+
+def test_alibi_is_added_to_the_scores():
+    mask = build_masks(GPTConfig(n_head=4, n_embd=64, positions="alibi"), PACKED, 8, None, CPU).full
+    assert mask.shape == (2, 4, 8, 8)
+    for h, slope in enumerate([2**-2, 2**-4, 2**-6, 2**-8]):  # of four heads, arXiv:2108.12409, section 3
+        assert mask[1, h, 5, 2] == -slope * 3
+    assert mask[0, 0, 4, 2] == -torch.inf, "another document"
+
+
 def test_dense_mask_after_a_cache_is_the_last_rows_of_the_whole():
     whole = dense_mask(None, 3, 8, 0, CPU)
     assert torch.equal(dense_mask(None, 3, 2, 6, CPU), whole[:, :, 6:])
@@ -72,6 +93,18 @@ def test_flex_attention_follows_the_same_rule(window, documents):
     y = flex_attention(q, k, v, block_mask=block_mask, enable_gqa=True)
     torch.testing.assert_close(y, attend(q, k, v, dense_mask(documents, window, 8, 0, CPU)), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(y, attend(q, k, v, block_mask), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_flex_attention_changes_scores_alike():
+    q, k, v = (torch.randn(2, heads, 8, 16) for heads in (4, 2, 2))
+    sinks, scoring = torch.randn(4), Scoring(0.4, softcap=1.5, alibi=True)
+    positions = torch.tensor([0, 1, 2, 0, 1, 0, 1, 0])
+    block_mask = flex_block_mask(PACKED, 2, 8, CPU, chunks=positions[None] // 2)
+    config = GPTConfig(n_head=4, n_embd=64, positions="alibi", sliding_window=2, chunked_window=True)
+    dense = build_masks(config, PACKED, 8, None, CPU, position_ids=positions).sliding
+    ours = attend(q, k, v, block_mask, scoring, sinks)
+    torch.testing.assert_close(ours, attend(q, k, v, dense, scoring, sinks), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.gpu

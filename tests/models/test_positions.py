@@ -1,8 +1,11 @@
+import math
+
 import pytest
 import torch
 
 from lit_gpt.models import GPTConfig, RopeScaling
-from lit_gpt.models.positions import apply_rope, rope_frequencies, rope_rotation
+from lit_gpt.models.positions import alibi_slopes, apply_rope, build_rotations, rope_rotation, sinusoids
+from lit_gpt.models.rope_frequencies import rope_frequencies
 
 CONFIG = GPTConfig(n_embd=32, n_head=4, positions="rope")
 
@@ -46,3 +49,58 @@ def test_linear_scaling_divides_every_frequency():
 def test_rotation_runs_in_float32_even_for_bfloat16():
     x = torch.randn(1, 4, 2, 8, dtype=torch.bfloat16)
     assert apply_rope(x, rope_rotation(CONFIG, torch.arange(4))).dtype == torch.float32
+
+
+def test_part_of_a_head_is_rotated():
+    half = GPTConfig(n_embd=32, n_head=2, positions="rope", rope_fraction=0.5)  # 8 of 16 coordinates
+    x = torch.randn(1, 5, 2, 16)
+    rotated = apply_rope(x, rope_rotation(half, torch.arange(5)))
+    assert torch.equal(rotated[..., 8:], x[..., 8:])
+    assert torch.equal(rotated[..., :8], apply_rope(x[..., :8].contiguous(), rope_rotation(CONFIG, torch.arange(5))))
+
+
+def test_layers_that_slide_have_a_base_of_their_own_and_no_scaling():
+    config = GPTConfig(
+        n_embd=32,
+        n_head=4,
+        positions="rope",
+        sliding_window=4,
+        rope_theta=1e6,
+        rope_local_theta=10000.0,
+        rope_scaling=RopeScaling("linear", 8.0),
+    )
+    rotations = build_rotations(config, torch.arange(9))
+    torch.testing.assert_close(rotations.sliding.cos, rope_rotation(CONFIG, torch.arange(9)).cos)
+    frequencies = 1e6 ** -(torch.arange(4) / 4) / 8
+    torch.testing.assert_close(rotations.full.cos[0, 5, 0, :4], (5 * frequencies).cos())
+
+
+def test_queries_grow_beyond_the_original_context():
+    scaling = RopeScaling("linear", 1.0, original_block_size=4, query_scale_beta=0.1)
+    config = GPTConfig(n_embd=32, n_head=4, positions="rope", rope_scaling=scaling)
+    scale = rope_rotation(config, torch.tensor([0, 3, 4, 9])).query_scale.flatten()
+    expected = torch.tensor([1.0, 1.0, 1 + 0.1 * math.log(2), 1 + 0.1 * math.log(3)])
+    torch.testing.assert_close(scale, expected)
+
+
+def test_dynamic_scaling_begins_beyond_the_original_context():
+    scaling = RopeScaling("dynamic", 2.0, original_block_size=8)
+    config = GPTConfig(n_embd=32, n_head=4, positions="rope", rope_scaling=scaling)
+    torch.testing.assert_close(rope_frequencies(config, torch.arange(8)), rope_frequencies(CONFIG))
+    base = 10000.0 * (2 * 12 / 8 - 1) ** (8 / 6)
+    torch.testing.assert_close(rope_frequencies(config, torch.arange(12)), base ** -(torch.arange(4) / 4))
+
+
+def test_sinusoids_are_the_papers():
+    table = sinusoids(torch.arange(3), 6)
+    for position in range(3):
+        for i in range(3):  # arXiv:1706.03762, section 3.5
+            angle = position / 10000 ** (2 * i / 6)
+            assert table[position, 2 * i].item() == pytest.approx(math.sin(angle), abs=1e-6)
+            assert table[position, 2 * i + 1].item() == pytest.approx(math.cos(angle), abs=1e-6)
+    assert sinusoids(torch.arange(3), 5).shape == (3, 5)
+
+
+def test_alibi_slopes_are_the_papers():
+    torch.testing.assert_close(alibi_slopes(8), torch.tensor([2.0**-i for i in range(1, 9)]))
+    assert alibi_slopes(6).tolist() == pytest.approx([2**-2, 2**-4, 2**-6, 2**-8, 2**-1, 2**-3])

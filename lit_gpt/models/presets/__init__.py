@@ -1,11 +1,56 @@
-"""Published model shapes and our own ladder, by name: one file a family, each value with its source."""
+"""Published model shapes and our own ladder, by name: one file a family, each value with its source.
+
+A file has `PRESETS`, and `PUBLISHED`: the exact number of parameters of each that somebody else has counted.
+"""
 
 from lit_gpt.errors import UserError
 from lit_gpt.models.config import GPTConfig
 from lit_gpt.models.nearest import nearest
-from lit_gpt.models.presets import gpt2, ladder, llama3, qwen3
+from lit_gpt.models.presets import (
+    deepseek_v3,
+    gemma,
+    gpt2,
+    gpt_neox,
+    gpt_oss,
+    granite,
+    ladder,
+    llama2,
+    llama3,
+    mistral,
+    mistral4,
+    mixtral,
+    olmo,
+    phi3,
+    qwen2,
+    qwen3,
+    qwen3_moe,
+    smollm,
+)
 
-PRESETS: dict[str, GPTConfig] = {**ladder.PRESETS, **gpt2.PRESETS, **llama3.PRESETS, **qwen3.PRESETS}
+_FAMILIES = (
+    gpt2,
+    gpt_neox,
+    llama2,
+    llama3,
+    mistral,
+    mixtral,
+    mistral4,
+    qwen2,
+    qwen3,
+    qwen3_moe,
+    gemma,
+    phi3,
+    olmo,
+    smollm,
+    granite,
+    gpt_oss,
+    deepseek_v3,
+)
+
+PRESETS: dict[str, GPTConfig] = {
+    name: preset for family in (ladder, *_FAMILIES) for name, preset in family.PRESETS.items()
+}
+PUBLISHED: dict[str, int] = {name: count for family in _FAMILIES for name, count in family.PUBLISHED.items()}
 
 
 def preset_names() -> list[str]:

@@ -2,7 +2,7 @@
 
 Everything but the four sizes from the released `hparams.json` and the `config.json` of huggingface.co/openai-community:
 vocabulary 50257, context 1024, LayerNorm eps 1e-5, GELU by tanh, biases, tied head. Dropout is 0, not their 0.1: a
-corpus seen about once needs none (as nanoGPT's reproduction has it).
+corpus seen about once needs none (as nanoGPT's reproduction has it). Initialisation: section 2.3 of the paper.
 """
 
 from dataclasses import replace
@@ -16,4 +16,12 @@ PRESETS: dict[str, GPTConfig] = {
     "gpt2-medium": replace(_GPT2, n_layer=24, n_head=16, n_embd=1024),  # 355M
     "gpt2-large": replace(_GPT2, n_layer=36, n_head=20, n_embd=1280),  # 774M
     "gpt2-xl": replace(_GPT2, n_layer=48, n_head=25, n_embd=1600),  # 1.5B
+}
+
+# Sizes on huggingface.co/openai-community, without the masks that their files carry.
+PUBLISHED: dict[str, int] = {
+    "gpt2": 124_439_808,
+    "gpt2-medium": 354_823_168,
+    "gpt2-large": 774_030_080,
+    "gpt2-xl": 1_557_611_200,
 }

@@ -21,7 +21,7 @@ _LADDER = GPTConfig(
     positions="rope",
     rope_theta=10000.0,
     mlp="swiglu",
-    qk_norm=True,
+    qk_norm="head",
     tie_embeddings=True,
     family="qwen3",
 )

@@ -20,6 +20,7 @@ _LLAMA3 = GPTConfig(
     rope_theta=500000.0,
     mlp="swiglu",
     tie_embeddings=False,
+    scale_residual_init=False,
     family="llama",
 )
 _8B = replace(_LLAMA3, n_layer=32, n_head=32, n_embd=4096, intermediate_size=14336)
@@ -44,4 +45,16 @@ PRESETS: dict[str, GPTConfig] = {
     "llama-3.2-1b": _long(_1B, 32.0),
     "llama-3.2-3b": _long(_3B, 32.0),
     "llama-3.3-70b": _long(_70B, 8.0),
+}
+
+# Sizes on huggingface.co/meta-llama.
+PUBLISHED: dict[str, int] = {
+    "llama-3-8b": 8_030_261_248,
+    "llama-3-70b": 70_553_706_496,
+    "llama-3.1-8b": 8_030_261_248,
+    "llama-3.1-70b": 70_553_706_496,
+    "llama-3.1-405b": 405_853_388_800,
+    "llama-3.2-1b": 1_235_814_400,
+    "llama-3.2-3b": 3_212_749_824,
+    "llama-3.3-70b": 70_553_706_496,
 }

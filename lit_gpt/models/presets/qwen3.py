@@ -20,8 +20,9 @@ _QWEN3 = GPTConfig(
     positions="rope",
     rope_theta=1000000.0,
     mlp="swiglu",
-    qk_norm=True,
+    qk_norm="head",
     tie_embeddings=False,
+    scale_residual_init=False,
     family="qwen3",
 )
 _TIED = replace(_QWEN3, tie_embeddings=True)
@@ -33,4 +34,14 @@ PRESETS: dict[str, GPTConfig] = {
     "qwen3-8b": replace(_QWEN3, n_layer=36, n_head=32, n_embd=4096, intermediate_size=12288),
     "qwen3-14b": replace(_QWEN3, n_layer=40, n_head=40, n_embd=5120, intermediate_size=17408),
     "qwen3-32b": replace(_QWEN3, n_layer=64, n_head=64, n_embd=5120, intermediate_size=25600),
+}
+
+# Sizes on huggingface.co/Qwen, less the tied head that the files of the small three store too.
+PUBLISHED: dict[str, int] = {
+    "qwen3-0.6b": 596_049_920,
+    "qwen3-1.7b": 1_720_574_976,
+    "qwen3-4b": 4_022_468_096,
+    "qwen3-8b": 8_190_735_360,
+    "qwen3-14b": 14_768_307_200,
+    "qwen3-32b": 32_762_123_264,
 }

@@ -1,0 +1,136 @@
+"""What a `GPTConfig` must satisfy: each value by itself, then the values together."""
+
+from typing import TYPE_CHECKING, get_args
+
+from lit_gpt.errors import UserError
+from lit_gpt.models.choices import Activation, Family, Norm, NormPlacement, Positions, QKNorm
+from lit_gpt.models.experts_config import MoEConfig
+from lit_gpt.models.latent_config import MLAConfig
+from lit_gpt.models.rope_scaling import RopeScaling
+
+if TYPE_CHECKING:
+    from lit_gpt.models.config import GPTConfig
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise UserError(f"{name} is {value!r}, it must be one of {', '.join(allowed)}")
+
+
+def check(config: "GPTConfig") -> None:
+    """Refuse values out of bounds, and values that contradict each other.
+
+    Raises:
+        UserError: Naming value, bound and remedy.
+    """
+    for name in ("n_layer", "n_head", "n_embd", "block_size", "vocab_size"):
+        if getattr(config, name) < 1:
+            raise UserError(f"{name} is {getattr(config, name)}, it must be at least 1")
+    for name in ("n_kv_head", "head_size", "intermediate_size", "sliding_window"):
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise UserError(f"{name} is {value}, it must be at least 1, or null for its default")
+    if config.multi_token < 0:
+        raise UserError(f"multi_token is {config.multi_token}, it must be at least 0 (0: predict the next token only)")
+    _one_of("norm", config.norm, get_args(Norm))
+    _one_of("norm_placement", config.norm_placement, get_args(NormPlacement))
+    _one_of("positions", config.positions, get_args(Positions))
+    _one_of("mlp", config.mlp, get_args(Activation))
+    _one_of("family", config.family, get_args(Family))
+    if config.qk_norm is not None:
+        _one_of("qk_norm", config.qk_norm, get_args(QKNorm))
+    if not 0 <= config.dropout < 1:
+        raise UserError(f"dropout is {config.dropout}, it must be at least 0 and less than 1")
+    for name in ("norm_eps", "rope_theta", "init_std", "embedding_scale", "residual_scale", "logit_scale"):
+        if not getattr(config, name) > 0:
+            raise UserError(f"{name} is {getattr(config, name)}, it must be greater than 0")
+    for name in ("rope_local_theta", "attention_scale", "attention_softcap", "logit_softcap"):
+        value = getattr(config, name)
+        if value is not None and not value > 0:
+            raise UserError(f"{name} is {value}, it must be greater than 0, or null for none")
+    for name, part in (("rope_scaling", RopeScaling), ("mla", MLAConfig), ("moe", MoEConfig)):
+        value = getattr(config, name)
+        if value is not None and not isinstance(value, part):
+            raise UserError(f"{name} is {value!r}, not a {part.__name__}; GPTConfig.from_dict makes one")
+    _check_attention(config)
+    _check_positions(config)
+    _check_layers(config)
+    _check_residual(config)
+
+
+def _check_attention(config: "GPTConfig") -> None:
+    if config.head_size is None and config.n_embd % config.n_head and config.mla is None:
+        raise UserError(
+            f"n_embd {config.n_embd} is not divisible by n_head {config.n_head}; change one of them or set head_size"
+        )
+    if config.n_head % config.num_kv_heads:
+        raise UserError(
+            f"n_head {config.n_head} is not divisible by n_kv_head {config.num_kv_heads}; "
+            "each key/value head serves the same number of query heads"
+        )
+    if config.mla is not None:
+        without = {
+            "qk_norm": config.qk_norm,
+            "attention_softcap": config.attention_softcap,
+            "attention_sinks": config.attention_sinks or None,
+            "n_kv_head": None if config.num_kv_heads == config.n_head else config.n_kv_head,
+            "head_size": config.head_size,
+        }
+        for name, value in without.items():
+            if value is not None:
+                raise UserError(f"mla is latent attention, which has no {name} (got {value}); leave it at its default")
+        if config.positions != "rope" or config.rope_fraction != 1:
+            raise UserError(
+                f"mla rotates its qk_rope_head_dim: set positions: rope and rope_fraction: 1, not {config.positions} "
+                f"and {config.rope_fraction}"
+            )
+
+
+def _check_positions(config: "GPTConfig") -> None:
+    if config.positions != "rope":
+        for name in ("rope_scaling", "rope_layers", "rope_local_theta"):
+            if getattr(config, name) is not None:
+                raise UserError(f"{name} needs positions: rope, got positions: {config.positions}")
+        return
+    if not 0 < config.rope_fraction <= 1:
+        raise UserError(f"rope_fraction is {config.rope_fraction}, it must be greater than 0 and at most 1")
+    if config.rope_size % 2 or config.rope_size < 2:
+        raise UserError(
+            f"RoPE rotates pairs, so the {config.rope_size} rotated coordinates of a head must be even and at least 2; "
+            "change head_size or rope_fraction"
+        )
+    if config.rope_local_theta is not None and config.sliding_window is None:
+        raise UserError("rope_local_theta is the base of layers that slide, but sliding_window is null; set it")
+    scaling = config.rope_scaling
+    if scaling is not None and scaling.kind == "longrope":
+        for name in ("short_factors", "long_factors"):
+            count = len(getattr(scaling, name))
+            if count != config.rope_size // 2:
+                raise UserError(f"rope_scaling.{name} has {count} numbers for {config.rope_size // 2} rotated pairs")
+
+
+def _check_layers(config: "GPTConfig") -> None:
+    if config.layer_windows is not None and config.sliding_window is None:
+        raise UserError("layer_windows says which layers slide but sliding_window is null; set it in tokens")
+    if config.chunked_window and config.sliding_window is None:
+        raise UserError("chunked_window needs sliding_window, the size of a chunk in tokens")
+    if config.sliding_window is not None and config.sliding_window > config.block_size:
+        raise UserError(
+            f"sliding_window {config.sliding_window} is longer than block_size {config.block_size}; shorten it, or set "
+            "it to null for full attention"
+        )
+    patterns = {
+        "layer_windows": config.layer_windows,
+        "rope_layers": config.rope_layers,
+        "moe.layers": None if config.moe is None else config.moe.layers,
+    }
+    for name, pattern in patterns.items():
+        if pattern is not None and not pattern:
+            raise UserError(f"{name} is an empty pattern; give at least one bool, or null for every layer")
+
+
+def _check_residual(config: "GPTConfig") -> None:
+    if config.norm_offset and config.norm != "rmsnorm":
+        raise UserError(f"norm_offset belongs to norm: rmsnorm, got norm: {config.norm}")
+    if config.parallel_residual and config.norm_placement != "pre":
+        raise UserError(f"parallel_residual goes with norm_placement: pre, got {config.norm_placement}")

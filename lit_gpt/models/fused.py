@@ -1,0 +1,91 @@
+"""Matrices laid out for decoding: the same values and shapes in another order in memory.
+
+Decoding one token multiplies every matrix by one vector: it takes as long as reading the matrix does. On a CPU,
+BLAS reads a matrix that is wider than high far faster column by column (a column is added at a time, and no sums run
+across lanes), and one large product faster than three small ones. So weights that are higher than wide are stored
+transposed, and projections of the same input (q, k, v; gate, up) become views of one matrix. Parameters keep their
+names, shapes and values; what changes them in place changes the one matrix too.
+
+O outputs, I inputs of a linear layer.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lit_gpt.models.head import LMHead
+
+
+class FusedLinears:
+    """Several linear layers of one input as one product, over a matrix that their weights are views of.
+
+    Args:
+        linears: Plain `nn.Linear`s on one device, of one dtype, all with biases or none; their weights become views.
+        transposed: Store (I, O) instead of (O, I).
+    """
+
+    def __init__(self, linears: Sequence[nn.Linear], transposed: bool) -> None:
+        self.sizes = [linear.out_features for linear in linears]
+        weight = torch.cat([linear.weight.detach() for linear in linears])
+        self.weight = weight.t().contiguous().t() if transposed else weight
+        self.bias: Tensor | None = None
+        if linears[0].bias is not None:
+            self.bias = torch.cat([linear.bias.detach() for linear in linears])
+        start = 0
+        for linear, size in zip(linears, self.sizes, strict=True):
+            linear.weight.data = self.weight[start : start + size]
+            if self.bias is not None:
+                linear.bias.data = self.bias[start : start + size]
+            start += size
+        self._pointers = [linear.weight.data_ptr() for linear in linears]
+
+    def serves(self, linears: Sequence[nn.Module]) -> bool:
+        """Whether these are still the layers it was made of: none replaced, moved or given other weights."""
+        return all(
+            type(linear) is nn.Linear and linear.weight.data_ptr() == pointer
+            for linear, pointer in zip(linears, self._pointers, strict=True)
+        )
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
+        """(..., I) → the layers' outputs, views of one tensor."""
+        return nn.functional.linear(x, self.weight, self.bias).split(self.sizes, dim=-1)
+
+
+@torch.no_grad()
+def prepare_for_decoding(model: nn.Module) -> None:
+    """Lay out a model's matrices for decoding, in place; what it computes stays the same but for rounding.
+
+    Modules that have `fusable` (their linear layers that share an input) get `fused`, if there are several.
+    Quantised, sharded and otherwise special layers are left as they are.
+    """
+    on_cpu = all(parameter.device.type == "cpu" for parameter in model.parameters())
+    done: set[int] = set()
+    modules: list[Any] = list(model.modules())
+    for module in modules:
+        if not hasattr(module, "fusable"):
+            continue
+        linears = module.fusable()
+        if len(linears) > 1 and all(map(_is_plain, linears)) and _are_alike(linears):
+            if module.fused is None or not module.fused.serves(linears):
+                high = sum(linear.out_features for linear in linears) >= linears[0].in_features
+                module.fused = FusedLinears(linears, transposed=on_cpu and high)
+            done.update(id(linear.weight) for linear in linears)
+    for module in modules:
+        if on_cpu and _is_plain(module) and id(module.weight) not in done:
+            done.add(id(module.weight))
+            weight = module.weight
+            if weight.shape[0] >= weight.shape[1] and weight.is_contiguous():
+                weight.data = weight.t().contiguous().t()
+
+
+def _is_plain(module: nn.Module) -> bool:
+    weight = getattr(module, "weight", None)
+    known = type(module) is nn.Linear or type(module) is LMHead
+    return known and type(weight) is nn.Parameter and type(weight.data) is Tensor and not weight.is_meta
+
+
+def _are_alike(linears: Sequence[nn.Linear]) -> bool:
+    kinds = {(x.weight.device, x.weight.dtype, x.bias is None, x.in_features) for x in linears}
+    return len(kinds) == 1

@@ -1,0 +1,75 @@
+"""Multi-token prediction (DeepSeek-V3, arXiv:2412.19437, section 2.2): a denser training signal from the same text.
+
+Depth k takes the hidden states of depth k - 1 (of the model itself at first) and the embeddings of the tokens k
+places further on, mixes them, runs one more block, and predicts the token k places beyond the next one with the
+model's own head. Position i thus sees the tokens up to i + k and no further, and every depth keeps the whole causal
+chain. In training only: generation and exports leave these blocks out.
+
+B batch, T time, C model width.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from lit_gpt.models.block import build_block
+from lit_gpt.models.config import GPTConfig
+from lit_gpt.models.masks import Mask
+from lit_gpt.models.moe import MixtureOfExperts
+from lit_gpt.models.norms import build_norm
+from lit_gpt.models.positions import Rotation
+from lit_gpt.models.routing import Routing
+
+
+class MultiTokenBlock(nn.Module):
+    """One depth: `norm(block(proj([norm_hidden(h); norm_embedding(e)])))`, equations 21 and 22.
+
+    The last norm is that of the released model, which has one before the shared head at every depth; the paper
+    leaves it out.
+
+    Args:
+        config: The model's shape; the block is like the model's last one.
+        depth: From 1.
+    """
+
+    def __init__(self, config: GPTConfig, depth: int) -> None:
+        super().__init__()
+        C = config.n_embd
+        self.norm_hidden = build_norm(config, C)
+        self.norm_embedding = build_norm(config, C)
+        self.proj = nn.Linear(2 * C, C, bias=False)
+        self.block = build_block(config, config.n_layer - 1)
+        if isinstance(self.block.mlp, MixtureOfExperts):
+            self.block.mlp.layer = config.n_layer - 1 + depth  # a line of its own in a `Routing`
+        self.norm = build_norm(config, C)
+
+    def forward(
+        self,
+        hidden: Tensor,
+        embedding: Tensor,
+        rotation: Rotation | None = None,
+        mask: Mask = None,
+        routing: Routing | None = None,
+    ) -> Tensor:
+        """The hidden states of this depth.
+
+        Args:
+            hidden: (B, T, C) of the depth before, after its norm.
+            embedding: (B, T, C): at i, the embedding of the token at i + depth.
+            rotation: As the model's last block gets it.
+            mask: As the model's last block gets it.
+            routing: Where a mixture of experts records its choices.
+
+        Returns:
+            (B, T, C), ready for the head.
+        """
+        x = self.proj(torch.cat((self.norm_hidden(hidden), self.norm_embedding(embedding)), dim=-1))
+        return self.norm(self.block(x, rotation, mask, None, routing))
+
+
+def tokens_ahead(input_ids: Tensor, depth: int) -> Tensor:
+    """At i, the token at i + depth: (B, T) int64.
+
+    Row ends get tokens from the row's start, which harms nothing: a causal model shows them to nobody else, and
+    `objectives.labels_ahead` does not supervise there.
+    """
+    return input_ids.roll(-depth, dims=1)

@@ -1,0 +1,109 @@
+"""Log-probability of each target token, with gradients, and never all logits at once.
+
+Preference and policy losses weigh each sequence's log-probability by something that is known only when all of them
+are: the gradient cannot be taken in the forward pass as `linear_cross_entropy` does. So the backward pass computes a
+chunk's logits again: one matrix product more, one chunk of logits of memory.
+
+N tokens, C model width, V vocabulary.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lit_gpt.batch import IGNORE_INDEX
+from lit_gpt.objectives.cross_entropy import default_chunk_size
+
+
+def linear_log_probs(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    labels: Tensor,
+    chunk_size: int | None = None,
+    softcap: float | None = None,
+) -> Tensor:
+    r"""Returns :math:`\log p(y)` of each label under `softmax(hidden @ weight.T + bias)`.
+
+    Args:
+        hidden: (..., C) hidden states that enter the head.
+        weight: (V, C) head weight.
+        bias: (V,) head bias, or None.
+        labels: (...) int64 targets; `IGNORE_INDEX` (-100) gives 0 and no gradient.
+        chunk_size: tokens whose logits exist at one time; by default so many that they fill the cache.
+        softcap: logits z become cap · tanh(z / cap); None: they do not.
+
+    Returns:
+        (...) float32 (float64 for float64 inputs), at most 0.
+    """
+    size = chunk_size or default_chunk_size(hidden, weight)
+    rows = hidden.reshape(-1, hidden.shape[-1])
+    result: Tensor = _LogProbs.apply(rows, weight, bias, labels.reshape(-1), size, softcap)
+    return result.reshape(labels.shape)
+
+
+def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, softcap: float | None) -> Tensor:
+    logits = F.linear(hidden, weight, bias)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return logits if softcap is None else softcap * torch.tanh(logits / softcap)
+
+
+class _LogProbs(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        labels: Tensor,
+        size: int,
+        softcap: float | None,
+    ) -> Tensor:
+        ctx.save_for_backward(hidden, weight, bias, labels)
+        ctx.size, ctx.softcap = size, softcap
+        device = hidden.device.type
+        ctx.autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        parts = []
+        for h, y in zip(hidden.split(size), labels.split(size), strict=True):
+            logits = _logits(h, weight, bias, softcap)
+            chosen = logits.gather(1, y.clamp(min=0).unsqueeze(1)).squeeze(1)
+            parts.append((chosen - logits.logsumexp(1)).masked_fill(y == IGNORE_INDEX, 0.0))
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None, None]:
+        hidden, weight, bias, labels = ctx.saved_tensors
+        needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        head = weight.to(ctx.autocast) if ctx.autocast else weight
+        wide = torch.promote_types(hidden.dtype, torch.float32)
+        grad_hidden = torch.empty_like(hidden) if needs_hidden else None
+        grad_weight = torch.zeros_like(weight, dtype=wide) if needs_weight else None
+        grad_bias = torch.zeros_like(bias, dtype=wide) if needs_bias else None
+        with torch.autocast(hidden.device.type, enabled=False):
+            for start in range(0, len(labels), ctx.size):
+                rows = slice(start, start + ctx.size)
+                h, y = hidden[rows].to(head.dtype), labels[rows]
+                logits = _logits(h, head, None if bias is None else bias.to(head.dtype), ctx.softcap)
+                # d log p(y) / dlogits = onehot(y) - softmax
+                share = grad[rows].to(logits.dtype).masked_fill(y == IGNORE_INDEX, 0.0).unsqueeze(1)
+                slope = None if ctx.softcap is None else 1 - (logits / ctx.softcap).square()
+                change = logits.softmax(1).mul_(-share).scatter_add_(1, y.clamp(min=0).unsqueeze(1), share)
+                if slope is not None:
+                    change.mul_(slope)
+                if grad_bias is not None:
+                    grad_bias += change.sum(0)
+                change = change.to(head.dtype)
+                if grad_hidden is not None:
+                    grad_hidden[rows] = change @ head
+                if grad_weight is not None:
+                    grad_weight += change.T @ h
+        return (
+            grad_hidden,
+            None if grad_weight is None else grad_weight.to(weight.dtype),
+            None if grad_bias is None else grad_bias.to(bias.dtype),
+            None,
+            None,
+            None,
+        )
