@@ -2,7 +2,7 @@
 
 - `config.json`, `model.safetensors`: the model as `transformers` reads it
 - `tokenizer.json` and others: its tokenizer
-- `generation_config.json`: which token ends a text
+- `generation_config.json`: how to sample, and which tokens end a text; an imported model's own is kept
 - `lit_gpt.json`: our own configuration, complete
 - `lineage.json`: where it comes from, by content hash
 - `manifest.json`: sizes and SHA-256 of all of them, written last
@@ -10,8 +10,9 @@
 
 import json
 import shutil
+import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,27 @@ import torch
 from torch import Tensor
 
 from lit_gpt.atomic import whole_folder
-from lit_gpt.checkpoints.huggingface import export_hf, import_hf
+from lit_gpt.checkpoints.huggingface import export_hf, open_hf
+from lit_gpt.checkpoints.huggingface.tensors import read_json
 from lit_gpt.checkpoints.lineage import LINEAGE
 from lit_gpt.checkpoints.manifest import MANIFEST, verify, write_manifest
-from lit_gpt.data.tokenizers import TOKENIZER_FILES, load_tokenizer
+from lit_gpt.data.tokenizers import TOKENIZER_FILES, Tokenizer, load_tokenizer
 from lit_gpt.errors import UserError
 from lit_gpt.models import GPTConfig
 
 CONFIG = "lit_gpt.json"
+GENERATION_CONFIG = "generation_config.json"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+@dataclass(frozen=True)
+class Carried:
+    """What a model folder says beside shape and weights, carried along from import to export."""
+
+    token_ids: dict[str, Any] = field(default_factory=dict)
+    """Ids of special tokens in its config.json, without those that are null."""
+    generation_config: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -35,8 +48,8 @@ class Bundle:
     """What a bundle's folder holds."""
 
     config: GPTConfig
-    state_dict: dict[str, Tensor]
-    """Under our names; a tied head once, as `wte.weight`."""
+    state_dict: Mapping[str, Tensor]
+    """Under our names, read when asked for; a tied head once, as `wte.weight`."""
     tokenizer_path: Path | None
     lineage: dict[str, Any] | None
 
@@ -49,17 +62,19 @@ def save_bundle(
     lineage: Mapping[str, Any] | None = None,
     dtype: str | None = None,
     overwrite: bool = False,
+    carried: Carried | None = None,
 ) -> Path:
     """Write a bundle, whole or not at all.
 
     Args:
         out: its folder.
         config: the model's.
-        state_dict: whole weights under our names.
+        state_dict: whole weights under our names; if they are lazy, no more than one of them is in memory at a time.
         tokenizer_path: folder of the tokenizer; None: the bundle has none.
         lineage: see `collect_lineage`.
         dtype: float32, bfloat16 or float16 for the weights; None: as they are.
         overwrite: replace what is at `out`.
+        carried: what the model's source says beside its weights; None: the tokenizer decides.
 
     Returns:
         The folder.
@@ -71,23 +86,25 @@ def save_bundle(
     out = Path(out)
     if out.exists() and not overwrite and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"{out} exists; choose another --out, or remove it first")
-    weights = dict(state_dict) if dtype is None else cast(state_dict, dtype)
-    extra: dict[str, Any] = {}
+    kind = None if dtype is None else torch_dtype(dtype)
+    carried = carried or Carried()
+    ids: dict[str, Any] = {}
     tokenizer = None if tokenizer_path is None else load_tokenizer(tokenizer_path)
     if tokenizer is not None:
-        if tokenizer.vocab_size > config.vocab_size:
-            raise UserError(
-                f"the tokenizer {tokenizer_path} has {tokenizer.vocab_size} tokens, more than the model's vocab_size "
-                f"{config.vocab_size}; it belongs to another model"
-            )
-        extra = {"bos_token_id": tokenizer.separator_id, "eos_token_id": tokenizer.separator_id}
+        _check_vocabulary(tokenizer, config.vocab_size, str(tokenizer_path))
+        ids = {"bos_token_id": tokenizer.separator_id, "eos_token_id": tokenizer.separator_id}
+    ids |= carried.token_ids
+    generation = carried.generation_config
+    if generation is None:
+        generation = {**ids, "do_sample": True, "_from_model_config": False}
     with whole_folder(out, write_manifest) as folder:
-        export_hf(config, weights, folder, **extra)
+        export_hf(config, state_dict, folder, dtype=kind, **ids)
         if tokenizer is not None:
             for name, content in tokenizer.folder_files().items():
                 (folder / name).write_bytes(content)
-        _write_json(folder / "generation_config.json", {**extra, "do_sample": True, "_from_model_config": False})
-        _write_json(folder / CONFIG, config.to_dict())
+        _write_json(folder / GENERATION_CONFIG, generation)
+        # blocks that predict further tokens are left out of exports
+        _write_json(folder / CONFIG, replace(config, multi_token=0).to_dict())
         _write_json(folder / LINEAGE, dict(lineage or {}))
     return out
 
@@ -101,7 +118,7 @@ def load_bundle(path: str | Path) -> Bundle:
     path = Path(path)
     verify(path)
     config = read_bundle_config(path)
-    _, weights = import_hf(path)
+    _, weights = open_hf(path)
     return Bundle(config, weights, tokenizer_in(path), json.loads((path / LINEAGE).read_text(encoding="utf-8")))
 
 
@@ -120,16 +137,28 @@ def tokenizer_in(folder: Path) -> Path | None:
     return folder if any((folder / name).is_file() for name in TOKENIZER_FILES) else None
 
 
-def cast(state_dict: Mapping[str, Tensor], dtype: str) -> dict[str, Tensor]:
-    """Return the weights in another floating-point type.
+def read_carried(folder: Path) -> Carried:
+    """Read what a Hugging Face folder or a bundle says beside shape and weights.
 
     Raises:
-        UserError: the name of the type is unknown.
+        UserError: if one of the files is no JSON.
     """
-    if dtype not in DTYPES:
-        raise UserError(f"dtype {dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
-    kind = DTYPES[dtype]
-    return {name: value.to(kind) if value.is_floating_point() else value for name, value in state_dict.items()}
+    config = read_json(folder / "config.json")
+    config = {**(config.get("text_config") or {}), **{k: v for k, v in config.items() if v is not None}}
+    ids = {name: config[name] for name in _TOKEN_IDS if config.get(name) is not None}
+    path = folder / GENERATION_CONFIG
+    return Carried(ids, read_json(path) if path.is_file() else None)
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """Return the floating-point type of a name.
+
+    Raises:
+        UserError: the name is unknown.
+    """
+    if name not in DTYPES:
+        raise UserError(f"dtype {name!r} is unknown; choose one of {', '.join(DTYPES)}")
+    return DTYPES[name]
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:
@@ -138,6 +167,38 @@ def copy_tokenizer(source: Path, target: Path) -> None:
         for name in TOKENIZER_FILES:
             if (source / name).is_file():
                 shutil.copyfile(source / name, folder / name)
+
+
+def _check_vocabulary(tokenizer: Tokenizer, vocab_size: int, where: str) -> None:
+    """Refuse a tokenizer with tokens that have no row in the embedding (more rows than tokens are padding, and fine).
+
+    Gemma 3's small models come with one such token, for images, that no text can give: a special token that the chat
+    template does not write either is warned of and let through.
+    """
+    if tokenizer.vocab_size <= vocab_size:
+        return
+    vocabulary: dict[str, int] = tokenizer.backend.get_vocab(with_added_tokens=True)
+    special = {t.content for t in tokenizer.backend.get_added_tokens_decoder().values() if t.special}
+    written = " ".join(content.decode(errors="replace") for content in _chat_templates(tokenizer))
+    beyond = sorted(token for token, index in vocabulary.items() if index >= vocab_size)
+    needed = [token for token in beyond if token not in special or token in written]
+    if needed:
+        raise UserError(
+            f"the tokenizer {where} has {tokenizer.vocab_size} tokens, more than the model's vocab_size {vocab_size} "
+            f"({', '.join(map(repr, needed[:5]))}{', ...' if len(needed) > 5 else ''}); it belongs to another model"
+        )
+    warnings.warn(
+        f"the tokenizer {where} has special tokens beyond the model's vocab_size {vocab_size}, which the model cannot "
+        f"read: {', '.join(map(repr, beyond))}",
+        stacklevel=3,
+    )
+
+
+def _chat_templates(tokenizer: Tokenizer) -> list[bytes]:
+    files = tokenizer.files or {}
+    return [
+        files[name] for name in ("chat_template.jinja", "chat_template.json", "tokenizer_config.json") if name in files
+    ]
 
 
 def _write_json(path: Path, value: Any) -> None:

@@ -6,15 +6,23 @@ named and passed over. Every file is verified before anything is read from it.
 
 import json
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor
 
-from lit_gpt.checkpoints.bundle import is_bundle, read_bundle_config, tokenizer_in
-from lit_gpt.checkpoints.huggingface import config_from_hf, import_hf
+from lit_gpt.checkpoints.adapters import (
+    SavedAdapter,
+    from_checkpoint_tensors,
+    is_peft_folder,
+    read_adapter_info,
+    read_peft_folder,
+)
+from lit_gpt.checkpoints.bundle import Carried, is_bundle, read_bundle_config, read_carried, tokenizer_in
+from lit_gpt.checkpoints.huggingface import config_from_hf, open_hf
+from lit_gpt.checkpoints.huggingface.tensors import read_json
 from lit_gpt.checkpoints.lineage import LINEAGE
 from lit_gpt.checkpoints.manifest import read_manifest, verify
 from lit_gpt.checkpoints.step import (
@@ -25,6 +33,7 @@ from lit_gpt.checkpoints.step import (
     STATE,
     WEIGHTS,
     is_sharded,
+    read_adapter_header,
     read_config,
     read_model_weights,
     step_of,
@@ -35,6 +44,8 @@ from lit_gpt.models import GPTConfig
 
 BEST = "best.json"
 TOKENIZER = "tokenizer"
+ADAPTERS = "adapters"
+"""Folder beside a base where several adapters may be kept by name."""
 
 
 @dataclass(frozen=True)
@@ -45,26 +56,37 @@ class ModelSource:
     path: Path
     """The checkpoint, bundle or Hugging Face folder itself (of a run, the checkpoint that was chosen)."""
     config: GPTConfig
-    load_state_dict: Callable[[], dict[str, Tensor]]
-    """Reads whole weights under the GPT's names, on the CPU; averaged ones where the checkpoint has them."""
+    load_state_dict: Callable[[], Mapping[str, Tensor]]
+    """Whole weights under the GPT's names, on the CPU; averaged ones where the checkpoint has them. Those of a bundle
+    or a Hugging Face folder are read from disk one by one, when they are asked for."""
     tokenizer_path: Path | None
     lineage: dict[str, Any] | None
     damaged: tuple[str, ...] = ()
     """What was wrong with checkpoints that were passed over."""
+    carried: Carried = field(default_factory=Carried)
+    """What a bundle or Hugging Face folder says beside shape and weights."""
 
 
-def resolve_model(path_or_name: str | Path, averaged: bool = True) -> ModelSource:
-    """Find a model.
+def resolve_model(path_or_name: str | Path, averaged: bool = True, adapter: str | Path | None = None) -> ModelSource:
+    """Find a model; one with an adapter is its base with the adapter folded in.
 
     Args:
         path_or_name: folder of a run, a checkpoint, a bundle or a Hugging Face model, or a name on the hub.
         averaged: take the averaged weights of a checkpoint that has them (`ExponentialMovingAverage`).
+        adapter: a run or checkpoint that trained an adapter on this model, or a folder in peft's format; a plain name
+            is also looked for in the model's own `adapters/`.
 
     Raises:
-        UserError: there is no such thing, or it is damaged.
+        UserError: there is no such thing, or it is damaged, or the adapter belongs to another model.
     """
+    if adapter is not None:
+        beside = Path(path_or_name).expanduser() / ADAPTERS / str(adapter)
+        saved = resolve_adapter(beside if beside.is_dir() else adapter, averaged)
+        return _adapted(resolve_model(path_or_name, averaged), saved)
     path = Path(path_or_name).expanduser()
     if path.is_dir():
+        if is_peft_folder(path):
+            return _on_its_base(read_peft_folder(path), averaged)
         if step_of(path) is not None or (path / SHARDS).is_dir() or (path / STATE).is_file():
             return _from_checkpoint(path, averaged)
         if (path / CHECKPOINTS).is_dir():
@@ -81,6 +103,80 @@ def resolve_model(path_or_name: str | Path, averaged: bool = True) -> ModelSourc
     if path.exists() or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.startswith("."):
         raise UserError(f"model {name} does not exist; name a run, a checkpoint, a bundle or a Hugging Face model")
     return _from_hugging_face(_download(name))
+
+
+def resolve_adapter(path_or_name: str | Path, averaged: bool = True) -> SavedAdapter:
+    """Find an adapter: of a run, of a checkpoint, or in a folder in peft's format.
+
+    Raises:
+        UserError: there is none, or it is damaged.
+    """
+    path = Path(path_or_name).expanduser()
+    if not path.is_dir():
+        raise UserError(f"adapter {path_or_name} does not exist; name a run, a checkpoint or a folder in peft's format")
+    if is_peft_folder(path):
+        return read_peft_folder(path)
+    is_checkpoint = step_of(path) is not None or (path / STATE).is_file()
+    if not is_checkpoint and not (path / CHECKPOINTS).is_dir():
+        raise UserError(f"{path} holds no adapter: neither a run, a checkpoint nor adapter_config.json")
+    checkpoint = path if is_checkpoint else _chosen(path)[0]
+    verify(checkpoint, None if is_sharded(checkpoint) else [WEIGHTS])
+    saved = _saved_adapter(checkpoint, averaged)
+    if saved is None:
+        raise UserError(f"{checkpoint} holds whole weights, no adapter; give it as --model")
+    return saved
+
+
+def _saved_adapter(path: Path, averaged: bool) -> SavedAdapter | None:
+    """The adapter of a verified checkpoint, None if that holds whole weights."""
+    header, config = read_adapter_header(path), read_config(path)
+    if header is None or config is None:
+        return None
+    adapter, base, base_sha256 = read_adapter_info(header)
+    run_dir, tokenizer = _run_of(path)
+    return SavedAdapter(
+        path=path,
+        adapter=adapter,
+        config=GPTConfig.from_dict(config),
+        base=base,
+        base_sha256=base_sha256,
+        load_tensors=lambda: from_checkpoint_tensors(read_model_weights(path, PREFIX, averaged)),
+        tokenizer_path=tokenizer,
+        lineage=None if run_dir is None else _read_lineage(run_dir),
+    )
+
+
+def _run_of(checkpoint: Path) -> tuple[Path | None, Path | None]:
+    """The folder of a checkpoint's run and of that run's tokenizer, where there are such."""
+    run_dir = checkpoint.parent.parent if checkpoint.parent.name == CHECKPOINTS else None
+    has_tokenizer = run_dir is not None and (run_dir / TOKENIZER).is_dir()
+    return run_dir, run_dir / TOKENIZER if run_dir is not None and has_tokenizer else None
+
+
+def _on_its_base(saved: SavedAdapter, averaged: bool, damaged: tuple[str, ...] = ()) -> ModelSource:
+    """A model from an adapter alone: its base is found by the name that it had in training."""
+    if not saved.base:
+        raise UserError(f"{saved.path} is an adapter that names no base; give --model <base> --adapter {saved.path}")
+    try:
+        base = resolve_model(saved.base, averaged)
+    except UserError as error:
+        raise UserError(
+            f"{saved.path} is an adapter for {saved.base}, which is not to be had here ({error}); give --model <base> "
+            f"--adapter {saved.path}"
+        ) from error
+    return replace(_adapted(base, saved), damaged=damaged)
+
+
+def _adapted(base: ModelSource, saved: SavedAdapter) -> ModelSource:
+    return ModelSource(
+        "checkpoint",
+        saved.path,
+        saved.config,
+        lambda: saved.merged(base.load_state_dict(), base.config, str(base.path)),
+        saved.tokenizer_path or base.tokenizer_path,
+        saved.lineage or base.lineage,
+        base.damaged,
+    )
 
 
 def list_checkpoints(run_dir: Path) -> list[Path]:
@@ -136,6 +232,12 @@ def read_best(checkpoints: Path) -> dict[str, Any] | None:
 
 
 def _from_run(run_dir: Path, averaged: bool) -> ModelSource:
+    path, damaged = _chosen(run_dir)
+    return _from_checkpoint(path, averaged, damaged)
+
+
+def _chosen(run_dir: Path) -> tuple[Path, tuple[str, ...]]:
+    """The checkpoint that stands for a run, and what is wrong with those that were passed over."""
     damaged: list[str] = []
     path = None
     if read_best(run_dir / CHECKPOINTS) is not None:
@@ -146,17 +248,19 @@ def _from_run(run_dir: Path, averaged: bool) -> ModelSource:
     if path is None:
         path, others = find_last_whole(run_dir)
         damaged += [other for other in others if other not in damaged]
-    return _from_checkpoint(path, averaged, tuple(damaged))
+    return path, tuple(damaged)
 
 
 def _from_checkpoint(path: Path, averaged: bool, damaged: tuple[str, ...] = ()) -> ModelSource:
     # Generating needs the weights alone; hashing the optimizer's state would take three times as long.
     verify(path, None if is_sharded(path) else [name for name in (WEIGHTS, AVERAGES) if (path / name).exists()])
+    saved = _saved_adapter(path, averaged)
+    if saved is not None:
+        return _on_its_base(saved, averaged, damaged)
     config = read_config(path)
     if config is None:
         raise UserError(f"{path} was not written by a lit_gpt module: it has no model configuration")
-    run_dir = path.parent.parent if path.parent.name == CHECKPOINTS else None
-    tokenizer = None if run_dir is None or not (run_dir / TOKENIZER).is_dir() else run_dir / TOKENIZER
+    run_dir, tokenizer = _run_of(path)
     return ModelSource(
         "checkpoint",
         path,
@@ -171,17 +275,28 @@ def _from_checkpoint(path: Path, averaged: bool, damaged: tuple[str, ...] = ()) 
 def _from_bundle(path: Path) -> ModelSource:
     verify(path)
     config = read_bundle_config(path)
-    return ModelSource("bundle", path, config, lambda: import_hf(path)[1], tokenizer_in(path), _read_lineage(path))
+    return ModelSource(
+        "bundle",
+        path,
+        config,
+        lambda: open_hf(path)[1],
+        tokenizer_in(path),
+        _read_lineage(path),
+        carried=read_carried(path),
+    )
 
 
 def _from_hugging_face(path: Path) -> ModelSource:
-    try:
-        config = config_from_hf(json.loads((path / "config.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{path / 'config.json'} cannot be read: {error}") from error
-    return ModelSource("hugging_face", path, config, lambda: import_hf(path)[1], tokenizer_in(path), None)
+    config = config_from_hf(read_json(path / "config.json"))
+    return ModelSource(
+        "hugging_face",
+        path,
+        config,
+        lambda: open_hf(path)[1],
+        tokenizer_in(path),
+        None,
+        carried=read_carried(path),
+    )
 
 
 def _read_lineage(folder: Path) -> dict[str, Any] | None:
@@ -199,9 +314,16 @@ def _saved_at(path: Path) -> float:
 def _download(name: str) -> Path:
     import huggingface_hub
 
-    wanted = ["config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json", *TOKENIZER_FILES]
+    wanted = ["config.json", "generation_config.json", *TOKENIZER_FILES]
+    weights = ["*.safetensors", "*.safetensors.index.json"]
     try:
-        return Path(huggingface_hub.snapshot_download(name, allow_patterns=wanted, ignore_patterns=["*/*"]))
+        folder = Path(huggingface_hub.snapshot_download(name, allow_patterns=wanted + weights, ignore_patterns=["*/*"]))
+        if not any(folder.glob("*.safetensors")):  # older models have pickles alone, which load with weights_only
+            weights = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
+            folder = Path(
+                huggingface_hub.snapshot_download(name, allow_patterns=wanted + weights, ignore_patterns=["*/*"])
+            )
+        return folder
     except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(

@@ -66,8 +66,9 @@ def write_checkpoint(checkpoint: dict[str, Any], folder: Path) -> None:
     weights, averages = rest.pop("state_dict", {}), rest.pop(EMA, None)
     state = to_plain(rest)
     with whole_folder(folder, write_manifest) as temporary:
-        config = state.get("lit_gpt", {}).get("config")
-        save_weights(weights, temporary / WEIGHTS, {"config": json.dumps(config)})
+        about = state.get("lit_gpt", {})
+        header = {"config": json.dumps(about.get("config")), "adapter": json.dumps(about.get("adapter"))}
+        save_weights(weights, temporary / WEIGHTS, header)
         if averages is not None:
             save_weights(averages, temporary / AVERAGES, {})
         save_state(state, temporary / STATE)
@@ -166,6 +167,14 @@ def read_config(folder: Path) -> dict[str, Any] | None:
         return read_state(folder, mmap=True).get("lit_gpt", {}).get("config")
     with safe_open(folder / WEIGHTS, framework="pt") as file:
         return json.loads((file.metadata() or {}).get("config", "null"))
+
+
+def read_adapter_header(folder: Path) -> dict[str, Any] | None:
+    """Return what a checkpoint says of the adapter that it holds instead of whole weights; None: it holds those."""
+    if is_sharded(folder):
+        return None
+    with safe_open(folder / WEIGHTS, framework="pt") as file:
+        return json.loads((file.metadata() or {}).get("adapter", "null"))
 
 
 def _without_shared_memory(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

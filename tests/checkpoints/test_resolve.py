@@ -7,6 +7,7 @@ import shutil
 import huggingface_hub
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from lit_gpt.checkpoints.bundle import save_bundle
 from lit_gpt.checkpoints.huggingface import export_hf
@@ -158,6 +159,27 @@ def test_a_hub_name_is_downloaded_as_data_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
     with pytest.raises(UserError, match=r"neither a folder here nor .*: no network$"):
         resolve_model("org/name")
+
+
+def test_an_old_hub_model_has_pickles_alone(tmp_path, monkeypatch):
+    folder = tmp_path / "cached"
+    export_hf(CONFIG, weights_of(2), folder)
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    torch.save(tensors, folder / "pytorch_model.bin")
+    asked = []
+
+    def snapshot_download(name, **kwargs):
+        asked.append(kwargs["allow_patterns"])
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    source = resolve_model("org/old")
+    assert source.load_state_dict()["wte.weight"].equal(weights_of(2)["wte.weight"])
+    first, second = asked
+    assert not any(pattern.endswith(".bin") for pattern in first)
+    assert "pytorch_model*.bin" in second
+    assert not any(pattern.endswith((".py", ".pt", ".pkl")) for pattern in first + second)
 
 
 @pytest.mark.parametrize("name", ["/no/such/folder", "./nothing", "a/b/c", "file.txt/x/y", "~/nowhere/at/all"])

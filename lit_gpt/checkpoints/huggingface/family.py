@@ -1,49 +1,69 @@
 """What a model family is on Hugging Face's side: a config both ways, and a table of weight names.
 
-The table is the whole of the weight mapping. An entry says that one of their tensors is one or several of ours laid
-end to end along the output dimension, perhaps transposed; read in one direction it imports, in the other it exports,
-and neither computes with the numbers, so they come back bit for bit.
+The table is the whole of the weight mapping. An entry says that some of their tensors are some of ours, and by which
+steps (`layout.py`) the ones become the others: none where they only have another name. Read in one direction it
+imports, in the other it exports, and neither computes with the numbers, so they come back bit for bit.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from lit_gpt.checkpoints.huggingface.layout import Step
 from lit_gpt.errors import UserError
 from lit_gpt.models import GPTConfig
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One of their tensors and what it is among ours."""
+    """Some of their tensors, and what they are among ours; made by `entry`."""
 
-    theirs: str
+    theirs: tuple[str, ...]
     ours: tuple[str, ...]
-    """Our parameters, equal in size, joined along dimension 0."""
-    transposed: bool = False
-    """Stored (inputs, outputs), as GPT-2's Conv1D does."""
+    steps: tuple[Step, ...] = ()
+    """Applied in this order from theirs to ours, and undone in the other."""
 
-    def to_ours(self, tensor: Tensor) -> dict[str, Tensor]:
-        """Their tensor, split into ours."""
-        if self.transposed:
-            tensor = tensor.t()
-        return dict(zip(self.ours, (part.contiguous() for part in tensor.chunk(len(self.ours))), strict=True))
+    def to_ours(self, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Their tensors, in the order of `theirs` → ours by name, as views where the steps allow it."""
+        parts = list(tensors)
+        for step in self.steps:
+            parts = step.to_ours(parts)
+        return dict(zip(self.ours, parts, strict=True))
 
-    def to_theirs(self, state_dict: dict[str, Tensor]) -> Tensor:
-        """Ours, joined into their tensor."""
+    def to_theirs(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Ours, found by name → theirs by name, as views where the steps allow it."""
         parts = [state_dict[name] for name in self.ours]
-        tensor = parts[0] if len(parts) == 1 else torch.cat(parts)
-        return (tensor.t() if self.transposed else tensor).contiguous()
+        for step in reversed(self.steps):
+            parts = step.to_theirs(parts)
+        return dict(zip(self.theirs, parts, strict=True))
+
+
+def entry(theirs: str | Sequence[str], ours: str | Sequence[str], *steps: Step) -> Entry:
+    """An entry of a family's table.
+
+    Args:
+        theirs: Their name, or names in the order in which the first step takes them.
+        ours: Our name, or names in the order in which the last step gives them.
+        *steps: What makes ours of theirs; none if it is the same tensor.
+
+    Example:
+        >>> entry("transformer.h.0.attn.c_attn.weight", ["q", "k", "v"], Transpose(), Split((8, 8, 8)))
+    """
+    return Entry(
+        (theirs,) if isinstance(theirs, str) else tuple(theirs),
+        (ours,) if isinstance(ours, str) else tuple(ours),
+        steps,
+    )
 
 
 @dataclass(frozen=True)
 class Family:
-    """How a family is written on Hugging Face's side; `GPTConfig.family` and `model_type` share the name."""
+    """How a family is written on Hugging Face's side; `GPTConfig.family` is the name it has among ours."""
 
     model_type: str
+    """As in config.json."""
     architecture: str
     """The transformers class with an LM head."""
     base_prefix: str
@@ -52,8 +72,21 @@ class Family:
     write_config: Callable[[GPTConfig], dict[str, Any]]
     """Raises UserError for a config that their class cannot express."""
     entries: Callable[[GPTConfig], list[Entry]]
+    head: str = "lm_head.weight"
+    """Their name of the LM head."""
     buffers: tuple[str, ...] = ()
     """Endings of names that old files carry and that are no parameters."""
+    renamed: tuple[tuple[str, str], ...] = ()
+    """Beginnings of names that some files have, and what they are in the table."""
+    left_out: Callable[[GPTConfig], tuple[str, ...]] = lambda config: ()
+    """Beginnings of names of what is not part of the language model (extra prediction heads, say)."""
+    name: str | None = None
+    """Among ours (`GPTConfig.family`); None = model_type."""
+
+    @property
+    def key(self) -> str:
+        """The name in `GPTConfig.family`."""
+        return self.model_type if self.name is None else self.name
 
 
 def required(values: dict[str, Any], key: str) -> Any:

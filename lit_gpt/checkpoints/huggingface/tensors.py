@@ -1,8 +1,15 @@
-"""The tensors of a Hugging Face folder, read one at a time: safetensors, or `.bin` without running what is in it."""
+"""The tensors of a Hugging Face folder, known by name, dtype and shape, and read one at a time when asked for.
+
+safetensors are read by `pread` into memory of their own: a memory map would keep every page that was touched, and
+importing would take twice the model. `.bin` files (pickles) load with `weights_only=True` alone, so that nothing in
+them runs.
+"""
 
 import json
 import pickle
+import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,19 +18,28 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from lit_gpt.checkpoints.huggingface.writer import DTYPE_NAMES
 from lit_gpt.errors import UserError
 
-Readers = dict[str, Callable[[], Tensor]]
-"""A function for each tensor's name that reads it from disk."""
 
+@dataclass(frozen=True)
+class Stored:
+    """A tensor on disk."""
+
+    read: Callable[[], Tensor]
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+
+_DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 _SINGLE_AND_INDEX = (
     ("model.safetensors", "model.safetensors.index.json"),
     ("pytorch_model.bin", "pytorch_model.bin.index.json"),
 )
 
 
-def open_tensors(folder: Path) -> Readers:
-    """A reader for every tensor in the folder; safetensors are preferred, and read only when asked for.
+def open_tensors(folder: Path) -> dict[str, Stored]:
+    """Every tensor in the folder; safetensors are preferred.
 
     Raises:
         UserError: If there are no weights, a shard is missing or a file is damaged.
@@ -31,10 +47,10 @@ def open_tensors(folder: Path) -> Readers:
     for single, index in _SINGLE_AND_INDEX:
         files = [folder / single] if (folder / single).is_file() else _shards(folder / index)
         if files:
-            readers: Readers = {}
+            tensors: dict[str, Stored] = {}
             for file in files:
-                readers |= _open_safetensors(file) if file.suffix == ".safetensors" else _open_bin(file)
-            return readers
+                tensors |= _open_safetensors(file) if file.suffix == ".safetensors" else _open_bin(file)
+            return tensors
     raise UserError(f"{folder} has no weights: neither model.safetensors nor pytorch_model.bin, single or sharded")
 
 
@@ -48,7 +64,7 @@ def read_json(file: Path) -> dict[str, Any]:
         values = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"{file} is missing; is {file.parent} a Hugging Face model folder?") from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise UserError(f"{file} is not JSON: {error}; fetch it again") from error
     if not isinstance(values, dict):
         raise UserError(f"{file} holds no JSON object; fetch it again")
@@ -58,27 +74,60 @@ def read_json(file: Path) -> dict[str, Any]:
 def _shards(index: Path) -> list[Path]:
     if not index.is_file():
         return []
-    names = sorted(set(read_json(index).get("weight_map", {}).values()))
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise UserError(f"{index} has no weight_map from tensors to files; fetch it again")
+    names = sorted(set(weight_map.values()))
     for name in names:
-        if Path(name).name != name:
-            raise UserError(f"{index} names a shard outside its folder: {name!r}")
+        if not re.fullmatch(r"[\w.-]+\.(safetensors|bin)", name):
+            raise UserError(f"{index} names a shard outside its folder, or of another kind: {name!r}")
         if not (index.parent / name).is_file():
             raise UserError(f"{index} names {name}, which is not there; fetch it again")
     return [index.parent / name for name in names]
 
 
-def _open_safetensors(file: Path) -> Readers:
+def _open_safetensors(file: Path) -> dict[str, Stored]:
     try:
-        handle = safe_open(file, framework="pt")
-        names = handle.keys()
-    except SafetensorError as error:
+        handle = safe_open(file, framework="pt", backend="pread")
+        tensors = {}
+        for name in handle.keys():  # noqa: SIM118 (no mapping)
+            part = handle.get_slice(name)
+            if part.get_dtype() not in _DTYPES:
+                raise UserError(
+                    f"{file} has {name} of dtype {part.get_dtype()}; import the model's unquantised weights"
+                )
+            tensors[name] = Stored(partial(_read, handle, name, file), _DTYPES[part.get_dtype()], (*part.get_shape(),))
+    except (SafetensorError, OSError) as error:
         raise UserError(f"{file} is damaged: {error}; fetch it again") from error
-    return {name: partial(handle.get_tensor, name) for name in names}
+    return tensors
 
 
-def _open_bin(file: Path) -> Readers:
+def _read(handle: Any, name: str, file: Path) -> Tensor:
     try:
-        state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise UserError(f"{file} is damaged, or holds more than weights and will not be run: {error}") from error
-    return {name: partial(state.__getitem__, name) for name in state}
+        tensor: Tensor = handle.get_tensor(name)
+        return tensor
+    except (SafetensorError, OSError) as error:  # cut off since it was opened
+        raise UserError(f"{file} is damaged: {error}; fetch it again") from error
+
+
+def _open_bin(file: Path) -> dict[str, Stored]:
+    try:
+        state = _load_pickle(file)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"{file} is damaged, or holds more than weights and will not be run: {reason}") from error
+    strays = [str(name) for name, value in state.items() if not isinstance(value, Tensor)]
+    if strays:
+        raise UserError(f"{file} holds more than weights: {', '.join(sorted(strays))}; fetch it again")
+    return {
+        name: Stored(partial(state.__getitem__, name), value.dtype, tuple(value.shape)) for name, value in state.items()
+    }
+
+
+def _load_pickle(file: Path) -> dict[str, Any]:
+    with open(file, "rb") as opened:
+        zipped = opened.read(4) == b"PK\x03\x04"  # what torch writes since 1.6; older files cannot be mapped
+    state = torch.load(file, map_location="cpu", weights_only=True, mmap=zipped)
+    if not isinstance(state, dict):
+        raise ValueError(f"a {type(state).__name__} where a dict of tensors should be")
+    return state

@@ -1,0 +1,142 @@
+"""Weights that the hub has in 8 or 4 bits alone, as the bfloat16 they stand for, one tensor at a time.
+
+- **FP8** (DeepSeek-V3; Mistral 4): float8 numbers beside `<name>_scale_inv`, a scale for each block of
+  `weight_block_size` (arXiv:2412.19437, section 3.3), or one for the whole tensor.
+- **MXFP4** (GPT-OSS): `<name>_blocks`, two numbers a byte, the lower half first, beside `<name>_scales`, an exponent
+  for each 32 of them (OCP Microscaling Formats 1.0, section 5).
+
+Reading dequantises; nothing is quantised again on export.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lit_gpt.checkpoints.huggingface.tensors import Stored
+from lit_gpt.errors import UserError
+
+_E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+"""MXFP4's magnitudes: one bit of sign before two of exponent and one of mantissa."""
+_FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
+_ACTIVATIONS = ("activation_scale", "input_scale")
+"""Endings of names of scales that only quantised arithmetic needs."""
+
+
+def check_quantization(values: Mapping[str, Any]) -> None:
+    """Refuse a quantisation that is not undone on import.
+
+    Args:
+        values: config.json, or the language model's part of it.
+
+    Raises:
+        UserError: Naming the method.
+    """
+    method = _config(values).get("quant_method")
+    if _config(values) and method not in _METHODS:
+        raise UserError(
+            f"config.json has a quantization_config of method {method!r}; lit_gpt undoes {' and '.join(_METHODS)}: "
+            "import the model's unquantised weights"
+        )
+
+
+def dequantized(values: Mapping[str, Any], stored: dict[str, Stored]) -> dict[str, Stored]:
+    """The same tensors under the names that an unquantised file has, each dequantised when it is read.
+
+    Args:
+        values: config.json, or the language model's part of it.
+        stored: Tensors on disk.
+
+    Raises:
+        UserError: If a quantised tensor has no scales.
+    """
+    config = _config(values)
+    if not config:
+        return stored
+    check_quantization(values)
+    return _METHODS[config["quant_method"]](config, stored)
+
+
+def _config(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    return values.get("quantization_config") or values.get("text_config", {}).get("quantization_config") or {}
+
+
+def _from_fp8(config: Mapping[str, Any], stored: dict[str, Stored]) -> dict[str, Stored]:
+    kept = {name: tensor for name, tensor in stored.items() if not name.endswith(("_scale_inv", *_ACTIVATIONS))}
+    for name, tensor in kept.items():
+        if tensor.dtype in _FP8:
+            scales = stored.get(f"{name}_scale_inv")
+            if scales is None:
+                raise UserError(f"{name} is float8 but has no {name}_scale_inv beside it; fetch the model again")
+            read = partial(_read_fp8, tensor, scales, config.get("weight_block_size"))
+            kept[name] = Stored(read, torch.bfloat16, tensor.shape)
+    return kept
+
+
+def _read_fp8(weight: Stored, scales: Stored, block_size: list[int] | None) -> Tensor:
+    return dequantize_fp8(weight.read(), scales.read(), block_size)
+
+
+def dequantize_fp8(weight: Tensor, scales: Tensor, block_size: list[int] | None = None) -> Tensor:
+    """Float8 times the scale of its block.
+
+    Args:
+        weight: (..., M, N) float8.
+        scales: (..., ceil(M / m), ceil(N / n)) float, or one number, or one for each matrix of a stack.
+        block_size: [m, n]; None = the scales divide the matrix evenly.
+
+    Returns:
+        (..., M, N) bfloat16.
+    """
+    wide, scales = weight.float(), scales.float()
+    if scales.dim() < weight.dim():  # one for all of it, or one for each matrix
+        return wide.mul_(scales.reshape(*scales.shape, *[1] * (weight.dim() - scales.dim()))).to(torch.bfloat16)
+    for dim, given in zip((-2, -1), block_size or (None, None), strict=True):
+        size = given or weight.shape[dim] // scales.shape[dim]
+        scales = scales.repeat_interleave(size, dim).narrow(dim, 0, weight.shape[dim])
+    return wide.mul_(scales).to(torch.bfloat16)
+
+
+def _from_mxfp4(config: Mapping[str, Any], stored: dict[str, Stored]) -> dict[str, Stored]:
+    found = dict(stored)
+    for name in stored:
+        if not name.endswith("_blocks"):
+            continue
+        whole = name.removesuffix("_blocks")
+        blocks, scales = found.pop(name), found.pop(f"{whole}_scales", None)
+        if scales is None:
+            raise UserError(f"{name} has no {whole}_scales beside it; fetch the model again")
+        E, outputs, groups, half = blocks.shape
+        shape = (E, groups * half * 2, outputs)
+        found[whole] = Stored(partial(_read_mxfp4, blocks, scales), torch.bfloat16, shape)
+    return found
+
+
+def _read_mxfp4(blocks: Stored, scales: Stored) -> Tensor:
+    return dequantize_mxfp4(blocks.read(), scales.read()).transpose(1, 2)
+
+
+def dequantize_mxfp4(blocks: Tensor, scales: Tensor) -> Tensor:
+    """4-bit numbers times the power of two of their group.
+
+    Args:
+        blocks: (E, M, G, 16) uint8, two numbers a byte.
+        scales: (E, M, G) uint8: exponents, 127 more than they stand for.
+
+    Returns:
+        (E, M, 32 G) bfloat16.
+    """
+    E, M, G, _ = blocks.shape
+    signed = torch.tensor([*_E2M1, *(-value for value in _E2M1)])
+    pairs = torch.stack((signed.repeat(16), signed.repeat_interleave(16)), dim=1)  # (256, 2): a byte's two numbers
+    out = torch.empty(E, M, G * 32, dtype=torch.bfloat16)
+    for e in range(E):  # an expert at a time: what is transient stays small
+        values = pairs[blocks[e].int()].flatten(-2)  # (M, G, 32)
+        out[e] = torch.ldexp(values, scales[e].int().unsqueeze(-1) - 127).flatten(-2)
+    return out
+
+
+_Method = Callable[[Mapping[str, Any], dict[str, Stored]], dict[str, Stored]]
+_METHODS: dict[str, _Method] = {"fp8": _from_fp8, "mxfp4": _from_mxfp4}

@@ -1,0 +1,36 @@
+"""A family that is named anywhere is known everywhere."""
+
+from pathlib import Path
+from typing import get_args
+
+from pairs import variants_of
+
+from lit_gpt.checkpoints.huggingface import FAMILIES, MODEL_TYPES
+from lit_gpt.models import get_preset, preset_names
+from lit_gpt.models.choices import Family
+
+README = (Path(__file__).parents[2] / "README.md").read_text()
+
+
+def test_every_family_is_mapped_and_has_variants():
+    assert set(FAMILIES) == set(get_args(Family))
+    assert len(MODEL_TYPES) == len(FAMILIES)
+    for family in FAMILIES:
+        module = variants_of(family)
+        assert len(module.VARIANTS) >= 2, family
+
+
+def test_every_preset_belongs_to_a_family():
+    without = set(FAMILIES) - {get_preset(name).family for name in preset_names()}
+    # their published values were not at hand
+    assert without == {"granite_swa", "ministral"}
+
+
+def test_the_readme_names_every_family_and_preset():
+    for model_type in MODEL_TYPES:
+        assert f"`{model_type}`" in README
+    for name in preset_names():
+        # `pythia-70m` `-160m`: a table's cell names the series once
+        assert f"`{name}`" in README or any(
+            f"`{name[i:]}`" in README for i, letter in enumerate(name) if letter == "-"
+        ), name
