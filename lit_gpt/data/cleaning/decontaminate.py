@@ -1,0 +1,242 @@
+"""`decontaminate`: documents that hold a piece of a benchmark are dropped, and what matched is listed.
+
+As for GPT-3 (Brown et al. 2020, arXiv:2005.14165, appendix C): texts become words in lower case without punctuation;
+a document is contaminated if it has a run of 13 words in common with a benchmark's text. A text of 8 to 12 words counts
+if the document holds all of it (GPT-3 chose n between 8 and 13 by the lengths of a benchmark's texts); shorter ones say
+nothing. Runs that stand in many records of one benchmark are its instructions, not its questions, and are left out.
+
+The index is one sorted array of 64-bit hashes for each length: 16 bytes a run of the benchmarks.
+"""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lit_gpt.data.cleaning.base import PerDocumentStep, check_at_least, check_list
+from lit_gpt.data.cleaning.benchmark_files import read_benchmark
+from lit_gpt.data.cleaning.matching import UInt64Array, match_words, n_gram_hashes, word_hashes
+from lit_gpt.data.cleaning.step import Doc, Rejected
+from lit_gpt.errors import UserError
+
+Int32Array = np.ndarray[Any, np.dtype[np.int32]]
+
+_MAX_LISTED = 20
+
+
+@dataclass(frozen=True)
+class Match:
+    """A run of words that a document has in common with a benchmark.
+
+    Attributes:
+        benchmark: Name of the benchmark's file.
+        record: The record in it, counted from 1.
+        words: The words, as matched.
+        num_runs: How many runs of this record the document holds.
+    """
+
+    benchmark: str
+    record: int
+    words: str
+    num_runs: int
+
+
+@dataclass
+class _Runs:
+    """The benchmarks' runs of one length: hashes, sorted, and where the first of each comes from."""
+
+    hashes: UInt64Array
+    files: Int32Array
+    records: Int32Array
+
+
+@dataclass
+class BenchmarkIndex:
+    """What benchmarks hold, for looking documents up in it.
+
+    Attributes:
+        names: The benchmarks' names.
+        runs: Length in words → runs of that length.
+        num_texts: Texts that were long enough to be looked for.
+        num_short: Texts that were too short.
+    """
+
+    names: list[str]
+    runs: dict[int, _Runs] = field(default_factory=dict)
+    num_texts: int = 0
+    num_short: int = 0
+
+    def matches(self, text: str) -> list[Match]:
+        """Returns what a text has in common with the benchmarks, one match a record, in the text's order."""
+        words = match_words(text)
+        hashes = word_hashes(words)
+        found: dict[tuple[int, int], tuple[int, int]] = {}  # (file, record) → (place, length) of its first run
+        numbers: Counter[tuple[int, int]] = Counter()
+        for length, runs in self.runs.items():
+            own = n_gram_hashes(hashes, length)
+            places = np.searchsorted(runs.hashes, own)
+            places[places == len(runs.hashes)] = 0
+            for at in np.flatnonzero(runs.hashes[places] == own):
+                key = int(runs.files[places[at]]), int(runs.records[places[at]])
+                numbers[key] += 1
+                found[key] = min(found.get(key, (int(at), length)), (int(at), length))
+        return [
+            Match(self.names[key[0]], key[1], " ".join(words[at : at + length]), numbers[key])
+            for key, (at, length) in sorted(found.items(), key=lambda item: item[1])
+        ]
+
+
+def build_index(
+    files: list[Path], n_gram: int = 13, min_words: int = 8, max_records: int = 50, fields: list[str] | None = None
+) -> BenchmarkIndex:
+    """Reads benchmarks into an index.
+
+    Args:
+        files: The benchmark files.
+        n_gram: Words in a run.
+        min_words: A text of fewer words is not looked for; one of min_words to n_gram - 1 words counts as a whole.
+        max_records: A run that stands in more records of one benchmark is left out.
+        fields: Fields to read; None reads all that hold text.
+
+    Raises:
+        UserError: if a benchmark cannot be read, or holds no text that is long enough.
+    """
+    index = BenchmarkIndex(_names(files))
+    collected: dict[int, list[tuple[UInt64Array, Int32Array, Int32Array]]] = {}
+    for number, path in enumerate(files):
+        of_file: dict[int, list[tuple[UInt64Array, Int32Array]]] = {}
+        before = index.num_texts
+        for record, text in read_benchmark(path, fields):
+            hashes = word_hashes(match_words(text))
+            if len(hashes) < min(min_words, n_gram):
+                index.num_short += 1
+                continue
+            index.num_texts += 1
+            length = min(n_gram, len(hashes))
+            runs = np.unique(n_gram_hashes(hashes, length))
+            of_file.setdefault(length, []).append((runs, np.full(len(runs), record, np.int32)))
+        if index.num_texts == before:
+            raise UserError(
+                f"benchmark {path} has no text of {min(min_words, n_gram)} words or more, so nothing of it could be "
+                "found; lower min_words, or leave it out"
+            )
+        for length, parts in of_file.items():
+            hashes, records = _without_templates(
+                np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts]), max_records
+            )
+            collected.setdefault(length, []).append((hashes, np.full(len(hashes), number, np.int32), records))
+    for length, triples in sorted(collected.items()):
+        hashes, numbers, records = map(np.concatenate, zip(*triples, strict=True))
+        hashes, first = np.unique(hashes, return_index=True)  # the first file and record of each
+        index.runs[length] = _Runs(hashes, numbers[first], records[first])
+    index.runs = {length: runs for length, runs in index.runs.items() if len(runs.hashes)}
+    return index
+
+
+def _without_templates(hashes: UInt64Array, records: Int32Array, max_records: int) -> tuple[UInt64Array, Int32Array]:
+    """Leaves out the runs that stand in more than `max_records` records."""
+    order = np.lexsort((records, hashes))
+    hashes, records = hashes[order], records[order]
+    new = np.ones(len(hashes), bool)
+    new[1:] = (hashes[1:] != hashes[:-1]) | (records[1:] != records[:-1])
+    hashes, records = hashes[new], records[new]  # each run once a record
+    values, first, counts = np.unique(hashes, return_index=True, return_counts=True)
+    chosen = counts <= max_records
+    return values[chosen], records[first[chosen]]
+
+
+def _names(files: list[Path]) -> list[str]:
+    """Returns a short name for each file: its own, with its folder's where two have the same."""
+    counts = Counter(path.name for path in files)
+    return [path.name if counts[path.name] == 1 else f"{path.parent.name}/{path.name}" for path in files]
+
+
+@lru_cache(maxsize=4)
+def _cached_index(
+    files: tuple[tuple[str, int, int], ...],
+    n_gram: int,
+    min_words: int,
+    max_records: int,
+    fields: tuple[str, ...] | None,
+) -> BenchmarkIndex:
+    """Builds an index once a process: the files come with size and time, so that a changed one is read again."""
+    paths = [Path(name) for name, _, _ in files]
+    return build_index(paths, n_gram, min_words, max_records, None if fields is None else list(fields))
+
+
+class Decontaminate(PerDocumentStep):
+    """Drops documents that hold a run of words of a benchmark, and lists what matched.
+
+    Args:
+        benchmarks: Benchmark files: json, jsonl, csv, tsv, parquet, or plain text (each paragraph a text); .gz and .zst
+            too. All texts of a record are looked for: questions, choices, answers, passages.
+        n_gram: Words in a run that counts as a match (GPT-3: 13).
+        min_words: A benchmark's text of min_words to n_gram - 1 words counts if all of it is in a document (GPT-3: 8);
+            shorter texts are not looked for.
+        max_records: A run that stands in more records of one benchmark is taken for its instructions, and left out.
+        fields: Fields or columns of the benchmarks to look for; None takes all that hold text.
+    """
+
+    name = "decontaminate"
+
+    def __init__(
+        self,
+        benchmarks: list[str],
+        n_gram: int = 13,
+        min_words: int = 8,
+        max_records: int = 50,
+        fields: list[str] | None = None,
+    ) -> None:
+        super().__init__()
+        check_list("decontaminate: benchmarks", benchmarks)
+        check_at_least("decontaminate: n_gram", n_gram, 1)
+        check_at_least("decontaminate: min_words", min_words, 1)
+        check_at_least("decontaminate: max_records", max_records, 1)
+        if fields is not None:
+            check_list("decontaminate: fields", fields)
+        if not benchmarks:
+            raise UserError("decontaminate: benchmarks is empty; name the files, or leave the step out")
+        self.benchmarks = [str(path) for path in benchmarks]
+        for path in self.benchmarks:
+            if not Path(path).is_file():
+                raise UserError(
+                    f"decontaminate: there is no benchmark file {path}; is the path right (seen from {Path.cwd()})?"
+                )
+        self.n_gram = n_gram
+        self.min_words = min_words
+        self.max_records = max_records
+        self.fields = fields
+        self._index: BenchmarkIndex | None = None
+
+    def index(self) -> BenchmarkIndex:
+        """Returns what the benchmarks hold; read once a process.
+
+        Raises:
+            UserError: if a benchmark cannot be read.
+        """
+        if self._index is None:
+            stats = [(path, Path(path).stat()) for path in self.benchmarks]
+            self._index = _cached_index(
+                tuple((path, stat.st_size, stat.st_mtime_ns) for path, stat in stats),
+                self.n_gram,
+                self.min_words,
+                self.max_records,
+                None if self.fields is None else tuple(self.fields),
+            )
+        return self._index
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_index": None}
+
+    def apply(self, document: Doc) -> Doc | Rejected:
+        """Returns the document, or what of which benchmark it holds."""
+        matches = self.index().matches(document.text)
+        if not matches:
+            return document
+        listed = [f"{m.benchmark}:{m.record} ({m.num_runs}x): {m.words}" for m in matches[:_MAX_LISTED]]
+        if len(matches) > _MAX_LISTED:
+            listed.append(f"and {len(matches) - _MAX_LISTED} more records")
+        return Rejected("contaminated", "; ".join(listed))
