@@ -7,12 +7,14 @@ their docstrings.
 from lit_gpt.callbacks.attention_picture import AttentionPicture
 from lit_gpt.callbacks.ema import ExponentialMovingAverage
 from lit_gpt.callbacks.graceful_stop import GracefulStop
+from lit_gpt.callbacks.mixture_proportions import MixtureProportions
 from lit_gpt.callbacks.nonfinite_guard import NonFiniteGuard
 from lit_gpt.callbacks.prediction_writer import PredictionWriter
 from lit_gpt.callbacks.preflight import Preflight
 from lit_gpt.callbacks.progress_bar import TokenProgressBar
 from lit_gpt.callbacks.run_checkpoint import RunCheckpoint
 from lit_gpt.callbacks.run_folder import RunFolder
+from lit_gpt.callbacks.sample_answers import SampleAnswers
 from lit_gpt.callbacks.sample_text import SampleText
 from lit_gpt.callbacks.throughput import ThroughputMonitor
 
@@ -20,11 +22,13 @@ __all__ = [
     "AttentionPicture",
     "ExponentialMovingAverage",
     "GracefulStop",
+    "MixtureProportions",
     "NonFiniteGuard",
     "PredictionWriter",
     "Preflight",
     "RunCheckpoint",
     "RunFolder",
+    "SampleAnswers",
     "SampleText",
     "ThroughputMonitor",
     "TokenProgressBar",

@@ -40,8 +40,9 @@ class BatchBuilder:
         Returns:
             All keys of `Batch`; without isolation no `document_ids`: causality alone keeps a row from its padding.
         """
-        inputs = np.ascontiguousarray(rows[:, :-1])
-        labels = np.ascontiguousarray(rows[:, 1:])
+        # Copies, also where one row is contiguous already: they overlap, and padding is written into both.
+        inputs = rows[:, :-1].copy()
+        labels = rows[:, 1:].copy()
         time = np.arange(inputs.shape[1])
         if self.isolate_documents:
             opens = inputs == self.separator_id

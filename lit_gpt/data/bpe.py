@@ -20,6 +20,17 @@ GPT4_PATTERN = (
     r"|\s+(?!\S)|\s+"
 )
 
+# GPT-2's own, as `ByteLevel` has it built in.
+GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+
+ChatTokens = Literal["chatml", "llama3"]
+
+CHAT_TOKENS: dict[ChatTokens, tuple[str, ...]] = {
+    "chatml": ("<|im_start|>", "<|im_end|>"),
+    "llama3": ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
+}
+"""Special tokens that mark the turns of a conversation, by the format that they belong to."""
+
 # The trainer takes 256 texts at a time; short pieces bound what these need.
 _PIECE_CHARACTERS = 1 << 14
 
@@ -37,6 +48,7 @@ def train_bpe(
     pattern: Pattern = "gpt2",
     special_tokens: Sequence[str] = (),
     show_progress: bool = False,
+    split_digits: bool = False,
 ) -> Tokenizer:
     """Trains on texts, in one pass; memory grows with the number of distinct words, not with the text.
 
@@ -46,6 +58,8 @@ def train_bpe(
         pattern: How text is split into words: `gpt2` or `gpt4`.
         special_tokens: Further special tokens; `<|endoftext|>` is always there, with id 0.
         show_progress: Whether the trainer draws its progress bars.
+        split_digits: Make every digit a word of its own, so that each number is spelled in one way only (as Llama 2,
+            arXiv:2307.09288, section 2.2); without it `gpt4` groups them by three and `gpt2` not at all.
 
     Returns:
         The tokenizer. The same texts always give the same one.
@@ -59,13 +73,16 @@ def train_bpe(
     check_vocab_size(vocab_size, special_tokens)
     byte_level = pre_tokenizers.ByteLevel
     backend = Backend(models.BPE())
-    if pattern == "gpt2":
-        pre_tokenizer: Any = byte_level(add_prefix_space=False)
-    elif pattern == "gpt4":
-        words = pre_tokenizers.Split(Regex(GPT4_PATTERN), behavior="isolated")
-        pre_tokenizer = pre_tokenizers.Sequence([words, byte_level(add_prefix_space=False, use_regex=False)])
-    else:
+    if pattern not in ("gpt2", "gpt4"):
         raise UserError(f"pattern is {pattern!r}; it can be gpt2 or gpt4")
+    if pattern == "gpt2" and not split_digits:
+        pre_tokenizer: Any = byte_level(add_prefix_space=False)
+    else:
+        regex = Regex(GPT2_PATTERN if pattern == "gpt2" else GPT4_PATTERN)
+        parts: list[Any] = [pre_tokenizers.Split(regex, behavior="isolated")]
+        if split_digits:  # before bytes: among the characters that stand for bytes are ² and ³
+            parts.append(pre_tokenizers.Digits(individual_digits=True))
+        pre_tokenizer = pre_tokenizers.Sequence([*parts, byte_level(add_prefix_space=False, use_regex=False)])
     backend.pre_tokenizer = pre_tokenizer
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(

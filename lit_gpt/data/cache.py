@@ -43,19 +43,21 @@ def write_json(path: Path, value: Any) -> None:
 
 
 @contextlib.contextmanager
-def exclusive(path: Path, purpose: str) -> Iterator[None]:
-    """Holds the lock file `path`; another process that holds it is waited for, and the wait is announced.
+def exclusive(path: Path, purpose: str, announce: bool = True) -> Iterator[None]:
+    """Holds the lock file `path`; another process that holds it is waited for.
 
     Args:
         path: Lock file; created if missing, never removed (removing it would let two processes in).
         purpose: What the holder does, for the line that the waiting process prints.
+        announce: Whether it prints that line.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            say(f"another process is {purpose}; waiting for it ({path})")
+            if announce:
+                say(f"another process is {purpose}; waiting for it ({path})")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
@@ -69,13 +71,16 @@ def human_bytes(count: float) -> str:
     return f"{count:.1f} TB"
 
 
-def check_disk_space(folder: Path, needed_bytes: int, purpose: str) -> None:
+def check_disk_space(
+    folder: Path, needed_bytes: int, purpose: str, remedy: str = "set cache_dir (or LIT_GPT_CACHE) to a larger disk"
+) -> None:
     """Refuses to begin what would not fit.
 
     Args:
         folder: Where it would be written; it need not exist yet.
         needed_bytes: Estimate of what will be written.
         purpose: What the space is for.
+        remedy: What the user can do beside making room.
 
     Raises:
         UserError: if fewer than `needed_bytes` are free.
@@ -87,5 +92,5 @@ def check_disk_space(folder: Path, needed_bytes: int, purpose: str) -> None:
     if needed_bytes > free:
         raise UserError(
             f"{purpose} needs about {human_bytes(needed_bytes)} in {folder}, and {human_bytes(free)} are free; "
-            "make room, or set cache_dir (or LIT_GPT_CACHE) to a larger disk"
+            f"make room, or {remedy}"
         )

@@ -20,11 +20,13 @@ class Document:
         text: The text itself.
         source: File (relative to what the user named) or data set that it came from.
         record: Line or row in that source, counted from 1; 0 when the source is a single document.
+        metadata: What else the source knows (URL, language, ...), JSON values; `prepare` keeps it with the text.
     """
 
     text: str
     source: str
     record: int = 0
+    metadata: dict[str, Any] | None = None
 
     @property
     def where(self) -> str:

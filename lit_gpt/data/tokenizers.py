@@ -28,6 +28,7 @@ TOKENIZER_FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
     "chat_template.jinja",
+    "chat_template.json",
     "tokenizer.model",
     "vocab.json",
     "merges.txt",
@@ -85,7 +86,11 @@ class Tokenizer:
         return np.dtype("<u2" if self.vocab_size <= 1 << 16 else "<u4")
 
     def encode(self, text: str) -> np.ndarray:
-        """Returns the ids of a text, of any length, without adding special tokens: (n,) of `dtype`."""
+        """Returns the ids of a text, of any length, without adding special tokens: (n,) of `dtype`.
+
+        Raises:
+            UserError: if the text holds a lone surrogate, which is no Unicode text and has no bytes.
+        """
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
@@ -101,8 +106,13 @@ class Tokenizer:
         return encoded
 
     def _encode(self, texts: list[str]) -> list[np.ndarray]:
-        # The fast variant skips the offsets of tokens in the text.
-        encodings = self.backend.encode_batch_fast(texts, add_special_tokens=False)
+        try:
+            # The fast variant skips the offsets of tokens in the text.
+            encodings = self.backend.encode_batch_fast(texts, add_special_tokens=False)
+        except TypeError:
+            for text in texts:
+                check_unicode(text)
+            raise
         return [np.array(encoding.ids, dtype=self.dtype) for encoding in encodings]
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -141,6 +151,21 @@ class Tokenizer:
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in self.folder_files().items():
             (folder / name).write_bytes(content)
+
+
+def check_unicode(text: str) -> None:
+    """Refuses what is no Unicode text: a lone surrogate, half of a character that UTF-16 writes in two.
+
+    Raises:
+        UserError: naming the first one and its place.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"the text holds the lone surrogate U+{ord(text[error.start]):04X} at character {error.start}, which is no "
+            "Unicode text; remove it, or read its bytes as UTF-8 again"
+        ) from error
 
 
 def load_tokenizer(path_or_name: str | Path, separator: str | None = None) -> Tokenizer:

@@ -1,7 +1,27 @@
 """LightningDataModules: each turns one kind of corpus into batches for the Trainer."""
 
 from lit_gpt.datamodules.base import TokenDataModule
+from lit_gpt.datamodules.instruction import InstructionDataModule, StdlibInstructionDataModule
+from lit_gpt.datamodules.mixture import MixtureDataModule
+from lit_gpt.datamodules.preference import PreferenceDataModule, StdlibPreferenceDataModule
+from lit_gpt.datamodules.prepared import PreparedDataModule
+from lit_gpt.datamodules.rows import RowDataModule
 from lit_gpt.datamodules.stdlib import StdlibDataModule
+from lit_gpt.datamodules.streaming import StreamingDataModule
 from lit_gpt.datamodules.text import TextDataModule
+from lit_gpt.datamodules.windows import WindowDataModule
 
-__all__ = ["StdlibDataModule", "TextDataModule", "TokenDataModule"]
+__all__ = [
+    "InstructionDataModule",
+    "MixtureDataModule",
+    "PreferenceDataModule",
+    "PreparedDataModule",
+    "RowDataModule",
+    "StdlibDataModule",
+    "StdlibInstructionDataModule",
+    "StdlibPreferenceDataModule",
+    "StreamingDataModule",
+    "TextDataModule",
+    "TokenDataModule",
+    "WindowDataModule",
+]

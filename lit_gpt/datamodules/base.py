@@ -15,32 +15,25 @@ dm.train_dataloader()`.
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-import torch
-from lightning import LightningDataModule
-
-from lit_gpt.data.batches import BatchBuilder
 from lit_gpt.data.bpe import Pattern, check_vocab_size
 from lit_gpt.data.cache import default_cache_dir
 from lit_gpt.data.corpus_spec import CorpusSpec
 from lit_gpt.data.documents import Document, OnBadInput, Source, SplitName
-from lit_gpt.data.evaluation_loader import DocumentLoader, EvaluationLoader, OrderedLoader
-from lit_gpt.data.loader import TrainingLoader, check_batch_sizes
 from lit_gpt.data.prepare import check_room, corpus_path, prepare_corpus
 from lit_gpt.data.sampler import WindowSampler
-from lit_gpt.data.shards import TokenCorpus, TokenSplit
+from lit_gpt.data.shards import TokenCorpus
 from lit_gpt.data.sources import IterableSource
 from lit_gpt.data.tokenizer_cache import keep_tokenizer, kept_tokenizer_path, prepare_tokenizer, trained_tokenizer_path
 from lit_gpt.data.tokenizers import Tokenizer, load_tokenizer
+from lit_gpt.datamodules.windows import WindowDataModule
 from lit_gpt.errors import UserError
 
-Ordered = TypeVar("Ordered", bound=OrderedLoader)
 DEFAULT_VOCAB_SIZE = 4096
-DEFAULT_GLOBAL_BATCH_SIZE = 32
 
 
-class TokenDataModule(LightningDataModule):
+class TokenDataModule(WindowDataModule):
     """Batches of fixed-length token windows from a corpus of documents.
 
     A training batch is the list of micro-batches that this device contributes to one optimizer step; evaluation
@@ -101,31 +94,26 @@ class TokenDataModule(LightningDataModule):
         cache_dir: str | None = None,
         prepare_threads: int | None = None,
     ) -> None:
-        super().__init__()
-        sizes = {"block_size": block_size, "micro_batch_size": micro_batch_size, "eval_batch_size": eval_batch_size}
-        for name, value in sizes.items():
-            if isinstance(value, int) and value < 1:
-                raise UserError(f"{name} is {value}; it must be at least 1")
-        if num_workers < 0:
-            raise UserError(f"num_workers is {num_workers}; it must be at least 0 (0: this process assembles batches)")
-        self.block_size = block_size
-        self.global_batch_size = _global_batch_size(block_size, global_batch_size, global_batch_tokens)
-        self.micro_batch_size = micro_batch_size
-        self.eval_batch_size = eval_batch_size
+        super().__init__(
+            block_size=block_size,
+            global_batch_size=global_batch_size,
+            global_batch_tokens=global_batch_tokens,
+            micro_batch_size=micro_batch_size,
+            eval_batch_size=eval_batch_size,
+            isolate_documents=isolate_documents,
+            seed=seed,
+            num_workers=num_workers,
+            predict_split=predict_split,
+        )
         self.tokenizer = tokenizer
         self.tokenizer_pattern: Pattern = tokenizer_pattern
         self.vocab_size = self._resolve_vocab_size(vocab_size)
         self.val_fraction = val_fraction
         self.test_fraction = test_fraction
-        self.isolate_documents = isolate_documents
-        self.seed = seed
-        self.num_workers = num_workers
         self.on_bad_input: OnBadInput = on_bad_input
-        self.predict_split: SplitName = predict_split
         self.cache_dir = default_cache_dir() if cache_dir is None else Path(cache_dir).expanduser()
         self.prepare_threads = prepare_threads
         self._folders: tuple[Path, Path] | None = None
-        self._corpus: TokenCorpus | None = None
 
     # ------------------------------------------------------------------ what a subclass says
 
@@ -175,7 +163,7 @@ class TokenDataModule(LightningDataModule):
 
     def prepare_data(self) -> None:
         """Makes the tokenizer and the token shards, unless the cache has them."""
-        check_batch_sizes(self.global_batch_size, self._micro_batch_size(), self._ranks()[1])
+        self._check_batch_sizes()
         try:
             self.cache_dir.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -204,7 +192,7 @@ class TokenDataModule(LightningDataModule):
         self._folders = (self.cache_dir / "tokenizers" / tokenizer, self.cache_dir / "corpora" / corpus)
         self._corpus = TokenCorpus(self._folders[1])
         if stage == "fit":
-            check_batch_sizes(self.global_batch_size, self._micro_batch_size(), self._ranks()[1])
+            self._check_batch_sizes()
             WindowSampler(self.corpus.split("train").num_tokens, self.block_size, self.seed)
         if stage == "validate" or (stage == "fit" and self.val_fraction > 0):
             self._evaluation_loader("val")
@@ -229,121 +217,12 @@ class TokenDataModule(LightningDataModule):
         assert names is not None
         return names
 
-    @property
-    def tokens_per_step(self) -> int:
-        """Input tokens of one optimizer step over all devices."""
-        return self.global_batch_size * self.block_size
-
-    @property
-    def corpus(self) -> TokenCorpus:
-        """The prepared corpus.
-
-        Raises:
-            UserError: before `setup`.
-        """
-        if self._corpus is None:
-            raise UserError("the corpus is not open yet: call prepare_data() and setup() first")
-        return self._corpus
-
     def lineage(self) -> dict[str, Any]:
         """Returns which documents, tokenizer and order made the batches, by content hash (JSON values)."""
-        return {
-            "class": f"{type(self).__module__}.{type(self).__qualname__}",
-            "corpus": self.corpus.lineage(),
-            "tokenizer": {
-                "path": str(self.tokenizer_path),
-                "given": self.tokenizer,
-                "vocab_size": self.corpus.vocab_size,
-                "fingerprint": self.corpus.manifest["tokenizer"],
-            },
-            "block_size": self.block_size,
-            "global_batch_size": self.global_batch_size,
-            "isolate_documents": self.isolate_documents,
-            "seed": self.seed,
-        }
+        lineage = super().lineage()
+        lineage["tokenizer"]["given"] = self.tokenizer
+        return lineage
 
-    # ------------------------------------------------------------------ batches
-
-    def train_dataloader(self) -> TrainingLoader:
-        """Returns the resumable loader of optimizer steps."""
-        rank, world_size = self._ranks()
-        return TrainingLoader(
-            self._split("train"),
-            self._builder(),
-            block_size=self.block_size,
-            global_batch_size=self.global_batch_size,
-            micro_batch_size=self._micro_batch_size(),
-            seed=self.seed,
-            rank=rank,
-            world_size=world_size,
-            num_workers=self.num_workers,
-            pin_memory=torch.cuda.is_available(),
-        )
-
-    def val_dataloader(self) -> EvaluationLoader | list[Any]:
-        """Returns the loader of the validation windows; none if `val_fraction` is 0."""
-        return [] if self.val_fraction == 0 and not self._split("val").num_tokens else self._evaluation_loader("val")
-
-    def test_dataloader(self) -> EvaluationLoader:
-        """Returns the loader of the test windows."""
-        return self._evaluation_loader("test")
-
-    def predict_dataloader(self) -> DocumentLoader:
-        """Returns the loader of `predict_split`, document by document."""
-        return self._ordered(DocumentLoader, self.predict_split)
-
-    def _evaluation_loader(self, split: SplitName) -> EvaluationLoader:
-        return self._ordered(EvaluationLoader, split)
-
-    def _ordered(self, kind: type[Ordered], split: SplitName) -> Ordered:
-        rank, world_size = self._ranks()
-        return kind(
-            self._split(split),
-            self._builder(),
-            self.block_size,
-            self._eval_batch_size(),
-            rank=rank,
-            world_size=world_size,
-            num_workers=self.num_workers,
-            pin_memory=torch.cuda.is_available(),
-        )
-
-    def _split(self, name: SplitName) -> TokenSplit:
-        return self.corpus.split(name)
-
-    def _builder(self) -> BatchBuilder:
-        return BatchBuilder(self.corpus.separator_id, self.corpus.byte_lengths, self.isolate_documents)
-
-    def _micro_batch_size(self) -> int:
-        share = self.global_batch_size // self._ranks()[1]
-        return max(1, share) if self.micro_batch_size == "auto" else self.micro_batch_size
-
-    def _eval_batch_size(self) -> int:
-        return min(self._micro_batch_size(), 32) if self.eval_batch_size is None else self.eval_batch_size
-
-    def _ranks(self) -> tuple[int, int]:
-        """Returns (rank, number) among the processes that see different data; (0, 1) without a Trainer."""
-        strategy = None if self.trainer is None else self.trainer.strategy
-        kwargs = getattr(strategy, "distributed_sampler_kwargs", None)
-        return (0, 1) if kwargs is None else (int(kwargs["rank"]), int(kwargs["num_replicas"]))
-
-
-def _global_batch_size(block_size: int, sequences: int | None, tokens: int | None) -> int:
-    """Returns the sequences of a step from whichever of the two was given."""
-    if sequences is not None and tokens is not None:
-        raise UserError(
-            f"global_batch_size {sequences} and global_batch_tokens {tokens} are both given; give one, and set the "
-            "other to null"
-        )
-    if tokens is None:
-        size = DEFAULT_GLOBAL_BATCH_SIZE if sequences is None else sequences
-        if size < 1:
-            raise UserError(f"global_batch_size is {size}; it must be at least 1")
-        return size
-    if tokens < 1 or tokens % block_size:
-        below = max(tokens // block_size, 1) * block_size
-        raise UserError(
-            f"global_batch_tokens {tokens} is no multiple of block_size {block_size}; set it to {below} or "
-            f"{below + block_size}"
-        )
-    return tokens // block_size
+    def val_dataloader(self) -> Any:
+        """Returns the loader of the validation windows; none if `val_fraction` is 0 and no file is held out."""
+        return super().val_dataloader() if self.val_fraction == 0 else self._evaluation_loader("val")

@@ -12,9 +12,10 @@ SEPARATOR = 0
 
 @pytest.mark.parametrize("isolate", [True, False])
 @pytest.mark.parametrize("padded", [True, False])
-def test_against_a_loop(isolate: bool, padded: bool) -> None:
+@pytest.mark.parametrize("B", [6, 1])
+def test_against_a_loop(isolate: bool, padded: bool, B: int) -> None:
     rng = np.random.default_rng(0)
-    B, T = 6, 23
+    T = 23
     rows = rng.integers(0, 5, (B, T + 1))
     lengths = rng.integers(0, T + 1, B) if padded else np.full(B, T)
     byte_lengths = np.array([0, 1, 2, 3, 4])

@@ -1,0 +1,131 @@
+"""`MixtureProportions`: what was drawn from each corpus of a mixture, beside what was wanted."""
+
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+
+class MixtureProportions(Callback):
+    """Counts the rows of each corpus as they are trained on and logs shares every `log_every_n_steps` steps.
+
+    Logged for each corpus: `mixture/<name>` (share of the samples since the last entry), `mixture_total/<name>` (since
+    the run began), `mixture_wanted/<name>` (what the weights ask for since the run began) and `mixture_epochs/<name>`
+    (how often its tokens were seen). It does nothing without a mixture: the batches must have `corpus_ids`, and the
+    Trainer's DataModule a `mixture` with `names`, `wanted(num_samples)` and `num_windows`.
+
+    The counts are of what reached the training step, not of what was planned. They stay on the device, one small
+    addition a micro-batch. An entry is copied to the host without waiting for the device and written at a later step,
+    when it has arrived: no step waits for it. The counts are saved and resumed with the run.
+
+    Attributes:
+        latest: The last entry that was written.
+    """
+
+    def __init__(self) -> None:
+        self.latest: dict[str, float] = {}
+        self._counts: Tensor | None = None
+        self._loaded: list[int] | None = None
+        self._before: list[int] = []
+        self._pending: tuple[int, Tensor, Any] | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin to count, or go on from the checkpoint's counts."""
+        mixture = _mixture(trainer)
+        if mixture is None:
+            return
+        self._counts = torch.zeros(len(mixture.names), dtype=torch.int64, device=pl_module.device)
+        self._before = [0] * len(mixture.names)
+        if self._loaded is not None and len(self._loaded) == len(mixture.names):
+            self._before = list(self._loaded)
+            if trainer.is_global_zero:  # summed over processes when they were saved
+                self._counts += torch.tensor(self._loaded, device=pl_module.device)
+        self._loaded = None
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count the step's rows; at the interval send the counts on their way."""
+        if self._counts is None:
+            return
+        for micro_batch in batch if isinstance(batch, list) else [batch]:
+            ids = micro_batch.get("corpus_ids")
+            if ids is not None:
+                self._counts.scatter_add_(0, ids, torch.ones_like(ids))
+        if self._pending is not None and _arrived(self._pending[2]):
+            self._write(trainer)
+        if trainer.global_step % max(1, int(getattr(trainer, "log_every_n_steps", 50))) == 0:
+            self._send(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the entry that is still on its way."""
+        if self._pending is not None:
+            if self._pending[2] is not None:
+                self._pending[2].synchronize()
+            self._write(trainer)
+
+    def _send(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Copy the counts of all processes to the host, without waiting."""
+        assert self._counts is not None
+        counts = _sum_over_processes(self._counts, pl_module)
+        if counts.device.type != "cuda":
+            self._pending = (trainer.global_step, counts.clone(), None)
+            self._write(trainer)
+            return
+        host = torch.empty(counts.shape, dtype=counts.dtype, pin_memory=True)
+        host.copy_(counts, non_blocking=True)
+        event = torch.cuda.Event()
+        event.record()
+        self._pending = (trainer.global_step, host, event)
+
+    def _write(self, trainer: Trainer) -> None:
+        assert self._pending is not None
+        step, counts, _ = self._pending
+        self._pending = None
+        mixture = _mixture(trainer)
+        now = counts.tolist()
+        total, latest = sum(now), sum(now) - sum(self._before)
+        if not latest:
+            return
+        wanted = mixture.wanted(total)
+        values: dict[str, float] = {}
+        for place, name in enumerate(mixture.names):
+            values[f"mixture/{name}"] = (now[place] - self._before[place]) / latest
+            values[f"mixture_total/{name}"] = now[place] / total
+            values[f"mixture_wanted/{name}"] = wanted[name] / total
+            values[f"mixture_epochs/{name}"] = now[place] / mixture.num_windows[place]
+        self._before, self.latest = now, values
+        for logger in trainer.loggers:
+            logger.log_metrics(values, step=step)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Keep the counts of all processes."""
+        if self._counts is not None:
+            checkpoint["mixture_counts"] = _sum_over_processes(self._counts, pl_module).tolist()
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Take the counts up again."""
+        self._loaded = checkpoint.get("mixture_counts")
+
+
+def _mixture(trainer: Trainer) -> Any:
+    """Returns the DataModule's mixture, None where there is none."""
+    datamodule = getattr(trainer, "datamodule", None)
+    return getattr(datamodule, "mixture", None)
+
+
+def _arrived(event: Any) -> bool:
+    return event is None or bool(event.query())
+
+
+def _sum_over_processes(counts: Tensor, pl_module: LightningModule) -> Tensor:
+    """Sum over the processes that see different data (tensor-parallel ones see the same)."""
+    strategy = pl_module.trainer.strategy
+    kwargs = getattr(strategy, "distributed_sampler_kwargs", None) or {"num_replicas": 1}
+    if kwargs["num_replicas"] == 1:
+        return counts
+    mesh = getattr(pl_module, "device_mesh", None)
+    counts = counts.clone()
+    torch.distributed.all_reduce(counts, group=None if mesh is None else mesh["data_parallel"].get_group())
+    return counts

@@ -1,0 +1,284 @@
+"""From batches to windows that can be drawn.
+
+A window is shown as the tokens that go in and, after the last of them, the one that is only predicted. A token is
+"learned" if some position is trained to predict it: the label before it is not -100.
+"""
+
+import codecs
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from lit_gpt.batch import IGNORE_INDEX
+from lit_gpt.data.byte_lengths import byte_alphabet
+from lit_gpt.data.provenance import Piece
+from lit_gpt.data.tokenizers import Tokenizer
+
+_SUFFIX = "input_ids"
+
+
+@dataclass(frozen=True)
+class Token:
+    """One token of a window.
+
+    Attributes:
+        index: Its place in the window.
+        id: Its number in the vocabulary.
+        text: What it adds to the text; "" while a character is not complete.
+        raw: Its bytes.
+        document: Number of the document that it stands in.
+        position: Its position as the model is told; None for the last target, which is no input.
+        learned: Whether it is a target of the loss.
+        special: Whether it is a special token, such as the separator.
+    """
+
+    index: int
+    id: int
+    text: str
+    raw: bytes
+    document: int
+    position: int | None
+    learned: bool
+    special: bool
+
+
+@dataclass
+class Window:
+    """One row of a batch.
+
+    Attributes:
+        name: What the row is, where a batch holds several kinds (`chosen`, `rejected`); "" otherwise.
+        sample: Its place in the global order; None where the batch does not say.
+        corpus: Name of its corpus, where there are several.
+        length: T, positions of the row.
+        tokens: Its tokens, padding left out.
+        blocks: (first, end) of the positions that see each other, document by document.
+        isolated: Whether documents are isolated; else every position sees all before it.
+        num_padding: Positions that are padding.
+        num_learned: Positions with a label.
+        num_bytes: UTF-8 bytes of the targets; None where the batch does not say.
+        surprises: What a reader should know: labels that are not the next token, and the like.
+        pieces: The documents, where the DataModule can tell.
+        has_labels: Whether the batch has labels at all.
+    """
+
+    name: str
+    sample: int | None
+    corpus: str
+    length: int
+    tokens: list[Token]
+    blocks: list[tuple[int, int]]
+    isolated: bool
+    num_padding: int
+    num_learned: int
+    num_bytes: int | None
+    surprises: list[str]
+    pieces: list[Piece] = field(default_factory=list)
+    has_labels: bool = True
+
+    @property
+    def num_stops(self) -> int:
+        """Special tokens that the model learns to write: where it learns to stop."""
+        return sum(token.special and token.learned for token in self.tokens)
+
+    def allowed(self, query: int, key: int) -> bool:
+        """Returns whether position `query` sees position `key`."""
+        return key <= query and any(first <= key and query < end for first, end in self.blocks)
+
+
+class TokenTexts:
+    """The bytes of tokens, and the texts that a row of them adds up to.
+
+    Args:
+        tokenizer: The tokenizer.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+        self._alphabet = byte_alphabet()
+        self._added = tokenizer.backend.get_added_tokens_decoder()
+        types = str(tokenizer.backend.decoder) + str(tokenizer.backend.pre_tokenizer)
+        self._byte_level = "ByteLevel" in types
+
+    def is_special(self, index: int) -> bool:
+        """Returns whether this is a special token."""
+        return index in self._added and self._added[index].special
+
+    def raw(self, index: int) -> bytes:
+        """Returns the bytes of a token; those of its name where it is an added one."""
+        if index in self._added:
+            return str(self._added[index].content).encode()
+        token = self.tokenizer.backend.id_to_token(index)
+        if token is None:  # padding of the vocabulary
+            return f"<id {index}>".encode()
+        if self._byte_level and all(character in self._alphabet for character in token):
+            return bytes(self._alphabet[character] for character in token)
+        if len(token) == 6 and token.startswith("<0x"):
+            return bytes([int(token[3:5], 16)])
+        return str(token).replace("▁", " ").encode()
+
+    def texts(self, ids: Sequence[int]) -> list[str]:
+        """Returns what each token adds to the text: a character of several tokens comes with the last of them."""
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        texts = []
+        for index in ids:
+            if index in self._added:
+                texts.append(decoder.decode(b"", final=True) + self._added[index].content)
+                decoder.reset()
+            else:
+                texts.append(decoder.decode(self.raw(index)))
+        if texts:
+            texts[-1] += decoder.decode(b"", final=True)
+        return texts
+
+
+def windows_of(batch: Any, texts: TokenTexts, pieces: Sequence[list[Piece]] | None = None) -> list[Window]:
+    """Returns the windows of a batch.
+
+    Args:
+        batch: A `Batch`, a list of them, or any mapping that holds token ids under names that end with `input_ids`
+            (`chosen_input_ids`, or mappings in the mapping); the fields beside them have the same prefix.
+        texts: Of the tokenizer.
+        pieces: The documents of each row, where they are known.
+    """
+    if isinstance(batch, list | tuple):
+        found: list[Window] = []
+        for micro_batch in batch:
+            found += windows_of(micro_batch, texts, None if pieces is None else pieces[len(found) :])
+        return found
+    windows = []
+    for name, fields in _groups(batch):
+        for row in range(len(fields[_SUFFIX])):
+            window = _window(name, {key: _row(value, row) for key, value in fields.items()}, texts)
+            if pieces is not None and row < len(pieces):
+                window.pieces = list(pieces[row])
+                window.corpus = window.corpus or next((piece.corpus for piece in window.pieces), "")
+            windows.append(window)
+    return windows
+
+
+def _groups(batch: Any, name: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields the rows of token ids in a batch by name, with the fields that belong to them."""
+    for key, value in batch.items():
+        if isinstance(value, dict):
+            yield from _groups(value, f"{name} {key}".strip())
+        elif key.endswith(_SUFFIX) and getattr(value, "ndim", 0) == 2:
+            prefix = key.removesuffix(_SUFFIX)
+            shared = {k: v for k, v in batch.items() if k in ("sample_ids", "corpus")}
+            own = {k.removeprefix(prefix): v for k, v in batch.items() if k.startswith(prefix)}
+            yield f"{name} {prefix.strip('_')}".strip(), shared | own
+
+
+def _row(value: Any, row: int) -> Any:
+    if isinstance(value, str) or not hasattr(value, "__getitem__") or (hasattr(value, "ndim") and value.ndim == 0):
+        return value
+    return value[row] if not isinstance(value, dict) and row < len(value) else value
+
+
+def _array(value: Any) -> np.ndarray | None:
+    return None if value is None else np.asarray(value)
+
+
+def _window(name: str, fields: dict[str, Any], texts: TokenTexts) -> Window:
+    ids = np.asarray(fields[_SUFFIX])
+    length = len(ids)
+    labels = _array(fields.get("labels"))
+    documents, positions = _array(fields.get("document_ids")), _array(fields.get("position_ids"))
+    padding = _padding(ids, labels, documents, positions, fields.get("attention_mask"), texts.tokenizer.separator_id)
+    blocks, document_of = _blocks(length, documents, padding)
+    shown, learned, surprises = _shown(ids, labels, padding)
+    told = texts.texts([index for _, index in shown])
+    tokens = [
+        Token(
+            index=place,
+            id=index,
+            text=text,
+            raw=texts.raw(index),
+            document=int(
+                document_of[min(place, length - 1)]
+                if place < length and not padding[place]
+                else document_of[max(place - 1, 0)]
+            ),
+            position=None
+            if place >= length or padding[place]
+            else (place if positions is None else int(positions[place])),
+            learned=place in learned,
+            special=texts.is_special(index),
+        )
+        for (place, index), text in zip(shown, told, strict=True)
+    ]
+    sample, num_bytes = fields.get("sample_ids"), fields.get("num_bytes")
+    if positions is not None and documents is not None:
+        restarts = sum(int(positions[first]) != 0 for first, _ in blocks)
+        if restarts:
+            surprises.append(f"{restarts} of the documents do not begin at position 0")
+    return Window(
+        name=name,
+        sample=None if sample is None else int(sample),
+        corpus=str(fields.get("corpus", "")) if isinstance(fields.get("corpus"), str) else "",
+        length=length,
+        tokens=tokens,
+        blocks=blocks,
+        isolated=documents is not None,
+        num_padding=int(padding.sum()),
+        num_learned=len(learned),
+        num_bytes=None if num_bytes is None else int(num_bytes),
+        surprises=surprises,
+        has_labels=labels is not None,
+    )
+
+
+def _padding(
+    ids: np.ndarray,
+    labels: np.ndarray | None,
+    documents: np.ndarray | None,
+    positions: np.ndarray | None,
+    attention_mask: Any,
+    separator_id: int,
+) -> np.ndarray:
+    """Returns (T,) which positions are padding."""
+    if documents is not None:
+        return documents < 0
+    if attention_mask is not None and np.ndim(attention_mask) == 1:
+        return np.asarray(attention_mask) == 0
+    padding = np.zeros(len(ids), dtype=bool)
+    if labels is not None and positions is not None:
+        # Without document ids: separators at the end that nobody learns from and that stand at position 0.
+        empty = (labels == IGNORE_INDEX) & (ids == separator_id) & (positions == 0)
+        full = np.flatnonzero(~empty)
+        padding[(full[-1] + 1 if len(full) else 0) :] = True
+    return padding
+
+
+def _blocks(length: int, documents: np.ndarray | None, padding: np.ndarray) -> tuple[list[tuple[int, int]], np.ndarray]:
+    """Returns the stretches of positions that see each other, and the number of the document at each position."""
+    if documents is None:
+        end = int(length - padding.sum())
+        return ([(0, end)] if end else []), np.zeros(length, dtype=np.int64)
+    changes = np.flatnonzero(np.diff(documents)) + 1
+    bounds = [0, *changes.tolist(), length]
+    blocks = [(a, b) for a, b in pairwise(bounds) if documents[a] >= 0]
+    return blocks, documents
+
+
+def _shown(
+    ids: np.ndarray, labels: np.ndarray | None, padding: np.ndarray
+) -> tuple[list[tuple[int, int]], set[int], list[str]]:
+    """Returns (place, id) of the tokens to show, the places of those that are learned, and what is odd."""
+    shown: list[tuple[int, int]] = []
+    learned: set[int] = set()
+    odd = 0
+    for place in range(len(ids) + 1):
+        target = None if labels is None or place == 0 or labels[place - 1] == IGNORE_INDEX else int(labels[place - 1])
+        is_input = place < len(ids) and not padding[place]
+        if is_input:
+            shown.append((place, int(ids[place])))
+            odd += target is not None and target != ids[place]
+        elif target is not None:  # predicted, and no input
+            shown.append((place, target))
+        if target is not None:
+            learned.add(place)
+    return shown, learned, [f"{odd} labels are not the token that follows"] if odd else []

@@ -1,0 +1,83 @@
+"""Opens what `prepare` left: the token shards and the tokenizer that made them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from lit_gpt.data.shards import TokenCorpus
+from lit_gpt.data.tokenizers import Tokenizer, load_tokenizer
+from lit_gpt.errors import UserError
+
+TOKENS = "tokens"
+TOKENIZER = "tokenizer"
+
+
+@dataclass(frozen=True)
+class PreparedCorpus:
+    """Token shards beside their tokenizer.
+
+    Attributes:
+        corpus: The shards.
+        tokenizer: The tokenizer.
+        tokenizer_path: Its folder.
+    """
+
+    corpus: TokenCorpus
+    tokenizer: Tokenizer
+    tokenizer_path: Path
+
+
+def open_prepared(path: str | Path, tokenizer: str | Path | None = None) -> PreparedCorpus:
+    """Opens a prepared corpus.
+
+    Args:
+        path: The `out` of a `prepare` recipe, or a folder of token shards itself.
+        tokenizer: The tokenizer's folder; None looks in `tokenizer/` beside the shards or above them, and in the
+            cache that the shards lie in.
+
+    Raises:
+        UserError: if there is no whole corpus, or no tokenizer that made it.
+    """
+    folder = Path(path).expanduser()
+    if not folder.exists():
+        raise UserError(
+            f"there is no prepared corpus {path}; make it first: python -m lit_gpt prepare --config <recipe with out: "
+            f"{path}>"
+        )
+    corpus = TokenCorpus(folder if (folder / "manifest.json").exists() else folder / TOKENS)
+    wanted = corpus.manifest["tokenizer"]
+    if tokenizer is not None:
+        found = load_tokenizer(tokenizer)
+        if found.fingerprint != wanted:
+            raise UserError(f"the corpus {path} was not made with the tokenizer {tokenizer}; name the one that made it")
+        return PreparedCorpus(corpus, found, Path(tokenizer).expanduser())
+    for candidate in _candidates(corpus.path):
+        found = load_tokenizer(candidate)
+        if found.fingerprint == wanted:
+            return PreparedCorpus(corpus, found, candidate)
+    raise UserError(f"the tokenizer of the corpus {path} is not beside it; name its folder with `tokenizer`")
+
+
+def _candidates(shards: Path) -> list[Path]:
+    folders = [shards / TOKENIZER, shards.parent / TOKENIZER]
+    cache = shards.parent.parent / "tokenizers"  # <cache>/corpora/<key>
+    if shards.parent.name == "corpora" and cache.is_dir():
+        folders += sorted(path for path in cache.iterdir() if not path.name.startswith("."))
+    return [folder for folder in folders if folder.is_dir()]
+
+
+def padded_vocab_size(vocab_size: int | None, own: int, name: str) -> int:
+    """Returns the model's vocabulary for a tokenizer of `own` entries.
+
+    Args:
+        vocab_size: What the user wants; None takes the tokenizer's.
+        own: Entries of the tokenizer.
+        name: What messages call the tokenizer.
+
+    Raises:
+        UserError: if the vocabulary would be smaller than the tokenizer's.
+    """
+    if vocab_size is not None and vocab_size < own:
+        raise UserError(
+            f"vocab_size {vocab_size} is smaller than the {own} entries of {name}; set it to null or to at least {own}"
+        )
+    return own if vocab_size is None else vocab_size

@@ -1,0 +1,183 @@
+"""Consecutive blocks of a token stream on the local disk: made once by whoever comes first, read by all.
+
+    <folder>/block-00000007.bin         B T + 1 tokens: B windows and the last one's last target
+             block-00000007.json        the documents that they are from
+             cursor-00000007.json       where in the stream the block begins
+
+Any process can make any block from the nearest cursor before it. The one that needs a block takes a lock, looks
+whether another has made it meanwhile, and else makes it; a thread makes the next one while this one is trained on.
+The latest blocks are kept and the older ones deleted; their cursors stay, a hundred bytes each.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lit_gpt.atomic import remove_leftovers, whole_file
+from lit_gpt.data.cache import check_disk_space, exclusive, write_json
+from lit_gpt.data.streaming.tokens import Cursor, Span, TokenReader
+from lit_gpt.errors import UserError
+
+
+class BlockStore:
+    """Blocks of a stream.
+
+    Args:
+        folder: Where they are kept: one for each (stream, tokenizer, block size).
+        open_reader: Opens the stream at a cursor.
+        block_tokens: Tokens of a block, without the one more that it holds.
+        dtype: Of the tokens.
+        keep_blocks: Blocks to keep on disk, at least 2: the one in use and the next.
+        prefetch: Make the next block in a thread while one is in use.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        open_reader: Callable[[Cursor], TokenReader],
+        block_tokens: int,
+        dtype: np.dtype[Any],
+        keep_blocks: int,
+        prefetch: bool = True,
+    ) -> None:
+        self.folder = folder
+        self.open_reader = open_reader
+        self.block_tokens = block_tokens
+        self.dtype = dtype
+        self.keep_blocks = max(2, keep_blocks)
+        self.prefetch = prefetch
+        self._forget()
+
+    def _forget(self) -> None:
+        """Begins without anything that belongs to a process."""
+        self._process = os.getpid()
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._reader: tuple[int, TokenReader] | None = None  # the block that it would read next
+        self._maps: dict[int, np.ndarray] = {}
+
+    def tokens(self, block: int) -> np.ndarray:
+        """Returns a block's (block_tokens + 1,) tokens, a map of its file; makes it if it is not there."""
+        if os.getpid() != self._process:  # a worker that was forked: threads and locks did not come along
+            self._forget()
+        if block not in self._maps:
+            while True:
+                self._make(block)
+                # Another process may have gone on and deleted it meanwhile.
+                with contextlib.suppress(FileNotFoundError):
+                    self._maps[block] = np.memmap(self._path(block), dtype=self.dtype, mode="r").view(np.ndarray)
+                    break
+            for old in sorted(self._maps)[: -self.keep_blocks]:
+                del self._maps[old]
+            # Of the processes of a machine one reads on from block to block; the others find what it has made.
+            reads_on = self._reader is None or self._reader[0] == block + 1
+            if self.prefetch and reads_on and (self._thread is None or not self._thread.is_alive()):
+                # An error shows itself when the block is asked for.
+                self._thread = threading.Thread(target=self._make_quietly, args=(block + 1,), daemon=True)
+                self._thread.start()
+        return self._maps[block]
+
+    def spans(self, block: int) -> list[Span]:
+        """Returns the documents of a block, in order."""
+        self.tokens(block)
+        path = self._path(block, ".json")
+        if not path.exists():  # deleted with a block that is still mapped
+            self._maps.pop(block)
+            self.tokens(block)
+        return [Span(*fields) for fields in json.loads(path.read_bytes())]
+
+    def cursor(self, block: int) -> tuple[int, Cursor]:
+        """Returns the nearest block not after this one whose place in the stream is known, and the place."""
+        while block > 0:
+            with contextlib.suppress(FileNotFoundError):
+                return block, Cursor(**json.loads(self._cursor_path(block).read_bytes()))
+            block -= 1
+        return 0, Cursor()
+
+    def remember(self, block: int, cursor: Cursor) -> None:
+        """Takes in where a block begins, as a checkpoint says, so that nothing before it has to be read.
+
+        Raises:
+            UserError: if that is known, and it is another place.
+        """
+        path = self._cursor_path(block)
+        if not path.exists():
+            if block:
+                write_json(path, dataclasses.asdict(cursor))
+        elif Cursor(**json.loads(path.read_bytes())) != cursor:
+            raise UserError(
+                f"block {block} of the stream begins elsewhere than the checkpoint says: the stream has changed; if "
+                f"it is as it was, delete {self.folder}"
+            )
+
+    def _make_quietly(self, block: int) -> None:
+        with contextlib.suppress(UserError, OSError, ValueError):
+            self._make(block)
+
+    def _make(self, block: int) -> None:
+        """Makes a block, and those before it that are needed for that, unless it is there."""
+        with self._lock:
+            if self._is_there(block):
+                return
+            with exclusive(self.folder / "lock", "reading the stream", announce=False):
+                if self._is_there(block):
+                    return
+                nearest, cursor = self.cursor(block)
+                if self._reader is None or self._reader[0] != nearest:
+                    self._close()
+                    self._reader = (nearest, self.open_reader(cursor))
+                reader = self._reader[1]
+                try:
+                    for number in range(nearest, block + 1):
+                        self._write(number, reader, keep=number + self.keep_blocks > block)
+                        self._reader = (number + 1, reader)
+                except BaseException:
+                    self._close()
+                    raise
+                self._delete_before(block + 1 - self.keep_blocks)
+
+    def _write(self, block: int, reader: TokenReader, keep: bool) -> None:
+        tokens, spans = reader.read(self.block_tokens)
+        following, span = reader.peek()
+        if keep:
+            path = self._path(block)
+            remove_leftovers(path)
+            check_disk_space(self.folder, (self.block_tokens + 1) * self.dtype.itemsize, "a block of the stream")
+            if span.offset == 0 or not spans:
+                spans.append(dataclasses.replace(span, start=self.block_tokens))
+            write_json(self._path(block, ".json"), [list(vars(span).values()) for span in spans])
+            with whole_file(path) as beside:
+                np.append(tokens, np.array([following])).astype(self.dtype).tofile(beside)
+        write_json(self._cursor_path(block + 1), dataclasses.asdict(reader.cursor))
+
+    def _is_there(self, block: int) -> bool:
+        path = self._path(block)
+        size = (self.block_tokens + 1) * self.dtype.itemsize
+        return path.exists() and path.stat().st_size == size and self._cursor_path(block + 1).exists()
+
+    def _delete_before(self, block: int) -> None:
+        for path in self.folder.glob("block-*"):
+            if path.stem.split("-")[1].isdigit() and int(path.stem.split("-")[1]) < block:
+                path.unlink(missing_ok=True)
+
+    def _close(self) -> None:
+        if self._reader is not None:
+            self._reader[1].close()
+        self._reader = None
+
+    def _path(self, block: int, suffix: str = ".bin") -> Path:
+        return self.folder / f"block-{block:08}{suffix}"
+
+    def _cursor_path(self, block: int) -> Path:
+        return self.folder / f"cursor-{block:08}.json"
+
+    def __getstate__(self) -> dict[str, Any]:
+        nothing: dict[str, Any] = {"_lock": None, "_thread": None, "_reader": None, "_maps": {}, "_process": -1}
+        return self.__dict__ | nothing

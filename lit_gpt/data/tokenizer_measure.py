@@ -1,0 +1,162 @@
+"""What a tokenizer costs and keeps: the numbers by which to choose between several."""
+
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from lit_gpt.data.hostile_text import HOSTILE, failures
+from lit_gpt.data.tokenizers import Tokenizer
+
+# A word is a run of letters, marks and digits. Scripts that put no spaces between words count by the character.
+_UNSPACED = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+)
+_WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
+_TIMING_SECONDS = 1.0
+
+
+@dataclass
+class TokenizerMeasure:
+    """Measures of one tokenizer.
+
+    Attributes:
+        name: As the user named it.
+        vocab_size: Entries.
+        num_bytes: UTF-8 bytes of the texts.
+        num_tokens: Tokens that they became.
+        bytes_per_token: Of all texts together: more is shorter sequences.
+        fertility: Tokens a word, by source (Rust et al. 2021, arXiv:2012.15613); 1 is a token for each word.
+        bytes_per_token_of: Bytes per token by source.
+        unused_share: Share of the entries, special tokens left out, that no text needed.
+        megabytes_per_second: Encoding speed of one thread, in 10⁶ bytes of text.
+        exact: Documents that came back from their ids as they were.
+        num_documents: Documents.
+        hostile_failures: Names of the hostile texts that did not come back as they were.
+    """
+
+    name: str
+    vocab_size: int
+    num_bytes: int
+    num_tokens: int
+    bytes_per_token: float
+    fertility: dict[str, float | None]
+    bytes_per_token_of: dict[str, float | None]
+    unused_share: float
+    megabytes_per_second: float
+    exact: int
+    num_documents: int
+    hostile_failures: list[str] = field(default_factory=list)
+
+    @property
+    def hostile_exact(self) -> int:
+        """Hostile texts that came back as they were."""
+        return len(HOSTILE) - len(self.hostile_failures)
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the measures as JSON values."""
+        return asdict(self) | {"hostile_exact": self.hostile_exact, "num_hostile": len(HOSTILE)}
+
+
+def count_words(text: str) -> int:
+    """Returns the words of a text: runs of letters and digits, and single characters of scripts without spaces."""
+    return sum(1 for _ in _WORD.finditer(text))
+
+
+def measure_tokenizer(name: str, tokenizer: Tokenizer, sources: Mapping[str, Sequence[str]]) -> TokenizerMeasure:
+    """Encodes texts and measures what became of them.
+
+    Args:
+        name: What to call the tokenizer.
+        tokenizer: The tokenizer.
+        sources: Texts by source or language.
+
+    Returns:
+        The measures; a source without words has fertility None.
+    """
+    counts = np.zeros(tokenizer.vocab_size, dtype=np.int64)
+    fertility: dict[str, float | None] = {}
+    per_source: dict[str, float | None] = {}
+    total_bytes = exact = num_documents = 0
+    for source, texts in sources.items():
+        source_tokens = source_bytes = words = 0
+        for text in texts:
+            ids = tokenizer.encode(text)
+            counts += np.bincount(ids, minlength=len(counts))
+            source_tokens += len(ids)
+            source_bytes += len(text.encode())
+            words += count_words(text)
+            exact += tokenizer.decode(ids) == text
+            num_documents += 1
+        total_bytes += source_bytes
+        fertility[source] = source_tokens / words if words else None
+        per_source[source] = source_bytes / source_tokens if source_tokens else None
+    num_tokens = int(counts.sum())
+    special = {index for index, token in tokenizer.backend.get_added_tokens_decoder().items() if token.special}
+    entries = set(tokenizer.backend.get_vocab(with_added_tokens=True).values()) - special
+    unused = sum(1 for index in entries if counts[index] == 0)
+    return TokenizerMeasure(
+        name=name,
+        vocab_size=tokenizer.vocab_size,
+        num_bytes=total_bytes,
+        num_tokens=num_tokens,
+        bytes_per_token=total_bytes / num_tokens if num_tokens else 0.0,
+        fertility=fertility,
+        bytes_per_token_of=per_source,
+        unused_share=unused / max(len(entries), 1),
+        megabytes_per_second=encoding_speed(tokenizer, [text for texts in sources.values() for text in texts]),
+        exact=exact,
+        num_documents=num_documents,
+        hostile_failures=failures({key: tokenizer.decode(tokenizer.encode(text)) for key, text in HOSTILE.items()}),
+    )
+
+
+def encoding_speed(tokenizer: Tokenizer, texts: Sequence[str], seconds: float | None = None) -> float:
+    """Returns 10⁶ bytes a second that one thread encodes: the fastest of the passes that fit into the time.
+
+    One text at a time, which the library does in one thread. The texts were encoded before: what is timed is the
+    tokenizer with its cache of words filled, as in any long run.
+    """
+    seconds = _TIMING_SECONDS if seconds is None else seconds
+    size = sum(len(text.encode()) for text in texts)
+    best = float("inf")
+    spent = 0.0
+    while spent < seconds and size:
+        began = time.perf_counter()
+        for text in texts:
+            tokenizer.encode(text)
+        passed = time.perf_counter() - began
+        best, spent = min(best, passed), spent + passed
+    return size / best / 1e6 if size else 0.0
+
+
+def table(measures: Sequence[TokenizerMeasure]) -> str:
+    """Returns one table of all tokenizers, a row each; with several sources a column of two numbers for each."""
+    sources = list(measures[0].fertility)
+    several = len(sources) > 1
+    header = ["tokenizer", "entries", "bytes/token"]
+    header += sources if several else ["tokens/word"]
+    header += ["unused", "MB/s", "texts exact", "hostile exact"]
+    rows = [header]
+    for measure in measures:
+        row = [measure.name, f"{measure.vocab_size:,}", f"{measure.bytes_per_token:.3f}"]
+        for source in sources:
+            fertility = _number(measure.fertility[source])
+            row.append(f"{_number(measure.bytes_per_token_of[source])} | {fertility}" if several else fertility)
+        row += [f"{100 * measure.unused_share:.1f} %", f"{measure.megabytes_per_second:.2f}"]
+        row += [f"{measure.exact}/{measure.num_documents}", f"{measure.hostile_exact}/{len(HOSTILE)}"]
+        rows.append(row)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(cell.ljust(width) if place == 0 else cell.rjust(width) for place, (cell, width) in enumerate(cells))
+        for cells in (list(zip(row, widths, strict=True)) for row in rows)
+    ]
+    legend = ["by source: bytes per token | tokens per word"] if several else []
+    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:], *legend])
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"

@@ -1,0 +1,109 @@
+"""A sample of text to train a tokenizer on: of one source, or of several in given proportions."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from lit_gpt.data.corpus_spec import CorpusSpec, training_texts
+from lit_gpt.data.documents import OnBadInput
+from lit_gpt.data.files import FileSource
+from lit_gpt.errors import UserError
+
+# A file may hold much less text than its size says (JSON's escapes, other columns): look at so many times more.
+_OVERESTIMATE = 4
+
+
+@dataclass(frozen=True)
+class WeightedFiles:
+    """One source of a mixture to sample from.
+
+    Args:
+        files: Files, folders or glob patterns.
+        weight: Share of the sample's bytes, in proportion to the other sources' weights.
+        text_field: Field or column that holds the text in jsonl, csv and parquet.
+        document_separator: String at which plain text files are cut into documents; null keeps each whole.
+    """
+
+    files: str | list[str]
+    weight: float = 1.0
+    text_field: str = "text"
+    document_separator: str | None = None
+
+
+@dataclass
+class SampledSource:
+    """A source and what a sample takes of it.
+
+    Attributes:
+        spec: The source.
+        num_bytes: Size of its text, estimated from its files.
+        sample_bytes: Bytes to take.
+        taken_bytes: Bytes taken by the last pass.
+    """
+
+    spec: CorpusSpec
+    num_bytes: int
+    sample_bytes: int
+    taken_bytes: int = 0
+
+    def texts(self) -> Iterator[str]:
+        """Yields the sample of this source."""
+        self.taken_bytes = 0
+        for text in training_texts(self.spec, self.sample_bytes, self.num_bytes):
+            self.taken_bytes += len(text.encode())
+            yield text
+
+
+class TokenizerSample:
+    """Training texts for a tokenizer, an even sample of each source by document hash.
+
+    With several sources their shares of the bytes are those of the weights, to within a document: if one has too
+    little text for its share, the whole sample shrinks until it suffices, because repeating text would invent merges.
+    (How much text a source has is known only after reading it, so several sources are read twice.)
+
+    Args:
+        sources: The sources.
+        sample_bytes: Text to take at most.
+        val_fraction: Leave out what a data module with this fraction holds out for validation.
+        test_fraction: The same for the test.
+        on_bad_input: What happens at a file or row that cannot be read.
+
+    Raises:
+        UserError: for weights that are not above 0.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[WeightedFiles],
+        sample_bytes: int,
+        val_fraction: float = 0.0,
+        test_fraction: float = 0.0,
+        on_bad_input: OnBadInput = "error",
+    ) -> None:
+        for source in sources:
+            if not 0 < source.weight < float("inf"):
+                raise UserError(f"weight {source.weight} of {source.files} must be above 0; or leave the source out")
+        self._shares = [source.weight / sum(other.weight for other in sources) for source in sources]
+        self.sources = []
+        for source, share in zip(sources, self._shares, strict=True):
+            files = FileSource(source.files, source.text_field, source.document_separator)
+            spec = CorpusSpec([files], val_fraction, test_fraction, on_bad_input)
+            self.sources.append(SampledSource(spec, files.num_bytes(), max(1, int(sample_bytes * share))))
+        self._settled = len(sources) == 1
+
+    def __iter__(self) -> Iterator[str]:
+        self._settle()
+        for source in self.sources:
+            yield from source.texts()
+
+    def _settle(self) -> None:
+        """Finds how much of each source there is, and lowers all shares to what the scarcest allows."""
+        if self._settled:
+            return
+        for source in self.sources:
+            source.num_bytes //= _OVERESTIMATE
+            for _ in source.texts():
+                pass
+        total = min(source.taken_bytes / share for source, share in zip(self.sources, self._shares, strict=True))
+        for source, share in zip(self.sources, self._shares, strict=True):
+            source.sample_bytes = min(source.sample_bytes, max(1, int(total * share)))
+        self._settled = True

@@ -1,0 +1,138 @@
+"""Opens the DataModule of a run's YAML and collects what `inspect` shows of it.
+
+Only the fields of the batch, the tokenizer's folder and, where the DataModule has them, `provenance(batch, split)`
+and `lineage()` are asked for: any DataModule of any package can be inspected.
+"""
+
+import itertools
+import logging
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser
+from lightning.pytorch import LightningDataModule, Trainer
+
+from lit_gpt.data.inspection.report import Report
+from lit_gpt.data.inspection.view import TokenTexts, Window, windows_of
+from lit_gpt.data.tokenizers import load_tokenizer
+from lit_gpt.errors import UserError
+
+
+def open_datamodule(path: Path, stage: str) -> LightningDataModule:
+    """Makes, prepares and sets up the DataModule that a YAML describes, as one process would.
+
+    Args:
+        path: YAML of a run.
+        stage: `fit`, `validate` or `test`.
+
+    Raises:
+        UserError: if the file is not there or describes no DataModule.
+    """
+    if path.is_dir():
+        path = path / "config.yaml"
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); name the YAML of a run") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict) or "data" not in values:
+        raise UserError(f"{path} has no `data`; name the YAML of a run, as `fit` takes it")
+    datamodule = _parse(values)
+    trainer = values.get("trainer") or {}
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning")
+    # The schedule of a mixture and the length of a stream depend on the run's limits.
+    datamodule.trainer = Trainer(
+        accelerator="cpu",
+        devices=1,
+        max_steps=-1 if trainer.get("max_steps") is None else int(trainer["max_steps"]),
+        max_epochs=-1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    datamodule.prepare_data()
+    datamodule.setup(stage)
+    return datamodule
+
+
+def _parse(values: dict[str, Any]) -> LightningDataModule:
+    """Returns the DataModule; classes of ours by their short names, the seed linked as `fit` links it."""
+    import lit_gpt.datamodules  # noqa: F401 (what is imported may be written without its package)
+
+    sys.path.insert(0, str(Path.cwd()))
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--seed_everything", type=bool | int, default=0)
+    parser.add_subclass_arguments(LightningDataModule, "data", fail_untyped=False, required=True)
+    parser.link_arguments("seed_everything", "data.init_args.seed")
+    kept = {key: values[key] for key in ("seed_everything", "data") if values.get(key) is not None}
+    try:
+        return parser.instantiate_classes(parser.parse_object(kept)).data
+    except ArgumentError as error:
+        raise UserError(" ".join(str(error).split())) from error
+
+
+def inspect_data(datamodule: Any, split: str, num_windows: int, step: int | None) -> Report:
+    """Collects windows.
+
+    Args:
+        datamodule: A DataModule that is set up.
+        split: `train`, `val` or `test`.
+        num_windows: Windows to collect.
+        step: Optimizer step, counted from 1, of which all windows are collected; None begins with the first.
+    """
+    tokenizer_path = getattr(datamodule, "tokenizer_path", None)
+    if tokenizer_path is None:
+        raise UserError(f"{type(datamodule).__name__} has no tokenizer_path: give it one, for its tokens to be read")
+    texts = TokenTexts(load_tokenizer(tokenizer_path))
+    loader = getattr(datamodule, f"{split}_dataloader")()
+    if isinstance(loader, list | tuple):
+        loader = itertools.chain.from_iterable(loader)
+    elif step is not None:
+        loader = _from_step(loader, step)
+    windows: list[Window] = []
+    for batch in loader:
+        for micro_batch in batch if isinstance(batch, list) else [batch]:
+            trace = getattr(datamodule, "provenance", None)
+            pieces = trace(micro_batch, split) if trace is not None else None
+            windows += [window for window in windows_of(micro_batch, texts, pieces) if window.tokens]
+        if step is not None or len(windows) >= num_windows:
+            break
+    if not windows:
+        raise UserError(f"the {split} split of {type(datamodule).__name__} has no windows; hold some documents out")
+    if step is None:
+        windows = windows[:num_windows]
+    what = f"optimizer step {step:,}" if step is not None else f"the {split} split"
+    return Report(f"{type(datamodule).__name__}: {what}", _facts(datamodule, texts), windows, step=step)
+
+
+def _from_step(loader: Any, step: int) -> Any:
+    """Returns a loader that begins with an optimizer step, by a jump if it can and by reading on if not."""
+    if hasattr(loader, "seek"):
+        loader.seek(step - 1)
+        return loader
+    endless = itertools.chain.from_iterable(iter(loader) for _ in itertools.count())
+    return itertools.islice(endless, step - 1, None)
+
+
+def _facts(datamodule: Any, texts: TokenTexts) -> list[tuple[str, str]]:
+    tokenizer = texts.tokenizer
+    facts = [
+        ("tokenizer", f"{tokenizer.vocab_size:,} entries, {datamodule.tokenizer_path}"),
+        ("stop token", f"{tokenizer.separator} (id {tokenizer.separator_id})"),
+    ]
+    for name in ("block_size", "global_batch_size", "seed"):
+        if hasattr(datamodule, name):
+            facts.append((name, f"{getattr(datamodule, name):,}"))
+    lineage = datamodule.lineage() if hasattr(datamodule, "lineage") else {}
+    corpora = lineage.get("corpora") or ({"corpus": lineage["corpus"]} if lineage.get("corpus") else {})
+    for name, corpus in corpora.items():
+        splits = ", ".join(f"{split} {counts['tokens']:,}" for split, counts in corpus["splits"].items())
+        facts.append((name, f"tokens: {splits}; {corpus['fingerprint'][:16]}…"))
+    return facts

@@ -1,0 +1,265 @@
+"""Text that is larger than the disk: read from remote shards or the Hugging Face hub while the model trains on it."""
+
+from collections.abc import Iterator
+from contextlib import closing
+from functools import cached_property, partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lit_gpt.batch import Batch
+from lit_gpt.data.batches import BatchBuilder
+from lit_gpt.data.cache import default_cache_dir
+from lit_gpt.data.corpus_spec import CorpusSpec
+from lit_gpt.data.documents import SPLITS, BadInput, Document, OnBadInput, SplitName
+from lit_gpt.data.file_hashes import sha256_json
+from lit_gpt.data.hub import HubDataset
+from lit_gpt.data.loader import StepLoader
+from lit_gpt.data.prepare import prepare_corpus
+from lit_gpt.data.prepared import padded_vocab_size
+from lit_gpt.data.provenance import Piece
+from lit_gpt.data.shards import TokenCorpus
+from lit_gpt.data.sources import IterableSource
+from lit_gpt.data.streaming.blocks import BlockStore
+from lit_gpt.data.streaming.documents import DocumentStream, HubStream, RemoteFiles
+from lit_gpt.data.streaming.loader import StreamLoader, StreamOrder
+from lit_gpt.data.streaming.tokens import Cursor, TokenReader
+from lit_gpt.data.tokenizer_cache import keep_tokenizer, kept_tokenizer_path
+from lit_gpt.data.tokenizers import Tokenizer, load_tokenizer
+from lit_gpt.datamodules.windows import WindowDataModule
+from lit_gpt.errors import UserError
+
+ENDLESS_STEPS = 1_000_000_000
+"""Steps of an epoch where nobody says how long one is."""
+
+
+class StreamingDataModule(WindowDataModule):
+    """Training windows from a stream that is tokenised on the fly.
+
+    The stream is cut into blocks of `block_windows` windows, and the windows of each block are permuted. So the order
+    is a pure function of stream, seed and step; a run is resumed exactly from (block, offset) without reading the
+    stream from its start, by any number of devices and workers. Memory is bounded: a block and the documents being
+    encoded. The disk holds the latest blocks, as many as `cache_gigabytes` allow, and a remote shard while it is read.
+    Each machine of a cluster reads the whole stream once, however many devices it has. At the end it begins again.
+
+    The stream's first documents are held out for validation and test; they, and copies of them, are not trained on.
+
+    Args:
+        files: URLs that fsspec opens (`s3://bucket/*.jsonl.zst`, `hf://datasets/<name>/<folder>/*.parquet`, plain
+            paths): files, folders or patterns. Shards are read in an order that `seed` chooses, another in each pass.
+        dataset: Or a Hugging Face data set, by name or as a mapping (`path`, `name`, `split`, `revision`, ...), in
+            its own order. Give one of the two.
+        tokenizer: Tokenizer folder, `tokenizer.json`, or name on the hub; `tokenizer train` makes one.
+        vocab_size: Entries of the model's vocabulary; null takes the tokenizer's, more pads it.
+        text_field: Field or column that holds the text.
+        document_separator: String at which plain text files are cut into documents.
+        block_windows: Windows of a block: more of them mix better and need more disk and a longer start.
+        val_documents: Documents to hold out for validation; 0 for none.
+        test_documents: Documents to hold out for the test; 0 for none.
+        steps_per_epoch: Optimizer steps that the Trainer shall call an epoch; null takes `trainer.max_steps`.
+        cache_dir: Where blocks are kept; null means `$LIT_GPT_CACHE`, else `$XDG_CACHE_HOME/lit_gpt`, else
+            `~/.cache/lit_gpt`.
+        cache_gigabytes: Disk that blocks may take, at least two blocks' worth.
+        on_bad_input: What happens at a row that cannot be read: `error` stops and names it, `skip` leaves it out.
+        prepare_threads: Threads that tokenise ahead.
+        kwargs: Arguments of `WindowDataModule`.
+
+    Raises:
+        UserError: for sources or sizes that contradict each other, and while reading for what cannot be read.
+    """
+
+    def __init__(
+        self,
+        files: str | list[str] | None = None,
+        dataset: str | HubDataset | None = None,
+        tokenizer: str | None = None,
+        vocab_size: int | None = None,
+        text_field: str = "text",
+        document_separator: str | None = None,
+        block_windows: int = 8192,
+        val_documents: int = 1000,
+        test_documents: int = 0,
+        steps_per_epoch: int | None = None,
+        cache_dir: str | None = None,
+        cache_gigabytes: float = 10.0,
+        on_bad_input: OnBadInput = "error",
+        prepare_threads: int = 2,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if bool(files) == bool(dataset):
+            raise UserError("StreamingDataModule reads either files (URLs) or a dataset; give one of the two")
+        if tokenizer is None:
+            raise UserError(
+                "StreamingDataModule needs a tokenizer before it can read: give tokenizer a folder (python -m lit_gpt "
+                "tokenizer train makes one from a sample) or a name on the hub"
+            )
+        least = {"block_windows": (block_windows, 1), "val_documents": (val_documents, 0)}
+        least |= {"test_documents": (test_documents, 0), "prepare_threads": (prepare_threads, 1)}
+        least |= {"steps_per_epoch": (1 if steps_per_epoch is None else steps_per_epoch, 1)}
+        for name, (value, bound) in least.items():
+            if value < bound:
+                raise UserError(f"{name} is {value}; it must be at least {bound}")
+        BadInput(on_bad_input)
+        self.files = files
+        self.dataset = dataset
+        self.tokenizer = tokenizer
+        self.vocab_size = padded_vocab_size(vocab_size, self._tokenizer.vocab_size, f"the tokenizer {tokenizer}")
+        self.text_field = text_field
+        self.document_separator = document_separator
+        self.block_windows = block_windows
+        self.val_documents = val_documents
+        self.test_documents = test_documents
+        self.steps_per_epoch = steps_per_epoch
+        self.cache_dir = default_cache_dir() if cache_dir is None else Path(cache_dir).expanduser()
+        self.cache_gigabytes = cache_gigabytes
+        self.on_bad_input: OnBadInput = on_bad_input
+        self.prepare_threads = prepare_threads
+        self._held_out: Path | None = None
+
+    # ------------------------------------------------------------------ what is read
+
+    def stream(self, shuffled: bool = True) -> DocumentStream:
+        """Returns the documents; override it for a stream of your own.
+
+        Args:
+            shuffled: Whether shards are read in the order that the seed chooses, or as they are listed (which decides
+                what is held out).
+        """
+        if self.dataset:
+            spec = HubDataset(self.dataset) if isinstance(self.dataset, str) else self.dataset
+            return HubStream(spec, self.text_field)
+        assert self.files
+        folder = self.cache_dir / "streams"
+        return RemoteFiles(self.files, folder, self.text_field, self.document_separator, shuffled, self.seed)
+
+    @cached_property
+    def _tokenizer(self) -> Tokenizer:
+        return load_tokenizer(self.tokenizer)
+
+    @property
+    def tokenizer_path(self) -> Path:
+        """Hugging Face folder of the tokenizer; it exists after `prepare_data`."""
+        return kept_tokenizer_path(self._tokenizer, self.cache_dir)
+
+    def _first_documents(self, begin: int, count: int) -> Iterator[Document]:
+        """Yields the documents with a text from number `begin` on, in the order in which the stream lists them."""
+        bad_input = BadInput(self.on_bad_input)
+        with closing(self.stream(shuffled=False).documents(0, None, bad_input)) as documents:  # type: ignore[type-var]
+            with_text = (document for document, _ in documents if document.text)
+            yield from islice(with_text, begin, begin + count)
+
+    # ------------------------------------------------------------------ preparing and opening
+
+    def prepare_data(self) -> None:
+        """Keeps the tokenizer and tokenises the documents that are held out; the stream is read as it is needed."""
+        self._check_batch_sizes()
+        keep_tokenizer(self._tokenizer, self.cache_dir)
+        if self.val_documents + self.test_documents == 0:
+            return
+        version = self.stream(shuffled=False).fingerprint()
+        held_out: list[tuple[SplitName, int, int]] = [
+            ("val", 0, self.val_documents),
+            ("test", self.val_documents, self.test_documents),
+        ]
+        sources = [
+            IterableSource(
+                partial(self._first_documents, begin, count),
+                name=f"held out for {split}",
+                version=sha256_json([version, begin, count]),
+                split=split,
+            )
+            for split, begin, count in held_out
+            if count
+        ]
+        spec = CorpusSpec(sources, on_bad_input=self.on_bad_input)
+        self._held_out = prepare_corpus(spec, self._tokenizer, self.cache_dir, self.prepare_threads)
+
+    def setup(self, stage: str) -> None:
+        """Opens what is held out and, for training, the stream.
+
+        Args:
+            stage: `fit`, `validate`, `test` or `predict`.
+        """
+        if self.val_documents + self.test_documents:
+            name = None if self._held_out is None else self._held_out.name
+            if self.trainer is not None:
+                name = self.trainer.strategy.broadcast(name)
+            if name is None:
+                raise UserError("the held-out documents are not prepared: call prepare_data() before setup()")
+            self._held_out = self.cache_dir / "corpora" / name
+            self._corpus = TokenCorpus(self._held_out)
+        if stage == "fit":
+            self._check_batch_sizes()
+            self.__dict__.pop("order", None)
+        elif stage in ("validate", "test"):
+            self._evaluation_loader("val" if stage == "validate" else "test")
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of everything that the stream's tokens depend on."""
+        held_out = [self.val_documents, self.test_documents]
+        return sha256_json([self.stream().fingerprint(), self._tokenizer.fingerprint, held_out, self.on_bad_input])
+
+    @cached_property
+    def order(self) -> StreamOrder:
+        """Which window of the stream a training sample is."""
+        tokens = self.block_windows * self.block_size
+        key = sha256_json([self.fingerprint, tokens])[:24]
+        dtype = self._tokenizer.dtype
+        keep = int(self.cache_gigabytes * 1e9) // (tokens * dtype.itemsize)
+        store = BlockStore(self.cache_dir / "streams" / key, self._open_reader, tokens, dtype, keep)
+        return StreamOrder(store, self.block_size, self.block_windows, self.seed)
+
+    def _open_reader(self, cursor: Cursor) -> TokenReader:
+        held_out: set[str] = set()
+        if self._corpus is not None:
+            splits = [self._corpus.split(name) for name in SPLITS]
+            held_out = {split.document(i).sha256 for split in splits for i in range(split.num_documents)}
+        bad_input = BadInput(self.on_bad_input)
+        return TokenReader(self.stream(), self._tokenizer, cursor, bad_input, held_out, self.prepare_threads)
+
+    def lineage(self) -> dict[str, Any]:
+        """Returns which stream, tokenizer and order made the batches (JSON values)."""
+        return self._order_lineage() | {
+            "stream": self.stream().describe(),
+            "fingerprint": self.fingerprint,
+            "block_windows": self.block_windows,
+            "held_out": None if self._corpus is None else self._corpus.lineage(),
+            "tokenizer": {
+                "path": str(self.tokenizer_path),
+                "given": self.tokenizer,
+                "vocab_size": self._tokenizer.vocab_size,
+                "fingerprint": self._tokenizer.fingerprint,
+            },
+        }
+
+    def provenance(self, batch: Batch, split: SplitName = "train") -> list[list[Piece]]:
+        """Returns the documents of a batch's windows; see `WindowDataModule.provenance`."""
+        if split != "train":
+            return super().provenance(batch, split)
+        return self.order.trace(batch["sample_ids"].numpy().astype(np.int64))
+
+    # ------------------------------------------------------------------ batches
+
+    def train_dataloader(self) -> StepLoader:
+        """Returns the resumable loader of optimizer steps."""
+        limit = -1 if self.trainer is None else self.trainer.max_steps
+        return StreamLoader(
+            self.order,
+            self._builder(),
+            self.fingerprint,
+            num_steps=self.steps_per_epoch or (limit if limit > 0 else ENDLESS_STEPS),
+            global_batch_size=self.global_batch_size,
+            micro_batch_size=self._micro_batch_size(),
+            **self._processes(),
+        )
+
+    def val_dataloader(self) -> Any:
+        """Returns the loader of the validation windows; none if nothing is held out."""
+        return self._evaluation_loader("val") if self.val_documents else []
+
+    def _builder(self) -> BatchBuilder:
+        return BatchBuilder(self._tokenizer.separator_id, self._tokenizer.byte_lengths, self.isolate_documents)
