@@ -4,11 +4,15 @@
 `commands/`, parsed by jsonargparse as well. This file imports neither torch nor Lightning, so that help is instant.
 """
 
+import difflib
 import importlib
+import inspect
+import json
 import os
+import re
 import sys
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
@@ -39,6 +43,28 @@ class HelpFormatter(DefaultHelpFormatter):
         return "".join(indent + line for line in text.splitlines(keepends=True))
 
 
+class ToolParser(ArgumentParser):
+    """Says which option a misspelled one is nearest to.
+
+    Attributes:
+        tools: The parsers of its commands.
+    """
+
+    tools: Sequence[ArgumentParser] = ()
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Ends with the message, and with the nearest option if the message is about one that does not exist."""
+        wrong = re.search(r"does not accept option '([\w.]+)'|unrecognized arguments: --([\w.]+)", message)
+        if wrong is not None:
+            one = getattr(ex, "subcommand_parser", None)
+            parsers = [one] if one is not None else [self, *self.tools]
+            known = {option.lstrip("-") for parser in parsers for option in parser._option_string_actions}
+            near = difflib.get_close_matches(wrong[1] or wrong[2], known, n=1, cutoff=0.5)
+            message += f"; did you mean {near[0]}?" if near else ""
+        super().error(message, ex)
+        raise AssertionError("error() ends the process")
+
+
 def main(args: list[str] | None = None) -> int:
     """Run one command.
 
@@ -56,14 +82,16 @@ def main(args: list[str] | None = None) -> int:
 
             return run(words)
         parser = build_parser()
-        namespace = parser.parse_args(words)
+        namespace = parser.parse_args(_with_lists(words))
         name = namespace.subcommand
         arguments = namespace[name]
         while "subcommand" in arguments:
             arguments, name = arguments[arguments.subcommand], f"{name} {arguments.subcommand}"
         values = arguments.as_dict()
-        values.pop("config")
-        _load(name)(**values)
+        function = _load(name)
+        if "config" not in inspect.signature(function).parameters:  # the YAML of the arguments themselves
+            values.pop("config")
+        function(**values)
     except ValueError as error:
         cause = _user_error(error)
         if cause is None or os.environ.get("LIT_GPT_TRACEBACK"):
@@ -85,9 +113,9 @@ def _user_error(error: BaseException | None) -> UserError | None:
     return error
 
 
-def build_parser() -> ArgumentParser:
+def build_parser() -> ToolParser:
     """Every command in one help; the Trainer's are named here and parsed by the LightningCLI."""
-    parser = ArgumentParser(
+    parser = ToolParser(
         prog="python -m lit_gpt",
         description="The whole life of a language model as PyTorch Lightning plugins.",
         epilog=EPILOG,
@@ -98,6 +126,7 @@ def build_parser() -> ArgumentParser:
     for name, description in TRAINER_COMMANDS.items():
         commands.add_subcommand(name, ArgumentParser(description=description), help=description)
     groups: dict[str, Any] = {}
+    tools: list[ArgumentParser] = []
     for name in COMMANDS:
         function = _load(name)
         group, _, word = name.partition(" ")
@@ -107,11 +136,33 @@ def build_parser() -> ArgumentParser:
             commands.add_subcommand(group, group_parser, help=description)
             groups[group] = group_parser.add_subcommands(required=True)
         summary = (function.__doc__ or "").strip().splitlines()[0]
-        tool = ArgumentParser(description=summary)
-        tool.add_argument("--config", action="config", help="read the arguments below from this YAML file")
+        tool = ToolParser(description=summary)
+        tools.append(tool)
+        if "config" not in inspect.signature(function).parameters:
+            tool.add_argument("--config", action="config", help="read the arguments below from this YAML file")
         tool.add_function_arguments(function, as_positional=False, sub_configs=True)
         (groups[group] if word else commands).add_subcommand(word or group, tool, help=summary)
+    parser.tools = tools
     return parser
+
+
+def _with_lists(words: Sequence[str]) -> list[str]:
+    """Gathers the words behind an option that takes a list: `--files a b` for jsonargparse's `--files '["a", "b"]'`."""
+    command = next((name for name in (" ".join(words[:2]), " ".join(words[:1])) if name in COMMANDS), None)
+    if command is None:
+        return list(words)
+    parameters = inspect.signature(_load(command)).parameters.values()
+    lists = {f"--{parameter.name}" for parameter in parameters if str(parameter.annotation).startswith("list[str]")}
+    gathered: list[str] = []
+    rest = list(words)
+    while rest:
+        gathered.append(rest.pop(0))
+        if gathered[-1] in lists and rest and not rest[0].startswith(("[", "--")):
+            items: list[str] = []
+            while rest and not rest[0].startswith("--"):
+                items.append(rest.pop(0))
+            gathered.append(json.dumps(items))
+    return gathered
 
 
 def _load(name: str) -> Callable[..., None]:

@@ -4,9 +4,15 @@ A command's module imports nothing heavy at the top, so that `python -m lit_gpt 
 """
 
 COMMANDS = {
+    "prepare": "lit_gpt.commands.prepare:prepare",
     "generate": "lit_gpt.commands.generate:generate",
+    "chat": "lit_gpt.commands.chat:chat",
+    "serve": "lit_gpt.commands.serve:serve",
     "tokenizer train": "lit_gpt.commands.tokenizer:train",
+    "tokenizer measure": "lit_gpt.commands.tokenizer:measure",
+    "inspect": "lit_gpt.commands.inspect:inspect",
     "import": "lit_gpt.commands.import_:import_",
     "export": "lit_gpt.commands.export:export",
+    "score": "lit_gpt.commands.score:score",
 }
 """Words on the command line → the function that carries them out; its signature and docstring are the help."""

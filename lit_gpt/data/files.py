@@ -15,6 +15,11 @@ from lit_gpt.errors import UserError
 _EXPANSION = {".gz": 4.0, ".zst": 4.0, ".parquet": 3.0}
 
 
+def estimated_bytes(path: Path) -> int:
+    """Estimates the text in a file, in bytes, from its size and suffix."""
+    return int(path.stat().st_size * _EXPANSION.get(path.suffix, 1.0))
+
+
 def expand_files(patterns: str | Sequence[str]) -> list[tuple[str, Path]]:
     """Lists the files that patterns name, in an order that depends on names alone.
 
@@ -112,7 +117,7 @@ class FileSource:
 
     def num_bytes(self) -> int:
         """Estimates the text's bytes from the files' sizes."""
-        return int(sum(path.stat().st_size * _EXPANSION.get(path.suffix, 1.0) for _, path in self.files))
+        return sum(estimated_bytes(path) for _, path in self.files)
 
     def documents(self, bad_input: BadInput) -> Iterator[Document]:
         """Yields the documents, file by file."""

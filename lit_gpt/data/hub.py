@@ -54,7 +54,12 @@ class HubSource:
         self.name = "/".join(part for part in (spec.path, spec.name, spec.split) if part)
         self._loaded: Any = None
 
-    def _dataset(self) -> Any:
+    def load(self) -> Any:
+        """Returns the data set as `datasets` gives it, loaded once.
+
+        Raises:
+            UserError: if it cannot be loaded.
+        """
         if self._loaded is None:
             import datasets
 
@@ -75,18 +80,18 @@ class HubSource:
 
     def fingerprint(self, hashes: FileHashes) -> str:
         """Returns the content's hash, or for a stream that of its description."""
-        content = None if self.spec.streaming else self._dataset()._fingerprint
+        content = None if self.spec.streaming else self.load()._fingerprint
         description = dataclasses.asdict(self.spec)
         return sha256_json(["hub", description, self.text_field, self.split, content])
 
     def num_bytes(self) -> int | None:
         """Returns the size that the data set declares, None where it declares none or a part is read."""
-        size = None if self.spec.max_documents else self._dataset().info.dataset_size
+        size = None if self.spec.max_documents else self.load().info.dataset_size
         return int(size) if size else None
 
     def documents(self, bad_input: BadInput) -> Iterator[Document]:
         """Yields the rows' texts in order."""
-        dataset = self._dataset()
+        dataset = self.load()
         columns = dataset.column_names
         if columns is not None and self.text_field not in columns:
             names = ", ".join(map(repr, columns))
@@ -109,5 +114,5 @@ class HubSource:
 
     def describe(self) -> dict[str, Any]:
         """Returns the data set's description and content hash."""
-        content = None if self.spec.streaming else self._dataset()._fingerprint
+        content = None if self.spec.streaming else self.load()._fingerprint
         return {"kind": "hub", "name": self.name, **dataclasses.asdict(self.spec), "fingerprint": content}

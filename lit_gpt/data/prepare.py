@@ -67,6 +67,8 @@ def prepare_corpus(
     cache_dir: Path,
     num_threads: int | None = None,
     shard_tokens: int = SHARD_TOKENS,
+    folder: Path | None = None,
+    key: str | None = None,
 ) -> Path:
     """Tokenises a corpus into shards, unless the cache has it; goes on where an interrupted start stopped.
 
@@ -76,6 +78,9 @@ def prepare_corpus(
         cache_dir: Root of the cache.
         num_threads: Threads that encode; None takes one a core.
         shard_tokens: Size of a shard.
+        folder: Where the corpus goes; None: to its place in the cache. The caller vouches that what is there already
+            was made from the same documents with the same tokenizer.
+        key: What the manifest calls the corpus; None: the folder's name.
 
     Returns:
         The corpus folder, for `TokenCorpus`.
@@ -83,7 +88,8 @@ def prepare_corpus(
     Raises:
         UserError: for bad or empty input and for a full disk. No unfinished file stays behind.
     """
-    folder = corpus_path(spec, tokenizer, cache_dir, shard_tokens)
+    folder = corpus_path(spec, tokenizer, cache_dir, shard_tokens) if folder is None else folder
+    key = folder.name if key is None else key
     if _is_whole(folder, spec):
         return folder
     with exclusive(cache_dir / "locks" / f"{folder.name}.lock", "preparing this corpus"):
@@ -99,7 +105,7 @@ def prepare_corpus(
             present = sum(done.shard.num_tokens for writer in writers.values() for done in writer.finished)
             check_room(spec, cache_dir, tokenizer.vocab_size, present * tokenizer.dtype.itemsize)
             started = True
-            _fill(folder, spec, tokenizer, writers, num_threads or os.cpu_count() or 1)
+            _fill(folder, key, spec, tokenizer, writers, num_threads or os.cpu_count() or 1)
         except BaseException as error:
             for writer in writers.values():
                 writer.abandon()
@@ -135,7 +141,12 @@ def _is_whole(folder: Path, spec: CorpusSpec) -> bool:
 
 
 def _fill(
-    folder: Path, spec: CorpusSpec, tokenizer: Tokenizer, writers: dict[SplitName, SplitWriter], num_threads: int
+    folder: Path,
+    key: str,
+    spec: CorpusSpec,
+    tokenizer: Tokenizer,
+    writers: dict[SplitName, SplitWriter],
+    num_threads: int,
 ) -> None:
     began = time.monotonic()
     reading = Reading(spec)
@@ -165,7 +176,7 @@ def _fill(
         writer.finish_shard()
     if not any(writer.finished for writer in writers.values()):
         raise UserError(spec.nothing_found)
-    _write_manifest(folder, spec, tokenizer, writers, reading, list(sources))
+    _write_manifest(folder, key, spec, tokenizer, writers, reading, list(sources))
     seconds = time.monotonic() - began
     counts = ", ".join(
         f"{name} {sum(done.shard.num_tokens for done in writer.finished):,}" for name, writer in writers.items()
@@ -222,6 +233,7 @@ def _batches(documents: Iterable[Admitted]) -> Iterator[tuple[list[Admitted], in
 
 def _write_manifest(
     folder: Path,
+    key: str,
     spec: CorpusSpec,
     tokenizer: Tokenizer,
     writers: dict[SplitName, SplitWriter],
@@ -234,7 +246,7 @@ def _write_manifest(
     manifest = {
         "format": FORMAT,
         "version": FORMAT_VERSION,
-        "key": folder.name,
+        "key": key,
         "fingerprint": sha256_json([tokenizer.fingerprint, tokenizer.dtype.str, splits]),
         "dtype": tokenizer.dtype.str,
         "vocab_size": tokenizer.vocab_size,

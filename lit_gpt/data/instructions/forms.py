@@ -1,0 +1,177 @@
+"""One row → a conversation, whichever of the usual forms it has.
+
+| form | fields |
+|---|---|
+| OpenAI | `messages` (role, content, tool_calls), `tools` |
+| ShareGPT | `conversations` (from, value), `system`, `tools` |
+| prompt/completion | `prompt`, and `completion`, `response` or `answer`: texts, or lists of messages |
+| question/answer | `question`, `answer` |
+| Alpaca, Dolly | `instruction`, `input` or `context` (may be empty), `output` or `response`, `system` |
+
+Other names are mapped to these by `columns`. A row must have exactly one form, so that no field is silently left out.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from lit_gpt.data.chat.messages import Message, Tool, check_messages, normalise_messages
+from lit_gpt.errors import UserError
+
+_SHAREGPT_ROLES = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "model": "assistant",
+    "chatgpt": "assistant",
+    "bing": "assistant",
+    "system": "system",
+    "tool": "tool",
+    "observation": "tool",
+    "function_response": "tool",
+}
+_ANSWERS = ("completion", "response", "answer", "output")
+
+
+class Conversation(NamedTuple):
+    """Checked messages, and what tools the assistant may call."""
+
+    messages: list[Message]
+    tools: list[Tool]
+
+    @property
+    def prompt(self) -> list[Message]:
+        """Everything before the first answer."""
+        first = next(i for i, message in enumerate(self.messages) if message["role"] == "assistant")
+        return self.messages[:first]
+
+
+def conversation_of(
+    row: Mapping[str, Any], columns: Mapping[str, str] | None = None, system_prompt: str | None = None
+) -> Conversation:
+    """Reads a row.
+
+    Args:
+        row: Its fields.
+        columns: Our name of a field → the name that the row has for it.
+        system_prompt: Given to rows that have none.
+
+    Raises:
+        UserError: if it has none of the forms, a field is missing or empty, or the roles are out of order.
+    """
+    row = renamed(row, columns)
+    if row.get("messages") is not None:
+        messages = normalise_messages(_parsed(row["messages"], "messages"))
+    elif row.get("conversations") is not None:
+        messages = normalise_messages(_from_sharegpt(_parsed(row["conversations"], "conversations")))
+    elif "prompt" in row:
+        messages = [*turns_of(row["prompt"], "user", "prompt"), *turns_of(*_answer(row, "prompt"))]
+    elif "question" in row:
+        messages = [*turns_of(row["question"], "user", "question"), *turns_of(*_answer(row, "question"))]
+    elif "instruction" in row:
+        messages = [*turns_of(instruction_text(row), "user", "instruction"), *turns_of(*_answer(row, "instruction"))]
+    else:
+        raise UserError(
+            f"its fields are {', '.join(map(repr, row)) or 'none'}; an instruction has messages, conversations, "
+            "prompt and completion, question and answer, or instruction and output (set columns for other names)"
+        )
+    system = row.get("system") if isinstance(row.get("system"), str) and row["system"].strip() else system_prompt
+    if system is not None and messages and messages[0]["role"] != "system":
+        messages.insert(0, Message(role="system", content=system))
+    if messages and messages[0]["role"] == "system" and not messages[0]["content"].strip():
+        messages = messages[1:]  # written by tools that always have the field
+    check_messages(messages, for_training=True)
+    tools = _parsed(row["tools"], "tools") if row.get("tools") else []
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        raise UserError("the field 'tools' holds no list of objects")
+    return Conversation(messages, tools)
+
+
+def renamed(row: Mapping[str, Any], columns: Mapping[str, str] | None) -> dict[str, Any]:
+    """Returns the row with our names for its fields.
+
+    Raises:
+        UserError: if a named column is not there.
+    """
+    result = dict(row)
+    if any(ours in _ANSWERS for ours in columns or {}):  # the answer is named, so no other field is one
+        result = {name: value for name, value in row.items() if name not in _ANSWERS}
+    for ours, theirs in (columns or {}).items():
+        if theirs not in row:
+            raise UserError(f"no field {theirs!r} (columns.{ours}); its fields are {', '.join(map(repr, row))}")
+        result.pop(theirs, None)
+        result[ours] = row[theirs]
+    return result
+
+
+def turns_of(value: Any, role: str, field: str) -> list[Message]:
+    """Returns messages from a text, which is one turn of `role`, or from a list of messages.
+
+    Raises:
+        UserError: if it is neither.
+    """
+    if isinstance(value, str):
+        return [Message(role=role, content=value)]  # type: ignore[typeddict-item]
+    if isinstance(value, list):
+        return normalise_messages(value)
+    if isinstance(value, Mapping):
+        return normalise_messages([value])
+    raise UserError(f"the field {field!r} holds {type(value).__name__}, not text or messages")
+
+
+def _answer(row: Mapping[str, Any], question: str) -> tuple[Any, str, str]:
+    found = [name for name in _ANSWERS if row.get(name) is not None]
+    if not found:
+        raise UserError(
+            f"it has {question!r} but no answer ({', '.join(map(repr, _ANSWERS))}); its fields are "
+            f"{', '.join(map(repr, row))} (set columns)"
+        )
+    if len(found) > 1:
+        raise UserError(f"both {found[0]!r} and {found[1]!r} could be the answer; set columns: {{completion: ...}}")
+    return row[found[0]], "assistant", found[0]
+
+
+def instruction_text(row: Mapping[str, Any]) -> str:
+    """Returns Alpaca's or Dolly's instruction with its input.
+
+    Raises:
+        UserError: if one of them is no text.
+    """
+    for field in ("instruction", "input", "context"):
+        if row.get(field) is not None and not isinstance(row[field], str):
+            raise UserError(f"the field {field!r} holds {type(row[field]).__name__}, not text")
+    if row["instruction"] is None:
+        raise UserError("the field 'instruction' is null")
+    more = row.get("input") or row.get("context") or ""
+    return f"{row['instruction']}\n\n{more}" if more.strip() else row["instruction"]
+
+
+def _from_sharegpt(turns: Any) -> list[dict[str, Any]]:
+    if not isinstance(turns, list):
+        raise UserError(f"the field 'conversations' holds {type(turns).__name__}, not a list")
+    messages = []
+    for number, turn in enumerate(turns, start=1):
+        if isinstance(turn, Mapping) and "role" in turn:
+            messages.append(dict(turn))
+            continue
+        if not isinstance(turn, Mapping) or "from" not in turn or "value" not in turn:
+            raise UserError(f"message {number} of 'conversations' lacks 'from' or 'value'")
+        sender = str(turn["from"])
+        if sender == "function_call":
+            messages.append({"role": "assistant", "content": None, "tool_calls": [_parsed(turn["value"], "value")]})
+            continue
+        if sender not in _SHAREGPT_ROLES:
+            raise UserError(f"message {number} is from {sender!r}; it must be one of {', '.join(_SHAREGPT_ROLES)}")
+        messages.append({"role": _SHAREGPT_ROLES[sender], "content": turn["value"]})
+    return messages
+
+
+def _parsed(value: Any, field: str) -> Any:
+    """Reads a value that a csv or a data set keeps as JSON text."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError as error:
+        raise UserError(f"the field {field!r} holds text that is not JSON ({error})") from error

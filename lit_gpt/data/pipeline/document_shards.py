@@ -1,0 +1,122 @@
+"""Shards of documents on disk: JSON lines in zstandard, each written whole or not at all.
+
+A folder of shards holds `00000.jsonl.zst`, `00001.jsonl.zst`, ... in the order of the corpus; a line is
+`{"id", "text", "metadata"}`. Shard r is the input of task r of the next pass.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import orjson
+import zstandard
+from datatrove.data import Document
+from datatrove.pipeline.base import PipelineStep
+
+from lit_gpt.atomic import whole_file
+from lit_gpt.data.compression import open_bytes
+from lit_gpt.data.pipeline.progress import TaskProgress
+
+SUFFIX = ".jsonl.zst"
+_LEVEL = 3
+_READ_BYTES = 1 << 20
+
+
+def shard_path(folder: Path, rank: int) -> Path:
+    """Returns the path of shard `rank`."""
+    return folder / f"{rank:05d}{SUFFIX}"
+
+
+def shard_paths(folder: Path) -> list[Path]:
+    """Lists a folder's shards in order."""
+    return sorted(path for path in folder.glob(f"*{SUFFIX}") if not path.name.startswith("."))
+
+
+class Lines(Protocol):
+    """Takes JSON values, one a line."""
+
+    def write(self, value: Any) -> None:
+        """Appends one line."""
+        ...
+
+
+class _ZstdLines:
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, value: Any) -> None:
+        self._stream.write(orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE))
+
+
+@contextmanager
+def writing_lines(path: Path) -> Iterator[Lines]:
+    """Writes compressed JSON lines to `path`, which appears when all are there."""
+    with whole_file(path) as beside, open(beside, "wb") as file:
+        with zstandard.ZstdCompressor(level=_LEVEL).stream_writer(file, closefd=False) as stream:
+            yield _ZstdLines(stream)
+        file.flush()
+
+
+def read_lines(path: Path) -> Iterator[Any]:
+    """Yields the values of compressed JSON lines, one line in memory at a time."""
+    with open_bytes(path) as file:
+        for line in file:
+            yield orjson.loads(line)
+
+
+def document_line(document: Document) -> dict[str, Any]:
+    """Returns the JSON value that stands for a document."""
+    return {"id": document.id, "text": document.text, "metadata": document.metadata}
+
+
+class ReadDocuments(PipelineStep):
+    """datatrove reader of a folder of shards: task r of n reads shards r, r + n, ... (with n shards: shard r).
+
+    Args:
+        folder: The shards.
+        progress: Folder that shows how far each task has come; None shows nothing.
+    """
+
+    type = "📖 - READER"
+    name = "document shards"
+
+    def __init__(self, folder: Path, progress: Path | None = None) -> None:
+        super().__init__()
+        self.folder = Path(folder)
+        self.progress = progress
+
+    def run(self, data: Iterable[Document] | None = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
+        """Yields the documents of this task's shards, in order."""
+        if data:
+            yield from data
+        with TaskProgress(self.progress, rank) as progress:
+            for path in shard_paths(self.folder)[rank::world_size]:
+                for line in read_lines(path):
+                    document = Document(text=line["text"], id=line["id"], metadata=line["metadata"])
+                    size = len(document.text)
+                    self.stat_update("documents")
+                    yield document
+                    progress.advance(size)
+
+
+class WriteDocuments(PipelineStep):
+    """datatrove writer: task r writes the documents that reach it to shard r.
+
+    Args:
+        folder: Where the shards go.
+    """
+
+    type = "💽 - WRITER"
+    name = "document shards"
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.folder = Path(folder)
+
+    def run(self, data: Iterable[Document] | None = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
+        """Writes the documents and passes them on."""
+        with writing_lines(shard_path(self.folder, rank)) as lines:
+            for document in data or ():
+                lines.write(document_line(document))
+                yield document

@@ -1,0 +1,246 @@
+"""What a step did, counted: one `StepReport` a task, added up over the tasks in any order to the same result.
+
+Examples are chosen by the hash of the document's id (the lowest ten), so they are an even sample that does not depend
+on how the documents were spread over tasks.
+"""
+
+import hashlib
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from lit_gpt.data.cleaning.step import Doc, Rejected
+
+MAX_EXAMPLES = 10
+MAX_CLUSTERS = 12
+MAX_CLUSTER_MEMBERS = 4
+EXCERPT_CHARACTERS = 400
+UNKNOWN = "unknown"
+
+
+def text_bytes(text: str) -> int:
+    """Returns the UTF-8 bytes of a text."""
+    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
+
+
+def excerpt(text: str) -> str:
+    """Returns the beginning and, of a long text, the end: what a reader needs to judge it."""
+    if len(text) <= EXCERPT_CHARACTERS:
+        return text
+    head = EXCERPT_CHARACTERS * 3 // 4
+    return f"{text[:head]} […] {text[-(EXCERPT_CHARACTERS - head) :]}"
+
+
+def sample_key(identity: str) -> str:
+    """Returns the hash that chooses examples."""
+    return hashlib.blake2b(identity.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+
+
+@dataclass
+class Tally:
+    """Documents and bytes, in all and by what is known about them.
+
+    Attributes:
+        documents: Number of documents.
+        num_bytes: UTF-8 bytes of their texts.
+        lengths: By the number of bits of the length in characters (bin b: 2^(b-1) to 2^b - 1): documents.
+        groups: By kind (`source`, `language`, `license`) and value: [documents, bytes].
+    """
+
+    documents: int = 0
+    num_bytes: int = 0
+    lengths: Counter[int] = field(default_factory=Counter)
+    groups: dict[str, dict[str, list[int]]] = field(default_factory=dict)
+
+    GROUPS: ClassVar[dict[str, str]] = {
+        "source": "source",
+        "language": "language",
+        "license": "license",
+    }
+
+    def add(self, text: str, metadata: dict[str, Any]) -> int:
+        """Counts one document and returns its bytes."""
+        size = text_bytes(text)
+        self.documents += 1
+        self.num_bytes += size
+        self.lengths[len(text).bit_length()] += 1
+        for kind, key in self.GROUPS.items():
+            value = metadata.get(key)
+            if value is not None:
+                entry = self.groups.setdefault(kind, {}).setdefault(str(value), [0, 0])
+                entry[0] += 1
+                entry[1] += size
+        return size
+
+    def merge(self, other: "Tally") -> None:
+        """Adds another tally to this one."""
+        self.documents += other.documents
+        self.num_bytes += other.num_bytes
+        self.lengths.update(other.lengths)
+        for kind, values in other.groups.items():
+            mine = self.groups.setdefault(kind, {})
+            for value, (documents, size) in values.items():
+                entry = mine.setdefault(value, [0, 0])
+                entry[0] += documents
+                entry[1] += size
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns JSON values, in an order that does not depend on that of the additions."""
+        return {
+            "documents": self.documents,
+            "bytes": self.num_bytes,
+            "lengths": {str(bits): self.lengths[bits] for bits in sorted(self.lengths)},
+            "groups": {
+                kind: {value: self.groups[kind][value] for value in sorted(self.groups[kind])}
+                for kind in sorted(self.groups)
+            },
+        }
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "Tally":
+        """Reads what `to_json` returned."""
+        lengths = Counter({int(bits): count for bits, count in value["lengths"].items()})
+        groups = {kind: {k: list(v) for k, v in values.items()} for kind, values in value["groups"].items()}
+        return cls(value["documents"], value["bytes"], lengths, groups)
+
+
+class StepReport:
+    """What one step received, gave on and dropped.
+
+    Args:
+        name: The step's name in the recipe, or "read".
+        index: Its place, 0 for reading.
+    """
+
+    def __init__(self, name: str, index: int) -> None:
+        self.name = name
+        self.index = index
+        self.documents_in = 0
+        self.bytes_in = 0
+        self.out = Tally()
+        self.num_edited = 0
+        self.counts: Counter[str] = Counter()
+        self.rejected: dict[str, list[int]] = {}
+        self.rejected_languages: dict[str, list[int]] = {}
+        self.examples: dict[str, list[dict[str, Any]]] = {}
+        self.num_clusters = 0
+        self.cluster_sizes: Counter[int] = Counter()
+        self.clusters: dict[str, dict[str, Any]] = {}
+
+    def keep(self, before: int | None, text: str, metadata: dict[str, Any], edited: bool) -> None:
+        """Counts a document that goes on; `before` are its bytes as it came in (None: unchanged)."""
+        size = self.out.add(text, metadata)
+        self.documents_in += 1
+        self.bytes_in += size if before is None else before
+        self.num_edited += edited
+
+    def reject(self, document: Doc, why: Rejected) -> None:
+        """Counts a dropped document and keeps it as an example if it is among the ten lowest hashes."""
+        size = text_bytes(document.text)
+        self.documents_in += 1
+        self.bytes_in += size
+        entry = self.rejected.setdefault(why.reason, [0, 0])
+        entry[0] += 1
+        entry[1] += size
+        language = document.metadata.get("language")
+        if language is not None:
+            entry = self.rejected_languages.setdefault(str(language), [0, 0])
+            entry[0] += 1
+            entry[1] += size
+        key = sample_key(document.id)
+        examples = self.examples.setdefault(why.reason, [])
+        if len(examples) < MAX_EXAMPLES or key < examples[-1]["key"]:
+            example = {"key": key, "id": document.id, "detail": why.detail[:1000], "text": excerpt(document.text)}
+            if why.kept is not None:
+                example["kept"] = why.kept
+            examples.append(example)
+            examples.sort(key=lambda item: (item["key"], item["id"]))
+            del examples[MAX_EXAMPLES:]
+        if why.cluster is not None:
+            self._add_to_cluster(why.cluster, why.cluster_size, document, kept=False, kept_id=why.kept)
+
+    def stands_for_cluster(self, document: Doc) -> None:
+        """Counts a kept document that stands for a cluster of duplicates."""
+        if document.cluster is not None:
+            self.num_clusters += 1
+            self.cluster_sizes[document.cluster_size] += 1
+            self._add_to_cluster(document.cluster, document.cluster_size, document, kept=True, kept_id=document.id)
+
+    def _add_to_cluster(self, cluster: str, size: int, document: Doc, kept: bool, kept_id: str | None) -> None:
+        entry = self.clusters.get(cluster)
+        if entry is None:
+            entry = self.clusters[cluster] = {"size": size, "kept": kept_id, "members": []}
+        member = {"id": document.id, "kept": kept, "text": excerpt(document.text)}
+        entry["members"] = _members([*entry["members"], member])
+        self._limit_clusters()
+
+    def _limit_clusters(self) -> None:
+        if len(self.clusters) > MAX_CLUSTERS:
+            # The largest stay; every task knows the whole cluster's size, so tasks agree about which these are.
+            ranked = sorted(self.clusters, key=lambda name: (-self.clusters[name]["size"], sample_key(name)))
+            for name in ranked[MAX_CLUSTERS:]:
+                del self.clusters[name]
+
+    def merge(self, other: "StepReport") -> None:
+        """Adds another task's report to this one."""
+        self.documents_in += other.documents_in
+        self.bytes_in += other.bytes_in
+        self.out.merge(other.out)
+        self.num_edited += other.num_edited
+        self.counts.update(other.counts)
+        for mine, theirs in ((self.rejected, other.rejected), (self.rejected_languages, other.rejected_languages)):
+            for key, (documents, size) in theirs.items():
+                entry = mine.setdefault(key, [0, 0])
+                entry[0] += documents
+                entry[1] += size
+        for reason, examples in other.examples.items():
+            both = [*self.examples.get(reason, []), *examples]
+            self.examples[reason] = sorted(both, key=lambda item: (item["key"], item["id"]))[:MAX_EXAMPLES]
+        self.num_clusters += other.num_clusters
+        self.cluster_sizes.update(other.cluster_sizes)
+        for name, cluster in other.clusters.items():
+            empty = {"size": cluster["size"], "kept": cluster["kept"], "members": []}
+            mine_too = self.clusters.setdefault(name, empty)
+            mine_too["members"] = _members([*mine_too["members"], *cluster["members"]])
+        self._limit_clusters()
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns JSON values, the same for the same documents however they were spread."""
+        clusters = sorted(self.clusters, key=lambda name: (-self.clusters[name]["size"], sample_key(name)))
+        return {
+            "name": self.name,
+            "index": self.index,
+            "documents_in": self.documents_in,
+            "bytes_in": self.bytes_in,
+            "out": self.out.to_json(),
+            "edited": self.num_edited,
+            "counts": {key: self.counts[key] for key in sorted(self.counts)},
+            "rejected": {key: self.rejected[key] for key in sorted(self.rejected)},
+            "rejected_languages": {key: self.rejected_languages[key] for key in sorted(self.rejected_languages)},
+            "examples": {key: self.examples[key] for key in sorted(self.examples)},
+            "num_clusters": self.num_clusters,
+            "cluster_sizes": {str(size): self.cluster_sizes[size] for size in sorted(self.cluster_sizes)},
+            "clusters": {name: self.clusters[name] for name in clusters},
+        }
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "StepReport":
+        """Reads what `to_json` returned."""
+        report = cls(value["name"], value["index"])
+        report.documents_in, report.bytes_in = value["documents_in"], value["bytes_in"]
+        report.out = Tally.from_json(value["out"])
+        report.num_edited = value["edited"]
+        report.counts = Counter(value["counts"])
+        report.rejected, report.rejected_languages = value["rejected"], value["rejected_languages"]
+        report.examples = value["examples"]
+        report.num_clusters = value["num_clusters"]
+        report.cluster_sizes = Counter({int(size): count for size, count in value["cluster_sizes"].items()})
+        report.clusters = value["clusters"]
+        return report
+
+
+def _members(members: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns the members of a cluster that are shown: the kept one first, then those with the lowest hash."""
+    return sorted(members, key=lambda member: (not member["kept"], sample_key(member["id"]), member["id"]))[
+        :MAX_CLUSTER_MEMBERS
+    ]

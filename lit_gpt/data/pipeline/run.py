@@ -1,0 +1,177 @@
+"""From a recipe to a prepared corpus.
+
+The folder that it leaves:
+
+    <out>/recipe.json   what was asked for, and its key; written first
+          documents/    the clean documents, JSON lines in zstandard
+          tokenizer/    a Hugging Face tokenizer folder
+          tokens/       a TokenCorpus
+          steps/        counts of each step, and the lists of dropped documents with reasons
+          card.json     the data card; written last, a folder with it is whole
+          card.html
+          work/         only while it is being made
+
+Started again after a kill, it goes on: finished tasks, segments and token shards are kept.
+"""
+
+import json
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from lit_gpt.atomic import fsync, raise_if_disk_full
+from lit_gpt.data.cache import exclusive, human_bytes, say, write_json
+from lit_gpt.data.card.write import write_card
+from lit_gpt.data.pipeline.disk import check_disk
+from lit_gpt.data.pipeline.document_shards import shard_paths
+from lit_gpt.data.pipeline.executor import check_executor
+from lit_gpt.data.pipeline.parts import Plan, make_plan
+from lit_gpt.data.pipeline.recipe import Recipe
+from lit_gpt.data.pipeline.segments import DONE, SegmentRunner, nothing_half_written
+from lit_gpt.data.pipeline.tokenise import clean_spec, make_tokenizer, tokenise
+from lit_gpt.errors import UserError
+
+OURS = ("card.json", "card.html", "tokens", "tokenizer", "documents", "steps", "work", "recipe.json", "work.lock")
+
+
+def run_recipe(recipe: Recipe, overwrite: bool = False) -> Path:
+    """Prepares a corpus, or goes on with one, or finds it done.
+
+    Args:
+        recipe: What to do.
+        overwrite: Whether a corpus that was made by another recipe, or from other input, may be deleted.
+
+    Returns:
+        The folder of the corpus.
+
+    Raises:
+        UserError: for what the user can put right; what is finished stays.
+    """
+    check_executor(recipe.executor)
+    out = recipe.out
+    if out.exists() and not out.is_dir():
+        raise UserError(f"out is {out}, which is a file; name a folder")
+    plan = make_plan(recipe.sources, recipe.shard_bytes)
+    key = recipe.key(plan)
+    with _ended_by_sigterm(), exclusive(out / "work.lock", f"preparing {out}"):
+        if not overwrite:
+            _check_same(out, key, recipe)
+        elif (found := _found(out)) is None or found["key"] != key:
+            for name in OURS[:-1]:
+                _remove(out / name)
+        if (out / "card.json").exists():
+            shutil.rmtree(out / "work", ignore_errors=True)  # a kill just after the card left it
+            say(f"{out} is prepared already; read {out / 'card.html'}")
+            return out
+        try:
+            check_disk(recipe, plan.num_bytes)
+            with nothing_half_written(out):
+                write_json(out / "recipe.json", {"key": key, "recipe": recipe.written})
+                _run(recipe, plan, key)
+        except BaseException as error:
+            raise_if_disk_full(error, out)
+            raise
+    return out
+
+
+def _run(recipe: Recipe, plan: Plan, key: str) -> None:
+    out, work = recipe.out, recipe.out / "work"
+    documents = out / "documents"
+    if not documents.exists():
+        left = SegmentRunner(recipe, work, out / "steps").run(plan)
+        left.mkdir(exist_ok=True)
+        if _last_report(out)["out"]["documents"] == 0:
+            raise UserError(_all_dropped(out))
+        os.rename(left, documents)
+        fsync(out)
+    num_bytes = int(_last_report(out)["out"]["bytes"])
+    if recipe.tokenizer is not None:
+        spec = clean_spec(recipe, documents, num_bytes)
+        tokenizer = make_tokenizer(recipe, spec, out / "tokenizer")
+        tokenise(recipe, spec, tokenizer, out / "tokens", work, key)
+    write_card(out, recipe, key)
+    shutil.rmtree(work, ignore_errors=True)
+    shards = len(shard_paths(documents))
+    say(f"{out}: {human_bytes(num_bytes)} of clean text in {shards} shards; read {out / 'card.html'}")
+
+
+def reports(out: Path) -> list[dict[str, Any]]:
+    """Returns the merged reports of all steps, in order."""
+    return [json.loads(path.read_bytes()) for path in sorted((out / "steps").glob("[0-9]*.json"))]
+
+
+def _last_report(out: Path) -> dict[str, Any]:
+    return reports(out)[-1]
+
+
+def _all_dropped(out: Path) -> str:
+    told = [
+        f"{report['name']} dropped {sum(count for count, _ in report['rejected'].values()):,} "
+        f"({', '.join(sorted(report['rejected'], key=lambda r: -report['rejected'][r][0])[:3])})"
+        for report in reports(out)
+        if report["rejected"]
+    ]
+    return (
+        f"no document is left: {'; '.join(told) or 'the sources hold none'}; loosen these steps, or name other sources"
+    )
+
+
+def _found(out: Path) -> dict[str, Any] | None:
+    try:
+        found: dict[str, Any] = json.loads((out / "recipe.json").read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise UserError(f"{out / 'recipe.json'} is damaged ({error}); set overwrite: true to start anew") from error
+    return found
+
+
+def _check_same(out: Path, key: str, recipe: Recipe) -> None:
+    """Raises a `UserError` if the folder holds something else than this recipe's own beginnings."""
+    found = _found(out)
+    if found is None:
+        strangers = [
+            path.name for path in out.iterdir() if path.name != "work.lock" and not path.name.startswith(".tmp-")
+        ]
+        if strangers:
+            raise UserError(f"{out} holds {sorted(strangers)[0]} and no prepared corpus; name a new folder as out")
+        return
+    if found["key"] == key:
+        return
+    if not (out / "documents").exists() and not any((out / "work").glob(f"*/{DONE}")):
+        for name in OURS[:-1]:  # the other recipe got nowhere, so there is nothing to lose
+            _remove(out / name)
+        return
+    changed = [name for name, value in recipe.written.items() if found["recipe"].get(name) != value]
+    what = f"another recipe ({', '.join(changed)} changed)" if changed else "other input (the files changed since)"
+    raise UserError(f"{out} was made by {what}; name another out, or set overwrite: true to delete it")
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Lets SIGTERM end the work like Ctrl-C does, so that nothing half-written stays (in the main thread only)."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,84 @@
+"""`html:`: web pages on this disk, and how a page becomes its main text (trafilatura, Barbaresi 2021, ACL demo)."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+from lit_gpt.data.compression import DAMAGED, open_bytes
+from lit_gpt.data.documents import BadInput, Document
+from lit_gpt.data.pipeline.extra import need
+from lit_gpt.data.pipeline.parts import NO_TEXT, FileParts
+
+Favor = Literal["precision", "recall", "balance"]
+
+
+class MainText:
+    """Takes the main text out of a page, without menus, footers and comments.
+
+    Args:
+        favor: `precision` (as FineWeb) leaves out what may be boilerplate, `recall` keeps more.
+        tables: Whether tables are text.
+        max_page_bytes: A larger page is not parsed: it costs memory and minutes, and is rarely prose.
+    """
+
+    def __init__(self, favor: Favor = "precision", tables: bool = True, max_page_bytes: int = 8 << 20) -> None:
+        self.favor = favor
+        self.tables = tables
+        self.max_page_bytes = max_page_bytes
+
+    def document(self, page: bytes, source: str, record: int, metadata: dict[str, str]) -> Document:
+        """Returns the page's document; one without text says why under `NO_TEXT`."""
+        if len(page) > self.max_page_bytes:
+            return Document("", source, record, metadata | {NO_TEXT: "page_too_large"})
+        if not page.strip():
+            return Document("", source, record, metadata | {NO_TEXT: "empty"})
+        # Not `deduplicate`: trafilatura remembers earlier pages for it, so the result would depend on their order.
+        text = need("trafilatura", "reading web pages").extract(
+            page,
+            favor_precision=self.favor == "precision",
+            favor_recall=self.favor == "recall",
+            include_comments=False,
+            include_tables=self.tables,
+            deduplicate=False,
+        )
+        if not text:
+            return Document("", source, record, metadata | {NO_TEXT: "no_main_text"})
+        return Document(text, source, record, metadata)
+
+
+class HtmlFiles(FileParts):
+    """Web pages: one file a page, also as .gz or .zst.
+
+    Args:
+        html: Files, folders or glob patterns; of a folder the files that end in .html, .htm or .xhtml.
+        favor: `precision` (as FineWeb) leaves out what may be boilerplate, `recall` keeps more.
+        tables: Whether tables are text.
+        max_page_bytes: Larger pages are dropped, and counted as page_too_large.
+    """
+
+    kind = "html"
+
+    def __init__(
+        self, html: str | list[str], favor: Favor = "precision", tables: bool = True, max_page_bytes: int = 8 << 20
+    ) -> None:
+        super().__init__(html)
+        self.main_text = MainText(favor, tables, max_page_bytes)
+
+    def files(self) -> list[tuple[str, Path]]:
+        """Lists the pages."""
+        patterns = [self.patterns] if isinstance(self.patterns, str) else self.patterns
+        named = {Path(pattern).expanduser().name for pattern in patterns}
+        suffixes = {".html", ".htm", ".xhtml"}
+        return [
+            (name, path) for name, path in super().files() if name in named or suffixes.intersection(path.suffixes[-2:])
+        ]
+
+    def read_file(self, name: str, path: Path, bad_input: BadInput) -> Iterator[Document]:
+        """Yields the page's main text."""
+        try:
+            with open_bytes(path) as file:
+                page = file.read(self.main_text.max_page_bytes + 1)
+        except DAMAGED as error:
+            bad_input.reject(name, f"the compressed data are damaged ({error})")
+            return
+        yield self.main_text.document(page, name, 0, {})

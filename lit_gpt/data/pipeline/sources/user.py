@@ -1,0 +1,72 @@
+"""`class_path:`: documents from the user's own code."""
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from lit_gpt.data.documents import BadInput, Document
+from lit_gpt.data.pipeline.parts import Part
+from lit_gpt.data.pipeline.registry import call_checked, import_object
+from lit_gpt.errors import UserError
+
+
+class UserSource:
+    """Your own generator: a function, or a class with a method `documents()`, that yields the documents.
+
+    Each is a text, a mapping `{"text": ..., <metadata>}` or a `lit_gpt.data.documents.Document`; every pass yields the
+    same ones in the same order. To be read by several tasks at once, the class may also have `num_parts` (int) and take
+    the part as `documents(part)`.
+
+    Args:
+        class_path: Where it is: `my_package.my_module.MySource`. Its folder must be on PYTHONPATH, or installed.
+        init_args: Arguments of the class, or of the function.
+        version: Changes when the documents do, so that a prepared corpus is not taken for the new one.
+    """
+
+    kind = "class_path"
+
+    def __init__(self, class_path: str, init_args: dict[str, Any] | None = None, version: str = "") -> None:
+        self.class_path = class_path
+        self.init_args = init_args or {}
+        self.version = version
+
+    def _made(self) -> Any:
+        target = import_object(self.class_path, "source")
+        if not callable(target):
+            raise UserError(f"source {self.class_path} is a {type(target).__name__}; name a function or a class")
+        return call_checked(target, self.init_args, f"source {self.class_path}")
+
+    def parts(self) -> Iterator[Part]:
+        """Yields one part, or as many as the class has."""
+        made = self._made()
+        if not hasattr(made, "documents") and not isinstance(made, Iterable):
+            raise UserError(f"source {self.class_path} has no method documents() and yields nothing; give it one")
+        count = int(getattr(made, "num_parts", 1))
+        for part in range(count):
+            yield Part(f"{self.class_path}#{part}", part if count > 1 else None, [self.version, self.init_args], None)
+
+    def read(self, spec: Any, bad_input: BadInput) -> Iterator[Document]:
+        """Yields the documents of a part."""
+        made = self._made()
+        name = self.class_path if spec is None else f"{self.class_path}#{spec}"
+        items = made
+        if hasattr(made, "documents"):
+            items = made.documents() if spec is None else made.documents(spec)
+        for record, item in enumerate(items, start=1):
+            yield _document(item, name, record)
+
+    def describe(self) -> dict[str, Any]:
+        """Returns the class and its arguments."""
+        return {"kind": self.kind, "class_path": self.class_path, "init_args": self.init_args, "version": self.version}
+
+
+def _document(item: object, name: str, record: int) -> Document:
+    if isinstance(item, str):
+        return Document(item, name, record)
+    if isinstance(item, Document):
+        return dataclasses.replace(item, metadata=item.metadata or None)
+    if isinstance(item, dict) and isinstance(item.get("text"), str):
+        return Document(item["text"], name, record, {key: value for key, value in item.items() if key != "text"})
+    raise UserError(
+        f"{name}:{record} is a {type(item).__name__}; yield a text, a mapping with a text under 'text', or a Document"
+    )

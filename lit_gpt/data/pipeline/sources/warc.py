@@ -1,0 +1,90 @@
+"""`warc:`: web archives as Common Crawl keeps them: pages (WARC, main text by trafilatura) or their text (WET).
+
+The format is ISO 28500. A document's record is the number of its record in the archive, from 1.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from lit_gpt.data.compression import DAMAGED, open_bytes
+from lit_gpt.data.documents import BadInput, Document
+from lit_gpt.data.pipeline.extra import need
+from lit_gpt.data.pipeline.parts import FileParts
+from lit_gpt.data.pipeline.sources.html import Favor, MainText
+
+_PAGE_TYPES = ("text/html", "application/xhtml+xml")
+
+
+class WarcFiles(FileParts):
+    """Web archives: .warc or .wet, also as .gz or .zst.
+
+    Args:
+        warc: Files, folders or glob patterns.
+        favor: `precision` (as FineWeb) leaves out what may be boilerplate, `recall` keeps more.
+        tables: Whether tables are text.
+        max_page_bytes: Larger pages are dropped, and counted as page_too_large.
+    """
+
+    kind = "warc"
+
+    def __init__(
+        self, warc: str | list[str], favor: Favor = "precision", tables: bool = True, max_page_bytes: int = 8 << 20
+    ) -> None:
+        super().__init__(warc)
+        self.main_text = MainText(favor, tables, max_page_bytes)
+
+    def read_file(self, name: str, path: Path, bad_input: BadInput) -> Iterator[Document]:
+        """Yields the pages that were answered with 200 and are HTML, and the texts of a WET file."""
+        warcio = need("warcio", "reading web archives")
+        from warcio.archiveiterator import ArchiveIterator
+
+        number = 0
+        damage: BaseException | None = None
+        try:
+            with open_bytes(path) as file:
+                stream = _Plain(file)
+                for record in ArchiveIterator(stream):
+                    number += 1
+                    headers = record.rec_headers
+                    metadata = {"url": headers.get_header("WARC-Target-URI") or ""}
+                    if date := headers.get_header("WARC-Date"):
+                        metadata["date"] = date
+                    if record.rec_type == "conversion":
+                        raw = record.content_stream().read()
+                        if stream.damage is None:  # else it is cut off
+                            yield Document(raw.decode("utf-8", "replace"), name, number, metadata)
+                    elif record.rec_type == "response" and _is_page(record):
+                        page = record.content_stream().read(self.main_text.max_page_bytes + 1)
+                        if stream.damage is None:
+                            yield self.main_text.document(page, name, number, metadata)
+                damage = stream.damage
+        except warcio.exceptions.ArchiveLoadFailed as error:
+            damage = error
+        if damage is not None:
+            bad_input.reject(f"{name}:{number + 1}", f"the archive is damaged ({damage})")
+        elif number == 0 and path.stat().st_size:
+            bad_input.reject(name, "it holds no WARC record")
+
+
+class _Plain:
+    """An archive decompressed by us, which remembers that it was cut off: warcio takes that for its end."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.damage: BaseException | None = None
+
+    def read(self, size: int = -1) -> bytes:
+        try:
+            data: bytes = self._file.read1(size) if hasattr(self._file, "read1") else self._file.read(size)
+        except DAMAGED as error:
+            self.damage = error
+            return b""
+        return data
+
+
+def _is_page(record: object) -> bool:
+    headers = getattr(record, "http_headers", None)
+    if headers is None or headers.get_statuscode() != "200":
+        return False
+    return (headers.get_header("Content-Type") or "text/html").split(";")[0].strip().lower() in _PAGE_TYPES

@@ -1,0 +1,102 @@
+"""The last pass: clean documents → tokenizer → a `TokenCorpus`, by the same machinery as every other corpus.
+
+A document keeps the source and the record that it was read from, so a window of tokens can be traced back to the line
+of the file or the row of the data set.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from lit_gpt.atomic import whole_folder
+from lit_gpt.data.bpe import train_bpe
+from lit_gpt.data.cache import say
+from lit_gpt.data.corpus_spec import CorpusSpec, training_texts
+from lit_gpt.data.documents import BadInput, Document, SplitName
+from lit_gpt.data.file_hashes import FileHashes, sha256_json
+from lit_gpt.data.pipeline.document_shards import read_lines, shard_paths
+from lit_gpt.data.pipeline.recipe import Recipe, tokenizer_settings
+from lit_gpt.data.prepare import prepare_corpus
+from lit_gpt.data.tokenizers import Tokenizer, load_tokenizer
+
+SAMPLE_MEGABYTES = 256
+
+
+class CleanDocuments:
+    """The documents that the steps left, as a source.
+
+    Args:
+        folder: Their shards.
+        num_bytes: UTF-8 bytes of all texts.
+        one_source: Whether the recipe has a single source, whose name then need not stand before each path.
+    """
+
+    split: SplitName | None = None
+
+    def __init__(self, folder: Path, num_bytes: int, one_source: bool) -> None:
+        self.folder = folder
+        self.name = folder.as_posix()
+        self._num_bytes = num_bytes
+        self._one_source = one_source
+
+    def fingerprint(self, hashes: FileHashes) -> str:
+        """Returns a hash of the shards."""
+        return sha256_json(["clean", [hashes.sha256(path) for path in shard_paths(self.folder)]])
+
+    def num_bytes(self) -> int:
+        """Returns the bytes of all texts."""
+        return self._num_bytes
+
+    def documents(self, bad_input: BadInput) -> Iterator[Document]:
+        """Yields the documents under the names and records that they were read from."""
+        for path in shard_paths(self.folder):
+            for line in read_lines(path):
+                metadata = line["metadata"]
+                yield Document(line["text"], token_source(metadata, self._one_source), int(metadata["record"]))
+
+    def describe(self) -> dict[str, Any]:
+        """Returns what lineage keeps about it."""
+        return {"kind": "prepared", "name": "documents", "bytes": self._num_bytes}
+
+
+def token_source(metadata: dict[str, Any], one_source: bool) -> str:
+    """Returns the name under which the token shards know where a document came from."""
+    return str(metadata["path"]) if one_source else f"{metadata['source']}/{metadata['path']}"
+
+
+def clean_spec(recipe: Recipe, documents: Path, num_bytes: int) -> CorpusSpec:
+    """Returns the corpus of the documents that the steps left."""
+    source = CleanDocuments(documents, num_bytes, len(recipe.sources) == 1)
+    return CorpusSpec([source], recipe.val_fraction, recipe.test_fraction, "error")
+
+
+def make_tokenizer(recipe: Recipe, spec: CorpusSpec, folder: Path) -> Tokenizer:
+    """Trains or copies the recipe's tokenizer into `folder`, unless it is there already."""
+    if folder.exists():
+        return load_tokenizer(folder)
+    if isinstance(recipe.tokenizer, str):
+        tokenizer = load_tokenizer(recipe.tokenizer)
+    else:
+        settings = tokenizer_settings(recipe.tokenizer or {})
+        sample_bytes = settings.pop("sample_megabytes", SAMPLE_MEGABYTES) * 1_000_000
+        texts = training_texts(spec, sample_bytes, spec.sources[0].num_bytes())
+        tokenizer = train_bpe(texts, **settings)
+        say(f"tokenizer: {tokenizer.vocab_size:,} entries trained")
+    with whole_folder(folder) as unfinished:
+        tokenizer.save(unfinished)
+    return load_tokenizer(folder)
+
+
+def tokenise(recipe: Recipe, spec: CorpusSpec, tokenizer: Tokenizer, folder: Path, work: Path, key: str) -> Path:
+    """Writes the token shards; goes on where an interrupted start stopped.
+
+    Args:
+        recipe: The recipe.
+        spec: The clean documents.
+        tokenizer: Makes the ids.
+        folder: Where the corpus goes.
+        work: Where the lock goes.
+        key: The recipe's key, for the manifest.
+    """
+    threads = recipe.executor.workers if recipe.executor.kind == "local" else None
+    return prepare_corpus(spec, tokenizer, work, threads, folder=folder, key=key)

@@ -1,0 +1,185 @@
+"""Rows → a store in the cache, keyed by content: sources, encoder (tokenizer, template, lengths) and fractions.
+
+Reading, encoding and writing go row by row in bounded memory; the folder appears whole or not at all.
+"""
+
+import json
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lit_gpt.atomic import whole_folder
+from lit_gpt.data.cache import exclusive, say
+from lit_gpt.data.documents import SPLITS, BadInput, OnBadInput, SplitName
+from lit_gpt.data.file_hashes import FileHashes, sha256_json
+from lit_gpt.data.rows.encoding import EncodedRow, RowEncoder
+from lit_gpt.data.rows.sources import Row, RowSource
+from lit_gpt.data.rows.store import FORMAT_VERSION, RowStore
+from lit_gpt.data.split import check_fractions, choose_split, document_hash
+from lit_gpt.errors import UserError
+
+
+def prepare_rows(
+    sources: Sequence[RowSource],
+    encoder: RowEncoder,
+    cache_dir: Path,
+    val_fraction: float = 0.0,
+    test_fraction: float = 0.0,
+    on_bad_input: OnBadInput = "error",
+) -> Path:
+    """Encodes all rows, unless the cache has them, and says how many there are.
+
+    Args:
+        sources: Where rows come from.
+        encoder: Makes tokens of them.
+        cache_dir: Root of the cache.
+        val_fraction: Share held out for validation, by the hash of each row's prompt.
+        test_fraction: Share held out for the test.
+        on_bad_input: `error` stops at the first bad row and names it; `skip` counts and names them.
+
+    Returns:
+        The store's folder.
+
+    Raises:
+        UserError: for bad rows, no rows, and a full disk.
+    """
+    check_fractions(val_fraction, test_fraction)
+    hashes = FileHashes.of_cache(cache_dir)
+    content = [source.fingerprint(hashes) for source in sources]
+    key = sha256_json([FORMAT_VERSION, content, encoder.fingerprint(), val_fraction, test_fraction])[:24]
+    folder = cache_dir / "rows" / key
+    if _is_whole(folder, on_bad_input):
+        return folder
+    with exclusive(cache_dir / "locks" / f"rows-{key}.lock", "preparing these rows"):
+        if not _is_whole(folder, on_bad_input):
+            began = time.monotonic()
+            bad_input = BadInput(on_bad_input)
+            with whole_folder(folder) as unfinished:
+                manifest = _write(unfinished, sources, encoder, (val_fraction, test_fraction), bad_input, key)
+                text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
+                (unfinished / "manifest.json").write_text(text, encoding="utf-8")
+            say(f"{summary(manifest)} ({time.monotonic() - began:.1f} s, kept in {folder})")
+    return folder
+
+
+def summary(manifest: dict[str, Any]) -> str:
+    """Returns one line about a store."""
+    splits = ", ".join(
+        f"{count['num_rows']:,} {name}" for name, count in manifest["splits"].items() if count["num_rows"]
+    )
+    tokens = sum(count["num_tokens"] for count in manifest["splits"].values())
+    targets = sum(count["num_targets"] for count in manifest["splits"].values())
+    notes = "".join(f"; {count:,} {note}" for note, count in manifest["notes"].items())
+    skipped = f"; {manifest['num_skipped']:,} skipped" if manifest["num_skipped"] else ""
+    named = "".join(f"\n  skipped {line}" for line in manifest["skipped"][:5])
+    more = f"\n  and {manifest['num_skipped'] - 5:,} more (manifest.json)" if manifest["num_skipped"] > 5 else ""
+    return f"rows: {splits}; {tokens:,} tokens, {targets / tokens:.0%} of them learned{notes}{skipped}{named}{more}"
+
+
+def _is_whole(folder: Path, on_bad_input: OnBadInput) -> bool:
+    if not (folder / "manifest.json").exists():
+        return False
+    store = RowStore(folder)
+    if store.is_damaged():
+        say(f"{folder} is damaged; preparing it again")
+        return False
+    if store.manifest["num_skipped"] and on_bad_input == "error":
+        first = store.manifest["skipped"][0]
+        count = store.manifest["num_skipped"]
+        raise UserError(f"{first}; mend or remove it, or set on_bad_input: skip ({count} are bad in all)")
+    return True
+
+
+class _SplitWriter:
+    """Appends rows of one split to its files."""
+
+    def __init__(self, folder: Path, dtype: np.dtype[Any]) -> None:
+        folder.mkdir()
+        self.folder = folder
+        self.dtype = dtype
+        self.ids = open(folder / "ids.bin", "wb")  # noqa: SIM115 (closed in finish)
+        self.mask = open(folder / "mask.bin", "wb")  # noqa: SIM115
+        self.ends: list[int] = []
+        self.rows: list[tuple[int, int]] = []
+        self.numbers: list[list[float]] = []
+        self.num_targets = 0
+
+    def add(self, row: EncodedRow, source: int, record: int) -> None:
+        for ids, mask in row.sequences:
+            self.ids.write(np.array(ids, self.dtype).tobytes())
+            self.mask.write(np.array(mask, np.bool_).tobytes())
+            self.num_targets += sum(mask)
+            self.ends.append((self.ends[-1] if self.ends else 0) + len(ids))
+        self.rows.append((source, record))
+        self.numbers.append(list(row.numbers.values()))
+
+    def finish(self) -> dict[str, int]:
+        self.ids.close()
+        self.mask.close()
+        np.save(self.folder / "ends.npy", np.array(self.ends, np.int64))
+        np.save(self.folder / "rows.npy", np.array(self.rows, np.int64).reshape(-1, 2))
+        width = len(self.numbers[0]) if self.numbers else 0
+        np.save(self.folder / "numbers.npy", np.array(self.numbers, np.float64).reshape(len(self.rows), width))
+        tokens = self.ends[-1] if self.ends else 0
+        return {"num_rows": len(self.rows), "num_tokens": tokens, "num_targets": self.num_targets}
+
+
+def _write(
+    folder: Path,
+    sources: Sequence[RowSource],
+    encoder: RowEncoder,
+    fractions: tuple[float, float],
+    bad_input: BadInput,
+    key: str,
+) -> dict[str, Any]:
+    dtype = np.dtype("<u2" if encoder.vocab_size <= 1 << 16 else "<u4")
+    writers = {name: _SplitWriter(folder / name, dtype) for name in SPLITS}
+    notes: Counter[str] = Counter()
+    names: dict[str, int] = {}
+    shape: tuple[int, list[str]] | None = None
+    for row, encoded in _encoded(sources, encoder, bad_input):
+        if isinstance(encoded, str):
+            notes[encoded] += 1
+            continue
+        split: SplitName | None = row.split
+        if split is None:
+            key_text = encoded.split_key if row.split_key is None else row.split_key
+            split = choose_split(document_hash(key_text), *fractions)
+        own = (len(encoded.sequences), list(encoded.numbers))
+        assert shape is None or shape == own, "an encoder gives every row the same shape"
+        shape = own
+        notes.update(encoded.notes)
+        writers[split].add(encoded, names.setdefault(row.source, len(names)), row.record)
+    splits = {name: writer.finish() for name, writer in writers.items()}
+    if shape is None:
+        skipped = f" ({bad_input.num_skipped} were skipped, the first: {bad_input.named[0]})" if bad_input.named else ""
+        raise UserError(f"{', '.join(source.name for source in sources)}: no row can be used{skipped}")
+    return {
+        "version": FORMAT_VERSION,
+        "key": key,
+        "dtype": dtype.str,
+        "sequences_per_row": shape[0],
+        "numbers": shape[1],
+        "splits": splits,
+        "notes": dict(sorted(notes.items())),
+        "num_skipped": bad_input.num_skipped,
+        "skipped": bad_input.named,
+        "sources": list(names),
+    }
+
+
+def _encoded(
+    sources: Sequence[RowSource], encoder: RowEncoder, bad_input: BadInput
+) -> Iterator[tuple[Row, EncodedRow | str]]:
+    for source in sources:
+        for row in source.rows(bad_input):
+            try:
+                encoded = encoder(row)
+            except UserError as error:
+                bad_input.reject(row.where, str(error))
+                continue
+            yield row, encoded

@@ -1,0 +1,115 @@
+"""Encoded rows on disk: flat arrays, memory-mapped, one folder a split.
+
+manifest.json           format, counts, what was skipped; written last
+train/ids.bin           all tokens, little-endian uint16 or uint32
+train/mask.bin          one byte a token: 1 where it is a target
+train/ends.npy          (sequences,) int64: where each sequence ends in them
+train/rows.npy          (rows, 2) int64: number of the source's name, record
+train/numbers.npy       (rows, names) float64
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lit_gpt.data.documents import SPLITS, SplitName
+from lit_gpt.errors import UserError
+
+FORMAT_VERSION = 1
+
+
+class RowSplit:
+    """The rows of one split.
+
+    Args:
+        folder: Where its arrays are.
+        name: Which split.
+        manifest: Of the whole store.
+    """
+
+    def __init__(self, folder: Path, name: SplitName, manifest: dict[str, Any]) -> None:
+        self.name = name
+        self.sequences_per_row: int = manifest["sequences_per_row"]
+        self.fingerprint = f"{manifest['key']}/{name}"
+        self._sources: list[str] = manifest["sources"]
+        self._ends: np.ndarray = np.load(folder / "ends.npy", mmap_mode="r")
+        self._rows: np.ndarray = np.load(folder / "rows.npy", mmap_mode="r")
+        self._numbers: np.ndarray = np.load(folder / "numbers.npy", mmap_mode="r")
+        self._number_names: list[str] = manifest["numbers"]
+        empty = len(self._ends) == 0  # an empty file cannot be mapped
+        self._ids = np.empty(0, manifest["dtype"]) if empty else np.memmap(folder / "ids.bin", manifest["dtype"], "r")
+        self._mask = np.empty(0, np.bool_) if empty else np.memmap(folder / "mask.bin", np.bool_, "r")
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all sequences."""
+        return len(self._ids)
+
+    @property
+    def num_targets(self) -> int:
+        """Those of them that are learned."""
+        return int(np.count_nonzero(self._mask))
+
+    def sequence(self, row: int, place: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """Returns (ids, mask) of a row's sequence number `place`: (n,) int64 and (n,) bool."""
+        index = row * self.sequences_per_row + place
+        start = 0 if index == 0 else int(self._ends[index - 1])
+        span = slice(start, int(self._ends[index]))
+        return self._ids[span].astype(np.int64), np.asarray(self._mask[span])
+
+    def lengths(self) -> np.ndarray:
+        """Returns (rows,) int64: tokens of each row's longest sequence."""
+        lengths = np.diff(self._ends, prepend=0)
+        return lengths.reshape(-1, self.sequences_per_row).max(axis=1) if len(lengths) else lengths
+
+    def number(self, name: str) -> np.ndarray:
+        """Returns (rows,) float64 of a named value."""
+        place = self._number_names.index(name)
+        return np.asarray(self._numbers[:, place]) if len(self) else np.empty(0)
+
+    def where(self, row: int) -> str:
+        """Returns `source:record` of a row."""
+        source, record = self._rows[row].tolist()
+        return f"{self._sources[source]}:{record}"
+
+
+class RowStore:
+    """What `prepare_rows` wrote.
+
+    Args:
+        folder: The store.
+
+    Raises:
+        UserError: if it is not there, not whole, or of another version.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        try:
+            self.manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UserError(f"{folder} holds no prepared rows ({error}); call prepare_data() first") from error
+        if self.manifest.get("version") != FORMAT_VERSION:
+            raise UserError(f"{folder} was written by another version of the format; remove it and prepare it again")
+
+    def split(self, name: SplitName) -> RowSplit:
+        """Opens a split."""
+        return RowSplit(self.folder / name, name, self.manifest)
+
+    def lineage(self) -> dict[str, Any]:
+        """Returns what a run's lineage keeps: content hashes and counts."""
+        return {name: value for name, value in self.manifest.items() if name not in ("dtype", "skipped", "version")}
+
+    def is_damaged(self) -> bool:
+        """Whether a file has another size than the manifest says."""
+        return any(
+            not (path := self.folder / name / "ids.bin").exists()
+            or path.stat().st_size
+            != self.manifest["splits"][name]["num_tokens"] * np.dtype(self.manifest["dtype"]).itemsize
+            for name in SPLITS
+        )
