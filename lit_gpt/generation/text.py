@@ -1,14 +1,18 @@
 """Text in, text out: a prompt is encoded as the start of a document and continued piece by piece."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 import torch
 
 from lit_gpt.data.tokenizers import Tokenizer
+from lit_gpt.errors import UserError
+from lit_gpt.generation.detokenizer import Detokenizer
+from lit_gpt.generation.engine import Engine
 from lit_gpt.generation.generate import stream
+from lit_gpt.generation.params import Completion, SamplingParams, TokenEvent
+from lit_gpt.generation.request import AllowedFirst
 from lit_gpt.models import GPT
-
-REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
 def stream_text(
@@ -59,6 +63,89 @@ def stream_text(
     return _without(healed, decode_stream(tokenizer, (int(token) for token in tokens), ids))
 
 
+def stream_with(engine: Engine, prompt: str, params: SamplingParams, request_id: str = "text") -> Iterator[str]:
+    """Yield the continuation of a prompt, which stands at the start of a document, as an engine writes it.
+
+    Args:
+        engine: With nothing else to do.
+        prompt: Text to go on from.
+        params: How to draw and where to end.
+        request_id: Name of the request meanwhile.
+
+    Raises:
+        UserError: For a prompt that is too long.
+    """
+    ids, healed, matcher = _opening(engine, prompt, params)
+    engine.add(ids, params, request_id, matcher)
+    return _without(healed, _pieces(engine, request_id))
+
+
+def complete_texts(engine: Engine, prompts: Sequence[str], params: Sequence[SamplingParams]) -> Iterator[Completion]:
+    """Continue many prompts, batched; each stands at the start of a document.
+
+    Args:
+        engine: With nothing else to do.
+        prompts: Texts to go on from.
+        params: Of each.
+
+    Yields:
+        In the order of the prompts, as soon as those before are there.
+
+    Raises:
+        UserError: For a prompt that is too long; says which. Then nothing has run.
+    """
+    openings = []
+    for number, (prompt, one) in enumerate(zip(prompts, params, strict=True)):
+        openings.append(_opening(engine, prompt, one))
+        try:
+            engine.check(openings[-1][0], one)
+        except UserError as error:
+            raise UserError(f"prompt {number + 1}: {error}") from error
+    for number, ((ids, _, matcher), one) in enumerate(zip(openings, params, strict=True)):
+        engine.add(ids, one, str(number), matcher)
+    events: dict[str, list[TokenEvent]] = {str(number): [] for number in range(len(prompts))}
+    done: dict[str, Completion] = {}
+    for number, (ids, healed, _) in enumerate(openings):
+        name = str(number)
+        while name not in done:
+            for event in engine.step():
+                events[event.request_id].append(event)
+                if event.finish_reason is not None:
+                    with_logprobs = params[int(event.request_id)].logprobs is not None
+                    done[event.request_id] = Completion.of([], events.pop(event.request_id), with_logprobs)
+        whole = done.pop(name)
+        yield replace(whole, prompt_ids=ids, text="".join(_without(healed, [whole.text])))
+
+
+def _opening(engine: Engine, prompt: str, params: SamplingParams) -> tuple[list[int], str, AllowedFirst | None]:
+    """Ids of a document that begins so; a space at its end that the first token has to begin with."""
+    tokenizer = engine.tokenizer
+    ids = tokenizer.encode(prompt).tolist()
+    if not ids or params.constraint is not None or not tokenizer.decode(ids[-1:]).isspace():
+        return [tokenizer.separator_id, *ids], "", None
+    allowed = torch.zeros(engine.config.vocab_size, dtype=torch.bool, device=engine.device)
+    healed = tokenizer.decode(ids[-1:])
+    allowed[tokenizer.beginning_with(ids.pop())] = True
+    return [tokenizer.separator_id, *ids], healed, AllowedFirst(allowed)
+
+
+def _pieces(engine: Engine, request_id: str) -> Iterator[str]:
+    try:
+        while True:
+            for event in engine.step():
+                if event.request_id == request_id:
+                    if event.error is not None:
+                        raise RuntimeError(event.error)
+                    if event.text:
+                        yield event.text
+                    if event.finish_reason is not None:
+                        return
+    finally:
+        engine.cancel(request_id)
+        if engine.has_work:
+            engine.step()
+
+
 def _without(beginning: str, pieces: Iterable[str]) -> Iterator[str]:
     """Leave out a beginning that is already printed."""
     for piece in pieces:
@@ -83,18 +170,13 @@ def decode_stream(tokenizer: Tokenizer, tokens: Iterable[int], context: list[int
     Yields:
         Pieces of text that together are the text of all tokens.
     """
-    before, pending = context[-8:], list[int]()
+    detokenizer = Detokenizer(tokenizer, context)
     for token in tokens:
         if token == tokenizer.separator_id:
             break
-        pending.append(token)
-        piece = _added(tokenizer, before, pending)
-        if piece and not piece.endswith(REPLACEMENT):
+        piece = detokenizer.add(token)
+        if piece:
             yield piece
-            before, pending = (before + pending)[-8:], []
-    if pending:
-        yield _added(tokenizer, before, pending)
-
-
-def _added(tokenizer: Tokenizer, before: list[int], new: list[int]) -> str:
-    return tokenizer.decode(before + new)[len(tokenizer.decode(before)) :]
+    rest = detokenizer.flush()
+    if rest:
+        yield rest

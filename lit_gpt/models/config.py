@@ -7,9 +7,10 @@ value itself, so that overriding one field of a preset moves what depends on it;
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 from lit_gpt.errors import UserError
 from lit_gpt.models import counts
@@ -18,7 +19,7 @@ from lit_gpt.models.config_checks import check
 from lit_gpt.models.experts_config import MoEConfig, RouterScores
 from lit_gpt.models.latent_config import MLAConfig
 from lit_gpt.models.nearest import nearest
-from lit_gpt.models.rope_scaling import RopeScaling, ScalingKind
+from lit_gpt.models.rope_scaling import FIELDS_OF_KIND, RopeScaling, ScalingKind
 
 
 @dataclass(frozen=True)
@@ -101,8 +102,8 @@ class GPTConfig:
     """Which layers slide: a pattern of bools that repeats over the layers; None = all when `sliding_window` is set."""
     moe: MoEConfig | None = None
     """A mixture of experts in place of MLPs, and its routing."""
-    embedding_scale: float = 1.0
-    """What token embeddings are multiplied by (Gemma has √n_embd)."""
+    embedding_scale: float | Literal["sqrt_width"] = 1.0
+    """What token embeddings are multiplied by; `sqrt_width` is √n_embd, whatever n_embd becomes (Gemma)."""
     residual_scale: float = 1.0
     """What each branch is multiplied by before it joins the residual stream (Granite)."""
     logit_scale: float = 1.0
@@ -158,6 +159,11 @@ class GPTConfig:
     def rope_size(self) -> int:
         """How many coordinates of a head are rotated."""
         return self.mla.qk_rope_head_dim if self.mla is not None else int(self.head_dim * self.rope_fraction)
+
+    @property
+    def embedding_multiplier(self) -> float:
+        """What token embeddings are multiplied by, as a number."""
+        return math.sqrt(self.n_embd) if self.embedding_scale == "sqrt_width" else self.embedding_scale
 
     @property
     def score_scale(self) -> float:
@@ -239,6 +245,8 @@ class GPTConfig:
     def overridden(self, overrides: Mapping[str, Any]) -> "GPTConfig":
         """This config with some fields changed; of a nested part (`moe`, `mla`, `rope_scaling`) only what is named.
 
+        Another kind of `rope_scaling` takes over factor and original context, not what the new kind does not read.
+
         Raises:
             UserError: If a field is unknown (the nearest names are given) or a value is refused.
         """
@@ -246,7 +254,12 @@ class GPTConfig:
         for name in _NESTED:
             mine = getattr(self, name, None)
             if isinstance(values.get(name), Mapping) and mine is not None:
-                values[name] = {**dataclasses.asdict(mine), **values[name]}
+                kept = dataclasses.asdict(mine)
+                if isinstance(mine, RopeScaling):
+                    lost = set(FIELDS_OF_KIND.get(mine.kind, ()))
+                    lost -= set(FIELDS_OF_KIND.get(values[name].get("kind", mine.kind), ()))
+                    kept = {key: value for key, value in kept.items() if key not in lost}
+                values[name] = {**kept, **values[name]}
         return dataclasses.replace(self, **_parsed(values))
 
 
@@ -336,7 +349,7 @@ class GPTConfigOverrides(TypedDict, total=False):
     chunked_window: bool
     layer_windows: tuple[bool, ...] | None
     moe: MoEOverrides | None
-    embedding_scale: float
+    embedding_scale: float | Literal["sqrt_width"]
     residual_scale: float
     logit_scale: float
     logit_softcap: float | None

@@ -1,20 +1,12 @@
 """What a `GPTConfig` must satisfy: each value by itself, then the values together."""
 
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
 from lit_gpt.errors import UserError
-from lit_gpt.models.choices import Activation, Family, Norm, NormPlacement, Positions, QKNorm
-from lit_gpt.models.experts_config import MoEConfig
-from lit_gpt.models.latent_config import MLAConfig
-from lit_gpt.models.rope_scaling import RopeScaling
+from lit_gpt.models.typed_fields import check_types
 
 if TYPE_CHECKING:
     from lit_gpt.models.config import GPTConfig
-
-
-def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise UserError(f"{name} is {value!r}, it must be one of {', '.join(allowed)}")
 
 
 def check(config: "GPTConfig") -> None:
@@ -23,6 +15,7 @@ def check(config: "GPTConfig") -> None:
     Raises:
         UserError: Naming value, bound and remedy.
     """
+    check_types(config)
     for name in ("n_layer", "n_head", "n_embd", "block_size", "vocab_size"):
         if getattr(config, name) < 1:
             raise UserError(f"{name} is {getattr(config, name)}, it must be at least 1")
@@ -32,26 +25,17 @@ def check(config: "GPTConfig") -> None:
             raise UserError(f"{name} is {value}, it must be at least 1, or null for its default")
     if config.multi_token < 0:
         raise UserError(f"multi_token is {config.multi_token}, it must be at least 0 (0: predict the next token only)")
-    _one_of("norm", config.norm, get_args(Norm))
-    _one_of("norm_placement", config.norm_placement, get_args(NormPlacement))
-    _one_of("positions", config.positions, get_args(Positions))
-    _one_of("mlp", config.mlp, get_args(Activation))
-    _one_of("family", config.family, get_args(Family))
-    if config.qk_norm is not None:
-        _one_of("qk_norm", config.qk_norm, get_args(QKNorm))
     if not 0 <= config.dropout < 1:
         raise UserError(f"dropout is {config.dropout}, it must be at least 0 and less than 1")
-    for name in ("norm_eps", "rope_theta", "init_std", "embedding_scale", "residual_scale", "logit_scale"):
+    for name in ("norm_eps", "rope_theta", "init_std", "residual_scale", "logit_scale"):
         if not getattr(config, name) > 0:
             raise UserError(f"{name} is {getattr(config, name)}, it must be greater than 0")
+    if config.embedding_scale != "sqrt_width" and config.embedding_scale <= 0:
+        raise UserError(f"embedding_scale is {config.embedding_scale}, it must be greater than 0, or sqrt_width")
     for name in ("rope_local_theta", "attention_scale", "attention_softcap", "logit_softcap"):
         value = getattr(config, name)
         if value is not None and not value > 0:
             raise UserError(f"{name} is {value}, it must be greater than 0, or null for none")
-    for name, part in (("rope_scaling", RopeScaling), ("mla", MLAConfig), ("moe", MoEConfig)):
-        value = getattr(config, name)
-        if value is not None and not isinstance(value, part):
-            raise UserError(f"{name} is {value!r}, not a {part.__name__}; GPTConfig.from_dict makes one")
     _check_attention(config)
     _check_positions(config)
     _check_layers(config)
@@ -88,6 +72,8 @@ def _check_attention(config: "GPTConfig") -> None:
 
 def _check_positions(config: "GPTConfig") -> None:
     if config.positions != "rope":
+        if config.rope_fraction != 1:
+            raise UserError(f"rope_fraction {config.rope_fraction} needs positions: rope, got {config.positions}")
         for name in ("rope_scaling", "rope_layers", "rope_local_theta"):
             if getattr(config, name) is not None:
                 raise UserError(f"{name} needs positions: rope, got positions: {config.positions}")
@@ -127,6 +113,11 @@ def _check_layers(config: "GPTConfig") -> None:
     for name, pattern in patterns.items():
         if pattern is not None and not pattern:
             raise UserError(f"{name} is an empty pattern; give at least one bool, or null for every layer")
+    if config.moe is not None and not any(config.is_moe(layer) for layer in range(config.n_layer)):
+        raise UserError(
+            f"moe.layers makes none of the {config.n_layer} layers a mixture of experts; raise n_layer, change "
+            "moe.layers, or set moe to null"
+        )
 
 
 def _check_residual(config: "GPTConfig") -> None:

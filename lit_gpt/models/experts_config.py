@@ -1,9 +1,10 @@
 """`MoEConfig`: how the MLPs of a mixture of experts are shaped and routed."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 from lit_gpt.errors import UserError
+from lit_gpt.models.typed_fields import check_types
 
 RouterScores = Literal["softmax", "sigmoid"]
 
@@ -51,8 +52,7 @@ class MoEConfig:
     """Weight of the router z-loss, the mean of logsumexp(logits)² (ST-MoE, arXiv:2202.08906)."""
 
     def __post_init__(self) -> None:
-        if self.scores not in get_args(RouterScores):
-            raise UserError(f"moe.scores is {self.scores!r}, it must be one of {', '.join(get_args(RouterScores))}")
+        check_types(self, "moe.")
         for name in ("num_experts", "num_experts_per_tok", "n_group", "topk_group"):
             if getattr(self, name) < 1:
                 raise UserError(f"moe.{name} is {getattr(self, name)}, it must be at least 1")
@@ -61,6 +61,8 @@ class MoEConfig:
         for name in ("shared_intermediate_size", "bias_update_rate", "balance_loss_weight", "z_loss_weight"):
             if getattr(self, name) < 0:
                 raise UserError(f"moe.{name} is {getattr(self, name)}, it must be at least 0")
+        if self.routed_scaling_factor <= 0:
+            raise UserError(f"moe.routed_scaling_factor is {self.routed_scaling_factor}, it must be greater than 0")
         if self.num_experts_per_tok > self.num_experts:
             raise UserError(
                 f"moe.num_experts_per_tok {self.num_experts_per_tok} is more than the num_experts {self.num_experts}; "

@@ -9,7 +9,6 @@ model goes through its modules, and tests hold the two together.
 N tokens of the step, C model width, H heads, K key/value heads, D head size.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -24,9 +23,11 @@ from lit_gpt.models.gpt import GPT
 from lit_gpt.models.head import HeadFn
 from lit_gpt.models.mlp import MLP
 from lit_gpt.models.norms import RMSNorm
-from lit_gpt.models.positions import Rotation, build_rotations
+from lit_gpt.models.positions import Rotation, Rotations, build_rotations
 from lit_gpt.models.step_cache import StepCache
 
+MAX_TABLE = 16384
+"""Positions: RoPE's tables are kept for a context of at most so many."""
 Step = Callable[[Tensor], Tensor]
 
 
@@ -61,6 +62,11 @@ class FlatModel:
         self.heads = [self.config.n_head + self.config.num_kv_heads, self.config.num_kv_heads]
         self.blocks = [_flat_block(model, layer) for layer in range(self.config.n_layer)]
         self.norm = _norm(model.ln_f)
+        self._tables: Rotations | None = None
+        scaling = self.config.rope_scaling
+        if self.config.block_size <= MAX_TABLE and (scaling is None or scaling.kind not in ("dynamic", "longrope")):
+            positions = torch.arange(self.config.block_size, device=model.wte.weight.device)
+            self._tables = build_rotations(self.config, positions)
         self._seen = self._identity()
 
     @classmethod
@@ -82,10 +88,10 @@ class FlatModel:
     def __call__(self, input_ids: Tensor, position_ids: Tensor, cache: StepCache, head_fn: HeadFn) -> Any:
         """As `GPT.forward` with these arguments."""
         x = self.model._embed(input_ids, position_ids)  # (1, N, C)
-        rotations = build_rotations(self.config, position_ids, cache.context)
+        rotations = self._rotations(position_ids, cache.context)
         N, D = x.shape[1], self.config.head_dim
         for layer, block in enumerate(self.blocks):
-            qk, v = block.qkv(block.norm1(x)).view(1, N, -1, D).split(self.heads, dim=2)
+            qk, v = block.qkv(block.norm1(x)).view(1, N, -1, D).split_with_sizes(self.heads, dim=2)
             if block.norm_q is not None and block.norm_k is not None:
                 q, k = qk.split((self.config.n_head, self.config.num_kv_heads), dim=2)
                 qk = torch.cat((block.norm_q(q), block.norm_k(k)), dim=2)
@@ -95,10 +101,23 @@ class FlatModel:
             y = cache.attend(layer, (q,), k, v, block.attend)
             x = x + block.out(y.flatten(2))
             hidden = block.up(block.norm2(x))
-            hidden = (
-                block.activation(hidden) if block.widths is None else block.activation(*hidden.split(block.widths, -1))
-            )
+            parts = (hidden,) if block.widths is None else hidden.split_with_sizes(block.widths, dim=-1)
+            x = x + block.down(block.activation(*parts))
         return self.model._head(self.norm(x), head_fn)
+
+    def _rotations(self, position_ids: Tensor, context: Tensor | None) -> Rotations | None:
+        """Rows of the tables, where there are tables."""
+        if self._tables is None:
+            return build_rotations(self.config, position_ids, context)
+        full, sliding = self._tables
+        chosen = _rows(full, position_ids[0])
+        return Rotations(chosen, chosen if sliding is full else _rows(sliding, position_ids[0]))
+
+
+def _rows(rotation: Rotation, positions: Tensor) -> Rotation:
+    cos, signed_sin, query_scale = rotation
+    scale = None if query_scale is None else query_scale.index_select(1, positions)
+    return Rotation(cos.index_select(1, positions), signed_sin.index_select(1, positions), scale)
 
 
 def _is_known(block: nn.Module) -> bool:
@@ -145,14 +164,15 @@ def _norm(module: nn.Module) -> Step:
         )
     if type(module) is RMSNorm and module.weight.device.type == "cpu" and module.weight.dtype == torch.float32:
         width = module.normalized_shape[0]
-        return partial(_rms_norm, weight=module.weight, root=math.sqrt(width), eps=width * (module.eps or 0.0))
+        floor = torch.tensor((width * (module.eps or 0.0)) ** 0.5)
+        return partial(_rms_norm, weight=module.weight, root=width**-0.5, floor=floor)
     return module
 
 
-def _rms_norm(x: Tensor, weight: Tensor, root: float, eps: float) -> Tensor:
-    """X w / √(mean x² + ε), as x (√C / √(Σ x² + C ε)) w."""
-    scale = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    return (x * scale.square_().add_(eps).rsqrt_().mul_(root)).mul_(weight)
+def _rms_norm(x: Tensor, weight: Tensor, root: float, floor: Tensor) -> Tensor:
+    """RMSNorm, x w / √(mean x² + ε), with √(Σ x² + C ε) as the hypotenuse of ‖x‖ and √(C ε)."""
+    size = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return (x * weight).div_(torch.hypot(size, floor).mul_(root))
 
 
 def _rotated(qk: Tensor, rotation: Rotation, num_queries: int) -> Tensor:

@@ -22,6 +22,7 @@ from lit_gpt.models.masks import LayerMasks, build_masks
 from lit_gpt.models.multi_token import MultiTokenBlock, tokens_ahead
 from lit_gpt.models.norms import build_norm
 from lit_gpt.models.positions import build_rotations, sinusoids
+from lit_gpt.models.rope_frequencies import context_lengths
 from lit_gpt.models.routing import Routing
 from lit_gpt.models.step_cache import StepCache
 
@@ -101,8 +102,11 @@ class GPT(nn.Module):
             position_ids = torch.arange(start, start + T, device=device)  # (T,) broadcasts over B
         x = self.drop(self._embed(input_ids, position_ids))
         # Positions and masks are the same in every layer of a kind: once here, not once a block.
-        context = cache.context if isinstance(cache, StepCache) else None
-        rotations = build_rotations(self.config, position_ids, context)
+        if isinstance(cache, StepCache):
+            lengths = cache.context
+        else:
+            lengths = context_lengths(self.config, position_ids, document_ids)
+        rotations = build_rotations(self.config, position_ids, lengths)
         dropout = self.config.dropout if self.training else 0.0
         if isinstance(cache, StepCache):
             masks = LayerMasks(None, None)
@@ -149,9 +153,9 @@ class GPT(nn.Module):
     def _embed(self, input_ids: Tensor, position_ids: Tensor) -> Tensor:
         """Token embeddings, scaled, with what is added for their positions: (B, T, C)."""
         x = self.wte(input_ids)
-        if self.config.embedding_scale != 1:
+        if self.config.embedding_multiplier != 1:
             # Rounded to the embedding's type first, as Gemma's own code does.
-            x = x * torch.tensor(self.config.embedding_scale, dtype=x.dtype, device=x.device)
+            x = x * torch.tensor(self.config.embedding_multiplier, dtype=x.dtype, device=x.device)
         if self.wpe is not None:
             return x + self.wpe(position_ids)
         if self.config.positions == "sinusoidal":

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from lit_gpt.errors import UserError
+from lit_gpt.models.typed_fields import check_types
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class MLAConfig:
     """Width of a head's value."""
 
     def __post_init__(self) -> None:
+        check_types(self, "mla.")
         for name in ("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"):
             if getattr(self, name) < 1:
                 raise UserError(f"mla.{name} is {getattr(self, name)}, it must be at least 1")

@@ -22,14 +22,15 @@ def rope_frequencies(
 
     Args:
         config: Says head size, bases and scaling.
-        position_ids: Any shape, int64; the largest of them decides where a scaling depends on the context's length.
-            None = a context no longer than the original one.
+        position_ids: Any shape, int64; the largest of them decides where a scaling depends on the context's length
+            and `context_lengths` does not. None = a context no longer than the original one.
         local: For layers that slide and have a base of their own, which no scaling stretches.
-        context_lengths: (B, T) int64, the length of the text that each position belongs to, where they are of several.
+        context_lengths: (B, T) or (B, 1) int64, the length of the text that each position belongs to, where they are
+            of several.
 
     Returns:
         (R/2,) float32, on the device of `position_ids`; with `context_lengths` and a scaling that depends on them,
-        (B, T, 1, R/2).
+        (B, T, 1, R/2) or (B, 1, 1, R/2).
     """
     device = None if position_ids is None else position_ids.device
     R, scaling = config.rope_size, None if local else config.rope_scaling
@@ -51,6 +52,33 @@ def rope_frequencies(
     if scaling.kind == "longrope":
         return _longrope(frequencies, length, scaling)
     return _llama3(frequencies, scaling)
+
+
+def context_lengths(config: GPTConfig, position_ids: Tensor, document_ids: Tensor | None) -> Tensor | None:
+    """How long each position's own text is, so that neither other documents nor other rows change its frequencies.
+
+    `transformers` takes the largest position of the whole batch for all of it; the two agree on a single text, and on
+    rows of one length. A text's length is its largest position, plus one.
+
+    Args:
+        config: Says whether its scaling depends on the length.
+        position_ids: (B, T) or (T,) int64.
+        document_ids: (B, T) int64, -1 on padding; None = each row is one text.
+
+    Returns:
+        (B, T) or (B, 1) int64; None where the rule is the plain one: no such scaling, or the same positions in each
+        row.
+    """
+    if config.rope_scaling is None or not config.rope_scaling.follows_length or config.positions != "rope":
+        return None
+    if document_ids is None:
+        return None if position_ids.dim() == 1 else position_ids.amax(1, keepdim=True) + 1
+    # Documents numbered by their place in the sorted row: at most T of them, known without asking the device.
+    ids, order = document_ids.sort(dim=1, stable=True)
+    changes = (ids[:, 1:] != ids[:, :-1]).long().cumsum(1)
+    places = torch.zeros_like(document_ids).scatter_(1, order[:, 1:], changes)
+    lengths = torch.zeros_like(places).scatter_reduce_(1, places, position_ids.expand_as(places) + 1, "amax")
+    return lengths.gather(1, places)
 
 
 def _dynamic(exponents: Tensor, theta: float, size: int, length: Tensor, scaling: RopeScaling) -> Tensor:

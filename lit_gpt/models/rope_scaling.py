@@ -1,12 +1,19 @@
 """`RopeScaling`: how rotary frequencies are stretched to a context longer than the one trained on."""
 
 import math
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import dataclass, fields
+from typing import Literal
 
 from lit_gpt.errors import UserError
+from lit_gpt.models.typed_fields import check_types
 
 ScalingKind = Literal["linear", "dynamic", "yarn", "llama3", "longrope"]
+FIELDS_OF_KIND: dict[ScalingKind, tuple[str, ...]] = {
+    "yarn": ("beta_fast", "beta_slow", "truncate", "mscale", "mscale_all_dim", "attention_factor"),
+    "llama3": ("low_freq_factor", "high_freq_factor"),
+    "longrope": ("short_factors", "long_factors", "attention_factor"),
+}
+"""Fields that not every kind reads."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +61,8 @@ class RopeScaling:
     """Queries are multiplied by 1 + beta · ln(1 + floor(position / original_block_size)) (Llama 4, Ministral 3)."""
 
     def __post_init__(self) -> None:
-        if self.kind not in get_args(ScalingKind):
-            raise UserError(f"rope_scaling.kind is {self.kind!r}, it must be one of {', '.join(get_args(ScalingKind))}")
+        check_types(self, "rope_scaling.")
+        self._check_fields_of_kind()
         if self.factor < 1:
             raise UserError(f"rope_scaling.factor is {self.factor}, it must be at least 1 (1 changes nothing)")
         if self.original_block_size < 1:
@@ -72,6 +79,32 @@ class RopeScaling:
             )
         if self.kind == "longrope" and (not self.short_factors or not self.long_factors):
             raise UserError("rope_scaling.kind longrope needs short_factors and long_factors, a number for each pair")
+        for name in ("short_factors", "long_factors"):
+            if any(divisor <= 0 for divisor in getattr(self, name) or ()):
+                raise UserError(f"rope_scaling.{name} are divisors of frequencies, so each must be greater than 0")
+        if self.attention_factor is not None and self.attention_factor <= 0:
+            raise UserError(
+                f"rope_scaling.attention_factor is {self.attention_factor}, it must be greater than 0, or null for the "
+                "paper's"
+            )
+        for name in ("mscale", "mscale_all_dim", "query_scale_beta"):
+            if (getattr(self, name) or 0.0) < 0:
+                raise UserError(f"rope_scaling.{name} is {getattr(self, name)}, it must be at least 0")
+
+    def _check_fields_of_kind(self) -> None:
+        """Refuse a field that this kind does not read: it would change nothing."""
+        for field in fields(self):
+            readers = [kind for kind, names in FIELDS_OF_KIND.items() if field.name in names]
+            if readers and self.kind not in readers and getattr(self, field.name) != field.default:
+                raise UserError(
+                    f"rope_scaling.{field.name} {getattr(self, field.name)} belongs to kind {' or '.join(readers)}, "
+                    f"got kind: {self.kind}; leave it out"
+                )
+
+    @property
+    def follows_length(self) -> bool:
+        """Whether frequencies depend on how long the context in hand is, not on the config alone."""
+        return self.kind in ("dynamic", "longrope")
 
     @property
     def rotation_scale(self) -> float:

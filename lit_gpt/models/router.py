@@ -43,7 +43,8 @@ class Router(nn.Linear):
         super().__init__(config.n_embd, config.moe.num_experts, bias=config.moe.router_bias)
         self.moe = config.moe
         # Moved by the balance of loads, not by gradients (arXiv:2408.15664): a buffer, saved with the weights.
-        bias = torch.zeros(self.moe.num_experts) if self.moe.selection_bias else None
+        # Wide from birth: under a default dtype of bfloat16, steps of 0.001 would be lost from 0.5 on.
+        bias = torch.zeros(self.moe.num_experts, dtype=torch.float32) if self.moe.selection_bias else None
         self.register_buffer("selection_bias", bias)
 
     def forward(self, x: Tensor) -> Routes:  # type: ignore[override]

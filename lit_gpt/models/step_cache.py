@@ -14,7 +14,7 @@ B rows, N tokens of the step, T tokens of a chunk, S keys, K key/value heads, D 
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
@@ -29,6 +29,23 @@ Attend = Callable[[Sequence[Tensor], Tensor, Tensor, Tensor | None], Tensor]
 """`attend(queries each (B, T, H, *), keys (B, K, S, D), values (B, K, S, *), mask)` → (B, T, H, *)."""
 
 
+class StepPart(Protocol):
+    """Some consecutive tokens of a step that attend together."""
+
+    @property
+    def num_tokens(self) -> int:
+        """How many."""
+        ...
+
+    def rows(self, x: Tensor) -> Tensor:
+        """(1, number of tokens, H, D) → (B, T, H, D)."""
+        ...
+
+    def store(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Put away keys and values (B, K, T, ...); return all that the tokens may see, and the mask."""
+        ...
+
+
 class StepCache:
     """What a model's attention needs to know of one step.
 
@@ -37,7 +54,7 @@ class StepCache:
         context: (1, N) int64, the length of each token's text, for a RoPE scaling that depends on it; None = no need.
     """
 
-    def __init__(self, parts: "Sequence[DecodePart | ChunkPart]", context: Tensor | None = None) -> None:
+    def __init__(self, parts: "Sequence[StepPart]", context: Tensor | None = None) -> None:
         self.parts, self.context = parts, context
 
     def attend(self, layer: int, queries: Sequence[Tensor], k: Tensor, v: Tensor, attend: Attend) -> Tensor:
@@ -133,7 +150,7 @@ class DecodePart:
         last = torch.tensor(self.lengths, device=like.device)[:, None]  # (B, 1)
         entry = torch.arange(num_keys, device=like.device)[None]
         position = last - (last - entry) % size  # of each entry, (B, S); negative where nothing was stored yet
-        return _additive_mask(self.slab.config, last[:, :, None], position[:, None], window, like.dtype)
+        return additive_mask(self.slab.config, last[:, :, None], position[:, None], window, like.dtype)
 
 
 class ChunkPart:
@@ -184,7 +201,7 @@ class ChunkPart:
             return None  # plain causal
         query = torch.arange(self.start, end, device=like.device)[None, :, None]
         key = torch.arange(first, end, device=like.device)[None, None]
-        return _additive_mask(self.slab.config, query, key, window, like.dtype)
+        return additive_mask(self.slab.config, query, key, window, like.dtype)
 
 
 def _first_visible(position: int, window: int | None, chunked: bool) -> int:
@@ -194,7 +211,7 @@ def _first_visible(position: int, window: int | None, chunked: bool) -> int:
     return position // window * window if chunked else max(0, position - window + 1)
 
 
-def _additive_mask(config: GPTConfig, query: Tensor, key: Tensor, window: int | None, dtype: torch.dtype) -> Tensor:
+def additive_mask(config: GPTConfig, query: Tensor, key: Tensor, window: int | None, dtype: torch.dtype) -> Tensor:
     """0 where a query sees a key (less ALiBi's slope times their distance), else -inf.
 
     Args:

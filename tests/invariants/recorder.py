@@ -44,18 +44,19 @@ class Recorder(Callback):
             gradients = {
                 name: (p.grad.full_tensor() if isinstance(p.grad, DTensor) else p.grad).clone()
                 for name, p in pl_module.model.named_parameters()
+                if p.grad is not None
             }
             if trainer.is_global_zero:
                 save_file(gradients, self.folder / f"{self.start}-gradients.safetensors")
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
-        tokens = torch.cat([micro["input_ids"] for micro in batch])
+        tokens = [row for micro in batch for row in micro["input_ids"].cpu()]
         self._write(
             step=trainer.global_step,
             loss_sum=sum(self.sums),
             losses=[loss.hex() for loss in self.sums],
             samples=torch.cat([micro["sample_ids"] for micro in batch]).tolist(),
-            tokens=[hashlib.sha256(row.numpy().tobytes()).hexdigest()[:16] for row in tokens.cpu()],
+            tokens=[hashlib.sha256(row.numpy().tobytes()).hexdigest()[:16] for row in tokens],
             tokens_seen=pl_module.tokens_seen,
         )
         self.sums.clear()

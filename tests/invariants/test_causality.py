@@ -33,7 +33,7 @@ def test_gradient_of_a_logit_reaches_no_later_embedding(small_config):
 
 @torch.no_grad()
 def test_a_sliding_window_sees_exactly_its_width_through_one_layer(small_config):
-    config = replace(small_config, n_layer=1, layer_windows=None)
+    config = replace(small_config, n_layer=1, layer_windows=None, rope_layers=None, chunked_window=False, moe=None)
     model = GPT(config)
     ids = torch.randint(61, (1, 16), generator=torch.Generator().manual_seed(0))
     changed = ids.clone()

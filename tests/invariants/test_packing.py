@@ -37,9 +37,9 @@ def pieces(documents):
 
 
 @torch.no_grad()
-def test_a_change_in_one_document_leaves_the_others_to_the_bit(small_config, packed):
+def test_a_change_in_one_document_leaves_the_others_to_the_bit(packable_config, packed):
     ids, _, positions, documents = packed
-    model = GPT(small_config)
+    model = GPT(packable_config)
     before = model(ids, positions, documents)
     for row, where in pieces(documents):
         changed = ids.clone()
@@ -52,17 +52,17 @@ def test_a_change_in_one_document_leaves_the_others_to_the_bit(small_config, pac
 
 
 @torch.no_grad()
-def test_a_change_in_the_padding_leaves_every_document_to_the_bit(small_config, packed):
+def test_a_change_in_the_padding_leaves_every_document_to_the_bit(packable_config, packed):
     ids, _, positions, documents = packed
-    model = GPT(small_config)
+    model = GPT(packable_config)
     real = documents >= 0
     changed = torch.where(real, ids, (ids + 1) % 61)
     assert torch.equal(model(ids, positions, documents)[real], model(changed, positions, documents)[real])
 
 
-def test_packed_equals_separate_in_logits_and_gradients(small_config, packed):
+def test_packed_equals_separate_in_logits_and_gradients(packable_config, packed):
     ids, labels, positions, documents = packed
-    model = GPT(small_config)
+    model = GPT(packable_config)
     logits = model(ids, positions, documents)
     loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum")
     loss.backward()
@@ -82,10 +82,23 @@ def test_packed_equals_separate_in_logits_and_gradients(small_config, packed):
 
 
 @torch.no_grad()
-def test_without_document_ids_documents_do_see_each_other(small_config, packed):
+def test_without_document_ids_documents_do_see_each_other(packable_config, packed):
     # Guards the tests above: the isolation comes from document_ids, not from a model that ignores its context.
     ids, _, positions, _ = packed
-    model = GPT(small_config)
+    model = GPT(packable_config)
     changed = ids.clone()
     changed[0, 8] = (ids[0, 8] + 1) % 61
     assert (model(ids, positions)[0, 9] != model(changed, positions)[0, 9]).any()
+
+
+@torch.no_grad()
+def test_a_row_gives_what_it_gives_alone(packable_config, packed):
+    ids, _, positions, documents = packed
+    model = GPT(packable_config)
+    together = model(ids, positions, documents)
+    shorter = torch.stack((torch.arange(24), torch.arange(24).clamp(max=8)))
+    without = model(ids, shorter)  # rows of 24 and 9 positions
+    for row in range(2):
+        one = slice(row, row + 1)
+        torch.testing.assert_close(model(ids[one], positions[one], documents[one]), together[one])
+        torch.testing.assert_close(model(ids[one], shorter[one]), without[one])

@@ -7,7 +7,6 @@ of six, with a RoPE base of 10000 there and 1000000 elsewhere. The two 27B scale
 others by 1 / √256.
 """
 
-import math
 from dataclasses import replace
 
 from lit_gpt.models.config import GPTConfig, RopeScaling
@@ -22,6 +21,7 @@ _GEMMA = GPTConfig(
     positions="rope",
     rope_theta=10000.0,
     mlp="geglu_tanh",
+    embedding_scale="sqrt_width",
     tie_embeddings=True,
     scale_residual_init=False,
 )
@@ -51,11 +51,7 @@ _GEMMA3_SMALL = replace(_GEMMA3, vocab_size=262144, block_size=32768, rope_scali
 
 
 def _wide(config: GPTConfig, n_embd: int, intermediate_size: int, **sizes: int) -> GPTConfig:
-    """A width, with the multiplier of embeddings that follows from it."""
-    scale = math.sqrt(n_embd)
-    return config.overridden(
-        {"n_embd": n_embd, "intermediate_size": intermediate_size, "embedding_scale": scale, **sizes}
-    )
+    return config.overridden({"n_embd": n_embd, "intermediate_size": intermediate_size, **sizes})
 
 
 PRESETS: dict[str, GPTConfig] = {

@@ -45,8 +45,6 @@ def shrink(
         changes["rope_scaling"] = None  # tables for another head size, or a threshold in tokens
     elif config.rope_scaling is not None:
         changes["rope_scaling"] = {"original_block_size": max(1, block_size // 2)}
-    if config.embedding_scale == config.n_embd**0.5:
-        changes["embedding_scale"] = n_embd**0.5
     if config.logit_scale < 1:  # Granite's follows the width (muP, arXiv:2203.03466)
         changes["logit_scale"] = min(1.0, config.logit_scale * config.n_embd / n_embd)
     if config.attention_scale is not None and config.mla is None:

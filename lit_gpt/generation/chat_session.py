@@ -1,0 +1,142 @@
+"""A conversation with a model: its history, what of it still fits the context, and its answers as they are written."""
+
+import json
+import time
+from collections.abc import Generator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from lit_gpt.atomic import whole_file
+from lit_gpt.data.chat import ChatRenderer, Message
+from lit_gpt.errors import UserError
+from lit_gpt.generation.loop import EngineLoop, RequestHandle
+from lit_gpt.generation.params import FinishReason, SamplingParams
+
+
+@dataclass(frozen=True)
+class AnswerStats:
+    """Of the last answer."""
+
+    num_tokens: int
+    seconds_to_first: float
+    """From the question to the first token."""
+    tokens_per_second: float
+    """After the first; 0 for an answer of one token."""
+    finish_reason: FinishReason | None
+    """None = left before its end."""
+    num_dropped: int
+    """Oldest messages that the model did not see, because the context is full."""
+
+
+class ChatSession:
+    """The state of one conversation.
+
+    Args:
+        loop: Runs the model.
+        renderer: The model's chat template.
+        params: How answers are drawn; the template's stop tokens are added. With a seed, answer number i has seed + i.
+        max_length: Of the context, in tokens.
+        system: What the model is told first; None = nothing.
+    """
+
+    def __init__(
+        self,
+        loop: EngineLoop,
+        renderer: ChatRenderer,
+        params: SamplingParams,
+        max_length: int,
+        system: str | None = None,
+    ) -> None:
+        self._loop, self._renderer, self._max_length = loop, renderer, max_length
+        stops = tuple(sorted({*params.stop_token_ids, *renderer.stop_ids}))
+        self._params = replace(params, stop_token_ids=stops)
+        self._num_answers = 0
+        self.system = system
+        self.messages: list[Message] = []
+        """Turns of user and assistant, without the system's."""
+        self.stats: AnswerStats | None = None
+
+    def reset(self) -> None:
+        """Forget the turns, not what the system said."""
+        self.messages.clear()
+
+    def save(self, path: str | Path) -> None:
+        """Write the conversation as one line of JSON, `{"messages": [...]}`: a row of an instruction corpus.
+
+        Raises:
+            UserError: If the file cannot be written.
+        """
+        line = json.dumps({"messages": self._with_system(self.messages)}, ensure_ascii=False) + "\n"
+        try:
+            with whole_file(Path(path).expanduser()) as file:
+                file.write_text(line, encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"{path} cannot be written: {error}") from error
+
+    def ask(self, text: str) -> Generator[str, None, None]:
+        """Yield the answer piece by piece; leaving the iterator, by an exception too, stops the model.
+
+        What was written by then is the assistant's turn; a question without any answer is taken back.
+
+        Raises:
+            UserError: If the question alone is longer than the context.
+            RuntimeError: If the model fails.
+        """
+        self.messages.append(Message(role="user", content=text))
+        try:
+            ids, num_dropped = self._prompt()
+            room = self._max_length - len(ids)
+            seed = None if self._params.seed is None else self._params.seed + self._num_answers
+            params = replace(self._params, seed=seed, max_new_tokens=max(1, min(self._params.max_new_tokens, room)))
+            handle = self._loop.submit(ids, params)
+        except Exception:
+            self.messages.pop()
+            raise
+        self._num_answers += 1
+        yield from self._answer(handle, num_dropped)
+
+    def _answer(self, handle: RequestHandle, num_dropped: int) -> Generator[str, None, None]:
+        pieces: list[str] = []
+        num_tokens, first, last = 0, 0.0, 0.0
+        reason: FinishReason | None = None
+        try:
+            for event in handle:
+                last = time.monotonic()
+                if event.token_id is not None:
+                    num_tokens += 1
+                    first = first or last
+                if event.text:
+                    pieces.append(event.text)
+                    yield event.text
+                reason = event.finish_reason
+                if event.error is not None:
+                    raise RuntimeError(event.error)
+        finally:
+            handle.cancel()
+            answer = "".join(pieces)
+            if answer:
+                self.messages.append(Message(role="assistant", content=answer))
+            else:
+                self.messages.pop()
+            speed = (num_tokens - 1) / (last - first) if last > first else 0.0
+            waited = first - handle.submitted_at if num_tokens else 0.0
+            self.stats = AnswerStats(num_tokens, waited, speed, reason, num_dropped)
+
+    def _prompt(self) -> tuple[list[int], int]:
+        """Ids of the system's words and as many of the latest turns as fit, and how many turns were left out."""
+        reserved = min(self._params.max_new_tokens, self._max_length // 4)
+        users = [number for number, turn in enumerate(self.messages) if turn["role"] == "user"]
+        ids: list[int] = []
+        for first in users:
+            turns = self._with_system(self.messages[first:])
+            ids = self._renderer(turns, add_generation_prompt=True, needs_mask=False).ids
+            if len(ids) + reserved <= self._max_length:
+                return ids, first
+        if len(ids) < self._max_length:
+            return ids, users[-1]
+        raise UserError(
+            f"the question has {len(ids)} tokens with its template, more than the context of {self._max_length}"
+        )
+
+    def _with_system(self, turns: list[Message]) -> list[Message]:
+        return turns if self.system is None else [Message(role="system", content=self.system), *turns]

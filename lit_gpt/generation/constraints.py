@@ -1,0 +1,124 @@
+"""Output of a given form: before each token is drawn, what cannot continue the form gets probability zero.
+
+Through `llguidance` (pip install -e '.[constrain]'): an Earley parser over the tokenizer's own tokens, in Rust, some
+50 µs a token. What remains is drawn as always, so the form holds and the rest of the distribution stays as it was.
+"""
+
+import json
+import math
+import weakref
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lit_gpt.data.tokenizers import Tokenizer
+from lit_gpt.errors import UserError
+from lit_gpt.generation.params import Constraint
+
+_TOKENIZERS: "weakref.WeakKeyDictionary[Tokenizer, dict[tuple[int, ...], Any]]" = weakref.WeakKeyDictionary()
+
+
+class GrammarMatcher:
+    """A `Matcher` for a grammar.
+
+    Args:
+        grammar: From `compile_constraint`.
+        tokenizer: The library's, from `_guidance_tokenizer`.
+
+    Raises:
+        UserError: If the grammar is refused.
+    """
+
+    def __init__(self, grammar: str, tokenizer: Any) -> None:
+        from llguidance import LLMatcher
+
+        self._matcher = LLMatcher(tokenizer, grammar, log_level=0)
+        self._raise_errors(UserError)
+
+    def mask(self, logits: Tensor) -> Tensor:
+        """(V,) logits with -inf where a token cannot continue the form."""
+        words = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
+        self._raise_errors(RuntimeError)
+        allowed = np.unpackbits(words, bitorder="little").astype(bool)[: logits.shape[0]]
+        if not allowed.any():
+            raise RuntimeError("no token can continue the form")
+        seen = torch.from_numpy(allowed).to(logits.device)
+        if seen.shape[0] < logits.shape[0]:
+            seen = torch.nn.functional.pad(seen, (0, logits.shape[0] - seen.shape[0]), value=False)
+        return logits.masked_fill(~seen, -math.inf)
+
+    def accept(self, token: int) -> bool:
+        """Take in a drawn token; returns True when the form is complete and nothing may follow it."""
+        self._matcher.consume_token(token)
+        self._raise_errors(RuntimeError)
+        return bool(self._matcher.is_stopped())
+
+    def _raise_errors(self, kind: type[Exception]) -> None:
+        if self._matcher.is_error():
+            raise kind(f"the constraint cannot be followed: {_first_line(self._matcher.get_error())}")
+
+
+def build_matcher(
+    constraint: Constraint, tokenizer: Tokenizer, vocab_size: int, stop_ids: tuple[int, ...] = ()
+) -> GrammarMatcher:
+    """A matcher at the beginning of a constraint's form.
+
+    Args:
+        constraint: The form.
+        tokenizer: The model's.
+        vocab_size: Of the model, V.
+        stop_ids: Tokens that may end the text when the form is complete, besides the separator.
+
+    Raises:
+        UserError: If the extra is missing, or the form is refused.
+    """
+    grammar = compile_constraint(constraint)
+    return GrammarMatcher(grammar, _guidance_tokenizer(tokenizer, vocab_size, stop_ids))
+
+
+def compile_constraint(constraint: Constraint) -> str:
+    """The library's form of a constraint.
+
+    Raises:
+        UserError: If the extra is missing, or the schema, expression or grammar is refused.
+    """
+    try:
+        from llguidance import LLMatcher
+    except ImportError as error:
+        raise UserError("constrained output needs llguidance: pip install -e '.[constrain]'") from error
+    source = constraint.source
+    if constraint.kind in ("json_schema", "json_object"):
+        try:
+            schema = {"type": "object"} if constraint.kind == "json_object" else source
+            schema = json.loads(schema) if isinstance(schema, str) else schema
+            grammar = LLMatcher.grammar_from_json_schema(json.dumps(schema), defaults={"whitespace_flexible": False})
+        except ValueError as error:
+            raise UserError(f"the JSON schema cannot be read: {_first_line(str(error))}") from error
+    elif not isinstance(source, str):
+        raise UserError(f"a {constraint.kind} constraint is a text, got {type(source).__name__}")
+    elif constraint.kind == "regex":
+        grammar = LLMatcher.grammar_from_regex(source)
+    else:
+        grammar = LLMatcher.grammar_from_lark(source)
+    refused, messages = LLMatcher.validate_grammar_with_warnings(grammar)
+    if refused:
+        raise UserError(f"the {constraint.kind} constraint is refused: {_first_line(messages[0])}")
+    return str(grammar)
+
+
+def _guidance_tokenizer(tokenizer: Tokenizer, vocab_size: int, stop_ids: tuple[int, ...]) -> Any:
+    """The library's view of a tokenizer, made once: for a large vocabulary it takes a second."""
+    from llguidance import LLTokenizer
+
+    known = _TOKENIZERS.setdefault(tokenizer, {})
+    ends = (tokenizer.separator_id, *sorted(set(stop_ids) - {tokenizer.separator_id}))
+    if ends not in known:
+        text = tokenizer.folder_files()["tokenizer.json"].decode()
+        known[ends] = LLTokenizer(text, n_vocab=max(vocab_size, tokenizer.vocab_size), eos_token=list(ends))
+    return known[ends]
+
+
+def _first_line(text: str) -> str:
+    return (text.strip().splitlines() or ["no reason given"])[0]

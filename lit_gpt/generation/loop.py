@@ -1,0 +1,240 @@
+"""`EngineLoop`: one thread that steps the engine, and handles that any thread or asyncio task may read.
+
+The engine belongs to the loop's thread alone. Others leave requests and cancellations in a queue, which the thread
+empties between two steps; events go out through one queue a request. Nothing that a reader does, or fails to do, can
+stop the thread: queues grow only by what their own request writes, which `max_new_tokens` bounds.
+"""
+
+import asyncio
+import contextlib
+import dataclasses
+import itertools
+import queue
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+
+from lit_gpt.generation.engine import Engine, EngineStats
+from lit_gpt.generation.params import Completion, SamplingParams, TokenEvent
+
+
+class QueueFullError(RuntimeError):
+    """More requests wait than the loop takes."""
+
+
+class RequestHandle:
+    """The reading end of one request; one reader.
+
+    Args:
+        request_id: Its name.
+        prompt_ids: Its prompt.
+        params: Its settings.
+        cancel: Asks the loop to end it.
+    """
+
+    def __init__(
+        self, request_id: str, prompt_ids: list[int], params: SamplingParams, cancel: Callable[[str], None]
+    ) -> None:
+        self.request_id, self.prompt_ids, self.params = request_id, prompt_ids, params
+        self.submitted_at = time.monotonic()
+        self._cancel = cancel
+        self._events: queue.SimpleQueue[TokenEvent] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._wake: Callable[[], None] | None = None
+
+    def __iter__(self) -> Iterator[TokenEvent]:
+        """Events as they come, from any thread; ends after the event with a finish reason."""
+        while True:
+            event = self._events.get()
+            yield event
+            if event.finish_reason is not None:
+                return
+
+    async def __aiter__(self) -> AsyncIterator[TokenEvent]:
+        """The same from an asyncio task, without a thread of its own."""
+        loop, arrived = asyncio.get_running_loop(), asyncio.Event()
+
+        def wake() -> None:
+            with contextlib.suppress(RuntimeError):  # the reader's event loop is closed: nobody waits
+                loop.call_soon_threadsafe(arrived.set)
+
+        with self._lock:
+            self._wake = wake
+        while True:
+            arrived.clear()
+            while not self._events.empty():  # one reader: what is there stays there
+                event = self._events.get_nowait()
+                yield event
+                if event.finish_reason is not None:
+                    return
+            await arrived.wait()
+
+    def cancel(self) -> None:
+        """End the request within a step; safe from any thread, at any time."""
+        self._cancel(self.request_id)
+
+    def result(self, timeout_seconds: float | None = None) -> Completion:
+        """Wait for the whole text.
+
+        Raises:
+            TimeoutError: If it has not ended by then; the request goes on.
+        """
+        deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
+        events: list[TokenEvent] = []
+        while not events or events[-1].finish_reason is None:
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            try:
+                events.append(self._events.get(timeout=left))
+            except queue.Empty:
+                raise TimeoutError(f"request {self.request_id} has not ended in {timeout_seconds} seconds") from None
+        return Completion.of(self.prompt_ids, events, self.params.logprobs is not None)
+
+    def put(self, event: TokenEvent) -> None:
+        """Called by the loop's thread."""
+        self._events.put(event)
+        with self._lock:
+            wake = self._wake
+        if wake is not None:
+            wake()
+
+
+class EngineLoop:
+    """Runs `engine.step()` in a thread of its own while there is work.
+
+    Args:
+        engine: From now on used by nobody else.
+        max_waiting: Requests that may wait for a place in the batch; None = any number.
+    """
+
+    def __init__(self, engine: Engine, max_waiting: int | None = None) -> None:
+        self._engine, self._max_waiting = engine, max_waiting
+        self._names = itertools.count()
+        self._condition = threading.Condition()
+        self._arrived: list[RequestHandle] = []
+        self._cancelled: list[str] = []
+        self._handles: dict[str, RequestHandle] = {}
+        self._closing = False
+        self._failure: str | None = None
+        self._stats = engine.stats()
+        self._thread = threading.Thread(target=self._run, name="lit_gpt-engine", daemon=True)
+        self._thread.start()
+
+    def submit(self, prompt_ids: Sequence[int], params: SamplingParams, request_id: str | None = None) -> RequestHandle:
+        """Queue a request.
+
+        Args:
+            prompt_ids: At least one token.
+            params: How to draw, and where to end.
+            request_id: Comes back in its events; None = a number.
+
+        Raises:
+            UserError: If the request can never run.
+            QueueFullError: If `max_waiting` requests wait already.
+            RuntimeError: If the loop is closing, or the id is in use.
+        """
+        self._engine.check(prompt_ids, params)
+        with self._condition:
+            if self._closing or self._failure is not None:
+                raise RuntimeError("the engine takes no more requests: " + (self._failure or "it is closing"))
+            if self._max_waiting is not None and self._num_waiting() >= self._max_waiting:
+                raise QueueFullError(f"{self._num_waiting()} requests are waiting, at most {self._max_waiting} may")
+            name = f"request-{next(self._names)}" if request_id is None else request_id
+            if name in self._handles:
+                raise RuntimeError(f"request id {name!r} is in use")
+            handle = RequestHandle(name, list(prompt_ids), params, self._cancel)
+            self._handles[name] = handle
+            self._arrived.append(handle)
+            self._condition.notify()
+        return handle
+
+    def stats(self) -> EngineStats:
+        """What the engine is doing, as of its last step; those that it has not seen yet count as waiting."""
+        with self._condition:
+            stats, unseen = self._stats, len(self._arrived)
+        return stats if not unseen else dataclasses.replace(stats, num_waiting=stats.num_waiting + unseen)
+
+    @property
+    def failure(self) -> str | None:
+        """Why the thread has died, if it has."""
+        return self._failure
+
+    def close(self, drain: bool = True, timeout_seconds: float | None = None) -> None:
+        """Take no more requests, end those accepted, then end the thread.
+
+        Args:
+            drain: Let them run to their ends; False cancels them.
+            timeout_seconds: After this long, those that still run are cancelled.
+        """
+        with self._condition:
+            self._closing = True
+            if not drain:
+                self._cancelled += list(self._handles)
+            self._condition.notify()
+        self._thread.join(timeout_seconds)
+        if self._thread.is_alive():
+            with self._condition:
+                self._cancelled += list(self._handles)
+                self._condition.notify()
+            self._thread.join()
+
+    def __enter__(self) -> "EngineLoop":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _num_waiting(self) -> int:
+        """Requests beyond those that run, or that the next steps will take in."""
+        return max(0, len(self._handles) - self._engine.max_batch_size)
+
+    def _cancel(self, request_id: str) -> None:
+        with self._condition:
+            if request_id in self._handles:
+                self._cancelled.append(request_id)
+                self._condition.notify()
+
+    def _run(self) -> None:
+        try:
+            while self._take_in():
+                try:
+                    events = self._engine.step()
+                except Exception as error:
+                    # Of the forward itself, memory for instance: whose fault it was cannot be told.
+                    events = self._engine.fail_all(f"{type(error).__name__}: {error}")
+                self._give_out(events)
+        except BaseException as error:
+            self._failure = f"{type(error).__name__}: {error}"
+            with self._condition:
+                handles = list(self._handles.values())
+                self._handles.clear()
+            for handle in handles:
+                handle.put(TokenEvent(handle.request_id, None, finish_reason="error", error=self._failure))
+            raise
+
+    def _take_in(self) -> bool:
+        """Wait until there is something to do; False when all is done and the loop is closing."""
+        with self._condition:
+            while not (self._arrived or self._cancelled or self._engine.has_work or self._closing):
+                self._condition.wait()
+            arrived, self._arrived = self._arrived, []
+            cancelled, self._cancelled = self._cancelled, []
+            if self._closing and not arrived and not self._engine.has_work:
+                return False
+        for handle in arrived:
+            try:
+                self._engine.add(handle.prompt_ids, handle.params, handle.request_id)
+            except ValueError as error:
+                self._give_out([TokenEvent(handle.request_id, None, finish_reason="error", error=str(error))])
+        for request_id in cancelled:
+            self._engine.cancel(request_id)
+        return True
+
+    def _give_out(self, events: list[TokenEvent]) -> None:
+        with self._condition:
+            self._stats = self._engine.stats()
+            handles = [self._handles[event.request_id] for event in events]
+            for event in events:
+                if event.finish_reason is not None:
+                    del self._handles[event.request_id]
+        for handle, event in zip(handles, events, strict=True):
+            handle.put(event)

@@ -1,0 +1,181 @@
+"""What a request asks for, and what it gets back: the values that the engine, the server and the commands share.
+
+`SamplingParams` goes in with a prompt; `TokenEvent`s come out one by one, and `Completion` is all of them together.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from lit_gpt.errors import UserError
+from lit_gpt.generation.sampling import check_sampling
+
+FinishReason = Literal["stop", "length", "cancelled", "error"]
+"""Why a request ended: a stop token or stop string; max_new_tokens or the end of the context; `cancel`; a fault."""
+MAX_LOGPROBS = 50
+MAX_STOPS = 64
+MAX_STOP_CHARACTERS = 1024
+MAX_SEED = (1 << 63) - 1
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """A form that the text must have (see `lit_gpt.generation.constraints`).
+
+    Raises:
+        UserError: If the kind is unknown or nothing is given.
+    """
+
+    kind: Literal["json_schema", "json_object", "regex", "grammar"]
+    """A JSON schema, any JSON object, a regular expression, or a context-free grammar in Lark's notation."""
+    source: str | Mapping[str, Any] = ""
+    """The schema (a mapping or JSON text), expression or grammar; empty for `json_object`."""
+
+    def __post_init__(self) -> None:
+        kinds = ("json_schema", "json_object", "regex", "grammar")
+        if self.kind not in kinds:
+            raise UserError(f"constraint kind is {self.kind!r}, it must be one of {', '.join(kinds)}")
+        if self.source == "" and self.kind != "json_object":
+            raise UserError(f"the {self.kind} constraint is empty; give it its text")
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How the tokens of one request are drawn, and where it ends.
+
+    Penalties and biases change the logits first, then a constraint, then temperature, top-k, top-p and min-p, in
+    that order.
+
+    Raises:
+        UserError: If a value is out of bounds; names it, its bound and the remedy.
+    """
+
+    max_new_tokens: int = 256
+    """Tokens at most; the end of the model's context ends a request sooner."""
+    temperature: float = 1.0
+    """Divides the logits; 0 takes the likeliest token."""
+    top_k: int | None = None
+    """Keep this many of the likeliest tokens; None = all."""
+    top_p: float | None = None
+    """Keep the likeliest tokens up to this much probability; None = all."""
+    min_p: float | None = None
+    """Keep tokens that have at least this share of the likeliest one's probability (arXiv:2407.01082); None = all."""
+    repetition_penalty: float = 1.0
+    """Positive logits of tokens in prompt or text are divided by it, negative ones multiplied (arXiv:1909.05858)."""
+    presence_penalty: float = 0.0
+    """Subtracted from the logits of tokens that the text already has (not the prompt)."""
+    frequency_penalty: float = 0.0
+    """Subtracted once for every time that the text already has the token (not the prompt)."""
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    """Added to the logits of these token ids."""
+    stop: tuple[str, ...] = ()
+    """Strings that end the text; they are not part of it."""
+    stop_token_ids: tuple[int, ...] = ()
+    """Tokens that end the text, besides the tokenizer's separator; they are not part of its characters."""
+    seed: int | None = None
+    """Of the draws: they depend on it and on the position in the request alone. None = another each time."""
+    logprobs: int | None = None
+    """Report the log-probability of each token, and of this many of the likeliest beside it (0 = of none). They are
+    the model's own, before penalties, temperature and the rest. None = do not report."""
+    ignore_eos: bool = False
+    """Go on past the tokenizer's separator."""
+    constraint: Constraint | None = None
+    """A form that the text must have."""
+
+    def __post_init__(self) -> None:
+        _at_least_one("max_new_tokens", self.max_new_tokens)
+        check_sampling(self.temperature, self.top_k, self.top_p)
+        if self.min_p is not None and not 0 <= self.min_p <= 1:
+            raise UserError(f"min_p is {self.min_p}, it must be at least 0 and at most 1, or null for all tokens")
+        if not (math.isfinite(self.repetition_penalty) and self.repetition_penalty > 0):
+            raise UserError(f"repetition_penalty is {self.repetition_penalty}, it must be positive (1: none)")
+        for name in ("presence_penalty", "frequency_penalty"):
+            if not math.isfinite(getattr(self, name)):
+                raise UserError(f"{name} is {getattr(self, name)}, it must be a finite number (0: none)")
+        for token, bias in self.logit_bias.items():
+            if token < 0 or math.isnan(bias) or bias == math.inf:
+                raise UserError(f"logit_bias {{{token}: {bias}}}: token ids are not negative and biases below infinity")
+        if isinstance(self.stop, str):
+            raise UserError(f"stop is the text {self.stop!r}; give a list of texts")
+        object.__setattr__(self, "stop", tuple(self.stop))
+        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
+        _check_stops(self.stop)
+        if self.seed is not None and not 0 <= self.seed <= MAX_SEED:
+            raise UserError(f"seed is {self.seed}, it must be from 0 to {MAX_SEED}, or null for another each time")
+        if self.logprobs is not None and not 0 <= self.logprobs <= MAX_LOGPROBS:
+            raise UserError(f"logprobs is {self.logprobs}, it must be from 0 to {MAX_LOGPROBS}, or null for none")
+
+    @property
+    def has_penalties(self) -> bool:
+        """Whether logits depend on the tokens so far, or are biased."""
+        penalties = self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
+        return penalties or bool(self.logit_bias)
+
+
+@dataclass(frozen=True)
+class TokenEvent:
+    """One token of one request, or the end of one."""
+
+    request_id: str
+    token_id: int | None
+    """None where a request ends without a further token (cancelled, failed)."""
+    text: str = ""
+    """What may be shown now: never half a character, nothing that may still become a stop string."""
+    logprob: float | None = None
+    """Natural logarithm; None unless asked for."""
+    top_logprobs: tuple[tuple[int, float], ...] = ()
+    """The likeliest tokens and their log-probabilities, likeliest first."""
+    finish_reason: FinishReason | None = None
+    """Set in a request's last event."""
+    error: str | None = None
+    """What went wrong, where the reason is `error`."""
+
+
+@dataclass(frozen=True)
+class Completion:
+    """All that a request wrote."""
+
+    request_id: str
+    prompt_ids: list[int]
+    token_ids: list[int]
+    """With the stop token, if one ended it."""
+    text: str
+    """Without stop tokens and stop strings."""
+    finish_reason: FinishReason
+    logprobs: list[float] | None = None
+    """Of each token; None unless asked for."""
+    top_logprobs: list[tuple[tuple[int, float], ...]] | None = None
+    error: str | None = None
+
+    @classmethod
+    def of(cls, prompt_ids: list[int], events: list[TokenEvent], with_logprobs: bool = False) -> "Completion":
+        """Gather a request's events, the last of which has its finish reason."""
+        last = events[-1]
+        assert last.finish_reason is not None
+        drawn = [event for event in events if event.token_id is not None]
+        return cls(
+            last.request_id,
+            list(prompt_ids),
+            [event.token_id for event in drawn if event.token_id is not None],
+            "".join(event.text for event in events),
+            last.finish_reason,
+            [event.logprob for event in drawn if event.logprob is not None] if with_logprobs else None,
+            [event.top_logprobs for event in drawn] if with_logprobs else None,
+            last.error,
+        )
+
+
+def _at_least_one(name: str, value: int) -> None:
+    if value < 1:
+        raise UserError(f"{name} is {value}, it must be at least 1")
+
+
+def _check_stops(stops: tuple[str, ...]) -> None:
+    if len(stops) > MAX_STOPS:
+        raise UserError(f"stop has {len(stops)} texts, at most {MAX_STOPS} are allowed")
+    for stop in stops:
+        if not stop:
+            raise UserError("stop has an empty text, which would end everything at once; leave it out")
+        if len(stop) > MAX_STOP_CHARACTERS:
+            raise UserError(f"a text in stop has {len(stop)} characters, at most {MAX_STOP_CHARACTERS} are allowed")

@@ -1,0 +1,169 @@
+"""The next token of every request in a batch, each by its own settings, in few operations on few tensors.
+
+A token is drawn by inverting the cumulative distribution at one uniform number a request and position (`draws`), so
+that a request's text does not depend on who shares its batch. Nucleus and top-k need the likeliest tokens in order;
+of a large vocabulary only the likeliest `NARROW` are sorted, unless the nucleus of some request reaches beyond them.
+
+B rows, V vocabulary, K candidates.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lit_gpt.generation.draws import uniform
+from lit_gpt.generation.params import SamplingParams
+from lit_gpt.generation.request import Drawn, Request
+
+NARROW = 256
+
+
+@torch.no_grad()
+def draw(logits: Tensor, requests: Sequence[Request]) -> list[Drawn]:
+    """Draw one token for each request.
+
+    Args:
+        logits: (B, V), any float dtype.
+        requests: B of them.
+    """
+    raw = logits.float()
+    changed = adjusted(raw, requests)
+    tokens: list[int] = []
+    if all(request.params.temperature == 0 for request in requests):
+        tokens = changed.argmax(dim=-1).tolist()
+    elif len(requests) == 1 or len({_kind(request.params) for request in requests}) == 1:
+        tokens = sample_rows(changed, requests).tolist()
+    else:
+        tokens = [0] * len(requests)
+        kinds: dict[str, list[int]] = {}
+        for row, request in enumerate(requests):
+            kinds.setdefault(_kind(request.params), []).append(row)
+        for kind, rows in kinds.items():
+            some = changed[rows]
+            drawn = some.argmax(-1) if kind == "greedy" else sample_rows(some, [requests[row] for row in rows])
+            for row, token in zip(rows, drawn.tolist(), strict=True):
+                tokens[row] = token
+    if all(request.params.logprobs is None for request in requests):
+        return [Drawn(token) for token in tokens]
+    return with_logprobs(raw, tokens, requests)
+
+
+def adjusted(logits: Tensor, requests: Sequence[Request]) -> Tensor:
+    """Logits (B, V) float32 after penalties, biases and constraints, the same tensor where there are none."""
+    changed: Tensor | None = None
+    for row, request in enumerate(requests):
+        if request.params.has_penalties or request.matcher is not None:
+            changed = logits.clone() if changed is None else changed
+            one = request.penalized(changed[row]) if request.params.has_penalties else changed[row]
+            try:
+                changed[row] = one if request.matcher is None else request.matcher.mask(one)
+            except Exception as error:  # ends this request alone; the others are drawn as always
+                request.fault = error
+    return logits if changed is None else changed
+
+
+def sample_rows(logits: Tensor, requests: Sequence[Request]) -> Tensor:
+    """Draw from rows of one kind: (B, V) float32 → (B,) int64."""
+    values, ids = candidates(logits, [request.params for request in requests])
+    numbers = [uniform(request.seed, request.num_new) for request in requests]
+    chosen = invert(values.softmax(dim=-1), numbers)
+    return chosen if ids is None else ids.gather(1, chosen[:, None])[:, 0]
+
+
+def invert(probabilities: Tensor, numbers: Sequence[float]) -> Tensor:
+    """The first token at which the cumulative probability passes a number: (B, K) and B numbers in [0, 1) → (B,)."""
+    wide = torch.float32 if probabilities.device.type == "mps" else torch.float64
+    cumulative = probabilities.cumsum(dim=-1, dtype=wide)
+    total = cumulative[:, -1:]
+    wanted = torch.tensor(numbers, dtype=wide, device=probabilities.device)[:, None] * total
+    wanted = torch.minimum(wanted, torch.nextafter(total, torch.zeros_like(total)))  # never a token of no probability
+    found = torch.searchsorted(cumulative, wanted, right=True)[:, 0]
+    return found.clamp_(max=probabilities.shape[-1] - 1)  # not a number: any token, and no crash
+
+
+def candidates(logits: Tensor, params: Sequence[SamplingParams]) -> tuple[Tensor, Tensor | None]:
+    """The logits after temperature, top-k, top-p and min-p.
+
+    Args:
+        logits: (B, V) float32.
+        params: Of each row, all with a temperature above 0, all of one kind.
+
+    Returns:
+        (B, K) logits, -inf where a token is out, and (B, K) token ids; None = K is V, in order.
+    """
+    device = logits.device
+    temperatures = [one.temperature for one in params]
+    if any(temperature != 1 for temperature in temperatures):
+        logits = logits / torch.tensor(temperatures, device=device)[:, None]
+    ids: Tensor | None = None
+    if _kind(params[0]) == "narrow":
+        logits, ids = _likeliest(logits, params)
+    min_ps = [one.min_p or 0.0 for one in params]
+    if any(min_ps):
+        least = torch.tensor(min_ps, device=device).log()[:, None] + logits.max(dim=-1, keepdim=True).values
+        logits = logits.masked_fill(logits < least, -math.inf)
+    return logits, ids
+
+
+def _likeliest(logits: Tensor, params: Sequence[SamplingParams]) -> tuple[Tensor, Tensor]:
+    """Top-k, then top-p of what it leaves, in descending order."""
+    V, device = logits.shape[-1], logits.device
+    top_ks = torch.tensor([min(one.top_k or V, V) for one in params], device=device)[:, None]
+    top_ps = torch.tensor([1.0 if one.top_p is None else one.top_p for one in params], device=device)[:, None]
+    size = max(min(one.top_k or NARROW, V) for one in params)
+    while True:
+        size = min(size, V)
+        values, ids = logits.topk(size, dim=-1)
+        values = values.masked_fill(torch.arange(size, device=device) >= top_ks, -math.inf)
+        # Of all tokens that top-k leaves: where it leaves more than were sorted, the sum runs over the vocabulary.
+        beyond = top_ks > size
+        total = torch.where(beyond, logits.logsumexp(-1, keepdim=True), values.logsumexp(-1, keepdim=True))
+        probabilities = (values - total).exp()
+        cumulative = probabilities.cumsum(dim=-1)
+        if size == V or not bool((beyond & (cumulative[:, -1:] < top_ps)).any()):
+            break
+        size = V
+    before = cumulative - probabilities  # of all likelier tokens
+    outside = before >= top_ps
+    outside[:, 0] = False
+    return values.masked_fill(outside & (top_ps < 1), -math.inf), ids
+
+
+def probabilities(logits: Tensor, params: Sequence[SamplingParams]) -> Tensor:
+    """What is drawn from, over the whole vocabulary: (B, V) float32; temperature 0 has one token of probability 1."""
+    rows = []
+    for row, one in zip(logits.float(), params, strict=True):
+        if one.temperature == 0:
+            rows.append(torch.zeros_like(row).index_fill(0, row.argmax(), 1.0))
+            continue
+        values, ids = candidates(row[None], [one])
+        shares = values.softmax(dim=-1)[0]
+        rows.append(shares if ids is None else torch.zeros_like(row).index_copy(0, ids[0], shares))
+    return torch.stack(rows)
+
+
+def with_logprobs(logits: Tensor, tokens: Sequence[int], requests: Sequence[Request]) -> list[Drawn]:
+    """Tokens with the model's own log-probabilities, where they are asked for."""
+    normalized = logits.log_softmax(dim=-1)
+    chosen = normalized.gather(1, torch.tensor(tokens, device=logits.device)[:, None])[:, 0].tolist()
+    count = min(max(request.params.logprobs or 0 for request in requests), logits.shape[-1])
+    best = normalized.topk(count, dim=-1) if count else None
+    values = best.values.tolist() if best is not None else []
+    ids = best.indices.tolist() if best is not None else []
+    drawn = []
+    for row, (token, request) in enumerate(zip(tokens, requests, strict=True)):
+        asked = request.params.logprobs
+        if asked is None:
+            drawn.append(Drawn(token))
+            continue
+        tops = tuple(zip(ids[row][:asked], values[row][:asked], strict=True)) if asked else ()
+        drawn.append(Drawn(token, chosen[row], tops))
+    return drawn
+
+
+def _kind(params: SamplingParams) -> str:
+    if params.temperature == 0:
+        return "greedy"
+    return "plain" if params.top_k is None and (params.top_p is None or params.top_p >= 1) else "narrow"

@@ -1,0 +1,142 @@
+"""Speculative decoding: tokens are guessed cheaply, and the model verifies several in one forward.
+
+A forward over k + 1 tokens takes little longer than over one, because decoding waits for the weights to be read. The
+guesses come from a smaller model, or from the text itself (what followed the last few tokens when they stood there
+before). Verification here is the simplest that is exact: at each position the token is drawn from the model's own
+distribution, by the request's own random number, as without guesses; where it equals the guess, the next position's
+logits are already there. So the text is, token for token, what it would have been, and its distribution is the
+model's. For a guess without chance of its own (a look-up, or greedy) this accepts as often as the rejection scheme of
+Leviathan et al. 2023 (arXiv:2211.17192) can; a draft model draws by the same random number as the verification, so
+that where the two distributions are alike the tokens are too.
+
+V vocabulary.
+"""
+
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lit_gpt.data.tokenizers import Tokenizer
+from lit_gpt.errors import UserError
+from lit_gpt.generation.draws import uniform
+from lit_gpt.generation.request import Request, common_prefix
+from lit_gpt.generation.sampler import candidates, invert
+from lit_gpt.models import GPT, KVCache
+
+MAX_DRAFT_TOKENS = 64
+
+
+class Proposer(Protocol):
+    """Guesses how a text goes on."""
+
+    def propose(self, request: Request, count: int) -> list[int]:
+        """At most `count` tokens that may follow `request.ids`."""
+        ...
+
+
+class PromptLookup:
+    """What followed the last tokens when they stood there before (Saxena 2023, "Prompt lookup decoding").
+
+    Args:
+        longest: Tokens that are looked for, first so many, then fewer.
+    """
+
+    def __init__(self, longest: int = 3) -> None:
+        self._longest = longest
+
+    def propose(self, request: Request, count: int) -> list[int]:
+        """At most `count` tokens, those after the latest match."""
+        ids = np.array(request.ids)
+        for length in range(min(self._longest, len(ids) - 1), 0, -1):
+            earlier = np.lib.stride_tricks.sliding_window_view(ids[:-1], length)
+            places = np.flatnonzero((earlier == ids[-length:]).all(axis=1))
+            if len(places):
+                start = int(places[-1]) + length
+                return [int(token) for token in ids[start : start + count]]
+        return []
+
+
+class DraftModel:
+    """A smaller model with the same vocabulary.
+
+    Args:
+        model: On the device where it shall run.
+    """
+
+    def __init__(self, model: GPT) -> None:
+        self._model = model.eval()
+        self._states: weakref.WeakKeyDictionary[Request, tuple[KVCache, list[int]]] = weakref.WeakKeyDictionary()
+
+    @torch.no_grad()
+    def propose(self, request: Request, count: int) -> list[int]:
+        """Draw `count` tokens, as many as the draft model's context has room for."""
+        block_size = self._model.config.block_size
+        count = min(count, block_size - len(request.ids))
+        if count < 1:
+            return []
+        cache, known = self._states.get(request) or (KVCache(block_size), [])
+        same = min(common_prefix(known, request.ids), len(request.ids) - 1)
+        cache.truncate(min(same, cache.length))
+        unread = request.ids[cache.length :]
+        drafts: list[int] = []
+        for number in range(count):
+            drafts.append(self._draw(self._logits(unread, cache), request, number))
+            unread = drafts[-1:]
+        self._states[request] = cache, [*request.ids, *drafts[:-1]]
+        return drafts
+
+    def _logits(self, ids: Sequence[int], cache: KVCache) -> Tensor:
+        device = self._model.wte.weight.device
+        inputs = torch.tensor([list(ids)], device=device)
+        softcap = self._model.config.logit_softcap
+
+        def last(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+            logits = F.linear(hidden[:, -1], weight, bias)
+            return logits if softcap is None else softcap * torch.tanh(logits / softcap)
+
+        logits: Tensor = self._model(inputs, cache=cache, head_fn=last)
+        return logits.float()
+
+    @staticmethod
+    def _draw(logits: Tensor, request: Request, number: int) -> int:
+        if request.params.temperature == 0:
+            return int(logits.argmax())
+        values, ids = candidates(logits, [request.params])
+        chosen = int(invert(values.softmax(dim=-1), [uniform(request.seed, request.num_new + number)]))
+        return chosen if ids is None else int(ids[0, chosen])
+
+
+@dataclass(frozen=True)
+class Speculation:
+    """How tokens are guessed, and how many at a time.
+
+    Raises:
+        UserError: If the number is out of bounds.
+    """
+
+    proposer: Proposer
+    num_tokens: int = 4
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.num_tokens <= MAX_DRAFT_TOKENS:
+            raise UserError(f"draft_tokens is {self.num_tokens}, it must be from 1 to {MAX_DRAFT_TOKENS}")
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer, num_tokens: int, draft: tuple[GPT, Tokenizer] | None) -> "Speculation":
+        """By a draft model and its tokenizer, or, without one, by looking up the text so far.
+
+        Raises:
+            UserError: If the draft model has another tokenizer.
+        """
+        if draft is None:
+            return cls(PromptLookup(), num_tokens)
+        model, other = draft
+        if other.fingerprint != tokenizer.fingerprint:
+            raise UserError("the draft model has another tokenizer than the model; choose one with the same")
+        return cls(DraftModel(model), num_tokens)

@@ -1,0 +1,137 @@
+"""Guesses change nothing: greedy and sampled texts are the same, and frequencies pass the chi-square test."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from chi_square import p_value
+from small_chats import small_tokenizer
+
+from lit_gpt.errors import UserError
+from lit_gpt.generation import DraftModel, Engine, PromptLookup, SamplingParams, Speculation
+from lit_gpt.generation.request import Request
+from lit_gpt.models import GPT, GPTConfig
+
+CONFIG = GPTConfig(
+    n_layer=2,
+    n_head=2,
+    n_embd=32,
+    block_size=64,
+    vocab_size=300,
+    norm="rmsnorm",
+    positions="rope",
+    mlp="swiglu",
+    bias=False,
+)
+SLIDING = replace(CONFIG, sliding_window=6, layer_windows=(True, False))
+PROMPTS = [[5, 6, 7, 5, 6, 7, 5, 6], [9], [1, 2, 3, 4, 1, 2], list(range(20, 60))]
+
+
+def sharp(config, seed=0):
+    torch.manual_seed(seed)
+    model = GPT(replace(config, tie_embeddings=False)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(4 if parameter.dim() > 1 else 1)
+    return model
+
+
+def near(model, noise=0.02):
+    """A draft model that often agrees."""
+    other = GPT(model.config).eval()
+    other.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(torch.randn_like(parameter) * noise)
+    return other
+
+
+class Oracle:
+    """Guesses that are right, wrong, or right for a while: every way of accepting."""
+
+    def __init__(self, texts):
+        self.texts = texts
+
+    def propose(self, request, count):
+        text = next(text for text in self.texts if text[: len(request.ids)] == request.ids)
+        drafts = text[len(request.ids) : len(request.ids) + count]
+        wrong = request.num_new % (count + 1)
+        return [(token + 1) % 300 if at == wrong else token for at, token in enumerate(drafts)]
+
+
+@pytest.mark.parametrize(
+    "config", [CONFIG, SLIDING, replace(SLIDING, chunked_window=True)], ids=["full", "sliding", "chunks"]
+)
+@pytest.mark.parametrize(
+    "settings", [{"temperature": 0}, {"seed": 3}, {"seed": 4, "top_p": 0.8, "repetition_penalty": 1.2}]
+)
+@pytest.mark.parametrize("how", ["look-up", "draft", "oracle"])
+def test_the_text_is_the_same(config, settings, how):
+    model = sharp(config)
+    params = SamplingParams(max_new_tokens=30, ignore_eos=True, **settings)
+    plain = Engine(model, small_tokenizer()).generate(PROMPTS, params)
+    texts = [prompt + completion.token_ids for prompt, completion in zip(PROMPTS, plain, strict=True)]
+    proposer = {"look-up": PromptLookup(), "draft": DraftModel(near(model)), "oracle": Oracle(texts)}[how]
+    engine = Engine(model, small_tokenizer(), speculation=Speculation(proposer, 4))
+    for one, other in zip(plain, engine.generate(PROMPTS, params), strict=True):
+        assert one.token_ids == other.token_ids
+        assert one.text == other.text
+        assert one.finish_reason == other.finish_reason
+
+
+def test_fewer_steps_where_guesses_are_right():
+    model = sharp(CONFIG)
+    params = SamplingParams(max_new_tokens=40, temperature=0, ignore_eos=True)
+    engine = Engine(model, small_tokenizer(), speculation=Speculation(DraftModel(near(model, 0.0)), 4))
+    engine.generate([[1, 2, 3]], params)
+    assert engine.stats().steps == 1 + 8  # the prompt, then five tokens a step
+    engine = Engine(model, small_tokenizer(), speculation=Speculation(DraftModel(near(model, 0.01)), 4))
+    engine.generate([[1, 2, 3]], replace(params, temperature=1.0, seed=1))
+    assert engine.stats().steps < 30
+
+
+def test_sampled_frequencies_pass_a_chi_square_test():
+    """Second tokens after a guessed first one, over many seeds, against the product of the model's distributions."""
+    config = replace(CONFIG, vocab_size=300, n_layer=1)
+    model = sharp(config)
+    params = SamplingParams(max_new_tokens=3, temperature=0.4, top_k=4, ignore_eos=True)
+    engine = Engine(
+        model, small_tokenizer(), max_batch_size=64, speculation=Speculation(DraftModel(near(model, 0.1)), 2)
+    )
+    draws = 1500
+    texts = engine.generate([[1, 2, 3]] * draws, [replace(params, seed=seed) for seed in range(draws)])
+
+    def distribution(ids):
+        with torch.no_grad():
+            best = (model(torch.tensor([ids]))[0, -1] / 0.4).topk(4)
+        return dict(zip(best.indices.tolist(), best.values.softmax(0).tolist(), strict=True))
+
+    chances = {}
+    for first, share in distribution([1, 2, 3]).items():
+        for second, other in distribution([1, 2, 3, first]).items():
+            for third, last in distribution([1, 2, 3, first, second]).items():
+                chances[first, second, third] = share * other * last
+    counts = dict.fromkeys(chances, 0)
+    for text in texts:
+        counts[tuple(text.token_ids)] += 1
+    assert p_value(list(counts.values()), [share * draws for share in chances.values()]) > 1e-3
+
+
+def test_look_up_finds_the_latest_longest_match():
+    def guess(ids, count=3):
+        return PromptLookup().propose(Request("x", ids, SamplingParams(), small_tokenizer()), count)
+
+    assert guess([1, 2, 3, 9, 8, 1, 2, 3]) == [9, 8, 1]
+    assert guess([7, 1, 7, 2, 7]) == [2, 7]
+    assert guess([1, 2, 3]) == []
+    assert guess([4]) == []
+
+
+def test_refused():
+    with pytest.raises(UserError, match="draft_tokens is 0"):
+        Speculation(PromptLookup(), 0)
+    from lit_gpt.data.bpe import train_bpe
+
+    other = train_bpe(["something else entirely"] * 5, 280)
+    with pytest.raises(UserError, match="another tokenizer"):
+        Speculation.of(small_tokenizer(), 4, (sharp(CONFIG), other))
