@@ -1,0 +1,90 @@
+"""Serve a model over HTTP."""
+
+from typing import Literal
+
+from lit_gpt.serving.limits import Limits
+
+
+def serve(
+    model: str,
+    adapter: str | None = None,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    name: str | None = None,
+    chat_template: str | None = None,
+    api_keys_file: str | None = None,
+    allowed_hosts: list[str] | None = None,
+    cors_origins: list[str] | None = None,
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
+    dtype: Literal["keep", "float32", "bfloat16", "float16"] = "keep",
+    max_batch_size: int = 16,
+    cache_tokens: int | None = None,
+    prefill_chunk: int = 512,
+    compile: bool = False,
+    draft_model: str | None = None,
+    draft_tokens: int = 0,
+    limits: Limits = Limits(),  # noqa: B008 (frozen)
+) -> None:
+    """Serve a model: OpenAI's API under /v1, a chat page at /, metrics for Prometheus at /metrics.
+
+    Args:
+        model: a run's folder, a checkpoint, a bundle, or a Hugging Face folder or hub name.
+        adapter: folder of an adapter to put on it.
+        host: address to listen on; any but loopback needs API keys.
+        port: 0 takes any free one.
+        name: what requests call the model; null: its folder's name.
+        chat_template: a preset (chatml, llama3, qwen, ...) or a Jinja file, instead of the model's own.
+        api_keys_file: file with a key on each line, any of which opens the API; or the variable LIT_GPT_API_KEYS,
+            separated by commas. Without keys, whoever reaches the port may ask.
+        allowed_hosts: names that requests may reach the server by; null: those of loopback where it listens there,
+            else any.
+        cors_origins: pages of other origins that may call the API from a browser, such as https://example.org.
+        device: where to run; auto takes the accelerator if there is one.
+        dtype: of the weights; keep: as they are.
+        max_batch_size: sequences that run at once; others wait in the queue.
+        cache_tokens: room of the key/value cache in tokens; null: a full context for each sequence of the batch.
+        prefill_chunk: prompt tokens that are read in one step.
+        compile: decode through torch.compile with fixed shapes.
+        draft_model: a smaller model with the same tokenizer that proposes tokens for this one to verify.
+        draft_tokens: tokens to propose at a time; without a draft model they are looked up in the text so far; 0: none.
+        limits: what one request, and all together, may ask.
+    """
+    import importlib.util
+
+    from lit_gpt.errors import UserError
+
+    for module in ("fastapi", "uvicorn", "sse_starlette", "prometheus_client"):
+        if importlib.util.find_spec(module) is None:
+            raise UserError(f"serve needs {module}: pip install -e '.[serve]'")
+    from lit_gpt.serving.access import Keys, allowed_names, read_keys
+    from lit_gpt.serving.app import create_app
+    from lit_gpt.serving.loading import load_served
+    from lit_gpt.serving.server import address_of, listen, serve_until_stopped
+    from lit_gpt.serving.service import Service
+
+    bounds = Limits(**limits) if isinstance(limits, dict) else limits  # the parser's own form
+    keys = Keys(read_keys(api_keys_file))
+    hosts = allowed_names(host, allowed_hosts, len(keys))
+    opened = listen(host, port)
+    served = load_served(
+        model,
+        adapter,
+        name,
+        chat_template,
+        device,
+        dtype,
+        max_batch_size,
+        cache_tokens,
+        prefill_chunk,
+        compile,
+        draft_model,
+        draft_tokens,
+    )
+    service = Service(served, bounds)
+    address = address_of(opened)
+    stats = served.stats()
+    print(f"{served.name} ({served.max_length} tokens of context) at {address}", flush=True)
+    print(f"  cache   {stats.cache_tokens_total} tokens, at most {stats.cache_bytes / 2**20:.0f} MiB", flush=True)
+    print(f"  page    {address}/", flush=True)
+    print(f'  openai  OpenAI(base_url="{address}/v1", api_key={"<a key>" if len(keys) else "any"!r})', flush=True)
+    serve_until_stopped(create_app(service, keys, hosts, cors_origins or ()), service, opened)

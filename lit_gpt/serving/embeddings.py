@@ -1,0 +1,83 @@
+"""`POST /v1/embeddings`: the mean of a text's last hidden states."""
+
+import asyncio
+import base64
+import struct
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
+
+from lit_gpt.serving.completions import listed_prompts
+from lit_gpt.serving.edge import note
+from lit_gpt.serving.errors import ApiError
+from lit_gpt.serving.protocol import EmbeddingRequest
+from lit_gpt.serving.responses import while_connected
+from lit_gpt.serving.service import Service
+
+router = APIRouter()
+
+
+@router.post("/v1/embeddings", response_model=None)
+async def embeddings(body: EmbeddingRequest, request: Request) -> Response:
+    """Embed texts: each vector is the mean over the text's tokens of the hidden states after the final norm.
+
+    A text stands at the start of a document, so its separator counts too; ids are taken as they are. The vectors are
+    not scaled to length 1.
+    """
+    service = Service.of(request)
+    service.check_model(body.model)
+    width = service.served.network.config.n_embd
+    if body.dimensions not in (None, width):
+        message = f"dimensions is {body.dimensions}; this model's embeddings have {width}"
+        raise ApiError(400, message, "invalid_value", "dimensions")
+    inputs = listed_prompts(body.input)
+    if len(inputs) > service.limits.prompts:
+        message = f"input has {len(inputs)} texts, more than the server's limit of {service.limits.prompts}"
+        raise ApiError(400, message, "too_many", "input")
+    with service.embedding_admission.enter(len(inputs)):
+        vectors, tokens = await while_connected(request, _embed(service, inputs))
+    note(request.scope, prompt_tokens=tokens)
+    data = [
+        {"object": "embedding", "index": index, "embedding": _encoded(vector, body.encoding_format)}
+        for index, vector in enumerate(vectors)
+    ]
+    usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+    return JSONResponse({"object": "list", "data": data, "model": service.served.name, "usage": usage})
+
+
+async def _embed(service: Service, inputs: list[str | list[int]]) -> tuple[list[list[float]], int]:
+    loop, served = asyncio.get_running_loop(), service.served
+    vectors, tokens = [], 0
+    seconds = service.limits.request_seconds
+    deadline = loop.time() + seconds
+    for text in inputs:  # one by one: whoever leaves, or waits too long, holds up nobody
+        try:
+            async with asyncio.timeout_at(deadline):
+                if isinstance(text, str):
+                    ids = await loop.run_in_executor(service.embedder, served.text_ids, text)
+                else:
+                    ids = text
+                _check(service, ids)
+                vectors.append(await loop.run_in_executor(service.embedder, served.embed, ids))
+        except TimeoutError:
+            message = f"the answer was not complete within the server's limit of {seconds:g} seconds"
+            raise ApiError(504, message, "request_timeout") from None
+        tokens += len(ids)
+    return vectors, tokens
+
+
+def _check(service: Service, ids: list[int]) -> None:
+    config = service.served.network.config
+    most = min(config.block_size, service.limits.prompt_tokens or config.block_size)
+    if len(ids) > most:
+        message = f"a text of input has {len(ids)} tokens, more than the {most} that can be read at once"
+        raise ApiError(400, message, "context_length_exceeded", "input")
+    if max(ids) >= config.vocab_size:
+        message = f"token {max(ids)} is outside the model's vocabulary of {config.vocab_size}"
+        raise ApiError(400, message, "invalid_value", "input")
+
+
+def _encoded(vector: list[float], encoding: str) -> Any:
+    """Numbers, or base64 of little-endian float32."""
+    return vector if encoding == "float" else base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()

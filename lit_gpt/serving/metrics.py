@@ -1,0 +1,141 @@
+"""What the server tells Prometheus, in a registry of its own (several servers may live in one process)."""
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from lit_gpt.generation.engine import EngineStats
+from lit_gpt.serving.admission import Admission
+
+RATE_SECONDS = 10.0
+"""The window of tokens per second."""
+_FIRST_TOKEN_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_REQUEST_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+_TOKEN_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
+
+
+class TokenRate:
+    """Tokens per second over the last seconds.
+
+    Args:
+        window_seconds: How far back it looks.
+        clock: Seconds that only grow.
+    """
+
+    def __init__(self, window_seconds: float = RATE_SECONDS, clock: Callable[[], float] = time.monotonic) -> None:
+        self._window = window_seconds
+        self._clock = clock
+        self._counts: deque[list[float]] = deque()  # [second, tokens]
+
+    def add(self, tokens: int) -> None:
+        """Count tokens that came now."""
+        second = float(int(self._clock()))
+        if self._counts and self._counts[-1][0] == second:
+            self._counts[-1][1] += tokens
+        else:
+            self._counts.append([second, tokens])
+            self._forget()
+
+    def value(self) -> float:
+        """Tokens per second."""
+        self._forget()
+        return sum(tokens for _, tokens in self._counts) / self._window
+
+    def _forget(self) -> None:
+        while self._counts and self._counts[0][0] < self._clock() - self._window:
+            self._counts.popleft()
+
+
+class Metrics:
+    """All of them.
+
+    Args:
+        stats: Of the engine, read when Prometheus asks.
+        admission: Counts what runs or waits.
+    """
+
+    def __init__(self, stats: Callable[[], EngineStats], admission: Admission) -> None:
+        self.registry = CollectorRegistry()
+        self.rate = TokenRate()
+        self.requests = Counter(
+            "lit_gpt_requests",
+            "Requests answered, by route and HTTP status.",
+            ["route", "code"],
+            registry=self.registry,
+        )
+        self.rejected = Counter(
+            "lit_gpt_rejected", "Requests turned away before any work, by reason.", ["reason"], registry=self.registry
+        )
+        self.ended = Counter(
+            "lit_gpt_sequences", "Sequences that ended, by how.", ["finish_reason"], registry=self.registry
+        )
+        self.prompt_tokens = Counter("lit_gpt_prompt_tokens", "Tokens of accepted prompts.", registry=self.registry)
+        self.generated_tokens = Counter("lit_gpt_generated_tokens", "Tokens written.", registry=self.registry)
+        self.first_token = Histogram(
+            "lit_gpt_time_to_first_token_seconds",
+            "From a request's acceptance to its first token, the wait in the queue included.",
+            buckets=_FIRST_TOKEN_BUCKETS,
+            registry=self.registry,
+        )
+        self.between_tokens = Histogram(
+            "lit_gpt_time_per_output_token_seconds",
+            "Mean time between the tokens of a sequence after its first.",
+            buckets=_TOKEN_BUCKETS,
+            registry=self.registry,
+        )
+        self.request_seconds = Histogram(
+            "lit_gpt_request_seconds",
+            "From a request's first byte to the last of its answer.",
+            ["route"],
+            buckets=_REQUEST_BUCKETS,
+            registry=self.registry,
+        )
+        self.registry.register(_EngineCollector(stats, admission, self.rate))
+        ProcessCollector(registry=self.registry)
+
+    def token(self) -> None:
+        """Count one token written."""
+        self.generated_tokens.inc()
+        self.rate.add(1)
+
+    def text(self) -> bytes:
+        """In Prometheus' text format."""
+        return generate_latest(self.registry)
+
+
+class _EngineCollector(Collector):
+    """Reads the engine at each scrape, so that no number here is ever stale."""
+
+    def __init__(self, stats: Callable[[], EngineStats], admission: Admission, rate: TokenRate) -> None:
+        self._stats = stats
+        self._admission = admission
+        self._rate = rate
+
+    def collect(self) -> Iterable[Metric]:
+        """Gauges and counters of now."""
+        stats = self._stats()
+        gauges = {
+            "queue_sequences": ("Sequences that wait for a place in the batch.", stats.num_waiting),
+            "running_sequences": ("Sequences in the batch.", stats.num_running),
+            "in_flight_sequences": ("Sequences accepted and not yet answered.", self._admission.in_flight),
+            "queue_limit_sequences": (
+                "Sequences that may run or wait.",
+                self._admission.running + self._admission.queued,
+            ),
+            "cache_used_tokens": ("Tokens that the key/value cache holds.", stats.cache_tokens_used),
+            "cache_limit_tokens": ("Tokens that it has room for.", stats.cache_tokens_total),
+            "cache_bytes": ("Memory of the key/value cache.", stats.cache_bytes),
+            "tokens_per_second": (f"Tokens written per second, over {RATE_SECONDS:.0f} seconds.", self._rate.value()),
+        }
+        for name, (text, value) in gauges.items():
+            yield GaugeMetricFamily(f"lit_gpt_{name}", text, value=float(value))
+        counters = {
+            "engine_steps": ("Forward passes over the batch.", stats.steps),
+            "reused_prompt_tokens": ("Prompt tokens that prefix reuse has saved.", stats.reused_tokens),
+        }
+        for name, (text, value) in counters.items():
+            yield CounterMetricFamily(f"lit_gpt_{name}", text, value=float(value))
