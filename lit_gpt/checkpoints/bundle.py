@@ -24,6 +24,7 @@ from lit_gpt.checkpoints.huggingface import export_hf, open_hf
 from lit_gpt.checkpoints.huggingface.tensors import read_json
 from lit_gpt.checkpoints.lineage import LINEAGE
 from lit_gpt.checkpoints.manifest import MANIFEST, verify, write_manifest
+from lit_gpt.data.chat import stop_token_ids
 from lit_gpt.data.tokenizers import TOKENIZER_FILES, Tokenizer, load_tokenizer
 from lit_gpt.errors import UserError
 from lit_gpt.models import GPTConfig
@@ -41,6 +42,12 @@ class Carried:
     token_ids: dict[str, Any] = field(default_factory=dict)
     """Ids of special tokens in its config.json, without those that are null."""
     generation_config: dict[str, Any] | None = None
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """Tokens that end a text, by the generation config or else the config."""
+        ids = (self.generation_config or {}).get("eos_token_id", self.token_ids.get("eos_token_id"))
+        return () if ids is None else (ids,) if isinstance(ids, int) else tuple(ids)
 
 
 @dataclass(frozen=True)
@@ -92,7 +99,7 @@ def save_bundle(
     tokenizer = None if tokenizer_path is None else load_tokenizer(tokenizer_path)
     if tokenizer is not None:
         _check_vocabulary(tokenizer, config.vocab_size, str(tokenizer_path))
-        ids = {"bos_token_id": tokenizer.separator_id, "eos_token_id": tokenizer.separator_id}
+        ids = {"bos_token_id": tokenizer.separator_id, "eos_token_id": _end_ids(tokenizer)}
     ids |= carried.token_ids
     generation = carried.generation_config
     if generation is None:
@@ -192,6 +199,15 @@ def _check_vocabulary(tokenizer: Tokenizer, vocab_size: int, where: str) -> None
         f"read: {', '.join(map(repr, beyond))}",
         stacklevel=3,
     )
+
+
+def _end_ids(tokenizer: Tokenizer) -> int | list[int]:
+    """The end of text, and before it the token that ends an answer in the tokenizer's chat template, if it has one."""
+    try:
+        ids = list(stop_token_ids(tokenizer))
+    except UserError:  # no template, or one that cannot say
+        return tokenizer.separator_id
+    return ids if len(ids) > 1 else ids[0]
 
 
 def _chat_templates(tokenizer: Tokenizer) -> list[bytes]:

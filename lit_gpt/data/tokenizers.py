@@ -68,6 +68,10 @@ class Tokenizer:
             raise UserError(f"the tokenizer names {separator!r} as its end of text, but has no such token")
         self.separator = separator
         self.separator_id: int = index
+        self.opening_ids: tuple[int, ...] = (index,)
+        """What a text that a model reads begins with: our separator, or what `as_published` finds."""
+        self.stop_ids: tuple[int, ...] = (index,)
+        """Tokens that end a text."""
         self.vocab_size: int = max(backend.get_vocab(with_added_tokens=True).values()) + 1
 
     @cached_property
@@ -123,6 +127,30 @@ class Tokenizer:
         """Returns the ids of all tokens whose text begins with that of token `index`, itself included."""
         start = self.backend.id_to_token(index)
         return [other for token, other in self.backend.get_vocab().items() if token.startswith(start)]
+
+    def as_published(self, eos_token_ids: Sequence[int] = ()) -> "Tokenizer":
+        """Open and end texts as the publisher's files say, for a model that was not trained here.
+
+        A text begins with what the tokenizer's own rules put before it (Llama, Gemma), else with the `bos_token` that
+        its configuration names and does not turn off, else with nothing (Qwen, GPT-2).
+
+        Args:
+            eos_token_ids: Of the model's generation_config or config.
+
+        Returns:
+            The tokenizer itself.
+        """
+        rules = self.backend.encode("x", add_special_tokens=True).ids
+        plain = self.backend.encode("x", add_special_tokens=False).ids
+        before = next((i for i in range(len(rules)) if rules[i : i + len(plain)] == plain), 0)
+        self.opening_ids = tuple(rules[:before])
+        config = json.loads((self.files or {}).get("tokenizer_config.json", b"{}"))
+        token = config.get("bos_token")
+        if not before and token is not None and config.get("add_bos_token", True):
+            index = self.backend.token_to_id(token["content"] if isinstance(token, dict) else token)
+            self.opening_ids = () if index is None else (index,)
+        self.stop_ids = tuple(dict.fromkeys((self.separator_id, *eos_token_ids)))
+        return self
 
     def folder_files(self) -> dict[str, bytes]:
         """Returns name and content of each file of its Hugging Face tokenizer folder."""

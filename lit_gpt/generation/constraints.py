@@ -113,7 +113,7 @@ def _guidance_tokenizer(tokenizer: Tokenizer, vocab_size: int, stop_ids: tuple[i
     from llguidance import LLTokenizer
 
     known = _TOKENIZERS.setdefault(tokenizer, {})
-    ends = (tokenizer.separator_id, *sorted(set(stop_ids) - {tokenizer.separator_id}))
+    ends = (*tokenizer.stop_ids, *sorted(set(stop_ids) - set(tokenizer.stop_ids)))
     if ends not in known:
         text = tokenizer.folder_files()["tokenizer.json"].decode()
         known[ends] = LLTokenizer(text, n_vocab=max(vocab_size, tokenizer.vocab_size), eos_token=list(ends))

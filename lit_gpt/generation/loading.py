@@ -30,6 +30,8 @@ def load_for_generation(model: str, device: str = "auto", adapter: str | None = 
     if source.tokenizer_path is None:
         raise UserError(f"{source.path} has no tokenizer beside it, so it cannot read a prompt")
     tokenizer = load_tokenizer(source.tokenizer_path)
+    if source.kind == "hugging_face" or "imported_from" in (source.lineage or {}):
+        tokenizer.as_published(source.carried.eos_token_ids)
     with torch.device("meta"):
         network = GPT(replace(source.config, dropout=0.0))
     network.load_state_dict(source.load_state_dict(), assign=True)

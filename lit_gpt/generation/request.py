@@ -69,7 +69,7 @@ class Request(Occupant):
         self.finished = False
         self.fault: Exception | None = None
         """What went wrong while its next token was drawn."""
-        self._stop_ids = {*params.stop_token_ids, *(() if params.ignore_eos else (tokenizer.separator_id,))}
+        self._stop_ids = {*params.stop_token_ids, *(() if params.ignore_eos else tokenizer.stop_ids)}
         self._detokenizer = Detokenizer(tokenizer, prompt_ids)
         self._stops = StopStrings(params.stop)
         self._counts: Tensor | None = None

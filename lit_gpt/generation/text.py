@@ -51,12 +51,12 @@ def stream_text(
         first_allowed[tokenizer.beginning_with(ids.pop())] = True
     tokens = stream(
         model,
-        torch.tensor([[tokenizer.separator_id, *ids]], device=device),
+        torch.tensor([opened(tokenizer, ids)], device=device),
         max_new_tokens,
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
-        stop_tokens=[tokenizer.separator_id],
+        stop_tokens=tokenizer.stop_ids,
         seed=seed,
         first_allowed=first_allowed,
     )
@@ -117,16 +117,21 @@ def complete_texts(engine: Engine, prompts: Sequence[str], params: Sequence[Samp
         yield replace(whole, prompt_ids=ids, text="".join(_without(healed, [whole.text])))
 
 
+def opened(tokenizer: Tokenizer, ids: list[int]) -> list[int]:
+    """A text as the model reads it: with the tokens that open a text; never empty."""
+    return [*tokenizer.opening_ids, *ids] or [tokenizer.separator_id]
+
+
 def _opening(engine: Engine, prompt: str, params: SamplingParams) -> tuple[list[int], str, AllowedFirst | None]:
     """Ids of a document that begins so; a space at its end that the first token has to begin with."""
     tokenizer = engine.tokenizer
     ids = tokenizer.encode(prompt).tolist()
     if not ids or params.constraint is not None or not tokenizer.decode(ids[-1:]).isspace():
-        return [tokenizer.separator_id, *ids], "", None
+        return opened(tokenizer, ids), "", None
     allowed = torch.zeros(engine.config.vocab_size, dtype=torch.bool, device=engine.device)
     healed = tokenizer.decode(ids[-1:])
     allowed[tokenizer.beginning_with(ids.pop())] = True
-    return [tokenizer.separator_id, *ids], healed, AllowedFirst(allowed)
+    return opened(tokenizer, ids), healed, AllowedFirst(allowed)
 
 
 def _pieces(engine: Engine, request_id: str) -> Iterator[str]:
@@ -172,7 +177,7 @@ def decode_stream(tokenizer: Tokenizer, tokens: Iterable[int], context: list[int
     """
     detokenizer = Detokenizer(tokenizer, context)
     for token in tokens:
-        if token == tokenizer.separator_id:
+        if token in tokenizer.stop_ids:
             break
         piece = detokenizer.add(token)
         if piece:

@@ -87,8 +87,9 @@ def _echo(service: Service, body: CompletionRequest, ids: list[int]) -> str:
     """The prompt's text, where the answer shall begin with it."""
     if not body.echo:
         return ""
-    separator = service.served.tokenizer.separator_id
-    return service.served.tokenizer.decode(ids[1:] if ids[0] == separator else ids)
+    tokenizer = service.served.tokenizer
+    opening = len(tokenizer.opening_ids)
+    return tokenizer.decode(ids[opening:] if tuple(ids[:opening]) == tokenizer.opening_ids else ids)
 
 
 @dataclass

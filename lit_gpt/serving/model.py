@@ -13,6 +13,7 @@ from lit_gpt.data.tokenizers import Tokenizer
 from lit_gpt.errors import UserError
 from lit_gpt.generation.engine import Engine, EngineStats
 from lit_gpt.generation.loop import EngineLoop
+from lit_gpt.generation.text import opened
 from lit_gpt.models import GPT
 from lit_gpt.serving.tools import ToolForm, tool_form
 
@@ -59,7 +60,7 @@ class ServedModel:
 
     def text_ids(self, text: str) -> list[int]:
         """A prompt as the start of a document, as in training."""
-        return [self.tokenizer.separator_id, *self.tokenizer.encode(text).tolist()]
+        return opened(self.tokenizer, self.tokenizer.encode(text).tolist())
 
     def chat_ids(self, messages: Sequence[Any], tools: Sequence[dict[str, Any]]) -> list[int]:
         """A conversation up to where the assistant begins to speak.

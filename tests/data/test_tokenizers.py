@@ -184,3 +184,33 @@ def test_what_is_no_tokenizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def _offline(name: str, **kwargs) -> str:
     raise OSError(f"no network for {name}")
+
+
+def _published(folder, bos_rule, **config):
+    """A tokenizer folder as a publisher has it: a beginning and an end, and perhaps a rule that puts the first."""
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE(vocab={"<bos>": 0, "<eos>": 1, "x": 2, "i": 3}, merges=[]))
+    backend.add_special_tokens(["<bos>", "<eos>"])
+    if bos_rule:
+        rule = tokenizers.processors.TemplateProcessing("<bos> $A", "<bos> $A $B", [("<bos>", 0)])
+        backend.post_processor = rule
+    backend.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<eos>", **config}))
+    return load_tokenizer(folder)
+
+
+@pytest.mark.parametrize(
+    ("rule", "config", "opening"),
+    [
+        (True, {}, (0,)),
+        (False, {"bos_token": "<bos>"}, (0,)),
+        (False, {"bos_token": {"content": "<bos>"}, "add_bos_token": False}, ()),
+        (False, {}, ()),
+    ],
+    ids=["by rule", "by name", "turned off", "none"],
+)
+def test_published_texts_open_as_the_publisher_says(tmp_path, rule, config, opening):
+    tokenizer = _published(tmp_path, rule, **config)
+    assert tokenizer.opening_ids == tokenizer.stop_ids == (1,), "as in our own training, until told otherwise"
+    tokenizer.as_published([1, 3])
+    assert (tokenizer.opening_ids, tokenizer.stop_ids) == (opening, (1, 3))
+    assert tokenizer.encode("xi").tolist() == [2, 3]
