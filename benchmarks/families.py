@@ -6,7 +6,7 @@ Each family's first preset is shrunk to one small shape; our exporter writes its
 builds the same architecture with the same number of parameters. Both compute the next-token loss of the same random
 tokens and its gradients, without an optimizer: ours with its fused head, transformers with the loss of its own class.
 Rounds alternate, so that a drifting machine hits both; a family's speed is the median over the rounds. Peak memory is
-taken in a further process for each of the two.
+taken in a further process for each of the two, beyond what both have in memory before their model is built.
 """
 
 import argparse
@@ -55,14 +55,20 @@ def ours(config: GPTConfig, device: str) -> Callable[[torch.Tensor, torch.Tensor
     return loss
 
 
+def import_theirs(config: GPTConfig) -> Any:
+    """The transformers class of a family: its code is read when it is first asked for."""
+    import transformers
+
+    return getattr(transformers, config_to_hf(config)["architectures"][0])
+
+
 def theirs(config: GPTConfig, device: str) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
     """The model of the same family in transformers, with its fastest attention and its own loss."""
     import transformers
 
-    values = config_to_hf(config)
-    hf = transformers.AutoConfig.for_model(**values)
+    hf = transformers.AutoConfig.for_model(**config_to_hf(config))
     hf.use_cache = False
-    their_class = getattr(transformers, values["architectures"][0])
+    their_class = import_theirs(config)
     model = their_class._from_config(hf, dtype=torch.float32).to(device).train()
 
     def loss(inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -109,11 +115,17 @@ def race(family: str, rounds: int, count: int, device: str) -> dict[str, Any]:
 
 
 def peak(family: str, name: str, device: str) -> int:
-    """Peak memory in bytes of one of the two alone."""
-    loss = CONTENDERS[name](shrink(get_preset(first_preset(family)), **SMALL), device)
+    """Peak memory in bytes of one of the two alone: of model, activations and gradients, not of imported code."""
+    config = shrink(get_preset(first_preset(family)), **SMALL)
+    import_theirs(config)  # in both processes, so that both start from the same code in memory
+    before = highest_resident()
+    loss = CONTENDERS[name](config, device)
     steps(loss, device, 2)
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated()
+    return torch.cuda.max_memory_allocated() if device == "cuda" else highest_resident() - before
+
+
+def highest_resident() -> int:
+    """The most memory that this process has held so far, in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 

@@ -142,7 +142,7 @@ FIELDS_OF_GPT2 = {
     "norm_eps": 1e-5,
     "positions": "learned",
     "bias": True,
-    "qk_norm": False,
+    "qk_norm": None,
     "intermediate_size": None,
     "family": "gpt2",
 }

@@ -27,6 +27,10 @@ class Batch(TypedDict, total=False):
     """(B,) int64: the window's place in the global order of samples."""
     num_bytes: Tensor
     """(B,) int64: UTF-8 bytes of the supervised tokens, for bits per byte."""
+    corpus_ids: Tensor
+    """(B,) int64: number of the corpus that each row is from, where a DataModule mixes several."""
+    corpus: str
+    """Name of the one corpus that an evaluation batch is from, where there are several."""
 
 
 StepBatch = list[Batch]

@@ -134,7 +134,7 @@ class CLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Values that model and data share are written once, in the data, and linked."""
-        for name in ("vocab_size", "block_size"):
+        for name in ("vocab_size", "block_size", "classes"):  # what a module does not take is not given
             parser.link_arguments(
                 "data", f"model.init_args.{name}", compute_fn=_attribute(name), apply_on="instantiate"
             )

@@ -18,6 +18,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_gpt.callbacks import (
     GracefulStop,
+    MixtureProportions,
     NonFiniteGuard,
     PredictionWriter,
     Preflight,
@@ -202,7 +203,14 @@ class Trainer(pl.Trainer):
 
 def _missing(callbacks: list[Callback], arguments: dict[str, Any]) -> list[Callback]:
     """The default callbacks of which the user gave no instance, as far as the Trainer's arguments want them."""
-    wanted: list[type[Callback]] = [RunFolder, Preflight, NonFiniteGuard, ThroughputMonitor, PredictionWriter]
+    wanted: list[type[Callback]] = [
+        RunFolder,
+        Preflight,
+        NonFiniteGuard,
+        MixtureProportions,
+        ThroughputMonitor,
+        PredictionWriter,
+    ]
     if arguments.get("enable_progress_bar", True) is not False:
         wanted.append(TokenProgressBar)
     if arguments.get("enable_checkpointing", True) is not False:

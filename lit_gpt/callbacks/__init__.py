@@ -5,6 +5,7 @@ their docstrings.
 """
 
 from lit_gpt.callbacks.attention_picture import AttentionPicture
+from lit_gpt.callbacks.classes import ClassWriter, ConfusionPicture
 from lit_gpt.callbacks.ema import ExponentialMovingAverage
 from lit_gpt.callbacks.graceful_stop import GracefulStop
 from lit_gpt.callbacks.mixture_proportions import MixtureProportions
@@ -20,6 +21,8 @@ from lit_gpt.callbacks.throughput import ThroughputMonitor
 
 __all__ = [
     "AttentionPicture",
+    "ClassWriter",
+    "ConfusionPicture",
     "ExponentialMovingAverage",
     "GracefulStop",
     "MixtureProportions",

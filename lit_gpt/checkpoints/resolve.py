@@ -67,6 +67,21 @@ class ModelSource:
     """What a bundle or Hugging Face folder says beside shape and weights."""
 
 
+def language_model_weights(source: ModelSource) -> Mapping[str, Tensor]:
+    """Return the weights of a model that shall write text.
+
+    Raises:
+        UserError: it is a reward model or a classifier, which gives scores.
+    """
+    weights = source.load_state_dict()
+    if "score.weight" in weights:
+        raise UserError(
+            f"{source.path} is a reward model or a classifier: it writes no text; rate answers with `score`, "
+            "or predict with its config"
+        )
+    return weights
+
+
 def resolve_model(path_or_name: str | Path, averaged: bool = True, adapter: str | Path | None = None) -> ModelSource:
     """Find a model; one with an adapter is its base with the adapter folded in.
 

@@ -23,7 +23,7 @@ def export(
         dtype: of the weights; keep: as they were trained.
     """
     from lit_gpt.checkpoints.bundle import save_bundle
-    from lit_gpt.checkpoints.resolve import resolve_adapter, resolve_model
+    from lit_gpt.checkpoints.resolve import language_model_weights, resolve_adapter, resolve_model
 
     if adapter_only:
         from lit_gpt.checkpoints.adapters import save_peft_folder
@@ -37,7 +37,7 @@ def export(
     bundle = save_bundle(
         out,
         source.config,
-        source.load_state_dict(),
+        language_model_weights(source),
         source.tokenizer_path,
         source.lineage,
         None if dtype == "keep" else dtype,

@@ -1,6 +1,8 @@
 """LightningDataModules: each turns one kind of corpus into batches for the Trainer."""
 
 from lit_gpt.datamodules.base import TokenDataModule
+from lit_gpt.datamodules.classification import ClassificationDataModule, StdlibClassificationDataModule
+from lit_gpt.datamodules.feedback import FeedbackDataModule
 from lit_gpt.datamodules.instruction import InstructionDataModule, StdlibInstructionDataModule
 from lit_gpt.datamodules.mixture import MixtureDataModule
 from lit_gpt.datamodules.preference import PreferenceDataModule, StdlibPreferenceDataModule
@@ -12,11 +14,14 @@ from lit_gpt.datamodules.text import TextDataModule
 from lit_gpt.datamodules.windows import WindowDataModule
 
 __all__ = [
+    "ClassificationDataModule",
+    "FeedbackDataModule",
     "InstructionDataModule",
     "MixtureDataModule",
     "PreferenceDataModule",
     "PreparedDataModule",
     "RowDataModule",
+    "StdlibClassificationDataModule",
     "StdlibDataModule",
     "StdlibInstructionDataModule",
     "StdlibPreferenceDataModule",

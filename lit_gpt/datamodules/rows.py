@@ -122,7 +122,8 @@ class RowDataModule(LightningDataModule):
         self.num_workers = num_workers
         self.on_bad_input: OnBadInput = on_bad_input
         self.cache_dir = default_cache_dir() if cache_dir is None else Path(cache_dir).expanduser()
-        self.chat_tokenizer, self.new_tokens = chat_tokenizer(tokenizer, chat_template, tuple(chat_tokens or ()))
+        self.chat_tokens = tuple(chat_tokens or ())
+        self.chat_tokenizer, self.new_tokens = self.load_tokenizer()
         self.vocab_size = self.chat_tokenizer.vocab_size
         self._folder: Path | None = None
         self._store: RowStore | None = None
@@ -132,6 +133,10 @@ class RowDataModule(LightningDataModule):
     @abstractmethod
     def encoder(self) -> RowEncoder:
         """Returns what turns a row into tokens."""
+
+    def load_tokenizer(self) -> tuple[Tokenizer, list[str]]:
+        """Returns the tokenizer with the chat template in it, and the tokens that are new in it."""
+        return chat_tokenizer(self.tokenizer, self.chat_template, self.chat_tokens)
 
     def build_batch(self, length: int | None = None) -> BuildBatch:
         """Returns how rows become a batch.

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import torch
 
-from lit_gpt.checkpoints.resolve import resolve_model
+from lit_gpt.checkpoints.resolve import language_model_weights, resolve_model
 from lit_gpt.data.tokenizers import Tokenizer, load_tokenizer
 from lit_gpt.errors import UserError
 from lit_gpt.models import GPT
@@ -34,5 +34,5 @@ def load_for_generation(model: str, device: str = "auto", adapter: str | None = 
         tokenizer.as_published(source.carried.eos_token_ids)
     with torch.device("meta"):
         network = GPT(replace(source.config, dropout=0.0))
-    network.load_state_dict(source.load_state_dict(), assign=True)
+    network.load_state_dict(language_model_weights(source), assign=True)
     return network.to(device).eval().requires_grad_(False), tokenizer

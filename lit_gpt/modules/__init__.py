@@ -1,6 +1,21 @@
 """LightningModules: one objective a file, on one base."""
 
 from lit_gpt.modules.base import GPTModule
+from lit_gpt.modules.classify import ClassificationModule
+from lit_gpt.modules.distill import DistillModule
+from lit_gpt.modules.dpo import DPOModule
+from lit_gpt.modules.kto import KTOModule
 from lit_gpt.modules.pretrain import PretrainModule
+from lit_gpt.modules.reward import RewardModule
+from lit_gpt.modules.sft import SFTModule
 
-__all__ = ["GPTModule", "PretrainModule"]
+__all__ = [
+    "ClassificationModule",
+    "DPOModule",
+    "DistillModule",
+    "GPTModule",
+    "KTOModule",
+    "PretrainModule",
+    "RewardModule",
+    "SFTModule",
+]

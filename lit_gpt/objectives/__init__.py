@@ -1,6 +1,7 @@
 """Losses as pure functions of tensors."""
 
 from lit_gpt.objectives.cross_entropy import TokenLoss, linear_cross_entropy, token_cross_entropy, token_predictions
+from lit_gpt.objectives.distillation import divergence, linear_divergence
 from lit_gpt.objectives.log_probs import linear_log_probs
 from lit_gpt.objectives.multi_token import labels_ahead
 from lit_gpt.objectives.preferences import LogProbs, PreferenceLoss, kto_loss
@@ -10,10 +11,12 @@ __all__ = [
     "LogProbs",
     "PreferenceLoss",
     "TokenLoss",
+    "divergence",
     "expert_loads",
     "kto_loss",
     "labels_ahead",
     "linear_cross_entropy",
+    "linear_divergence",
     "linear_log_probs",
     "load_measures",
     "move_selection_bias",

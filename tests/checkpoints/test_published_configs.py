@@ -7,7 +7,7 @@ values were written down independently.
 import pytest
 
 from lit_gpt.checkpoints.huggingface import config_from_hf
-from lit_gpt.models import get_preset
+from lit_gpt.models import GPTConfig, get_preset
 
 LLAMA = {"hidden_act": "silu", "rms_norm_eps": 1e-5, "tie_word_embeddings": False}
 YARN = {"factor": 8.0, "original_max_position_embeddings": 8192, "beta_fast": 32.0, "beta_slow": 1.0}
@@ -114,6 +114,36 @@ PUBLISHED = {
             "vocab_size": 131072,
         },
         "vision_config": {"model_type": "pixtral"},
+    },
+    # Small 3.1 2503: a null window means none, although MistralConfig's default is 4096
+    "mistral-small-3.1-24b": {
+        "architectures": ["Mistral3ForConditionalGeneration"],
+        "image_token_index": 10,
+        "model_type": "mistral3",
+        "multimodal_projector_bias": False,
+        "projector_hidden_act": "gelu",
+        "spatial_merge_size": 2,
+        "text_config": {
+            "attention_dropout": 0.0,
+            "head_dim": 128,
+            "hidden_act": "silu",
+            "hidden_size": 5120,
+            "initializer_range": 0.02,
+            "intermediate_size": 32768,
+            "max_position_embeddings": 131072,
+            "model_type": "mistral",
+            "num_attention_heads": 32,
+            "num_hidden_layers": 40,
+            "num_key_value_heads": 8,
+            "rms_norm_eps": 1e-05,
+            "rope_theta": 1000000000.0,
+            "sliding_window": None,
+            "use_cache": True,
+            "vocab_size": 131072,
+        },
+        "torch_dtype": "bfloat16",
+        "vision_config": {"model_type": "pixtral"},
+        "vision_feature_layer": -1,
     },
     "qwen2.5-0.5b": {
         "model_type": "qwen2",
@@ -311,13 +341,18 @@ PUBLISHED = {
         "vocab_size": 49155,
     },
 }
+# Published files of models that have no preset of their own, as changes of one.
+SERIES = {
+    "mistral-small-3.1-24b": GPTConfig.from_preset("mistral-small-24b", block_size=131072, rope_theta=1_000_000_000.0)
+}
 EXPLICIT = {"attention_bias", "attention_out_bias", "mlp_bias", "n_kv_head", "head_size", "intermediate_size"}
 EXPLICIT |= {"scale_residual_init"}
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_published_file_is_the_preset(name):
-    read, preset = config_from_hf(PUBLISHED[name]), get_preset(name)
+    read = config_from_hf(PUBLISHED[name])
+    preset = SERIES[name] if name in SERIES else get_preset(name)
     assert read.num_parameters() == preset.num_parameters()
     properties = (
         "num_kv_heads",
@@ -329,3 +364,11 @@ def test_a_published_file_is_the_preset(name):
     )
     for field in (*properties, *(set(preset.to_dict()) - EXPLICIT)):
         assert getattr(read, field) == getattr(preset, field), field
+
+
+def test_a_null_inside_a_model_that_also_sees_stays_one():
+    from transformers import Mistral4Config
+
+    text = Mistral4Config(q_lora_rank=None).to_dict()
+    assert text["q_lora_rank"] is None
+    assert config_from_hf({"model_type": "mistral3", "text_config": text}).mla.q_lora_rank is None

@@ -61,6 +61,24 @@ def test_fp8_scales_of_whole_tensors_and_of_each_matrix():
     assert torch.equal(dequantize_fp8(weight, each.view(3, 1, 1)), expected)
 
 
+def test_fp8_blocks_are_not_guessed():
+    weight = torch.randn(300, 4).to(torch.float8_e4m3fn)
+    with pytest.raises(UserError, match=r"\(300, 4\) has scales of \(8, 1\).*weight_block_size"):
+        dequantize_fp8(weight, torch.ones(8, 1))  # 38 rows a block, or 40, or more
+    with pytest.raises(UserError, match="weight_block_size"):
+        dequantize_fp8(weight, torch.ones(8, 1), [128, 128])  # three blocks of rows
+    assert dequantize_fp8(weight, torch.ones(3, 1), [128, 128]).shape == (300, 4)
+    assert dequantize_fp8(weight, torch.ones(3, 2)).shape == (300, 4)
+
+
+@pytest.mark.parametrize("block_size", ["128", [128], [0, 128], [1.5, 2]])
+def test_fp8_blocks_of_no_size(tmp_path, block_size):
+    quantization = {"quant_method": "fp8", "weight_block_size": block_size}
+    quantized_folder(small_deepseek(), tmp_path, quantization, lambda name, tensor: None)
+    with pytest.raises(UserError, match="two whole numbers above 0"):
+        import_hf(tmp_path)
+
+
 # ---- whole folders -------------------------------------------------------------------------------------------------
 
 
@@ -138,6 +156,7 @@ def test_deepseek_in_fp8_without_its_layer_ahead(tmp_path):
         new = {name: rounded, f"{name}_scale_inv": scales}
         if "layers.1." in name:  # the hub's layer after the last, which predicts a token further
             new |= {key.replace("layers.1.", "layers.2."): value.clone() for key, value in list(new.items())}
+            new["model.layers.2.eh_proj.weight"] = torch.zeros(40, 80)
         return new
 
     quantization = {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [16, 16]}

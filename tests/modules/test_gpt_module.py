@@ -1,14 +1,19 @@
 """The base of all objectives under a Trainer: precision, limits, resuming, starting from weights."""
 
+import warnings
+from functools import partial
+
 import lightning.pytorch as pl
 import pytest
 import torch
 
 from lit_gpt.checkpoints.bundle import save_bundle
+from lit_gpt.checkpoints.resolve import resolve_model
 from lit_gpt.datamodules import TokenDataModule
 from lit_gpt.errors import UserError
 from lit_gpt.models import GPT, GPTConfig
-from lit_gpt.modules import PretrainModule
+from lit_gpt.modules import PretrainModule, SFTModule
+from lit_gpt.objectives import linear_cross_entropy
 from lit_gpt.optim import Cosine, MuonAdamW
 from lit_gpt.trainer import Trainer
 
@@ -180,3 +185,74 @@ def test_a_second_run_does_not_fall_upon_the_first(fit):
     fit(max_steps=1)
     with pytest.raises(UserError, match="--ckpt_path last"):
         fit(max_steps=1)
+
+
+def weights_of(path):
+    return resolve_model(str(path)).load_state_dict()
+
+
+class OwnLoss(PretrainModule):
+    """As in PretrainModule's docstring."""
+
+    def loss(self, batch):
+        return self(batch, head_fn=partial(linear_cross_entropy, labels=batch["labels"]))
+
+
+def test_blocks_ahead_are_built_only_where_they_are_trained(tmp_path, fit):
+    assert PretrainModule(overrides=SMALL | {"multi_token": 1}).config.multi_token == 1
+    with pytest.raises(UserError, match="multi_token is 1, but OwnLoss does not train"):
+        OwnLoss(overrides=SMALL | {"multi_token": 1})
+
+    class Further(OwnLoss):
+        pass
+
+    class Ahead(OwnLoss):
+        trains_ahead = True
+
+        def loss(self, batch):
+            return PretrainModule.loss(self, batch)
+
+    with pytest.raises(UserError, match="multi_token is 1, but Further"):
+        Further(overrides=SMALL | {"multi_token": 1})
+    assert Ahead(overrides=SMALL | {"multi_token": 1}).config.multi_token == 1
+
+    fit("ahead", module=PretrainModule(overrides=SMALL | {"multi_token": 1}), max_steps=1)
+    run = str(tmp_path / "runs" / "ahead")
+    for module in (SFTModule(init_from=run), OwnLoss(init_from=run)):
+        assert module.config.multi_token == 0
+    module, *_ = fit("own", module=OwnLoss(init_from=run), max_steps=1)
+    assert module.model.multi_token is None
+    assert all(parameter.grad is not None for parameter in module.model.parameters())
+
+
+def test_blocks_ahead_that_the_source_lacks_start_at_random(tmp_path, fit):
+    def still(init_from, count):
+        sgd = partial(torch.optim.SGD, lr=1e-12)
+        return PretrainModule(init_from=init_from, overrides={"multi_token": count}, optimizer=sgd)
+
+    fit("ahead", module=PretrainModule(overrides=SMALL | {"multi_token": 1}), max_steps=2)
+    run = str(tmp_path / "runs" / "ahead")
+    source = weights_of(run)
+    longer, *_ = fit("longer", module=still(run, 2), max_steps=1)
+    for name, parameter in longer.model.named_parameters():
+        if not name.startswith("multi_token.1."):
+            torch.testing.assert_close(parameter, source[name], atol=1e-6, rtol=0)
+    fresh = GPT(longer.config)
+    fresh.init_weights(0)
+    torch.testing.assert_close(
+        longer.model.multi_token[1].proj.weight, fresh.multi_token[1].proj.weight, atol=1e-6, rtol=0
+    )
+
+    config = GPTConfig(**SMALL)
+    bundle = save_bundle(tmp_path / "bundle", config, GPT(config).state_dict())
+    module, *_ = fit("first", module=still(str(bundle), 1), max_steps=1)
+    assert len(module.model.multi_token) == 1
+    assert resolve_model(str(tmp_path / "runs" / "first")).config.multi_token == 1
+
+
+def test_a_model_that_cannot_be_exported_is_said_so_at_once():
+    with pytest.warns(UserWarning, match=r"could not be exported.*family 'gemma3' cannot express embedding_scale 2.0"):
+        PretrainModule(preset="gemma-3-270m", overrides={"embedding_scale": 2.0})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        PretrainModule(preset="gemma-3-270m", overrides={"n_embd": 256, "n_layer": 2})

@@ -5,18 +5,17 @@ FP8 with a scale for each block of 128 × 128, which `quantized.py` turns into b
 the last, which predicts one token further (section 2.2 of arXiv:2412.19437), is left out, as transformers does.
 """
 
+from collections.abc import Collection, Mapping
 from functools import partial
 from typing import Any
 
 from lit_gpt.checkpoints.huggingface.experts import expert_entries, moe_or_mlp, read_balance, write_balance
-from lit_gpt.checkpoints.huggingface.family import Entry, Family, entry, expect
+from lit_gpt.checkpoints.huggingface.family import Entry, Family, entry, expect, whole
 from lit_gpt.checkpoints.huggingface.latent import latent_entries, read_latent, shared_expert_entries, write_latent
 from lit_gpt.checkpoints.huggingface.qwen3_moe import PROJECTIONS
 from lit_gpt.checkpoints.huggingface.shared import decoder_entries
 from lit_gpt.models import GPTConfig
 
-_MOST_AHEAD = 8
-"""So many layers after the last are looked for, to be left out; DeepSeek-V3 has one."""
 _DEFAULTS = {
     "num_experts_per_tok": 8,
     "n_shared_experts": 1,
@@ -62,8 +61,11 @@ def _mixture(config: GPTConfig, theirs: str, ours: str) -> list[Entry]:
     ]
 
 
-def _left_out(config: GPTConfig) -> tuple[str, ...]:
-    return tuple(f"model.layers.{config.n_layer + further}." for further in range(_MOST_AHEAD))
+def _left_out(config: GPTConfig, values: Mapping[str, Any], names: Collection[str]) -> tuple[str, ...]:
+    """As many layers after the last as config.json says predict further, and only those that can."""
+    further = range(config.n_layer, config.n_layer + whole(values, "num_nextn_predict_layers", 0))
+    beginnings = [f"model.layers.{layer}." for layer in further]
+    return tuple(name for name in beginnings if f"{name}eh_proj.weight" in names)
 
 
 DEEPSEEK_V3 = Family(

@@ -66,13 +66,13 @@ def read_balance(values: dict[str, Any], key: str = "aux_loss_alpha") -> dict[st
         key: Where the family keeps its balance loss's weight. That of `router_aux_loss_coef` weighs a loss that is k
             when balanced and a mean over the layers; ours is 1 when balanced and added up over them.
     """
-    weight = float(values.get(key) or 0.0)
+    weight = values.get(key) or 0.0
     if key == "router_aux_loss_coef":
         weight = weight * values["num_experts_per_tok"] / values["num_hidden_layers"]
     return {
         "balance_loss_weight": weight,
-        "z_loss_weight": float(values.get("router_z_loss_coef") or 0.0),
-        "bias_update_rate": float(values.get("bias_update_speed") or 0.0),
+        "z_loss_weight": values.get("router_z_loss_coef") or 0.0,
+        "bias_update_rate": values.get("bias_update_speed") or 0.0,
     }
 
 

@@ -14,6 +14,7 @@ from lit_gpt.checkpoints.huggingface.registry import FAMILIES, config_to_hf
 from lit_gpt.checkpoints.huggingface.weights import LazyWeights
 from lit_gpt.checkpoints.huggingface.writer import write_safetensors
 from lit_gpt.models import GPTConfig
+from lit_gpt.models.precision import converted
 
 TRAINING_ONLY = "multi_token."
 """Of the names of what a model is trained with and is not part of it afterwards."""
@@ -34,7 +35,7 @@ def export_hf(
         state_dict: Weights under our names, whole tensors on any device, or `LazyWeights`.
         out_dir: Made if it is not there.
         max_shard_size: Bytes, or such as "5GB"; more than that is split over several files with an index.
-        dtype: Floating-point type to convert to; None = as they are.
+        dtype: Floating-point type to convert to (`models/precision.py` says what stays wide); None = as they are.
         **extra: Further keys of config.json, e.g. `eos_token_id`.
 
     Raises:
@@ -46,7 +47,7 @@ def export_hf(
     given = {name for name in state_dict if not name.startswith(TRAINING_ONLY)}
     given -= {"lm_head.weight"} if config.tie_embeddings else set()
     agree(f"the weights to export as {config.family}", missing=needed - given, leftover=given - needed)
-    metas = {name: _converted(_meta(state_dict, name), dtype) for name in needed}
+    metas = {name: converted(name, _meta(state_dict, name), dtype) for name in needed}
     # Wide dtypes first: each tensor then lies at a multiple of its element's size.
     entries = sorted(entries, key=lambda entry: -metas[entry.ours[0]].element_size())
     plan = {name: meta for entry in entries for name, meta in entry.to_theirs(metas).items()}
@@ -61,7 +62,7 @@ def _converted_tensors(
     entries: list[Entry], state_dict: Mapping[str, Tensor], dtype: torch.dtype | None
 ) -> Iterator[tuple[str, Tensor]]:
     for entry in entries:
-        theirs = entry.to_theirs({name: _converted(state_dict[name].detach(), dtype) for name in entry.ours})
+        theirs = entry.to_theirs({name: converted(name, state_dict[name].detach(), dtype) for name in entry.ours})
         for name in entry.theirs:
             yield name, theirs.pop(name)  # nothing is kept here of what has been written
 
@@ -71,7 +72,3 @@ def _meta(state_dict: Mapping[str, Tensor], name: str) -> Tensor:
         return state_dict.meta(name)
     tensor = state_dict[name]
     return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
-
-
-def _converted(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
-    return tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor

@@ -5,7 +5,7 @@ steps (`layout.py`) the ones become the others: none where they only have anothe
 imports, in the other it exports, and neither computes with the numbers, so they come back bit for bit.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,8 +78,9 @@ class Family:
     """Endings of names that old files carry and that are no parameters."""
     renamed: tuple[tuple[str, str], ...] = ()
     """Beginnings of names that some files have, and what they are in the table."""
-    left_out: Callable[[GPTConfig], tuple[str, ...]] = lambda config: ()
-    """Beginnings of names of what is not part of the language model (extra prediction heads, say)."""
+    left_out: Callable[[GPTConfig, Mapping[str, Any], Collection[str]], tuple[str, ...]] = lambda *_: ()
+    """Beginnings of names of what is not part of the language model (blocks that predict a token further, say), from
+    the config, config.json and the names in the folder."""
     name: str | None = None
     """Among ours (`GPTConfig.family`); None = model_type."""
 
@@ -98,6 +99,36 @@ def required(values: dict[str, Any], key: str) -> Any:
     if values.get(key) is None:
         raise UserError(f"config.json has no value for {key!r}; is it complete?")
     return values[key]
+
+
+def optional(values: Mapping[str, Any], key: str, default: Any) -> Any:
+    """A value of config.json that has a default; null asks for the default too, as it cannot be meant."""
+    value = values.get(key)
+    return default if value is None else value
+
+
+def whole(values: Mapping[str, Any], key: str, default: int, least: int = 0) -> int:
+    """A whole number of config.json that has a default.
+
+    Raises:
+        UserError: If it is none, or less than `least`.
+    """
+    value = optional(values, key, default)
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise UserError(f"config.json has {key}: {value!r}, it must be a whole number of at least {least}")
+    return value
+
+
+def flag(values: Mapping[str, Any], key: str, default: bool) -> bool:
+    """A switch of config.json.
+
+    Raises:
+        UserError: If it is neither true nor false.
+    """
+    value = optional(values, key, default)
+    if not isinstance(value, bool):
+        raise UserError(f"config.json has {key}: {value!r}, it must be true or false")
+    return value
 
 
 def expect(values: dict[str, Any], key: str, supported: Any) -> None:

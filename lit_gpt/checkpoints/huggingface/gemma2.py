@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from lit_gpt.checkpoints.huggingface.family import Entry, Family, demand, expect
+from lit_gpt.checkpoints.huggingface.family import Entry, Family, demand, expect, optional
 from lit_gpt.checkpoints.huggingface.layers import read_layers, write_layers
 from lit_gpt.checkpoints.huggingface.rope import FULL, SLIDING, read_rope
 from lit_gpt.checkpoints.huggingface.shared import (
@@ -42,15 +42,15 @@ def read_gemma(values: dict[str, Any]) -> dict[str, Any]:
     # hidden_act of the first published files said "gelu" and was never looked at
     expect(values, "hidden_activation", _ACTIVATION)
     fields = read_sizes({"tie_word_embeddings": True} | values)
-    scalar, n_embd = values["query_pre_attn_scalar"], fields["n_embd"]
+    scalar = values["query_pre_attn_scalar"]
     return {
         **fields,
         "norm_offset": True,
         "norm_placement": "sandwich",
         "mlp": "geglu_tanh",
-        "attention_bias": bool(values.get("attention_bias", False)),
+        "attention_bias": optional(values, "attention_bias", False),
         "attention_scale": None if scalar == values["head_dim"] else scalar**-0.5,
-        "embedding_scale": math.sqrt(n_embd),
+        "embedding_scale": "sqrt_width",
         "logit_softcap": values.get("final_logit_softcapping"),
     }
 
@@ -74,8 +74,8 @@ def write_gemma(config: GPTConfig, rope: dict[str, Any] | None = None, **differe
         logit_softcap=ANY,
         **differences,
     )
-    if not math.isclose(config.embedding_scale, math.sqrt(config.n_embd), rel_tol=1e-6):
-        demand(config, config.family, embedding_scale=math.sqrt(config.n_embd))
+    if not math.isclose(config.embedding_multiplier, math.sqrt(config.n_embd), rel_tol=1e-6):
+        demand(config, config.family, embedding_scale="sqrt_width")
     scalar = config.score_scale**-2
     if not math.isclose(scalar, round(scalar), rel_tol=1e-6):
         raise UserError(

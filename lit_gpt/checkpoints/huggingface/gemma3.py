@@ -6,7 +6,7 @@ also see; their language part is what is read (`multimodal.py`).
 
 from typing import Any
 
-from lit_gpt.checkpoints.huggingface.family import Family, expect
+from lit_gpt.checkpoints.huggingface.family import Family, expect, whole
 from lit_gpt.checkpoints.huggingface.gemma2 import entries, read_gemma, write_gemma
 from lit_gpt.checkpoints.huggingface.layers import read_layers
 from lit_gpt.checkpoints.huggingface.rope import FULL, SLIDING, read_layered_rope, write_layered_rope
@@ -33,7 +33,7 @@ def read_config(values: dict[str, Any]) -> GPTConfig:
     values = _DEFAULTS | values
     expect(values, "attn_logit_softcapping", None)
     fields = read_gemma(values)
-    every = values.get("sliding_window_pattern", 6)
+    every = whole(values, "sliding_window_pattern", 6, least=1)
     types = values.get("layer_types") or [
         SLIDING if (layer + 1) % every else FULL for layer in range(fields["n_layer"])
     ]

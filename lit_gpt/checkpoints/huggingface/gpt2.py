@@ -7,7 +7,7 @@ Its linear layers are Conv1D: weights (inputs, outputs), so each matrix is trans
 from typing import Any
 
 from lit_gpt.checkpoints.huggingface.activations import read_activation, write_activation
-from lit_gpt.checkpoints.huggingface.family import Entry, Family, demand, entry, expect, required
+from lit_gpt.checkpoints.huggingface.family import Entry, Family, demand, entry, expect, optional, required
 from lit_gpt.checkpoints.huggingface.layout import Split, Transpose
 from lit_gpt.checkpoints.huggingface.shared import demand_llama
 from lit_gpt.models import GPTConfig
@@ -24,12 +24,12 @@ def read_config(values: dict[str, Any]) -> GPTConfig:
         n_embd=required(values, "n_embd"),
         block_size=required(values, "n_positions"),
         vocab_size=required(values, "vocab_size"),
-        dropout=values.get("resid_pdrop", 0.1),
-        norm_eps=values.get("layer_norm_epsilon", 1e-5),
-        mlp=read_activation("activation_function", values.get("activation_function", "gelu_new")),
+        dropout=optional(values, "resid_pdrop", 0.1),
+        norm_eps=optional(values, "layer_norm_epsilon", 1e-5),
+        mlp=read_activation("activation_function", optional(values, "activation_function", "gelu_new")),
         intermediate_size=values.get("n_inner"),
-        tie_embeddings=values.get("tie_word_embeddings", True),
-        init_std=values.get("initializer_range", 0.02),
+        tie_embeddings=optional(values, "tie_word_embeddings", True),
+        init_std=optional(values, "initializer_range", 0.02),
         family="gpt2",
     )
 

@@ -6,7 +6,7 @@ q, k and v are one matrix `query_key_value`, dealt out by head: rows (H, 3, D).
 from typing import Any
 
 from lit_gpt.checkpoints.huggingface.activations import read_activation, write_activation
-from lit_gpt.checkpoints.huggingface.family import Entry, Family, demand, entry, required
+from lit_gpt.checkpoints.huggingface.family import Entry, Family, demand, entry, flag, optional, required
 from lit_gpt.checkpoints.huggingface.layout import Interleave
 from lit_gpt.checkpoints.huggingface.rope import longest_context, original_context, read_rope, write_rope
 from lit_gpt.checkpoints.huggingface.shared import demand_llama
@@ -21,16 +21,16 @@ def read_config(values: dict[str, Any]) -> GPTConfig:
         n_embd=required(values, "hidden_size"),
         block_size=longest_context(values),
         vocab_size=required(values, "vocab_size"),
-        dropout=values.get("hidden_dropout", 0.0),
-        attention_bias=None if values.get("attention_bias", True) else False,
-        norm_eps=values.get("layer_norm_eps", 1e-5),
-        parallel_residual=values.get("use_parallel_residual", True),
+        dropout=optional(values, "hidden_dropout", 0.0),
+        attention_bias=None if flag(values, "attention_bias", True) else False,
+        norm_eps=optional(values, "layer_norm_eps", 1e-5),
+        parallel_residual=optional(values, "use_parallel_residual", True),
         positions="rope",
-        **read_rope(values, values.get("rotary_emb_base", 10000.0), values.get("rotary_pct", 0.25)),
-        mlp=read_activation("hidden_act", values.get("hidden_act", "gelu")),
+        **read_rope(values, optional(values, "rotary_emb_base", 10000.0), optional(values, "rotary_pct", 0.25)),
+        mlp=read_activation("hidden_act", optional(values, "hidden_act", "gelu")),
         intermediate_size=required(values, "intermediate_size"),
-        tie_embeddings=values.get("tie_word_embeddings", False),
-        init_std=values.get("initializer_range", 0.02),
+        tie_embeddings=optional(values, "tie_word_embeddings", False),
+        init_std=optional(values, "initializer_range", 0.02),
         scale_residual_init=False,
         family="gpt_neox",
     )

@@ -8,13 +8,20 @@ from functools import partial
 from typing import Any
 
 from lit_gpt.checkpoints.huggingface.experts import demand_moe, read_balance, write_balance
-from lit_gpt.checkpoints.huggingface.family import Entry, Family, entry, expect, required
+from lit_gpt.checkpoints.huggingface.family import Entry, Family, entry, expect, optional, required
 from lit_gpt.checkpoints.huggingface.layers import read_layers, write_layers
 from lit_gpt.checkpoints.huggingface.layout import Interleave, Transpose
-from lit_gpt.checkpoints.huggingface.rope import FULL, SLIDING
+from lit_gpt.checkpoints.huggingface.rope import FULL, SLIDING, with_default_rope
 from lit_gpt.checkpoints.huggingface.shared import ANY, decoder_entries, demand_llama, read_shared, write_shared
 from lit_gpt.models import GPTConfig, MoEConfig
 
+_DEFAULTS = {
+    "head_dim": 64,
+    "num_key_value_heads": 8,
+    "attention_bias": True,
+    "rms_norm_eps": 1e-5,
+    "sliding_window": 128,
+}
 _DEFAULT_ROPE = {
     "rope_type": "yarn",
     "factor": 32.0,
@@ -23,16 +30,16 @@ _DEFAULT_ROPE = {
     "truncate": False,
     "original_max_position_embeddings": 4096,
 }
-"""`GptOssConfig`'s, where a file says nothing."""
+"""Both `GptOssConfig`'s, where a file says nothing."""
 
 
 def read_config(values: dict[str, Any]) -> GPTConfig:
     """`GptOssConfig` → ours."""
     expect(values, "swiglu_limit", 7.0)
     expect(values, "swiglu_alpha", 1.702)
-    values = {"head_dim": 64, "attention_bias": True, "rms_norm_eps": 1e-5, "sliding_window": 128} | values
-    if values.get("rope_parameters") is None and values.get("rope_scaling") is None:
-        values["rope_parameters"] = _DEFAULT_ROPE | {"rope_theta": values.get("rope_theta", 150000.0)}
+    values = with_default_rope(
+        _DEFAULTS | values, _DEFAULT_ROPE | {"rope_theta": optional(values, "rope_theta", 150000.0)}
+    )
     fields = read_shared(values, default_theta=150000.0) | {"mlp": "swiglu_clamped"}
     n_layer = fields["n_layer"]
     types = values.get("layer_types") or [FULL if layer % 2 else SLIDING for layer in range(n_layer)]

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from lit_gpt.checkpoints.huggingface.family import Family
+from lit_gpt.checkpoints.huggingface.family import Family, optional
 from lit_gpt.checkpoints.huggingface.shared import ANY, decoder_entries, demand_llama, read_shared, write_shared
 from lit_gpt.models import GPTConfig
 
@@ -16,11 +16,11 @@ def read_granite(values: dict[str, Any]) -> dict[str, Any]:
     """The fields that every Granite has."""
     return {
         **read_shared(values),
-        "mlp_bias": bool(values.get("mlp_bias", False)),
-        "embedding_scale": float(values.get("embedding_multiplier", 1.0)),
-        "attention_scale": float(values.get("attention_multiplier", 1.0)),
-        "residual_scale": float(values.get("residual_multiplier", 1.0)),
-        "logit_scale": 1.0 / values.get("logits_scaling", 1.0),
+        "mlp_bias": optional(values, "mlp_bias", False),
+        "embedding_scale": optional(values, "embedding_multiplier", 1.0),
+        "attention_scale": optional(values, "attention_multiplier", 1.0),
+        "residual_scale": optional(values, "residual_multiplier", 1.0),
+        "logit_scale": 1.0 / optional(values, "logits_scaling", 1.0),
     }
 
 
@@ -46,7 +46,7 @@ def write_granite(config: GPTConfig, rope: dict[str, Any] | None = None, **diffe
     return {
         **write_shared(config, rope),
         "mlp_bias": config.has_mlp_bias,
-        "embedding_multiplier": config.embedding_scale,
+        "embedding_multiplier": config.embedding_multiplier,
         "attention_multiplier": config.score_scale,
         "residual_multiplier": config.residual_scale,
         "logits_scaling": whole if abs(whole - divisor) < 1e-9 * whole else divisor,  # 1 / (1 / 49) is not 49

@@ -53,7 +53,7 @@ def _renamed(
     """The tensors under today's names, without what is not the language model's; and the names of the latter."""
     seeing = multimodal.is_multimodal(values)
     renamed = (*(multimodal.RENAMED if seeing else ()), *family.renamed)
-    unwanted = (*(multimodal.LEFT_OUT if seeing else ()), *family.left_out(config))
+    unwanted = (*(multimodal.LEFT_OUT if seeing else ()), *family.left_out(config, values, stored))
     kept: dict[str, Stored] = {}
     for name, tensor in stored.items():
         if name.startswith(unwanted) or name.endswith(family.buffers):

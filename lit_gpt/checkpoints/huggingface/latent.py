@@ -7,7 +7,7 @@ from functools import cache
 from typing import Any
 
 from lit_gpt.checkpoints.huggingface.experts import demand_moe
-from lit_gpt.checkpoints.huggingface.family import Entry, entry, expect, required
+from lit_gpt.checkpoints.huggingface.family import Entry, entry, expect, required, whole
 from lit_gpt.checkpoints.huggingface.layers import shortest_pattern
 from lit_gpt.checkpoints.huggingface.layout import Permute
 from lit_gpt.checkpoints.huggingface.shared import ANY, demand_llama, read_shared, write_shared
@@ -15,6 +15,7 @@ from lit_gpt.errors import UserError
 from lit_gpt.models import GPTConfig, MLAConfig, MoEConfig
 
 _MLA = ("kv_lora_rank", "q_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
+_FRACTION = "partial_rotary_factor"
 
 
 def read_latent(values: dict[str, Any], defaults: dict[str, Any], **moe: Any) -> dict[str, Any]:
@@ -28,8 +29,15 @@ def read_latent(values: dict[str, Any], defaults: dict[str, Any], **moe: Any) ->
     values = defaults | values
     expect(values, "rope_interleave", True)
     expect(values, "moe_layer_freq", 1)
-    fields = read_shared({key: value for key, value in values.items() if key != "head_dim"})
-    n_layer, first = fields["n_layer"], values["first_k_dense_replace"] or 0
+    # What config.json calls the rotated fraction of a head is qk_rope_head_dim.
+    parameters = {
+        place: {key: value for key, value in values[place].items() if key != _FRACTION}
+        for place in ("rope_parameters", "rope_scaling")
+        if values.get(place)
+    }
+    others = {key: value for key, value in values.items() if key not in ("head_dim", _FRACTION)}
+    fields = read_shared(others | parameters)
+    n_layer, first = fields["n_layer"], whole(values, "first_k_dense_replace", 0)
     pattern = shortest_pattern([layer >= first for layer in range(n_layer)])
     width = required(values, "moe_intermediate_size")
     mixture = MoEConfig(
@@ -45,8 +53,7 @@ def read_latent(values: dict[str, Any], defaults: dict[str, Any], **moe: Any) ->
         **moe,
     )
     mla = MLAConfig(**{name: values[name] for name in _MLA})
-    # What config.json calls the rotated fraction of a head is qk_rope_head_dim.
-    return fields | {"rope_fraction": 1.0, "head_size": None, "mla": mla, "moe": mixture}
+    return fields | {"head_size": None, "mla": mla, "moe": mixture}
 
 
 def write_latent(config: GPTConfig, rope: dict[str, Any] | None = None, **moe: Any) -> dict[str, Any]:

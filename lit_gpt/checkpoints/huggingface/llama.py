@@ -2,14 +2,14 @@
 
 from typing import Any
 
-from lit_gpt.checkpoints.huggingface.family import Family
+from lit_gpt.checkpoints.huggingface.family import Family, optional
 from lit_gpt.checkpoints.huggingface.shared import ANY, decoder_entries, demand_llama, read_shared, write_shared
 from lit_gpt.models import GPTConfig
 
 
 def read_config(values: dict[str, Any]) -> GPTConfig:
     """`LlamaConfig` → ours."""
-    return GPTConfig(**read_shared(values), mlp_bias=bool(values.get("mlp_bias", False)), family="llama")
+    return GPTConfig(**read_shared(values), mlp_bias=optional(values, "mlp_bias", False), family="llama")
 
 
 def write_config(config: GPTConfig) -> dict[str, Any]:

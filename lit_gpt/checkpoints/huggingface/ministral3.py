@@ -7,15 +7,29 @@ from typing import Any
 
 from lit_gpt.checkpoints.huggingface.family import Family
 from lit_gpt.checkpoints.huggingface.mistral import read_mistral
-from lit_gpt.checkpoints.huggingface.rope import write_rope
+from lit_gpt.checkpoints.huggingface.rope import with_default_rope, write_rope
 from lit_gpt.checkpoints.huggingface.shared import ANY, decoder_entries, demand_llama, write_shared
 from lit_gpt.errors import UserError
 from lit_gpt.models import GPTConfig
 
+_DEFAULT_ROPE = {
+    "rope_type": "yarn",
+    "rope_theta": 1_000_000.0,
+    "factor": 16.0,
+    "original_max_position_embeddings": 16384,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "mscale_all_dim": 1.0,
+    "mscale": 1.0,
+    "llama_4_scaling_beta": 0.1,
+}
+"""`Ministral3Config`'s, where a file says nothing."""
+
 
 def read_config(values: dict[str, Any]) -> GPTConfig:
     """`Ministral3Config` → ours."""
-    return GPTConfig(**read_mistral({"rms_norm_eps": 1e-5} | values), family="ministral3")
+    values = with_default_rope({"rms_norm_eps": 1e-5} | values, _DEFAULT_ROPE)
+    return GPTConfig(**read_mistral(values), family="ministral3")
 
 
 def write_config(config: GPTConfig) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from lit_gpt.checkpoints.huggingface.experts import moe_or_mlp, read_balance, wr
 from lit_gpt.checkpoints.huggingface.family import Entry, Family, entry
 from lit_gpt.checkpoints.huggingface.latent import latent_entries, read_latent, shared_expert_entries, write_latent
 from lit_gpt.checkpoints.huggingface.layout import Split
-from lit_gpt.checkpoints.huggingface.rope import write_rope
+from lit_gpt.checkpoints.huggingface.rope import with_default_rope, write_rope
 from lit_gpt.checkpoints.huggingface.shared import decoder_entries
 from lit_gpt.errors import UserError
 from lit_gpt.models import GPTConfig
@@ -30,24 +30,24 @@ _DEFAULTS = {
     "qk_nope_head_dim": 64,
     "qk_rope_head_dim": 64,
     "v_head_dim": 128,
-    "rope_parameters": {
-        "rope_type": "yarn",
-        "rope_theta": 10000.0,
-        "factor": 128.0,
-        "original_max_position_embeddings": 8192,
-        "beta_fast": 32.0,
-        "beta_slow": 1.0,
-        "mscale_all_dim": 1.0,
-        "mscale": 1.0,
-        "llama_4_scaling_beta": 0.1,
-    },
 }
-"""`Mistral4Config`'s."""
+_DEFAULT_ROPE = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 128.0,
+    "original_max_position_embeddings": 8192,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "mscale_all_dim": 1.0,
+    "mscale": 1.0,
+    "llama_4_scaling_beta": 0.1,
+}
+"""Both `Mistral4Config`'s, where a file says nothing."""
 
 
 def read_config(values: dict[str, Any]) -> GPTConfig:
     """`Mistral4Config` → ours."""
-    values = {key: value for key, value in values.items() if key != "rope_parameters" or value is not None}
+    values = with_default_rope(values, _DEFAULT_ROPE)
     return GPTConfig(**read_latent(values, _DEFAULTS, **read_balance(values)), family="mistral4")
 
 

@@ -16,7 +16,7 @@ _AUX = "router_aux_loss_coef"
 def read_config(values: dict[str, Any]) -> GPTConfig:
     """`MixtralConfig` → ours."""
     expect(values, "router_jitter_noise", 0.0)
-    values = {"num_experts_per_tok": 2, "rms_norm_eps": 1e-5, "rope_theta": 1e6} | values
+    values = {"num_experts_per_tok": 2, "rms_norm_eps": 1e-5, "rope_theta": 1e6, _AUX: 0.001} | values
     fields = read_mistral(values)
     moe = MoEConfig(
         num_experts=required(values, "num_local_experts"),

@@ -29,11 +29,15 @@ def is_multimodal(values: dict[str, Any]) -> bool:
 def text_part(values: dict[str, Any]) -> dict[str, Any]:
     """The language model's config.json; what the whole decides (tied embeddings, quantisation) is taken from there.
 
+    A null in it stays one: it says "none" (no window, no latent of queries), where a missing key says "the default".
+
     Raises:
         UserError: If it has none.
     """
-    text = {key: value for key, value in required(values, "text_config").items() if value is not None}
+    text = dict(required(values, "text_config"))
     # The head belongs to the whole, so the whole says whether it is tied.
     decided = ("tie_word_embeddings", "quantization_config")
     whole = {key: values[key] for key in decided if values.get(key) is not None}
-    return {"model_type": _TEXT_TYPE[values["model_type"]]} | text | whole
+    if text.get("model_type") is None:
+        text["model_type"] = _TEXT_TYPE[values["model_type"]]
+    return text | whole

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from lit_gpt.checkpoints.huggingface.family import Family, expect
+from lit_gpt.checkpoints.huggingface.family import Family, expect, optional
 from lit_gpt.checkpoints.huggingface.layers import read_layers, write_layers
 from lit_gpt.checkpoints.huggingface.olmo2 import demand_olmo, entries, olmo_parts
 from lit_gpt.checkpoints.huggingface.rope import FULL, SLIDING, read_layered_rope, write_layered_rope
@@ -17,7 +17,7 @@ def read_config(values: dict[str, Any]) -> GPTConfig:
     expect(values, "hidden_act", "silu")
     fields = read_sizes({"rms_norm_eps": 1e-5} | values)
     types = values.get("layer_types") or [SLIDING if (layer + 1) % 4 else FULL for layer in range(fields["n_layer"])]
-    theta = float(values.get("rope_theta", _THETA))
+    theta = optional(values, "rope_theta", _THETA)
     rope = read_layered_rope(values, full_theta=theta, sliding_theta=theta)
     # A window that hides nothing still marks the layers that rotate differently.
     keep = rope["rope_local_theta"] is not None
@@ -30,7 +30,7 @@ def read_config(values: dict[str, Any]) -> GPTConfig:
         **windows,
         **olmo_parts(),
         mlp="swiglu",
-        attention_bias=bool(values.get("attention_bias", False)),
+        attention_bias=optional(values, "attention_bias", False),
         family="olmo3",
     )
 

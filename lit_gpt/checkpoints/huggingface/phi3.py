@@ -27,7 +27,7 @@ def read_config(values: dict[str, Any]) -> GPTConfig:
     kind = FULL if window is None else SLIDING
     return GPTConfig(
         **fields,
-        **read_rope(values),
+        **read_rope(values, default_fraction=1.0),
         **read_layers([kind] * fields["n_layer"], window, fields["block_size"]),
         mlp="swiglu",
         attention_bias=False,

@@ -60,17 +60,21 @@ def dequantized(values: Mapping[str, Any], stored: dict[str, Stored]) -> dict[st
 
 
 def _config(values: Mapping[str, Any]) -> Mapping[str, Any]:
-    return values.get("quantization_config") or values.get("text_config", {}).get("quantization_config") or {}
+    return values.get("quantization_config") or (values.get("text_config") or {}).get("quantization_config") or {}
 
 
 def _from_fp8(config: Mapping[str, Any], stored: dict[str, Stored]) -> dict[str, Stored]:
     kept = {name: tensor for name, tensor in stored.items() if not name.endswith(("_scale_inv", *_ACTIVATIONS))}
+    block_size = config.get("weight_block_size")
+    pair = isinstance(block_size, list) and len(block_size) == 2
+    if block_size is not None and not (pair and all(type(size) is int and size > 0 for size in block_size)):
+        raise UserError(f"config.json has weight_block_size {block_size!r}, it must be two whole numbers above 0")
     for name, tensor in kept.items():
         if tensor.dtype in _FP8:
             scales = stored.get(f"{name}_scale_inv")
             if scales is None:
                 raise UserError(f"{name} is float8 but has no {name}_scale_inv beside it; fetch the model again")
-            read = partial(_read_fp8, tensor, scales, config.get("weight_block_size"))
+            read = partial(_read_fp8, tensor, scales, block_size)
             kept[name] = Stored(read, torch.bfloat16, tensor.shape)
     return kept
 
@@ -87,6 +91,9 @@ def dequantize_fp8(weight: Tensor, scales: Tensor, block_size: list[int] | None 
         scales: (..., ceil(M / m), ceil(N / n)) float, or one number, or one for each matrix of a stack.
         block_size: [m, n]; None = the scales divide the matrix evenly.
 
+    Raises:
+        UserError: If there are not as many scales as blocks.
+
     Returns:
         (..., M, N) bfloat16.
     """
@@ -94,8 +101,15 @@ def dequantize_fp8(weight: Tensor, scales: Tensor, block_size: list[int] | None 
     if scales.dim() < weight.dim():  # one for all of it, or one for each matrix
         return wide.mul_(scales.reshape(*scales.shape, *[1] * (weight.dim() - scales.dim()))).to(torch.bfloat16)
     for dim, given in zip((-2, -1), block_size or (None, None), strict=True):
-        size = given or weight.shape[dim] // scales.shape[dim]
-        scales = scales.repeat_interleave(size, dim).narrow(dim, 0, weight.shape[dim])
+        length, count = weight.shape[dim], scales.shape[dim]
+        size = length // count if given is None else given
+        if size < 1 or -(-length // size) != count or (given is None and length % count):
+            raise UserError(
+                f"a float8 matrix of {tuple(weight.shape)} has scales of {tuple(scales.shape)}, which are not one for "
+                f"each block of {block_size or 'any size'}; weight_block_size in config.json's quantization_config must "
+                "say how large a block is"
+            )
+        scales = scales.repeat_interleave(size, dim).narrow(dim, 0, length)
     return wide.mul_(scales).to(torch.bfloat16)
 
 

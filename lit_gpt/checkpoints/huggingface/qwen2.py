@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from lit_gpt.checkpoints.huggingface.family import Family
+from lit_gpt.checkpoints.huggingface.family import Family, flag, whole
 from lit_gpt.checkpoints.huggingface.layers import read_layers, write_layers
 from lit_gpt.checkpoints.huggingface.rope import FULL, SLIDING
 from lit_gpt.checkpoints.huggingface.shared import ANY, decoder_entries, demand_llama, read_shared, write_shared
@@ -17,8 +17,8 @@ def read_config(values: dict[str, Any]) -> GPTConfig:
 
 def read_windows(values: dict[str, Any], n_layer: int, block_size: int) -> dict[str, Any]:
     """Which layers slide: those from `max_window_layers` on, unless `layer_types` says which."""
-    window = values.get("sliding_window", 4096) if values.get("use_sliding_window", False) else None
-    first = values.get("max_window_layers", 28)
+    window = values.get("sliding_window", 4096) if flag(values, "use_sliding_window", False) else None
+    first = whole(values, "max_window_layers", 28)
     types = values.get("layer_types") or [SLIDING if layer >= first else FULL for layer in range(n_layer)]
     return read_layers(types, window, block_size)
 

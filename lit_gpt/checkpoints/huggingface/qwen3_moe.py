@@ -10,7 +10,7 @@ from lit_gpt.checkpoints.huggingface.experts import (
     read_balance,
     write_balance,
 )
-from lit_gpt.checkpoints.huggingface.family import Entry, Family, entry, required
+from lit_gpt.checkpoints.huggingface.family import Entry, Family, entry, flag, optional, required, whole
 from lit_gpt.checkpoints.huggingface.layers import read_layers, shortest_pattern
 from lit_gpt.checkpoints.huggingface.rope import SLIDING
 from lit_gpt.checkpoints.huggingface.shared import ANY, decoder_entries, demand_llama, read_shared, write_shared
@@ -23,8 +23,9 @@ _AUX = "router_aux_loss_coef"
 
 def read_config(values: dict[str, Any]) -> GPTConfig:
     """`Qwen3MoeConfig` → ours."""
+    values = {"num_key_value_heads": 4, _AUX: 0.001} | values
     fields = read_shared(values)
-    n_layer, step = fields["n_layer"], values.get("decoder_sparse_step", 1)
+    n_layer, step = fields["n_layer"], whole(values, "decoder_sparse_step", 1, least=1)
     dense = set(values.get("mlp_only_layers") or ())
     pattern = shortest_pattern([layer not in dense and (layer + 1) % step == 0 for layer in range(n_layer)])
     moe = MoEConfig(
@@ -32,11 +33,11 @@ def read_config(values: dict[str, Any]) -> GPTConfig:
         num_experts_per_tok=required(values, "num_experts_per_tok"),
         intermediate_size=required(values, "moe_intermediate_size"),
         layers=None if pattern == (True,) else pattern,
-        norm_topk_prob=values.get("norm_topk_prob", False),
+        norm_topk_prob=optional(values, "norm_topk_prob", False),
         **read_balance(values, _AUX),
     )
     # Here a window is every layer's, whatever max_window_layers says.
-    window = values.get("sliding_window", 4096) if values.get("use_sliding_window", False) else None
+    window = values.get("sliding_window", 4096) if flag(values, "use_sliding_window", False) else None
     windows = read_layers([SLIDING] * n_layer, window, fields["block_size"])
     return GPTConfig(**fields, qk_norm="head", moe=moe, **windows, family="qwen3_moe")
 

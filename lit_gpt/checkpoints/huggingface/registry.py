@@ -64,15 +64,27 @@ def config_from_hf(values: dict[str, Any]) -> GPTConfig:
     """A config.json, parsed, as `GPTConfig`; of a model that also sees, its language model's.
 
     Raises:
-        UserError: If the family is unknown (the nearest are named) or the config asks for what we do not compute.
+        UserError: If the family is unknown (the nearest are named), the config asks for what we do not compute, or
+            holds values that no such config can hold.
     """
-    if is_multimodal(values):
-        values = text_part(values)
-    model_type = str(values.get("model_type"))
-    if model_type not in MODEL_TYPES:
-        raise UserError(f"model_type {model_type!r} cannot be imported; nearest: {nearest(model_type, MODEL_TYPES)}")
-    check_quantization(values)
-    return MODEL_TYPES[model_type].read_config(values)
+    try:
+        if is_multimodal(values):
+            values = text_part(values)
+        model_type = str(values.get("model_type"))
+        if model_type not in MODEL_TYPES:
+            raise UserError(
+                f"model_type {model_type!r} cannot be imported; nearest: {nearest(model_type, MODEL_TYPES)}"
+            )
+        check_quantization(values)
+        return MODEL_TYPES[model_type].read_config(values)
+    except UserError:
+        raise
+    except (TypeError, AttributeError, ValueError, LookupError, ArithmeticError) as error:
+        # Readers take each value for what the class writes there; the cause stays in the chain, in case it is ours.
+        raise UserError(
+            f"config.json cannot be read as model_type {values.get('model_type')!r}: {type(error).__name__}: {error}; "
+            "one of its values is of another kind than that class writes"
+        ) from error
 
 
 def config_to_hf(config: GPTConfig, **extra: Any) -> dict[str, Any]:

@@ -6,7 +6,7 @@ sliding layers rotate differently nest `rope_parameters` by the kind of layer.
 
 from typing import Any
 
-from lit_gpt.checkpoints.huggingface.family import required
+from lit_gpt.checkpoints.huggingface.family import expect, optional, required
 from lit_gpt.errors import UserError
 from lit_gpt.models import GPTConfig, RopeScaling
 
@@ -23,16 +23,26 @@ _NUMBERS = {
 _ALIASES = {"su": "longrope"}
 
 
-def read_rope(values: dict[str, Any], default_theta: float = 10000.0, default_fraction: float = 1.0) -> dict[str, Any]:
-    """config.json's RoPE as `rope_theta`, `rope_fraction` and `rope_scaling` of `GPTConfig`."""
+def read_rope(
+    values: dict[str, Any], default_theta: float = 10000.0, default_fraction: float | None = None
+) -> dict[str, Any]:
+    """config.json's RoPE as `rope_theta`, `rope_fraction` and `rope_scaling` of `GPTConfig`.
+
+    Args:
+        values: config.json.
+        default_theta: The base, if it says none.
+        default_fraction: The rotated part of a head, if it says none; None = the family's class rotates all of it,
+            whatever config.json says.
+
+    Raises:
+        UserError: If it asks for a part of the head in a family that rotates all of it.
+    """
     parameters = _parameters(values)
-    theta = parameters.get("rope_theta", values.get("rope_theta", default_theta))
-    fraction = parameters.get("partial_rotary_factor", values.get("partial_rotary_factor", default_fraction))
-    return {
-        "rope_theta": float(theta),
-        "rope_fraction": float(fraction),
-        "rope_scaling": _read_scaling(parameters, values),
-    }
+    theta = _first("rope_theta", parameters, values, default=default_theta)
+    if default_fraction is None:
+        _rotate_all(parameters, values)
+    fraction = _first("partial_rotary_factor", parameters, values, default=1.0 if default_fraction is None else default_fraction)
+    return {"rope_theta": theta, "rope_fraction": fraction, "rope_scaling": _read_scaling(parameters, values)}
 
 
 def read_layered_rope(values: dict[str, Any], full_theta: float, sliding_theta: float) -> dict[str, Any]:
@@ -49,18 +59,24 @@ def read_layered_rope(values: dict[str, Any], full_theta: float, sliding_theta: 
         raise UserError(f"config.json has rope_parameters for no kind of layer; nest them under {FULL} and {SLIDING}")
     full = nested.get(FULL) or values.get("rope_scaling") or {}
     sliding = nested.get(SLIDING) or {}
+    _rotate_all(full, sliding, values)
     if _read_scaling(sliding, values) is not None:
         raise UserError(
             "config.json stretches RoPE in sliding layers; lit_gpt computes that for the other layers alone"
         )
-    theta = full.get("rope_theta", values.get("rope_theta", full_theta))
-    local = sliding.get("rope_theta", values.get("rope_local_base_freq", sliding_theta))
+    theta = _first("rope_theta", full, values, default=full_theta)
+    local = _first("rope_theta", sliding, default=optional(values, "rope_local_base_freq", sliding_theta))
     scaling = _read_scaling(full, values)
     return {
-        "rope_theta": float(theta),
+        "rope_theta": theta,
         "rope_scaling": scaling,
-        "rope_local_theta": None if local == theta and scaling is None else float(local),
+        "rope_local_theta": None if local == theta and scaling is None else local,
     }
+
+
+def with_default_rope(values: dict[str, Any], parameters: dict[str, Any]) -> dict[str, Any]:
+    """config.json with the class's own `rope_parameters` where it has none, in neither spelling."""
+    return values if _parameters(values) else values | {"rope_parameters": parameters}
 
 
 def write_rope(config: GPTConfig, query_scale: bool = False) -> dict[str, Any]:
@@ -122,6 +138,16 @@ def original_context(config: GPTConfig) -> int:
             f"{int(scaling.original_block_size * scaling.factor)}, but block_size is {config.block_size}; set it so"
         )
     return scaling.original_block_size
+
+
+def _first(key: str, *places: dict[str, Any], default: Any) -> Any:
+    """The value in the first place that has one."""
+    return next((place[key] for place in places if place.get(key) is not None), default)
+
+
+def _rotate_all(*places: dict[str, Any]) -> None:
+    for place in places:
+        expect(place, "partial_rotary_factor", 1.0)
 
 
 def _parameters(values: dict[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ Their names are nearly ours, and their RoPE pairs coordinates as ours does, so m
 from collections.abc import Callable
 from typing import Any, Final
 
-from lit_gpt.checkpoints.huggingface.family import Entry, demand, entry, expect, required
+from lit_gpt.checkpoints.huggingface.family import Entry, demand, entry, expect, optional, required
 from lit_gpt.checkpoints.huggingface.rope import longest_context, original_context, read_rope, write_rope
 from lit_gpt.models import GPTConfig
 
@@ -75,7 +75,7 @@ def read_shared(values: dict[str, Any], default_theta: float = 10000.0) -> dict[
         **read_sizes(values),
         **read_rope(values, default_theta),
         "mlp": "swiglu",
-        "attention_bias": bool(values.get("attention_bias", False)),
+        "attention_bias": optional(values, "attention_bias", False),
     }
 
 
@@ -94,11 +94,11 @@ def read_sizes(values: dict[str, Any]) -> dict[str, Any]:
         "dropout": values.get("attention_dropout") or 0.0,
         "bias": False,
         "norm": "rmsnorm",
-        "norm_eps": values.get("rms_norm_eps", 1e-6),
+        "norm_eps": optional(values, "rms_norm_eps", 1e-6),
         "positions": "rope",
         "intermediate_size": required(values, "intermediate_size"),
-        "tie_embeddings": values.get("tie_word_embeddings", False),
-        "init_std": values.get("initializer_range", 0.02),
+        "tie_embeddings": optional(values, "tie_word_embeddings", False),
+        "init_std": optional(values, "initializer_range", 0.02),
         "scale_residual_init": False,  # transformers draws all matrices with initializer_range alone
     }
 

@@ -10,6 +10,7 @@ from lit_gpt.checkpoints.huggingface.family import Entry
 from lit_gpt.checkpoints.huggingface.tensors import Stored
 from lit_gpt.errors import UserError
 from lit_gpt.models import GPT, GPTConfig
+from lit_gpt.models.precision import converted
 
 
 class LazyWeights(Mapping[str, Tensor]):
@@ -19,7 +20,7 @@ class LazyWeights(Mapping[str, Tensor]):
         config: The model's.
         entries: The family's table for it.
         stored: Their tensors on disk, by the names of the table.
-        dtype: Floating-point type to convert to; None = as stored.
+        dtype: Floating-point type to convert to (`models/precision.py` says what stays wide); None = as stored.
         folder: Named in errors.
         left_out: Names in the folder that are not part of the language model.
 
@@ -52,10 +53,10 @@ class LazyWeights(Mapping[str, Tensor]):
         parts = entry.to_ours([self._stored[theirs].read() for theirs in entry.theirs])
         if len(parts) > 1:  # a view would keep its siblings alive
             parts = {key: part.clone(memory_format=torch.contiguous_format) for key, part in parts.items()}
-        converted = {key: self._converted(part.contiguous()) for key, part in parts.items()}
-        wanted = converted.pop(name)
+        ready = {key: converted(key, part.contiguous(), self._dtype) for key, part in parts.items()}
+        wanted = ready.pop(name)
         # q, k and v come from one tensor: what was read beside waits for its turn, so that each is read once.
-        self._read_beside = converted
+        self._read_beside = ready
         return wanted
 
     def __iter__(self) -> Iterator[str]:
@@ -69,14 +70,11 @@ class LazyWeights(Mapping[str, Tensor]):
 
     def meta(self, name: str) -> Tensor:
         """The tensor on the meta device: its shape and dtype, without reading it."""
-        return self._converted(self._metas[name])
+        return converted(name, self._metas[name], self._dtype)
 
     def to_dict(self) -> dict[str, Tensor]:
         """Everything, read now."""
         return dict(self)
-
-    def _converted(self, tensor: Tensor) -> Tensor:
-        return tensor.to(self._dtype) if self._dtype is not None and tensor.is_floating_point() else tensor
 
 
 def _checked(config: GPTConfig, entries: list[Entry], stored: Mapping[str, Stored], folder: Path) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from lit_gpt.data.documents import BadInput
 from lit_gpt.data.file_hashes import FileHashes, sha256_json
 from lit_gpt.data.rows.sources import Row
+from lit_gpt.data.split import document_hash
 from lit_gpt.data.stdlib import stdlib_files
 
 INSTRUCTION = "Write the Python function."
@@ -25,6 +26,8 @@ class StdlibInstructions:
     """
 
     name = "functions of the Python standard library"
+    version = 1
+    """Counts up when the rows that the same files give change, so that no cache holds the old ones."""
 
     def __init__(self, root: Path | None = None, max_lines: int = 30) -> None:
         self.files = stdlib_files(root)
@@ -33,7 +36,7 @@ class StdlibInstructions:
     def fingerprint(self, hashes: FileHashes) -> str:
         """Returns a hash of the files' names and contents and of what is taken from them."""
         content = [[name, hashes.sha256(path)] for name, path in self.files]
-        return sha256_json([self.name, content, self.max_lines, INSTRUCTION])
+        return sha256_json([self.name, self.version, content, self.max_lines, INSTRUCTION])
 
     def rows(self, bad_input: BadInput) -> Iterator[Row]:
         """Yields the functions, file by file."""
@@ -107,27 +110,46 @@ def _parses(source: str) -> bool:
 
 
 class StdlibPreferences(StdlibInstructions):
-    """Rows with `prompt`, `chosen` and `rejected`: the function that was asked for, and another function's body.
+    """Rows with `prompt`, `chosen` and `rejected`: the function that was asked for, and another one's body.
 
-    The other is the next in the library, of about the same number of characters, so that length says nothing; it
-    stands under the wanted signature, so that copying the signature says nothing either.
+    The other is the nearest in length, so that length says nothing, and stands under the wanted signature, so that
+    copying the signature says nothing either. It is from another file, but from one of the few whose hashes are
+    nearest: splits are ranges of these hashes, so both sides of a pair are held out together (up to a few pairs where
+    two splits meet).
     """
 
     name = "matching and mismatching functions of the Python standard library"
+    version = 2
+    FILES = 8
+    """Files, neighbours by hash, among which the other function is looked for."""
 
     def rows(self, bad_input: BadInput) -> Iterator[Row]:
-        """Yields the pairs, file by file."""
-        for name, path in self.files:
-            text = path.read_text(encoding="utf-8")
-            functions = [f for f in described_functions(text) if f.completion.count("\n") < self.max_lines]
-            by_length = sorted(functions, key=lambda function: (len(function.completion), function.line))
-            for place, function in enumerate(by_length):
-                others = [*by_length[place + 1 : place + 3], *by_length[max(place - 2, 0) : place]]
-                other = next((o for o in others if o.body != function.body), None)
-                if other is None:  # a file of one function
-                    continue
-                rejected = f"{function.signature}\n{other.body}"
-                if not _parses(rejected):
-                    continue
-                values = {"prompt": function.prompt, "chosen": function.completion, "rejected": rejected}
-                yield Row(values, name, function.line, split_key=text)
+        """Yields the pairs, a few files at a time."""
+        texts = {name: path.read_text(encoding="utf-8") for name, path in self.files}
+        by_hash = sorted(texts, key=lambda name: document_hash(texts[name]))
+        for start in range(0, len(by_hash), self.FILES):
+            names = by_hash[start : start + self.FILES]
+            found = [(f, name) for name in names for f in described_functions(texts[name]) if self._is_short(f)]
+            found.sort(key=lambda item: (len(item[0].body), item[1], item[0].line))
+            for place, (function, name) in enumerate(found):
+                other = self._nearest(found, place)
+                if other is not None:
+                    rejected = f"{function.signature}\n{other.body}"
+                    values = {"prompt": function.prompt, "chosen": function.completion, "rejected": rejected}
+                    yield Row(values, name, function.line, split_key=texts[name])
+
+    def _is_short(self, function: DescribedFunction) -> bool:
+        return function.completion.count("\n") < self.max_lines
+
+    @staticmethod
+    def _nearest(found: list[tuple[DescribedFunction, str]], place: int) -> DescribedFunction | None:
+        """The function of another file, and with another body, that is nearest in the list: after it, or before."""
+        function, name = found[place]
+        for step in range(1, len(found)):
+            for index in (place + step, place - step) if place % 2 else (place - step, place + step):
+                if 0 <= index < len(found):
+                    other, their_name = found[index]
+                    same = their_name == name or other.body == function.body
+                    if not same and _parses(f"{function.signature}\n{other.body}"):
+                        return other
+        return None

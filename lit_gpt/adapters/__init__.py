@@ -1,0 +1,21 @@
+"""Adapters: a small number of new weights that are trained beside a frozen model (LoRA and its kin, through `peft`)."""
+
+from lit_gpt.adapters.config import AdapterConfig
+from lit_gpt.adapters.inject import (
+    adapter_state_dict,
+    adapters_disabled,
+    add_adapter,
+    trainable_counts,
+    trained_names,
+)
+from lit_gpt.adapters.merge import merged_weights
+
+__all__ = [
+    "AdapterConfig",
+    "adapter_state_dict",
+    "adapters_disabled",
+    "add_adapter",
+    "merged_weights",
+    "trainable_counts",
+    "trained_names",
+]

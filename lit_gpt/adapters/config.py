@@ -1,0 +1,59 @@
+"""What an adapter is: the fields of a YAML's `adapter:`."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from lit_gpt.errors import UserError
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    r"""A low-rank update of linear layers: :math:`W x + \frac{\alpha}{r} B A x` (LoRA, Hu et al. 2021).
+
+    Args:
+        rank: r, rows of A.
+        alpha: Scale of the update; it is multiplied by alpha / rank, or by alpha / sqrt(rank) with `rslora`.
+        dropout: Of what enters A.
+        targets: Linear layers by the last part of their names (`q_proj`, `down_proj`), or all of the blocks'.
+        dora: Learn the length of each output's weights apart from their direction (DoRA, Liu et al. 2024).
+        rslora: Scale by alpha / sqrt(rank), so that a high rank learns as fast (rsLoRA, Kalajdzievski 2023).
+        quantize: Keep the frozen linear layers in 4 bits (`nf4`, QLoRA, Dettmers et al. 2023; through bitsandbytes) or
+            in 8 (`int8`, through torchao). Both run on CPU and on CUDA.
+        train_embeddings: Also train the embedding and the head in full; null does so if there are new tokens. They
+            are then part of the adapter, which is no longer small.
+
+    Raises:
+        UserError: if a number is out of its bounds.
+    """
+
+    rank: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.0
+    targets: list[str] | Literal["all-linear"] = "all-linear"
+    dora: bool = False
+    rslora: bool = False
+    quantize: Literal["nf4", "int8"] | None = None
+    train_embeddings: bool | None = None
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise UserError(f"adapter.rank is {self.rank}; it must be at least 1 (8 to 64 are usual)")
+        if not (math.isfinite(self.alpha) and self.alpha > 0):
+            raise UserError(f"adapter.alpha is {self.alpha}; it must be above 0 (twice the rank is usual)")
+        if not 0.0 <= self.dropout < 1.0:
+            raise UserError(f"adapter.dropout is {self.dropout}; it must be at least 0 and below 1")
+        if self.quantize not in (None, "nf4", "int8"):
+            raise UserError(f"adapter.quantize is {self.quantize!r}; it can be nf4, int8 or null")
+        if self.targets != "all-linear" and (isinstance(self.targets, str) or not self.targets):
+            raise UserError(f"adapter.targets is {self.targets!r}; give a list such as [q_proj, v_proj], or all-linear")
+
+    @property
+    def scaling(self) -> float:
+        """What B A is multiplied by."""
+        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the fields as JSON values."""
+        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return fields | {"targets": self.targets if isinstance(self.targets, str) else list(self.targets)}

@@ -1,0 +1,151 @@
+"""An adapter in a model: `peft` puts its layers in the place of linear ones; the model stays the class it is.
+
+Names: peft's layer at `blocks.0.attn.q_proj` holds `base_layer.weight` (frozen) and `lora_A.default.weight`,
+`lora_B.default.weight` (trained). Outside, the adapter's tensors are called `blocks.0.attn.q_proj.lora_A.weight` and
+so on, as in peft's files.
+"""
+
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lit_gpt.adapters.config import AdapterConfig
+from lit_gpt.adapters.extra import need
+from lit_gpt.adapters.quantize import quantized_linear
+from lit_gpt.errors import UserError
+from lit_gpt.models.vocabulary import VOCABULARY_WEIGHTS
+
+NAME = "default"
+
+
+def add_adapter(model: nn.Module, config: AdapterConfig, seed: int = 0, train_embeddings: bool = False) -> None:
+    """Freezes a model and puts an adapter into it, which changes nothing yet: B begins at zero.
+
+    Args:
+        model: With its weights, on its device.
+        config: The adapter.
+        seed: Of A's initial values.
+        train_embeddings: Also train embedding and head in full; what they are now is kept for `adapters_disabled`.
+
+    Raises:
+        UserError: if a target is not there, or the libraries are not installed.
+    """
+    peft = need("peft", "an adapter")
+    targets = target_names(model, config)
+    model.requires_grad_(False)
+    if config.quantize is not None:
+        for name in target_names(model, AdapterConfig()):
+            parent, _, last = name.rpartition(".")
+            linear: Any = model.get_submodule(name)
+            setattr(model.get_submodule(parent), last, quantized_linear(linear, config.quantize))
+    settings = peft.LoraConfig(
+        r=config.rank,
+        lora_alpha=config.alpha,
+        lora_dropout=config.dropout,
+        target_modules=targets,
+        use_dora=config.dora,
+        use_rslora=config.rslora,
+    )
+    # On every process, and on a resume, A is the same; the global generator is left where it was.
+    with torch.random.fork_rng(devices=_devices(model)):
+        torch.manual_seed(seed)
+        # It warns that it could not merge into a torchao base; we merge into the plain one (`merge.py`).
+        warnings.filterwarnings("ignore", message="TorchaoLoraLinear was instantiated without")
+        peft.inject_adapter_in_model(settings, model, adapter_name=NAME)
+    if train_embeddings:
+        _train_embeddings(model)
+
+
+def target_names(model: nn.Module, config: AdapterConfig) -> list[str]:
+    """Returns the full names of the linear layers in the blocks that the config names.
+
+    Raises:
+        UserError: if one of `targets` is not the last part of any.
+    """
+    # Exactly nn.Linear: the head runs a function of its own, and routers choose rather than transform.
+    linears = [
+        name for name, module in model.named_modules() if type(module) is nn.Linear and name.startswith("blocks.")
+    ]
+    kinds = sorted({name.rpartition(".")[2] for name in linears})
+    if config.targets == "all-linear":
+        return linears
+    unknown = sorted(set(config.targets) - set(kinds))
+    if unknown:
+        raise UserError(f"adapter.targets names {', '.join(unknown)}; the blocks' linear layers are {', '.join(kinds)}")
+    return [name for name in linears if name.rpartition(".")[2] in config.targets]
+
+
+def adapter_state_dict(model: nn.Module) -> dict[str, Tensor]:
+    """Returns what is trained, under the names of the files: `<layer>.lora_A.weight`, ..., `wte.weight`."""
+    return {
+        plain_name(name): parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad
+    }
+
+
+def trained_names(model: nn.Module) -> list[str]:
+    """Returns the names of what is trained, as in `model.named_parameters()`."""
+    return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
+def plain_name(name: str) -> str:
+    """Returns a parameter's name without peft's name of the adapter."""
+    name = re.sub(r"\.(lora_[AB])\.default\.weight$", r".\1.weight", name)
+    return re.sub(r"\.lora_magnitude_vector\.default\.weight$", ".lora_magnitude_vector", name)
+
+
+def trainable_counts(model: nn.Module) -> tuple[int, int]:
+    """Returns (trained, all) parameters; a 4-bit weight counts its values, not its bytes."""
+    trained = total = 0
+    for parameter in model.parameters():
+        shape = getattr(getattr(parameter, "quant_state", None), "shape", None)
+        count = parameter.numel() if shape is None else int(torch.Size(shape).numel())
+        total += count
+        trained += count if parameter.requires_grad else 0
+    return trained, total
+
+
+@contextmanager
+def adapters_disabled(model: nn.Module) -> Iterator[None]:
+    """Within it, the model computes what its base does, to the bit; a model without an adapter is left alone."""
+    # Found by what they have, so that a model without an adapter needs no peft.
+    layers: list[Any] = [m for m in model.modules() if hasattr(m, "base_layer") and hasattr(m, "enable_adapters")]
+    originals: dict[str, Tensor] = getattr(model, "_embeddings_before", {})
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for layer in layers:
+        layer.enable_adapters(False)
+    _swap(model, originals)
+    try:
+        yield
+    finally:
+        _swap(model, originals)
+        for layer in layers:
+            layer.enable_adapters(True)
+        for parameter in trainable:  # peft freezes what it disables
+            parameter.requires_grad_(True)
+
+
+def _train_embeddings(model: nn.Module) -> None:
+    originals = {}
+    for name, parameter in model.named_parameters():  # a tied head is the embedding
+        if name in VOCABULARY_WEIGHTS:
+            parameter.requires_grad_(True)
+            originals[name] = parameter.detach().clone()
+    model._embeddings_before = originals  # type: ignore[assignment]
+
+
+def _swap(model: nn.Module, originals: dict[str, Tensor]) -> None:
+    for name, other in list(originals.items()):
+        parameter = model.get_parameter(name)
+        other = other.to(parameter.device)
+        originals[name] = parameter.data
+        parameter.data = other
+
+
+def _devices(model: nn.Module) -> list[torch.device]:
+    device = next(model.parameters()).device
+    return [device] if device.type == "cuda" else []

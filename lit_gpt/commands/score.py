@@ -1,0 +1,50 @@
+"""Rate answers with a reward model."""
+
+from typing import Literal
+
+
+def score(
+    model: str,
+    files: list[str],
+    out: str,
+    columns: dict[str, str] | None = None,
+    batch_size: int = 8,
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
+    on_bad_input: Literal["error", "skip"] = "error",
+) -> None:
+    """Rate the answers of instruction rows with a reward model: each row comes out with a field `reward`.
+
+    Args:
+        model: a run or checkpoint of RewardModule.
+        files: json, jsonl, csv or parquet files with instructions and answers, in any form that SFT takes.
+        out: jsonl file to write: the rows, with `reward` and where each is from.
+        columns: our name of a field and the data's: {"prompt": "question"}.
+        batch_size: rows that are rated at once.
+        device: where to run; auto takes the accelerator if there is one.
+        on_bad_input: error stops at a row that cannot be rated, skip leaves it out and counts it.
+    """
+    import json
+    from pathlib import Path
+
+    import torch
+
+    from lit_gpt.atomic import whole_file
+    from lit_gpt.data.documents import BadInput
+    from lit_gpt.data.rows import FileRows
+    from lit_gpt.errors import UserError
+    from lit_gpt.generation.scorer import load_scorer
+
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    scorer = load_scorer(model, device)
+    bad_input = BadInput(on_bad_input)
+    total, count = 0.0, 0
+    with whole_file(Path(out)) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        for rows, rewards in scorer.rate_rows(FileRows(files).rows(bad_input), bad_input, columns, batch_size):
+            for row, reward in zip(rows, rewards, strict=True):
+                file.write(json.dumps({**row.values, "reward": reward, "source": row.where}, ensure_ascii=False) + "\n")
+                total, count = total + reward, count + 1
+        if not count:
+            raise UserError(f"{', '.join(files)}: no row could be rated")
+    skipped = f", {bad_input.num_skipped} skipped" if bad_input.num_skipped else ""
+    print(f"{count:,} rows{skipped}, mean reward {total / count:.4f} -> {out}")

@@ -1,0 +1,79 @@
+"""Labelled texts, for classification."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from lit_gpt.batch import Batch
+from lit_gpt.data.classification import STDLIB_PACKAGES, ClassificationEncoder, StdlibOrigins
+from lit_gpt.data.instructions.encoder import tokenizer_folder
+from lit_gpt.data.rows import RowSource, RowSplit
+from lit_gpt.data.rows.loader import BuildBatch
+from lit_gpt.data.tokenizers import Tokenizer, load_tokenizer
+from lit_gpt.datamodules.rows import RowDataModule
+from lit_gpt.errors import UserError
+
+
+class ClassificationDataModule(RowDataModule):
+    """Texts with a class each: `text` and `label` (other names by `columns`). No chat template takes part.
+
+    Args:
+        classes: Names of the classes, as they stand in `label`; the model has one output each.
+        kwargs: Arguments of `RowDataModule`.
+    """
+
+    def __init__(self, classes: list[str], **kwargs: Any) -> None:
+        if len(set(classes)) != len(classes) or len(classes) < 2:
+            raise UserError(f"classes is {classes}; give two different names or more")
+        super().__init__(**kwargs)
+        self.classes = [str(name) for name in classes]
+
+    def load_tokenizer(self) -> tuple[Tokenizer, list[str]]:
+        """Returns the model's tokenizer as it is."""
+        return load_tokenizer(tokenizer_folder(self.tokenizer)), []
+
+    def encoder(self) -> ClassificationEncoder:
+        """Returns what encodes a text and its class."""
+        return ClassificationEncoder(self.chat_tokenizer, self.classes, self.block_size, self.long_rows, self.columns)
+
+    def build_batch(self, length: int | None = None) -> BuildBatch:
+        """Returns how texts become a batch, with `classes` (B,) int64 beside."""
+        builder = self.batch_builder(length)
+
+        def build(split: RowSplit, samples: Sequence[np.ndarray], numbers: np.ndarray) -> Batch:
+            batch: Any = builder([[split.sequence(row) for row in rows.tolist()] for rows in samples], numbers)
+            classes = split.number("class")
+            batch["classes"] = torch.tensor([int(classes[rows[0]]) if len(rows) else 0 for rows in samples])
+            return batch
+
+        return build
+
+
+class StdlibClassificationDataModule(ClassificationDataModule):
+    """Function → the package it is from, in this machine's Python standard library.
+
+    Args:
+        classes: Packages.
+        max_lines: Functions with more lines are left out.
+        val_fraction: Share of the functions held out for validation.
+        test_fraction: Share of the functions held out for the test.
+        kwargs: Arguments of `ClassificationDataModule`.
+    """
+
+    def __init__(
+        self,
+        classes: list[str] | None = None,
+        max_lines: int = 40,
+        val_fraction: float = 0.1,
+        test_fraction: float = 0.1,
+        **kwargs: Any,
+    ) -> None:
+        packages = list(STDLIB_PACKAGES) if classes is None else classes
+        super().__init__(classes=packages, val_fraction=val_fraction, test_fraction=test_fraction, **kwargs)
+        self.max_lines = max_lines
+
+    def row_sources(self) -> Sequence[RowSource]:
+        """Returns the functions of the packages."""
+        return [StdlibOrigins(self.classes, self.max_lines)]

@@ -1,0 +1,265 @@
+"""Direct preference optimisation and its kin: prefer the better of two answers."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+
+from lit_gpt.adapters import adapters_disabled
+from lit_gpt.atomic import whole_file
+from lit_gpt.batch import IGNORE_INDEX, Batch
+from lit_gpt.checkpoints.adapters import hash_weights
+from lit_gpt.errors import UserError
+from lit_gpt.models import GPT
+from lit_gpt.modules.base import GPTModule
+from lit_gpt.objectives import LogProbs, PreferenceLoss, TokenLoss, linear_log_probs
+from lit_gpt.objectives.preferences import PairLoss
+
+Reference = Literal["auto", "frozen", "precomputed", "disabled_adapter"]
+MEASURES = ("chosen_reward", "rejected_reward", "margin", "accuracy", "kl", "chosen_log_prob", "rejected_log_prob")
+
+
+class DPOModule(GPTModule):
+    """A loss on pairs of answers (Rafailov et al. 2023, arXiv:2305.18290), the mean over the pairs of a step.
+
+    Logged, in training and validation: the rewards of chosen and rejected answers (beta times the log-ratio to the
+    reference), their margin, the accuracy (share of pairs with a margin above 0), `kl` (mean log-ratio of policy and
+    reference over both answers) and the answers' log-probabilities.
+
+    Args:
+        loss_type: `sigmoid` (DPO), `ipo`, `hinge`, `robust`, or without a reference `orpo` and `simpo`; see
+            `lit_gpt.objectives.PreferenceLoss`.
+        beta: how strongly the policy is held to the reference; 2 or more for `simpo`.
+        label_smoothing: share of pairs that may be the wrong way round (`sigmoid`, `robust`).
+        gamma: margin of `simpo`.
+        reference: where the reference's log-probabilities come from: a `frozen` second copy of the first weights,
+            `precomputed` before the first step and kept in the run's folder (no second model in memory), or the base
+            under a `disabled_adapter`. `auto`: the last if there is an adapter, else a frozen copy.
+        kwargs: see `GPTModule`.
+    """
+
+    is_language_model_loss = False
+    grows_vocabulary = True
+
+    def __init__(
+        self,
+        loss_type: PairLoss = "sigmoid",
+        beta: float = 0.1,
+        label_smoothing: float = 0.0,
+        gamma: float = 1.0,
+        reference: Reference = "auto",
+        **kwargs: object,
+    ) -> None:
+        super().__init__(**kwargs)  # type: ignore[arg-type]
+        self.preference_loss = PreferenceLoss(loss_type, beta, label_smoothing, gamma)
+        if reference == "disabled_adapter" and self.adapter is None:
+            raise UserError("reference is disabled_adapter, but there is no adapter; set adapter, or reference: frozen")
+        if reference == "auto":
+            reference = "frozen" if self.adapter is None else "disabled_adapter"
+        self.reference: Reference = reference
+        self.means = nn.ModuleDict({name: MeanMetric() for name in MEASURES})
+        self._first_sha256: str | None = None
+        # Not a submodule: it is in no checkpoint and no optimizer.
+        self.__dict__["_frozen"] = None
+        self._tables: dict[str, Tensor] = {}
+
+    # ---- the reference ----------------------------------------------------------------------------------------
+
+    @property
+    def _uses(self) -> Reference | None:
+        return self.reference if self.preference_loss.needs_reference else None
+
+    def configure_model(self) -> None:
+        """Build the policy, and the frozen reference beside it."""
+        if self.model is not None:
+            return
+        if self._uses == "frozen" and self.device_mesh is not None:
+            raise UserError("a frozen reference is not sharded; set reference: precomputed")
+        super().configure_model()
+        if self._uses not in ("frozen", "precomputed"):
+            return
+        # The first weights, also on a resume, when the policy's are those of the checkpoint.
+        with torch.device("meta"):
+            first = self.build_model()
+        first.to_empty(device=self.device)
+        assert isinstance(first, GPT)
+        first.init_weights(self.seed)
+        if self._source is not None:
+            self.load_source(first)
+        first.requires_grad_(False).eval()
+        self._first_sha256 = hash_weights(dict(first.named_parameters()), self.config)
+        self.__dict__["_frozen"] = first
+
+    def on_fit_start(self) -> None:
+        """Compute or read the reference's log-probabilities, if they are to be there beforehand."""
+        super().on_fit_start()
+        if self._uses != "precomputed":
+            return
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        if not hasattr(data, "scoring_batches"):
+            raise UserError("reference: precomputed needs a PreferenceDataModule; set reference: frozen")
+        for split in ("train", "val"):
+            self._tables[split] = self._table(data, split).to(self.device)
+        self.__dict__["_frozen"] = None  # its memory is free from here on
+
+    def _table(self, data: Any, split: str) -> Tensor:
+        """(pairs, 2) float32 log-probabilities of all answers of a split, from the run's folder if they are there."""
+        rows = data.store.split(split)
+        path = Path(self.trainer.default_root_dir) / "reference" / f"{split}.safetensors"
+        key = {"rows": rows.fingerprint, "weights": str(self._first_sha256)}
+        if path.exists() and _metadata(path) == key:
+            return load_file(path)["log_probs"]
+        table = torch.zeros(len(rows), 2, device=self.device)
+        for batch in data.scoring_batches(split):
+            batch = self.transfer_batch_to_device(batch, self.device, 0)
+            numbers = batch["sample_ids"][: len(batch["sample_ids"]) // 2]
+            here = numbers >= 0
+            scores = self._scores(self._frozen, batch)
+            table[numbers[here]] = torch.stack([scores.chosen[here], scores.rejected[here]], dim=1)
+        table = self._sum_over_ranks(table)
+        if self.trainer.is_global_zero:
+            with whole_file(path) as beside:
+                save_file({"log_probs": table.cpu()}, beside, metadata=key)
+        return table
+
+    def _reference_scores(self, batch: Batch) -> LogProbs | None:
+        if self._uses is None:
+            return None
+        if self._uses != "precomputed":
+            with self._reference_model() as model:
+                return self._scores(model, batch)
+        numbers = batch["sample_ids"][: len(batch["sample_ids"]) // 2]
+        table = self._tables["train" if self.training else "val"][numbers.clamp(min=0)]
+        lengths = _lengths(batch)
+        return LogProbs(table[:, 0], table[:, 1], *lengths)
+
+    @contextmanager
+    def _reference_model(self) -> Iterator[Any]:
+        """The reference, in memory: a second model, or this one with its adapter off."""
+        if self._uses == "frozen":
+            yield self._frozen
+            return
+        assert isinstance(self.model, nn.Module)
+        training = self.model.training
+        self.model.eval()
+        with adapters_disabled(self.model):
+            yield self.model
+        self.model.train(training)
+
+    @torch.no_grad()
+    def _scores(self, model: Any, batch: Batch) -> LogProbs:
+        return self._policy_scores(model, batch)
+
+    def _policy_scores(self, model: Any, batch: Batch) -> LogProbs:
+        chosen, rejected = self._log_probs(model, batch).chunk(2)
+        return LogProbs(chosen, rejected, *_lengths(batch))
+
+    def _log_probs(self, model: Any, batch: Batch) -> Tensor:
+        """(B,) log-probabilities of the answers: those of their tokens, summed."""
+        labels = batch["labels"]
+        index: Tensor = batch["target_index"]  # type: ignore[typeddict-item]
+
+        def head_fn(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+            rows = hidden.reshape(-1, hidden.shape[-1]).index_select(0, index)
+            targets = labels.reshape(-1).index_select(0, index)
+            log_probs = linear_log_probs(rows, weight, bias, targets, softcap=self.config.logit_softcap)
+            of_rows = index // labels.shape[1]
+            return log_probs.new_zeros(len(labels)).index_add(0, of_rows, log_probs)
+
+        scores: Tensor = model(batch["input_ids"], position_ids=batch["position_ids"], head_fn=head_fn)
+        return scores
+
+    # ---- the loss ---------------------------------------------------------------------------------------------
+
+    def num_units(self, batch: Batch) -> Tensor:
+        """Pairs; rows of padding are none."""
+        return _is_pair(batch).sum()
+
+    def loss(self, batch: Batch) -> TokenLoss:
+        """Sum of the pairs' losses."""
+        loss, measures = self._loss_and_measures(batch)
+        for name, values in measures.items():
+            self._step_losses[name] = self._step_losses.get(name, 0) + values.sum()
+        return loss
+
+    def evaluation_loss(self, batch: Batch) -> TokenLoss:
+        """The same, and its measures over the whole split."""
+        loss, measures = self._loss_and_measures(batch)
+        pairs = _is_pair(batch)
+        for name, values in measures.items():
+            mean: Any = self.means[name]
+            mean.update(values[pairs])
+        return loss
+
+    def evaluation_metrics(self) -> dict[str, float]:
+        """Rewards, margin, accuracy, KL and log-probabilities."""
+        means: list[tuple[str, Any]] = list(self.means.items())
+        values = {name: float(mean.compute()) for name, mean in means}
+        for _, mean in means:
+            mean.reset()
+        return values
+
+    def _loss_and_measures(self, batch: Batch) -> tuple[TokenLoss, dict[str, Tensor]]:
+        reference = self._reference_scores(batch)
+        policy = self._policy_scores(self.model, batch)
+        losses, chosen, rejected = self.preference_loss(policy, reference)
+        pairs = _is_pair(batch)
+        total = torch.where(pairs, losses, 0.0).sum()
+        against = policy if reference is None else reference
+        drift = (policy.chosen - against.chosen + policy.rejected - against.rejected) / 2
+        measures = {
+            "chosen_reward": chosen,
+            "rejected_reward": rejected,
+            "margin": chosen - rejected,
+            "accuracy": (chosen > rejected).float(),
+            "kl": drift,
+            "chosen_log_prob": policy.chosen,
+            "rejected_log_prob": policy.rejected,
+        }
+        measures = {name: torch.where(pairs, values.detach(), 0.0) for name, values in measures.items()}
+        return TokenLoss(total, total.detach()), measures
+
+    # ---- checkpoints ------------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Also say which weights the reference has."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["lit_gpt"]["reference_sha256"] = self._first_sha256
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse to go on against another reference.
+
+        Raises:
+            UserError: the first weights are not those that the run was started from.
+        """
+        super().on_load_checkpoint(checkpoint)
+        saved = checkpoint["lit_gpt"].get("reference_sha256")
+        if saved is not None and self._first_sha256 is not None and saved != self._first_sha256:
+            raise UserError(
+                f"the run was started from other weights than {self.init_from} has now, so its reference is gone; "
+                "bring those weights back, or start a new run"
+            )
+
+
+def _lengths(batch: Batch) -> tuple[Tensor, Tensor]:
+    counts = (batch["labels"] != IGNORE_INDEX).sum(1)
+    chosen, rejected = counts.clamp(min=1).chunk(2)
+    return chosen, rejected
+
+
+def _is_pair(batch: Batch) -> Tensor:
+    """(B,) bool: which of a batch's pairs are no padding."""
+    return (batch["labels"].chunk(2)[0] != IGNORE_INDEX).any(1)
+
+
+def _metadata(path: Path) -> dict[str, str] | None:
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        metadata: dict[str, str] | None = file.metadata()
+        return metadata

@@ -1,0 +1,111 @@
+"""KTO: learn from single answers that were judged good or bad, with no pairs."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import MeanMetric
+
+from lit_gpt.batch import IGNORE_INDEX, Batch, StepBatch
+from lit_gpt.errors import UserError
+from lit_gpt.modules.dpo import DPOModule
+from lit_gpt.objectives import TokenLoss, kto_loss
+
+KTO_MEASURES = ("desirable_reward", "undesirable_reward", "kl")
+
+
+class KTOModule(DPOModule):
+    """Kahneman–Tversky optimisation (Ethayarajh et al. 2024, arXiv:2402.01306), the mean over the answers of a step.
+
+    The reference point z_0 is the mean log-ratio of policy and reference on answers to other prompts, over the whole
+    optimizer step on all devices, so that cutting the step into micro-batches changes nothing. In validation it is
+    that of each batch.
+
+    Args:
+        beta: how strongly the policy is held to the reference.
+        desirable_weight: weight of the good answers; with n_D good and n_U bad ones, the paper advises
+            desirable_weight · n_D between 1 and 4/3 times undesirable_weight · n_U.
+        undesirable_weight: weight of the bad ones.
+        reference: `frozen` or `disabled_adapter`; `auto`: the latter if there is an adapter.
+        kwargs: see `GPTModule`.
+    """
+
+    def __init__(
+        self,
+        beta: float = 0.1,
+        desirable_weight: float = 1.0,
+        undesirable_weight: float = 1.0,
+        reference: str = "auto",
+        **kwargs: Any,
+    ) -> None:
+        if reference == "precomputed":
+            raise UserError(
+                "KTO compares answers to other prompts as well; set reference to frozen or disabled_adapter"
+            )
+        super().__init__(beta=beta, reference=reference, **kwargs)  # type: ignore[arg-type]
+        if desirable_weight <= 0 or undesirable_weight <= 0:
+            raise UserError(f"the weights are {desirable_weight} and {undesirable_weight}; they must be above 0")
+        self.weights = (desirable_weight, undesirable_weight)
+        self.means = torch.nn.ModuleDict({name: MeanMetric() for name in KTO_MEASURES})
+        self._divergence: Tensor | None = None
+
+    def num_units(self, batch: Batch) -> Tensor:
+        """Answers; rows of padding are none."""
+        return _is_answer(batch).sum()
+
+    def training_step(self, batch: StepBatch | Batch, batch_idx: int) -> Tensor:
+        """Find the step's reference point without gradients, then do the step."""
+        micro_batches = batch if isinstance(batch, list) else [batch]
+        sums = torch.stack([self._mismatched_ratios(micro_batch) for micro_batch in micro_batches]).sum(0)
+        total, count = self._sum_over_ranks(sums)
+        self._divergence = (total / count.clamp(min=1)).clamp(min=0)
+        return super().training_step(batch, batch_idx)
+
+    @torch.no_grad()
+    def _mismatched_ratios(self, batch: Batch) -> Tensor:
+        """(2,): sum of the log-ratios of answers to other prompts, and their number."""
+        mismatched: Batch = batch["mismatched"]  # type: ignore[typeddict-item]
+        with self._reference_model() as model:
+            reference = self._log_probs(model, mismatched)
+        # Without dropout, as the reference point of what the policy is, not of one draw of it.
+        assert self.model is not None
+        training = self.model.training
+        self.model.eval()
+        ratios = self._log_probs(self.model, mismatched) - reference
+        self.model.train(training)
+        answers = _is_answer(mismatched)
+        return torch.stack([torch.where(answers, ratios, 0.0).sum(), answers.sum().to(ratios.dtype)])
+
+    def _loss_and_measures(self, batch: Batch) -> tuple[TokenLoss, dict[str, Tensor]]:
+        divergence = self._divergence
+        if not self.training or divergence is None:
+            total, count = self._mismatched_ratios(batch)
+            divergence = (total / count.clamp(min=1)).clamp(min=0)
+        with self._reference_model() as model, torch.no_grad():
+            reference = self._log_probs(model, batch)
+        desirable: Tensor = batch["desirable"]  # type: ignore[typeddict-item]
+        policy = self._log_probs(self.model, batch)
+        losses, rewards = kto_loss(policy, reference, desirable, divergence, self.preference_loss.beta, *self.weights)
+        answers = _is_answer(batch)
+        loss = torch.where(answers, losses, 0.0).sum()
+        measures = {
+            "desirable_reward": torch.where(answers & desirable, rewards, 0.0),
+            "undesirable_reward": torch.where(answers & ~desirable, rewards, 0.0),
+            "kl": divergence.expand(len(answers)),
+        }
+        return TokenLoss(loss, loss.detach()), {name: value.detach() for name, value in measures.items()}
+
+    def evaluation_loss(self, batch: Batch) -> TokenLoss:
+        """The same, and its measures over the whole split."""
+        loss, measures = self._loss_and_measures(batch)
+        desirable: Tensor = batch["desirable"]  # type: ignore[typeddict-item]
+        answers = _is_answer(batch)
+        chosen = {"desirable_reward": answers & desirable, "undesirable_reward": answers & ~desirable, "kl": answers}
+        for name, values in measures.items():
+            mean: Any = self.means[name]
+            mean.update(values[chosen[name]])
+        return loss
+
+
+def _is_answer(batch: Batch) -> Tensor:
+    return (batch["labels"] != IGNORE_INDEX).any(1)

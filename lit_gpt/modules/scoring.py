@@ -1,0 +1,58 @@
+"""Objectives whose model gives a few numbers a text instead of a next token: a linear layer on the last hidden state.
+
+The numbers are read where the stop token (or whatever is the last target of a row) would be predicted: the model has
+then seen the whole text.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from lit_gpt.batch import IGNORE_INDEX, Batch
+from lit_gpt.models import GPT
+from lit_gpt.modules.base import GPTModule
+
+SCORE = "score"
+
+
+class ScoringModule(GPTModule):
+    """Base of reward models and classifiers: a GPT with a layer `score` of (outputs, C) beside the LM head.
+
+    Args:
+        num_outputs: numbers a text.
+        kwargs: see `GPTModule`.
+    """
+
+    is_language_model_loss = False
+    grows_vocabulary = True
+    new_weights = (f"{SCORE}.weight",)
+
+    def __init__(self, num_outputs: int, **kwargs: object) -> None:
+        super().__init__(**kwargs)  # type: ignore[arg-type]
+        self.num_outputs = num_outputs
+
+    def build_model(self) -> nn.Module:
+        """Make the GPT and its score layer; an LM head of its own takes no part, so it is frozen."""
+        model = GPT(self.config)
+        setattr(model, SCORE, nn.Linear(self.config.n_embd, self.num_outputs, bias=False))
+        if not self.config.tie_embeddings:
+            model.lm_head.requires_grad_(False)
+        return model
+
+    def scores(self, batch: Batch) -> Tensor:
+        """Returns (B, outputs) float32: the score of each row; one of padding has the score of its first position."""
+        targets = batch["labels"] != IGNORE_INDEX
+        positions = torch.arange(targets.shape[1], device=targets.device)
+        last = torch.where(targets, positions, 0).amax(1)  # (B,)
+
+        def head_fn(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+            chosen = hidden[torch.arange(len(last), device=hidden.device), last]  # (B, C)
+            score: nn.Linear = self.model.score  # type: ignore[union-attr, assignment]
+            return score(chosen).float()
+
+        result: Tensor = self(batch, head_fn=head_fn)
+        return result
+
+
+def rows_with_targets(batch: Batch) -> Tensor:
+    """Returns (B,) bool: which rows are no padding."""
+    return (batch["labels"] != IGNORE_INDEX).any(1)

@@ -1,0 +1,70 @@
+"""Supervised fine-tuning: predict the assistant's tokens of a conversation."""
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics.classification import MulticlassAccuracy
+
+from lit_gpt.batch import IGNORE_INDEX, Batch
+from lit_gpt.modules.base import GPTModule
+from lit_gpt.objectives import TokenLoss, linear_cross_entropy, token_predictions
+
+
+class SFTModule(GPTModule):
+    """Cross-entropy of the tokens that `labels` names: the assistant's words and its stop token (Ouyang et al. 2022).
+
+    The loss of a step is the mean over all its supervised tokens, whatever the lengths of its rows. The head runs on
+    supervised positions alone, which saves its share of the prompts. Validation logs loss, perplexity and accuracy of
+    these tokens. Tokens that the tokenizer has and the weights of `init_from` lack (those of a chat template) get
+    rows of their own, which start at the mean of the others (`lit_gpt.models.vocabulary`).
+
+    Args:
+        z_loss: coefficient of the z-loss; 0 leaves it out.
+        kwargs: see `GPTModule`.
+    """
+
+    grows_vocabulary = True
+
+    def __init__(self, z_loss: float = 0.0, **kwargs: object) -> None:
+        super().__init__(**kwargs)  # type: ignore[arg-type]
+        self.z_loss = z_loss
+        self.token_accuracy = MulticlassAccuracy(self.config.vocab_size, average="micro", validate_args=False)
+
+    def loss(self, batch: Batch) -> TokenLoss:
+        """Cross-entropy of the supervised tokens, summed, inside the head."""
+        return self(batch, head_fn=partial(self._on_targets, batch, self._cross_entropy))
+
+    def evaluation_loss(self, batch: Batch) -> TokenLoss:
+        """The same, and the tokens that the model would have written."""
+        token_loss, predictions, labels = self(batch, head_fn=partial(self._on_targets, batch, self._with_predictions))
+        answers = labels != IGNORE_INDEX
+        if answers.any():  # with several devices the last batch may be padding alone
+            self.token_accuracy.update(predictions[answers], labels[answers])
+        return token_loss
+
+    def evaluation_metrics(self) -> dict[str, float]:
+        """Share of the supervised tokens that are the likeliest ones."""
+        accuracy = float(self.token_accuracy.compute())
+        self.token_accuracy.reset()
+        return {"token_accuracy": accuracy}
+
+    def _on_targets(self, batch: Batch, head_fn: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Any:
+        labels = batch["labels"].reshape(-1)
+        rows = hidden.reshape(-1, hidden.shape[-1])
+        if "target_index" in batch:
+            index: Tensor = batch["target_index"]  # type: ignore[typeddict-item]
+            rows, labels = rows.index_select(0, index), labels.index_select(0, index)
+        return head_fn(rows, weight, bias, labels)
+
+    def _cross_entropy(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor) -> TokenLoss:
+        softcap = self.config.logit_softcap
+        return linear_cross_entropy(hidden, weight, bias, labels, z_loss=self.z_loss, softcap=softcap)
+
+    def _with_predictions(
+        self, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor
+    ) -> tuple[TokenLoss, Tensor, Tensor]:
+        loss = self._cross_entropy(hidden, weight, bias, labels)
+        with torch.no_grad():
+            return loss, token_predictions(hidden, weight, bias), labels
