@@ -19,7 +19,7 @@ VARIANTS = {
     "multi-query, biased attention": MODERN | {"n_kv_head": 1, "attention_bias": True},
     "every layer slides": MODERN | {"sliding_window": 5},
     "some layers slide": {"sliding_window": 4, "layer_windows": (True, False, True)},
-    "scaled rope": MODERN | {"rope_scaling": RopeScaling("llama3", 4.0, 1.0, 4.0, 16), "tie_embeddings": False},
+    "scaled rope": MODERN | {"rope_scaling": RopeScaling("llama3", 4.0, 16, 1.0, 4.0), "tie_embeddings": False},
     "alibi, parallel halves": {"positions": "alibi", "parallel_residual": True, "mlp": "gelu_tanh"},
     "sinusoids, norms after the sum": {"positions": "sinusoidal", "norm_placement": "post"},
     "sandwich, soft-caps, local base": MODERN
@@ -65,6 +65,19 @@ VARIANTS = {
         "moe": MoEConfig(8, 3, 16, scores="sigmoid", n_group=4, topk_group=2, selection_bias=True),
     },
 }
+# Frequencies that follow the text's length, which is not causal beyond the original context: `transformers` has it so.
+LENGTHENED = {
+    "dynamic rope": MODERN | {"rope_scaling": RopeScaling("dynamic", 4.0, 10), "rope_theta": 100.0},
+    "longrope": MODERN
+    | {"rope_scaling": RopeScaling("longrope", 4.0, 10, short_factors=(1.0,) * 4, long_factors=(1.5, 2.0, 3.0, 4.0))},
+    "longrope, local base": MODERN
+    | {
+        "rope_scaling": RopeScaling("longrope", 4.0, 10, short_factors=(1.0,) * 4, long_factors=(1.5, 2.0, 3.0, 4.0)),
+        "sliding_window": 5,
+        "layer_windows": (True, False),
+        "rope_local_theta": 100.0,
+    },
+}
 
 
 @pytest.fixture(autouse=True)
@@ -76,4 +89,10 @@ def _seeded() -> None:
 @pytest.fixture(params=VARIANTS.values(), ids=VARIANTS)
 def small_config(request) -> GPTConfig:
     """A three-layer model in every combination of parts that the package names."""
+    return GPTConfig(**SMALL | request.param)
+
+
+@pytest.fixture(params=(VARIANTS | LENGTHENED).values(), ids=VARIANTS | LENGTHENED)
+def packable_config(request) -> GPTConfig:
+    """The same, and models that rotate by the length of the text."""
     return GPTConfig(**SMALL | request.param)

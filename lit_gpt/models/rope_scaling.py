@@ -28,6 +28,9 @@ class RopeScaling:
     - `longrope`: every pair has a divisor of its own, one set up to `original_block_size` and one beyond
       (Ding et al. 2024, arXiv:2402.13753).
 
+    The context that `dynamic` and `longrope` look at is each text's own (`rope_frequencies.context_lengths`), so that
+    packed documents and rows of a batch stay apart.
+
     Raises:
         UserError: If a value is out of bounds; the message names value, bound and remedy.
     """

@@ -1,9 +1,10 @@
 """The fields of a config hold what their annotations say, whether they come from Python, a YAML or a config.json.
 
-Numbers are finite, whole ones are `int`, patterns are tuples of bools. `bool` is no number here, and "2" is none either.
+Numbers are finite, whole ones are `int`, patterns are tuples of bools. `bool` is no number here, nor is "2".
 """
 
 import math
+from collections.abc import Hashable
 from dataclasses import fields
 from functools import cache
 from types import NoneType, UnionType
@@ -31,7 +32,7 @@ def check_types(config: Any, prefix: str = "") -> None:
     Raises:
         UserError: Naming the field, its value and what it must be.
     """
-    hints = _hints(type(config))
+    hints = _hints(config.__class__)
     for field in fields(config):
         value, kind = getattr(config, field.name), hints[field.name]
         if not _is(value, kind):
@@ -39,7 +40,7 @@ def check_types(config: Any, prefix: str = "") -> None:
 
 
 @cache
-def _hints(owner: type) -> dict[str, Any]:
+def _hints(owner: Hashable) -> dict[str, Any]:  # a class
     return get_type_hints(owner)
 
 

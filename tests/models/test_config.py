@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import math
 import typing
 
 import pytest
@@ -61,6 +62,15 @@ def test_overriding_one_size_moves_what_depends_on_it():
     assert not config.has_mlp_bias
 
 
+def test_gemmas_multiplier_follows_its_width():
+    config = GPTConfig.from_preset("gemma-3-1b")
+    assert config.embedding_multiplier == 1152**0.5
+    narrow = config.overridden({"n_embd": 256})
+    assert narrow.embedding_multiplier == 16.0
+    assert narrow.overridden({"embedding_scale": 2.0}).embedding_multiplier == 2.0
+    assert GPTConfig().embedding_multiplier == 1.0
+
+
 def test_nested_scaling_comes_as_a_dict_from_yaml():
     config = GPTConfig.from_preset("llama-3-8b", rope_scaling={"kind": "linear", "factor": 2.0})
     assert config.rope_scaling == RopeScaling("linear", 2.0)
@@ -108,15 +118,62 @@ def test_config_is_a_value():
         ({"parallel_residual": True, "norm_placement": "sandwich"}, "norm_placement: pre"),
         ({"attention_softcap": 0.0}, "attention_softcap is 0"),
         ({"embedding_scale": -1.0}, "embedding_scale is -1"),
+        ({"embedding_scale": "sqrt"}, "a finite number or sqrt_width"),
         ({"multi_token": -1}, "multi_token is -1"),
         ({"mla": MLAConfig()}, "mla rotates its qk_rope_head_dim"),
         ({"mla": MLAConfig(), "positions": "rope", "qk_norm": "head"}, "which has no qk_norm"),
-        ({"moe": {"num_experts": 4}}, "not a MoEConfig"),
+        ({"moe": {"num_experts": 4}}, "a MoEConfig"),
+        ({"moe": MoEConfig(layers=(False,) * 12 + (True,))}, "none of the 12 layers a mixture"),
+        ({"n_layer": 2.5}, "n_layer is 2.5, it must be a whole number"),
+        ({"n_layer": "2"}, "n_layer is '2', it must be a whole number"),
+        ({"n_layer": True}, "n_layer is True, it must be a whole number"),
+        ({"n_embd": None}, "n_embd is None"),
+        ({"bias": 1}, "bias is 1, it must be true or false"),
+        ({"dropout": "0.1"}, "dropout is '0.1', it must be a finite number"),
+        ({"norm": ["rmsnorm"]}, "layernorm, rmsnorm"),
+        ({"rope_theta": math.inf}, "rope_theta is inf"),
+        ({"norm_eps": math.nan}, "norm_eps is nan"),
+        ({"sliding_window": 4, "layer_windows": "TF"}, "layer_windows is 'TF'"),
+        ({"positions": "rope", "rope_layers": (1, 0)}, "rope_layers is .1, 0., it must be a list of true or false"),
+        ({"rope_fraction": 0.5}, "rope_fraction 0.5 needs positions: rope"),
     ],
 )
 def test_refused(fields, message):
     with pytest.raises(UserError, match=message):
         GPTConfig(**fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"factor": math.inf}, r"rope_scaling\.factor is inf"),
+        ({"factor": "8"}, r"rope_scaling\.factor is '8'"),
+        ({"original_block_size": 4096.5}, "4096.5, it must be a whole number"),
+        ({"kind": "yarn", "attention_factor": -1.0}, "attention_factor is -1.0, it must be greater than 0"),
+        ({"kind": "yarn", "mscale": -1.0}, "mscale is -1.0, it must be at least 0"),
+        ({"kind": "llama3", "mscale": 3.0}, "mscale 3.0 belongs to kind yarn, got kind: llama3"),
+        ({"kind": "linear", "short_factors": (1.0,)}, "belongs to kind longrope"),
+        ({"kind": "longrope", "short_factors": (0.0,), "long_factors": (1.0,)}, "each must be greater than 0"),
+        ({"kind": "longrope", "short_factors": (1.0,), "long_factors": "12"}, "a list of finite numbers"),
+    ],
+)
+def test_refused_fields_of_a_scaling(fields, message):
+    with pytest.raises(UserError, match=message):
+        RopeScaling(**fields)
+
+
+def test_another_kind_of_scaling_leaves_the_fields_of_the_old_one():
+    yarn = RopeScaling("yarn", 16.0, 4096, beta_fast=8.0, mscale=1.0, attention_factor=1.5)
+    config = GPTConfig(positions="rope", rope_scaling=yarn)
+    assert config.overridden({"rope_scaling": {"kind": "linear"}}).rope_scaling == RopeScaling("linear", 16.0, 4096)
+    longrope = {"kind": "longrope", "short_factors": [1.0] * 32, "long_factors": [2.0] * 32}
+    assert config.overridden({"rope_scaling": longrope}).rope_scaling.attention_factor == 1.5
+    assert config.overridden({"rope_scaling": {"factor": 2.0}}).rope_scaling.beta_fast == 8.0
+
+
+def test_refused_latent_sizes():
+    with pytest.raises(UserError, match=r"mla\.kv_lora_rank is '512'"):
+        MLAConfig(kv_lora_rank="512")
 
 
 def test_refused_scaling():
@@ -143,6 +200,9 @@ def test_refused_scaling():
         ({"bias_update_rate": 0.1}, "selection_bias: true"),
         ({"scores": "tanh"}, "softmax, sigmoid"),
         ({"balance_loss_weight": -1.0}, "balance_loss_weight is -1"),
+        ({"routed_scaling_factor": -1.0}, "routed_scaling_factor is -1.0, it must be greater than 0"),
+        ({"num_experts": 4.0}, r"moe\.num_experts is 4.0, it must be a whole number"),
+        ({"layers": "TF"}, "layers is 'TF'"),
     ],
 )
 def test_refused_experts(fields, message):

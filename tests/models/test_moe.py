@@ -218,6 +218,16 @@ def test_selection_bias_keeps_its_precision():
     assert model.blocks[0].mlp.router.weight.dtype == torch.bfloat16
 
 
+def test_selection_bias_is_wide_whatever_the_default_dtype():
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        router = GPT(small({"selection_bias": True})).blocks[0].mlp.router
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert router.weight.dtype == torch.bfloat16
+    assert router.selection_bias.dtype == torch.float32
+
+
 def test_leaving_the_meta_device_zeroes_selection_biases():
     with torch.device("meta"):
         model = GPT(small({"selection_bias": True}))

@@ -5,7 +5,7 @@ import torch
 
 from lit_gpt.models import GPTConfig, RopeScaling
 from lit_gpt.models.positions import alibi_slopes, apply_rope, build_rotations, rope_rotation, sinusoids
-from lit_gpt.models.rope_frequencies import rope_frequencies
+from lit_gpt.models.rope_frequencies import context_lengths, rope_frequencies
 
 CONFIG = GPTConfig(n_embd=32, n_head=4, positions="rope")
 
@@ -89,6 +89,18 @@ def test_dynamic_scaling_begins_beyond_the_original_context():
     torch.testing.assert_close(rope_frequencies(config, torch.arange(8)), rope_frequencies(CONFIG))
     base = 10000.0 * (2 * 12 / 8 - 1) ** (8 / 6)
     torch.testing.assert_close(rope_frequencies(config, torch.arange(12)), base ** -(torch.arange(4) / 4))
+
+
+def test_every_text_has_its_own_length():
+    config = GPTConfig(n_embd=32, n_head=4, positions="rope", rope_scaling=RopeScaling("dynamic", 2.0, 4))
+    positions = torch.tensor([[0, 1, 2, 0, 1, 3, 0], [0, 0, 1, 2, 0, 3, 4]])
+    documents = torch.tensor([[7, 7, 7, 2, 2, 7, -1], [-1, 900, 900, 900, -1, 900, 900]])  # in any order
+    lengths = context_lengths(config, positions, documents)
+    assert lengths.tolist() == [[4, 4, 4, 2, 2, 4, 1], [1, 5, 5, 5, 1, 5, 5]]
+    assert context_lengths(config, torch.arange(7), documents).tolist()[0] == [6, 6, 6, 5, 5, 6, 7]
+    assert context_lengths(config, positions, None).tolist() == [[4], [5]]
+    assert context_lengths(config, torch.arange(7), None) is None
+    assert context_lengths(CONFIG, positions, documents) is None
 
 
 def test_sinusoids_are_the_papers():

@@ -106,8 +106,8 @@ def dequantize_fp8(weight: Tensor, scales: Tensor, block_size: list[int] | None 
         if size < 1 or -(-length // size) != count or (given is None and length % count):
             raise UserError(
                 f"a float8 matrix of {tuple(weight.shape)} has scales of {tuple(scales.shape)}, which are not one for "
-                f"each block of {block_size or 'any size'}; weight_block_size in config.json's quantization_config must "
-                "say how large a block is"
+                f"each block of {block_size or 'any size'}; quantization_config in config.json must say the right "
+                "weight_block_size"
             )
         scales = scales.repeat_interleave(size, dim).narrow(dim, 0, length)
     return wide.mul_(scales).to(torch.bfloat16)

@@ -41,7 +41,8 @@ def read_rope(
     theta = _first("rope_theta", parameters, values, default=default_theta)
     if default_fraction is None:
         _rotate_all(parameters, values)
-    fraction = _first("partial_rotary_factor", parameters, values, default=1.0 if default_fraction is None else default_fraction)
+        default_fraction = 1.0
+    fraction = _first("partial_rotary_factor", parameters, values, default=default_fraction)
     return {"rope_theta": theta, "rope_fraction": fraction, "rope_scaling": _read_scaling(parameters, values)}
 
 
