@@ -59,7 +59,11 @@ def exclusive(path: Path, purpose: str, announce: bool = True) -> Iterator[None]
             if announce:
                 say(f"another process is {purpose}; waiting for it ({path})")
             fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        try:
+            yield
+        finally:
+            # Closing the file is not enough: a worker that was forked meanwhile holds it open too.
+            fcntl.flock(file, fcntl.LOCK_UN)
 
 
 def human_bytes(count: float) -> str:

@@ -180,7 +180,8 @@ class MixtureLoader(StepLoader):
             raise UserError(f"max_epochs of the mixture leave {end} windows, fewer than one step; raise them")
         self.last_step = None if end is None else num_steps
         identity = {
-            "corpora": dict(zip(mixture.names, (split.fingerprint for split in mixture.splits), strict=True)),
+            # A list, because their sequence counts: it decides which draws and which window orders each of them gets.
+            "corpora": [[name, split.fingerprint] for name, split in zip(mixture.names, mixture.splits, strict=True)],
             "seed": mixture.seed,
             "block_size": mixture.block_size,
             "global_batch_size": global_batch_size,
@@ -206,6 +207,13 @@ class MixtureLoader(StepLoader):
         Raises:
             UserError: if the order up to there would have been another.
         """
+        saved_corpora = [list(pair) for pair in state_dict.get("corpora", [])]
+        own_corpora = self._identity["corpora"]
+        if saved_corpora != own_corpora and sorted(saved_corpora) == sorted(own_corpora):
+            raise UserError(
+                f"the checkpoint was trained with the corpora in the order {_listed(saved_corpora)}, this run has "
+                f"{_listed(own_corpora)}: other windows would be drawn; restore that order"
+            )
         super().load_state_dict(state_dict)
         now = self.mixture.sampler.past(self._position)
         for saved, own in zip(state_dict["weights"], now, strict=False):
@@ -227,6 +235,10 @@ class MixtureLoader(StepLoader):
             + ", ".join(f"{name} {weight:.4g}" for name, weight in zip(self.mixture.names, weights, strict=True))
             for start, *weights in segments
         )
+
+
+def _listed(corpora: Sequence[Sequence[str]]) -> str:
+    return ", ".join(name for name, _ in corpora)
 
 
 class AlternatingLoader:

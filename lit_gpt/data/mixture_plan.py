@@ -37,6 +37,7 @@ class MixtureChange:
         at: When: a share of the run between 0 and 1 (a float, such as 0.8), or an optimizer step (an int).
         weights: Weights by name from then on; a corpus that is not named gets none.
         over: Change over so long instead of at once, in a straight line of 32 stairs; a share or a number of steps.
+            The change is over before the run is.
     """
 
     at: int | float
@@ -100,12 +101,13 @@ def plan_phases(
         global_batch_size: Samples of a step.
 
     Raises:
-        UserError: for unknown names, changes out of order or beyond the run, and shares of a run without an end.
+        UserError: for unknown names, changes out of order or not over when the run ends, and shares of a run without
+            an end.
     """
     phases = [Phase(0, first)]
     for change in changes:
         start = _steps("at", change.at, total_steps)
-        over = _steps("over", change.over, total_steps)
+        over = _length(change, start, total_steps)
         before, after = phases[-1].weights, _named(change.weights, names)
         if start * global_batch_size <= phases[-1].start and start:
             raise UserError(
@@ -140,6 +142,20 @@ def _steps(name: str, value: int | float, total_steps: int | None) -> int:
     if name == "at" and total_steps is not None and value >= total_steps:
         raise UserError(f"at is step {int(value)}, and the run ends after {total_steps} steps; choose an earlier one")
     return int(value)
+
+
+def _length(change: MixtureChange, start: int, total_steps: int | None) -> int:
+    """Returns the optimizer steps that a change takes, which end with the run at the latest."""
+    over = _steps("over", change.over, total_steps)
+    if total_steps is None or start + over <= total_steps:
+        return over
+    shares = all(isinstance(value, float) and value <= 1 for value in (change.at, change.over))
+    if shares and round((change.at + change.over) * total_steps) <= total_steps:
+        return total_steps - start  # such as 0.3 and 0.7 of 5 steps, both rounded up
+    raise UserError(
+        f"the mixture's schedule changes from step {start} over {over} steps, and the run ends after {total_steps} "
+        "steps, before the new weights hold; choose an earlier `at`, or a shorter `over`"
+    )
 
 
 def _named(weights: Mapping[str, float], names: Sequence[str]) -> tuple[float, ...]:

@@ -12,7 +12,7 @@ from mixing import NAMES, G, Recorder, make_corpora, mixture, text
 from recording import stock_trainer
 
 from lit_gpt.callbacks import MixtureProportions
-from lit_gpt.data.mixture_plan import MixtureChange, MixtureCorpus
+from lit_gpt.data.mixture_plan import MixtureChange, MixtureCorpus, plan_phases
 from lit_gpt.data.tokenizers import load_tokenizer
 from lit_gpt.datamodules import PreparedDataModule
 from lit_gpt.errors import UserError
@@ -83,7 +83,7 @@ def test_each_corpus_is_gone_through_once_before_it_comes_again(root: Path) -> N
             assert len(set(own[epoch * count : (epoch + 1) * count].tolist())) == count
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_resume_is_exact_and_elastic(root: Path, num_workers: int) -> None:
     schedule = [MixtureChange(at=6, weights={"code": 1.0, "web": 1.0}, over=5)]
     expected = steps(ready(mixture(root, schedule=schedule)).train_dataloader(), 20)
@@ -172,6 +172,33 @@ def test_the_future_of_the_weights_may_change_and_their_past_not(root: Path) -> 
     other = ready(mixture(root, seed=6)).train_dataloader()
     with pytest.raises(UserError, match="trained with seed 5, this run has 6"):
         other.load_state_dict(state)
+
+
+def test_the_corpora_keep_their_order(root: Path) -> None:
+    def loader(names: tuple[str, ...]):
+        corpora = [MixtureCorpus(str(root / "corpora" / name), weight=1.0) for name in names]
+        return ready(mixture(root, corpora=corpora)).train_dataloader()
+
+    first = loader(("web", "books"))
+    steps(first, 3)
+    state = pickle.loads(pickle.dumps(first.state_dict()))
+    same = loader(("web", "books"))
+    same.load_state_dict(state)
+    assert steps(same, 3) == steps(first, 3)
+    with pytest.raises(UserError, match="in the order web, books, this run has books, web: .*restore that order"):
+        loader(("books", "web")).load_state_dict(state)
+    with pytest.raises(UserError, match="trained with corpora"):
+        loader(("web", "code")).load_state_dict(state)
+
+
+def test_a_slow_change_may_end_with_the_run() -> None:
+    change = MixtureChange(at=0.3, weights={"code": 1.0}, over=0.7)  # 2 and 4 of 5 steps, both rounded up
+    phases = plan_phases((1.0, 0.0), ["web", "code"], [change], total_steps=5, global_batch_size=1)
+    assert [(phase.start, round(phase.weights[1], 3)) for phase in phases] == [(0, 0.0), (2, 0.167), (3, 0.5), (4, 1.0)]
+    plan_phases((1.0, 0.0), ["web", "code"], [MixtureChange(30, {"code": 1.0}, 10)], 40, 1)
+    for at, over in ((30, 11), (0.5, 0.9), (30, 0.5), (0.75, 11)):
+        with pytest.raises(UserError, match="and the run ends after 40 steps, before the new weights hold"):
+            plan_phases((1.0, 0.0), ["web", "code"], [MixtureChange(at, {"code": 1.0}, over)], 40, 1)
 
 
 def test_validation_of_each_corpus_and_of_all(root: Path) -> None:

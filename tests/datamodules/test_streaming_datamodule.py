@@ -1,5 +1,6 @@
 import itertools
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -15,6 +16,9 @@ from streamed import Recorder, make_stream, stream, texts
 
 from lit_gpt.data.documents import BadInput
 from lit_gpt.data.hub import HubDataset
+from lit_gpt.data.readers import read_file
+from lit_gpt.data.streaming.documents import RemoteFiles
+from lit_gpt.data.streaming.remote import list_remote
 from lit_gpt.data.tokenizers import load_tokenizer
 from lit_gpt.errors import UserError
 
@@ -122,6 +126,72 @@ def test_fsspec_shards_are_those_of_the_disk(root: Path) -> None:
     assert len(copies) <= 1  # a shard is deleted when it has been read
     source = here.provenance(next(iter(here.train_dataloader()))[0])[0][0].source
     assert source.startswith(str(root))
+
+
+@pytest.mark.parametrize("form", ["disk", "memory", "dataset"])
+def test_a_shard_that_changes_without_changing_its_size_is_another(root: Path, form: str) -> None:
+    memory = fsspec.filesystem("memory")
+    path = root / "shards" / "0.jsonl"
+    original = path.read_bytes()
+
+    def write(content: bytes) -> None:
+        path.write_bytes(content)
+        memory.pipe_file(f"/{root.name}/changing/0.jsonl", content)
+
+    def data(cache: str):
+        if form == "dataset":
+            return ready(
+                stream(root, cache, dataset=HubDataset("json", data_files=str(root / "shards" / "[0-2].jsonl")))
+            )
+        url = str(root / "shards") if form == "disk" else f"memory://{root.name}/changing/*.jsonl"
+        return ready(stream(root, cache, files=url))
+
+    write(original)
+    loader = data("cache").train_dataloader()
+    before = rows(loader, 3)
+    write(original.replace(b'"text ', b'"next '))
+    os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))  # also where the clock of the file system is coarse
+    assert rows(data("cache").train_dataloader(), 3) == rows(data("fresh").train_dataloader(), 3) != before
+    with pytest.raises(UserError, match=r"trained with stream .* changed \(name, size, date or checksum\)"):
+        data("cache").train_dataloader().load_state_dict(loader.state_dict())
+
+
+def test_a_server_that_says_no_version_is_warned_of(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fsspec.filesystem("memory").pipe_file(f"/{root.name}/plain.txt", b"text")
+    monkeypatch.setattr("lit_gpt.data.streaming.remote._VERSIONS", ())
+    with pytest.warns(UserWarning, match=r"1 shards of .* no checksum, ETag or date, such as memory://.*plain\.txt"):
+        assert list_remote(f"memory://{root.name}/plain.txt")[0].version == ""
+
+
+def test_two_streams_share_the_copies_in_a_cache(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = fsspec.filesystem("memory")
+    for number in range(2):
+        memory.pipe_file(f"/{root.name}/shared/{number}.txt", f"text {number}".encode())
+
+    def read() -> set[str]:
+        files = RemoteFiles(f"memory://{root.name}/shared/*.txt", root / "copies")
+        return {document.text for document, _ in files.documents(0, None, BadInput())}
+
+    def copies() -> list[Path]:
+        return [path for path in (root / "copies" / "shards").iterdir() if path.suffix != ".lock"]
+
+    def read_after_another(path: Path, *arguments):
+        with monkeypatch.context() as patch:
+            patch.setattr("lit_gpt.data.streaming.documents.read_file", read_file)
+            assert read() == {"text 0", "text 1"}  # all of it, just before the first opens its copy
+        assert path in copies()
+        return read_file(path, *arguments)
+
+    monkeypatch.setattr("lit_gpt.data.streaming.documents.read_file", read_after_another)
+    assert read() == {"text 0", "text 1"}
+    assert not copies()  # the last one to read a copy deletes it
+
+
+def test_blocks_are_found_in_any_order(root: Path) -> None:
+    store = ready(stream(root, cache_gigabytes=0)).order.store
+    first = [store.tokens(block).copy() for block in range(5)]
+    for block in (4, 0, 3, 1, 2, 0):
+        assert (store.tokens(block) == first[block]).all()
 
 
 @pytest.mark.parametrize("form", ["jsonl", "parquet"])
@@ -263,3 +333,19 @@ def test_one_two_one_processes_consume_the_same_samples(root: Path) -> None:
     seen = run(1, 8) + run(2, 21, str(root / "step-8.ckpt")) + run(1, 29, str(root / "step-21.ckpt"))
     assert seen == whole[:29]
     assert np.array(seen).shape == (29, G, T)
+
+
+@pytest.mark.slow
+def test_the_memory_of_the_process_is_flat(tmp_path: Path) -> None:
+    def run(megabytes: int) -> dict[str, int]:
+        command = [sys.executable, "streamed_memory.py", str(tmp_path / str(megabytes)), str(megabytes)]
+        done = subprocess.run(
+            command, cwd=Path(__file__).parent, check=True, stdout=subprocess.PIPE, text=True, timeout=300
+        )
+        return json.loads(done.stdout)
+
+    short, long = run(4), run(40)
+    print(f"peak memory: 4 MB {short['peak'] / 1e6:.0f} MB, 40 MB {long['peak'] / 1e6:.0f} MB")
+    assert long["tokens"] > 9 * short["tokens"] > 9e6
+    # To hold the tokens alone would take 2 bytes for each.
+    assert long["peak"] - short["peak"] < 0.5 * 2 * (long["tokens"] - short["tokens"])

@@ -74,7 +74,8 @@ class BlockStore:
                 with contextlib.suppress(FileNotFoundError):
                     self._maps[block] = np.memmap(self._path(block), dtype=self.dtype, mode="r").view(np.ndarray)
                     break
-            for old in sorted(self._maps)[: -self.keep_blocks]:
+            # The one in use and the last: the pages of a map count as this process's memory.
+            for old in list(self._maps)[:-2]:
                 del self._maps[old]
             # Of the processes of a machine one reads on from block to block; the others find what it has made.
             reads_on = self._reader is None or self._reader[0] == block + 1
@@ -118,7 +119,7 @@ class BlockStore:
             )
 
     def _make_quietly(self, block: int) -> None:
-        with contextlib.suppress(UserError, OSError, ValueError):
+        with contextlib.suppress(Exception):
             self._make(block)
 
     def _make(self, block: int) -> None:

@@ -1,6 +1,8 @@
 """Where a stream's documents come from, with a place for each at which reading can begin again."""
 
 import dataclasses
+import glob
+import os
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -13,7 +15,7 @@ from lit_gpt.data.file_hashes import sha256_json
 from lit_gpt.data.hub import HubDataset, HubSource
 from lit_gpt.data.readers import read_file
 from lit_gpt.data.sampler import hash_integers, permute
-from lit_gpt.data.streaming.remote import RemoteFile, fetch, forget, list_remote
+from lit_gpt.data.streaming.remote import RemoteFile, fetched, list_remote
 from lit_gpt.errors import UserError
 
 
@@ -48,8 +50,11 @@ class DocumentStream(Protocol):
 class RemoteFiles:
     """Shards anywhere that fsspec reaches: `s3://`, `gs://`, `hf://`, `https://`, `memory://`, plain paths.
 
-    A remote shard is fetched whole into the cache before it is read, and deleted when it has been. Formats are those of
-    local files: txt, jsonl, csv, parquet, also `.gz` and `.zst`.
+    A remote shard is fetched whole into the cache before it is read, and deleted when all streams that read it there
+    have done so. Formats are those of local files: txt, jsonl, csv, parquet, also `.gz` and `.zst`.
+
+    A shard is known by its name, its size and its version: the date of a local file (copy with `cp -p` or `rsync -a`
+    to keep it), and what the server says of a remote one (a checksum, an ETag or a date).
 
     Args:
         urls: Files, folders or glob patterns.
@@ -86,8 +91,8 @@ class RemoteFiles:
         return self._files
 
     def fingerprint(self) -> str:
-        """Returns a hash of the shards' names and sizes and of how they are read."""
-        listed = [[file.url, file.size] for file in self.files]
+        """Returns a hash of the shards' names, sizes and versions and of how they are read."""
+        listed = [[file.url, file.size, file.version] for file in self.files]
         order = [self.shuffle_shards, self.seed if self.shuffle_shards else None]
         return sha256_json(["remote", listed, self.text_field, self.document_separator, order])
 
@@ -99,12 +104,11 @@ class RemoteFiles:
             order = permute(order, len(self.files), hash_integers(self.seed, epoch, 4))
         for shard in range(first_shard, len(self.files)):
             file = self.files[order[shard]]
-            path = fetch(file, self.cache_dir)
             begin = first_document if shard == first_shard else 0
-            found = read_file(path, file.url, bad_input, self.text_field, self.document_separator)
-            for number, document in enumerate(islice(found, begin, None), start=begin):
-                yield document, [shard, number]
-            forget(file, path)
+            with fetched(file, self.cache_dir) as path:
+                found = read_file(path, file.url, bad_input, self.text_field, self.document_separator)
+                for number, document in enumerate(islice(found, begin, None), start=begin):
+                    yield document, [shard, number]
 
     def describe(self) -> dict[str, Any]:
         """Returns the patterns, and number and size of the shards."""
@@ -116,8 +120,8 @@ class HubStream:
     """A Hugging Face data set, streamed.
 
     Args:
-        spec: Which data set; it is streamed whatever its `streaming` says. Pin `revision`: a stream is known by its
-            description alone.
+        spec: Which data set; it is streamed whatever its `streaming` says. Pin `revision`: a data set of the hub is
+            known by its description alone. Local files are known by size and date too.
         text_field: Column of the text where `spec` names none.
     """
 
@@ -127,8 +131,14 @@ class HubStream:
         self.name = HubSource(self.spec).name
 
     def fingerprint(self) -> str:
-        """Returns a hash of the description."""
-        return sha256_json(["hub stream", dataclasses.asdict(self.spec), self.text_field])
+        """Returns a hash of the description, and of names, sizes and dates of the local files that it names."""
+        given = [self.spec.data_files] if isinstance(self.spec.data_files, str) else self.spec.data_files or []
+        # Within a local folder every file counts; a builder's patterns may also be URLs or parts of a repository.
+        patterns = [self.spec.path] if Path(self.spec.path).is_dir() else [url for url in given if "://" not in url]
+        paths = sorted({path for pattern in patterns for path in [pattern, *glob.glob(pattern, recursive=True)]})
+        files = [file for path in paths if os.path.exists(path) for file in list_remote(path)]
+        versions = [[file.url, file.size, file.version] for file in files]
+        return sha256_json(["hub stream", dataclasses.asdict(self.spec), self.text_field, versions])
 
     def documents(self, epoch: int, place: Any, bad_input: BadInput) -> Iterator[tuple[Document, Any]]:
         """Yields the documents of one pass, each in the data set's own order (`epoch` changes nothing).

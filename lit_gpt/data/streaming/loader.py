@@ -11,6 +11,7 @@ from lit_gpt.data.provenance import Piece
 from lit_gpt.data.sampler import hash_integers, permute
 from lit_gpt.data.streaming.blocks import BlockStore
 from lit_gpt.data.streaming.tokens import Cursor
+from lit_gpt.errors import UserError
 
 
 class StreamOrder:
@@ -154,5 +155,12 @@ class StreamLoader(StepLoader):
         Raises:
             UserError: if stream, seed or sizes are not those of the saved run.
         """
+        if state_dict.get("stream") != self._identity["stream"]:
+            raise UserError(
+                f"the checkpoint was trained with stream {state_dict.get('stream')}, this run has "
+                f"{self._identity['stream']}: shards were added, removed or changed (name, size, date or checksum), or "
+                "they are read, held out or tokenised in another way; restore what it was, or start a new run from the "
+                "weights (init_from)"
+            )
         super().load_state_dict(state_dict)
         self.order.store.remember(state_dict["cursor_block"], Cursor(**state_dict["cursor"]))

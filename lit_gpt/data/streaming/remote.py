@@ -1,16 +1,26 @@
 """Files behind a URL, through fsspec: which there are, and a local copy of one while it is read."""
 
+import contextlib
+import datetime
+import fcntl
 import hashlib
+import os
 import time
+import warnings
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import IO, Any
 
 from lit_gpt.atomic import remove_leftovers, whole_file
-from lit_gpt.data.cache import check_disk_space, exclusive
+from lit_gpt.data.cache import check_disk_space, say
 from lit_gpt.errors import UserError
 
 _WAITS_SECONDS = (1.0, 5.0, 20.0)
+_CHECKSUMS = ("checksum", "md5hash", "contentmd5", "md5", "sha", "blobid", "xethash", "crc32c", "crc", "digest", "etag")
+_DATES = ("generation", "lastmodified", "updated", "mtime", "modified", "modificationtime", "modify", "created")
+_VERSIONS = _CHECKSUMS + _DATES
+"""What fsspec's file systems call that by which a changed file is known, in small letters; the surer first."""
 
 
 @dataclass(frozen=True)
@@ -20,11 +30,13 @@ class RemoteFile:
     Attributes:
         url: Where it is, with its protocol.
         size: Bytes; 0 where the server does not say.
+        version: Changes with the content: modification time, checksum or ETag; empty where the server has none.
         local: Whether it is on a disk of this machine and read in place.
     """
 
     url: str
     size: int
+    version: str
     local: bool
 
 
@@ -49,54 +61,123 @@ def list_remote(url: str) -> list[RemoteFile]:
         raise UserError(f"{url} cannot be listed: {_reason(error)}") from error
     local = "file" in ([system.protocol] if isinstance(system.protocol, str) else system.protocol)
     files = [
-        RemoteFile(name if local else system.unstrip_protocol(name), int(info.get("size") or 0), local)
+        _local_file(name) if local else _remote_file(system, name, info)
         for name, info in sorted(found.items())
         if info.get("type") != "directory" and not PurePosixPath(name).name.startswith(".")
     ]
     if not files:
         raise UserError(f"no file matches {url}; check the pattern (** crosses folders)")
+    unknown = [file.url for file in files if not file.version]
+    if unknown:
+        warnings.warn(
+            f"{len(unknown)} shards of {url} have no checksum, ETag or date, such as {unknown[0]}: one that is changed "
+            "without another size is not noticed, and what was read of it before is trained on; give a changed shard a "
+            "new name",
+            stacklevel=2,
+        )
     return files
 
 
-def fetch(file: RemoteFile, cache_dir: Path) -> Path:
-    """Returns a local path of the file, fetching it if it is not on this machine.
+def _local_file(name: str) -> RemoteFile:
+    try:
+        stat = os.stat(name)
+    except OSError as error:
+        raise UserError(f"{name} cannot be read: {error.strerror}; mend it, or leave it out of the pattern") from error
+    return RemoteFile(name, stat.st_size, str(stat.st_mtime_ns), True)
+
+
+def _remote_file(system: Any, name: str, listed: Mapping[str, Any]) -> RemoteFile:
+    info = listed if _version(listed) else {**listed, **_asked(system, name)}
+    return RemoteFile(system.unstrip_protocol(name), int(info.get("size") or 0), _version(info), False)
+
+
+def _version(info: Mapping[str, Any]) -> str:
+    """Returns by what a change of the file shows, empty if its file system does not say."""
+    values = {name.lower().replace("-", "").replace("_", ""): value for name, value in info.items()}
+    for name in _VERSIONS:
+        if value := values.get(name):
+            # One file system gives a date now as this, now as that.
+            return f"{name} {value.timestamp() if isinstance(value, datetime.datetime) else value}"
+    return ""
+
+
+def _asked(system: Any, name: str) -> dict[str, Any]:
+    """Asks for one file, of which a listing may say less (that of a web server gives names alone)."""
+    protocols = [system.protocol] if isinstance(system.protocol, str) else system.protocol
+    more = {"expand_info": True} if "hf" in protocols else {}
+    with contextlib.suppress(OSError, ValueError):
+        return dict(system.info(name, **more))
+    return {}
+
+
+@contextlib.contextmanager
+def fetched(file: RemoteFile, cache_dir: Path) -> Iterator[Path]:
+    """Gives a local path of the file, fetching it if it is not on this machine, and keeps it there while it is read.
+
+    Whoever reads the copy holds a shared lock; it is fetched and deleted under the exclusive one. So streams that share
+    a cache share a copy too, and the last that has read it to its end deletes it. Where reading ends early the copy
+    stays: it is where the stream goes on.
 
     Args:
         file: The file.
         cache_dir: Where the copy goes, below `shards/`.
 
+    Yields:
+        The path.
+
     Raises:
         UserError: if it cannot be had after some tries, or the disk has no room.
     """
     if file.local:
-        return Path(file.url)
-    key = hashlib.sha256(f"{file.url} {file.size}".encode()).hexdigest()[:16]
+        yield Path(file.url)
+        return
+    key = hashlib.sha256(f"{file.url} {file.size} {file.version}".encode()).hexdigest()[:16]
     target = cache_dir / "shards" / f"{key}-{PurePosixPath(file.url).name}"
-    with exclusive(target.with_name(f"{key}.lock"), f"fetching {file.url}"):
-        if target.exists():
-            return target
-        remove_leftovers(target)
-        check_disk_space(target.parent, file.size, f"fetching {file.url}")
-        system, path = _system(file.url)
-        for wait in (*_WAITS_SECONDS, None):
-            try:
-                with whole_file(target) as beside:
-                    system.get_file(path, str(beside))
-                break
-            except (OSError, ValueError) as error:
-                if wait is None or isinstance(error, FileNotFoundError | UserError):
-                    raise UserError(
-                        f"{file.url} cannot be fetched: {_reason(error)}; when it can be again, go on with "
-                        "--ckpt_path last"
-                    ) from error
-                time.sleep(wait)
-    return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    process = os.getpid()
+    with open(target.with_name(f"{key}.lock"), "a+") as lock:
+        _take_shared(lock, f"fetching {file.url}")
+        while not target.exists():
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not target.exists():
+                _fetch(file, target)
+            # Between the two locks another stream may have read it to its end.
+            fcntl.flock(lock, fcntl.LOCK_SH)
+        try:
+            yield target
+            with contextlib.suppress(BlockingIOError):  # another stream reads it
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                target.unlink(missing_ok=True)
+        finally:
+            # A forked worker has this lock in common with its parent: closing the file does not release it here, and
+            # must not there.
+            if os.getpid() == process:
+                fcntl.flock(lock, fcntl.LOCK_UN)
 
 
-def forget(file: RemoteFile, path: Path) -> None:
-    """Removes the copy that `fetch` made."""
-    if not file.local:
-        path.unlink(missing_ok=True)
+def _take_shared(lock: IO[str], purpose: str) -> None:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        say(f"another stream is {purpose}; waiting for it ({lock.name})")
+        fcntl.flock(lock, fcntl.LOCK_SH)
+
+
+def _fetch(file: RemoteFile, target: Path) -> None:
+    remove_leftovers(target)
+    check_disk_space(target.parent, file.size, f"fetching {file.url}")
+    system, path = _system(file.url)
+    for wait in (*_WAITS_SECONDS, None):
+        try:
+            with whole_file(target) as beside:
+                system.get_file(path, str(beside))
+            return
+        except (OSError, ValueError) as error:
+            if wait is None or isinstance(error, FileNotFoundError | UserError):
+                raise UserError(
+                    f"{file.url} cannot be fetched: {_reason(error)}; when it can be again, go on with --ckpt_path last"
+                ) from error
+            time.sleep(wait)
 
 
 def _system(url: str) -> tuple[Any, str]:
