@@ -147,7 +147,10 @@ def build_parser() -> ToolParser:
 
 
 def _with_lists(words: Sequence[str]) -> list[str]:
-    """Gathers the words behind an option that takes a list: `--files a b` for jsonargparse's `--files '["a", "b"]'`."""
+    """Gathers the words behind an option that takes a list: `--files a b` for jsonargparse's `--files '["a", "b"]'`.
+
+    An `--explain` without a word asks for the list of topics.
+    """
     command = next((name for name in (" ".join(words[:2]), " ".join(words[:1])) if name in COMMANDS), None)
     if command is None:
         return list(words)
@@ -162,6 +165,8 @@ def _with_lists(words: Sequence[str]) -> list[str]:
             while rest and not rest[0].startswith("--"):
                 items.append(rest.pop(0))
             gathered.append(json.dumps(items))
+        elif gathered[-1] == "--explain" and (not rest or rest[0].startswith("--")):
+            gathered.append("topics")
     return gathered
 
 

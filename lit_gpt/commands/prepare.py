@@ -43,7 +43,8 @@ def prepare(
         expected_gigabytes: text of all sources, where they cannot know it (streams), for the check of the disk.
         executor: where it runs; the result is the same.
         overwrite: delete what another recipe, or other input, left in out.
-        explain: print what `sources`, `steps`, or one of them by name is and takes, and stop.
+        explain: print what `sources`, `steps`, or one of them by name is and takes, and stop; without a
+            name, list the topics.
     """
     if explain is not None:
         from lit_gpt.data.pipeline.explain import explanation

@@ -87,6 +87,7 @@ def measure(
     document_separator: str | None = None,
     sample_megabytes: int = 16,
     json: bool = False,
+    on_bad_input: Literal["error", "skip"] = "error",
 ) -> None:
     """Compares tokenizers on the same texts: length, fertility, unused entries, speed, exactness.
 
@@ -102,6 +103,7 @@ def measure(
         document_separator: String at which plain text files are cut into documents; null keeps each whole.
         sample_megabytes: Measure on at most this much text of each source, an even sample of its documents.
         json: Print the measures as JSON instead of a table.
+        on_bad_input: error stops at a file or row that cannot be read, skip leaves it out and counts it.
     """
     import json as json_module
     import sys
@@ -119,7 +121,9 @@ def measure(
         if not equals or Path(item).exists():
             name, pattern = Path(item).stem or item, item
         sample = TokenizerSample(
-            [WeightedFiles(pattern, 1.0, text_field, document_separator)], sample_megabytes * 1_000_000
+            [WeightedFiles(pattern, 1.0, text_field, document_separator)],
+            sample_megabytes * 1_000_000,
+            on_bad_input=on_bad_input,
         )
         sources.setdefault(name, []).extend(sample)
     if not any(sources.values()):

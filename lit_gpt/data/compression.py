@@ -22,7 +22,7 @@ class _ZstdReader(io.RawIOBase):
         self._zstandard = zstandard
         self._file = open(path, "rb")  # noqa: SIM115 (closed in close)
         self._frame: Any = None
-        self._ready = b""
+        self._ready = memoryview(b"")
         self._pending = b""
 
     def readable(self) -> bool:
@@ -39,7 +39,7 @@ class _ZstdReader(io.RawIOBase):
             if self._frame is None:
                 self._frame = self._zstandard.ZstdDecompressor().decompressobj()
             try:
-                self._ready = self._frame.decompress(data)
+                self._ready = memoryview(self._frame.decompress(data))
             except self._zstandard.ZstdError as error:
                 raise EOFError(str(error)) from error
             if self._frame.eof:

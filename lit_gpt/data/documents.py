@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from lit_gpt.data.file_hashes import FileHashes
+from lit_gpt.data.inspection.escape import visible
 from lit_gpt.errors import UserError
 
 SplitName = Literal["train", "val", "test"]
@@ -56,11 +57,12 @@ class BadInput:
         Raises:
             UserError: in mode `error`.
         """
+        told = visible(f"{where}: {problem}")  # a file's name may hold what moves a terminal's cursor
         if self.mode == "error":
-            raise UserError(f"{where}: {problem}; mend or remove it, or set on_bad_input: skip")
+            raise UserError(f"{told}; mend or remove it, or set on_bad_input: skip")
         self.num_skipped += 1
         if len(self.named) < self.MAX_NAMED:
-            self.named.append(f"{where}: {problem}")
+            self.named.append(told)
 
 
 class Source(Protocol):

@@ -1,7 +1,8 @@
-"""One file → its documents, in bounded memory: plain text and code, jsonl, csv, parquet.
+"""One file → its documents, in bounded memory: plain text and code, json, jsonl, csv, parquet.
 
 Each reader yields documents one after another and hands what it cannot read to `BadInput`, naming the file and,
-where there is one, the line. None holds more than one chunk, line or row group page of a file at a time.
+where there is one, the line. None holds more than one chunk, line or row group page of a file at a time, except that a
+`.json` array is parsed as a whole.
 """
 
 import codecs
@@ -10,9 +11,11 @@ import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from lit_gpt.data.compression import COMPRESSED_SUFFIXES, DAMAGED, inner_suffix, open_bytes
 from lit_gpt.data.documents import BadInput, Document
+from lit_gpt.data.parquet import parquet_batches
 
 MAX_DOCUMENT_BYTES = 16 << 20
 """A plain text file longer than this becomes several documents, cut at line ends (a dump of a whole corpus as one
@@ -20,6 +23,9 @@ MAX_DOCUMENT_BYTES = 16 << 20
 
 MAX_LINE_BYTES = 64 << 20
 """A longer line of jsonl is refused rather than loaded."""
+
+MAX_JSON_BYTES = 256 << 20
+"""A larger JSON array is refused: parsing takes several times its size in memory."""
 
 
 def read_file(
@@ -31,13 +37,15 @@ def read_file(
         path: The file.
         name: What its documents give as their source.
         bad_input: Takes what cannot be read.
-        text_field: Field or column that holds the text (jsonl, csv, parquet).
+        text_field: Field or column that holds the text (json, jsonl, csv, parquet).
         document_separator: Where a plain text file is cut into documents; None keeps it whole.
     """
     suffix = inner_suffix(path)
     try:
         if suffix in (".jsonl", ".ndjson"):
             yield from _read_jsonl(path, name, bad_input, text_field)
+        elif suffix == ".json":
+            yield from _read_json(path, name, bad_input, text_field)
         elif suffix in (".csv", ".tsv"):
             yield from _read_csv(path, name, bad_input, text_field, "\t" if suffix == ".tsv" else ",")
         elif suffix == ".parquet":
@@ -48,6 +56,8 @@ def read_file(
         bad_input.reject(name, f"the compressed data are damaged ({error})")
     except PermissionError:
         bad_input.reject(name, "it may not be read (permission denied)")
+    except OSError as error:
+        bad_input.reject(name, f"it cannot be read ({error.strerror or error})")
 
 
 def _read_text(path: Path, name: str, bad_input: BadInput, separator: str | None) -> Iterator[Document]:
@@ -147,12 +157,61 @@ def _read_jsonl(path: Path, name: str, bad_input: BadInput, text_field: str) -> 
             except UnicodeDecodeError:
                 bad_input.reject(where, "the line is not valid UTF-8")
                 continue
-            except (json.JSONDecodeError, RecursionError) as error:
+            except (ValueError, RecursionError) as error:  # ValueError: also a whole number of thousands of digits
                 bad_input.reject(where, f"the line is not JSON ({error})")
                 continue
             text = _field(row, text_field, where, bad_input)
             if text is not None:
                 yield Document(text, name, number)
+
+
+def _read_json(path: Path, name: str, bad_input: BadInput, text_field: str) -> Iterator[Document]:
+    """Yields the records of an array, of the only array in an object (`{"data": [...]}`), or of JSON lines."""
+    with open_bytes(path) as file:
+        if _holds_lines(file.readline(MAX_LINE_BYTES), file):
+            yield from _read_jsonl(path, name, bad_input, text_field)
+            return
+    with open_bytes(path) as file:
+        data = file.read(MAX_JSON_BYTES + 1)
+    if len(data) > MAX_JSON_BYTES:
+        bad_input.reject(name, f"it is JSON of more than {MAX_JSON_BYTES} bytes; write one object a line, as .jsonl")
+        return
+    if not data.strip():
+        return
+    try:
+        value = json.loads(data.decode("utf-8-sig"))
+    except UnicodeDecodeError:
+        bad_input.reject(name, "it is not valid UTF-8")
+        return
+    except (ValueError, RecursionError) as error:
+        bad_input.reject(name, f"it is not JSON ({error}); name it .txt to take it as plain text")
+        return
+    if isinstance(value, dict):
+        lists = [part for part in value.values() if isinstance(part, list)]
+        value = [value] if text_field in value else lists[0] if len(lists) == 1 else value
+    if not isinstance(value, list):
+        bad_input.reject(
+            name,
+            f"it holds a JSON {type(value).__name__}, not an array of records, and no field {text_field!r} (set "
+            "text_field, or name it .txt to take it as plain text)",
+        )
+        return
+    for record, row in enumerate(value, start=1):
+        text = _field(row, text_field, f"{name}:{record}", bad_input)
+        if text is not None:
+            yield Document(text, name, record)
+
+
+def _holds_lines(first: bytes, rest: BinaryIO) -> bool:
+    """Returns whether a file with this first line is JSON lines under another name."""
+    if not first.lstrip(b" \t\r\n" + codecs.BOM_UTF8).startswith(b"{"):
+        return False
+    try:
+        if not isinstance(json.loads(first.decode("utf-8-sig")), dict):
+            return False
+    except (ValueError, RecursionError):
+        return False
+    return any(line.strip() for line in iter(lambda: rest.readline(MAX_LINE_BYTES), b""))
 
 
 def _read_csv(path: Path, name: str, bad_input: BadInput, text_field: str, delimiter: str) -> Iterator[Document]:
@@ -182,23 +241,22 @@ def _read_parquet(path: Path, name: str, bad_input: BadInput, text_field: str) -
 
     read = 0
     try:
-        # A buffered stream decodes page by page instead of loading whole row groups.
-        with pyarrow.parquet.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
-            if text_field not in file.schema_arrow.names:
-                columns = ", ".join(map(repr, file.schema_arrow.names))
-                bad_input.reject(name, f"no column {text_field!r}; its columns are {columns} (set text_field)")
-                return
-            for batch in file.iter_batches(batch_size=256, columns=[text_field]):
-                for value in batch.column(0):
-                    read += 1
-                    where = f"{name}:{read}"
-                    try:
-                        row = {text_field: value.as_py()}
-                    except UnicodeDecodeError:
-                        bad_input.reject(where, "the row is not valid UTF-8")
-                        continue
-                    text = _field(row, text_field, where, bad_input)
-                    if text is not None:
-                        yield Document(text, name, read)
+        names = pyarrow.parquet.read_schema(path).names
+        if text_field not in names:
+            columns = ", ".join(map(repr, names))
+            bad_input.reject(name, f"no column {text_field!r}; its columns are {columns} (set text_field)")
+            return
+        for batch in parquet_batches(path, [text_field]):
+            for value in batch.column(0):
+                read += 1
+                where = f"{name}:{read}"
+                try:
+                    row = {text_field: value.as_py()}
+                except UnicodeDecodeError:
+                    bad_input.reject(where, "the row is not valid UTF-8")
+                    continue
+                text = _field(row, text_field, where, bad_input)
+                if text is not None:
+                    yield Document(text, name, read)
     except (pyarrow.ArrowException, OSError) as error:
         bad_input.reject(name, f"it is no readable parquet file ({str(error).splitlines()[0]})")

@@ -117,7 +117,8 @@ class Tokenizer:
             for text in texts:
                 check_unicode(text)
             raise
-        return [np.array(encoding.ids, dtype=self.dtype) for encoding in encodings]
+        # From an iterator of known length: half the time of np.array, which looks at all values for their type first.
+        return [np.fromiter(ids := encoding.ids, dtype=self.dtype, count=len(ids)) for encoding in encodings]
 
     def decode(self, ids: Iterable[int]) -> str:
         """Returns the text of ids, special tokens included."""
@@ -196,6 +197,13 @@ def check_unicode(text: str) -> None:
         ) from error
 
 
+def is_local_tokenizer(path_or_name: str) -> bool:
+    """Returns whether this names something on this disk, there or not, and nothing on the hub."""
+    path = Path(path_or_name).expanduser()
+    looks_like_a_path = path.is_absolute() or path_or_name.startswith((".", "~")) or path.suffix == ".json"
+    return path.exists() or looks_like_a_path or path_or_name.count("/") > 1
+
+
 def load_tokenizer(path_or_name: str | Path, separator: str | None = None) -> Tokenizer:
     """Loads a tokenizer.
 
@@ -213,7 +221,7 @@ def load_tokenizer(path_or_name: str | Path, separator: str | None = None) -> To
     if path.is_dir():
         return _load_folder(path, separator)
     name = str(path_or_name)
-    if path.is_absolute() or name.startswith((".", "~")) or path.suffix == ".json" or name.count("/") > 1:
+    if is_local_tokenizer(name):
         raise UserError(f"tokenizer {name} does not exist; name a folder, a tokenizer.json or a name on the hub")
     return _load_folder(_download(name), separator)
 

@@ -45,6 +45,8 @@ class FusedLinears:
         """Whether these are still the layers it was made of: none replaced, moved or given other weights."""
         if torch.compiler.is_compiling():
             return False  # addresses cannot be traced; a compiler fuses on its own
+        if torch.is_grad_enabled():
+            return False  # the one matrix is no parameter: the layers would get no gradient
         return all(
             type(linear) is nn.Linear and linear.weight.data_ptr() == pointer
             for linear, pointer in zip(linears, self._pointers, strict=True)

@@ -140,13 +140,14 @@ def test_bad_files_are_named(tmp_path: Path, name: str, data: bytes, expected: s
         (b"{}", "no field 'text'; its fields are none"),
         (b'{"text": null}', "the field 'text' holds NoneType"),
         (b'["text"]', "it holds a JSON list"),
+        (b'{"text": "a", "n": ' + b"9" * 5000 + b"}", "the line is not JSON"),
         (b'{"text": "' + b"x" * 300 + b'"}', "the line is longer than 200 bytes"),
     ],
 )
 def test_bad_lines_are_named_by_number(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: bytes, expected: str
 ) -> None:
-    monkeypatch.setattr(readers, "MAX_LINE_BYTES", 200)
+    monkeypatch.setattr(readers, "MAX_LINE_BYTES", 200 if b"xxx" in line else 6000)
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b'{"text": "good"}\n' + line + b'\n{"text": "also good"}\n')
     with pytest.raises(UserError, match="on_bad_input: skip") as error:
@@ -155,6 +156,55 @@ def test_bad_lines_are_named_by_number(
     texts, named = skipped(path)
     assert texts == ["good", "also good"]
     assert named[0].startswith(f"rows.jsonl:2: {expected}")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '[{"text": "one"}, {"text": "two"}]',
+        '{"version": 1, "data": [\n  {"text": "one"},\n  {"text": "two"}\n]}',
+        '{"text": "one"}\n{"text": "two"}\n',
+    ],
+)
+def test_a_json_file_holds_records(tmp_path: Path, content: str) -> None:
+    (tmp_path / "a.json").write_text("\ufeff" + content)
+    assert read(tmp_path / "a.json") == [Document("one", "a.json", 1), Document("two", "a.json", 2)]
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ('{"name": "package", "private": true}', "a.json: it holds a JSON dict, not an array of records"),
+        ("3", "a.json: it holds a JSON int"),
+        ("[1, " + "9" * 5000 + "]", "a.json: it is not JSON"),
+        ("{oops", "a.json: it is not JSON"),
+        ('["a text"]', "a.json:1: it holds a JSON str"),
+        ('[{"body": "a"}]', "a.json:1: no field 'text'; its fields are 'body'"),
+    ],
+)
+def test_json_without_records_is_refused(tmp_path: Path, content: str, expected: str) -> None:
+    (tmp_path / "a.json").write_text(content)
+    texts, named = skipped(tmp_path / "a.json")
+    assert texts == []
+    assert named[0].startswith(expected)
+    assert len(named) == 1
+
+
+@pytest.mark.parametrize("use_dictionary", [True, False])
+def test_parquet_with_large_rows_is_read_a_few_at_a_time(tmp_path: Path, use_dictionary: bool) -> None:
+    path, size = tmp_path / "a.parquet", 1 << 20
+    table = pyarrow.table({"text": [str(n % 3) * size for n in range(150)]})
+    pyarrow.parquet.write_table(table, path, use_dictionary=use_dictionary, compression="zstd", write_batch_size=4)
+    del table
+    assert path.stat().st_size < 1 << 20
+    before = pyarrow.total_allocated_bytes()
+    peak = 0
+    for number, document in enumerate(read_file(path, "a", BadInput(), "text", None)):
+        assert document.text[0] == str(number % 3)
+        assert len(document.text) == size
+        peak = max(peak, pyarrow.total_allocated_bytes() - before)
+    assert number == 149
+    assert peak < 40 * size
 
 
 def test_parquet_rows_without_text_and_missing_columns(tmp_path: Path) -> None:

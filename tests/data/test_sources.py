@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,60 @@ def test_what_names_nothing_is_an_error(tmp_path: Path, monkeypatch: pytest.Monk
 def test_a_missing_file_is_an_error_in_either_mode(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist"):
         list(FileSource(str(tmp_path / "no.txt")).documents(BadInput("skip")))
+
+
+def test_folders_of_the_same_name_are_told_apart_by_their_parents(tmp_path: Path) -> None:
+    for place in ("en/wiki", "de/wiki", "fr/news"):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "a.txt").write_text(place)
+    (tmp_path / "de/wiki/b.txt").write_text("b")
+    patterns = [str(tmp_path / place) for place in ("en/wiki", "de/wiki", "fr/news")]
+    names = ["en/wiki/a.txt", "de/wiki/a.txt", "de/wiki/b.txt", "news/a.txt"]
+    assert [name for name, _ in expand_files(patterns)] == names
+    assert [name for name, _ in expand_files([f"{p}/*.txt" for p in patterns[:2]])] == names[:3]
+    assert [name for name, _ in expand_files([f"{p}/a.txt" for p in patterns[1:]])] == ["wiki/a.txt", "news/a.txt"]
+
+
+def test_what_is_no_readable_file_is_named_and_nothing_waits_for_a_pipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "docs"
+    (root / "closed").mkdir(parents=True)
+    (root / "closed" / "secret.txt").write_text("closed")
+    (root / "a.txt").write_text("text")
+    (root / "gone.txt").symlink_to(root / "nowhere")
+    (root / "loop.txt").symlink_to(root / "loop.txt")
+    os.mkfifo(root / "pipe.txt")
+    Path(os.fsdecode(os.fsencode(root) + b"/caf\xe9.txt")).write_text("odd name")
+    scan = os.scandir
+
+    def refuse(path: str) -> object:  # the superuser may read everything, so permissions cannot be taken away here
+        if os.path.basename(path) == "closed":
+            raise PermissionError(13, "Permission denied", os.fspath(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    for pattern in (str(root), f"{root}/**/*.txt"):
+        source = FileSource(pattern)
+        source.fingerprint(FileHashes())
+        source.describe()
+        bad = BadInput("skip")
+        found = {document.source.rpartition("/")[2]: document.text for document in source.documents(bad)}
+        assert found == {"a.txt": "text", "caf\\xe9.txt": "odd name"}
+        assert bad.num_skipped == 3
+        for name in ("gone.txt", "loop.txt", "closed"):
+            assert any(name in words for words in bad.named), (name, bad.named)
+        with pytest.raises(UserError, match="on_bad_input: skip"):
+            texts(source)
+    with pytest.raises(UserError, match="neither a file nor a folder"):
+        expand_files(str(root / "pipe.txt"))
+
+
+def test_a_files_name_cannot_move_the_cursor(tmp_path: Path) -> None:
+    (tmp_path / "a\x1b[2J\u202e.jsonl").write_text("{}\n")
+    with pytest.raises(UserError) as error:
+        texts(FileSource(str(tmp_path)))
+    assert r"a\x1b[2J\u202e.jsonl:1" in str(error.value)
 
 
 def test_the_fingerprint_follows_content_and_not_place(folder: Path, tmp_path: Path) -> None:

@@ -145,3 +145,13 @@ def test_train_from_a_mixture_with_chat_tokens(tmp_path: Path, capsys: pytest.Ca
     for arguments in ({}, {"files": ["x"], "mixture": mixture}):
         with pytest.raises(UserError, match="either --files or --mixture"):
             train(out=str(tmp_path / "other"), **arguments)
+
+
+def test_measure_leaves_out_what_cannot_be_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train_bpe(make_texts(100), 300).save(tmp_path / "tok")
+    (tmp_path / "a.jsonl").write_text('{"text": "a good text"}\nno json\n')
+    words = ["tokenizer", "measure", "--tokenizers", str(tmp_path / "tok"), "--files", str(tmp_path / "a.jsonl")]
+    assert main(words) == 2
+    assert "on_bad_input: skip" in capsys.readouterr().err
+    assert main([*words, "--on_bad_input", "skip"]) == 0
+    assert "1/1" in capsys.readouterr().out

@@ -136,6 +136,8 @@ def test_every_format_gives_the_same_texts(tmp_path):
     [
         ("bad.json", b"{", "is no readable .json file"),
         ("bad.jsonl", b'{"a": 1}\n{', "is no readable .jsonl file"),
+        ("long_number.json", b"[" + b"9" * 5000 + b"]", "is no readable .json file"),
+        ("long_number.jsonl", b"[" + b"9" * 5000 + b"]", "is no readable .jsonl file"),
         ("bad.txt", b"\xff\xfe\x00", "is no readable .txt file"),
         ("bad.jsonl.gz", gzip.compress(b'{"a": "b"}' * 500)[:-9], "compressed data are damaged"),
         ("bad.parquet", b"PAR1", "is no readable parquet file"),

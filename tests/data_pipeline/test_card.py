@@ -4,7 +4,7 @@ from html.parser import HTMLParser
 import pytest
 from pipeline_corpora import articles, card, prepare, write_recipe
 
-from lit_gpt.data.card.charts import count, escape, histogram, share
+from lit_gpt.data.card.charts import count, counted, escape, histogram, share
 from lit_gpt.data.card.page import card_page
 
 HOSTILE = "<script>alert('1')</script><img src=x onerror=alert(2)>&amp;\x00\x1b[31m \u202egnirts </pre></section>"
@@ -107,6 +107,8 @@ def test_hostile_text_is_text(out):
     assert "onerror=alert(2)>" not in page
     assert "&lt;script&gt;alert" in page
     assert "\x1b" not in page
+    assert "\u202e" not in page
+    assert not re.search(r"\b1 (documents|clusters)", page)
 
 
 def test_the_card_knows_duplicates_and_personal_data(out):
@@ -141,8 +143,10 @@ def test_numbers_for_people():
     shares = [share(part, 1000) for part in (0, 0.5, 1, 55, 500, 999.5, 1000)]
     assert shares == ["0.0 %", "< 0.1 %", "0.1 %", "5.5 %", "50 %", "> 99.9 %", "100.0 %"]
     assert share(1, 0) == "-"
-    assert escape("<a & \x07") == "&lt;a &amp; \ufffd"
-    assert escape("\ud800") == "?"
+    assert escape("<a & \x07\n") == "&lt;a &amp; \\x07\n"
+    assert escape("\ud800") == "\\ud800"
+    assert escape("\u202egnirts") == "\\u202egnirts"
+    assert [counted(number, "cluster") for number in (0, 1, 2000)] == ["0 clusters", "1 cluster", "2,000 clusters"]
 
 
 def test_a_histogram_draws_each_bin_that_holds_documents():

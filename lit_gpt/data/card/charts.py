@@ -6,11 +6,17 @@ Colours are CSS variables (`style.py`): `--keep` for what is left, `--drop` for 
 import html
 from collections.abc import Mapping, Sequence
 
+from lit_gpt.data.inspection.escape import visible
+
 
 def escape(value: object) -> str:
-    """Returns text that is safe in HTML; control characters are shown as such."""
-    text = "".join(c if c in "\n\t" or (c >= " " and c != "\x7f") else "\ufffd" for c in str(value))
-    return html.escape(text.encode("utf-8", "replace").decode())
+    """Returns text that is safe in HTML; control characters, and those that turn the reading round, are spelt out."""
+    return html.escape(visible(str(value), keep="\n\t"))
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 document`, `2,000 documents`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def count(value: float) -> str:
@@ -109,7 +115,7 @@ def histogram(series: Sequence[tuple[str, str, Mapping[str, int]]], unit: str) -
                 continue
             height = max(100 * value / most, 0.6)
             begin, end = (0 if bits == 0 else 2 ** (bits - 1)), 2**bits - 1
-            title = f"{name}: {value:,} documents of {begin:,} to {end:,} {unit}"
+            title = f"{name}: {counted(value, 'document')} of {begin:,} to {end:,} {unit}"
             rects.append(
                 f'<rect x="{place + 0.08 + number * width * 0.84:.3f}" y="{100 - height:.2f}" '
                 f'width="{width * 0.8:.3f}" height="{height:.2f}" style="fill:var({colour})">'
@@ -120,7 +126,7 @@ def histogram(series: Sequence[tuple[str, str, Mapping[str, int]]], unit: str) -
         f"<span>{escape(_power(bits)) if place % every == 0 else ''}</span>" for place, bits in enumerate(bins)
     )
     return (
-        f'<div class="plot"><span class="top">{most:,} documents</span>'
+        f'<div class="plot"><span class="top">{counted(most, "document")}</span>'
         f'<svg viewBox="0 0 {len(bins)} 100" preserveAspectRatio="none" role="img" '
         f'aria-label="documents by length in {escape(unit)}">{"".join(rects)}</svg>'
         f'<div class="axis">{labels}</div><p class="unit">{escape(unit)} in a document, from (each bar twice the one '

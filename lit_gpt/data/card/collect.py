@@ -4,12 +4,10 @@ Nothing in it depends on when, where or with how many workers the corpus was mad
 """
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from lit_gpt.data.card.token_stats import token_statistics
-from lit_gpt.data.cleaning.step import Doc
 from lit_gpt.data.pipeline.recipe import Recipe
 from lit_gpt.data.shards import TokenCorpus
 from lit_gpt.data.tokenizers import load_tokenizer
@@ -28,7 +26,6 @@ def collect_card(out: Path, recipe: Recipe, key: str) -> dict[str, Any]:
     """
     reports = [json.loads(path.read_bytes()) for path in sorted((out / "steps").glob("[0-9]*.json"))]
     first, last = reports[0], reports[-1]
-    mask = _mask_of(recipe)
     tokens = None
     if (out / "tokens").exists():
         one = len(recipe.sources) == 1
@@ -46,7 +43,7 @@ def collect_card(out: Path, recipe: Recipe, key: str) -> dict[str, Any]:
         "licenses": _compared(first, last, "license"),
         "languages": _languages(reports),
         "bad_input": first["bad_input"],
-        "steps": [_step(report, mask) for report in reports],
+        "steps": [_step(report) for report in reports],
         "tokens": tokens,
         "recipe": recipe.written,
     }
@@ -94,33 +91,13 @@ def _languages(reports: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _mask_of(recipe: Recipe) -> Callable[[str], str]:
-    """Returns what hides personal data in examples, if the recipe takes it out of the documents."""
-    if not any(spec.name == "pii" for spec in recipe.steps):
-        return str
-    from lit_gpt.data.cleaning.pii import PII
-
-    step = PII()
-
-    def mask(text: str) -> str:
-        result = step.apply(Doc(text, ""))
-        return result.text if isinstance(result, Doc) else ""
-
-    return mask
-
-
-def _step(report: dict[str, Any], mask: Callable[[str], str]) -> dict[str, Any]:
-    """Returns a step's report without what only merging needs, and without personal data."""
-    hidden = report["name"] == "pii"  # an excerpt may hold half of a key, which no pattern would find
+def _step(report: dict[str, Any]) -> dict[str, Any]:
+    """Returns a step's report without what only merging needs."""
     examples = {
-        reason: [
-            {k: v for k, v in example.items() if k != "key"} | {"text": "" if hidden else mask(example["text"])}
-            for example in examples
-        ]
-        for reason, examples in report["examples"].items()
+        reason: [_without_key(example) for example in examples] for reason, examples in report["examples"].items()
     }
     clusters = [
-        cluster | {"members": [member | {"text": mask(member["text"])} for member in cluster["members"]]}
+        cluster | {"members": [_without_key(member) for member in cluster["members"]]}
         for cluster in report["clusters"].values()
     ]
     return {
@@ -137,3 +114,7 @@ def _step(report: dict[str, Any], mask: Callable[[str], str]) -> dict[str, Any]:
         "cluster_sizes": report["cluster_sizes"],
         "clusters": clusters,
     }
+
+
+def _without_key(shown: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in shown.items() if name != "key"}

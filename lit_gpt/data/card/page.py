@@ -5,7 +5,7 @@ from typing import Any
 
 from lit_gpt.data.cache import human_bytes
 from lit_gpt.data.card import remaining, removed
-from lit_gpt.data.card.charts import count, escape, share
+from lit_gpt.data.card.charts import count, counted, escape, share
 from lit_gpt.data.card.style import CSS
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
@@ -47,12 +47,10 @@ def card_page(card: dict[str, Any]) -> str:
 def _lead(card: dict[str, Any]) -> str:
     read, left = card["read"], card["left"]
     dropped = read["documents"] - left["documents"]
+    before, after = (counted(part["documents"], "document") for part in (read, left))
+    went = f"{dropped:,} dropped ({share(dropped, read['documents'])})" if dropped else "none dropped"
     sentence = (
-        f"{human_bytes(read['bytes'])} of text in {read['documents']:,} documents were read. "
-        f"{left['documents']:,} documents with {human_bytes(left['bytes'])} are left"
-    )
-    sentence += (
-        f"; {dropped:,} ({share(dropped, read['documents'])}) were dropped." if dropped else "; none was dropped."
+        f"{human_bytes(read['bytes'])} of text read in {before}. {human_bytes(left['bytes'])} left in {after}; {went}."
     )
     return f'<p class="lead">{escape(sentence)}</p>'
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 from lit_gpt.data.cache import human_bytes
-from lit_gpt.data.card.charts import bars, count, escape, legend, share, stacked_bar
+from lit_gpt.data.card.charts import bars, count, counted, escape, legend, share, stacked_bar
 
 _SHOWN_CLUSTERS = 6
 _SIZES_SHOWN = 10
@@ -73,8 +73,8 @@ def reasons_section(card: dict[str, Any]) -> str:
         most = max(documents for _, (documents, _) in reasons)
         dropped = sum(documents for _, (documents, _) in reasons)
         parts.append(
-            f"<h3>{escape(step['name'])}</h3><p class='note'>{dropped:,} of {step['documents_in']:,} documents "
-            f"({share(dropped, step['documents_in'])})</p>"
+            f"<h3>{escape(step['name'])}</h3><p class='note'>{dropped:,} of "
+            f"{counted(step['documents_in'], 'document')} ({share(dropped, step['documents_in'])})</p>"
         )
         for reason, (documents, size) in reasons:
             words = f"{documents:,} · {human_bytes(size)}"
@@ -107,8 +107,8 @@ def duplicates_section(card: dict[str, Any]) -> str:
             continue
         dropped = step["documents_in"] - step["documents_out"]
         parts.append(
-            f"<h3>{escape(step['name'])}</h3><p class='note'>{step['num_clusters']:,} clusters; of each one document "
-            f"stays, {dropped:,} ({share(dropped, step['documents_in'])}) went.</p>"
+            f"<h3>{escape(step['name'])}</h3><p class='note'>{counted(step['num_clusters'], 'cluster')}; of "
+            f"each one document stays, {dropped:,} ({share(dropped, step['documents_in'])}) went.</p>"
         )
         sizes = sorted(
             ((int(size), number) for size, number in step["cluster_sizes"].items()), key=lambda item: item[0]
@@ -122,7 +122,7 @@ def duplicates_section(card: dict[str, Any]) -> str:
             parts.append(bars(rows, "--drop"))
         for cluster in step["clusters"][:_SHOWN_CLUSTERS]:
             members = "".join(_member(member) for member in cluster["members"])
-            size = f"{cluster['size']:,} documents" if cluster["size"] else "documents alike"
+            size = counted(cluster["size"], "document") if cluster["size"] else "documents alike"
             parts.append(
                 f"<details><summary>{size}, of which stays <code>{escape(cluster['kept'] or '')}</code></summary>"
                 f"{members}</details>"
@@ -148,10 +148,11 @@ def personal_section(card: dict[str, Any]) -> str:
         dropped = sum(documents for documents, _ in step["rejected"].values())
         if rows:
             total = sum(number for _, number, _ in rows)
-            parts += f"<p class='note'>{count(total)} found in {step['edited']:,} documents and replaced, by kind:</p>"
+            where = counted(step["edited"], "document")
+            parts += f"<p class='note'>{count(total)} found in {where} and replaced, by kind:</p>"
             parts += bars(rows)
         else:
             parts += "<p>None was found in the documents that stay.</p>"
         if dropped:
-            parts += f"<p>{dropped:,} documents were dropped for what they hold; see the reasons above.</p>"
+            parts += f"<p>Dropped for what they hold: {counted(dropped, 'document')}; see the reasons above.</p>"
     return parts

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_gpt.data.compression import DAMAGED, inner_suffix, open_bytes
+from lit_gpt.data.parquet import parquet_batches
 from lit_gpt.errors import UserError
 
 _MAX_FIELD_CHARS = 1 << 28
@@ -54,7 +55,9 @@ def read_benchmark(path: Path, fields: list[str] | None = None) -> Iterator[tupl
                 yield number, text
     except DAMAGED as error:
         raise UserError(f"benchmark {path}: the compressed data are damaged ({error}); fetch it again") from error
-    except (json.JSONDecodeError, RecursionError, csv.Error, UnicodeDecodeError) as error:
+    except UserError:
+        raise
+    except (ValueError, RecursionError, csv.Error) as error:  # also a whole number of thousands of digits
         raise UserError(
             f"benchmark {path} is no readable {suffix or 'text'} file ({error}); mend it or leave it out"
         ) from error
@@ -100,12 +103,10 @@ def _json_records(path: Path) -> list[Any]:
 
 def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
     import pyarrow
-    import pyarrow.parquet
 
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=256):
-                yield from batch.to_pylist()
+        for batch in parquet_batches(path):
+            yield from batch.to_pylist()
     except pyarrow.ArrowException as error:
         message = str(error).splitlines()[0]
         raise UserError(f"benchmark {path} is no readable parquet file ({message}); mend it or leave it out") from error

@@ -20,6 +20,7 @@ from lit_gpt.data.cleaning.base import PerDocumentStep, check_at_least, check_li
 from lit_gpt.data.cleaning.benchmark_files import read_benchmark
 from lit_gpt.data.cleaning.matching import UInt64Array, match_words, n_gram_hashes, word_hashes
 from lit_gpt.data.cleaning.step import Doc, Rejected
+from lit_gpt.data.file_hashes import sha256_file
 from lit_gpt.errors import UserError
 
 Int32Array = np.ndarray[Any, np.dtype[np.int32]]
@@ -210,6 +211,17 @@ class Decontaminate(PerDocumentStep):
         self.max_records = max_records
         self.fields = fields
         self._index: BenchmarkIndex | None = None
+
+    def stamps(self) -> list[str]:
+        """Returns the SHA-256 of each benchmark's file.
+
+        Raises:
+            UserError: if one cannot be read.
+        """
+        try:
+            return [sha256_file(Path(path)) for path in self.benchmarks]
+        except OSError as error:
+            raise UserError(f"benchmark {error.filename} cannot be read ({error.strerror or error})") from error
 
     def index(self) -> BenchmarkIndex:
         """Returns what the benchmarks hold; read once a process.

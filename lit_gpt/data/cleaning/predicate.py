@@ -6,7 +6,7 @@ from typing import Any
 
 from lit_gpt.data.cleaning.base import PerDocumentStep
 from lit_gpt.data.cleaning.step import Doc, Rejected
-from lit_gpt.data.pipeline.registry import import_object
+from lit_gpt.data.pipeline.registry import code_stamp, import_object
 from lit_gpt.errors import UserError
 
 
@@ -20,16 +20,19 @@ class Predicate(PerDocumentStep):
     Args:
         class_path: Where it is: `my_package.my_module.keep`.
         init_args: Keyword arguments of a class; for a function, keyword arguments of each call.
+        version: Changes when the rule does. Without it, any change of the file that the rule stands in makes it another
+            rule; set it if the rule depends on more than that file, or to edit comments at will.
     """
 
     name = "predicate"
 
-    def __init__(self, class_path: str, init_args: dict[str, Any] | None = None) -> None:
+    def __init__(self, class_path: str, init_args: dict[str, Any] | None = None, version: str | int = "") -> None:
         super().__init__()
         target = import_object(class_path, "step predicate")
         if not callable(target):
             raise UserError(f"predicate: {class_path} is a {type(target).__name__}; name a function or a class")
         self.class_path = class_path
+        self.version = version
         self.init_args = dict(init_args or {})
         options = {} if inspect.isclass(target) else self.init_args
         if inspect.isclass(target):
@@ -41,6 +44,10 @@ class Predicate(PerDocumentStep):
                 ) from error
         self._judge: Callable[..., Any] = target
         self._options: dict[str, Any] = options
+
+    def stamps(self) -> str:
+        """Returns what changes when the rule does."""
+        return code_stamp(self.class_path, "step predicate", self.version)
 
     def apply(self, document: Doc) -> Doc | Rejected:
         """Returns the document, or what the function said.

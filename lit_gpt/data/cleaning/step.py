@@ -87,6 +87,9 @@ class Stage:
 class Step(Protocol):
     """A per-document step.
 
+    A step whose options only name what decides its result (a file, a user's code) also has a method `stamps()`, which
+    returns JSON values that change when that does: they are part of the corpus's key.
+
     Attributes:
         name: The step's name in the recipe.
         kind: "per_document".

@@ -49,6 +49,7 @@ h2 { font-size: 16px; margin: 0; } header span { color: var(--soft); font-size: 
 .doc { display: block; height: 0; border-top: 1px dashed hsl(var(--h) 50% var(--deep)); margin: 5px 0 3px; }
 figure { margin: 0 0 14px; } figcaption { color: var(--soft); font-size: 12px; margin-top: 4px; line-height: 1.4; }
 svg { display: block; width: 100%; height: auto; border: 1px solid var(--line); border-radius: 6px; }
+.scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; margin-top: 12px; font-size: 13px; }
 th { text-align: left; font-weight: 500; } th, td { padding: 4px 12px 4px 0; border-top: 1px solid var(--line);
   vertical-align: top; } td { overflow-wrap: anywhere; } code { font: 12px ui-monospace, Menlo, Consolas, monospace; }
@@ -193,11 +194,12 @@ def _loss(window: Window) -> Iterator[str]:
 
 def _pieces(window: Window) -> Iterator[str]:
     corpus = any(piece.corpus for piece in window.pieces)
-    yield "<table><thead><tr><th>document" + ("</th><th>corpus" if corpus else "") + "</th><th>SHA-256</th>"
+    yield '<div class="scroll"><table><thead><tr>'
+    yield "<th>document" + ("</th><th>corpus" if corpus else "") + "</th><th>SHA-256</th>"
     yield '<th class="num">tokens here</th><th class="num">tokens of the document</th></tr></thead><tbody>'
     for number, piece in enumerate(window.pieces):
         yield _piece(piece, number, corpus)
-    yield "</tbody></table>"
+    yield "</tbody></table></div>"
 
 
 def _piece(piece: Piece, number: int, corpus: bool) -> str:

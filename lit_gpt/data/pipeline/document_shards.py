@@ -17,6 +17,7 @@ from datatrove.pipeline.base import PipelineStep
 from lit_gpt.atomic import whole_file
 from lit_gpt.data.compression import open_bytes
 from lit_gpt.data.pipeline.progress import TaskProgress
+from lit_gpt.errors import UserError
 
 SUFFIX = ".jsonl.zst"
 _LEVEL = 3
@@ -40,13 +41,35 @@ class Lines(Protocol):
         """Appends one line."""
         ...
 
+    def write_encoded(self, line: bytes) -> None:
+        """Appends one line that `encode_line` made."""
+        ...
+
+
+def encode_line(value: Any) -> bytes:
+    """Returns a JSON value as a line.
+
+    Raises:
+        TypeError: for what JSON cannot hold: bytes, lone surrogates, integers beyond 64 bits.
+    """
+    return orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE)
+
 
 class _ZstdLines:
     def __init__(self, stream: Any) -> None:
         self._stream = stream
 
     def write(self, value: Any) -> None:
-        self._stream.write(orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE))
+        try:
+            line = encode_line(value)
+        except TypeError as error:
+            raise UserError(
+                f"document {value['id']}: a step left what JSON cannot hold ({error}); mend the step's rule"
+            ) from error
+        self.write_encoded(line)
+
+    def write_encoded(self, line: bytes) -> None:
+        self._stream.write(line)
 
 
 @contextmanager

@@ -25,7 +25,7 @@ steps:
 
 
 def explanation(topic: str) -> str:
-    """Returns the words about `sources`, `steps`, or one of them by name.
+    """Returns the words about `sources`, `steps`, or one of them by name; about `topics`, the list of them.
 
     Raises:
         UserError: naming the nearest topic.
@@ -37,11 +37,14 @@ def explanation(topic: str) -> str:
     if topic == "steps":
         lines = [f"  {name:<20} {_summary(step_class(name))}" for name in steps]
         return "\n".join([_STEPS_HEAD, *lines, "", "`--explain <step>` shows one with its options."])
+    if topic == "topics":
+        words = {"sources": KINDS, "steps": steps}
+        return "\n".join(["Topics of --explain:", *(f"  {name}, or one: {', '.join(words[name])}" for name in words)])
     if topic in KINDS:
         return _full(topic, _source_class(topic), is_step=False)
     if topic in steps:
         return _full(topic, step_class(topic), is_step=True)
-    raise unknown_name("topic", topic, ["sources", "steps", *KINDS, *steps], "of --explain")
+    raise unknown_name("topic", topic, ["topics", "sources", "steps", *KINDS, *steps], "of --explain")
 
 
 def _source_class(kind: str) -> type:

@@ -5,8 +5,10 @@ tasks of about equal size; the grouping depends on the parts alone. Each task fi
 that a worker needs no list of a million files.
 """
 
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,12 +31,14 @@ class Part:
         spec: JSON value that `PartedSource.read` understands.
         stamp: JSON value that changes when the content does; a start after a kill compares it.
         num_bytes: Estimated bytes of text; None if unknown.
+        path: Where it lies on this disk, if it is a file.
     """
 
     name: str
     spec: Any
     stamp: Any
     num_bytes: int | None
+    path: Path | None = None
 
 
 class PartedSource(Protocol):
@@ -68,8 +72,12 @@ class FileParts:
     def parts(self) -> Iterator[Part]:
         """Yields the files."""
         for name, path in self.files():
-            stat = path.stat()
-            yield Part(name, [name, str(path)], [stat.st_size, stat.st_mtime_ns], estimated_bytes(path))
+            try:
+                stat = path.stat()
+            except OSError as error:  # reading it will say so, and on_bad_input decides
+                yield Part(name, [name, str(path)], f"unreadable: {error.strerror}", 0, path)
+                continue
+            yield Part(name, [name, str(path)], [stat.st_size, stat.st_mtime_ns], estimated_bytes(path), path)
 
     def read(self, spec: Any, bad_input: BadInput) -> Iterator[Document]:
         """Yields the documents of one file."""
@@ -100,6 +108,19 @@ class NamedSource:
     metadata: dict[str, Any]
 
 
+def _outside(folder: Path | None) -> Callable[[Part], bool]:
+    """Returns what tells whether a part lies outside of a folder; each folder of parts is resolved once."""
+    if folder is None:
+        return lambda part: True
+    top = os.path.realpath(folder)
+
+    @cache
+    def inside(parent: Path) -> bool:
+        return Path(os.path.realpath(parent)).is_relative_to(top)
+
+    return lambda part: part.path is None or not inside(part.path.parent)
+
+
 @dataclass
 class Plan:
     """The parts of all sources, grouped into tasks.
@@ -117,18 +138,20 @@ class Plan:
     shard_bytes: int
 
 
-def make_plan(sources: list[NamedSource], shard_bytes: int | None) -> Plan:
+def make_plan(sources: list[NamedSource], shard_bytes: int | None, out: Path | None = None) -> Plan:
     """Groups the parts of the sources into tasks.
 
     Args:
         sources: The recipe's sources.
         shard_bytes: Text of a task and of a shard; None chooses a 32nd of the whole, between 1 and 128 MB.
+        out: Folder of the prepared corpus: files in it are no input, even if a source's folder holds it.
 
     Raises:
         UserError: if a source names nothing.
     """
+    wanted = _outside(out)
     found: list[tuple[int, Part]] = [
-        (index, part) for index, named in enumerate(sources) for part in named.source.parts()
+        (index, part) for index, named in enumerate(sources) for part in named.source.parts() if wanted(part)
     ]
     if not found:
         raise UserError("the sources hold nothing to read; name files, folders or data sets that do")

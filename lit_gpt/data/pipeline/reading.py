@@ -13,12 +13,15 @@ from lit_gpt.data.cache import write_json
 from lit_gpt.data.cleaning.step import Doc, Rejected
 from lit_gpt.data.documents import BadInput, Document, OnBadInput
 from lit_gpt.data.pipeline.apply import rejected_line, write_report
-from lit_gpt.data.pipeline.document_shards import SUFFIX, Lines, shard_path, writing_lines
+from lit_gpt.data.pipeline.document_shards import SUFFIX, Lines, encode_line, shard_path, writing_lines
 from lit_gpt.data.pipeline.parts import NO_TEXT, NamedSource
 from lit_gpt.data.pipeline.progress import TaskProgress
-from lit_gpt.data.pipeline.report import StepReport
+from lit_gpt.data.pipeline.report import StepReport, personal_data_mask
 
 READ = "read"
+RESERVED = ("source", "path", "record")
+"""Metadata by which a document is traced back. What a row itself has under these names is kept under `meta`."""
+
 _PREFIX_BYTES = 200
 
 
@@ -31,13 +34,13 @@ class _Shards:
         self._lines: Lines | None = None
         self._written = self._number = 0
 
-    def write(self, line: dict[str, Any]) -> None:
+    def write(self, line: bytes, num_characters: int) -> None:
         if self._lines is None:
             path = self._folder / f"{self._rank:05d}-{self._number:05d}{SUFFIX}"
             self._lines = self._stack.enter_context(writing_lines(path))
             self._number += 1
-        self._lines.write(line)
-        self._written += len(line["text"]) + _PREFIX_BYTES
+        self._lines.write_encoded(line)
+        self._written += num_characters + _PREFIX_BYTES
         if self._written >= 2 * self._shard_bytes:  # a task is about one shard; only a large file fills several
             self.close()
 
@@ -67,6 +70,7 @@ class ReadParts(PipelineStep):
         progress: Folder that shows how far the tasks have come.
         shard_bytes: Size at which a shard is finished.
         on_bad_input: What happens at what cannot be read.
+        mask: Whether personal data are replaced by tags in all that is told about a document.
     """
 
     type = "📖 - READER"
@@ -82,6 +86,7 @@ class ReadParts(PipelineStep):
         progress: Path,
         shard_bytes: int,
         on_bad_input: OnBadInput,
+        mask: bool = False,
     ) -> None:
         super().__init__()
         self.sources = sources
@@ -89,10 +94,12 @@ class ReadParts(PipelineStep):
         self.progress = progress
         self.shard_bytes = shard_bytes
         self.on_bad_input: OnBadInput = on_bad_input
+        self.mask = mask
 
     def run(self, data: Iterable[TroveDocument] | None = None, rank: int = 0, world_size: int = 1) -> Iterator[Any]:
         """Reads; yields nothing, so that the executor keeps nothing."""
-        report = StepReport(READ, 0)
+        mask = personal_data_mask() if self.mask else str
+        report = StepReport(READ, 0, mask)
         bad = BadInput(self.on_bad_input)
         with (
             TaskProgress(self.progress, rank) as progress,
@@ -103,21 +110,25 @@ class ReadParts(PipelineStep):
                 named = self.sources[index]
                 nothing = report.documents_in, bad.num_skipped
                 for document in _guarded(named.source.read(spec, bad), name, bad):
+                    if (problem := _problem(document)) is not None:
+                        bad.reject(f"{named.name}/{document.where}", problem)
+                        continue
                     doc = to_doc(document, named)
                     progress.advance(len(doc.text))
                     why = _no_text(doc)
                     if why is not None:
                         report.reject(doc, why)
                         rejected.write(rejected_line(doc, why, keep_text=False))
-                    elif _is_unicode(doc, bad):
+                    elif (line := _line(doc, bad)) is not None:
                         report.keep(None, doc.text, doc.metadata, edited=False)
-                        shards.write({"id": doc.id, "text": doc.text, "metadata": doc.metadata})
+                        shards.write(line, len(doc.text))
                 if nothing == (report.documents_in, bad.num_skipped):
                     doc, why = to_doc(Document("", name), named), Rejected("empty", "it holds no text")
                     report.reject(doc, why)
                     rejected.write(rejected_line(doc, why, keep_text=False))
         write_report(self.reports, rank, report)
-        write_json(self.reports / f"{rank:05d}-bad.json", {"num_skipped": bad.num_skipped, "named": bad.named})
+        named_bad = [mask(words) for words in bad.named]
+        write_json(self.reports / f"{rank:05d}-bad.json", {"num_skipped": bad.num_skipped, "named": named_bad})
         yield from ()
 
 
@@ -137,9 +148,13 @@ def _guarded(documents: Iterator[Document], name: str, bad: BadInput) -> Iterato
 def to_doc(document: Document, named: NamedSource) -> Doc:
     """Returns a source's document with its id and what the recipe declares about the source."""
     path = document.source.encode("utf-8", "backslashreplace").decode()
+    own = document.metadata or {}
     metadata: dict[str, Any] = {"source": named.name, "path": path, "record": document.record}
     metadata |= named.metadata
-    metadata |= document.metadata or {}
+    # An empty column is no statement about the licence or the language: what was declared holds.
+    metadata |= {k: v for k, v in own.items() if k not in RESERVED and not (v is None and k in named.metadata)}
+    if taken := {key: own[key] for key in RESERVED if key in own}:
+        metadata["meta"] = taken | ({"meta": own["meta"]} if "meta" in own else {})
     identity = f"{named.name}/{path}:{document.record}" if document.record else f"{named.name}/{path}"
     return Doc(document.text, identity, metadata)
 
@@ -151,10 +166,25 @@ def _no_text(doc: Doc) -> Rejected | None:
     return None if doc.text.strip() else Rejected("empty", "it holds no text")
 
 
-def _is_unicode(doc: Doc, bad: BadInput) -> bool:
+def _problem(document: Document) -> str | None:
+    """Says what makes a document unusable, whoever made it: the user's own code may put anything into its fields."""
+    if not isinstance(document.text, str):
+        return f"its text is a {type(document.text).__name__}"
+    record = document.record
+    if not isinstance(record, int) or isinstance(record, bool) or not 0 <= record < 1 << 63:
+        return f"its record is {record!r}; it must be a whole number from 0, the line or row of the source"
+    return None
+
+
+def _line(doc: Doc, bad: BadInput) -> bytes | None:
+    """Returns the document as it is written, or None after rejecting it."""
     try:
         doc.text.encode()
     except UnicodeEncodeError:
         bad.reject(doc.id, "the text holds a lone surrogate, which is no Unicode text")
-        return False
-    return True
+        return None
+    try:
+        return encode_line({"id": doc.id, "text": doc.text, "metadata": doc.metadata})
+    except TypeError as error:
+        bad.reject(doc.id, f"its metadata hold what JSON cannot ({error})")
+        return None

@@ -4,6 +4,7 @@ import dataclasses
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,19 @@ from lit_gpt.data.hub import HubDataset
 from lit_gpt.data.pipeline.nearest import unknown_name
 from lit_gpt.data.pipeline.options import ExecutorOptions
 from lit_gpt.data.pipeline.parts import NamedSource, Plan
-from lit_gpt.data.pipeline.registry import StepSpec, call_checked, check_steps, import_object, parameters, step_class
+from lit_gpt.data.pipeline.registry import (
+    StepSpec,
+    build_step,
+    call_checked,
+    check_steps,
+    import_object,
+    parameters,
+    step_class,
+)
 from lit_gpt.data.pipeline.sources import KINDS
+from lit_gpt.data.pipeline.sources.hub import HubParts
 from lit_gpt.data.split import check_fractions
+from lit_gpt.data.tokenizers import is_local_tokenizer, load_tokenizer
 from lit_gpt.errors import UserError
 
 FORMAT_VERSION = 1
@@ -61,9 +72,37 @@ class Recipe:
     executor: ExecutorOptions
     written: dict[str, Any] = field(default_factory=dict)
 
-    def key(self, plan: Plan) -> str:
-        """Returns the hash of all that decides the bytes: recipe, sources as they are now, versions of the format."""
-        return sha256_json([FORMAT_VERSION, self.written, plan.stamps, plan.shard_bytes])
+    @property
+    def takes_out_personal_data(self) -> bool:
+        """Whether a step takes personal data out of the documents, so that no report may show them either."""
+        return any(spec.name == "pii" for spec in self.steps)
+
+    def stamps(self) -> dict[str, str]:
+        """Returns hashes of what the recipe only names: benchmarks, the user's own code, a tokenizer's folder.
+
+        Raises:
+            UserError: if one of them cannot be read.
+        """
+        found = {}
+        for spec in self.steps:
+            step = build_step(spec)
+            if hasattr(step, "stamps"):
+                found[f"step {spec.index} ({spec.name})"] = sha256_json(step.stamps())
+        if isinstance(self.tokenizer, str) and is_local_tokenizer(self.tokenizer):
+            tokenizer = load_tokenizer(self.tokenizer)
+            files = {name: sha256(data).hexdigest() for name, data in tokenizer.folder_files().items()}
+            found["tokenizer"] = sha256_json([tokenizer.fingerprint, files])
+        return found
+
+    def key(self, plan: Plan, stamps: dict[str, str] | None = None) -> str:
+        """Returns the hash of all that decides the bytes.
+
+        Args:
+            plan: The sources as they are now.
+            stamps: What `stamps` returned; None asks it.
+        """
+        stamps = self.stamps() if stamps is None else stamps
+        return sha256_json([FORMAT_VERSION, self.written, plan.stamps, plan.shard_bytes, stamps])
 
 
 def make_recipe(
@@ -100,6 +139,8 @@ def make_recipe(
     specs = [make_step(entry, number, seed) for number, entry in enumerate(steps or [], start=1)]
     check_steps(specs)
     check_tokenizer(tokenizer)
+    for source in named:
+        _check_out_is_no_input(source.source, Path(out).expanduser())
     written = {
         "sources": sources,
         "steps": [{spec.name: spec.options} for spec in specs],
@@ -162,6 +203,13 @@ def make_source(entry: Any, number: int) -> NamedSource:
             raise UserError(f"{where}: {key} is {entry[key]!r}; it must be text")
     metadata = {key: entry[key] for key in ("license", "language") if key in entry}
     return NamedSource(entry.get("name") or _default_name(kind, entry[kind]), source, metadata)
+
+
+def _check_out_is_no_input(source: Any, out: Path) -> None:
+    """Refuses a data set's folder that would hold the prepared corpus (of other sources, files in it are left out)."""
+    folder = Path(source.hub.path).expanduser() if isinstance(source, HubParts) else None
+    if folder is not None and folder.is_dir() and out.resolve().is_relative_to(folder.resolve()):
+        raise UserError(f"out is {out}, which lies in the data set's folder {folder}; set out to one outside of it")
 
 
 def _default_name(kind: str, value: Any) -> str:

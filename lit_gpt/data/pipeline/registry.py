@@ -4,9 +4,11 @@ import importlib
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, get_type_hints
 
 from lit_gpt.data.cleaning.step import Step
+from lit_gpt.data.file_hashes import sha256_file
 from lit_gpt.data.pipeline.nearest import unknown_name
 from lit_gpt.errors import UserError
 
@@ -78,6 +80,22 @@ def import_object(path: str, what: str) -> Any:
     if not hasattr(module, name):
         raise unknown_name("name", name, [n for n in vars(module) if not n.startswith("_")], f"in {module_name}")
     return getattr(module, name)
+
+
+def code_stamp(class_path: str, what: str, version: str | int = "") -> str:
+    """Returns what changes when the user's own code does: its `version`, or else the hash of the file it stands in.
+
+    Args:
+        class_path: Where the code is.
+        what: What it is for, for messages.
+        version: What the user calls it; with one, an edit that changes no document (a comment) changes nothing.
+    """
+    if version != "":
+        return f"version {version}"
+    try:
+        return sha256_file(Path(inspect.getfile(import_object(class_path, what))))
+    except (TypeError, OSError):  # built into Python, or made without a file: nothing that could be edited
+        return "no file"
 
 
 def parameters(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:

@@ -2,11 +2,17 @@
 
 Examples are chosen by the hash of the document's id (the lowest ten), so they are an even sample that does not depend
 on how the documents were spread over tasks.
+
+Where the recipe takes personal data out of the documents, nothing that a report shows may bring it back: a text is
+masked whole before it is cut to an excerpt, because half of a key is no longer found.
 """
 
 import hashlib
+import re
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, ClassVar
 
 from lit_gpt.data.cleaning.step import Doc, Rejected
@@ -34,6 +40,30 @@ def excerpt(text: str) -> str:
 def sample_key(identity: str) -> str:
     """Returns the hash that chooses examples."""
     return hashlib.blake2b(identity.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+
+
+@cache
+def personal_data_mask() -> Callable[[str], str]:
+    """Returns what replaces every kind of personal data in a text by its tag."""
+    from lit_gpt.data.cleaning.pii import PII
+
+    step = PII()
+
+    def mask(text: str) -> str:
+        result = step.apply(Doc(text, ""))
+        return result.text if isinstance(result, Doc) else ""
+
+    return mask
+
+
+def masked_id(identity: str, mask: Callable[[str], str]) -> str:
+    """Returns a document's id, masked folder by folder: an address in a file's name has a suffix behind it."""
+    parts = re.split(r"([/:])", identity)
+    for place, part in enumerate(parts):
+        stem, dot, suffix = part.rpartition(".")
+        masked = mask(part)
+        parts[place] = masked if masked != part or not dot else mask(stem) + dot + suffix
+    return "".join(parts)
 
 
 @dataclass
@@ -110,9 +140,10 @@ class StepReport:
     Args:
         name: The step's name in the recipe, or "read".
         index: Its place, 0 for reading.
+        mask: Takes out of texts, details and ids what the report must not show.
     """
 
-    def __init__(self, name: str, index: int) -> None:
+    def __init__(self, name: str, index: int, mask: Callable[[str], str] = str) -> None:
         self.name = name
         self.index = index
         self.documents_in = 0
@@ -126,6 +157,7 @@ class StepReport:
         self.num_clusters = 0
         self.cluster_sizes: Counter[int] = Counter()
         self.clusters: dict[str, dict[str, Any]] = {}
+        self._mask = mask
 
     def keep(self, before: int | None, text: str, metadata: dict[str, Any], edited: bool) -> None:
         """Counts a document that goes on; `before` are its bytes as it came in (None: unchanged)."""
@@ -150,9 +182,14 @@ class StepReport:
         key = sample_key(document.id)
         examples = self.examples.setdefault(why.reason, [])
         if len(examples) < MAX_EXAMPLES or key < examples[-1]["key"]:
-            example = {"key": key, "id": document.id, "detail": why.detail[:1000], "text": excerpt(document.text)}
+            example = {
+                "key": key,
+                "id": masked_id(document.id, self._mask),
+                "detail": self._mask(why.detail)[:1000],
+                "text": excerpt(self._mask(document.text)),
+            }
             if why.kept is not None:
-                example["kept"] = why.kept
+                example["kept"] = masked_id(why.kept, self._mask)
             examples.append(example)
             examples.sort(key=lambda item: (item["key"], item["id"]))
             del examples[MAX_EXAMPLES:]
@@ -167,19 +204,28 @@ class StepReport:
             self._add_to_cluster(document.cluster, document.cluster_size, document, kept=True, kept_id=document.id)
 
     def _add_to_cluster(self, cluster: str, size: int, document: Doc, kept: bool, kept_id: str | None) -> None:
-        entry = self.clusters.get(cluster)
+        name = sample_key(cluster)
+        entry = self.clusters.get(name)
         if entry is None:
-            entry = self.clusters[cluster] = {"size": size, "kept": kept_id, "members": []}
-        member = {"id": document.id, "kept": kept, "text": excerpt(document.text)}
-        entry["members"] = _members([*entry["members"], member])
-        self._limit_clusters()
+            entry = {"size": size, "kept": None if kept_id is None else masked_id(kept_id, self._mask), "members": []}
+            self.clusters[name] = entry
+            self._limit_clusters()
+            if name not in self.clusters:
+                return
+        member = {"key": sample_key(document.id), "id": document.id, "kept": kept}
+        chosen = _members([*entry["members"], member])
+        if any(other is member for other in chosen):  # only what is shown is worth masking
+            member |= {"id": masked_id(document.id, self._mask), "text": excerpt(self._mask(document.text))}
+            entry["members"] = chosen
 
     def _limit_clusters(self) -> None:
         if len(self.clusters) > MAX_CLUSTERS:
             # The largest stay; every task knows the whole cluster's size, so tasks agree about which these are.
-            ranked = sorted(self.clusters, key=lambda name: (-self.clusters[name]["size"], sample_key(name)))
-            for name in ranked[MAX_CLUSTERS:]:
+            for name in self._ranked_clusters()[MAX_CLUSTERS:]:
                 del self.clusters[name]
+
+    def _ranked_clusters(self) -> list[str]:
+        return sorted(self.clusters, key=lambda name: (-self.clusters[name]["size"], name))
 
     def merge(self, other: "StepReport") -> None:
         """Adds another task's report to this one."""
@@ -206,7 +252,6 @@ class StepReport:
 
     def to_json(self) -> dict[str, Any]:
         """Returns JSON values, the same for the same documents however they were spread."""
-        clusters = sorted(self.clusters, key=lambda name: (-self.clusters[name]["size"], sample_key(name)))
         return {
             "name": self.name,
             "index": self.index,
@@ -220,7 +265,7 @@ class StepReport:
             "examples": {key: self.examples[key] for key in sorted(self.examples)},
             "num_clusters": self.num_clusters,
             "cluster_sizes": {str(size): self.cluster_sizes[size] for size in sorted(self.cluster_sizes)},
-            "clusters": {name: self.clusters[name] for name in clusters},
+            "clusters": {name: self.clusters[name] for name in self._ranked_clusters()},
         }
 
     @classmethod
@@ -241,6 +286,4 @@ class StepReport:
 
 def _members(members: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Returns the members of a cluster that are shown: the kept one first, then those with the lowest hash."""
-    return sorted(members, key=lambda member: (not member["kept"], sample_key(member["id"]), member["id"]))[
-        :MAX_CLUSTER_MEMBERS
-    ]
+    return sorted(members, key=lambda member: (not member["kept"], member["key"], member["id"]))[:MAX_CLUSTER_MEMBERS]

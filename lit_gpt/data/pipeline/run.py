@@ -57,11 +57,12 @@ def run_recipe(recipe: Recipe, overwrite: bool = False) -> Path:
     out = recipe.out
     if out.exists() and not out.is_dir():
         raise UserError(f"out is {out}, which is a file; name a folder")
-    plan = make_plan(recipe.sources, recipe.shard_bytes)
-    key = recipe.key(plan)
+    plan = make_plan(recipe.sources, recipe.shard_bytes, out)
+    stamps = recipe.stamps()
+    key = recipe.key(plan, stamps)
     with _ended_by_sigterm(), exclusive(out / "work.lock", f"preparing {out}"):
         if not overwrite:
-            _check_same(out, key, recipe)
+            _check_same(out, key, recipe, stamps)
         elif (found := _found(out)) is None or found["key"] != key:
             for name in OURS[:-1]:
                 _remove(out / name)
@@ -72,7 +73,7 @@ def run_recipe(recipe: Recipe, overwrite: bool = False) -> Path:
         try:
             check_disk(recipe, plan.num_bytes)
             with nothing_half_written(out):
-                write_json(out / "recipe.json", {"key": key, "recipe": recipe.written})
+                write_json(out / "recipe.json", {"key": key, "recipe": recipe.written, "stamps": stamps})
                 _run(recipe, plan, key)
         except BaseException as error:
             raise_if_disk_full(error, out)
@@ -132,7 +133,7 @@ def _found(out: Path) -> dict[str, Any] | None:
     return found
 
 
-def _check_same(out: Path, key: str, recipe: Recipe) -> None:
+def _check_same(out: Path, key: str, recipe: Recipe, stamps: dict[str, str]) -> None:
     """Raises a `UserError` if the folder holds something else than this recipe's own beginnings."""
     found = _found(out)
     if found is None:
@@ -144,13 +145,29 @@ def _check_same(out: Path, key: str, recipe: Recipe) -> None:
         return
     if found["key"] == key:
         return
-    if not (out / "documents").exists() and not any((out / "work").glob(f"*/{DONE}")):
-        for name in OURS[:-1]:  # the other recipe got nowhere, so there is nothing to lose
+    if _got_nowhere(out):
+        for name in OURS[:-1]:  # so there is nothing to lose
             _remove(out / name)
         return
     changed = [name for name, value in recipe.written.items() if found["recipe"].get(name) != value]
-    what = f"another recipe ({', '.join(changed)} changed)" if changed else "other input (the files changed since)"
+    inside = [name for name, stamp in stamps.items() if found.get("stamps", {}).get(name) != stamp]
+    if changed:
+        what = f"another recipe ({', '.join(changed)} changed)"
+    elif inside:
+        what = f"the same recipe, but what {', '.join(inside)} names has another content now"
+    else:
+        what = "other input (the files changed since)"
     raise UserError(f"{out} was made by {what}; name another out, or set overwrite: true to delete it")
+
+
+def _got_nowhere(out: Path) -> bool:
+    """Returns whether what another recipe left is worth nothing: no pass finished, or no document was left."""
+    if (out / "documents").exists():
+        return False
+    if not any((out / "work").glob(f"*/{DONE}")):
+        return True
+    told = reports(out)
+    return bool(told) and told[-1]["out"]["documents"] == 0
 
 
 def _remove(path: Path) -> None:

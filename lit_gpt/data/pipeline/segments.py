@@ -120,7 +120,8 @@ class SegmentRunner:
 
     def _read(self, folder: Path, plan: Plan) -> None:
         for rank, parts in enumerate(plan.tasks):
-            write_atomic(folder / "plan" / f"{rank:05d}.json", orjson.dumps(parts))
+            # Not orjson: a file's name may hold bytes that are no Unicode, which json.dumps writes as escapes.
+            write_atomic(folder / "plan" / f"{rank:05d}.json", json.dumps(parts).encode())
         step = ReadParts(
             self.recipe.sources,
             folder / "plan",
@@ -130,6 +131,7 @@ class SegmentRunner:
             folder / "progress",
             plan.shard_bytes,
             self.recipe.on_bad_input,
+            self.recipe.takes_out_personal_data,
         )
         with watching(folder / "progress", plan.num_bytes or self.recipe.expected_bytes, READ):
             run_pipeline([step], len(plan.tasks), folder / "logs" / READ, self.options)
@@ -158,6 +160,7 @@ class SegmentRunner:
                     self.steps / "rejected" / spec.folder,
                     findings if spec is first else None,
                     self.recipe.keep_rejected,
+                    self.recipe.takes_out_personal_data,
                 )
             )
         pipeline.append(WriteDocuments(folder / "documents"))

@@ -22,12 +22,14 @@ class EncodedRow:
         split_key: Text whose hash decides the split: the prompt.
         numbers: Further values of the row, such as a label, by name; every row has the same names.
         notes: What happened to it ("cut"), each counted.
+        attached: Text that is kept beside the tokens, such as what a reward compares an answer with.
     """
 
     sequences: tuple[EncodedSequence, ...]
     split_key: str
     numbers: dict[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    attached: str = ""
 
 
 class RowEncoder(Protocol):

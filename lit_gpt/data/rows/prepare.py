@@ -107,6 +107,8 @@ class _SplitWriter:
         self.rows: list[tuple[int, int]] = []
         self.numbers: list[list[float]] = []
         self.num_targets = 0
+        self.attached = open(folder / "attached.bin", "wb")  # noqa: SIM115
+        self.attached_ends: list[int] = []
 
     def add(self, row: EncodedRow, source: int, record: int) -> None:
         for ids, mask in row.sequences:
@@ -116,10 +118,17 @@ class _SplitWriter:
             self.ends.append((self.ends[-1] if self.ends else 0) + len(ids))
         self.rows.append((source, record))
         self.numbers.append(list(row.numbers.values()))
+        self.attached.write(row.attached.encode("utf-8"))
+        self.attached_ends.append(self.attached.tell())
 
     def finish(self) -> dict[str, int]:
         self.ids.close()
         self.mask.close()
+        self.attached.close()
+        if self.attached_ends and self.attached_ends[-1]:
+            np.save(self.folder / "attached_ends.npy", np.array(self.attached_ends, np.int64))
+        else:
+            (self.folder / "attached.bin").unlink()
         np.save(self.folder / "ends.npy", np.array(self.ends, np.int64))
         np.save(self.folder / "rows.npy", np.array(self.rows, np.int64).reshape(-1, 2))
         width = len(self.numbers[0]) if self.numbers else 0

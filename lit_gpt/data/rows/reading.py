@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from lit_gpt.data.compression import DAMAGED, inner_suffix, open_bytes
 from lit_gpt.data.documents import BadInput
+from lit_gpt.data.parquet import parquet_batches
 from lit_gpt.data.readers import MAX_LINE_BYTES
 
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
@@ -50,6 +51,8 @@ def read_rows(path: Path, name: str, bad_input: BadInput) -> Iterator[NumberedRo
         bad_input.reject(name, f"the compressed data are damaged ({error})")
     except PermissionError:
         bad_input.reject(name, "it may not be read (permission denied)")
+    except OSError as error:
+        bad_input.reject(name, f"it cannot be read ({error.strerror or error})")
 
 
 def _objects(values: Any, name: str, bad_input: BadInput) -> Iterator[NumberedRow]:
@@ -68,7 +71,7 @@ def _read_json(path: Path, name: str, bad_input: BadInput) -> Iterator[NumberedR
     except UnicodeDecodeError:
         bad_input.reject(name, "it is not valid UTF-8")
         return
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError: also a whole number of thousands of digits
         bad_input.reject(name, f"it is not JSON ({error}); one object a line is .jsonl")
         return
     if isinstance(value, dict):  # {"data": [...]}, as some exports have it
@@ -99,7 +102,7 @@ def _read_jsonl(path: Path, name: str, bad_input: BadInput) -> Iterator[Numbered
                 value = json.loads(line.decode())
             except UnicodeDecodeError:
                 bad_input.reject(where, "the line is not valid UTF-8")
-            except (json.JSONDecodeError, RecursionError) as error:
+            except (ValueError, RecursionError) as error:
                 bad_input.reject(where, f"the line is not JSON ({error})")
             else:
                 if isinstance(value, dict):
@@ -127,19 +130,17 @@ def _read_csv(path: Path, name: str, bad_input: BadInput, delimiter: str) -> Ite
 
 def _read_parquet(path: Path, name: str, bad_input: BadInput) -> Iterator[NumberedRow]:
     import pyarrow
-    import pyarrow.parquet
 
     record = 0
     try:
-        with pyarrow.parquet.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
-            for batch in file.iter_batches(batch_size=256):
-                for index in range(batch.num_rows):
-                    record += 1
-                    try:
-                        values = batch.slice(index, 1).to_pylist()[0]
-                    except UnicodeDecodeError:
-                        bad_input.reject(f"{name}:{record}", "the row is not valid UTF-8")
-                    else:
-                        yield NumberedRow(record, values)
+        for batch in parquet_batches(path):
+            for index in range(batch.num_rows):
+                record += 1
+                try:
+                    values = batch.slice(index, 1).to_pylist()[0]
+                except UnicodeDecodeError:
+                    bad_input.reject(f"{name}:{record}", "the row is not valid UTF-8")
+                else:
+                    yield NumberedRow(record, values)
     except (pyarrow.ArrowException, OSError) as error:
         bad_input.reject(name, f"it is no readable parquet file ({str(error).splitlines()[0]})")

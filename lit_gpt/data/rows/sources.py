@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from lit_gpt.data.documents import BadInput, SplitName
 from lit_gpt.data.file_hashes import FileHashes, sha256_json
-from lit_gpt.data.files import expand_files
+from lit_gpt.data.files import content_hash, expand_files
 from lit_gpt.data.hub import HubDataset, HubSource
 from lit_gpt.data.rows.reading import read_rows
 
@@ -70,7 +70,7 @@ class FileRows:
 
     def fingerprint(self, hashes: FileHashes) -> str:
         """Returns a hash of the files' names and contents."""
-        return sha256_json(["rows of files", [[n, hashes.sha256(path)] for n, path in self.files], self.split])
+        return sha256_json(["rows of files", [[n, content_hash(path, hashes)] for n, path in self.files], self.split])
 
     def rows(self, bad_input: BadInput) -> Iterator[Row]:
         """Yields the rows, file by file."""

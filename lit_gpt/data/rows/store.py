@@ -6,6 +6,8 @@ train/mask.bin          one byte a token: 1 where it is a target
 train/ends.npy          (sequences,) int64: where each sequence ends in them
 train/rows.npy          (rows, 2) int64: number of the source's name, record
 train/numbers.npy       (rows, names) float64
+train/attached.bin      UTF-8 texts beside the rows, where there are any
+train/attached_ends.npy (rows,) int64: where each ends in them
 """
 
 import json
@@ -38,6 +40,10 @@ class RowSplit:
         self._rows: np.ndarray = np.load(folder / "rows.npy", mmap_mode="r")
         self._numbers: np.ndarray = np.load(folder / "numbers.npy", mmap_mode="r")
         self._number_names: list[str] = manifest["numbers"]
+        self._attached_ends: np.ndarray | None = None
+        if (folder / "attached_ends.npy").exists():
+            self._attached_ends = np.load(folder / "attached_ends.npy", mmap_mode="r")
+            self._attached = np.memmap(folder / "attached.bin", np.uint8, "r")
         empty = len(self._ends) == 0  # an empty file cannot be mapped
         self._ids = np.empty(0, manifest["dtype"]) if empty else np.memmap(folder / "ids.bin", manifest["dtype"], "r")
         self._mask = np.empty(0, np.bool_) if empty else np.memmap(folder / "mask.bin", np.bool_, "r")
@@ -71,6 +77,13 @@ class RowSplit:
         """Returns (rows,) float64 of a named value."""
         place = self._number_names.index(name)
         return np.asarray(self._numbers[:, place]) if len(self) else np.empty(0)
+
+    def attached(self, row: int) -> str:
+        """Returns the text that is kept beside a row; empty where rows have none."""
+        if self._attached_ends is None:
+            return ""
+        start = 0 if row == 0 else int(self._attached_ends[row - 1])
+        return bytes(self._attached[start : int(self._attached_ends[row])]).decode("utf-8")
 
     def where(self, row: int) -> str:
         """Returns `source:record` of a row."""

@@ -69,6 +69,8 @@ def test_nested_values_of_parquet(tmp_path):
         ("a.csv", b"a,b\n1,2,3\n", "a.csv:2: it has more cells"),
         ("a.parquet", b"no", "no readable parquet"),
         ("a.txt", b"text", "holds no rows"),
+        ("a.json", b"[" + b"9" * 5000 + b"]", "a.json: it is not JSON"),
+        ("a.jsonl", b"[" + b"9" * 5000 + b"]", "a.jsonl:1: the line is not JSON"),
         ("a.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 99)[:-9], "damaged"),
     ],
 )
@@ -80,6 +82,16 @@ def test_what_cannot_be_read_is_named(tmp_path, name, content, where):
     bad_input = BadInput("skip")
     list(source.rows(bad_input))
     assert bad_input.num_skipped == 1
+
+
+def test_a_link_that_leads_nowhere_is_named(tmp_path):
+    (tmp_path / "a.jsonl").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "b.jsonl").write_text('{"a": 1}\n')
+    source = FileRows(str(tmp_path))
+    source.fingerprint(FileHashes())
+    bad_input = BadInput("skip")
+    assert [row.values for row in source.rows(bad_input)] == [{"a": 1}]
+    assert "a.jsonl: it cannot be read" in bad_input.named[0]
 
 
 def test_a_changed_row_changes_the_fingerprint(tmp_path):

@@ -70,7 +70,9 @@ class HtmlFiles(FileParts):
         named = {Path(pattern).expanduser().name for pattern in patterns}
         suffixes = {".html", ".htm", ".xhtml"}
         return [
-            (name, path) for name, path in super().files() if name in named or suffixes.intersection(path.suffixes[-2:])
+            (name, path)
+            for name, path in super().files()
+            if name in named or suffixes.intersection(path.suffixes[-2:]) or path.is_dir()  # a folder: not readable
         ]
 
     def read_file(self, name: str, path: Path, bad_input: BadInput) -> Iterator[Document]:

@@ -10,15 +10,15 @@ from lit_gpt.data.pipeline.encoding import decode_any
 from lit_gpt.data.pipeline.parts import FileParts
 from lit_gpt.data.readers import MAX_DOCUMENT_BYTES, read_file
 
-_TABLES = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".gz", ".zst")
+_TABLES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".gz", ".zst")
 
 
 class TextFiles(FileParts):
-    """Local files: txt, md, code and any other text; jsonl, csv, tsv, parquet; each also as .gz or .zst.
+    """Local files: txt, md, code and any other text; json, jsonl, csv, tsv, parquet; each also as .gz or .zst.
 
     Args:
         files: Files, folders or glob patterns (`**` crosses folders).
-        text_field: Field or column that holds the text in jsonl, csv, tsv and parquet.
+        text_field: Field or column that holds the text in json, jsonl, csv, tsv and parquet.
         document_separator: String at which plain text files are cut into documents; null keeps a file whole.
         encoding: `utf-8` takes any other encoding for bad input; `detect` decodes a plain text file that is not UTF-8
             by its byte order mark or its statistics, and keeps the name of the encoding with the document.

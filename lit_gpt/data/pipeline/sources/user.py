@@ -6,7 +6,7 @@ from typing import Any
 
 from lit_gpt.data.documents import BadInput, Document
 from lit_gpt.data.pipeline.parts import Part
-from lit_gpt.data.pipeline.registry import call_checked, import_object
+from lit_gpt.data.pipeline.registry import call_checked, code_stamp, import_object
 from lit_gpt.errors import UserError
 
 
@@ -20,12 +20,13 @@ class UserSource:
     Args:
         class_path: Where it is: `my_package.my_module.MySource`. Its folder must be on PYTHONPATH, or installed.
         init_args: Arguments of the class, or of the function.
-        version: Changes when the documents do, so that a prepared corpus is not taken for the new one.
+        version: Changes when the documents do, so that a prepared corpus is not taken for the new one. Without it, any
+            change of the file that the code stands in counts as one.
     """
 
     kind = "class_path"
 
-    def __init__(self, class_path: str, init_args: dict[str, Any] | None = None, version: str = "") -> None:
+    def __init__(self, class_path: str, init_args: dict[str, Any] | None = None, version: str | int = "") -> None:
         self.class_path = class_path
         self.init_args = init_args or {}
         self.version = version
@@ -42,8 +43,9 @@ class UserSource:
         if not hasattr(made, "documents") and not isinstance(made, Iterable):
             raise UserError(f"source {self.class_path} has no method documents() and yields nothing; give it one")
         count = int(getattr(made, "num_parts", 1))
+        stamp = [code_stamp(self.class_path, "source", self.version), self.init_args]
         for part in range(count):
-            yield Part(f"{self.class_path}#{part}", part if count > 1 else None, [self.version, self.init_args], None)
+            yield Part(f"{self.class_path}#{part}", part if count > 1 else None, stamp, None)
 
     def read(self, spec: Any, bad_input: BadInput) -> Iterator[Document]:
         """Yields the documents of a part."""
@@ -53,20 +55,23 @@ class UserSource:
         if hasattr(made, "documents"):
             items = made.documents() if spec is None else made.documents(spec)
         for record, item in enumerate(items, start=1):
-            yield _document(item, name, record)
+            document = _document(item, name, record)
+            if document is None:
+                what = f"it is a {type(item).__name__}; yield a text, a mapping with a text under 'text', or a Document"
+                bad_input.reject(f"{name}:{record}", what)
+            else:
+                yield document
 
     def describe(self) -> dict[str, Any]:
         """Returns the class and its arguments."""
         return {"kind": self.kind, "class_path": self.class_path, "init_args": self.init_args, "version": self.version}
 
 
-def _document(item: object, name: str, record: int) -> Document:
+def _document(item: object, name: str, record: int) -> Document | None:
     if isinstance(item, str):
         return Document(item, name, record)
     if isinstance(item, Document):
         return dataclasses.replace(item, metadata=item.metadata or None)
     if isinstance(item, dict) and isinstance(item.get("text"), str):
         return Document(item["text"], name, record, {key: value for key, value in item.items() if key != "text"})
-    raise UserError(
-        f"{name}:{record} is a {type(item).__name__}; yield a text, a mapping with a text under 'text', or a Document"
-    )
+    return None

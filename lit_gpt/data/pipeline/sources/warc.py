@@ -10,7 +10,7 @@ from typing import BinaryIO
 from lit_gpt.data.compression import DAMAGED, open_bytes
 from lit_gpt.data.documents import BadInput, Document
 from lit_gpt.data.pipeline.extra import need
-from lit_gpt.data.pipeline.parts import FileParts
+from lit_gpt.data.pipeline.parts import NO_TEXT, FileParts
 from lit_gpt.data.pipeline.sources.html import Favor, MainText
 
 _PAGE_TYPES = ("text/html", "application/xhtml+xml")
@@ -23,7 +23,7 @@ class WarcFiles(FileParts):
         warc: Files, folders or glob patterns.
         favor: `precision` (as FineWeb) leaves out what may be boilerplate, `recall` keeps more.
         tables: Whether tables are text.
-        max_page_bytes: Larger pages are dropped, and counted as page_too_large.
+        max_page_bytes: Larger pages and texts are dropped, and counted as page_too_large.
     """
 
     kind = "warc"
@@ -36,31 +36,46 @@ class WarcFiles(FileParts):
 
     def read_file(self, name: str, path: Path, bad_input: BadInput) -> Iterator[Document]:
         """Yields the pages that were answered with 200 and are HTML, and the texts of a WET file."""
+        for number, kind, metadata, data in self._records(name, path, bad_input):
+            if kind == "response":
+                yield self.main_text.document(data, name, number, metadata)
+            elif len(data) > self.main_text.max_page_bytes:
+                yield Document("", name, number, metadata | {NO_TEXT: "page_too_large"})
+            else:
+                yield Document(data.decode("utf-8", "replace"), name, number, metadata)
+
+    def _records(self, name: str, path: Path, bad_input: BadInput) -> Iterator[tuple[int, str, dict[str, str], bytes]]:
+        """Yields (number, type, metadata, content) of pages and texts; of a content, a byte more than is allowed."""
         warcio = need("warcio", "reading web archives")
         from warcio.archiveiterator import ArchiveIterator
 
+        # warcio reports damage by its own error, or falls over what a header should have held.
+        damaged = (warcio.exceptions.ArchiveLoadFailed, AttributeError, TypeError, ValueError, LookupError)
         number = 0
         damage: BaseException | None = None
-        try:
-            with open_bytes(path) as file:
-                stream = _Plain(file)
-                for record in ArchiveIterator(stream):
+        with open_bytes(path) as file:
+            stream = _Plain(file)
+            records = iter(ArchiveIterator(stream))
+            while damage is None:
+                try:
+                    record = next(records, None)
+                    if record is None:
+                        break
                     number += 1
                     headers = record.rec_headers
+                    wanted = record.rec_type == "conversion" or (record.rec_type == "response" and _is_page(record))
+                    data = record.content_stream().read(self.main_text.max_page_bytes + 1) if wanted else b""
+                except damaged as error:
+                    damage = error
+                    break
+                if record.rec_type is None:
+                    bad_input.reject(f"{name}:{number}", "the record has no WARC-Type")
+                if wanted and stream.damage is None:  # else it is cut off
                     metadata = {"url": headers.get_header("WARC-Target-URI") or ""}
                     if date := headers.get_header("WARC-Date"):
                         metadata["date"] = date
-                    if record.rec_type == "conversion":
-                        raw = record.content_stream().read()
-                        if stream.damage is None:  # else it is cut off
-                            yield Document(raw.decode("utf-8", "replace"), name, number, metadata)
-                    elif record.rec_type == "response" and _is_page(record):
-                        page = record.content_stream().read(self.main_text.max_page_bytes + 1)
-                        if stream.damage is None:
-                            yield self.main_text.document(page, name, number, metadata)
-                damage = stream.damage
-        except warcio.exceptions.ArchiveLoadFailed as error:
-            damage = error
+                    yield number, record.rec_type, metadata, data
+            damage = damage or stream.damage
         if damage is not None:
             bad_input.reject(f"{name}:{number + 1}", f"the archive is damaged ({damage})")
         elif number == 0 and path.stat().st_size:
