@@ -42,7 +42,7 @@ class Recorder(Callback):
     def on_before_optimizer_step(self, trainer, pl_module, optimizer) -> None:
         if trainer.global_step == 0:
             gradients = {
-                name: (p.grad.full_tensor() if isinstance(p.grad, DTensor) else p.grad).clone()
+                name: (p.grad.full_tensor() if isinstance(p.grad, DTensor) else p.grad).clone().contiguous()
                 for name, p in pl_module.model.named_parameters()
                 if p.grad is not None
             }
