@@ -7,6 +7,7 @@ from lit_gpt.datamodules.instruction import InstructionDataModule, StdlibInstruc
 from lit_gpt.datamodules.mixture import MixtureDataModule
 from lit_gpt.datamodules.preference import PreferenceDataModule, StdlibPreferenceDataModule
 from lit_gpt.datamodules.prepared import PreparedDataModule
+from lit_gpt.datamodules.prompts import PromptDataModule, StdlibPromptDataModule
 from lit_gpt.datamodules.rows import RowDataModule
 from lit_gpt.datamodules.stdlib import StdlibDataModule
 from lit_gpt.datamodules.streaming import StreamingDataModule
@@ -20,11 +21,13 @@ __all__ = [
     "MixtureDataModule",
     "PreferenceDataModule",
     "PreparedDataModule",
+    "PromptDataModule",
     "RowDataModule",
     "StdlibClassificationDataModule",
     "StdlibDataModule",
     "StdlibInstructionDataModule",
     "StdlibPreferenceDataModule",
+    "StdlibPromptDataModule",
     "StreamingDataModule",
     "TextDataModule",
     "TokenDataModule",

@@ -4,6 +4,7 @@ from lit_gpt.modules.base import GPTModule
 from lit_gpt.modules.classify import ClassificationModule
 from lit_gpt.modules.distill import DistillModule
 from lit_gpt.modules.dpo import DPOModule
+from lit_gpt.modules.grpo import GRPOModule
 from lit_gpt.modules.kto import KTOModule
 from lit_gpt.modules.pretrain import PretrainModule
 from lit_gpt.modules.reward import RewardModule
@@ -14,6 +15,7 @@ __all__ = [
     "DPOModule",
     "DistillModule",
     "GPTModule",
+    "GRPOModule",
     "KTOModule",
     "PretrainModule",
     "RewardModule",

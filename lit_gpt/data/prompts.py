@@ -1,0 +1,134 @@
+"""Prompts to be answered: rows → tokens that end where an answer begins, with the row itself beside them.
+
+A prompt may stand in any of the forms of `lit_gpt.data.instructions` without its answer: `prompt` or `messages` that
+end with the user, `question`, or `instruction` with `input`. All fields of the row go along for the rewards.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Literal
+
+from lit_gpt.data.chat import ChatRenderer, Message, check_messages, normalise_messages
+from lit_gpt.data.documents import BadInput
+from lit_gpt.data.file_hashes import sha256_json
+from lit_gpt.data.instructions.encoder import prompt_key
+from lit_gpt.data.instructions.forms import instruction_text, renamed, turns_of
+from lit_gpt.data.instructions.stdlib import StdlibInstructions, described_functions
+from lit_gpt.data.rows.encoding import EncodedRow, EncodedSequence
+from lit_gpt.data.rows.sources import Row
+from lit_gpt.errors import UserError
+
+LongPrompts = Literal["drop", "error"]
+DROPPED = "left out as longer than max_prompt_tokens"
+
+
+def prompt_of(
+    row: Mapping[str, object], columns: Mapping[str, str] | None = None, system_prompt: str | None = None
+) -> list[Message]:
+    """Reads a row; an answer at the end of `messages` is left away.
+
+    Raises:
+        UserError: if it has no prompt, or its roles are out of order.
+    """
+    row = renamed(row, columns)
+    if row.get("messages") is not None:
+        messages = normalise_messages(row["messages"])
+        if messages and messages[-1]["role"] == "assistant":
+            messages = messages[:-1]
+    elif row.get("prompt") is not None:
+        messages = turns_of(row["prompt"], "user", "prompt")
+    elif row.get("question") is not None:
+        messages = turns_of(row["question"], "user", "question")
+    elif "instruction" in row:
+        messages = turns_of(instruction_text(row), "user", "instruction")
+    else:
+        raise UserError(
+            f"its fields are {', '.join(map(repr, row)) or 'none'}; a prompt stands in prompt, question, messages or "
+            "instruction (set columns for other names)"
+        )
+    if system_prompt is not None and messages and messages[0]["role"] != "system":
+        messages = [Message(role="system", content=system_prompt), *messages]
+    check_messages(messages)
+    if messages[-1]["role"] not in ("user", "tool"):
+        raise UserError(f"the prompt ends with {messages[-1]['role']!r}; there is nothing to answer")
+    return messages
+
+
+class PromptEncoder:
+    """Renders a prompt up to where the assistant's answer begins.
+
+    Args:
+        renderer: Chat template on a tokenizer.
+        max_prompt_tokens: A longer prompt is left out, or an error; it is never cut.
+        long_rows: Which.
+        columns: Our name of a field → the data's.
+        system_prompt: Given to rows that have none.
+    """
+
+    def __init__(
+        self,
+        renderer: ChatRenderer,
+        max_prompt_tokens: int,
+        long_rows: LongPrompts = "drop",
+        columns: Mapping[str, str] | None = None,
+        system_prompt: str | None = None,
+    ) -> None:
+        if long_rows not in ("drop", "error"):
+            raise UserError(f"long_rows is {long_rows!r}; for prompts, which are never cut, it can be drop or error")
+        self.renderer = renderer
+        self.max_prompt_tokens = max_prompt_tokens
+        self.long_rows = long_rows
+        self.columns = dict(columns or {})
+        self.system_prompt = system_prompt
+        self.vocab_size = renderer.tokenizer.vocab_size
+
+    def fingerprint(self) -> str:
+        """Returns a hash of everything that decides the tokens."""
+        return sha256_json([
+            type(self).__name__, self.renderer.tokenizer.fingerprint, self.renderer.template.source,
+            self.max_prompt_tokens, self.long_rows, self.columns, self.system_prompt,
+        ])  # fmt: skip
+
+    def __call__(self, row: Row) -> EncodedRow | str:
+        """Encodes a row.
+
+        Raises:
+            UserError: if it has no prompt, one that is too long (under `error`), or fields that are no JSON.
+        """
+        messages = prompt_of(row.values, self.columns, self.system_prompt)
+        ids = self.renderer(messages, add_generation_prompt=True, needs_mask=False).ids
+        if len(ids) > self.max_prompt_tokens:
+            if self.long_rows == "drop":
+                return DROPPED
+            raise UserError(
+                f"its prompt has {len(ids)} tokens, more than max_prompt_tokens {self.max_prompt_tokens} (long_rows: "
+                "error)"
+            )
+        fields = renamed(row.values, self.columns)
+        try:
+            attached = json.dumps({"messages": messages, "row": fields}, ensure_ascii=False)
+            attached.encode("utf-8")
+        except (TypeError, ValueError) as error:
+            raise UserError(f"a field cannot be kept for the rewards: {error}") from error
+        return EncodedRow((EncodedSequence(ids, [False] * len(ids)),), prompt_key(messages), attached=attached)
+
+
+class StdlibPrompts(StdlibInstructions):
+    """Rows with `prompt`, `signature` and `completion`: what `StdlibInstructions` asks for, to be tried freely.
+
+    The split is the same: functions of files that pretraining held out are held out here.
+    """
+
+    name = "functions to write, of the Python standard library"
+    version = 1
+
+    def rows(self, bad_input: BadInput) -> Iterator[Row]:
+        """Yields the functions, file by file; of each prompt the first."""
+        seen: set[str] = set()
+        for name, path in self.files:
+            text = path.read_text(encoding="utf-8")
+            for function in described_functions(text):
+                if function.completion.count("\n") < self.max_lines and function.prompt not in seen:
+                    seen.add(function.prompt)
+                    values = {"prompt": function.prompt, "signature": function.signature}
+                    yield Row({**values, "completion": function.completion}, name, function.line, split_key=text)

@@ -1,0 +1,508 @@
+"""Reinforcement learning with group-relative advantages: try, rate, and make the better answers likelier.
+
+The way of a step, in one process:
+
+1. Each prompt is answered `group_size` times by the project's engine, with the policy as it is.
+2. Rewards, plain functions of text, rate the answers. Nothing ever runs them.
+3. Each answer's advantage is how much better it is than its group.
+4. The clipped objective is backpropagated, `completions_per_forward` answers at a time, as the mean over the step.
+
+A request's draws depend on (seed, rollout, prompt, sample) alone, so that a resumed run repeats them.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+
+from lit_gpt.batch import Batch, StepBatch
+from lit_gpt.data.chat import ChatRenderer
+from lit_gpt.data.documents import OnBadInput
+from lit_gpt.data.tokenizers import Tokenizer, load_tokenizer
+from lit_gpt.errors import UserError
+from lit_gpt.generation import Completion, Engine, SamplingParams
+from lit_gpt.models.fused import prepare_for_decoding
+from lit_gpt.modules.reference import ReferencedModule, ReferenceKind
+from lit_gpt.modules.rollouts import Answer, RolloutBatch, chunks, request_seed, rollout_batch
+from lit_gpt.objectives import PolicyLoss, TokenLoss, group_advantages, linear_entropy, linear_log_probs
+from lit_gpt.objectives.grpo import Average
+from lit_gpt.rewards import Rated, Reward, RewardFunction, Rewards, Sample
+
+Prompt = dict[str, Any]
+
+
+class GRPOModule(ReferencedModule):
+    """Group-relative policy optimisation (Shao et al. 2024, arXiv:2402.03300), with Dr. GRPO's and DAPO's corrections.
+
+    Logged in training: `reward` (the weighted sum) and each reward by name, over all answers drawn; `length` in tokens
+    and the share that `finished`; the share of groups with a `signal` (rewards that differ); and of the tokens that
+    are learned from: `entropy`, `clip_fraction` and `kl` to the reference. In validation: the rewards, length and
+    share finished on held-out prompts, with the same draws each time; `val/loss` is the reward's negative. With
+    `trainer.num_sanity_val_steps: -1` this is also measured before the first step, and logged at step 0. Completions
+    with their rewards are written to the log as text.
+
+    The defaults: mean over all tokens of the step and no clipping beyond the paper's. The paper itself: `average:
+    completion`, `kl_coefficient: 0.04`. Dr. GRPO: `average: constant`, `scale_by_std: false`. DAPO: `clip_high: 0.28`,
+    `dynamic_sampling: true` with `candidates` of the data above 1, and `Length` with a margin among the rewards.
+
+    Args:
+        rewards: functions of a `lit_gpt.rewards.Sample`, by `class_path` (those of the project) or dotted name.
+        reward_weights: one number each; null: all 1.
+        group_size: answers to each prompt.
+        max_new_tokens: of an answer.
+        temperature: of the draws, and of the probabilities that are learned: those are of what was drawn from.
+        scale_by_std: divide advantages by the standard deviation of the group's rewards.
+        average: over a step's tokens, over each completion's first, or by a constant; see `PolicyLoss`.
+        clip_low: lower bound of the ratio to the policy that drew, as a distance from 1.
+        clip_high: upper bound; null: as `clip_low`.
+        kl_coefficient: weight of the KL to the reference; 0: none, and no reference in memory.
+        reference: `frozen`, `disabled_adapter` or `auto`.
+        dynamic_sampling: leave groups whose rewards are all equal out of the mean, and try the next of the data's
+            `candidates` in their place.
+        mask_unfinished: learn nothing from answers that a limit cut off (DAPO's overlong filtering).
+        completions_per_forward: answers in one forward and backward; fewer save memory and change no result.
+        engine_batch_size: answers drawn at once, which bounds the cache.
+        eval_samples: answers to each held-out prompt.
+        eval_temperature: of these; null: as in training; 0: the likeliest tokens.
+        num_logged_samples: completions written to the log each time.
+        on_bad_input: where a reward raises or gives no finite number: `error` names the row and stops, `skip` leaves
+            the answer out of its group, counted and named.
+        kwargs: see `GPTModule`.
+    """
+
+    is_language_model_loss = False
+    grows_vocabulary = True
+
+    def __init__(
+        self,
+        rewards: list[Reward | RewardFunction],
+        reward_weights: list[float] | None = None,
+        group_size: int = 8,
+        max_new_tokens: int = 128,
+        temperature: float = 1.0,
+        scale_by_std: bool = True,
+        average: Average = "token",
+        clip_low: float = 0.2,
+        clip_high: float | None = None,
+        kl_coefficient: float = 0.0,
+        reference: ReferenceKind = "auto",
+        dynamic_sampling: bool = False,
+        mask_unfinished: bool = False,
+        completions_per_forward: int = 8,
+        engine_batch_size: int = 32,
+        eval_samples: int = 1,
+        eval_temperature: float | None = None,
+        num_logged_samples: int = 4,
+        on_bad_input: OnBadInput = "error",
+        **kwargs: object,
+    ) -> None:
+        super().__init__(reference=reference, **kwargs)
+        if group_size < 2:
+            raise UserError(f"group_size is {group_size}; an answer is compared with others, so it must be at least 2")
+        counts = {"max_new_tokens": max_new_tokens, "completions_per_forward": completions_per_forward}
+        counts |= {"engine_batch_size": engine_batch_size, "eval_samples": eval_samples}
+        for name, value in counts.items():
+            if value < 1:
+                raise UserError(f"{name} is {value}; it must be at least 1")
+        if not temperature > 0:
+            raise UserError(f"temperature is {temperature}; it must be above 0, or all answers of a group are one")
+        self.rewards = Rewards(rewards, reward_weights, on_bad_input)
+        self.policy_loss = PolicyLoss(clip_low, clip_high, kl_coefficient, average)
+        self.group_size, self.max_new_tokens, self.temperature = group_size, max_new_tokens, temperature
+        self.scale_by_std, self.dynamic_sampling, self.mask_unfinished = scale_by_std, dynamic_sampling, mask_unfinished
+        self.completions_per_forward, self.engine_batch_size = completions_per_forward, engine_batch_size
+        self.eval_samples = eval_samples
+        self.eval_temperature = temperature if eval_temperature is None else eval_temperature
+        self.num_logged_samples = num_logged_samples
+        self.measures = ("reward", *(f"reward_{name}" for name in self.rewards.names), "length", "finished")
+        self.means = nn.ModuleDict({name: MeanMetric() for name in self.measures})
+        self._tokenizer: Tokenizer | None = None
+        self._stop_ids: tuple[int, ...] = ()
+        self._groups: dict[int, list[Answer]] = {}
+        """Of the rollout in hand, by the number of the first candidate's row."""
+        self._next_update = 0
+        """Which step on the rollout in hand comes next; 0: the next one draws anew."""
+        self._rollout_sums: dict[str, float] = {}
+        self._token_sums: dict[str, Tensor] = {}
+        self._shown: list[str] = []
+
+    # ---- drawing answers --------------------------------------------------------------------------------------
+
+    @property
+    def uses_reference(self) -> bool:
+        """Whether there is a KL term."""
+        return self.policy_loss.kl_coefficient > 0
+
+    def configure_model(self) -> None:
+        """Build the policy, whole on each device."""
+        if self.device_mesh is not None:
+            raise UserError("GRPO draws from the whole model on each device; set trainer.strategy to auto or ddp")
+        super().configure_model()
+
+    def on_fit_start(self) -> None:
+        """Refuse answers that the context has no room for."""
+        super().on_fit_start()
+        longest = getattr(getattr(self.trainer, "datamodule", None), "max_prompt_tokens", None)
+        if longest is not None and longest + self.max_new_tokens > self.config.block_size:
+            raise UserError(
+                f"prompts of {longest} tokens and {self.max_new_tokens} new ones do not fit in the model's block_size "
+                f"{self.config.block_size}; lower max_new_tokens, or the data's max_prompt_tokens"
+            )
+
+    def sample(
+        self, prompts: Sequence[Prompt], seeds: Sequence[Sequence[int]], temperature: float
+    ) -> list[list[Completion]]:
+        """Answer prompts with the model as it is.
+
+        Args:
+            prompts: have their token ids as `ids`.
+            seeds: for each prompt one for each answer.
+            temperature: of the draws.
+
+        Returns:
+            For each prompt its answers.
+        """
+        if not prompts:
+            return []
+        if self._tokenizer is None:
+            self._load_tokenizer()
+        assert self._tokenizer is not None
+        model: Any = self.model
+        training = model.training
+        requests = [(prompt["ids"], seed) for prompt, each in zip(prompts, seeds, strict=True) for seed in each]
+        longest = max(len(ids) for ids, _ in requests)
+        params = [
+            SamplingParams(
+                max_new_tokens=self.max_new_tokens, temperature=temperature, seed=seed, stop_token_ids=self._stop_ids
+            )
+            for _, seed in requests
+        ]
+        # A new engine each time: its cache is free again while the policy learns. Without autocast, because the cache
+        # is of the weights' type.
+        with torch.autocast(self.device.type, enabled=False):
+            engine = Engine(
+                model,
+                self._tokenizer,
+                max_batch_size=min(self.engine_batch_size, len(requests)),
+                max_length=min(self.config.block_size, longest + self.max_new_tokens),
+            )
+            done = iter(engine.generate([ids for ids, _ in requests], params))
+        model.train(training)
+        return [[next(done) for _ in each] for each in seeds]
+
+    def _load_tokenizer(self) -> None:
+        path = getattr(getattr(self.trainer, "datamodule", None), "tokenizer_path", None)
+        if path is None and self._source is not None:
+            path = self._source.tokenizer_path
+        if path is None:
+            raise UserError("there is no tokenizer: give a DataModule that has one, or an init_from with its own")
+        self._tokenizer = load_tokenizer(path)
+        self._stop_ids = ChatRenderer(self._tokenizer).stop_ids
+
+    def _rate(self, prompts: Sequence[Prompt], answers: Sequence[Sequence[Completion]]) -> tuple[list[Sample], Rated]:
+        samples = [
+            Sample(
+                prompt=prompt["messages"],
+                completion=completion.text,
+                row=prompt["row"],
+                num_tokens=len(completion.token_ids),
+                finished=completion.finish_reason == "stop",
+                where=prompt["where"],
+            )
+            for prompt, of_prompt in zip(prompts, answers, strict=True)
+            for completion in of_prompt
+        ]
+        return samples, self.rewards(samples)
+
+    # ---- rollouts ---------------------------------------------------------------------------------------------
+
+    def training_step(self, batch: StepBatch | Batch, batch_idx: int) -> Tensor:
+        """Draw and rate answers, unless this step goes on learning from the last ones; then learn."""
+        parts: list[Any] = batch if isinstance(batch, list) else [batch]
+        first = parts[0]
+        if first["update"] == 0:
+            self._groups = self._rollout([group for part in parts for group in part["prompts"]], first)
+        else:
+            # As the engine has left it, which after a resume in the middle of a rollout it has not: products of
+            # matrices in another layout are rounded otherwise.
+            assert self.model is not None
+            prepare_for_decoding(self.model)
+        assert first["update"] == self._next_update, "the data and the rollouts are out of step"
+        self._next_update = (first["update"] + 1) % first["num_updates"]
+        numbers = [group[0]["number"] for part in parts for group in part["prompts"]]
+        answers = [answer for number in numbers for answer in self._groups[number]]
+        self._token_sums = {}
+        rollouts: list[Batch] = list(self._batches(answers))
+        return super().training_step(rollouts, batch_idx)
+
+    def _rollout(self, slots: Sequence[Sequence[Prompt]], batch: Any) -> dict[int, list[Answer]]:
+        """Answers to each slot's first candidate, or under dynamic sampling to the first whose rewards differ."""
+        groups: dict[int, list[Answer]] = {}
+        self._rollout_sums = dict.fromkeys((*self.measures, "answers", "rated", "signal", "groups"), 0.0)
+        self._shown = []
+        open_slots = list(slots)
+        for trial in range(max(map(len, slots))):
+            prompts = [slot[trial] for slot in open_slots]
+            seeds = [
+                [request_seed(self.seed, batch["rollout"], p["number"], n) for n in range(self.group_size)]
+                for p in prompts
+            ]
+            completions = self.sample(prompts, seeds, self.temperature)
+            samples, rated = self._rate(prompts, completions)
+            self._add_measures(samples, rated)
+            still_open = []
+            for place, (slot, of_prompt) in enumerate(zip(open_slots, completions, strict=True)):
+                rewards = rated.totals[place * self.group_size : (place + 1) * self.group_size]
+                group = self._group(of_prompt, rewards)
+                groups[slot[0]["number"]] = group
+                has_signal = any(answer.advantage for answer in group)
+                self._rollout_sums["signal"] += has_signal
+                self._rollout_sums["groups"] += 1
+                if not has_signal and trial + 1 < len(slot):
+                    still_open.append(slot)
+            open_slots = still_open
+            if not self.dynamic_sampling or not open_slots:
+                break
+        self._add_log_probs([answer for group in groups.values() for answer in group], batch["num_updates"] > 1)
+        return groups
+
+    def _group(self, completions: Sequence[Completion], rewards: Sequence[float | None]) -> list[Answer]:
+        used = [reward for reward in rewards if reward is not None]
+        advantages = iter(group_advantages(used, self.scale_by_std) if len(used) > 1 else [0.0] * len(used))
+        group = []
+        for completion, reward in zip(completions, rewards, strict=True):
+            advantage = 0.0 if reward is None else next(advantages)
+            counts = reward is not None and bool(completion.token_ids)
+            if self.mask_unfinished and completion.finish_reason != "stop":
+                counts = False
+            ids = [*completion.prompt_ids, *completion.token_ids]
+            group.append(Answer(ids, len(ids) - len(completion.token_ids), advantage if counts else 0.0, counts))
+        if self.dynamic_sampling and not any(answer.advantage for answer in group):
+            for answer in group:
+                answer.counts = False
+        return group
+
+    def _batches(self, answers: Sequence[Answer]) -> list[RolloutBatch]:
+        """The forwards of a step. What gives no gradient is left out of them, but not out of the mean."""
+        loss = self.policy_loss
+        units = sum(loss.units(answer.num_tokens, self.max_new_tokens) for answer in answers if answer.counts)
+        learned = [answer for answer in answers if self._teaches(answer)]
+        parts = chunks(learned, self.completions_per_forward) or [[Answer(answers[0].ids, len(answers[0].ids))]]
+        return [rollout_batch(part, loss, self.device, 0 if place else units) for place, part in enumerate(parts)]
+
+    def _teaches(self, answer: Answer) -> bool:
+        return answer.counts and (answer.advantage != 0 or self.uses_reference)
+
+    @torch.no_grad()
+    def _add_log_probs(self, answers: Sequence[Answer], several_updates: bool) -> None:
+        """Note what the policy that drew, and the reference, think of each token, as far as it will be needed."""
+        learned = [answer for answer in answers if self._teaches(answer)]
+        model: Any = self.model
+        for part in chunks(learned, self.completions_per_forward):
+            batch = rollout_batch(part, self.policy_loss, self.device)
+            sizes = [answer.num_tokens for answer in part]
+            if several_updates:
+                training = model.training
+                model.eval()
+                log_probs, _ = self._log_probs(model, batch)
+                model.train(training)
+                for answer, values in zip(part, log_probs.split(sizes), strict=True):
+                    answer.old_log_probs = values
+            if self.uses_reference:
+                with self.reference_model() as reference:
+                    log_probs, _ = self._log_probs(reference, batch)
+                for answer, values in zip(part, log_probs.split(sizes), strict=True):
+                    answer.reference_log_probs = values
+
+    # ---- the loss ---------------------------------------------------------------------------------------------
+
+    def num_units(self, batch: Batch) -> Tensor:
+        """What the loss of a step is the mean over: tokens of answers, answers, or a constant; see `average`."""
+        units: Tensor = batch["units"]  # type: ignore[typeddict-item]
+        return units
+
+    def loss(self, batch: Batch) -> TokenLoss:
+        """Sum of the answers' tokens."""
+        rollout: Any = batch
+        log_probs, entropy = self._log_probs(self, batch, measure=self._logs_after_this_step)
+        old = rollout.get("old_log_probs", log_probs.detach())
+        terms = self.policy_loss(log_probs, old, rollout["advantages"], rollout.get("reference_log_probs"))
+        total = (terms.loss * rollout["weights"]).sum()
+        here = (rollout["weights"] > 0).to(terms.kl.dtype)
+        sums = {"clip_fraction": (terms.clipped * here).sum(), "kl": (terms.kl * here).sum(), "tokens": here.sum()}
+        sums["entropy"] = here.new_zeros(()) if entropy is None else (entropy * here).sum()
+        for name, value in sums.items():
+            self._token_sums[name] = self._token_sums.get(name, 0) + value
+        return TokenLoss(total, total.detach())
+
+    def _log_probs(self, model: Any, batch: Any, measure: bool = False) -> tuple[Tensor, Tensor | None]:
+        """(n,) log-probabilities of the answers' tokens at the temperature they are drawn at, and the entropy there.
+
+        Args:
+            model: the policy (this module, which records routers, or its model) or the reference.
+            batch: a `RolloutBatch`.
+            measure: whether the entropy is wanted.
+        """
+        index, labels = batch["target_index"], batch["labels"]
+        warmth, softcap = self.temperature, self.config.logit_softcap
+
+        def head_fn(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+            rows = hidden.reshape(-1, hidden.shape[-1]).index_select(0, index)
+            cap = softcap
+            if warmth != 1:  # the head is linear, and cap · tanh(z / cap) / t = (cap / t) · tanh((z / t) / (cap / t))
+                rows, bias = rows / warmth, None if bias is None else bias / warmth
+                cap = None if softcap is None else softcap / warmth
+            targets = labels.reshape(-1).index_select(0, index)
+            log_probs = linear_log_probs(rows, weight, bias, targets, softcap=cap)
+            return log_probs, linear_entropy(rows, weight, bias, cap) if measure else None
+
+        if model is self:
+            both: tuple[Tensor, Tensor | None] = self(batch, head_fn=head_fn)
+            return both
+        result: tuple[Tensor, Tensor | None] = model(
+            batch["input_ids"], position_ids=batch["position_ids"], head_fn=head_fn
+        )
+        return result
+
+    # ---- measures ---------------------------------------------------------------------------------------------
+
+    def _add_measures(self, samples: Sequence[Sample], rated: Rated) -> None:
+        sums = self._rollout_sums
+        for place, sample in enumerate(samples):
+            sums["answers"] += 1
+            sums["length"] += sample.num_tokens
+            sums["finished"] += sample.finished
+            total = rated.totals[place]
+            if total is None:
+                continue
+            sums["rated"] += 1
+            sums["reward"] += total
+            for name, values in rated.by_name.items():
+                sums[f"reward_{name}"] += values[place] or 0.0
+        if len(self._shown) < self.num_logged_samples:
+            self._shown += _shown(samples, rated)[: self.num_logged_samples - len(self._shown)]
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        """Add the rollout's measures to what is logged of this step."""
+        super().on_before_optimizer_step(optimizer)
+        if not self._logs_after_this_step:
+            return
+        token_names = ("clip_fraction", "kl", "entropy", "tokens")
+        host = torch.tensor([*self._rollout_sums.values(), float(self.rewards.bad_input.num_skipped)])
+        tokens = torch.stack([self._token_sums[name].detach().float() for name in token_names])
+        *values, skipped = self._sum_over_ranks(host.to(self.device)).tolist()
+        sums = dict(zip(self._rollout_sums, values, strict=True))
+        of_tokens = dict(zip(token_names, self._sum_over_ranks(tokens).tolist(), strict=True))
+        counts = {"length": "answers", "finished": "answers", "signal": "groups"}
+        logged = {n: sums[n] / max(sums[counts.get(n, "rated")], 1) for n in (*self.measures, "signal")}
+        logged |= {name: of_tokens[name] / max(of_tokens["tokens"], 1) for name in token_names[:3]}
+        if not self.uses_reference:
+            del logged["kl"]
+        if skipped:
+            logged["skipped_rewards"] = skipped
+        self._step_values |= {f"train/{name}": value for name, value in logged.items()}
+        self._write_samples("train")
+
+    def _write_samples(self, stage: str, step: int | None = None) -> None:
+        if not self._shown or not self.trainer.is_global_zero:
+            return
+        for logger in self.loggers:
+            writer: Any = getattr(logger, "experiment", None)
+            if hasattr(writer, "add_text"):
+                number = self.trainer.global_step + (stage == "train") if step is None else step
+                writer.add_text(f"{stage}/completions", "\n\n---\n\n".join(self._shown), number)
+
+    # ---- evaluation -------------------------------------------------------------------------------------------
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Answer and rate held-out prompts."""
+        self._evaluate_prompts(batch, batch_idx)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """The same on the test split."""
+        self._evaluate_prompts(batch, batch_idx)
+
+    def _evaluate_prompts(self, batch: Any, batch_idx: int) -> None:
+        prompts = [candidates[0] for candidates in batch["prompts"]]
+        seeds = [
+            [request_seed(self.seed, "evaluation", prompt["number"], n) for n in range(self.eval_samples)]
+            for prompt in prompts
+        ]
+        samples, rated = self._rate(prompts, self.sample(prompts, seeds, self.eval_temperature))
+        if batch_idx == 0:
+            self._shown = _shown(samples[:: self.eval_samples], rated, self.eval_samples)[: self.num_logged_samples]
+        means: Any = self.means
+        for place, sample in enumerate(samples):
+            means["length"].update(float(sample.num_tokens))
+            means["finished"].update(float(sample.finished))
+            if rated.totals[place] is not None:
+                means["reward"].update(rated.totals[place])
+                for name, values in rated.by_name.items():
+                    means[f"reward_{name}"].update(values[place])
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the mean rewards; those before the first step too, if there is a sanity check."""
+        self._log_rewards("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the mean rewards."""
+        self._log_rewards("test")
+
+    def _log_rewards(self, stage: str) -> None:
+        means: list[tuple[str, Any]] = list(self.means.items())
+        values = {f"{stage}/{name}": float(mean.compute()) for name, mean in means}
+        for _, mean in means:
+            mean.reset()
+        values[f"{stage}/loss"] = -values[f"{stage}/reward"]
+        self._write_samples(stage)
+        if self.trainer.sanity_checking:  # what Lightning would not log
+            self._log_now(values)
+            self.print(f"held-out reward before training: {values[f'{stage}/reward']:.4f}")
+        else:
+            self.log_dict({**values, "step": float(self.trainer.global_step)}, prog_bar=False)
+
+    # ---- checkpoints ------------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Also keep the rollout in hand, if more steps are to learn from it."""
+        super().on_save_checkpoint(checkpoint)
+        if not self._next_update:
+            return
+        groups = {number: [answer.to_plain() for answer in group] for number, group in self._groups.items()}
+        sums = torch.tensor(list(self._rollout_sums.values()), device=self.device)
+        everyone: list[Any] = [groups]
+        if self.data_parallel_size > 1:
+            everyone = [None] * self.data_parallel_size
+            torch.distributed.all_gather_object(everyone, groups)
+        checkpoint["lit_gpt"]["rollout"] = {
+            "next_update": self._next_update,
+            "groups": {number: group for part in everyone for number, group in part.items()},
+            "sums": dict(zip(self._rollout_sums, self._sum_over_ranks(sums).tolist(), strict=True)),
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take up the rollout in hand."""
+        super().on_load_checkpoint(checkpoint)
+        saved = checkpoint["lit_gpt"].get("rollout")
+        if saved is not None:
+            self._next_update = saved["next_update"]
+            self._groups = {n: [Answer(**answer) for answer in group] for n, group in saved["groups"].items()}
+            mine = self.trainer.is_global_zero
+            self._rollout_sums = {name: value if mine else 0.0 for name, value in saved["sums"].items()}
+
+
+def _shown(samples: Sequence[Sample], rated: Rated, stride: int = 1) -> list[str]:
+    """Completions as Markdown, with their rewards."""
+    texts = []
+    for place, sample in enumerate(samples):
+        parts = {name: values[place * stride] for name, values in rated.by_name.items()}
+        rewards = ", ".join(f"{name} {'skipped' if v is None else f'{v:.3g}'}" for name, v in parts.items())
+        prompt, answer = (
+            "\n".join(f"    {line}" for line in text.splitlines()) or "    "
+            for text in (sample.prompt[-1]["content"], sample.completion)
+        )
+        end = "" if sample.finished else " (cut off by a limit)"
+        texts.append(f"{sample.where}: {rewards}\n\n{prompt}\n\nwas answered{end}:\n\n{answer}")
+    return texts

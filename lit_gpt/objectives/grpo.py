@@ -1,0 +1,148 @@
+r"""Group-relative policy optimisation: advantages from a group of answers to one prompt, and the clipped objective.
+
+For answers :math:`o_1 ... o_G` to one prompt with rewards :math:`r_i`, the advantage of every token of answer i is
+:math:`\hat A_i = (r_i - \mathrm{mean}(r)) / \mathrm{std}(r)` (Shao et al. 2024, DeepSeekMath, arXiv:2402.03300,
+section 4.1.2), and a token's loss is, with the ratio :math:`\rho = \pi(o_t) / \pi_{old}(o_t)`,
+
+.. math:: -\min(\rho \hat A, \mathrm{clip}(\rho, 1 - \epsilon_{low}, 1 + \epsilon_{high}) \hat A) + \beta D_t
+
+(equation 3; DAPO, arXiv:2503.14476, equation 8, for the two bounds), where :math:`D_t = \pi_{ref}/\pi - \log
+(\pi_{ref}/\pi) - 1` estimates the KL divergence from the reference (equation 4).
+
+n tokens of completions, G answers of a group.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lit_gpt.errors import UserError
+from lit_gpt.objectives.cross_entropy import default_chunk_size
+
+Average = Literal["token", "completion", "constant"]
+STD_EPSILON = 1e-4
+
+
+def group_advantages(rewards: Sequence[float], scale_by_std: bool = True) -> list[float]:
+    """Advantages of the answers to one prompt.
+
+    Args:
+        rewards: Of the G answers.
+        scale_by_std: Divide by the group's standard deviation (with G - 1, plus 1e-4), as in the GRPO paper. Dr. GRPO
+            (Liu et al. 2025, arXiv:2503.20783) leaves it out: it favours prompts whose rewards hardly differ.
+
+    Returns:
+        G numbers that sum to 0; exactly 0 each where all rewards are equal.
+    """
+    if max(rewards) == min(rewards):  # the mean of equal numbers may differ from them by rounding
+        return [0.0] * len(rewards)
+    mean = math.fsum(rewards) / len(rewards)
+    apart = [reward - mean for reward in rewards]
+    if not scale_by_std:
+        return apart
+    std = math.sqrt(math.fsum(a * a for a in apart) / (len(rewards) - 1))
+    return [a / (std + STD_EPSILON) for a in apart]
+
+
+class PolicyTerms(NamedTuple):
+    """Of each token, (n,)."""
+
+    loss: Tensor
+    """With the KL term."""
+    clipped: Tensor
+    """Detached, 0 or 1: the bound is in force, so that the token gives no gradient but that of the KL."""
+    kl: Tensor
+    """Detached; 0 without a reference."""
+
+
+@dataclass(frozen=True)
+class PolicyLoss:
+    """The clipped objective and how a step's tokens are averaged.
+
+    Args:
+        clip_low: The ratio counts down to 1 - this.
+        clip_high: And up to 1 + this; None: as far as down. DAPO's "clip-higher" has 0.28 beside 0.2, which leaves
+            unlikely tokens more room to grow.
+        kl_coefficient: Weight of the KL to the reference; 0 does without one (0.04 in the GRPO paper).
+        average: `token`: the mean over all completion tokens of the step (DAPO); `completion`: over the tokens of each
+            completion first (GRPO), where tokens of long ones weigh less; `constant`: the sum over tokens divided by
+            completions times the longest length allowed (Dr. GRPO).
+
+    Raises:
+        UserError: if a number is out of its bounds.
+    """
+
+    clip_low: float = 0.2
+    clip_high: float | None = None
+    kl_coefficient: float = 0.0
+    average: Average = "token"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.clip_low <= 1:
+            raise UserError(f"clip_low is {self.clip_low}; it must be above 0 and at most 1 (0.2 is usual)")
+        if self.clip_high is not None and not (math.isfinite(self.clip_high) and self.clip_high > 0):
+            raise UserError(f"clip_high is {self.clip_high}; it must be above 0 (0.28 in DAPO), or null for clip_low")
+        if not (math.isfinite(self.kl_coefficient) and self.kl_coefficient >= 0):
+            raise UserError(f"kl_coefficient is {self.kl_coefficient}; it must be at least 0 (0: no reference)")
+        if self.average not in ("token", "completion", "constant"):
+            raise UserError(f"average is {self.average!r}; it can be token, completion or constant")
+
+    def __call__(
+        self, log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, reference_log_probs: Tensor | None = None
+    ) -> PolicyTerms:
+        """Each token's loss.
+
+        Args:
+            log_probs: (n,) of the tokens under the policy, with gradients.
+            old_log_probs: (n,) under the policy that drew them.
+            advantages: (n,) of the completion that each is in.
+            reference_log_probs: (n,) under the reference, if there is a KL term.
+        """
+        ratio = torch.exp(log_probs - old_log_probs)
+        high = self.clip_low if self.clip_high is None else self.clip_high
+        bounded = ratio.clamp(1 - self.clip_low, 1 + high)
+        loss = -torch.minimum(ratio * advantages, bounded * advantages)
+        clipped = (bounded * advantages < ratio * advantages).to(loss.dtype).detach()
+        kl = torch.zeros_like(loss).detach()
+        if self.kl_coefficient and reference_log_probs is not None:
+            apart = reference_log_probs - log_probs
+            divergence = torch.exp(apart) - apart - 1
+            loss = loss + self.kl_coefficient * divergence
+            kl = divergence.detach()
+        return PolicyTerms(loss, clipped, kl)
+
+    def token_weight(self, num_tokens: int) -> float:
+        """What each token of a completion of so many tokens counts in the sum of a step."""
+        return 1 / max(num_tokens, 1) if self.average == "completion" else 1.0
+
+    def units(self, num_tokens: int, max_tokens: int) -> int:
+        """What a completion adds to the number that the sum of a step is divided by."""
+        return {"token": num_tokens, "completion": 1, "constant": max_tokens}[self.average]
+
+
+@torch.no_grad()
+def linear_entropy(hidden: Tensor, weight: Tensor, bias: Tensor | None, softcap: float | None = None) -> Tensor:
+    """Entropy of the next token at each position, never with all logits at once.
+
+    Args:
+        hidden: (n, C) hidden states that enter the head.
+        weight: (V, C) head weight.
+        bias: (V,) head bias, or None.
+        softcap: Of the logits, as in `linear_log_probs`.
+
+    Returns:
+        (n,) float32, nats.
+    """
+    parts = []
+    for rows in hidden.split(default_chunk_size(hidden, weight)):
+        logits = F.linear(rows, weight, bias).float()
+        if softcap is not None:
+            logits = softcap * torch.tanh(logits / softcap)
+        normalized = logits.log_softmax(-1)
+        parts.append(-(normalized.exp() * normalized).sum(-1))
+    return torch.cat(parts)

@@ -1,0 +1,120 @@
+"""Rewards that compare a completion with a known answer, or with a form."""
+
+import re
+from fractions import Fraction
+
+from lit_gpt.errors import UserError
+from lit_gpt.rewards.sample import Reward, Sample
+
+_NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?(?:/\d+)?")
+
+
+class ExactAnswer(Reward):
+    """1 where the completion's final answer is the row's, else 0, in the form of GSM8K: what follows `####`.
+
+    Numbers are compared as numbers (`1,200`, `$1200.00` and `1200` are equal), anything else as text without regard
+    to case and outer spaces.
+
+    Args:
+        column: The field of the row that has the answer, with or without the marker.
+        marker: Stands before the final answer; the last one in a text counts.
+        needs_marker: A completion without the marker gets 0; False takes its last number (or all of it).
+    """
+
+    def __init__(self, column: str = "answer", marker: str = "####", needs_marker: bool = True) -> None:
+        if not marker:
+            raise UserError("marker of ExactAnswer is empty; give what stands before an answer, such as ####")
+        self.column = column
+        self.marker = marker
+        self.needs_marker = needs_marker
+
+    def __call__(self, sample: Sample) -> float:
+        """Returns 1 or 0.
+
+        Raises:
+            UserError: if the row has no such field.
+        """
+        if sample.row.get(self.column) is None:
+            raise UserError(
+                f"no field {self.column!r} to compare with; its fields are {', '.join(map(repr, sample.row)) or 'none'}"
+            )
+        wanted = str(sample.row[self.column]).rpartition(self.marker)[2]
+        _, marker, given = sample.completion.rpartition(self.marker)
+        if not marker:
+            if self.needs_marker:
+                return 0.0
+            numbers = _NUMBER.findall(given.replace(",", ""))
+            given = numbers[-1] if numbers and as_number(wanted) is not None else given
+        given = given.strip().split("\n")[0]
+        return 1.0 if _same(given, wanted) else 0.0
+
+
+def as_number(text: str) -> Fraction | None:
+    """Returns what a text says if it is one number, with commas, a currency or percent sign and a full stop allowed."""
+    plain = text.strip().rstrip(".").replace(",", "").replace(" ", "").strip("$€£%")
+    if not _NUMBER.fullmatch(plain) or len(plain) > 1000:
+        return None
+    try:
+        return Fraction(plain)
+    except (ValueError, ZeroDivisionError):
+        return None
+
+
+def _same(given: str, wanted: str) -> bool:
+    one, other = as_number(given), as_number(wanted)
+    if one is not None or other is not None:
+        return one == other
+    return given.strip().casefold() == wanted.strip().casefold()
+
+
+class MatchesFormat(Reward):
+    r"""1 where the completion has a form that a regular expression gives, else 0.
+
+    Args:
+        pattern: The expression (Python's `re`, `.` matching line ends too), such as `<think>.*</think>.*####.*`.
+        whole: The whole completion must match, but for spaces around it; False: some part of it.
+    """
+
+    def __init__(self, pattern: str, whole: bool = True) -> None:
+        try:
+            self.pattern = re.compile(pattern, re.DOTALL)
+        except re.error as error:
+            raise UserError(f"pattern {pattern!r} of MatchesFormat is no regular expression: {error}") from error
+        self.whole = whole
+
+    def __call__(self, sample: Sample) -> float:
+        """Returns 1 or 0."""
+        text = sample.completion.strip()
+        return 1.0 if (self.pattern.fullmatch(text) if self.whole else self.pattern.search(text)) else 0.0
+
+
+class Length(Reward):
+    """0 for completions of a wanted length, falling to -1 outside (DAPO's soft overlong punishment, equation 13).
+
+    Args:
+        max_tokens: At -1 from here on.
+        margin: Tokens before `max_tokens` over which it falls from 0 to -1.
+        min_tokens: Shorter ones get -1.
+        must_finish: One that a limit ended gets -1, whatever its length.
+    """
+
+    def __init__(self, max_tokens: int, margin: int = 0, min_tokens: int = 0, must_finish: bool = False) -> None:
+        if max_tokens < 1 or not 0 <= margin <= max_tokens or not 0 <= min_tokens <= max_tokens - margin:
+            raise UserError(
+                f"Length has min_tokens {min_tokens}, margin {margin}, max_tokens {max_tokens}; min_tokens and margin "
+                "are at least 0, and together at most max_tokens, which is at least 1"
+            )
+        self.max_tokens = max_tokens
+        self.margin = margin
+        self.min_tokens = min_tokens
+        self.must_finish = must_finish
+
+    def __call__(self, sample: Sample) -> float:
+        """Returns a number from -1 to 0."""
+        length = sample.num_tokens
+        if length < self.min_tokens or (self.must_finish and not sample.finished):
+            return -1.0
+        start = self.max_tokens - self.margin
+        if length <= start:
+            return 0.0
+        return -1.0 if length >= self.max_tokens else (start - length) / self.margin

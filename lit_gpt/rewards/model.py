@@ -1,0 +1,56 @@
+"""A reward model as a reward."""
+
+from collections.abc import Sequence
+from functools import cached_property
+
+import torch
+
+from lit_gpt.data.chat import Message
+from lit_gpt.errors import UserError
+from lit_gpt.generation.scorer import RewardScorer, load_scorer
+from lit_gpt.rewards.sample import Reward, Sample
+
+
+class RewardModel(Reward):
+    """What a trained `RewardModule` says of the conversation with the completion as its last answer.
+
+    Args:
+        model: A run or checkpoint of `RewardModule`.
+        device: Where it runs; `auto`: the first GPU, or the CPU.
+        batch_size: Conversations in one forward.
+        empty: Reward of an empty completion, which is no answer and not shown to the model.
+    """
+
+    def __init__(self, model: str, device: str = "auto", batch_size: int = 8, empty: float = 0.0) -> None:
+        if batch_size < 1:
+            raise UserError(f"batch_size of RewardModel is {batch_size}; it must be at least 1")
+        self.model = model
+        self.device = device
+        self.batch_size = batch_size
+        self.empty = empty
+
+    @cached_property
+    def scorer(self) -> RewardScorer:
+        """The model, loaded when it is first asked."""
+        device = self.device
+        if device == "auto":
+            device = f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"
+        return load_scorer(self.model, device)
+
+    def __call__(self, sample: Sample) -> float:
+        """Returns the reward of one."""
+        return self.rate([sample])[0]
+
+    def rate(self, samples: Sequence[Sample]) -> list[float]:
+        """Returns the rewards, batch by batch."""
+        rewards = [self.empty] * len(samples)
+        answered = [place for place, sample in enumerate(samples) if sample.completion.strip()]
+        with torch.autocast(self.scorer.score.device.type, enabled=False):
+            for start in range(0, len(answered), self.batch_size):
+                places = answered[start : start + self.batch_size]
+                conversations = [
+                    [*samples[p].prompt, Message(role="assistant", content=samples[p].completion)] for p in places
+                ]
+                for place, value in zip(places, self.scorer.rate(conversations), strict=True):
+                    rewards[place] = value
+        return rewards

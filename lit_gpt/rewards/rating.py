@@ -1,0 +1,106 @@
+"""Several weighted rewards over many samples, and what happens to one that fails."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from lit_gpt.data.documents import BadInput, OnBadInput
+from lit_gpt.errors import UserError
+from lit_gpt.rewards.sample import Reward, RewardFunction, Sample, reward_name
+
+
+class Rated(NamedTuple):
+    """Rewards of samples.
+
+    Attributes:
+        totals: The weighted sum of each; None where one of its rewards could not be used.
+        by_name: Each reward's own values, unweighted.
+    """
+
+    totals: list[float | None]
+    by_name: dict[str, list[float | None]]
+
+
+class Rewards:
+    """A weighted sum.
+
+    Args:
+        functions: The rewards.
+        weights: One each; None: all 1.
+        on_bad_input: What happens where a reward raises or gives no finite number: `error` names the row and stops,
+            `skip` leaves the sample out, counted and named.
+
+    Raises:
+        UserError: if there are none, or weights do not fit.
+    """
+
+    def __init__(
+        self,
+        functions: Sequence[Reward | RewardFunction],
+        weights: Sequence[float] | None = None,
+        on_bad_input: OnBadInput = "error",
+    ) -> None:
+        if not functions:
+            raise UserError("rewards is empty; name at least one, such as lit_gpt.rewards.ExactAnswer")
+        self.functions = list(functions)
+        self.weights = [1.0] * len(functions) if weights is None else [float(weight) for weight in weights]
+        if len(self.weights) != len(self.functions) or not all(map(math.isfinite, self.weights)):
+            raise UserError(
+                f"reward_weights is {self.weights} for {len(self.functions)} rewards; give one finite number each"
+            )
+        names = [reward_name(function) for function in self.functions]
+        self.names = [name if names.count(name) == 1 else f"{name}_{place}" for place, name in enumerate(names)]
+        self.bad_input = BadInput(on_bad_input)
+
+    def __call__(self, samples: Sequence[Sample]) -> Rated:
+        """Rates samples.
+
+        Raises:
+            UserError: where a reward fails, under `error`.
+        """
+        by_name = {
+            name: self._rate(function, name, samples) for name, function in zip(self.names, self.functions, strict=True)
+        }
+        totals: list[float | None] = []
+        for values in zip(*by_name.values(), strict=True):
+            parts = [w * v for w, v in zip(self.weights, values, strict=True) if v is not None]
+            totals.append(math.fsum(parts) if len(parts) == len(values) else None)
+        return Rated(totals, by_name)
+
+    def _rate(self, function: Reward | RewardFunction, name: str, samples: Sequence[Sample]) -> list[float | None]:
+        if isinstance(function, Reward):
+            try:
+                values = function.rate(samples)
+            except Exception:  # one of them is at fault: below, one at a time, it is named
+                pass
+            else:
+                return [self._checked(value, name, sample) for value, sample in zip(values, samples, strict=True)]
+        results: list[float | None] = []
+        for sample in samples:
+            try:
+                value = function(sample)
+            except Exception as error:
+                problem = str(error) if isinstance(error, UserError) else f"it raised {type(error).__name__}: {error}"
+                self._reject(name, sample, problem, error)
+                results.append(None)
+            else:
+                results.append(self._checked(value, name, sample))
+        return results
+
+    def _checked(self, value: object, name: str, sample: Sample) -> float | None:
+        try:
+            number = float(value)  # type: ignore[arg-type]
+        except (TypeError, ValueError):
+            self._reject(name, sample, f"it returned {value!r}, which is no number")
+            return None
+        if not math.isfinite(number):
+            self._reject(name, sample, f"it returned {number}")
+            return None
+        return number
+
+    def _reject(self, name: str, sample: Sample, problem: str, cause: Exception | None = None) -> None:
+        text = sample.completion if len(sample.completion) <= 80 else f"{sample.completion[:77]}..."
+        try:
+            self.bad_input.reject(sample.where, f"the reward {name} cannot be used for {text!r}: {problem}")
+        except UserError as error:
+            raise error from cause
