@@ -64,7 +64,7 @@ def test_a_stream_is_the_answer_in_pieces(client):
     assert chunks[-1].usage == whole.usage
     assert all(c.usage is None for c in chunks[:-1])
     assert len({c.id for c in chunks}) == 1
-    assert len(chunks) > 4
+    assert len(chunks) >= 4, "role, text, end, usage; words that are ready together go out together"
 
 
 def test_no_usage_in_a_stream_that_did_not_ask(client):
