@@ -1,30 +1,24 @@
 """Direct preference optimisation and its kin: prefer the better of two answers."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from lit_gpt.adapters import adapters_disabled
 from lit_gpt.atomic import whole_file
 from lit_gpt.batch import IGNORE_INDEX, Batch
-from lit_gpt.checkpoints.adapters import hash_weights
 from lit_gpt.errors import UserError
-from lit_gpt.models import GPT
-from lit_gpt.modules.base import GPTModule
+from lit_gpt.modules.reference import ReferencedModule, ReferenceKind
 from lit_gpt.objectives import LogProbs, PreferenceLoss, TokenLoss, linear_log_probs
 from lit_gpt.objectives.preferences import PairLoss
 
-Reference = Literal["auto", "frozen", "precomputed", "disabled_adapter"]
 MEASURES = ("chosen_reward", "rejected_reward", "margin", "accuracy", "kl", "chosen_log_prob", "rejected_log_prob")
 
 
-class DPOModule(GPTModule):
+class DPOModule(ReferencedModule):
     """A loss on pairs of answers (Rafailov et al. 2023, arXiv:2305.18290), the mean over the pairs of a step.
 
     Logged, in training and validation: the rewards of chosen and rejected answers (beta times the log-ratio to the
@@ -45,6 +39,7 @@ class DPOModule(GPTModule):
 
     is_language_model_loss = False
     grows_vocabulary = True
+    references = ("auto", "frozen", "precomputed", "disabled_adapter")
 
     def __init__(
         self,
@@ -52,53 +47,25 @@ class DPOModule(GPTModule):
         beta: float = 0.1,
         label_smoothing: float = 0.0,
         gamma: float = 1.0,
-        reference: Reference = "auto",
+        reference: ReferenceKind = "auto",
         **kwargs: object,
     ) -> None:
-        super().__init__(**kwargs)  # type: ignore[arg-type]
+        super().__init__(reference, **kwargs)
         self.preference_loss = PreferenceLoss(loss_type, beta, label_smoothing, gamma)
-        if reference == "disabled_adapter" and self.adapter is None:
-            raise UserError("reference is disabled_adapter, but there is no adapter; set adapter, or reference: frozen")
-        if reference == "auto":
-            reference = "frozen" if self.adapter is None else "disabled_adapter"
-        self.reference: Reference = reference
         self.means = nn.ModuleDict({name: MeanMetric() for name in MEASURES})
-        self._first_sha256: str | None = None
-        # Not a submodule: it is in no checkpoint and no optimizer.
-        self.__dict__["_frozen"] = None
         self._tables: dict[str, Tensor] = {}
 
     # ---- the reference ----------------------------------------------------------------------------------------
 
     @property
-    def _uses(self) -> Reference | None:
-        return self.reference if self.preference_loss.needs_reference else None
-
-    def configure_model(self) -> None:
-        """Build the policy, and the frozen reference beside it."""
-        if self.model is not None:
-            return
-        if self._uses == "frozen" and self.device_mesh is not None:
-            raise UserError("a frozen reference is not sharded; set reference: precomputed")
-        super().configure_model()
-        if self._uses not in ("frozen", "precomputed"):
-            return
-        # The first weights, also on a resume, when the policy's are those of the checkpoint.
-        with torch.device("meta"):
-            first = self.build_model()
-        first.to_empty(device=self.device)
-        assert isinstance(first, GPT)
-        first.init_weights(self.seed)
-        if self._source is not None:
-            self.load_source(first)
-        first.requires_grad_(False).eval()
-        self._first_sha256 = hash_weights(dict(first.named_parameters()), self.config)
-        self.__dict__["_frozen"] = first
+    def uses_reference(self) -> bool:
+        """Whether the loss has a part for the reference."""
+        return self.preference_loss.needs_reference
 
     def on_fit_start(self) -> None:
         """Compute or read the reference's log-probabilities, if they are to be there beforehand."""
         super().on_fit_start()
-        if self._uses != "precomputed":
+        if not self.uses_reference or self.reference != "precomputed":
             return
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         if not hasattr(data, "scoring_batches"):
@@ -128,28 +95,15 @@ class DPOModule(GPTModule):
         return table
 
     def _reference_scores(self, batch: Batch) -> LogProbs | None:
-        if self._uses is None:
+        if not self.uses_reference:
             return None
-        if self._uses != "precomputed":
-            with self._reference_model() as model:
+        if self.reference != "precomputed":
+            with self.reference_model() as model:
                 return self._scores(model, batch)
         numbers = batch["sample_ids"][: len(batch["sample_ids"]) // 2]
         table = self._tables["train" if self.training else "val"][numbers.clamp(min=0)]
         lengths = _lengths(batch)
         return LogProbs(table[:, 0], table[:, 1], *lengths)
-
-    @contextmanager
-    def _reference_model(self) -> Iterator[Any]:
-        """The reference, in memory: a second model, or this one with its adapter off."""
-        if self._uses == "frozen":
-            yield self._frozen
-            return
-        assert isinstance(self.model, nn.Module)
-        training = self.model.training
-        self.model.eval()
-        with adapters_disabled(self.model):
-            yield self.model
-        self.model.train(training)
 
     @torch.no_grad()
     def _scores(self, model: Any, batch: Batch) -> LogProbs:
@@ -223,27 +177,6 @@ class DPOModule(GPTModule):
         }
         measures = {name: torch.where(pairs, values.detach(), 0.0) for name, values in measures.items()}
         return TokenLoss(total, total.detach()), measures
-
-    # ---- checkpoints ------------------------------------------------------------------------------------------
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Also say which weights the reference has."""
-        super().on_save_checkpoint(checkpoint)
-        checkpoint["lit_gpt"]["reference_sha256"] = self._first_sha256
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse to go on against another reference.
-
-        Raises:
-            UserError: the first weights are not those that the run was started from.
-        """
-        super().on_load_checkpoint(checkpoint)
-        saved = checkpoint["lit_gpt"].get("reference_sha256")
-        if saved is not None and self._first_sha256 is not None and saved != self._first_sha256:
-            raise UserError(
-                f"the run was started from other weights than {self.init_from} has now, so its reference is gone; "
-                "bring those weights back, or start a new run"
-            )
 
 
 def _lengths(batch: Batch) -> tuple[Tensor, Tensor]:

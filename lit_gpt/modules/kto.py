@@ -65,7 +65,7 @@ class KTOModule(DPOModule):
     def _mismatched_ratios(self, batch: Batch) -> Tensor:
         """(2,): sum of the log-ratios of answers to other prompts, and their number."""
         mismatched: Batch = batch["mismatched"]  # type: ignore[typeddict-item]
-        with self._reference_model() as model:
+        with self.reference_model() as model:
             reference = self._log_probs(model, mismatched)
         # Without dropout, as the reference point of what the policy is, not of one draw of it.
         assert self.model is not None
@@ -81,7 +81,7 @@ class KTOModule(DPOModule):
         if not self.training or divergence is None:
             total, count = self._mismatched_ratios(batch)
             divergence = (total / count.clamp(min=1)).clamp(min=0)
-        with self._reference_model() as model, torch.no_grad():
+        with self.reference_model() as model, torch.no_grad():
             reference = self._log_probs(model, batch)
         desirable: Tensor = batch["desirable"]  # type: ignore[typeddict-item]
         policy = self._log_probs(self.model, batch)

@@ -13,7 +13,7 @@ from lit_gpt.errors import UserError
 from lit_gpt.models import GPT
 from lit_gpt.modules.base import GPTModule
 
-ReferenceKind = Literal["auto", "frozen", "disabled_adapter"]
+ReferenceKind = Literal["auto", "frozen", "precomputed", "disabled_adapter"]
 
 
 class ReferencedModule(GPTModule):
@@ -25,10 +25,13 @@ class ReferencedModule(GPTModule):
         kwargs: see `GPTModule`.
     """
 
+    references: tuple[ReferenceKind, ...] = ("auto", "frozen", "disabled_adapter")
+    """What a subclass can be told to use."""
+
     def __init__(self, reference: ReferenceKind = "auto", **kwargs: object) -> None:
         super().__init__(**kwargs)  # type: ignore[arg-type]
-        if reference not in ("auto", "frozen", "disabled_adapter"):
-            raise UserError(f"reference is {reference!r}; it can be auto, frozen or disabled_adapter")
+        if reference not in self.references:
+            raise UserError(f"reference is {reference!r}; it can be one of {', '.join(self.references)}")
         if reference == "disabled_adapter" and self.adapter is None:
             raise UserError("reference is disabled_adapter, but there is no adapter; set adapter, or reference: frozen")
         if reference == "auto":
@@ -47,8 +50,10 @@ class ReferencedModule(GPTModule):
         """Build the policy, and the frozen reference beside it: the first weights, also on a resume."""
         if self.model is not None:
             return
+        if self.uses_reference and self.reference == "frozen" and self.device_mesh is not None:
+            raise UserError("a frozen reference is not sharded; set reference: precomputed")
         super().configure_model()
-        if not self.uses_reference or self.reference != "frozen":
+        if not self.uses_reference or self.reference == "disabled_adapter":
             return
         with torch.device("meta"):
             first = self.build_model()
