@@ -11,7 +11,7 @@ import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from lit_gpt.data.compression import COMPRESSED_SUFFIXES, DAMAGED, inner_suffix, open_bytes
 from lit_gpt.data.documents import BadInput, Document
@@ -137,7 +137,8 @@ def _field(row: object, text_field: str, where: str, bad_input: BadInput) -> str
     return text
 
 
-def _read_jsonl(path: Path, name: str, bad_input: BadInput, text_field: str) -> Iterator[Document]:
+def json_lines(path: Path, name: str, bad_input: BadInput) -> Iterator[tuple[int, Any]]:
+    """Yields the values of a file with one JSON value a line, and their lines' numbers from 1; blank lines are none."""
     with open_bytes(path) as file:
         number = 0
         while line := file.readline(MAX_LINE_BYTES):
@@ -160,9 +161,14 @@ def _read_jsonl(path: Path, name: str, bad_input: BadInput, text_field: str) -> 
             except (ValueError, RecursionError) as error:  # ValueError: also a whole number of thousands of digits
                 bad_input.reject(where, f"the line is not JSON ({error})")
                 continue
-            text = _field(row, text_field, where, bad_input)
-            if text is not None:
-                yield Document(text, name, number)
+            yield number, row
+
+
+def _read_jsonl(path: Path, name: str, bad_input: BadInput, text_field: str) -> Iterator[Document]:
+    for number, row in json_lines(path, name, bad_input):
+        text = _field(row, text_field, f"{name}:{number}", bad_input)
+        if text is not None:
+            yield Document(text, name, number)
 
 
 def _read_json(path: Path, name: str, bad_input: BadInput, text_field: str) -> Iterator[Document]:

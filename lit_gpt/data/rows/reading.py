@@ -4,7 +4,6 @@
 values. All but a `.json` array, which is parsed as a whole, are read row by row.
 """
 
-import codecs
 import csv
 import io
 import json
@@ -15,7 +14,7 @@ from typing import Any, NamedTuple
 from lit_gpt.data.compression import DAMAGED, inner_suffix, open_bytes
 from lit_gpt.data.documents import BadInput
 from lit_gpt.data.parquet import parquet_batches
-from lit_gpt.data.readers import MAX_LINE_BYTES
+from lit_gpt.data.readers import MAX_LINE_BYTES, json_lines
 
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
 
@@ -84,31 +83,11 @@ def _read_json(path: Path, name: str, bad_input: BadInput) -> Iterator[NumberedR
 
 
 def _read_jsonl(path: Path, name: str, bad_input: BadInput) -> Iterator[NumberedRow]:
-    with open_bytes(path) as file:
-        number = 0
-        while line := file.readline(MAX_LINE_BYTES):
-            number += 1
-            where = f"{name}:{number}"
-            if len(line) == MAX_LINE_BYTES and not line.endswith(b"\n"):
-                while line and not line.endswith(b"\n"):
-                    line = file.readline(MAX_LINE_BYTES)
-                bad_input.reject(where, f"the line is longer than {MAX_LINE_BYTES} bytes")
-                continue
-            if number == 1:
-                line = line.removeprefix(codecs.BOM_UTF8)
-            if not line.strip():
-                continue
-            try:
-                value = json.loads(line.decode())
-            except UnicodeDecodeError:
-                bad_input.reject(where, "the line is not valid UTF-8")
-            except (ValueError, RecursionError) as error:
-                bad_input.reject(where, f"the line is not JSON ({error})")
-            else:
-                if isinstance(value, dict):
-                    yield NumberedRow(number, value)
-                else:
-                    bad_input.reject(where, f"it holds a JSON {type(value).__name__}, not an object")
+    for number, value in json_lines(path, name, bad_input):
+        if isinstance(value, dict):
+            yield NumberedRow(number, value)
+        else:
+            bad_input.reject(f"{name}:{number}", f"it holds a JSON {type(value).__name__}, not an object")
 
 
 def _read_csv(path: Path, name: str, bad_input: BadInput, delimiter: str) -> Iterator[NumberedRow]:
