@@ -5,13 +5,14 @@
 - `generation_config.json`: how to sample, and which tokens end a text; an imported model's own is kept
 - `lit_gpt.json`: our own configuration, complete
 - `lineage.json`: where it comes from, by content hash
+- `README.md`: the model card, from all that was recorded (`model_card.py`)
 - `manifest.json`: sizes and SHA-256 of all of them, written last
 """
 
 import json
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from lit_gpt.checkpoints.huggingface import export_hf, open_hf
 from lit_gpt.checkpoints.huggingface.tensors import read_json
 from lit_gpt.checkpoints.lineage import LINEAGE
 from lit_gpt.checkpoints.manifest import MANIFEST, verify, write_manifest
+from lit_gpt.checkpoints.model_card import CARD, CardFacts, Opens, model_card
 from lit_gpt.data.chat import stop_token_ids
 from lit_gpt.data.tokenizers import TOKENIZER_FILES, Tokenizer, load_tokenizer
 from lit_gpt.errors import UserError
@@ -70,6 +72,8 @@ def save_bundle(
     dtype: str | None = None,
     overwrite: bool = False,
     carried: Carried | None = None,
+    facts: CardFacts | None = None,
+    check: Callable[[Path], None] | None = None,
 ) -> Path:
     """Write a bundle, whole or not at all.
 
@@ -82,6 +86,8 @@ def save_bundle(
         dtype: float32, bfloat16 or float16 for the weights; None: as they are.
         overwrite: replace what is at `out`.
         carried: what the model's source says beside its weights; None: the tokenizer decides.
+        facts: what the model card says beyond the lineage.
+        check: called with the folder when it is complete but not yet in its place; what it raises leaves nothing.
 
     Returns:
         The folder.
@@ -91,29 +97,78 @@ def save_bundle(
             or the disk is full.
     """
     out = Path(out)
+    check_free(out, overwrite)
+    kind = None if dtype is None else torch_dtype(dtype)
+    beside = Beside.of(config, tokenizer_path, lineage, carried, facts or CardFacts(out.name))
+    with whole_folder(out, write_manifest) as folder:
+        export_hf(config, state_dict, folder, dtype=kind, **beside.token_ids)
+        beside.write(folder)
+        if check is not None:
+            check(folder)
+    return out
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What every bundle holds beside its weights."""
+
+    config: GPTConfig
+    tokenizer: Tokenizer | None
+    token_ids: dict[str, Any]
+    generation: dict[str, Any]
+    lineage: dict[str, Any]
+    facts: CardFacts = field(default_factory=CardFacts)
+
+    @classmethod
+    def of(
+        cls,
+        config: GPTConfig,
+        tokenizer_path: str | Path | None,
+        lineage: Mapping[str, Any] | None,
+        carried: Carried | None,
+        facts: CardFacts | None = None,
+    ) -> "Beside":
+        """Gather it; arguments as of `save_bundle`.
+
+        Raises:
+            UserError: the tokenizer has tokens that the model lacks.
+        """
+        carried = carried or Carried()
+        ids: dict[str, Any] = {}
+        tokenizer = None if tokenizer_path is None else load_tokenizer(tokenizer_path)
+        if tokenizer is not None:
+            _check_vocabulary(tokenizer, config.vocab_size, str(tokenizer_path))
+            ids = {"bos_token_id": tokenizer.separator_id, "eos_token_id": _end_ids(tokenizer)}
+        ids |= carried.token_ids
+        generation = carried.generation_config
+        if generation is None:
+            generation = {**ids, "do_sample": True, "_from_model_config": False}
+        return cls(config, tokenizer, ids, generation, dict(lineage or {}), facts or CardFacts())
+
+    def write(self, folder: Path) -> None:
+        """Write its files."""
+        if self.tokenizer is not None:
+            for name, content in self.tokenizer.folder_files().items():
+                (folder / name).write_bytes(content)
+        write_json(folder / GENERATION_CONFIG, self.generation)
+        # blocks that predict further tokens are left out of exports
+        write_json(folder / CONFIG, replace(self.config, multi_token=0).to_dict())
+        write_json(folder / LINEAGE, self.lineage)
+        theirs = folder / "config.json"  # a quantised bundle has none, so that nobody opens it wrongly
+        dtype = read_json(theirs)["dtype"] if theirs.is_file() else None
+        opens: Opens = "lit_gpt" if dtype is None else "transformers"
+        card = model_card(self.config, self.tokenizer, self.lineage, self.facts, dtype, opens)
+        (folder / CARD).write_text(card, encoding="utf-8")
+
+
+def check_free(out: Path, overwrite: bool = False) -> None:
+    """Refuse a place where something is already.
+
+    Raises:
+        UserError: there is.
+    """
     if out.exists() and not overwrite and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"{out} exists; choose another --out, or remove it first")
-    kind = None if dtype is None else torch_dtype(dtype)
-    carried = carried or Carried()
-    ids: dict[str, Any] = {}
-    tokenizer = None if tokenizer_path is None else load_tokenizer(tokenizer_path)
-    if tokenizer is not None:
-        _check_vocabulary(tokenizer, config.vocab_size, str(tokenizer_path))
-        ids = {"bos_token_id": tokenizer.separator_id, "eos_token_id": _end_ids(tokenizer)}
-    ids |= carried.token_ids
-    generation = carried.generation_config
-    if generation is None:
-        generation = {**ids, "do_sample": True, "_from_model_config": False}
-    with whole_folder(out, write_manifest) as folder:
-        export_hf(config, state_dict, folder, dtype=kind, **ids)
-        if tokenizer is not None:
-            for name, content in tokenizer.folder_files().items():
-                (folder / name).write_bytes(content)
-        _write_json(folder / GENERATION_CONFIG, generation)
-        # blocks that predict further tokens are left out of exports
-        _write_json(folder / CONFIG, replace(config, multi_token=0).to_dict())
-        _write_json(folder / LINEAGE, dict(lineage or {}))
-    return out
 
 
 def load_bundle(path: str | Path) -> Bundle:
@@ -217,5 +272,6 @@ def _chat_templates(tokenizer: Tokenizer) -> list[bytes]:
     ]
 
 
-def _write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any) -> None:
+    """Write plain data as every bundle does."""
     path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -25,6 +25,7 @@ from lit_gpt.checkpoints.huggingface import config_from_hf, open_hf
 from lit_gpt.checkpoints.huggingface.tensors import read_json
 from lit_gpt.checkpoints.lineage import LINEAGE
 from lit_gpt.checkpoints.manifest import read_manifest, verify
+from lit_gpt.checkpoints.quantization import QuantizedBundle, is_quantized_bundle, read_quantized_bundle
 from lit_gpt.checkpoints.step import (
     AVERAGES,
     CHECKPOINTS,
@@ -65,13 +66,15 @@ class ModelSource:
     """What was wrong with checkpoints that were passed over."""
     carried: Carried = field(default_factory=Carried)
     """What a bundle or Hugging Face folder says beside shape and weights."""
+    quantized: QuantizedBundle | None = None
+    """Of a quantised bundle, whose `load_state_dict` refuses: its weights are rounded, and only run as they are."""
 
 
 def language_model_weights(source: ModelSource) -> Mapping[str, Tensor]:
     """Return the weights of a model that shall write text.
 
     Raises:
-        UserError: it is a reward model or a classifier, which gives scores.
+        UserError: it is a reward model or a classifier, which gives scores; or it is quantised.
     """
     weights = source.load_state_dict()
     if "score.weight" in weights:
@@ -106,6 +109,8 @@ def resolve_model(path_or_name: str | Path, averaged: bool = True, adapter: str 
             return _from_checkpoint(path, averaged)
         if (path / CHECKPOINTS).is_dir():
             return _from_run(path, averaged)
+        if is_quantized_bundle(path):
+            return _from_quantized(path)
         if is_bundle(path):
             return _from_bundle(path)
         if (path / "config.json").is_file():
@@ -298,6 +303,21 @@ def _from_bundle(path: Path) -> ModelSource:
         tokenizer_in(path),
         _read_lineage(path),
         carried=read_carried(path),
+    )
+
+
+def _from_quantized(path: Path) -> ModelSource:
+    verify(path)
+    bundle = read_quantized_bundle(path)
+    return ModelSource(
+        "bundle",
+        path,
+        bundle.config,
+        bundle.refuse_plain_weights,
+        bundle.tokenizer_path,
+        _read_lineage(path),
+        carried=bundle.carried,
+        quantized=bundle,
     )
 
 

@@ -72,6 +72,8 @@ class Tokenizer:
         """What a text that a model reads begins with: our separator, or what `as_published` finds."""
         self.stop_ids: tuple[int, ...] = (index,)
         """Tokens that end a text."""
+        self.is_published = False
+        """Whether `as_published` has been asked."""
         self.vocab_size: int = max(backend.get_vocab(with_added_tokens=True).values()) + 1
 
     @cached_property
@@ -83,6 +85,14 @@ class Tokenizer:
     def byte_lengths(self) -> np.ndarray:
         """(vocab_size,) int64: UTF-8 bytes that each token stands for, 0 for special tokens."""
         return token_byte_lengths(self.backend, self.vocab_size)
+
+    @property
+    def rule_ids(self) -> tuple[int, ...]:
+        """What the tokenizer's own rules (its post-processor) put before a text."""
+        rules = self.backend.encode("x", add_special_tokens=True).ids
+        plain = self.backend.encode("x", add_special_tokens=False).ids
+        before = next((i for i in range(len(rules)) if rules[i : i + len(plain)] == plain), 0)
+        return tuple(rules[:before])
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -132,8 +142,8 @@ class Tokenizer:
     def as_published(self, eos_token_ids: Sequence[int] = ()) -> "Tokenizer":
         """Open and end texts as the publisher's files say, for a model that was not trained here.
 
-        A text begins with what the tokenizer's own rules put before it (Llama, Gemma), else with the `bos_token` that
-        its configuration names and does not turn off, else with nothing (Qwen, GPT-2).
+        A text begins with what the tokenizer's own rules put before it (Llama, Gemma), else with the `bos_token` where
+        its configuration turns `add_bos_token` on, else with nothing (Qwen, GPT-2, SmolLM): as transformers reads it.
 
         Args:
             eos_token_ids: Of the model's generation_config or config.
@@ -141,13 +151,11 @@ class Tokenizer:
         Returns:
             The tokenizer itself.
         """
-        rules = self.backend.encode("x", add_special_tokens=True).ids
-        plain = self.backend.encode("x", add_special_tokens=False).ids
-        before = next((i for i in range(len(rules)) if rules[i : i + len(plain)] == plain), 0)
-        self.opening_ids = tuple(rules[:before])
+        self.is_published = True
+        self.opening_ids = self.rule_ids
         config = json.loads((self.files or {}).get("tokenizer_config.json", b"{}"))
         token = config.get("bos_token")
-        if not before and token is not None and config.get("add_bos_token", True):
+        if not self.opening_ids and token is not None and config.get("add_bos_token", False):
             index = self.backend.token_to_id(token["content"] if isinstance(token, dict) else token)
             self.opening_ids = () if index is None else (index,)
         self.stop_ids = tuple(dict.fromkeys((self.separator_id, *eos_token_ids)))

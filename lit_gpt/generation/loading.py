@@ -1,11 +1,16 @@
 """From `--model` to a model that writes."""
 
 import sys
-from dataclasses import replace
+from collections.abc import Mapping
+from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from lit_gpt.checkpoints.resolve import language_model_weights, resolve_model
+from lit_gpt.checkpoints.finished import finished_model
+from lit_gpt.checkpoints.resolve import ModelSource, language_model_weights, resolve_model
+from lit_gpt.data.chat import ChatRenderer, load_chat_template, template_of
+from lit_gpt.data.chat.template import has_template
 from lit_gpt.data.tokenizers import Tokenizer, load_tokenizer
 from lit_gpt.errors import UserError
 from lit_gpt.models import GPT
@@ -22,17 +27,75 @@ def load_for_generation(model: str, device: str = "auto", adapter: str | None = 
     Raises:
         UserError: There is no such model, it is damaged, or has no tokenizer.
     """
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    source = resolve_model(model, adapter=adapter)
+    return load_source(resolve_model(model, adapter=adapter), device)
+
+
+def load_source(source: ModelSource, device: str = "auto") -> tuple[GPT, Tokenizer]:
+    """Load a model that was found, in eval mode, and its tokenizer.
+
+    Args:
+        source: What `resolve_model` found; checkpoints that it passed over are named on standard error.
+        device: Where to run; auto takes the accelerator if there is one.
+
+    Raises:
+        UserError: It is damaged, writes no text, or has no tokenizer.
+    """
+    place = choose_device(device)
     for problem in source.damaged:
         print(f"passed over: {problem}", file=sys.stderr)
-    if source.tokenizer_path is None:
+    tokenizer = source_tokenizer(source)
+    if tokenizer is None:
         raise UserError(f"{source.path} has no tokenizer beside it, so it cannot read a prompt")
+    if source.quantized is not None:
+        weights: Mapping[str, Tensor] = source.quantized.load_weights(place)
+    else:
+        weights = language_model_weights(source)
+    return finished_model(source.config, weights).to(place), tokenizer
+
+
+def source_tokenizer(source: ModelSource) -> Tokenizer | None:
+    """A model's tokenizer, opening and ending texts as the model was trained; None: it has none."""
+    if source.tokenizer_path is None:
+        return None
     tokenizer = load_tokenizer(source.tokenizer_path)
     if source.kind == "hugging_face" or "imported_from" in (source.lineage or {}):
         tokenizer.as_published(source.carried.eos_token_ids)
-    with torch.device("meta"):
-        network = GPT(replace(source.config, dropout=0.0))
-    network.load_state_dict(language_model_weights(source), assign=True)
-    return network.to(device).eval().requires_grad_(False), tokenizer
+    return tokenizer
+
+
+def choose_device(device: str) -> torch.device:
+    """The device of a name; auto takes the accelerator if there is one."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    return torch.device(device)
+
+
+def make_renderer(tokenizer: Tokenizer, chat_template: str | None) -> ChatRenderer | None:
+    """The model's chat template on its tokenizer; None: it has none, and none is given.
+
+    Args:
+        tokenizer: The model's own.
+        chat_template: A preset's name or a file, instead of the tokenizer's own.
+
+    Raises:
+        UserError: If the template does not fit the tokenizer.
+    """
+    if chat_template is None and not has_template(tokenizer):
+        return None
+    template = template_of(tokenizer) if chat_template is None else load_chat_template(chat_template)
+    renderer = ChatRenderer(tokenizer, template)
+    if chat_template is not None:
+        renderer.check()
+    renderer.stop_ids  # noqa: B018 (a template that ends no answer is told of now, not at the first request)
+    return renderer
+
+
+def short_name(model: str) -> str:
+    """A folder's own name (a checkpoint goes by its run's), or a name on the hub as it is."""
+    folder = Path(model).expanduser()
+    if not folder.exists():
+        return model
+    folder = folder.resolve()
+    if folder.suffix == ".ckpt" and folder.parent.name == "checkpoints":
+        return folder.parent.parent.name
+    return folder.name

@@ -6,6 +6,7 @@ from itertools import islice
 import torch
 from torch import Tensor, nn
 
+from lit_gpt.checkpoints.finished import finished_model
 from lit_gpt.checkpoints.resolve import resolve_model
 from lit_gpt.data.chat import ChatRenderer, Message
 from lit_gpt.data.documents import BadInput
@@ -95,8 +96,6 @@ def load_scorer(model: str, device: str = "cpu", adapter: str | None = None) -> 
     if source.tokenizer_path is None:
         raise UserError(f"{source.path} has no tokenizer beside it, so it cannot read a conversation")
     score = weights.pop(SCORE)
-    with torch.device("meta"):
-        network = GPT(source.config)
-    network.load_state_dict(weights, assign=True)
+    network = finished_model(source.config, weights)
     renderer = ChatRenderer(load_tokenizer(source.tokenizer_path))
     return RewardScorer(network.to(device), score.to(device), renderer)

@@ -77,8 +77,9 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, dr
         attn_mask=mask if mask is None or mask.dtype == torch.bool else mask.to(q.dtype),
         dropout_p=dropout,
         # SDPA aligns its causal mask with the first key, which is right only while T = S: `build_masks` gives None
-        # to several queries only then, and a single query after a cache sees everything.
-        is_causal=mask is None and q.shape[2] > 1,
+        # to several queries only then, and a single query after a cache sees everything. (Where T is a symbol, there
+        # is no cache, and for T = 1 both are the same.)
+        is_causal=mask is None and (torch.compiler.is_exporting() or q.shape[2] > 1),
         scale=scale,
         enable_gqa=q.shape[1] != k.shape[1],
     )
@@ -132,7 +133,7 @@ def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None, scoring: Scorin
     scores = (grouped @ k.unsqueeze(2).transpose(-1, -2)).flatten(1, 2)  # (B, H, T, S)
     if scoring.softcap is not None:
         scores = scoring.softcap * torch.tanh(scores / scoring.softcap)
-    if mask is None and T > 1:
+    if mask is None and (torch.compiler.is_exporting() or T > 1):
         mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
     if mask is not None:
         scores = scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores + mask

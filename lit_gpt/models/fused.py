@@ -57,13 +57,17 @@ class FusedLinears:
         return nn.functional.linear(x, self.weight, self.bias).split(self.sizes, dim=-1)
 
 
+@torch.inference_mode(False)  # in a Trainer's `validate` too: what is trained afterwards must be plain tensors
 @torch.no_grad()
 def prepare_for_decoding(model: nn.Module) -> None:
     """Lay out a model's matrices for decoding, in place; what it computes stays the same but for rounding.
 
     Modules that have `fusable` (their linear layers that share an input) get `fused`, if there are several.
-    Quantised, sharded and otherwise special layers are left as they are.
+    Quantised, sharded and otherwise special layers are left as they are. So is the order in memory of single matrices
+    that are trained in several processes: DistributedDataParallel keeps gradients in the order that its parameters had
+    when it was made, and mixes them up, silently, where that has changed since (torch 2.13).
     """
+    in_processes = torch.distributed.is_available() and torch.distributed.is_initialized()
     on_cpu = all(parameter.device.type == "cpu" for parameter in model.parameters())
     done: set[int] = set()
     modules: list[Any] = list(model.modules())
@@ -80,6 +84,8 @@ def prepare_for_decoding(model: nn.Module) -> None:
         if on_cpu and _is_plain(module) and id(module.weight) not in done:
             done.add(id(module.weight))
             weight = module.weight
+            if in_processes and weight.requires_grad:
+                continue
             if weight.shape[0] >= weight.shape[1] and weight.is_contiguous():
                 weight.data = weight.t().contiguous().t()
 

@@ -23,6 +23,8 @@ def grouped_linear(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
     if torch.is_autocast_enabled(device):  # which does not know grouped_mm
         dtype = torch.get_autocast_dtype(device)
         x, weight = x.to(dtype), weight.to(dtype)
+    if torch.compiler.is_exporting() and x.dtype != torch.bfloat16:  # torch.export traces it in bfloat16 alone
+        return masked_linear(x, weight, ends)
     if not grouped_mm_serves(x, weight):
         return looped_linear(x, weight, ends)
     if torch.compiler.is_compiling() and x.dtype != torch.bfloat16:
@@ -35,6 +37,15 @@ def looped_linear(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
     bounds = [0, *ends.tolist()]  # on an accelerator, the host waits here
     groups = zip(bounds[:-1], bounds[1:], weight, strict=True)
     return torch.cat([F.linear(x[start:end], matrix) for start, end, matrix in groups])
+
+
+def masked_linear(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+    """The same without a shape that depends on a value: each matrix with all rows, E times the work."""
+    row = torch.arange(x.shape[0], device=x.device)[:, None]
+    y = F.linear(x, weight[0])
+    for group in range(1, weight.shape[0]):
+        y = torch.where(row >= ends[group - 1], F.linear(x, weight[group]), y)
+    return y
 
 
 def grouped_mm_serves(x: Tensor, weight: Tensor) -> bool:

@@ -81,7 +81,8 @@ def _build_masks(
     bias = _alibi(config, num_queries, start, device) if _biases_scores(config) and not use_flex else None
 
     def build(window: int | None) -> Mask:
-        if window is not None and window >= start + num_queries:
+        # (A program that is exported for any length keeps its window: it cannot choose by the length.)
+        if window is not None and not torch.compiler.is_exporting() and window >= start + num_queries:
             window = None
         if use_flex and (document_ids is not None or window is not None or _needs_flex(config, device)):
             chunks = _chunks(position_ids, window, start, num_queries, device) if config.chunked_window else None

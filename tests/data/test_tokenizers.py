@@ -202,11 +202,12 @@ def _published(folder, bos_rule, **config):
     ("rule", "config", "opening"),
     [
         (True, {}, (0,)),
-        (False, {"bos_token": "<bos>"}, (0,)),
-        (False, {"bos_token": {"content": "<bos>"}, "add_bos_token": False}, ()),
+        (False, {"bos_token": {"content": "<bos>"}, "add_bos_token": True}, (0,)),
+        (False, {"bos_token": "<bos>"}, ()),
+        (False, {"bos_token": "<bos>", "add_bos_token": False}, ()),
         (False, {}, ()),
     ],
-    ids=["by rule", "by name", "turned off", "none"],
+    ids=["by rule", "turned on", "by name alone", "turned off", "none"],
 )
 def test_published_texts_open_as_the_publisher_says(tmp_path, rule, config, opening):
     tokenizer = _published(tmp_path, rule, **config)

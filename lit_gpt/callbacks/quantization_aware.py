@@ -1,0 +1,131 @@
+"""`QuantizationAware`: train through the rounding that `quantize` will do, so that it costs less."""
+
+from typing import Any, Literal
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import nn
+
+from lit_gpt.checkpoints.quantization import Quantization, need_torchao, quantizable_layers
+from lit_gpt.errors import UserError
+from lit_gpt.plugins import AtomicModelParallelStrategy
+
+
+class QuantizationAware(Callback):
+    """Quantisation-aware training through torchao's fake-quantised layers.
+
+    Forward passes multiply by the weights as they will be rounded; gradients go through the rounding as if it were not
+    there (straight-through, Bengio et al. 2013, arXiv:1308.3432) to the weights in full precision, which are what the
+    optimizer, checkpoints and exports have. Validation measures the rounded model. `python -m lit_gpt quantize` then
+    rounds a checkpoint of the run in this very way. (Jacob et al. 2018, arXiv:1712.05877; for language models LLM-QAT,
+    Liu et al. 2023, arXiv:2305.17888.)
+
+    Reads of the module: `model`, `adapter`. One device or DDP.
+
+    Args:
+        method: int4 or int8, weights alone.
+        group_size: inputs of a layer that share a scale; None: 32 in int4, a row in int8.
+        start_step: optimizer steps to train without rounding first.
+
+    Raises:
+        UserError: the method cannot be trained for, start_step is negative, or torchao is not installed.
+    """
+
+    def __init__(
+        self, method: Literal["int4", "int8"] = "int4", group_size: int | None = None, start_step: int = 0
+    ) -> None:
+        self.scheme = Quantization(method, group_size)
+        if method not in ("int4", "int8"):
+            raise UserError(f"method of QuantizationAware is {method}; weights alone can be trained for: int4 or int8")
+        if start_step < 0:
+            raise UserError(f"start_step of QuantizationAware is {start_step}, it must be at least 0")
+        self.start_step = start_step
+        self._originals: dict[str, nn.Linear] = {}
+        self._quantizers: list[Any] = []
+        self._rounds = False
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the fake-quantised layers in; the optimizer goes on holding the same parameters."""
+        self._prepare(trainer, pl_module)
+        self._switch(trainer.global_step >= self.start_step)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measure the rounded model, also outside a fit."""
+        self._outside_fit(trainer, pl_module)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measure the rounded model."""
+        self._outside_fit(trainer, pl_module)
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Predict with the rounded model."""
+        self._outside_fit(trainer, pl_module)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Begin to round at `start_step`."""
+        self._switch(trainer.global_step >= self.start_step)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Put the plain layers back, with the weights that were trained."""
+        model = pl_module.model
+        if isinstance(model, nn.Module):
+            for name, linear in self._originals.items():
+                _put(model, name, linear)
+        self._originals, self._quantizers = {}, []
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the method, which `quantize` reads, and whether rounding has begun."""
+        return {**self.scheme.to_dict(), "rounds": self._rounds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Refuse to go on in another way than the run has begun.
+
+        Raises:
+            UserError: the checkpoint was trained for another method or group size.
+        """
+        before = Quantization(state_dict["method"], state_dict["group_size"])
+        if state_dict["rounds"] and before != self.scheme:
+            raise UserError(
+                f"the checkpoint was trained for {before}, and QuantizationAware now says {self.scheme}; set it back, "
+                "or start a run of its own with init_from"
+            )
+
+    def _outside_fit(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn != TrainerFn.FITTING:
+            self._prepare(trainer, pl_module)
+            self._switch(True)
+
+    def _prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._originals:
+            return
+        if isinstance(trainer.strategy, AtomicModelParallelStrategy):
+            raise UserError("QuantizationAware needs whole weights: set trainer.strategy to auto or ddp")
+        if getattr(pl_module, "adapter", None) is not None:
+            raise UserError(
+                "QuantizationAware trains all weights, and this run trains an adapter; merge it first (export), or "
+                "train it on a quantised base (adapter.quantize)"
+            )
+        model = pl_module.model
+        assert isinstance(model, nn.Module)
+        layers = quantizable_layers(model)
+        if not layers:
+            raise UserError(f"{type(model).__name__} has no linear layers in `blocks`, which QuantizationAware rounds")
+        for name, linear in layers.items():
+            self.scheme.check_layer(name, linear.in_features)
+        ao, qat = need_torchao(), need_torchao("torchao.quantization.qat")
+        with isolate_rng():  # torchao fills each new layer with random numbers before it hands it the weights
+            ao.quantize_(model, qat.QATConfig(self.scheme.fake_config(), step="prepare"), lambda _, n: n in layers)
+        self._originals = layers
+        self._quantizers = [model.get_submodule(name).weight_fake_quantizer for name in layers]
+
+    def _switch(self, on: bool) -> None:
+        self._rounds = on
+        for quantizer in self._quantizers:
+            if quantizer.enabled != on:  # a compiled model notices every change
+                quantizer.enabled = on
+
+
+def _put(model: nn.Module, name: str, layer: nn.Module) -> None:
+    parent, _, last = name.rpartition(".")
+    setattr(model.get_submodule(parent), last, layer)

@@ -1,0 +1,166 @@
+"""Make a model smaller by rounding its weights."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from lit_gpt.checkpoints.quantization import Quantization
+    from lit_gpt.checkpoints.resolve import ModelSource
+    from lit_gpt.evaluation.before_after import Measured
+    from lit_gpt.evaluation.progress import Progress
+
+
+def quantize(
+    model: str,
+    out: str,
+    method: Literal["int8", "int4", "int8_dynamic", "fp8"] | None = None,
+    group_size: int | None = None,
+    dtype: Literal["keep", "float32", "bfloat16", "float16"] = "keep",
+    files: list[str] | None = None,
+    documents: int = 24,
+    max_increase: float | None = None,
+    measure: bool = True,
+    adapter: str | None = None,
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
+) -> None:
+    """Write a bundle whose linear layers are in 8 or 4 bits, and say what that costs and gains.
+
+    `generate`, `chat`, `serve` and `evaluate` open the bundle like any model; training and export need the original.
+    Size, bits per byte and decoding speed are printed before and after. On a CPU expect a smaller model, not a faster
+    one. Embedding, head, norms and the experts of a mixture stay as they are.
+
+    Args:
+        model: a run's folder, a checkpoint, a bundle, or a Hugging Face folder or hub name.
+        out: the bundle's folder; it must not exist.
+        method: int8: weights in 8 bits; int4: in 4, in groups; int8_dynamic: weights and, as they come, activations in
+            8; fp8: both in 8-bit floats (Ada and Hopper GPUs). null: what the model was trained for
+            (QuantizationAware), else int8.
+        group_size: inputs of a layer that share a scale, in int8 and int4; null: 32 in int4, else all.
+        dtype: of what is not quantised, and of what layers compute in; keep: as the weights are.
+        files: texts to measure bits per byte on (files, folders, patterns); null: documents of the standard library
+            that a run with its default split holds out.
+        documents: of the texts, at most.
+        max_increase: write nothing if bits per byte rise by more than this.
+        measure: predict the texts and time decoding, before and after; false: only write (the model is then read one
+            tensor at a time).
+        adapter: a run, checkpoint or peft folder with an adapter, to be merged into the model first.
+        device: where to quantise and measure; auto takes the accelerator if there is one.
+    """
+    from lit_gpt.checkpoints.bundle import check_free, torch_dtype
+    from lit_gpt.checkpoints.manifest import write_manifest
+    from lit_gpt.checkpoints.model_card import CardFacts, training_facts
+    from lit_gpt.checkpoints.quantization import check_scheme, save_quantized_bundle
+    from lit_gpt.checkpoints.resolve import language_model_weights, resolve_model
+    from lit_gpt.errors import UserError
+    from lit_gpt.evaluation.before_after import measure as measure_model
+    from lit_gpt.evaluation.texts import Texts
+    from lit_gpt.generation.loading import choose_device, short_name
+
+    if max_increase is not None and not measure:
+        raise UserError("max_increase is set, so bits per byte must be measured; leave out --measure false")
+    if documents < 1:
+        raise UserError(f"documents is {documents}; it must be at least 1")
+    place = choose_device(device)
+    texts = Texts(files=files) if files else Texts(stdlib=True, split="val", name="held-out standard library")
+    source = resolve_model(model, adapter=adapter)
+    if source.quantized is not None:
+        source.quantized.refuse_plain_weights()
+    scheme = _scheme(source, method, group_size)
+    check_free(Path(out))
+    scheme.check_device(place)
+    scheme.torchao_config()
+    check_scheme(source.config, scheme)
+    kind = None if dtype == "keep" else torch_dtype(dtype)
+    before = after = None
+    if measure:
+        with _bar("predicting, before", "B") as progress:
+            before = measure_model(source, place, texts, documents, kind, progress=progress)
+
+    def check(folder: Path) -> None:
+        """Measures what has been written, opened again: that it opens is a part of what is measured."""
+        nonlocal after
+        if before is None:
+            return
+        write_manifest(folder)
+        with _bar("predicting, after", "B") as progress:
+            after = measure_model(resolve_model(folder), place, texts, documents, progress=progress)
+        _refuse_if_worse(before, after, max_increase, scheme)
+
+    with _bar("quantising", "tensor") as progress:
+        sizes = save_quantized_bundle(
+            out,
+            source.config,
+            language_model_weights(source),
+            scheme,
+            place,
+            short_name(model),
+            source.tokenizer_path,
+            source.lineage,
+            None if dtype == "keep" else dtype,
+            source.carried,
+            check,
+            progress,
+            CardFacts(Path(out).name, training_facts(source.path)),
+        )
+    print(f"{source.path} -> {out}, {scheme}")
+    print(f"  weights     {_megabytes(sizes.before)} -> {_megabytes(sizes.after)} ({sizes.after / sizes.before:.0%})")
+    print(f"  of these    {_megabytes(sizes.layers_before)} -> {_megabytes(sizes.layers_after)} in quantised layers")
+    if before is not None and after is not None:
+        _print_change(before, after, texts.title, place.type)
+    print(f'next: python -m lit_gpt generate --model {out} --prompt "..."')
+
+
+def _scheme(source: "ModelSource", method: Any, group_size: int | None) -> "Quantization":
+    from lit_gpt.checkpoints.quantization import Quantization, trained_for
+
+    if method is not None:
+        return Quantization(method, group_size)
+    trained = trained_for(source.path)
+    if trained is None:
+        return Quantization("int8", group_size)
+    return trained if group_size is None else Quantization(trained.method, group_size)
+
+
+@contextmanager
+def _bar(what: str, unit: str) -> "Iterator[Progress]":
+    import sys
+
+    from tqdm import tqdm
+
+    with tqdm(desc=what, unit=unit, unit_scale=unit == "B", disable=None, file=sys.stderr, leave=False) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield progress
+
+
+def _refuse_if_worse(before: "Measured", after: "Measured", max_increase: float | None, scheme: "Quantization") -> None:
+    from lit_gpt.errors import UserError
+
+    rise = after.bits_per_byte.value - before.bits_per_byte.value
+    if max_increase is not None and not rise <= max_increase:
+        raise UserError(
+            f"{scheme} raises bits per byte by {rise:.4f} ({before.bits_per_byte.value:.4f} to "
+            f"{after.bits_per_byte.value:.4f}), more than max_increase {max_increase}; nothing is written. Choose "
+            "int8, smaller groups, or train with the callback QuantizationAware"
+        )
+
+
+def _print_change(before: "Measured", after: "Measured", texts: str, device: str) -> None:
+    from lit_gpt.evaluation.before_after import increase
+
+    rise, interval = increase(before, after)
+    first, second = before.bits_per_byte, after.bits_per_byte
+    sure = "" if interval is None else f", 95 % interval {interval.low:+.4f} to {interval.high:+.4f}"
+    print(f"  bits/byte   {first.value:.4f} -> {second.value:.4f} ({rise:+.4f}{sure})")
+    print(f"              on {first.count} documents of {texts}")
+    speeds = before.tokens_per_second, after.tokens_per_second
+    print(f"  tokens/s    {speeds[0]:.1f} -> {speeds[1]:.1f} ({speeds[1] / speeds[0]:.2f} x; one text, {device})")
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:,.2f} MB"

@@ -1,0 +1,147 @@
+"""`export`: checked before it is done, held back by a failed gate, one command for every form."""
+
+import json
+
+import gguf
+import psutil
+import pytest
+import torch
+import transformers
+from small_chats import tokenizer_folder
+
+from lit_gpt.checkpoints.bundle import save_bundle
+from lit_gpt.checkpoints.huggingface.opened import check_opens
+from lit_gpt.commands.export import export
+from lit_gpt.errors import UserError
+from lit_gpt.evaluation.place import weights_sha256
+from lit_gpt.models import GPT, GPTConfig, get_preset, preset_names
+from lit_gpt.models.presets.shrink import shrink
+
+CONFIG = GPTConfig(
+    n_layer=2, n_head=2, n_embd=64, block_size=32, vocab_size=304, bias=False, norm="rmsnorm", norm_eps=1e-6,
+    positions="rope", mlp="swiglu", intermediate_size=96, qk_norm="head", family="qwen3",
+)  # fmt: skip
+
+
+@pytest.fixture
+def bundle(tmp_path):
+    torch.manual_seed(0)
+    folder = tokenizer_folder(tmp_path / "tokenizer")
+    return save_bundle(tmp_path / "bundle", CONFIG, GPT(CONFIG).state_dict(), folder, {"corpus_sha256": "abc"})
+
+
+def test_a_hugging_face_folder_is_opened_and_compared(bundle, tmp_path, capsys):
+    export(str(bundle), str(tmp_path / "out"), dtype="bfloat16")
+    assert "checked: transformers opens it" in capsys.readouterr().out
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert theirs.dtype == torch.bfloat16
+    export(str(bundle), str(tmp_path / "unchecked"), check=False)
+    assert "checked:" not in capsys.readouterr().out
+
+
+def test_a_comparison_that_does_not_fit_is_told_of_before_writing(bundle, tmp_path, monkeypatch):
+    memory = psutil.virtual_memory()
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory._replace(available=100_000))
+    with pytest.raises(UserError, match=r"needs .* GB of memory, and 0\.0 GB are free; --check false"):
+        export(str(bundle), str(tmp_path / "out"))
+    export(str(bundle), str(tmp_path / "out"), check=False)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gemma3", "qwen3_moe", "gpt_oss", "deepseek_v3", "phi3"])
+def test_the_comparison_agrees_for_every_kind_of_family_and_sees_a_changed_weight(tmp_path, family):
+    preset = get_preset(next(name for name in preset_names() if get_preset(name).family == family))
+    config = shrink(preset, n_layer=2, n_embd=32, n_head=2, block_size=32, vocab_size=64)
+    torch.manual_seed(0)
+    weights = {name: value + 0.02 * torch.randn_like(value) for name, value in GPT(config).state_dict().items()}
+    seen = []
+    save_bundle(
+        tmp_path / "out", config, weights, check=lambda folder: seen.append(check_opens(folder, config, weights))
+    )
+    assert seen[0] < 1e-4
+    other = weights | {"ln_f.weight": weights["ln_f.weight"] * 1.5}
+    with pytest.raises(UserError, match="logits differ by .* nothing was written"):
+        save_bundle(tmp_path / "no", config, weights, check=lambda folder: check_opens(folder, config, other))
+    assert not (tmp_path / "no").exists()
+
+
+def test_a_gguf_file_with_its_card(bundle, tmp_path, capsys):
+    export(str(bundle), str(tmp_path / "small.gguf"), format="gguf", dtype="q8_0")
+    said = capsys.readouterr().out
+    assert "tensors read back" in said
+    fields = {name: field.contents() for name, field in gguf.GGUFReader(tmp_path / "small.gguf").fields.items()}
+    assert fields["general.name"] == "small"
+    assert fields["tokenizer.ggml.eos_token_id"] == 0
+    assert len(fields["tokenizer.ggml.tokens"]) == 304
+    assert "llama-cli -m small.gguf" in (tmp_path / "small.gguf.md").read_text()
+    export(str(bundle), str(tmp_path / "kept.gguf"), format="gguf")
+    kept = gguf.GGUFReader(tmp_path / "kept.gguf")
+    assert {tensor.tensor_type.name for tensor in kept.tensors} == {"F32"}  # as the weights are
+
+
+def test_a_torch_program_with_its_card(bundle, tmp_path, capsys):
+    export(str(bundle), str(tmp_path / "small.pt2"), format="torch")
+    assert "checked: read again" in capsys.readouterr().out
+    program = torch.export.load(tmp_path / "small.pt2").module()
+    ids = torch.randint(304, (3, 11))
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(bundle)
+    torch.testing.assert_close(program(ids), theirs(ids).logits, rtol=1e-4, atol=1e-4)
+    assert 'torch.export.load("small.pt2")' in (tmp_path / "small.pt2.md").read_text()
+
+
+def test_mistakes(bundle, tmp_path):
+    with pytest.raises(UserError, match="dtype q8_0 is a type of GGUF"):
+        export(str(bundle), str(tmp_path / "out"), dtype="q8_0")
+    with pytest.raises(UserError, match=r"must end with \.gguf"):
+        export(str(bundle), str(tmp_path / "out"), format="gguf")
+    with pytest.raises(UserError, match="exists"):
+        export(str(bundle), str(bundle))
+    (tmp_path / "notes.gguf.md").write_text("mine")
+    with pytest.raises(UserError, match=r"notes\.gguf\.md, where the model card goes, exists"):
+        export(str(bundle), str(tmp_path / "notes.gguf"), format="gguf")
+    with pytest.raises(UserError, match="holds no adapter"):
+        export(str(bundle), str(tmp_path / "out"), format="adapter")
+
+
+def write_report(bundle, passed, created, weights=None):
+    """A report as `evaluate` leaves it, as far as it is read here."""
+    folder = bundle / "evaluation" / f"plan-{created}"
+    folder.mkdir(parents=True)
+    score = {
+        "name": "loss", "value": 2.0, "count": 3, "interval": None, "unit": "nats", "better": "lower", "per_item": {},
+    }  # fmt: skip
+    result = {
+        "name": "language_modeling", "title": "Language modelling", "definition": "d", "source": "s",
+        "scores": [score], "examples": [], "charts": [], "settings": {}, "notes": [],
+    }  # fmt: skip
+    verdict = {
+        "key": "language_modeling.loss", "kind": "max", "bound": 1.5, "by": "value", "found": 2.0, "passed": passed,
+        "reason": "2, above the maximum of 1.5",
+    }  # fmt: skip
+    report = {
+        "format": "lit_gpt.evaluation",
+        "version": 1,
+        "name": "plan",
+        "created": created,
+        "model": {"name": "m", "weights_sha256": weights or weights_sha256(bundle)},
+        "results": [result],
+        "gate": {"passed": passed, "verdicts": [verdict]},
+    }
+    (folder / "report.json").write_text(json.dumps(report))
+
+
+def test_a_failed_gate_holds_the_model_back(bundle, tmp_path):
+    write_report(bundle, False, "2026-01-02T00:00:00")
+    with pytest.raises(UserError, match=r"missed its gate .*language_modeling\.loss is 2, above .*--allow_failed_gate"):
+        export(str(bundle), str(tmp_path / "out"))
+    with pytest.raises(UserError, match="missed its gate"):
+        export(str(bundle), str(tmp_path / "out.gguf"), format="gguf")
+    assert not (tmp_path / "out").exists()
+    export(str(bundle), str(tmp_path / "out"), allow_failed_gate=True, check=False)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "Gate: **FAILED**, and exported all the same." in card
+    assert "| Language modelling | loss (nats) | 2 |  | 3 |" in card
+    # a later evaluation of the same weights counts, one of other weights does not
+    write_report(bundle, True, "2026-01-03T00:00:00")
+    write_report(bundle, False, "2026-01-04T00:00:00", weights="another")
+    export(str(bundle), str(tmp_path / "passed"), check=False)
+    assert "Gate: passed." in (tmp_path / "passed" / "README.md").read_text()
