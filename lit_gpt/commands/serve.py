@@ -23,6 +23,7 @@ def serve(
     compile: bool = False,
     draft_model: str | None = None,
     draft_tokens: int = 0,
+    guards: str | None = None,
     limits: Limits = Limits(),  # noqa: B008 (frozen)
 ) -> None:
     """Serve a model: OpenAI's API under /v1, a chat page at /, metrics for Prometheus at /metrics.
@@ -47,6 +48,8 @@ def serve(
         compile: decode through torch.compile with fixed shapes.
         draft_model: a smaller model with the same tokenizer that proposes tokens for this one to verify.
         draft_tokens: tokens to propose at a time; without a draft model they are looked up in the text so far; 0: none.
+        guards: a YAML of guards that look at requests and answers: personal data, block lists, a classifier of yours
+            (`lit_gpt.serving.guards`).
         limits: what one request, and all together, may ask.
     """
     import importlib.util
@@ -58,12 +61,14 @@ def serve(
             raise UserError(f"serve needs {module}: pip install -e '.[serve]'")
     from lit_gpt.serving.access import Keys, allowed_names, read_keys
     from lit_gpt.serving.app import create_app
+    from lit_gpt.serving.guards import load_guards
     from lit_gpt.serving.loading import load_served
     from lit_gpt.serving.server import address_of, listen, serve_until_stopped
     from lit_gpt.serving.service import Service
 
     bounds = Limits(**limits) if isinstance(limits, dict) else limits  # the parser's own form
     keys = Keys(read_keys(api_keys_file))
+    watching = [] if guards is None else load_guards(guards)
     hosts = allowed_names(host, allowed_hosts, len(keys))
     opened = listen(host, port)
     served = load_served(
@@ -80,11 +85,13 @@ def serve(
         draft_model,
         draft_tokens,
     )
-    service = Service(served, bounds)
+    service = Service(served, bounds, watching)
     address = address_of(opened)
     stats = served.stats()
     print(f"{served.name} ({served.max_length} tokens of context) at {address}", flush=True)
     print(f"  cache   {stats.cache_tokens_total} tokens, at most {stats.cache_bytes / 2**20:.0f} MiB", flush=True)
+    if watching:
+        print(f"  guards  {', '.join(guard.name for guard in watching)}", flush=True)
     print(f"  page    {address}/", flush=True)
     print(f'  openai  OpenAI(base_url="{address}/v1", api_key={"<a key>" if len(keys) else "any"!r})', flush=True)
     serve_until_stopped(create_app(service, keys, hosts, cors_origins or ()), service, opened)

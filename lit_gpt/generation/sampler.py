@@ -18,6 +18,9 @@ from lit_gpt.generation.params import SamplingParams
 from lit_gpt.generation.request import Drawn, Request
 
 NARROW = 256
+COLD = 1e-3
+COLDEST = 1e-30
+"""Temperatures below it are zero in float32, or their quotients are infinite; the likeliest token has it all by far."""
 
 
 @torch.no_grad()
@@ -96,6 +99,10 @@ def candidates(logits: Tensor, params: Sequence[SamplingParams]) -> tuple[Tensor
     device = logits.device
     temperatures = [one.temperature for one in params]
     if any(temperature != 1 for temperature in temperatures):
+        if min(temperatures) < COLD:
+            # The largest logit becomes 0, so that dividing by next to nothing does not make it infinite.
+            logits = logits - logits.amax(dim=-1, keepdim=True)
+            temperatures = [max(temperature, COLDEST) for temperature in temperatures]
         logits = logits / torch.tensor(temperatures, device=device)[:, None]
     ids: Tensor | None = None
     if _kind(params[0]) == "narrow":

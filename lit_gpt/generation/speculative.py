@@ -80,6 +80,8 @@ class DraftModel:
         count = min(count, block_size - len(request.ids))
         if count < 1:
             return []
+        # Room for this text alone: the engine's cache may be far smaller than full contexts for all its rows.
+        whole = len(request.ids) + request.params.max_new_tokens - request.num_new
         cache, known = self._states.get(request) or (KVCache(block_size), [])
         same = min(common_prefix(known, request.ids), len(request.ids) - 1)
         cache.truncate(min(same, cache.length))

@@ -45,6 +45,7 @@ class ActiveRequest:
         self._first: dict[int, float] = {}
         self._tokens: dict[int, int] = {}
         self._unfinished: set[int] = set()
+        self._stopped: set[int] = set()
         self._closed = False
         message = f"the answer was not complete within the server's limit of {seconds:g} seconds"
         timeout = ApiError(504, message, "request_timeout")
@@ -86,9 +87,12 @@ class ActiveRequest:
             for item in items:
                 if isinstance(item, ApiError):
                     raise item
+                if item[0] in self._stopped:
+                    continue
                 batch.append(item)
                 self._count(*item)
-            yield batch
+            if batch:
+                yield batch
 
     async def _pump(self, index: int, handle: RequestHandle) -> None:
         taken = 0
@@ -120,6 +124,14 @@ class ActiveRequest:
     def num_tokens(self) -> int:
         """Written so far, in all sequences."""
         return sum(self._tokens.values())
+
+    def stop(self, index: int) -> None:
+        """End one sequence, of which nothing more is to be told; the others go on."""
+        self._stopped.add(index)
+        self._handles[index].cancel()
+        if index in self._unfinished:
+            self._unfinished.discard(index)
+            self._metrics.ended.labels("content_filter").inc()
 
     def end(self, reason: ApiError) -> None:
         """End the request from outside; whoever reads `batches` gets the reason at once."""

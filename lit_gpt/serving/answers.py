@@ -41,7 +41,7 @@ class Answer:
     ) -> None:
         self._shown = None if tokens is None else ShownTokens(tokens)
         self._reader = reader
-        self._streamed = streamed
+        self.streamed = streamed
         self.whole = Delta()
         self.num_tokens = 0
 
@@ -65,7 +65,7 @@ class Answer:
                     self._read(delta, self._reader.finish())
                 calls = self._reader is not None and self._reader.num_calls > 0
                 delta.finish_reason = "tool_calls" if calls and event.finish_reason == "stop" else event.finish_reason
-        if self._streamed:
+        if self.streamed:
             return delta
         self.whole.text += delta.text
         self.whole.calls += delta.calls

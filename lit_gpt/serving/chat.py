@@ -14,6 +14,8 @@ from lit_gpt.serving.active import ActiveRequest
 from lit_gpt.serving.answers import Answer, Delta, chat_logprobs
 from lit_gpt.serving.edge import note
 from lit_gpt.serving.errors import ApiError
+from lit_gpt.serving.guards.answers import GuardedAnswers, refuse_logprobs
+from lit_gpt.serving.guards.request import guarded_messages, guarded_tools
 from lit_gpt.serving.protocol import ChatRequest, NamedTool
 from lit_gpt.serving.responses import StreamResponse, prepared, while_connected
 from lit_gpt.serving.sampling import answer_tokens, bounded, for_choice, format_constraint, sampling_params
@@ -55,6 +57,7 @@ async def chat_completions(body: ChatRequest, request: Request) -> Response:
     if choices > service.limits.choices:
         message = f"n is {choices}, more than the server's limit of {service.limits.choices}"
         raise ApiError(400, message, "n_too_large", "n")
+    refuse_logprobs(service.guard_chain, bool(body.logprobs))
     tools = _ToolUse.of(body)
     active = service.start(choices)
     prompt_tokens = await prepared(active, lambda: _submit(service, active, body, tools, choices))
@@ -75,7 +78,8 @@ def _submit(service: Service, active: ActiveRequest, body: ChatRequest, tools: _
     served = service.served
     if tools.described and served.renderer is not None and served.tool_form is None:
         raise ApiError(400, "the model's chat template has no form for tools", "tools_not_supported", "tools")
-    ids = served.chat_ids(body.messages, tools.described)
+    messages = guarded_messages(service.guard_chain, body.messages)
+    ids = served.chat_ids(messages, guarded_tools(service.guard_chain, tools.described))
     asked = body.max_completion_tokens or body.max_tokens
     most = answer_tokens(asked, None, len(ids), served.max_length, service.limits)
     assert served.renderer is not None
@@ -124,6 +128,7 @@ class _Exchange:
     def __post_init__(self) -> None:
         self._id = f"chatcmpl-{secrets.token_hex(12)}"
         self._created = int(time.time())
+        self._seen = GuardedAnswers(self.service.guard_chain, self.active, self.answers)
 
     def _usage(self) -> dict[str, Any]:
         return usage(self.prompt_tokens, self.active.num_tokens)
@@ -131,9 +136,9 @@ class _Exchange:
     async def whole(self) -> dict[str, Any]:
         """All answers, when the last is complete."""
         async for batch in self.active.batches():
-            for index, event in batch:
-                self.answers[index].feed([event])
-        choices = [self._choice(index, answer.whole) for index, answer in enumerate(self.answers)]
+            for index in dict.fromkeys(index for index, _ in batch):
+                await self._seen.feed(index, [event for owner, event in batch if owner == index])
+        choices = [self._choice(index, self._seen.whole(index)) for index in range(len(self.answers))]
         return {**self._envelope("chat.completion"), "choices": choices, "usage": self._usage()}
 
     def _choice(self, index: int, whole: Delta) -> dict[str, Any]:
@@ -158,7 +163,7 @@ class _Exchange:
             yield chunk(index, {"role": "assistant", "content": "", "refusal": None})
         async for batch in self.active.batches():
             for index in dict.fromkeys(index for index, _ in batch):
-                added = self.answers[index].feed([event for owner, event in batch if owner == index])
+                added = await self._seen.feed(index, [event for owner, event in batch if owner == index])
                 delta: dict[str, Any] = {"content": added.text} if added.text else {}
                 if added.calls:
                     delta["tool_calls"] = [call.to_dict(num_calls[index] + k) for k, call in enumerate(added.calls)]

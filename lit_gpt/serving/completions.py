@@ -13,6 +13,8 @@ from lit_gpt.serving.active import ActiveRequest
 from lit_gpt.serving.answers import Answer, completion_logprobs
 from lit_gpt.serving.edge import note
 from lit_gpt.serving.errors import ApiError
+from lit_gpt.serving.guards.answers import GuardedAnswers, refuse_logprobs
+from lit_gpt.serving.guards.request import guarded_prompt
 from lit_gpt.serving.protocol import CompletionRequest
 from lit_gpt.serving.responses import StreamResponse, prepared, while_connected
 from lit_gpt.serving.sampling import (
@@ -34,6 +36,7 @@ async def completions(body: CompletionRequest, request: Request) -> Response:
     """Go on with one text or several; a text stands at the start of a document, as in training."""
     service = Service.of(request)
     service.check_model(body.model)
+    refuse_logprobs(service.guard_chain, body.logprobs is not None)
     prompts = listed_prompts(body.prompt)
     choices = body.n or 1
     for name, value, most in (
@@ -70,7 +73,8 @@ def _submit(
     service: Service, active: ActiveRequest, body: CompletionRequest, prompts: list[str | list[int]], choices: int
 ) -> list[list[int]]:
     served = service.served
-    texts = [served.text_ids(prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
+    guarded = [guarded_prompt(service.guard_chain, served, prompt, "prompt") for prompt in prompts]
+    texts = [served.text_ids(prompt) if isinstance(prompt, str) else prompt for prompt in guarded]
     constraint = bounded(format_constraint(body.response_format), service.limits)
     jobs = []
     for ids in texts:
@@ -111,7 +115,8 @@ class _Exchange:
             "system_fingerprint": None,
         }
         tokens = None if self.body.logprobs is None else self.service.tokens
-        self._answers = [Answer(tokens, streamed=bool(self.body.stream)) for _ in self.echoes]
+        answers = [Answer(tokens, streamed=bool(self.body.stream)) for _ in self.echoes]
+        self._answers = GuardedAnswers(self.service.guard_chain, self.active, answers)
 
     def _choice(self, index: int, text: str, logprobs: Any, finish: str | None) -> dict[str, Any]:
         return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish}
@@ -122,11 +127,11 @@ class _Exchange:
     async def whole(self) -> dict[str, Any]:
         """All texts, when the last is complete."""
         async for batch in self.active.batches():
-            for index, event in batch:
-                self._answers[index].feed([event])
+            for index in dict.fromkeys(index for index, _ in batch):
+                await self._answers.feed(index, [event for owner, event in batch if owner == index])
         choices = []
-        for index, (echo, answer) in enumerate(zip(self.echoes, self._answers, strict=True)):
-            whole = answer.whole
+        for index, echo in enumerate(self.echoes):
+            whole = self._answers.whole(index)
             logprobs = None if self.body.logprobs is None else completion_logprobs(whole.tokens, self.service.tokens, 0)
             choices.append(self._choice(index, echo + whole.text, logprobs, whole.finish_reason))
         return {**self._envelope, "choices": choices, "usage": self._usage()}
@@ -138,10 +143,10 @@ class _Exchange:
         for index, echo in enumerate(self.echoes):
             if echo:
                 yield envelope | {"choices": [self._choice(index, echo, None, None)]}
-        offsets = [0] * len(self._answers)
+        offsets = [0] * len(self.echoes)
         async for batch in self.active.batches():
             for index in dict.fromkeys(index for index, _ in batch):
-                added = self._answers[index].feed([event for owner, event in batch if owner == index])
+                added = await self._answers.feed(index, [event for owner, event in batch if owner == index])
                 if not added:
                     continue
                 logprobs = None

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import struct
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -11,6 +12,7 @@ from fastapi.responses import JSONResponse, Response
 from lit_gpt.serving.completions import listed_prompts
 from lit_gpt.serving.edge import note
 from lit_gpt.serving.errors import ApiError
+from lit_gpt.serving.guards.request import guarded_prompt
 from lit_gpt.serving.protocol import EmbeddingRequest
 from lit_gpt.serving.responses import while_connected
 from lit_gpt.serving.service import Service
@@ -54,6 +56,9 @@ async def _embed(service: Service, inputs: list[str | list[int]]) -> tuple[list[
     for text in inputs:  # one by one: whoever leaves, or waits too long, holds up nobody
         try:
             async with asyncio.timeout_at(deadline):
+                if service.guard_chain.looks_at("input"):
+                    look = partial(guarded_prompt, service.guard_chain, served, text, "input")
+                    text = await loop.run_in_executor(service.embedder, look)
                 if isinstance(text, str):
                     ids = await loop.run_in_executor(service.embedder, served.text_ids, text)
                 else:

@@ -1,13 +1,8 @@
 """From `--model` to a model that is served."""
 
-from pathlib import Path
-
 from lit_gpt.checkpoints.bundle import DTYPES
-from lit_gpt.data.chat import ChatRenderer, load_chat_template, template_of
-from lit_gpt.data.chat.template import has_template
-from lit_gpt.data.tokenizers import Tokenizer
 from lit_gpt.generation import Engine, Speculation
-from lit_gpt.generation.loading import load_for_generation
+from lit_gpt.generation.loading import load_for_generation, make_renderer, short_name
 from lit_gpt.serving.model import ServedModel
 
 DRAFT_TOKENS = 4
@@ -65,30 +60,3 @@ def load_served(
         speculation=speculation,
     )
     return ServedModel.of(name or short_name(model), network, tokenizer, engine, renderer)
-
-
-def make_renderer(tokenizer: Tokenizer, chat_template: str | None) -> ChatRenderer | None:
-    """The model's chat template on its tokenizer; None: it has none, and none is given.
-
-    Raises:
-        UserError: If the template does not fit the tokenizer.
-    """
-    if chat_template is None and not has_template(tokenizer):
-        return None
-    template = template_of(tokenizer) if chat_template is None else load_chat_template(chat_template)
-    renderer = ChatRenderer(tokenizer, template)
-    if chat_template is not None:
-        renderer.check()
-    renderer.stop_ids  # noqa: B018 (a template that ends no answer is told of now, not at the first request)
-    return renderer
-
-
-def short_name(model: str) -> str:
-    """A folder's own name (a checkpoint goes by its run's), or a name on the hub as it is."""
-    folder = Path(model).expanduser()
-    if not folder.exists():
-        return model
-    folder = folder.resolve()
-    if folder.suffix == ".ckpt" and folder.parent.name == "checkpoints":
-        return folder.parent.parent.name
-    return folder.name

@@ -70,6 +70,12 @@ class Metrics:
         self.rejected = Counter(
             "lit_gpt_rejected", "Requests turned away before any work, by reason.", ["reason"], registry=self.registry
         )
+        self.guarded = Counter(
+            "lit_gpt_guarded",
+            "Findings of guards, by guard, direction (input, output) and what became of them (redact, block).",
+            ["guard", "direction", "action"],
+            registry=self.registry,
+        )
         self.ended = Counter(
             "lit_gpt_sequences", "Sequences that ended, by how.", ["finish_reason"], registry=self.registry
         )

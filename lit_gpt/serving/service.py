@@ -1,14 +1,17 @@
 """What all routes share: the model, its limits, its counters, and the requests that are worked on."""
 
 import threading
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 
 from starlette.requests import Request
 
 from lit_gpt.serving.active import ActiveRequest
 from lit_gpt.serving.admission import Admission
 from lit_gpt.serving.errors import ApiError, shown
+from lit_gpt.serving.guards.base import Guard
+from lit_gpt.serving.guards.chain import GuardChain
 from lit_gpt.serving.limits import Limits
 from lit_gpt.serving.metrics import Metrics
 from lit_gpt.serving.model import ServedModel
@@ -29,12 +32,16 @@ class Service:
         embedding_admission: Of texts to embed, which do not go through the engine.
         metrics: For Prometheus.
         tokens: Bytes of tokens.
+        guards: That texts going in and out pass, in order.
+        guard_chain: The same at work.
         active: Requests in the engine.
         embedder: One thread, so that embeddings take turns.
     """
 
     served: ServedModel
     limits: Limits
+    guards: InitVar[Sequence[Guard]] = ()
+    guard_chain: GuardChain = field(init=False)
     admission: Admission = field(init=False)
     embedding_admission: Admission = field(init=False)
     metrics: Metrics = field(init=False)
@@ -42,10 +49,11 @@ class Service:
     active: set[ActiveRequest] = field(init=False, default_factory=set)
     embedder: ThreadPoolExecutor = field(init=False)
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, guards: Sequence[Guard]) -> None:
         self.admission = Admission(self.served.max_batch_size, self.limits.queued)
         self.embedding_admission = Admission(self.limits.prompts, self.limits.queued)
         self.metrics = Metrics(self.served.stats, self.admission)
+        self.guard_chain = GuardChain(guards, self.metrics)
         self.tokens = TokenText(self.served.tokenizer)
         self.embedder = ThreadPoolExecutor(max_workers=1, thread_name_prefix="embed")
 

@@ -16,8 +16,8 @@ from lit_gpt.serving.service import Service
 class RunningServer:
     """Context manager: up on entry, drained and gone on exit."""
 
-    def __init__(self, served: ServedModel, limits: Limits | None = None, **access) -> None:
-        self.service = Service(served, limits or Limits())
+    def __init__(self, served: ServedModel, limits: Limits | None = None, guards=(), **access) -> None:
+        self.service = Service(served, limits or Limits(), guards)
         self.app = create_app(self.service, **access)
 
     def __enter__(self) -> "RunningServer":

@@ -224,6 +224,7 @@ async function answer(versions = []) {
     if (tokens > 1 && seconds > 0) notes.push(`${((tokens - 1) / seconds).toFixed(1)} a second`);
   }
   if (finish === "length") notes.push("cut off at its limit");
+  if (finish === "content_filter") notes.push("ended by the server's guard");
   if (finish === "stopped") notes.push("stopped");
   if (!message.failure) message.note = notes.join(" · ");
   if (message.text || !versions.length) versions.push({ text: message.text, note: message.note });
