@@ -72,8 +72,8 @@ def main(args: list[str] | None = None) -> int:
         args: words of the command line; None: those of the process.
 
     Returns:
-        The exit status: 0; 2 for something that the user can put right; 130 or 143 for a training run that Ctrl-C
-        or SIGTERM ended after it had saved its checkpoint.
+        The exit status: 0, or what a command returns (`evaluate`: 3 for a missed gate); 2 for something that the user
+        can put right; 130 or 143 for a training run that Ctrl-C or SIGTERM ended after it had saved its checkpoint.
     """
     words = sys.argv[1:] if args is None else args
     try:
@@ -91,7 +91,7 @@ def main(args: list[str] | None = None) -> int:
         function = _load(name)
         if "config" not in inspect.signature(function).parameters:  # the YAML of the arguments themselves
             values.pop("config")
-        function(**values)
+        status = function(**values)
     except ValueError as error:
         cause = _user_error(error)
         if cause is None or os.environ.get("LIT_GPT_TRACEBACK"):
@@ -103,7 +103,7 @@ def main(args: list[str] | None = None) -> int:
         return 141
     except KeyboardInterrupt:
         return 130
-    return 0
+    return status or 0
 
 
 def _user_error(error: BaseException | None) -> UserError | None:
@@ -170,6 +170,6 @@ def _with_lists(words: Sequence[str]) -> list[str]:
     return gathered
 
 
-def _load(name: str) -> Callable[..., None]:
+def _load(name: str) -> Callable[..., int | None]:
     module, _, function = COMMANDS[name].partition(":")
     return getattr(importlib.import_module(module), function)

@@ -7,12 +7,14 @@ their docstrings.
 from lit_gpt.callbacks.attention_picture import AttentionPicture
 from lit_gpt.callbacks.classes import ClassWriter, ConfusionPicture
 from lit_gpt.callbacks.ema import ExponentialMovingAverage
+from lit_gpt.callbacks.evaluation_suite import EvaluationSuite
 from lit_gpt.callbacks.graceful_stop import GracefulStop
 from lit_gpt.callbacks.mixture_proportions import MixtureProportions
 from lit_gpt.callbacks.nonfinite_guard import NonFiniteGuard
 from lit_gpt.callbacks.prediction_writer import PredictionWriter
 from lit_gpt.callbacks.preflight import Preflight
 from lit_gpt.callbacks.progress_bar import TokenProgressBar
+from lit_gpt.callbacks.quantization_aware import QuantizationAware
 from lit_gpt.callbacks.run_checkpoint import RunCheckpoint
 from lit_gpt.callbacks.run_folder import RunFolder
 from lit_gpt.callbacks.sample_answers import SampleAnswers
@@ -23,12 +25,14 @@ __all__ = [
     "AttentionPicture",
     "ClassWriter",
     "ConfusionPicture",
+    "EvaluationSuite",
     "ExponentialMovingAverage",
     "GracefulStop",
     "MixtureProportions",
     "NonFiniteGuard",
     "PredictionWriter",
     "Preflight",
+    "QuantizationAware",
     "RunCheckpoint",
     "RunFolder",
     "SampleAnswers",

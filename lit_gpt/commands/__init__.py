@@ -12,7 +12,9 @@ COMMANDS = {
     "tokenizer measure": "lit_gpt.commands.tokenizer:measure",
     "inspect": "lit_gpt.commands.inspect:inspect",
     "import": "lit_gpt.commands.import_:import_",
+    "quantize": "lit_gpt.commands.quantize:quantize",
     "export": "lit_gpt.commands.export:export",
+    "evaluate": "lit_gpt.commands.evaluate:evaluate",
     "score": "lit_gpt.commands.score:score",
 }
 """Words on the command line → the function that carries them out; its signature and docstring are the help."""

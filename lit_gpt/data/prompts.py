@@ -1,7 +1,7 @@
 """Prompts to be answered: rows → tokens that end where an answer begins, with the row itself beside them.
 
 A prompt may stand in any of the forms of `lit_gpt.data.instructions` without its answer: `prompt` or `messages` that
-end with the user, `question`, or `instruction` with `input`. All fields of the row go along for the rewards.
+end with the user, `question`, or `instruction` with `input`; `system` and `tools` beside it. All fields of the row go along for the rewards.
 """
 
 import json
@@ -12,7 +12,7 @@ from lit_gpt.data.chat import ChatRenderer, Message, check_messages, normalise_m
 from lit_gpt.data.documents import BadInput
 from lit_gpt.data.file_hashes import sha256_json
 from lit_gpt.data.instructions.encoder import prompt_key
-from lit_gpt.data.instructions.forms import instruction_text, renamed, turns_of
+from lit_gpt.data.instructions.forms import instruction_text, parsed, renamed, tools_of, turns_of, with_system
 from lit_gpt.data.instructions.stdlib import StdlibInstructions, described_functions
 from lit_gpt.data.rows.encoding import EncodedRow, EncodedSequence
 from lit_gpt.data.rows.sources import Row
@@ -32,7 +32,7 @@ def prompt_of(
     """
     row = renamed(row, columns)
     if row.get("messages") is not None:
-        messages = normalise_messages(row["messages"])
+        messages = normalise_messages(parsed(row["messages"], "messages"))
         if messages and messages[-1]["role"] == "assistant":
             messages = messages[:-1]
     elif row.get("prompt") is not None:
@@ -46,8 +46,7 @@ def prompt_of(
             f"its fields are {', '.join(map(repr, row)) or 'none'}; a prompt stands in prompt, question, messages or "
             "instruction (set columns for other names)"
         )
-    if system_prompt is not None and messages and messages[0]["role"] != "system":
-        messages = [Message(role="system", content=system_prompt), *messages]
+    messages = with_system(messages, row, system_prompt)
     check_messages(messages)
     if messages[-1]["role"] not in ("user", "tool"):
         raise UserError(f"the prompt ends with {messages[-1]['role']!r}; there is nothing to answer")
@@ -96,7 +95,8 @@ class PromptEncoder:
             UserError: if it has no prompt, one that is too long (under `error`), or fields that are no JSON.
         """
         messages = prompt_of(row.values, self.columns, self.system_prompt)
-        ids = self.renderer(messages, add_generation_prompt=True, needs_mask=False).ids
+        fields = renamed(row.values, self.columns)
+        ids = self.renderer(messages, add_generation_prompt=True, tools=tools_of(fields), needs_mask=False).ids
         if len(ids) > self.max_prompt_tokens:
             if self.long_rows == "drop":
                 return DROPPED
@@ -104,9 +104,9 @@ class PromptEncoder:
                 f"its prompt has {len(ids)} tokens, more than max_prompt_tokens {self.max_prompt_tokens} (long_rows: "
                 "error)"
             )
-        fields = renamed(row.values, self.columns)
         try:
-            attached = json.dumps({"messages": messages, "row": fields}, ensure_ascii=False)
+            # A date or a decimal of a parquet file goes along as text; most rewards never look at it.
+            attached = json.dumps({"messages": messages, "row": fields}, ensure_ascii=False, default=str)
             attached.encode("utf-8")
         except (TypeError, ValueError) as error:
             raise UserError(f"a field cannot be kept for the rewards: {error}") from error

@@ -71,12 +71,16 @@ def legend(*entries: tuple[str, str]) -> str:
 def bars(rows: Sequence[tuple[str, float, str]], colour: str = "--keep", whole: float | None = None) -> str:
     """Horizontal bars, one a row: (name, value, words beside it)."""
     most = whole if whole is not None else max((value for _, value, _ in rows), default=0.0)
-    lines = [
-        f'<div class="row"><span class="name">{escape(name)}</span>{stacked_bar([(value, colour, words)], most)}'
-        f'<span class="value">{escape(words)}</span></div>'
-        for name, value, words in rows
-    ]
+    lines = [bar_row(name, value, words, colour, most) for name, value, words in rows]
     return f'<div class="bars">{"".join(lines)}</div>'
+
+
+def bar_row(name: str, value: float, words: str, colour: str, whole: float) -> str:
+    """One row of `bars`: its name, a bar of `value` in `whole`, and words beside it."""
+    return (
+        f'<div class="row"><span class="name">{escape(name)}</span>{stacked_bar([(value, colour, words)], whole)}'
+        f'<span class="value">{escape(words)}</span></div>'
+    )
 
 
 def kept_bars(rows: Sequence[tuple[str, float, float, str]]) -> str:

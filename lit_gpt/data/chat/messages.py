@@ -13,7 +13,7 @@ from lit_gpt.errors import UserError
 Role = Literal["system", "user", "assistant", "tool"]
 ROLES: tuple[Role, ...] = ("system", "user", "assistant", "tool")
 _OTHER_NAMES = {"developer": "system", "human": "user", "model": "assistant", "function": "tool", "ipython": "tool"}
-_KEPT = ("name", "tool_call_id", "reasoning_content", "weight")
+_KEPT = ("name", "tool_call_id", "reasoning_content")
 
 Tool = dict[str, Any]
 """A tool's description as OpenAI's API takes it: `{"type": "function", "function": {name, description, parameters}}`,
@@ -125,10 +125,21 @@ def _normalise(message: object, number: int) -> Message:
         raise UserError(f"message {number} has the role {role!r}; it must be one of {', '.join(ROLES)}")
     result = Message(role=role, content=_text(message.get("content"), number))
     for name in _KEPT:
-        if message.get(name) is not None:
-            result[name] = message[name]  # type: ignore[literal-required]
-    if message.get("tool_calls"):
-        result["tool_calls"] = [_call(call, number) for call in message["tool_calls"]]
+        value = message.get(name)
+        if value is not None and not isinstance(value, str):
+            raise UserError(f"the {name} of message {number} is a {type(value).__name__}, not text")
+        if value is not None:
+            result[name] = value  # type: ignore[literal-required]
+    weight = message.get("weight")
+    if weight is not None:
+        if weight not in (0, 1):
+            raise UserError(f"the weight of message {number} is {weight!r}; it must be 0 (context only) or 1")
+        result["weight"] = int(weight)
+    calls = message.get("tool_calls")
+    if calls:
+        if not isinstance(calls, Sequence) or isinstance(calls, str | bytes):
+            raise UserError(f"the tool_calls of message {number} are a {type(calls).__name__}, not a list")
+        result["tool_calls"] = [_call(call, number) for call in calls]
     if message.get("content") is None and "tool_calls" not in result:
         raise UserError(f"message {number} ({role}) has no content")
     return result
@@ -143,8 +154,10 @@ def _text(content: object, number: int) -> str:
         texts = []
         for part in content:
             kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
-            if kind != "text" or not isinstance(part["text"], str):
+            if kind != "text":
                 raise UserError(f"message {number} holds a part of type {kind!r}; only text can be learned")
+            if not isinstance(part.get("text"), str):
+                raise UserError(f"message {number} holds a part of type 'text' without a text")
             texts.append(part["text"])
         return "".join(texts)
     raise UserError(f"the content of message {number} is a {type(content).__name__}, not text")
@@ -158,7 +171,7 @@ def _call(call: object, number: int) -> ToolCall:
     if isinstance(arguments, str):
         try:
             arguments = json.loads(arguments)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"message {number}: the arguments of {function['name']} are not JSON ({error})") from error
     if not isinstance(arguments, Mapping):
         raise UserError(f"message {number}: the arguments of {function['name']} are no JSON object")

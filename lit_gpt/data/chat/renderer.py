@@ -24,7 +24,7 @@ from lit_gpt.data.chat.template import ChatTemplate, template_of
 from lit_gpt.data.tokenizers import Tokenizer
 from lit_gpt.errors import UserError
 
-_GUARDS = [chr(code) for code in range(0xE000, 0xE100)]  # private use: no text needs all of them
+_GUARDS = range(0xE000, 0xF900)  # private use: no text needs all of them
 _PROBE = [Message(role="user", content="a"), Message(role="assistant", content="b")]
 
 
@@ -85,8 +85,9 @@ class ChatRenderer:
             UserError: if the template does not render them, or answers cannot be told from the rest.
         """
         turns = normalise_messages(messages)
-        guarded, guard = self._guarded(turns)
         described = [tool if "function" in tool else {"type": "function", "function": tool} for tool in tools or ()]
+        guard = self._unused_character([turns, described])
+        guarded: list[Message] = _replace(turns, lambda text: self._guard(text, guard))
         described = _replace(described, lambda text: self._guard(text, guard))
         answering = [turn for turn in turns if turn["role"] == "assistant"]
         if not answering:
@@ -211,12 +212,14 @@ class ChatRenderer:
 
     # ------------------------------------------------------------------ tokens
 
-    def _guarded(self, messages: list[Message]) -> tuple[list[Message], str]:
-        """Breaks special tokens that contents spell out, with a character that is in none of them."""
-        present: set[str] = set()
-        _replace(messages, lambda text: present.update(text) or text)  # type: ignore[func-returns-value]
-        guard = next(character for character in _GUARDS if character not in present)
-        return _replace(messages, lambda text: self._guard(text, guard)), guard
+    def _unused_character(self, contents: Any) -> str:
+        """A character that neither contents nor template have, to break special tokens that contents spell out."""
+        present = set(self.template.source)
+        _replace(contents, lambda text: present.update(text) or text)  # type: ignore[func-returns-value]
+        unused = next((chr(code) for code in _GUARDS if chr(code) not in present), None)
+        if unused is None:
+            raise UserError("it has every character of Unicode's private use area, of which one must be free")
+        return unused
 
     def _guard(self, text: str, guard: str) -> str:
         if self._special is None:

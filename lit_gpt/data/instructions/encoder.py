@@ -99,7 +99,7 @@ class InstructionEncoder:
 
 def prompt_key(prompt: list[Message]) -> str:
     """Returns the text whose hash decides a row's split: rows with one prompt are never on both sides."""
-    return json.dumps(prompt, sort_keys=True, ensure_ascii=False)
+    return json.dumps(prompt, sort_keys=True, ensure_ascii=False, default=str)
 
 
 def chat_tokenizer(

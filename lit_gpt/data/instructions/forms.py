@@ -62,9 +62,9 @@ def conversation_of(
     """
     row = renamed(row, columns)
     if row.get("messages") is not None:
-        messages = normalise_messages(_parsed(row["messages"], "messages"))
+        messages = normalise_messages(parsed(row["messages"], "messages"))
     elif row.get("conversations") is not None:
-        messages = normalise_messages(_from_sharegpt(_parsed(row["conversations"], "conversations")))
+        messages = normalise_messages(_from_sharegpt(parsed(row["conversations"], "conversations")))
     elif "prompt" in row:
         messages = [*turns_of(row["prompt"], "user", "prompt"), *turns_of(*_answer(row, "prompt"))]
     elif "question" in row:
@@ -76,16 +76,43 @@ def conversation_of(
             f"its fields are {', '.join(map(repr, row)) or 'none'}; an instruction has messages, conversations, "
             "prompt and completion, question and answer, or instruction and output (set columns for other names)"
         )
-    system = row.get("system") if isinstance(row.get("system"), str) and row["system"].strip() else system_prompt
-    if system is not None and messages and messages[0]["role"] != "system":
-        messages.insert(0, Message(role="system", content=system))
-    if messages and messages[0]["role"] == "system" and not messages[0]["content"].strip():
-        messages = messages[1:]  # written by tools that always have the field
+    messages = with_system(messages, row, system_prompt)
     check_messages(messages, for_training=True)
-    tools = _parsed(row["tools"], "tools") if row.get("tools") else []
+    return Conversation(messages, tools_of(row))
+
+
+def with_system(messages: list[Message], row: Mapping[str, Any], system_prompt: str | None) -> list[Message]:
+    """Returns messages that open with their own system prompt, the row's (`system`), or `system_prompt`.
+
+    An empty one counts as none.
+
+    Raises:
+        UserError: if `system` is no text.
+    """
+    if messages and messages[0]["role"] == "system":
+        if messages[0]["content"].strip():
+            return messages
+        messages = messages[1:]  # written by tools that always have the field
+    system = row.get("system")
+    if system is not None and not isinstance(system, str):
+        raise UserError(f"the field 'system' holds {type(system).__name__}, not text")
+    if system is None or not system.strip():
+        system = system_prompt
+    return messages if system is None or not messages else [Message(role="system", content=system), *messages]
+
+
+def tools_of(row: Mapping[str, Any]) -> list[Tool]:
+    """Returns what the assistant may call: the row's `tools`, a list or JSON text.
+
+    Raises:
+        UserError: if they are no list of objects.
+    """
+    tools = parsed(row["tools"], "tools") if row.get("tools") else []
+    if tools is None:
+        return []
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
         raise UserError("the field 'tools' holds no list of objects")
-    return Conversation(messages, tools)
+    return tools
 
 
 def renamed(row: Mapping[str, Any], columns: Mapping[str, str] | None) -> dict[str, Any]:
@@ -143,6 +170,8 @@ def instruction_text(row: Mapping[str, Any]) -> str:
             raise UserError(f"the field {field!r} holds {type(row[field]).__name__}, not text")
     if row["instruction"] is None:
         raise UserError("the field 'instruction' is null")
+    if row.get("input") and row.get("context"):
+        raise UserError("both 'input' and 'context' could go with the instruction; set columns: {input: ...}")
     more = row.get("input") or row.get("context") or ""
     return f"{row['instruction']}\n\n{more}" if more.strip() else row["instruction"]
 
@@ -159,7 +188,7 @@ def _from_sharegpt(turns: Any) -> list[dict[str, Any]]:
             raise UserError(f"message {number} of 'conversations' lacks 'from' or 'value'")
         sender = str(turn["from"])
         if sender == "function_call":
-            messages.append({"role": "assistant", "content": None, "tool_calls": [_parsed(turn["value"], "value")]})
+            messages.append({"role": "assistant", "content": None, "tool_calls": [parsed(turn["value"], "value")]})
             continue
         if sender not in _SHAREGPT_ROLES:
             raise UserError(f"message {number} is from {sender!r}; it must be one of {', '.join(_SHAREGPT_ROLES)}")
@@ -167,11 +196,15 @@ def _from_sharegpt(turns: Any) -> list[dict[str, Any]]:
     return messages
 
 
-def _parsed(value: Any, field: str) -> Any:
-    """Reads a value that a csv or a data set keeps as JSON text."""
+def parsed(value: Any, field: str) -> Any:
+    """Reads a value that a csv or a data set keeps as JSON text.
+
+    Raises:
+        UserError: if it is other text.
+    """
     if not isinstance(value, str):
         return value
     try:
         return json.loads(value)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"the field {field!r} holds text that is not JSON ({error})") from error

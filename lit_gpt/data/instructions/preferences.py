@@ -7,7 +7,8 @@ r"""Rows with a better and a worse answer → pairs of conversations.
 | HH-RLHF | `chosen`, `rejected`: texts of turns after "\n\nHuman:" and "\n\nAssistant:" |
 | Alpaca with preferences | `instruction`, `input`, `chosen`, `rejected` |
 
-Only the last answer is compared: earlier ones, which both sides share, are part of the prompt.
+A row of any form may also have `system` and `tools`. Only the last answer is compared: earlier ones, which both sides
+share, are part of the prompt.
 """
 
 import re
@@ -16,7 +17,7 @@ from typing import Any, NamedTuple
 
 from lit_gpt.data.chat.messages import Message, check_messages, normalise_messages
 from lit_gpt.data.instructions.encoder import CUT, InstructionEncoder, prompt_key
-from lit_gpt.data.instructions.forms import instruction_text, renamed, turns_of
+from lit_gpt.data.instructions.forms import instruction_text, renamed, tools_of, turns_of, with_system
 from lit_gpt.data.rows.encoding import EncodedRow
 from lit_gpt.data.rows.sources import Row
 from lit_gpt.errors import UserError
@@ -53,10 +54,8 @@ def preference_of(
             f"no field {missing[0]!r}; its fields are {', '.join(map(repr, row)) or 'none'} (a preference has chosen "
             "and rejected; set columns for other names)"
         )
-    sides = [_side(row, name) for name in ("chosen", "rejected")]
+    sides = [with_system(_side(row, name), row, system_prompt) for name in ("chosen", "rejected")]
     for name, side in zip(("chosen", "rejected"), sides, strict=True):
-        if system_prompt is not None and side and side[0]["role"] != "system":
-            side.insert(0, Message(role="system", content=system_prompt))
         try:
             check_messages(side, for_training=True)
         except UserError as error:
@@ -119,11 +118,12 @@ class PreferenceEncoder(InstructionEncoder):
             UserError: if it is no pair, or the shared prompt alone fills the context.
         """
         preference = preference_of(row.values, self.columns, self.system_prompt)
+        tools = tools_of(renamed(row.values, self.columns))
         prompt = [_context(message) for message in preference.prompt]
         sequences = []
         notes: tuple[str, ...] = ()
         for answer in (preference.chosen, preference.rejected):
-            encoded = self.sequence([*prompt, *answer], [])
+            encoded = self.sequence([*prompt, *answer], tools)
             if isinstance(encoded, str):
                 return encoded
             sequence, was_cut = encoded

@@ -52,12 +52,13 @@ def step_class(name: str, where: str = "") -> type:
     return import_object(classes[name].replace(":", "."), f"step {name}")
 
 
-def import_object(path: str, what: str) -> Any:
+def import_object(path: str, what: str, extra: str | None = "data") -> Any:
     """Imports `package.module.name`.
 
     Args:
         path: Where it is.
         what: What it is for, for the message.
+        extra: Of this package, that would bring a library which is missing; None: nobody knows which.
 
     Raises:
         UserError: if it cannot be imported.
@@ -73,10 +74,9 @@ def import_object(path: str, what: str) -> Any:
                 f"{what}: there is no module {error.name!r} for class_path {path!r}; "
                 "is its folder on PYTHONPATH, or its package installed?"
             ) from error
-        raise UserError(
-            f"{what} needs {(error.name or '').partition('.')[0]}, which is not installed; "
-            "pip install 'lit_gpt[data]' (in a checkout: pip install -e '.[data]')"
-        ) from error
+        missing = (error.name or "").partition(".")[0]
+        remedy = missing if extra is None else f"'lit_gpt[{extra}]' (in a checkout: pip install -e '.[{extra}]')"
+        raise UserError(f"{what} needs {missing}, which is not installed; pip install {remedy}") from error
     if not hasattr(module, name):
         raise unknown_name("name", name, [n for n in vars(module) if not n.startswith("_")], f"in {module_name}")
     return getattr(module, name)

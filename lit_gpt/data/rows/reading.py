@@ -93,18 +93,32 @@ def _read_jsonl(path: Path, name: str, bad_input: BadInput) -> Iterator[Numbered
 def _read_csv(path: Path, name: str, bad_input: BadInput, delimiter: str) -> Iterator[NumberedRow]:
     csv.field_size_limit(MAX_LINE_BYTES)
     with open_bytes(path) as file:
-        reader = csv.DictReader(io.TextIOWrapper(file, "utf-8-sig", newline=""), delimiter=delimiter)
-        try:
-            for row in reader:
-                if None in row:
-                    bad_input.reject(f"{name}:{reader.line_num}", "it has more cells than the header has columns")
-                    continue
-                # A line that is too short has None in its last cells; an empty cell is "".
-                yield NumberedRow(reader.line_num, {key: value for key, value in row.items() if value is not None})
-        except UnicodeDecodeError:
-            bad_input.reject(name, f"it is not valid UTF-8 (after line {reader.line_num})")
-        except csv.Error as error:
-            bad_input.reject(f"{name}:{reader.line_num}", f"it is no CSV ({error})")
+        # Strict: else a quote that is never closed swallows all rows after it as one cell.
+        reader = csv.DictReader(io.TextIOWrapper(file, "utf-8-sig", newline=""), delimiter=delimiter, strict=True)
+        first = 1
+        while True:
+            try:
+                names = reader.fieldnames or ()
+                if twice := [column for column in names if names.count(column) > 1]:
+                    bad_input.reject(f"{name}:1", f"two columns are named {twice[0]!r}")
+                    return
+                first = reader.reader.line_num + 1  # DictReader's own number stands still at an error
+                row = next(reader, None)
+            except UnicodeDecodeError:
+                bad_input.reject(name, f"it is not valid UTF-8 (after line {reader.reader.line_num})")
+                return
+            except csv.Error as error:
+                last = max(reader.reader.line_num, first)
+                lines = f"line {first}" if last == first else f"lines {first} to {last}"
+                bad_input.reject(f"{name}:{first}", f"{lines}: it is no CSV ({error}); is each quote closed?")
+                continue
+            if row is None:
+                return
+            if None in row:
+                bad_input.reject(f"{name}:{reader.line_num}", "it has more cells than the header has columns")
+                continue
+            # A line that is too short has None in its last cells; an empty cell is "".
+            yield NumberedRow(reader.line_num, {key: value for key, value in row.items() if value is not None})
 
 
 def _read_parquet(path: Path, name: str, bad_input: BadInput) -> Iterator[NumberedRow]:

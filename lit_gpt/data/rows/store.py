@@ -19,7 +19,7 @@ import numpy as np
 from lit_gpt.data.documents import SPLITS, SplitName
 from lit_gpt.errors import UserError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 class RowSplit:

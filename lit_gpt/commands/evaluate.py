@@ -1,0 +1,200 @@
+"""`evaluate`: what a model can do, and what it does that it should not."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from lit_gpt.evaluation.gate import GateRecord
+    from lit_gpt.evaluation.plan import Plan, PlannedMeasure
+    from lit_gpt.evaluation.run import Outcome
+
+
+def evaluate(
+    model: str | None = None,
+    config: str | None = None,
+    suite: str | None = None,
+    compare: list[str] | None = None,
+    adapter: str | None = None,
+    out: str | None = None,
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
+    chat_template: str | None = None,
+    max_batch_size: int = 16,
+    limit: int | None = None,
+    run_untrusted_code: bool = False,
+    explain: str | None = None,
+) -> int:
+    """Measure a model: language modelling, benchmarks, code, safety; a report, and a gate that it has to pass.
+
+    Writes report.html and report.json. Exits with 0; 3 if a threshold of the gate is missed; 2 for a mistake in what
+    was asked; 1 if a measure failed by a fault of the code (the other measures' results are kept in both cases).
+
+    Args:
+        model: a run's folder, a checkpoint, a bundle, or a Hugging Face folder or hub name.
+        config: YAML with the measures, their settings, a seed and the gate's thresholds (configs/eval/).
+        suite: a plan that comes with the package instead of a config, such as safety.
+        compare: two models (or their reports) to compare item by item; what has not been measured yet with the given
+            config or suite is measured first.
+        adapter: a run, checkpoint or peft folder with an adapter that was trained on the model.
+        out: folder of the report, replaced if it is there; null: evaluation/<name of the config>/ in the run or
+            bundle, and for models of others ./evaluation/<model>/<name of the config>/. (`export` looks for the
+            gate's verdict there.)
+        device: where to run; auto takes the accelerator if there is one.
+        chat_template: a preset (chatml, llama3, qwen, ...) or a Jinja file, instead of the model's own.
+        max_batch_size: sequences that are run at once.
+        limit: items of each measure at most, for a quick look; null: all.
+        run_untrusted_code: run programs that the model writes, in a sandbox; without it, measures that need it refuse.
+        explain: print what a measure of this name asks and takes, and stop; without a name, list all of them.
+    """
+    if explain is not None:
+        from lit_gpt.evaluation.explain import explanation
+
+        print(explanation(explain))
+        return 0
+    from pathlib import Path
+
+    from lit_gpt.errors import UserError
+    from lit_gpt.evaluation.plan import load_plan, suite_file
+
+    if config is not None and suite is not None:
+        raise UserError("--config and --suite are both given; choose one")
+    if compare is not None and model is not None:
+        raise UserError("--model and --compare are both given; --compare names both of its models")
+    file = config if suite is None else suite_file(suite)
+    plan = None if file is None else load_plan(file, limit, run_untrusted_code)
+
+    def measure(name: str, folder: "Path | None") -> "tuple[Path, Outcome, GateRecord | None]":
+        assert plan is not None
+        return _evaluate(plan, name, adapter, folder, device, chat_template, max_batch_size)
+
+    if compare is not None:
+        return _compare(compare, plan, None if out is None else Path(out), lambda name: measure(name, None)[0])
+    if model is None:
+        raise UserError("nothing to evaluate; give --model <run, checkpoint, bundle or Hugging Face model>")
+    if plan is None:
+        raise UserError("nothing to measure; give --config <YAML, such as configs/eval/stdlib.yaml> or --suite safety")
+    page, outcome, gate = measure(model, None if out is None else Path(out).expanduser())
+    _print_scores(outcome, gate)
+    print(page)
+    if outcome.status:
+        return outcome.status
+    from lit_gpt.evaluation.gate import GATE_EXIT
+
+    return 0 if gate is None or gate.passed else GATE_EXIT
+
+
+def _evaluate(
+    plan: "Plan",
+    model: str,
+    adapter: str | None,
+    out: "Path | None",
+    device: str,
+    chat_template: str | None,
+    max_batch_size: int,
+) -> "tuple[Path, Outcome, GateRecord | None]":
+    """Measure one model and write its report; returns its page, the outcome, and the gate's verdict."""
+    import time
+
+    from lit_gpt.errors import UserError
+    from lit_gpt.evaluation.gate import judge
+    from lit_gpt.evaluation.place import REPORT, report_folder
+    from lit_gpt.evaluation.report import make_report, write_report
+    from lit_gpt.evaluation.run import run_plan
+    from lit_gpt.evaluation.subject import load_subject
+
+    if out is not None and out.exists() and not (out / REPORT).is_file() and (out.is_file() or any(out.iterdir())):
+        raise UserError(f"{out} holds something that is no report; choose another --out, or remove it first")
+    subject = load_subject(model, adapter, device, chat_template, max_batch_size, plan.seed)
+    assert subject.path is not None
+    folder = report_folder(subject.path.resolve(), model) / plan.name if out is None else out
+    start = time.monotonic()
+    bars = _Bars()
+    try:
+        outcome = run_plan(plan, subject, bars.start)
+    finally:
+        bars.close()
+    gate = judge(plan.gate, outcome.results)
+    page = write_report(make_report(plan, subject, outcome, gate, time.monotonic() - start), folder)
+    return page, outcome, gate
+
+
+def _compare(names: list[str], plan: "Plan | None", out: "Path | None", measure: "Callable[[str], Path]") -> int:
+    """Compare two models, measuring what has no report yet."""
+    from pathlib import Path
+
+    from lit_gpt.errors import UserError
+    from lit_gpt.evaluation.compare import compare_reports
+    from lit_gpt.evaluation.comparison_report import find_report, write_comparison
+
+    if len(names) != 2:
+        raise UserError(f"--compare takes two models, here are {len(names)}")
+    reports = []
+    for name in names:
+        found = find_report(name, plan)
+        reports.append(measure(name).parent if found is None else found)
+    from lit_gpt.evaluation.page.frame import interval_words, number
+    from lit_gpt.evaluation.report import read_report
+
+    first, second = (read_report(report) for report in reports)
+    comparison = compare_reports(first, second)
+    width = max(len(line.key) for line in comparison.differences)
+    print(f"{'':{width}}  {comparison.names[0]} -> {comparison.names[1]}")
+    for line in comparison.differences:
+        interval = None if line.interval is None else {"low": line.interval.low, "high": line.interval.high}
+        between = f" [{interval_words(interval, line.unit)}]" if interval else ""
+        values = f"{number(line.first, line.unit)} -> {number(line.second, line.unit)}"
+        verdict = line.verdict or ("may be chance" if interval else "not item by item")
+        print(f"{line.key:{width}}  {values}  difference {number(line.difference, line.unit)}{between}  {verdict}")
+    print(write_comparison(comparison, out or Path("evaluation") / "comparison"))
+    return 0
+
+
+def _print_scores(outcome: "Outcome", gate: "GateRecord | None") -> None:
+    from dataclasses import asdict
+
+    from lit_gpt.evaluation.page.frame import interval_words, number
+
+    lines = []
+    for result in outcome.results:
+        for score in result.scores:
+            between = "" if score.interval is None else f"[{interval_words(asdict(score.interval), score.unit)}]"
+            lines.append((f"{result.name}.{score.name}", number(score.value, score.unit), between))
+    for name, value, between in lines:
+        width, wide = max(len(line[0]) for line in lines), max(len(line[1]) for line in lines)
+        print(f"{name:{width}}  {value:>{wide}}  {between}".rstrip())
+    for failure in outcome.failures:
+        print(f"failed: {failure.measure}: {failure.error}")
+    if gate is not None:
+        for verdict in gate.missed:
+            print(f"gate missed: {verdict.key}: {verdict.reason}")
+        if gate.passed:
+            print(f"gate passed: {len(gate.verdicts)} of {len(gate.verdicts)} thresholds")
+
+
+class _Bars:
+    """A progress bar for the measure that runs, on standard error."""
+
+    def __init__(self) -> None:
+        from tqdm import tqdm
+
+        self._make = tqdm
+        self._bar: tqdm | None = None
+
+    def start(self, planned: "PlannedMeasure") -> Callable[[int, int], None]:
+        """The next measure."""
+        self.close()
+        bar = self._bar = self._make(desc=planned.label, unit="", unit_scale=True, dynamic_ncols=True, leave=True)
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.n = done
+            bar.refresh() if done == total else bar.update(0)
+
+        return progress
+
+    def close(self) -> None:
+        """The last one has ended."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None

@@ -1,0 +1,238 @@
+"""HumanEval: functions written from their signature and docstring, and tried on their tests.
+
+Stages: the tasks (task_id, prompt, test, entry_point) → n continuations of each prompt, ended where the function does
+→ program = prompt + continuation + tests + the call of `check` → each runs in a jail → pass@k.
+"""
+
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from lit_gpt.data.documents import OnBadInput
+from lit_gpt.data.hub import HubDataset
+from lit_gpt.errors import UserError
+from lit_gpt.evaluation.code.isolation import check_isolation
+from lit_gpt.evaluation.code.limits import Limits, Outcome
+from lit_gpt.evaluation.code.pass_at_k import pass_at_k
+from lit_gpt.evaluation.code.sandbox import Sandbox
+from lit_gpt.evaluation.measure import Measure
+from lit_gpt.evaluation.progress import Progress, no_progress
+from lit_gpt.evaluation.result import Chart, Example, Result
+from lit_gpt.evaluation.safety.rows import RowSet
+from lit_gpt.evaluation.safety.shares import mean_score
+from lit_gpt.evaluation.subject import Subject, draw_seed
+from lit_gpt.generation.params import SamplingParams
+from lit_gpt.generation.text import opened
+
+STOPS = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
+"""Where a function of the top level has ended (Chen et al. 2021, section 3.2)."""
+DEFINITION = (
+    "The model goes on from a function's signature and docstring; the function passes if it meets the task's tests. "
+    "pass@k is the chance that at least one of k such functions passes, estimated without bias from {samples} of each "
+    "task. A function that fails, does not end in {seconds:g} seconds, takes more memory, processes or files than it "
+    "may, or reaches for the network has not passed."
+)
+MAX_EXAMPLES = 6
+SHOWN_CHARACTERS = 2000
+
+
+@dataclass(frozen=True)
+class Task:
+    """One function to write.
+
+    Attributes:
+        name: Its id.
+        prompt: Imports, signature and docstring.
+        test: Source that defines `check(candidate)`.
+        entry_point: The function's name.
+    """
+
+    name: str
+    prompt: str
+    test: str
+    entry_point: str
+
+    def program(self, continuation: str) -> str:
+        """The function and the call of its tests."""
+        return f"{self.prompt}{continuation}\n{self.test}\ncheck({self.entry_point})\n"
+
+
+@dataclass(frozen=True)
+class _Written:
+    task: Task
+    text: str
+    outcome: Outcome
+
+
+class HumanEval(Measure):
+    """pass@k of HumanEval's tasks, or others of its form.
+
+    Args:
+        file: json, jsonl, csv or parquet, also as .gz: `task_id`, `prompt`, `test`, `entry_point`.
+        hub: A Hugging Face data set instead, such as {path: openai/openai_humaneval, split: test}.
+        k: Which pass@k; none above `samples`.
+        samples: Programs of each task.
+        temperature: Of the draws; 0 takes the likeliest token (samples 1).
+        top_p: Keep the likeliest tokens up to this much probability.
+        max_new_tokens: Of each program.
+        limit: Tasks at most, the same for every model; None: all.
+        limits: What one program may use.
+        columns: Our name of a field → the data's.
+        on_bad_input: error stops at a task that cannot be used, skip leaves it out and counts it.
+        run_untrusted_code: Whether programs may be run at all; the command line alone says so.
+
+    Raises:
+        UserError: A number is out of bounds.
+    """
+
+    def __init__(
+        self,
+        file: str | None = None,
+        hub: HubDataset | None = None,
+        k: Sequence[int] = (1,),
+        samples: int = 1,
+        temperature: float = 0.2,
+        top_p: float | None = 0.95,
+        max_new_tokens: int = 512,
+        limit: int | None = None,
+        limits: Limits = Limits(),  # noqa: B008 (frozen)
+        columns: dict[str, str] | None = None,
+        on_bad_input: OnBadInput = "error",
+        run_untrusted_code: bool = False,
+    ) -> None:
+        if file is None and hub is None:
+            raise UserError(
+                "HumanEval needs its tasks: file: HumanEval.jsonl.gz, or hub: {path: openai/openai_humaneval}"
+            )
+        if not k:
+            raise UserError("k of HumanEval is empty; name one number or more, such as [1, 10]")
+        for one in k:
+            pass_at_k(samples, 0, one)
+        if temperature == 0 and samples > 1:
+            raise UserError(f"temperature 0 writes the same program {samples} times; raise it, or set samples: 1")
+        self.rows = RowSet(file, hub, columns or {}, limit, on_bad_input)
+        self.k = tuple(k)
+        self.samples = samples
+        self.params = SamplingParams(max_new_tokens, temperature, top_p=top_p, stop=STOPS)
+        self.limits = limits
+        self.run_untrusted_code = run_untrusted_code
+
+    def run(self, subject: Subject, progress: Progress = no_progress) -> list[Result]:
+        """Write, run, count.
+
+        Raises:
+            UserError: Running was not allowed, the isolation cannot be had, or the tasks cannot be read.
+        """
+        if not self.run_untrusted_code:
+            raise UserError(
+                "HumanEval runs programs that the model wrote, each in a jail; to let it, say --run_untrusted_code "
+                "true on the command line. ParsesAsPython runs nothing"
+            )
+        tried = check_isolation(self.limits)
+        read = self.rows.read(("task_id", "prompt", "test", "entry_point"))
+        tasks = [Task(*(row.values[f] for f in ("task_id", "prompt", "test", "entry_point"))) for row in read.rows]
+        written, too_long = self._write(subject, tasks, progress)
+        programs = [task.program(text) for task, text in written]
+        total = len(programs)
+        outcomes = Sandbox(self.limits).run_all(programs, lambda done, _: progress(total + done, 2 * total))
+        results = [_Written(task, text, outcome) for (task, text), outcome in zip(written, outcomes, strict=True)]
+        notes = [*read.notes]
+        if too_long:
+            notes.append(
+                f"{len(too_long)} tasks leave no room in the context of {subject.block_size} tokens and count as not "
+                f"solved: {', '.join(too_long[:5])}{', ...' if len(too_long) > 5 else ''}."
+            )
+        return [self._result(subject, tasks, results, read.settings | {"isolation": tried}, tuple(notes))]
+
+    def _write(
+        self, subject: Subject, tasks: Sequence[Task], progress: Progress
+    ) -> tuple[list[tuple[Task, str]], list[str]]:
+        """Programs of all tasks that fit, and the names of the others."""
+        jobs: list[tuple[Task, SamplingParams]] = []
+        too_long = []
+        for number, task in enumerate(tasks):
+            if len(opened(subject.tokenizer, subject.tokenizer.encode(task.prompt).tolist())) >= subject.block_size:
+                too_long.append(task.name)
+                continue
+            # The draws of a task are its own: the same whichever tasks are run beside it.
+            first = number * self.samples
+            seeds = [draw_seed(subject.seed, first + sample) for sample in range(self.samples)]
+            jobs += [(task, replace(self.params, seed=seed)) for seed in seeds]
+        completions = subject.complete(
+            [task.prompt for task, _ in jobs],
+            [params for _, params in jobs],
+            lambda done, total: progress(done, 2 * total),
+        )
+        return [(task, one.text) for (task, _), one in zip(jobs, completions, strict=True)], too_long
+
+    def _result(
+        self,
+        subject: Subject,
+        tasks: Sequence[Task],
+        written: Sequence[_Written],
+        settings: Mapping[str, Any],
+        notes: tuple[str, ...],
+    ) -> Result:
+        passed = Counter(one.task.name for one in written if one.outcome.passed)
+        names = [task.name for task in tasks]
+        scores = tuple(
+            mean_score(
+                f"pass_at_{k}",
+                [pass_at_k(self.samples, passed[name], k) for name in names],
+                names,
+                "share",
+                better="higher",
+                seed=subject.seed,
+                bounds=(0.0, 1.0),
+            )
+            for k in self.k
+        )
+        reasons = Counter(one.outcome.reason for one in written).most_common()
+        chart = Chart(
+            "How the programs ended",
+            "",
+            "programs",
+            [reason for reason, _ in reasons],
+            {"programs": [float(number) for _, number in reasons]},
+            "bar",
+        )
+        return Result(
+            name="humaneval",
+            title="HumanEval: functions that pass their tests",
+            definition=DEFINITION.format(samples=self.samples, seconds=self.limits.seconds),
+            source="Chen et al. 2021, Evaluating Large Language Models Trained on Code, arXiv:2107.03374",
+            scores=scores,
+            examples=_examples(written),
+            charts=(chart,) if reasons else (),
+            settings={
+                **settings,
+                "samples": self.samples,
+                "temperature": self.params.temperature,
+                "top_p": self.params.top_p,
+                "max_new_tokens": self.params.max_new_tokens,
+                "stop": list(STOPS),
+                "limits": asdict(self.limits),
+                "python": sys.version.split()[0],
+            },
+            notes=(*notes, "Programs have Python's standard library alone; one that imports more has not passed."),
+        )
+
+
+def _examples(written: Sequence[_Written]) -> tuple[Example, ...]:
+    """One program of each way to end, the rarest ways last."""
+    order = [reason for reason, _ in Counter(one.outcome.reason for one in written).most_common(MAX_EXAMPLES)]
+    first = {one.outcome.reason: one for one in reversed(written)}
+    return tuple(
+        Example(
+            "passed" if reason == "passed" else f"did not pass: {reason}",
+            {
+                "prompt": first[reason].task.prompt,
+                "function": first[reason].text[:SHOWN_CHARACTERS],
+                "what it wrote": first[reason].outcome.output[-SHOWN_CHARACTERS:] or "(nothing)",
+            },
+            first[reason].task.name,
+        )
+        for reason in order
+    )

@@ -1,0 +1,200 @@
+"""Names → lm-eval's tasks.
+
+A name with a file in `data` is one of our forms (`tasks/*.yaml`) on that file, and needs no network; a name that is no
+form is read as multiple choice. Any other name is a task, group or tag of the folders in `include_path`, or of lm-eval
+itself, whose data then come from the Hugging Face hub.
+
+A task folder is code as much as data (`!function` names Python): give folders that you trust.
+"""
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lm_eval.tasks import TaskManager
+
+from lit_gpt.errors import UserError
+from lit_gpt.models.nearest import nearest
+
+FORMS = Path(__file__).parent / "tasks"
+OTHER_FORM = "multiple_choice"
+SEED = 1234
+"""Of the examples shown before a question, and of whatever a task draws: lm-eval's own."""
+
+
+class Found:
+    """Tasks and groups by their names.
+
+    Attributes:
+        tasks: Every single task.
+        groups: Those that were asked for, or that these hold.
+    """
+
+    def __init__(self) -> None:
+        self.tasks: dict[str, Any] = {}
+        self.groups: dict[str, Any] = {}
+
+    def add(self, loaded: Mapping[str, Any]) -> None:
+        """Take in what a `TaskManager` has loaded."""
+        for name, task in loaded["tasks"].items():
+            if name in self.tasks:
+                raise UserError(f"the task {name!r} is asked for twice, alone or in a group; leave one of them out")
+            self.tasks[name] = task
+        self.groups |= loaded.get("groups", {})
+
+
+def find_tasks(
+    names: Sequence[str],
+    include_path: str | Sequence[str] | None = None,
+    data: Mapping[str, str] | None = None,
+    fewshot_data: Mapping[str, str] | None = None,
+) -> Found:
+    """Load tasks, their data with them.
+
+    Args:
+        names: Tasks, groups, tags or patterns such as `blimp_*`.
+        include_path: Folders with task files.
+        data: Name → a file of its questions.
+        fewshot_data: Name → a file of examples to show, for names that have a file.
+
+    Raises:
+        UserError: No task has such a name (the nearest ones are named), a file cannot be used, data cannot be had, or a
+            task runs the code that a model writes.
+    """
+    data, fewshot_data = data or {}, fewshot_data or {}
+    if not names:
+        raise UserError("no tasks are named; name some, such as hellaswag")
+    for name in (*data, *fewshot_data):
+        if name not in names:
+            raise UserError(f"there is a file for {name!r}, which is not among the tasks: {', '.join(names)}")
+    for name in fewshot_data:
+        if name not in data:
+            raise UserError(f"fewshot_data has a file for {name!r} and data has none; give both")
+    found = Found()
+    with _seeded():
+        if data:
+            forms = TaskManager(include_path=str(FORMS), include_defaults=False)
+            for name in [name for name in names if name in data]:
+                found.add(_on_file(forms, name, data[name], fewshot_data.get(name)))
+        others = [name for name in names if name not in data]
+        if others:
+            manager, resolved = _named(others, _folders(include_path))
+            for name in resolved:
+                _refuse_unsafe(manager, name)
+                found.add(_loaded(manager, name))
+    return found
+
+
+def form_names() -> list[str]:
+    """The forms of files that come along."""
+    return sorted(path.stem for path in FORMS.glob("*.yaml"))
+
+
+def _on_file(forms: TaskManager, name: str, file: str, fewshot_file: str | None) -> dict[str, Any]:
+    form = name if name in form_names() else OTHER_FORM
+    spec: dict[str, Any] = {"task": form, "dataset_kwargs": {"file": file, "fewshot_file": fewshot_file}}
+    if fewshot_file is not None:
+        spec["fewshot_split"] = "fewshot"
+    try:
+        loaded = forms.load({"group": "files", "task": [spec]})
+    except UserError as error:
+        if form == name:
+            raise
+        raise UserError(
+            f"{error} ({name!r} is read as {OTHER_FORM}; the other forms are {', '.join(form_names())})"
+        ) from error
+    (task,) = loaded["tasks"].values()
+    task.config.task = name
+    return {"tasks": {name: task}}
+
+
+def _folders(include_path: str | Sequence[str] | None) -> list[str]:
+    folders = [include_path] if isinstance(include_path, str) else list(include_path or ())
+    for folder in folders:
+        if not Path(folder).is_dir():
+            raise UserError(f"include_path {folder} is no folder; name one with task files (*.yaml)")
+    return folders
+
+
+def _named(names: list[str], folders: list[str]) -> tuple[TaskManager, list[str]]:
+    """A manager that knows all of these names; lm-eval's own thousands of files are read only where they are needed."""
+    known: list[str] = []
+    for with_defaults in (False, True) if folders else (True,):
+        manager = _manager(tuple(folders), with_defaults)
+        known = manager.all_tasks
+        matched = {name: manager.match_tasks([name]) for name in names}
+        if all(matched.values()):
+            return manager, list(dict.fromkeys(match for name in names for match in matched[name]))
+    missing = next(name for name in names if not matched[name])
+    raise UserError(
+        f"there is no task {missing!r}; the nearest are {_nearest(missing, known)} (a file of your own: data: "
+        f"{{{missing}: <file>}})"
+    )
+
+
+@lru_cache(maxsize=4)
+def _manager(folders: tuple[str, ...], with_defaults: bool) -> TaskManager:
+    """Reading lm-eval's own files takes seconds."""
+    return TaskManager(include_path=list(folders) or None, include_defaults=with_defaults)
+
+
+def _refuse_unsafe(manager: TaskManager, name: str) -> None:
+    """Refuse tasks that run what a model writes, before they load: loading alone may fetch and run code of the hub.
+
+    Raises:
+        UserError: The task, or one of the group or tag, is of that kind.
+    """
+    entry = manager.task_index.get(name)
+    if entry is None:
+        return
+    config = entry.cfg or {}
+    if config.get("unsafe_code"):
+        raise UserError(
+            f"the task {name!r} runs the code that the model writes, in this process; use our measure HumanEval, which "
+            "runs it in a sandbox"
+        )
+    listed = config.get("task")
+    members = list(listed) if isinstance(listed, list) else []
+    members += sorted(entry.tags) if entry.yaml_path is None else []  # of a tag: the tasks that have it
+    for member in members:
+        if isinstance(member, dict) and member.get("unsafe_code"):
+            raise UserError(f"the group {name!r} has a task that runs the code that the model writes; leave it out")
+        inner = (member.get("task") or member.get("group")) if isinstance(member, dict) else member
+        if isinstance(inner, str) and inner != name:
+            _refuse_unsafe(manager, inner)
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    beginning = [other for other in known if other.startswith(name[:3])]
+    return nearest(name, beginning or known) if len(beginning) < 50 else nearest(name, known)
+
+
+def _loaded(manager: TaskManager, name: str) -> dict[str, Any]:
+    import huggingface_hub
+    from datasets.exceptions import DatasetNotFoundError
+
+    try:
+        return dict(manager.load(name))
+    except (DatasetNotFoundError, ConnectionError, FileNotFoundError, huggingface_hub.errors.HfHubHTTPError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"the data of task {name!r} are neither here nor can they be had from the hub: {reason}; give a file with "
+            f"data: {{{name}: <file>}} for one of the forms {', '.join(form_names())}"
+        ) from error
+
+
+@contextmanager
+def _seeded() -> Iterator[None]:
+    """Tasks that shuffle as they load do it the same way each time, and nobody else's random numbers change."""
+    state, numpy_state = random.getstate(), np.random.get_state()
+    random.seed(SEED)
+    np.random.seed(SEED)
+    try:
+        yield
+    finally:
+        random.setstate(state)
+        np.random.set_state(numpy_state)

@@ -1,0 +1,166 @@
+"""The files that people keep of well-known benchmarks, read into the columns that our task files expect.
+
+Each function here is named as `custom_dataset` in a task file of `tasks/` and returns lm-eval's data set: a split
+`test` that is asked and, where there is a second file, a split `fewshot` of examples to show. A row without what a
+form needs is refused by file and row. Columns rather than templates, where that will do: lm-eval compiles a template
+again for every question.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from lit_gpt.data.documents import BadInput
+from lit_gpt.data.rows import FileRows
+from lit_gpt.errors import UserError
+
+Row = Mapping[str, Any]
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+class _UnfitRowError(Exception):
+    """Says what a row lacks."""
+
+
+def hellaswag(file: str, fewshot_file: str | None = None, **_: Any) -> Any:
+    """HellaSwag's jsonl (Zellers et al. 2019): `ctx`, or `ctx_a`, `ctx_b` and `activity_label`; `endings`; `label`."""
+    return _splits(_hellaswag, file, fewshot_file)
+
+
+def truthfulqa(file: str, fewshot_file: str | None = None, **_: Any) -> Any:
+    """TruthfulQA's `mc_task.json` (Lin et al. 2022): `question`, `mc1_targets`, `mc2_targets` {answer: 1 or 0}."""
+    return _splits(_truthfulqa, file, fewshot_file)
+
+
+def mc2_scores(doc: Mapping[str, Any], results: Sequence[tuple[float, bool]]) -> dict[str, float]:
+    """The true answers' share of the probability of all answers: lm-eval's, without underflow for long answers."""
+    logprobs = np.array([logprob for logprob, _ in results])
+    shares = np.exp(logprobs - logprobs.max())
+    return {"acc": float(shares[np.array(doc["mc2_labels"]) == 1].sum() / shares.sum())}
+
+
+def gsm8k(file: str, fewshot_file: str | None = None, **_: Any) -> Any:
+    """GSM8K's jsonl (Cobbe et al. 2021): `question`, and `answer` that ends with `#### 42`."""
+    return _splits(_gsm8k, file, fewshot_file)
+
+
+def multiple_choice(file: str, fewshot_file: str | None = None, **_: Any) -> Any:
+    """Any questions with choices: csv, tsv, jsonl, json or parquet.
+
+    `question`; the choices as a list in `choices`, or in columns `A`, `B`, `C`, ... or `choice_1`, `choice_2`, ...;
+    `answer`: the right one's letter, its text, or its number from 0 (`label` is another name for it).
+    """
+    return _splits(_multiple_choice, file, fewshot_file)
+
+
+def _splits(read: Callable[[Row], dict[str, Any]], file: str, fewshot_file: str | None) -> Any:
+    import datasets
+
+    splits = {"test": file} | ({"fewshot": fewshot_file} if fewshot_file else {})
+    return datasets.DatasetDict(
+        {split: datasets.Dataset.from_list(_rows(read, path)) for split, path in splits.items()}
+    )
+
+
+def _rows(read: Callable[[Row], dict[str, Any]], file: str) -> list[dict[str, Any]]:
+    source = FileRows(file)
+    rows = []
+    for row in source.rows(BadInput("error")):
+        try:
+            rows.append(read(row.values) | {"where": row.where})
+        except _UnfitRowError as problem:
+            raise UserError(f"{row.where}: {problem}; its fields are {', '.join(map(repr, row.values))}") from problem
+    if not rows:
+        raise UserError(f"{file} holds no rows; name a file that is not empty")
+    return rows
+
+
+def _hellaswag(row: Row) -> dict[str, Any]:
+    if "activity_label" in row:
+        context = f"{_text(row, 'activity_label')}: {_text(row, 'ctx_a')} {_text(row, 'ctx_b', True).capitalize()}"
+    else:
+        context = _text(row, "ctx")
+    choices = [_without_brackets(ending) for ending in _texts(row, "endings")]
+    return {"query": _without_brackets(context), "choices": choices, "gold": _number(row, "label", len(choices))}
+
+
+def _without_brackets(text: str) -> str:
+    """As lm-eval's task: brackets are left from WikiHow."""
+    return re.sub(r"\[.*?\]", "", text.strip().replace(" [title]", ". ")).replace("  ", " ")
+
+
+def _truthfulqa(row: Row) -> dict[str, Any]:
+    result: dict[str, Any] = {"question": _text(row, "question")}
+    for name in ("mc1", "mc2"):
+        value = row.get(f"{name}_targets")
+        if not isinstance(value, Mapping) or not value:
+            raise _UnfitRowError(f"no '{name}_targets' that is an object of answers")
+        if isinstance(value.get("choices"), Sequence) and isinstance(value.get("labels"), Sequence):
+            value = dict(zip(value["choices"], value["labels"], strict=True))  # as on the hub
+        if set(value.values()) != {0, 1}:
+            raise _UnfitRowError(f"'{name}_targets' needs answers labelled 1 and answers labelled 0")
+        result |= {f"{name}_choices": list(value), f"{name}_labels": list(value.values())}
+    labels = result["mc1_labels"]
+    if sum(labels) != 1:
+        raise _UnfitRowError(f"'mc1_targets' has {sum(labels)} answers labelled 1, where one is the best")
+    return result | {"gold": labels.index(1)}
+
+
+def _gsm8k(row: Row) -> dict[str, Any]:
+    answer = _text(row, "answer")
+    if "####" not in answer:
+        raise _UnfitRowError("the field 'answer' does not end with '#### ' and a number")
+    return {"question": _text(row, "question"), "answer": answer}
+
+
+def _multiple_choice(row: Row) -> dict[str, Any]:
+    choices = _choices(row)
+    name = "answer" if "answer" in row else "label"
+    answer = row.get(name)
+    if isinstance(answer, str):
+        said = answer.strip()
+        if said in choices:
+            return {"question": _text(row, "question"), "choices": choices, "gold": choices.index(said)}
+        if len(said) == 1 and said.upper() in LETTERS[: len(choices)]:
+            return {"question": _text(row, "question"), "choices": choices, "gold": LETTERS.index(said.upper())}
+    return {"question": _text(row, "question"), "choices": choices, "gold": _number(row, name, len(choices))}
+
+
+def _choices(row: Row) -> list[str]:
+    if "choices" in row:
+        return _texts(row, "choices")
+    for names in (LETTERS, [f"choice_{number}" for number in range(1, 27)]):
+        present = [name for name in names if row.get(name) not in (None, "")]
+        if len(present) >= 2:
+            return [str(row[name]).strip() for name in present]
+    raise _UnfitRowError(
+        "no choices: neither a list 'choices', nor columns 'A', 'B', ..., nor 'choice_1', 'choice_2', ..."
+    )
+
+
+def _text(row: Row, name: str, may_be_empty: bool = False) -> str:
+    value = row.get(name)
+    if not isinstance(value, str) or not (may_be_empty or value.strip()):
+        raise _UnfitRowError(f"no {name!r} with text")
+    return value
+
+
+def _texts(row: Row, name: str) -> list[str]:
+    value = row.get(name)
+    if not isinstance(value, Sequence) or isinstance(value, str) or len(value) < 2:
+        raise _UnfitRowError(f"no {name!r} that is a list of two or more texts")
+    if not all(isinstance(text, str) and text.strip() for text in value):
+        raise _UnfitRowError(f"{name!r} has an entry that is empty or no text")
+    return [text.strip() for text in value]
+
+
+def _number(row: Row, name: str, count: int) -> int:
+    try:
+        number = int(str(row.get(name)).strip())
+    except ValueError:
+        number = -1
+    if not 0 <= number < count:
+        raise _UnfitRowError(f"{name!r} is {row.get(name)!r}, which names none of the {count} choices")
+    return number

@@ -1,0 +1,219 @@
+"""Confidence intervals: how far a score over some items may be from the score over all that there could be.
+
+- A share of successes: Wilson's score interval (Wilson 1927, JASA 22), which stays inside [0, 1] and is no point at 0.
+- A mean, a ratio of sums, or a mean over items that come in clusters (questions about one document): the studentised
+  bootstrap (Efron and Tibshirani 1993, ch. 12.5), whose ends follow the skew of the values; the percentile bootstrap
+  is too short for few items (Hesterberg 2015, The American Statistician 69).
+- Two models on the same items: the bootstrap of the differences, item by item.
+
+n items, R resamples.
+"""
+
+import math
+from collections.abc import Hashable, Sequence
+from statistics import NormalDist
+
+import numpy as np
+
+from lit_gpt.evaluation.result import Interval
+
+RESAMPLES = 2000
+LEVEL = 0.95
+MAX_BOOTSTRAPPED = 50_000
+"""From so many items on, the mean is as normal as it gets, and resampling would only take time."""
+FEW_DISCORDANT = 10
+_AT_ONCE = 4_000_000
+"""Resampled items in memory."""
+
+
+def wilson(successes: float, count: int, level: float = LEVEL) -> Interval | None:
+    """The interval of a share.
+
+    Args:
+        successes: How many of the items succeeded.
+        count: n.
+        level: Share of repeats in which it holds the truth.
+
+    Returns:
+        None for no items.
+
+    Raises:
+        ValueError: Fewer than 0 or more than `count` successes.
+
+    Example:
+        >>> interval = wilson(8, 10)
+        >>> round(interval.low, 4), round(interval.high, 4)
+        (0.4902, 0.9433)
+    """
+    if not 0 <= successes <= count:
+        raise ValueError(f"{successes} successes among {count} items")
+    if count == 0:
+        return None
+    z = NormalDist().inv_cdf(0.5 + level / 2)
+    share = successes / count
+    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    low = 0.0 if successes == 0 else max(0.0, centre - half)  # exactly, where rounding would miss it
+    return Interval(low, 1.0 if successes == count else min(1.0, centre + half), "Wilson", level)
+
+
+def bootstrap_mean(
+    values: Sequence[float],
+    seed: int = 0,
+    clusters: Sequence[Hashable] | None = None,
+    num_resamples: int = RESAMPLES,
+    level: float = LEVEL,
+    bounds: tuple[float, float] = (-math.inf, math.inf),
+) -> Interval | None:
+    """The interval of a mean; of a share (all values 0 or 1, no clusters) it is Wilson's.
+
+    Args:
+        values: Of the items.
+        seed: Of the resamples.
+        clusters: What each item belongs to, where items of one document stand or fall together: whole clusters are
+            drawn then. None: each item for itself.
+        num_resamples: R.
+        level: Share of repeats in which it holds the truth.
+        bounds: What a mean can be.
+
+    Returns:
+        None where fewer than two items or clusters leave nothing to resample.
+    """
+    numbers = np.asarray(values, dtype=np.float64)
+    if clusters is None:
+        if len(numbers) and np.isin(numbers, (0.0, 1.0)).all():
+            return wilson(float(numbers.sum()), len(numbers), level)
+        return _studentised(numbers, np.ones_like(numbers), seed, num_resamples, level, bounds, "bootstrap over items")
+    if len(clusters) != len(numbers):
+        raise ValueError(f"{len(numbers)} values and {len(clusters)} clusters; each item belongs to one")
+    _, places = np.unique([str(cluster) for cluster in clusters], return_inverse=True)
+    sums, sizes = np.bincount(places, numbers), np.bincount(places).astype(np.float64)
+    return _studentised(sums, sizes, seed, num_resamples, level, bounds, "bootstrap over clusters")
+
+
+def bootstrap_ratio(
+    numerators: Sequence[float],
+    denominators: Sequence[float],
+    seed: int = 0,
+    unit: str = "items",
+    num_resamples: int = RESAMPLES,
+    level: float = LEVEL,
+) -> Interval | None:
+    """The interval of a ratio of two sums over the same items, such as bits to bytes over documents.
+
+    Args:
+        numerators: Of the items.
+        denominators: Of the items, none negative.
+        seed: Of the resamples.
+        unit: What the items are, for the method's name.
+        num_resamples: R.
+        level: Share of repeats in which it holds the truth.
+
+    Returns:
+        None for fewer than two items.
+    """
+    above, below = np.asarray(numerators, dtype=np.float64), np.asarray(denominators, dtype=np.float64)
+    return _studentised(above, below, seed, num_resamples, level, (-math.inf, math.inf), f"bootstrap over {unit}")
+
+
+def paired_bootstrap(
+    first: Sequence[float],
+    second: Sequence[float],
+    seed: int = 0,
+    clusters: Sequence[Hashable] | None = None,
+    num_resamples: int = RESAMPLES,
+    level: float = LEVEL,
+) -> Interval | None:
+    """The interval of mean(second) - mean(first) over the same items in the same order.
+
+    Where right and wrong are all there is and the two disagree on fewer than ten items, resampling them says little:
+    then it is the adjusted Wald interval for paired shares (Bonett and Price 2012, J. Educ. Behav. Stat. 37).
+
+    Args:
+        first: One model's values of the items.
+        second: The other's.
+        seed: Of the resamples.
+        clusters: As in `bootstrap_mean`.
+        num_resamples: R.
+        level: Share of repeats in which it holds the truth.
+    """
+    if len(first) != len(second):
+        raise ValueError(f"{len(first)} and {len(second)} values; both models need the same items")
+    difference = np.asarray(second, dtype=np.float64) - np.asarray(first, dtype=np.float64)
+    both = np.concatenate([np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)])
+    if clusters is None and len(difference) and np.isin(both, (0.0, 1.0)).all():
+        won, lost, count = int((difference > 0).sum()), int((difference < 0).sum()), len(difference)
+        if won + lost < FEW_DISCORDANT:
+            up, down = (won + 1) / (count + 2), (lost + 1) / (count + 2)
+            half = NormalDist().inv_cdf(0.5 + level / 2) * math.sqrt((up + down - (up - down) ** 2) / (count + 2))
+            return Interval(max(-1.0, up - down - half), min(1.0, up - down + half), "paired Wald, adjusted", level)
+        # Values of -1, 0 and 1 are no share.
+    if clusters is not None:
+        found = bootstrap_mean(difference.tolist(), seed, clusters, num_resamples, level)
+        return None if found is None else Interval(found.low, found.high, f"paired {found.method}", level)
+    ones = np.ones_like(difference)
+    return _studentised(difference, ones, seed, num_resamples, level, (-math.inf, math.inf), "paired bootstrap")
+
+
+def _studentised(
+    sums: np.ndarray,
+    sizes: np.ndarray,
+    seed: int,
+    num_resamples: int,
+    level: float,
+    bounds: tuple[float, float],
+    method: str,
+) -> Interval | None:
+    """Of Σ sums / Σ sizes over n units: (n,) float64 each. Each resample is measured in its own standard errors."""
+    count = len(sums)
+    if count < 2 or not sizes.sum():
+        return None
+    centre, error = (float(value[0]) for value in _ratio(sums[None], sizes[None]))
+    tails = np.array([0.5 - level / 2, 0.5 + level / 2])
+    if error == 0:
+        return Interval(centre, centre, method, level)
+    if count > MAX_BOOTSTRAPPED:
+        z = NormalDist().inv_cdf(float(tails[1]))
+        ends = (centre - z * error, centre + z * error)
+    else:
+        centres, errors = _resampled(sums, sizes, seed, num_resamples)
+        usable = errors > 1e-12 * max(abs(centre), error)
+        if usable.mean() > 0.999:
+            low, high = np.quantile((centres[usable] - centre) / errors[usable], tails)
+            ends = (centre - float(high) * error, centre - float(low) * error)
+        else:
+            # Almost all items are equal, so that many resamples have no spread: percentiles, widened as Student's t
+            # widens the normal (Hesterberg 2015, section 5.3).
+            wide = _normal_tail(count, level)
+            low, high = np.quantile(centres, [wide, 1 - wide])
+            ends = (float(low), float(high))
+    return Interval(max(bounds[0], ends[0]), min(bounds[1], ends[1]), method, level)
+
+
+def _ratio(sums: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(R, n) → the ratio of sums and its standard error, (R,) each; the error by linearisation."""
+    count, total = sums.shape[1], sizes.sum(axis=1)
+    ratio = sums.sum(axis=1) / total
+    residuals = sums - ratio[:, None] * sizes
+    error = np.sqrt(np.square(residuals).sum(axis=1) * count / (count - 1)) / total
+    return ratio, error
+
+
+def _resampled(sums: np.ndarray, sizes: np.ndarray, seed: int, num_resamples: int) -> tuple[np.ndarray, np.ndarray]:
+    generator = np.random.default_rng(seed)
+    count = len(sums)
+    at_once = max(1, _AT_ONCE // count)
+    found = []
+    for start in range(0, num_resamples, at_once):
+        drawn = generator.integers(count, size=(min(at_once, num_resamples - start), count))
+        keep = sizes[drawn].sum(axis=1) > 0
+        found.append(_ratio(sums[drawn[keep]], sizes[drawn[keep]]))
+    return np.concatenate([one for one, _ in found]), np.concatenate([one for _, one in found])
+
+
+def _normal_tail(count: int, level: float) -> float:
+    """The tail beyond sqrt(n / (n - 1)) t of n - 1 degrees, in the normal distribution."""
+    # Student's quantile by its expansion in 1/degrees (Abramowitz and Stegun 26.7.5): good to a per cent from 3 on.
+    z, degrees = NormalDist().inv_cdf(0.5 + level / 2), count - 1
+    t = z + (z**3 + z) / (4 * degrees) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees**2)
+    return NormalDist().cdf(-math.sqrt(count / (count - 1)) * t)

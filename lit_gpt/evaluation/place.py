@@ -1,0 +1,61 @@
+"""Where a model's reports lie, and which weights they are about."""
+
+from pathlib import Path
+
+from lit_gpt.checkpoints.bundle import is_bundle
+from lit_gpt.checkpoints.manifest import MANIFEST, hash_files, read_manifest
+from lit_gpt.checkpoints.resolve import CHECKPOINTS, resolve_model
+from lit_gpt.checkpoints.step import SHARDS
+from lit_gpt.data.file_hashes import sha256_json
+from lit_gpt.generation.loading import short_name
+
+EVALUATION = "evaluation"
+REPORT = "report.json"
+PAGE = "report.html"
+
+
+def own_folder(path: Path) -> Path | None:
+    """The folder of the reports on a model that was found at `path`: in its run, or in the bundle.
+
+    Returns:
+        None for a model that is nobody's to write into: of the hub, or another project's folder.
+    """
+    if path.parent.name == CHECKPOINTS:
+        return path.parent.parent / EVALUATION
+    return path / EVALUATION if is_bundle(path) else None
+
+
+def report_folder(path: Path, model: str) -> Path:
+    """Where reports on a model are written unless something else is said.
+
+    Args:
+        path: Where it was found.
+        model: What the user called it.
+    """
+    return own_folder(path) or Path(EVALUATION) / short_name(model).replace("/", "--")
+
+
+def report_folders(model: str | Path) -> tuple[Path, list[Path]]:
+    """Return where a model is, and the folders in which reports on it may lie.
+
+    Raises:
+        UserError: There is no such model.
+    """
+    folder = Path(model).expanduser()
+    is_run = (folder / CHECKPOINTS).is_dir() or not folder.is_dir()
+    path = resolve_model(model).path if is_run else folder
+    own = own_folder(path.resolve())
+    return path, [folder for folder in (own, Path(EVALUATION) / short_name(str(model)).replace("/", "--")) if folder]
+
+
+def weights_sha256(path: Path) -> str:
+    """One SHA-256 for the weights in a checkpoint, bundle or Hugging Face folder."""
+    if (path / MANIFEST).is_file():
+        files = read_manifest(path)["files"]
+        return sha256_json({name: entry["sha256"] for name, entry in files.items() if _is_weights(name)})
+    names = [file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()]
+    return sha256_json(hash_files(path, sorted(name for name in names if _is_weights(name))))
+
+
+def _is_weights(name: str) -> bool:
+    return name.endswith((".safetensors", ".bin")) or name.startswith(f"{SHARDS}/")

@@ -1,0 +1,1 @@
+"""Safety: what a model remembers of its training, and how it behaves."""

@@ -1,0 +1,239 @@
+"""Whether a benchmark's items stand in the training text, and what the model scores on those that do not.
+
+As for GPT-3 (Brown et al. 2020, arXiv:2005.14165, appendix C): an item is contaminated if the training text has a run
+of 13 of its words; a text of 8 to 12 words counts if all of it is there. How much of an item is there is told as for
+Llama 2 (Touvron et al. 2023, arXiv:2307.09288, appendix A.6): the share of its words that stand in such a run; from
+80 % on it is dirty. Words are in lower case without punctuation, as in `lit_gpt.data.cleaning.decontaminate`, which
+takes such documents out before training.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from lit_gpt.data.cleaning.base import check_at_least
+from lit_gpt.data.compression import inner_suffix
+from lit_gpt.data.documents import BadInput
+from lit_gpt.data.file_hashes import sha256_file
+from lit_gpt.data.rows.reading import SUFFIXES, read_rows
+from lit_gpt.errors import UserError
+from lit_gpt.evaluation.measure import Measure, Progress, no_progress
+from lit_gpt.evaluation.result import Chart, Example, Result, Score
+from lit_gpt.evaluation.safety.overlap import Overlap, Record, read_records
+from lit_gpt.evaluation.safety.rows import embedded_set
+from lit_gpt.evaluation.safety.shares import mean_score, share_score
+from lit_gpt.evaluation.safety.training_text import training_texts, unknown_training
+from lit_gpt.evaluation.subject import Subject
+from lit_gpt.evaluation.texts import ReadTexts, Texts
+
+DIRTY = 0.8
+_MAX_EXAMPLES = 5
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A benchmark to look for, in a file or of those that come along.
+
+    Attributes:
+        file: json, jsonl, csv, tsv, parquet or plain text (a paragraph is an item); .gz and .zst too.
+        embedded: Instead of a file: a set that comes along, such as truths.jsonl.
+        fields: Fields or columns to look for; null takes all that hold text.
+        result: Name of the result of the same evaluation whose items these are, one a record in the file's order: its
+            scores are told again without the contaminated ones. Null: none.
+        name: What the report calls it; null: the file's name.
+    """
+
+    file: str | None = None
+    embedded: str | None = None
+    fields: list[str] | None = None
+    result: str | None = None
+    name: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.file is None) is (self.embedded is None):
+            raise UserError("a benchmark is a file or an embedded set; give one of the two")
+
+    @property
+    def path(self) -> Path:
+        """Where it lies."""
+        return Path(self.file) if self.file is not None else embedded_set(self.embedded or "")
+
+    @property
+    def title(self) -> str:
+        """What the report calls it."""
+        return self.name or self.path.name.split(".")[0]
+
+
+class Contamination(Measure):
+    """Which items of benchmarks stand in the training text. It asks nothing of the model.
+
+    Args:
+        benchmarks: What to look for.
+        training: What the model was trained on; null: the corpus of the run that it lies in.
+        n_gram: Words in a run that counts (GPT-3: 13).
+        min_words: A text of min_words to n_gram - 1 words counts if all of it is there; shorter ones say nothing.
+        max_records: A run in more items of one benchmark is taken for its instructions, and left out.
+        name: Of the results, before the benchmark's.
+    """
+
+    def __init__(
+        self,
+        benchmarks: list[Benchmark],
+        training: Texts | None = None,
+        n_gram: int = 13,
+        min_words: int = 8,
+        max_records: int = 50,
+        name: str = "contamination",
+    ) -> None:
+        if not benchmarks:
+            raise UserError("benchmarks is empty; name the files to look for in the training text")
+        for label, value in (("n_gram", n_gram), ("min_words", min_words), ("max_records", max_records)):
+            check_at_least(label, value, 1)
+        titles = [benchmark.title for benchmark in benchmarks]
+        if len(set(titles)) < len(titles):
+            raise UserError(f"two benchmarks have the same name ({', '.join(sorted(titles))}); give each a name")
+        self.training, self.benchmarks = training, benchmarks
+        self.n_gram, self.min_words, self.max_records = n_gram, min_words, max_records
+        self.name = name
+
+    def run(self, subject: Subject, progress: Progress = no_progress) -> list[Result]:
+        """Look for the benchmarks."""
+        known = training_texts(subject, self.training)
+        if known is None:
+            return [
+                unknown_training(f"{self.name}_{benchmark.title}", f"Contamination: {benchmark.title}")
+                for benchmark in self.benchmarks
+            ]
+        records = [read_records(b.path, b.fields, self.n_gram, self.min_words) for b in self.benchmarks]
+        overlap = Overlap(records, self.n_gram, self.max_records)
+        read = known.training.read()
+        expected = read.expected_bytes() or 0
+        for document in read:
+            overlap.look(document.text, document.where)
+            progress(read.num_bytes, max(read.num_bytes, expected))
+        return [self._result(b, overlap.found(at), read) for at, b in enumerate(self.benchmarks)]
+
+    def finish(self, own: list[Result], every: Sequence[Result]) -> list[Result]:
+        """Tell the scores of the named results again, without the contaminated items."""
+        known = {result.name: result for result in every}
+        finished = []
+        for benchmark, result in zip(self.benchmarks, own, strict=True):
+            if benchmark.result is not None and result.scores:
+                scored = known.get(benchmark.result)
+                if scored is None:
+                    note = f"There is no result {benchmark.result} to tell again without the contaminated items."
+                    result = replace(result, notes=(*result.notes, note))
+                else:
+                    result = _told_again(result, scored, benchmark.path)
+            finished.append(result)
+        return finished
+
+    def _result(self, benchmark: Benchmark, records: list[Record], read: ReadTexts) -> Result:
+        items = [str(record.number) for record in records if record.num_words]
+        looked = [record for record in records if record.num_words]
+        short = len(records) - len(looked)
+        hits = [record.num_covered > 0 for record in looked]
+        covered = [record.num_covered / record.num_words for record in looked]
+        notes = read.notes()
+        if short:
+            notes += (f"{short} items have no text of {self.min_words} words or more, so nothing is said of them.",)
+        notes += ("Only words in the same order are found: a translation or paraphrase of an item is not.",)
+        return Result(
+            name=f"{self.name}_{benchmark.title}",
+            title=f"Contamination: {benchmark.title} in the training text",
+            definition=(
+                f"An item is contaminated if the training text has a run of {self.n_gram} of its words (or all of a "
+                f"text of {self.min_words} words or more); dirty if such runs hold {DIRTY:.0%} of its words or more."
+            ),
+            source=(
+                "13-grams: Brown et al. 2020, arXiv:2005.14165, appendix C; share of words: Touvron et al. 2023, "
+                "arXiv:2307.09288, appendix A.6"
+            ),
+            scores=(
+                share_score("contaminated", hits, items),
+                share_score("dirty", [share >= DIRTY for share in covered], items),
+                mean_score("covered", covered, items, "share", bounds=(0.0, 1.0)),
+            ),
+            examples=tuple(
+                Example(
+                    f"item {record.number}: {record.num_covered} of {record.num_words} words, in {record.where}",
+                    {"item": record.text, "found": record.words},
+                    str(record.number),
+                )
+                for record in sorted(looked, key=lambda r: -r.num_covered / r.num_words)[:_MAX_EXAMPLES]
+                if record.num_covered
+            ),
+            charts=_chart(benchmark.title, covered) if any(hits) else (),
+            settings={
+                "file": benchmark.path.name,
+                "sha256": sha256_file(benchmark.path),
+                "fields": benchmark.fields,
+                "n_gram": self.n_gram,
+                "min_words": self.min_words,
+                "max_records": self.max_records,
+                "training": read.describe(),
+            },
+            notes=notes,
+        )
+
+
+def _chart(title: str, covered: list[float]) -> tuple[Chart, ...]:
+    edges = [k / 10 for k in range(11)]
+    shares: list[float | None] = [
+        sum(share >= max(edge, 1e-9) for share in covered) / max(1, len(covered)) for edge in edges
+    ]
+    return (
+        Chart(
+            "Items of whose words at least so many stand in the training text",
+            "share of the item's words",
+            "share of items",
+            edges,
+            {title: shares},
+        ),
+    )
+
+
+def _told_again(result: Result, scored: Result, file: Path) -> Result:
+    """Adds each score of another result over its clean items, and over its contaminated ones."""
+    contaminated = {name for name, hit in result.score("contaminated").per_item.items() if hit}
+    added: list[Score] = []
+    notes: list[str] = []
+    for score in scored.scores:
+        if not score.per_item:
+            continue
+        records = records_of(list(score.per_item), file)
+        if records is None:
+            notes.append(f"The items of {scored.name}.{score.name} cannot be matched with the records of {file.name}.")
+            continue
+        for label, wanted in (("clean", False), ("contaminated", True)):
+            part = {item: value for item, value in score.per_item.items() if (records[item] in contaminated) is wanted}
+            if part:
+                name = f"{score.name}_on_{label}"
+                added.append(mean_score(name, list(part.values()), list(part), score.unit, better=score.better))
+    if added:
+        notes.append(f"On clean and contaminated items: the scores of {scored.name}; a short item counts as clean.")
+    return replace(result, scores=(*result.scores, *added), notes=(*result.notes, *notes))
+
+
+def records_of(items: Sequence[str], file: Path) -> dict[str, str] | None:
+    """Which record of a file each item of a result is.
+
+    Args:
+        items: Their ids: numbers from 0 (lm-eval's), or "file:line"; else the file's records in order, all of them.
+        file: The benchmark.
+
+    Returns:
+        Item → number of its record from 1; None if they cannot be matched.
+    """
+    if all(item.isdecimal() for item in items):
+        return {item: str(int(item) + 1) for item in items}
+    if inner_suffix(file) not in SUFFIXES:
+        return None
+    lines = [record for record, _ in read_rows(file, file.name, BadInput("skip"))]
+    ends = [item.rpartition(":")[2] for item in items]
+    if all(":" in item and end.isdecimal() for item, end in zip(items, ends, strict=True)):
+        places = {str(line): str(number) for number, line in enumerate(lines, start=1)}
+        return {item: places[end] for item, end in zip(items, ends, strict=True)} if set(ends) <= set(places) else None
+    if len(items) == len(lines):
+        return {item: str(number) for number, item in enumerate(items, start=1)}
+    return None

@@ -1,0 +1,150 @@
+"""The items that a measure asks about: a file or data set in a published form, or a small set that comes along.
+
+The sets that come along (`sets/*.jsonl`) are of our own writing, a few dozen rows each, in the forms of the published
+ones: enough to try everything without a network and to see a large change, too few to tell two good models apart.
+"""
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any, TypeVar
+
+from lit_gpt.data.documents import BadInput, OnBadInput
+from lit_gpt.data.file_hashes import FileHashes
+from lit_gpt.data.hub import HubDataset
+from lit_gpt.data.instructions.forms import renamed
+from lit_gpt.data.rows import FileRows, HubRows, Row, RowSource
+from lit_gpt.errors import UserError
+
+T = TypeVar("T")
+SAMPLE_SEED = 0
+"""Of `limit`: the same items for every model."""
+
+
+@dataclass(frozen=True)
+class RowSet:
+    """Where rows come from.
+
+    Attributes:
+        files: json, jsonl, csv, tsv or parquet files; None, and no `hub`: the set of this name that comes along.
+        hub: A Hugging Face data set instead, by name or with its configuration and split.
+        columns: Our name of a field → the data's.
+        limit: Draw so many of them, the same for every model; None: all.
+        on_bad_input: error stops at a row that cannot be used, skip leaves it out and counts it.
+        embedded: Name of the set that comes along.
+    """
+
+    files: str | Sequence[str] | None = None
+    hub: str | HubDataset | Mapping[str, Any] | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
+    limit: int | None = None
+    on_bad_input: OnBadInput = "error"
+    embedded: str = ""
+
+    def __post_init__(self) -> None:
+        if self.files is not None and self.hub is not None:
+            raise UserError("items come from files or from hub, and both are given; leave one of them out")
+        check_limit(self.limit)
+        BadInput(self.on_bad_input)
+
+    @property
+    def is_embedded(self) -> bool:
+        """Whether it is the small set that comes along."""
+        return self.files is None and self.hub is None
+
+    def read(self, required: Sequence[str]) -> "ReadRows":
+        """Read them, their fields under our names.
+
+        Args:
+            required: Fields that hold text in every row.
+
+        Raises:
+            UserError: There is no such file or set, a row lacks a field (names file, row and what it has), or no row
+                is left.
+        """
+        bad_input = BadInput(self.on_bad_input)
+        source = self._source()
+        rows = []
+        for row in source.rows(bad_input):
+            try:
+                values = renamed(row.values, self.columns)
+                _check(values, required)
+            except UserError as error:
+                bad_input.reject(row.where, str(error))
+            else:
+                rows.append(replace(row, values=values))
+        if not rows:
+            skipped = f"; {bad_input.num_skipped} were left out: {bad_input.named[0]}" if bad_input.named else ""
+            raise UserError(f"{source.name} holds no rows that can be used{skipped}; name a file that is not empty")
+        total = len(rows)
+        rows = rows if self.limit is None else drawn(rows, self.limit)
+        settings: dict[str, Any] = {"items": source.name, "fingerprint": source.fingerprint(FileHashes())}
+        if self.columns:
+            settings["columns"] = dict(self.columns)
+        notes = []
+        if self.is_embedded:
+            settings["items"] = f"embedded: {self.embedded}"
+            notes.append(
+                f"{total} items of our own writing, in English: they show large effects; for figures that can be "
+                "compared with published ones, name the published files."
+            )
+        if len(rows) < total:
+            notes.append(f"A sample of {len(rows)} of {total} items (limit).")
+        if bad_input.num_skipped:
+            notes.append(f"{bad_input.num_skipped} rows could not be used and were left out: {bad_input.named[0]}.")
+        return ReadRows(rows, settings, tuple(notes))
+
+    def _source(self) -> RowSource:
+        if self.hub is not None:
+            hub = self.hub
+            spec = HubDataset(hub) if isinstance(hub, str) else hub
+            return HubRows(HubDataset(**spec) if isinstance(spec, Mapping) else spec)
+        if self.files is not None:
+            return FileRows([self.files] if isinstance(self.files, str) else list(self.files))
+        return FileRows([(self.embedded, embedded_set(self.embedded))])
+
+
+@dataclass(frozen=True)
+class ReadRows:
+    """Rows, what somebody needs to read them again, and what was left out."""
+
+    rows: list[Row]
+    settings: dict[str, Any]
+    notes: tuple[str, ...]
+
+
+def check_limit(limit: int | None) -> None:
+    """Refuse a limit below 1.
+
+    Raises:
+        UserError: It is.
+    """
+    if limit is not None and limit < 1:
+        raise UserError(f"limit is {limit}; it must be at least 1, or null for all")
+
+
+def drawn(items: Sequence[T], limit: int) -> list[T]:
+    """At most so many of them, in their order; the same ones for every model."""
+    if len(items) <= limit:
+        return list(items)
+    return [items[place] for place in sorted(random.Random(SAMPLE_SEED).sample(range(len(items)), limit))]
+
+
+def embedded_set(name: str) -> Path:
+    """Where a set that comes along lies."""
+    with as_file(files("lit_gpt.evaluation.safety") / "sets" / name) as path:
+        return path
+
+
+def _check(values: Mapping[str, Any], required: Sequence[str]) -> None:
+    for name in required:
+        value = values.get(name)
+        if value is None:
+            fields = ", ".join(map(repr, values)) or "none"
+            raise UserError(f"no field {name!r}; its fields are {fields} (set columns for other names)")
+        if not isinstance(value, str):
+            raise UserError(f"the field {name!r} holds {type(value).__name__}, not text")
+        if not value.strip():
+            raise UserError(f"the field {name!r} is empty")

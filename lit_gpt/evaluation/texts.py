@@ -1,0 +1,186 @@
+"""The texts that a measure reads: files, a data set, a prepared corpus, or the standard library of this machine.
+
+One form for what is measured on and for what a model was trained on. A split is chosen as in training, by each
+document's hash, so `{stdlib: true, split: val}` is what a run on the standard library was validated on.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from lit_gpt.checkpoints.lineage import without_paths
+from lit_gpt.data.corpus_spec import Admitted, CorpusSpec, Reading
+from lit_gpt.data.documents import BadInput, Document, OnBadInput, Source, SplitName
+from lit_gpt.data.files import FileSource
+from lit_gpt.data.hub import HubDataset, HubSource
+from lit_gpt.data.prepared import PreparedCorpus, open_prepared
+from lit_gpt.data.sources import IterableSource
+from lit_gpt.data.split import uniform
+from lit_gpt.data.stdlib import stdlib_source
+from lit_gpt.errors import UserError
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Documents from exactly one place.
+
+    Attributes:
+        files: Files, folders or glob patterns: txt, md, code, json, jsonl, csv, tsv, parquet, also as .gz or .zst.
+        stdlib: The source of this machine's Python standard library.
+        corpus: Folder of a prepared corpus (`prepare`'s out, or token shards); its tokens are decoded again.
+        hub: A Hugging Face data set: {path: ..., name: ..., split: ...}.
+        split: Documents of this split alone: of `corpus` its own, else by hash with the fractions below.
+        val_fraction: As in the run whose split it is; of no meaning for `corpus`.
+        test_fraction: As in the run whose split it is.
+        sample: Share of the documents to take, chosen by their hash.
+        text_field: Field or column of the text in json, jsonl, csv, tsv, parquet and data sets.
+        document_separator: String at which plain text files are cut into documents; null keeps a file whole.
+        on_bad_input: error stops at a file or row that cannot be read, skip leaves it out and counts it.
+        name: What the report calls them; null: where they come from.
+    """
+
+    files: str | list[str] | None = None
+    stdlib: bool = False
+    corpus: str | None = None
+    hub: HubDataset | None = None
+    split: Literal["all", "train", "val", "test"] = "all"
+    val_fraction: float = 0.05
+    test_fraction: float = 0.05
+    sample: float = 1.0
+    text_field: str = "text"
+    document_separator: str | None = None
+    on_bad_input: OnBadInput = "error"
+    name: str | None = None
+
+    def __post_init__(self) -> None:
+        places = {"files": self.files, "stdlib": self.stdlib, "corpus": self.corpus, "hub": self.hub}
+        given = [name for name, value in places.items() if value]
+        if len(given) != 1:
+            what = f"{' and '.join(given)} are given" if given else "nothing is given"
+            raise UserError(f"texts come from one of files, stdlib, corpus and hub; {what}")
+        if not 0 < self.sample <= 1:
+            raise UserError(f"sample is {self.sample}; it must be above 0 and at most 1 (all documents)")
+
+    @property
+    def title(self) -> str:
+        """What the report calls them."""
+        name = self.name
+        if name is None and self.files is not None:
+            name = ", ".join(Path(file).name for file in ([self.files] if isinstance(self.files, str) else self.files))
+        elif name is None:
+            name = self._source().name if self.corpus is None else f"corpus {Path(self.corpus).name}"
+        return name if self.split == "all" else f"{name} ({self.split})"
+
+    def read(self) -> "ReadTexts":
+        """Open them.
+
+        Raises:
+            UserError: There is nothing under the name.
+        """
+        return ReadTexts(self)
+
+    def _source(self) -> Source:
+        if self.stdlib:
+            return stdlib_source()
+        if self.hub is not None:
+            return HubSource(self.hub, self.text_field)
+        if self.files is not None:
+            return FileSource(self.files, self.text_field, self.document_separator)
+        assert self.corpus is not None
+        found = open_prepared(self.corpus)
+        return IterableSource(lambda: _decoded(found, self.split), name=str(self.corpus))
+
+
+@dataclass
+class ReadTexts:
+    """One pass over texts, and what it met.
+
+    Attributes:
+        texts: What is read.
+        num_documents: So far.
+        num_bytes: UTF-8 bytes, so far.
+        num_empty: Documents without a character, left out.
+        bad_input: What could not be read.
+    """
+
+    texts: Texts
+    num_documents: int = 0
+    num_bytes: int = 0
+    num_empty: int = 0
+    bad_input: BadInput = field(default_factory=BadInput)
+    _digest: Any = field(default_factory=hashlib.sha256)
+
+    def __iter__(self) -> Iterator[Document]:
+        for admitted in self.admitted():
+            yield admitted.document
+
+    def admitted(self) -> Iterator[Admitted]:
+        """Yield the documents with hash and size.
+
+        Raises:
+            UserError: A file or row cannot be read, or there is no document at all.
+        """
+        texts = self.texts
+        own_split = texts.corpus is not None
+        fractions = (0.0, 0.0) if own_split or texts.split == "all" else (texts.val_fraction, texts.test_fraction)
+        reading = Reading(CorpusSpec([texts._source()], *fractions, texts.on_bad_input))
+        self.bad_input = reading.bad_input
+        for admitted in reading:
+            self.num_empty = reading.num_empty
+            if not own_split and texts.split not in ("all", admitted.split):
+                continue
+            # The split looks at the hash's first eight bytes, a tokenizer's sample at the next, this at the third.
+            if uniform(admitted.digest[16:24]) >= texts.sample:
+                continue
+            self.num_documents += 1
+            self.num_bytes += admitted.num_bytes
+            self._digest.update(admitted.digest)
+            yield admitted
+        if not self.num_documents:
+            rest = (
+                "" if texts.split == "all" and texts.sample == 1 else f" (split {texts.split}, sample {texts.sample})"
+            )
+            raise UserError(f"{texts.title} holds no text{rest}; name texts that are not empty, or take more of them")
+
+    def expected_bytes(self) -> int | None:
+        """Estimate the size of all that will be read; None if that is unknown before."""
+        texts, size = self.texts, self.texts._source().num_bytes()
+        if size is None:
+            return None
+        held_out = {"val": texts.val_fraction, "test": texts.test_fraction}
+        held_out |= {"all": 1.0, "train": 1.0 - sum(held_out.values())}
+        return int(size * held_out[texts.split] * texts.sample)
+
+    def describe(self) -> dict[str, Any]:
+        """What somebody needs to read the same again: where from, how much, and the hash of all that was read."""
+        texts = self.texts
+        kept = {name: value for name, value in asdict(texts).items() if value not in (None, False, "all", 1.0)}
+        if texts.corpus is not None or texts.split == "all":
+            kept = {name: value for name, value in kept.items() if not name.endswith("_fraction")}
+        counts = {"documents": self.num_documents, "bytes": self.num_bytes, "sha256": self._digest.hexdigest()}
+        return without_paths(kept) | counts
+
+    def notes(self) -> tuple[str, ...]:
+        """What was left out."""
+        notes = []
+        if self.num_empty:
+            notes.append(f"{self.num_empty} documents without any text were left out.")
+        if self.bad_input.num_skipped:
+            first = "; ".join(self.bad_input.named[:3])
+            notes.append(f"{self.bad_input.num_skipped} files or rows could not be read and were left out: {first}.")
+        if self.texts.sample < 1:
+            notes.append(f"A sample of {self.texts.sample:g} of the documents, chosen by their hash.")
+        return tuple(notes)
+
+
+def _decoded(prepared: PreparedCorpus, split: str) -> Iterator[Document]:
+    """The documents of a corpus's token shards as texts."""
+    names: list[SplitName] = ["train", "val", "test"] if split == "all" else [split]  # type: ignore[list-item]
+    for name in names:
+        tokens = prepared.corpus.split(name)
+        for index in range(tokens.num_documents):
+            span = tokens.document(index)
+            ids = tokens.read(span.start + 1, span.num_tokens) if span.num_tokens else ()
+            yield Document(prepared.tokenizer.decode(ids), span.source, span.record)

@@ -1,0 +1,93 @@
+"""Comparing two reports, item by item."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lit_gpt.errors import UserError
+from lit_gpt.evaluation.compare import compare_reports
+from lit_gpt.evaluation.report import Report, plain, result_from
+from lit_gpt.evaluation.result import Chart, Example, Interval, Result, Score
+
+
+def report(name, parts, better="higher", settings=None, examples=(), more=()):
+    score = Score("score", float(np.mean(list(parts.values()))), len(parts), None, "", better, parts)
+    results = (Result("toy", "Toy", "", "", (score,), tuple(examples), settings=settings or {}), *more)
+    return Report({"model": {"name": name, "checkpoint": f"{name}.ckpt"}}, results, Path("report.json"))
+
+
+def parts(shift=0.0, noise=0.01, count=80):
+    generator = np.random.default_rng(0)
+    hard = generator.normal(size=count)
+    return {
+        f"{n}": float(hard[n] + shift + noise * np.random.default_rng(n + int(1000 * shift)).normal())
+        for n in range(count)
+    }
+
+
+@pytest.mark.parametrize(("better", "verdict"), [("higher", "better"), ("lower", "worse"), ("neither", "different")])
+def test_a_difference_much_smaller_than_the_spread_is_found(better, verdict):
+    (line,) = compare_reports(report("a", parts(), better), report("b", parts(0.05), better)).differences
+    assert line.difference == pytest.approx(0.05, abs=0.01)
+    assert line.interval.low > 0
+    assert line.verdict == verdict
+    assert line.count == 80
+
+
+def test_equal_models_differ_by_chance_alone():
+    comparison = compare_reports(report("a", parts()), report("a", parts()))
+    assert comparison.differences[0].verdict == ""
+    assert comparison.items == ()
+    assert comparison.names == ("a (first)", "a (second)")
+
+
+def test_only_common_items_count():
+    first, second = parts(), parts(0.05)
+    del first["3"], second["4"], second["5"]
+    (line,) = compare_reports(report("a", first), report("b", second)).differences
+    assert (line.count, line.unmatched) == (77, 3)
+
+
+def test_items_that_differ_come_with_what_was_said():
+    first, second = parts(noise=0), parts(noise=0)
+    second["7"] += 1
+    second["9"] += 2
+    shown = Example("wrong", {"answer": "no"}, "7")
+    found = compare_reports(report("a", first, examples=[shown]), report("b", second)).items
+    assert [item.item for item in found] == ["7", "9"]  # one that can be read comes first
+    assert found[0].first_fields == {"answer": "no"}
+    assert found[1].first_fields == {}
+
+
+def test_notes_say_what_cannot_be_compared():
+    alone = Result("alone", "", "", "", ())
+    comparison = compare_reports(
+        report("a", parts(), settings={"stride": 1}, more=[alone]), report("b", parts(), settings={"stride": 2})
+    )
+    assert any("alone" in note for note in comparison.notes)
+    assert any("other settings: stride" in note for note in comparison.notes)
+
+
+def test_nothing_in_common():
+    with pytest.raises(UserError, match="no score in common"):
+        compare_reports(
+            report("a", parts()), Report({"model": {"name": "b", "checkpoint": None}}, (), Path("report.json"))
+        )
+
+
+def test_a_result_comes_back_from_json():
+    result = Result(
+        "toy",
+        "Toy",
+        "What.",
+        "Who.",
+        (Score("s", 0.5, 2, Interval(0.1, 0.9, "by hand"), "share", "lower", {"a": 0.0, "b": 1.0}),),
+        (Example("t", {"prompt": "p"}, "a"),),
+        (Chart("c", "x", "y", [1.0, 2.0], {"l": [0.5, None]}),),
+        {"seed": 0},
+        ("a note",),
+    )
+    assert result_from(plain(result)) == result
+    infinite = Result("toy", "", "", "", (Score("perplexity", float("inf"), 1),))
+    assert plain(infinite)["scores"][0]["value"] is None
