@@ -6,7 +6,10 @@ Through `llguidance` (pip install -e '.[constrain]'): an Earley parser over the 
 
 import json
 import math
+import re
+import threading
 import weakref
+from decimal import Decimal, InvalidOperation
 from typing import Any
 
 import numpy as np
@@ -17,6 +20,13 @@ from lit_gpt.data.tokenizers import Tokenizer
 from lit_gpt.errors import UserError
 from lit_gpt.generation.params import Constraint
 
+MAX_MULTIPLE = 10_000
+"""The least common multiple of all `multipleOf` of a schema. The library makes an automaton with as many states, in
+time that grows with their square and that none of its limits bound: 999983 took 21 s, four of two digits for ever."""
+MAX_DIGITS = 40
+_MULTIPLE = re.compile(r'"multipleOf"\s*:\s*([^\s,}\]]*)')
+_ESCAPE = re.compile(r"\\u([0-9a-fA-F]{4})")
+_LOCK = threading.Lock()
 _TOKENIZERS: "weakref.WeakKeyDictionary[Tokenizer, dict[tuple[int, ...], Any]]" = weakref.WeakKeyDictionary()
 
 
@@ -35,11 +45,16 @@ class GrammarMatcher:
         from llguidance import LLMatcher
 
         self._matcher = LLMatcher(tokenizer, grammar, log_level=0)
+        # The first mask takes longest, and shows a form that no text has, such as `start: start`.
+        self._first: bytes | None = self._matcher.compute_bitmask()
         self._raise_errors(UserError)
+        if not any(self._first):
+            raise UserError("the constraint cannot be followed: no text has this form")
 
     def mask(self, logits: Tensor) -> Tensor:
         """(V,) logits with -inf where a token cannot continue the form."""
-        words = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
+        packed, self._first = self._first, None
+        words = np.frombuffer(self._matcher.compute_bitmask() if packed is None else packed, dtype=np.uint8)
         self._raise_errors(RuntimeError)
         allowed = np.unpackbits(words, bitorder="little").astype(bool)[: logits.shape[0]]
         if not allowed.any():
@@ -93,7 +108,11 @@ def compile_constraint(constraint: Constraint) -> str:
         try:
             schema = {"type": "object"} if constraint.kind == "json_object" else source
             schema = json.loads(schema) if isinstance(schema, str) else schema
-            grammar = LLMatcher.grammar_from_json_schema(json.dumps(schema), defaults={"whitespace_flexible": False})
+            text = json.dumps(schema, ensure_ascii=False)
+            _check_multiples(text)
+            grammar = LLMatcher.grammar_from_json_schema(text, defaults={"whitespace_flexible": False})
+        except UserError:
+            raise
         except ValueError as error:
             raise UserError(f"the JSON schema cannot be read: {_first_line(str(error))}") from error
     elif not isinstance(source, str):
@@ -101,6 +120,7 @@ def compile_constraint(constraint: Constraint) -> str:
     elif constraint.kind == "regex":
         grammar = LLMatcher.grammar_from_regex(source)
     else:
+        _check_multiples(source)  # schemas may stand in a grammar, behind %json
         grammar = LLMatcher.grammar_from_lark(source)
     refused, messages = LLMatcher.validate_grammar_with_warnings(grammar)
     if refused:
@@ -112,12 +132,37 @@ def _guidance_tokenizer(tokenizer: Tokenizer, vocab_size: int, stop_ids: tuple[i
     """The library's view of a tokenizer, made once: for a large vocabulary it takes a second."""
     from llguidance import LLTokenizer
 
-    known = _TOKENIZERS.setdefault(tokenizer, {})
     ends = (*tokenizer.stop_ids, *sorted(set(stop_ids) - set(tokenizer.stop_ids)))
-    if ends not in known:
-        text = tokenizer.folder_files()["tokenizer.json"].decode()
-        known[ends] = LLTokenizer(text, n_vocab=max(vocab_size, tokenizer.vocab_size), eos_token=list(ends))
-    return known[ends]
+    with _LOCK:
+        known = _TOKENIZERS.setdefault(tokenizer, {})
+        if ends not in known:
+            text = tokenizer.folder_files()["tokenizer.json"].decode()
+            known[ends] = LLTokenizer(text, n_vocab=max(vocab_size, tokenizer.vocab_size), eos_token=list(ends))
+        return known[ends]
+
+
+def _check_multiples(text: str) -> None:
+    """Refuse a schema, as JSON text, or a grammar with schemas in it, whose numbers would take for ever.
+
+    Raises:
+        UserError: Their common multiple is too large, or one is no positive number.
+    """
+    plain = _ESCAPE.sub(lambda found: chr(int(found[1], 16)), text)
+    together = 1
+    for written in set(_MULTIPLE.findall(plain)):
+        try:
+            number = Decimal(written)
+        except InvalidOperation:
+            continue  # no number: a property's own name, or refused by the library
+        if not number.is_finite() or len(number.as_tuple().digits) > MAX_DIGITS:
+            raise UserError(f"multipleOf has more than {MAX_DIGITS} digits; ask for a simpler number")
+        digits = "".join(map(str, number.normalize().as_tuple().digits))
+        together = math.lcm(together, max(1, int(digits)))
+        if together > MAX_MULTIPLE:
+            raise UserError(
+                f"multipleOf {written}: the least common multiple of all of a form is {together}, at most "
+                f"{MAX_MULTIPLE} is allowed; leave one out"
+            )
 
 
 def _first_line(text: str) -> str:

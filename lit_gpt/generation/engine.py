@@ -11,6 +11,7 @@ N tokens of a step, V vocabulary.
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +20,7 @@ from torch import Tensor
 from lit_gpt.data.tokenizers import Tokenizer
 from lit_gpt.errors import UserError
 from lit_gpt.generation.admission import Admission
-from lit_gpt.generation.constraints import build_matcher, compile_constraint
+from lit_gpt.generation.constraints import build_matcher
 from lit_gpt.generation.params import Completion, SamplingParams, TokenEvent
 from lit_gpt.generation.request import Drawn, Matcher, Request
 from lit_gpt.generation.sampler import draw
@@ -136,14 +137,26 @@ class Engine:
         self._reading: list[Request] = []
         """Admitted and not yet read to the end, in order of admission."""
         self._cancelled: list[Request] = []
+        self._untold: list[TokenEvent] = []
+        """Of requests that have been ended in a step that then failed."""
         self._prompt_tokens = self._generated_tokens = self._steps = 0
 
-    def check(self, prompt_ids: Sequence[int], params: SamplingParams) -> None:
+    def check(self, prompt_ids: Sequence[int], params: SamplingParams) -> Matcher | None:
         """Refuse a request that can never run; any thread may ask.
+
+        Returns:
+            What follows the request's constraint, for `add`; None = it has none. To build it may take a second, which
+            a thread of its own has, and the engine's, where every other request would wait, has not.
 
         Raises:
             UserError: A prompt that is empty, too long or has an unknown token, or a constraint that cannot be met.
         """
+        self._check_numbers(prompt_ids, params)
+        if params.constraint is None:
+            return None
+        return build_matcher(params.constraint, self.tokenizer, self.config.vocab_size, params.stop_token_ids)
+
+    def _check_numbers(self, prompt_ids: Sequence[int], params: SamplingParams) -> None:
         if len(prompt_ids) == 0:
             raise UserError("the prompt has no tokens; begin with some text or with the separator token")
         if len(prompt_ids) > self.max_length:
@@ -153,8 +166,6 @@ class Engine:
         for token in (min(prompt_ids), max(prompt_ids), *tokens):
             if not 0 <= token < vocab_size:
                 raise UserError(f"token {token} is outside the model's vocabulary of {vocab_size}")
-        if params.constraint is not None:
-            compile_constraint(params.constraint)
 
     def add(
         self,
@@ -169,16 +180,17 @@ class Engine:
             prompt_ids: At least one token.
             params: How to draw, and where to end.
             request_id: Comes back in its events.
-            matcher: Which tokens are allowed, instead of `params.constraint`.
+            matcher: From `check`, or which tokens are allowed instead of `params.constraint`; None = `check` is asked.
 
         Raises:
             UserError: As `check`, or if the id is in use.
         """
-        self.check(prompt_ids, params)
         if request_id in self._known:
             raise UserError(f"request id {request_id!r} is in use; choose another")
-        if matcher is None and params.constraint is not None:
-            matcher = build_matcher(params.constraint, self.tokenizer, self.config.vocab_size, params.stop_token_ids)
+        if matcher is None:
+            matcher = self.check(prompt_ids, params)
+        else:
+            self._check_numbers(prompt_ids, params)
         reread = max(1, self.max_length // 2) if self.reread_when_full else None
         request = Request(request_id, list(prompt_ids), params, self.tokenizer, matcher, reread)
         self._known[request_id] = request
@@ -200,12 +212,13 @@ class Engine:
         if self.model.training or (self._flat is not None and not self._flat.is_current()):
             self.model.eval()
             self._prepare()
-        events = self._end_cancelled()
+        self._untold += self._end_cancelled()
         self._admit()
         plans = [plan for plan in self._plan() if plan.parts]
+        logits = [self._forward(plan) for plan in plans]
+        events, self._untold = self._untold, []
         if not plans:
             return events
-        logits = [self._forward(plan) for plan in plans]
         self._steps += 1
         # Before any token is taken in: rows may then change places, with all that they hold.
         for plan in plans:
@@ -258,14 +271,13 @@ class Engine:
         each = [params] * len(prompts) if isinstance(params, SamplingParams) else list(params)
         if len(each) != len(prompts):
             raise UserError(f"{len(prompts)} prompts and {len(each)} settings; give one for all, or one each")
-        for prompt, one in zip(prompts, each, strict=True):
-            self.check(prompt, one)
+        matchers = [self.check(prompt, one) for prompt, one in zip(prompts, each, strict=True)]
         was_training = self.model.training
         self._forget()
         names = [f"generate-{number}" for number in range(len(prompts))]
         events: dict[str, list[TokenEvent]] = {name: [] for name in names}
-        for name, prompt, one in zip(names, prompts, each, strict=True):
-            self.add(prompt, one, name)
+        for name, prompt, one, matcher in zip(names, prompts, each, matchers, strict=True):
+            self.add(prompt, one, name, matcher)
         try:
             while self._known:
                 for event in self.step():
@@ -282,7 +294,8 @@ class Engine:
     @torch.inference_mode()
     def fail_all(self, error: str) -> list[TokenEvent]:
         """End every request after a fault that was not any one request's; the engine is as new then."""
-        events = [request.end("error", error) for request in self._known.values()]
+        events, self._untold = self._untold, []
+        events += [request.end("error", error) for request in self._known.values()]
         for request in self._known.values():
             if request.slab is not None:
                 self._admission.release(request)
@@ -357,7 +370,9 @@ class Engine:
         if scaling is not None and scaling.kind == "longrope" and len(request.ids) <= scaling.original_block_size:
             left = min(left, scaling.original_block_size - len(request.ids))  # beyond it all is read again
         count = min(self._speculation.num_tokens, left)
-        return self._speculation.proposer.propose(request, count) if count > 0 else []
+        guesses = self._speculation.proposer.propose(request, count) if count > 0 else []
+        # A draft model's vocabulary may be padded beyond this one's.
+        return list(takewhile(lambda token: token < self.config.vocab_size, guesses))
 
     def _forward(self, plan: StepPlan) -> Tensor:
         """Logits (number of draws, V): the head runs on the positions that are drawn from, and no others."""

@@ -58,7 +58,7 @@ def source_tokenizer(source: ModelSource) -> Tokenizer | None:
     if source.tokenizer_path is None:
         return None
     tokenizer = load_tokenizer(source.tokenizer_path)
-    if source.kind == "hugging_face" or "imported_from" in (source.lineage or {}):
+    if "imported_from" in (source.lineage or {}):
         tokenizer.as_published(source.carried.eos_token_ids)
     return tokenizer
 

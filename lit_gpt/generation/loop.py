@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
 from lit_gpt.generation.engine import Engine, EngineStats
 from lit_gpt.generation.params import Completion, SamplingParams, TokenEvent
+from lit_gpt.generation.request import Matcher
 
 
 class QueueFullError(RuntimeError):
@@ -36,6 +37,8 @@ class RequestHandle:
         self, request_id: str, prompt_ids: list[int], params: SamplingParams, cancel: Callable[[str], None]
     ) -> None:
         self.request_id, self.prompt_ids, self.params = request_id, prompt_ids, params
+        self.matcher: Matcher | None = None
+        """Built by the thread that submits it."""
         self.submitted_at = time.monotonic()
         self._cancel = cancel
         self._events: queue.SimpleQueue[TokenEvent] = queue.SimpleQueue()
@@ -132,7 +135,7 @@ class EngineLoop:
             QueueFullError: If `max_waiting` requests wait already.
             RuntimeError: If the loop is closing, or the id is in use.
         """
-        self._engine.check(prompt_ids, params)
+        matcher = self._engine.check(prompt_ids, params)
         with self._condition:
             if self._closing or self._failure is not None:
                 raise RuntimeError("the engine takes no more requests: " + (self._failure or "it is closing"))
@@ -142,6 +145,7 @@ class EngineLoop:
             if name in self._handles:
                 raise RuntimeError(f"request id {name!r} is in use")
             handle = RequestHandle(name, list(prompt_ids), params, self._cancel)
+            handle.matcher = matcher
             self._handles[name] = handle
             self._arrived.append(handle)
             self._condition.notify()
@@ -222,7 +226,9 @@ class EngineLoop:
                 return False
         for handle in arrived:
             try:
-                self._engine.add(handle.prompt_ids, handle.params, handle.request_id)
+                matcher, handle.matcher = handle.matcher, None  # it goes with its request
+                form = () if matcher is None else (matcher,)
+                self._engine.add(handle.prompt_ids, handle.params, handle.request_id, *form)
             except ValueError as error:
                 self._give_out([TokenEvent(handle.request_id, None, finish_reason="error", error=str(error))])
         for request_id in cancelled:

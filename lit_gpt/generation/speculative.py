@@ -78,11 +78,14 @@ class DraftModel:
         """Draw `count` tokens, as many as the draft model's context has room for."""
         block_size = self._model.config.block_size
         count = min(count, block_size - len(request.ids))
-        if count < 1:
-            return []
+        if count < 1 or max(request.ids) >= self._model.config.vocab_size:
+            return []  # vocabularies of one tokenizer may be padded to different sizes
+        # The engine keeps ended requests for their beginnings; what was read of them here goes at once.
+        for ended in [other for other in self._states if other.finished]:
+            del self._states[ended]
         # Room for this text alone: the engine's cache may be far smaller than full contexts for all its rows.
         whole = len(request.ids) + request.params.max_new_tokens - request.num_new
-        cache, known = self._states.get(request) or (KVCache(block_size), [])
+        cache, known = self._states.get(request) or (KVCache(min(block_size, whole)), [])
         same = min(common_prefix(known, request.ids), len(request.ids) - 1)
         cache.truncate(min(same, cache.length))
         unread = request.ids[cache.length :]

@@ -11,7 +11,7 @@ from lit_gpt.generation.detokenizer import Detokenizer
 from lit_gpt.generation.engine import Engine
 from lit_gpt.generation.generate import stream
 from lit_gpt.generation.params import Completion, SamplingParams, TokenEvent
-from lit_gpt.generation.request import AllowedFirst
+from lit_gpt.generation.request import AllowedFirst, Matcher
 from lit_gpt.models import GPT
 
 
@@ -94,11 +94,12 @@ def complete_texts(engine: Engine, prompts: Sequence[str], params: Sequence[Samp
     Raises:
         UserError: For a prompt that is too long; says which. Then nothing has run.
     """
-    openings = []
+    openings: list[tuple[list[int], str, Matcher | None]] = []
     for number, (prompt, one) in enumerate(zip(prompts, params, strict=True)):
-        openings.append(_opening(engine, prompt, one))
+        start, space, first = _opening(engine, prompt, one)
         try:
-            engine.check(openings[-1][0], one)
+            form = engine.check(start, one)
+            openings.append((start, space, form if first is None else first))
         except UserError as error:
             raise UserError(f"prompt {number + 1}: {error}") from error
     for number, ((ids, _, matcher), one) in enumerate(zip(openings, params, strict=True)):

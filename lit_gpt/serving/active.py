@@ -48,8 +48,8 @@ class ActiveRequest:
         self._stopped: set[int] = set()
         self._closed = False
         message = f"the answer was not complete within the server's limit of {seconds:g} seconds"
-        timeout = ApiError(504, message, "request_timeout")
-        self._timer = asyncio.get_running_loop().call_later(seconds, self.end, timeout)
+        self.seconds, self.overdue = seconds, ApiError(504, message, "request_timeout")
+        self._timer = asyncio.get_running_loop().call_later(seconds, self.end, self.overdue)
         everyone.add(self)
 
     def submit(self, prompt_ids: Sequence[int], params: SamplingParams) -> None:

@@ -17,6 +17,9 @@ from lit_gpt.serving.metrics import Metrics
 
 DEEPEST = 64
 """Brackets inside brackets."""
+MOST_CONTAINERS = 50_000
+"""Lists and objects: two megabytes of empty ones take the parser seconds, in which nobody else is heard."""
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _STRINGS = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)  # an open one runs to the end: linear in any case
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
@@ -96,7 +99,10 @@ def check_json(content_type: bytes, body: bytes) -> None:
     """
     if content_type.split(b";")[0].strip().lower() != b"application/json":
         raise ApiError(415, "the body must be JSON, sent with `Content-Type: application/json`", "not_json")
-    if _depth(body) > DEEPEST:
+    brackets = _brackets(body)
+    if len(brackets) > 2 * MOST_CONTAINERS:
+        raise ApiError(400, f"the body has more than {MOST_CONTAINERS} lists and objects", "too_many")
+    if _depth(brackets) > DEEPEST:
         raise ApiError(400, f"the body nests more than {DEEPEST} levels deep", "nested_too_deep")
     try:
         text = body.decode()
@@ -114,10 +120,15 @@ def check_json(content_type: bytes, body: bytes) -> None:
         raise ApiError(400, "the body must be a JSON object", "invalid_json")
 
 
-def _depth(body: bytes) -> int:
-    """How deep brackets nest, without parsing: strings are left out first."""
+def _brackets(body: bytes) -> bytes:
+    """All that open and close, in order, without parsing: strings are left out first."""
+    return _STRINGS.sub(b"", body).translate(None, _NO_BRACKETS)
+
+
+def _depth(brackets: bytes) -> int:
+    """How deep they nest."""
     depth = deepest = 0
-    for bracket in re.findall(rb"[\[\]{}]", _STRINGS.sub(b"", body)):
+    for bracket in brackets:
         depth += 1 if bracket in b"[{" else -1
         deepest = max(deepest, depth)
     return deepest

@@ -60,7 +60,8 @@ async def chat_completions(body: ChatRequest, request: Request) -> Response:
     refuse_logprobs(service.guard_chain, bool(body.logprobs))
     tools = _ToolUse.of(body)
     active = service.start(choices)
-    prompt_tokens = await prepared(active, lambda: _submit(service, active, body, tools, choices))
+    builder = service.builder if tools.demanded or body.has_form else None
+    prompt_tokens = await prepared(active, lambda: _submit(service, active, body, tools, choices), builder)
     note(request.scope, prompt_tokens=prompt_tokens, choices=choices)
     answers = [_answer(service, body, tools) for _ in range(choices)]
     exchange = _Exchange(service, active, body, answers, prompt_tokens)
@@ -78,6 +79,7 @@ def _submit(service: Service, active: ActiveRequest, body: ChatRequest, tools: _
     served = service.served
     if tools.described and served.renderer is not None and served.tool_form is None:
         raise ApiError(400, "the model's chat template has no form for tools", "tools_not_supported", "tools")
+    served.check_size(body.messages, tools.described)
     messages = guarded_messages(service.guard_chain, body.messages)
     ids = served.chat_ids(messages, guarded_tools(service.guard_chain, tools.described))
     asked = body.max_completion_tokens or body.max_tokens

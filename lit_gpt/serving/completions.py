@@ -46,7 +46,8 @@ async def completions(body: CompletionRequest, request: Request) -> Response:
         if value > most:
             raise ApiError(400, f"{name} asks for {value}, more than the server's limit of {most}", "too_many", name)
     active = service.start(choices * len(prompts))
-    ids = await prepared(active, lambda: _submit(service, active, body, prompts, choices))
+    builder = service.builder if body.has_form else None
+    ids = await prepared(active, lambda: _submit(service, active, body, prompts, choices), builder)
     prompt_tokens = sum(map(len, ids))
     note(request.scope, prompt_tokens=prompt_tokens, choices=choices * len(prompts))
     echoes = [_echo(service, body, one) for one in ids for _ in range(choices)]
@@ -73,6 +74,7 @@ def _submit(
     service: Service, active: ActiveRequest, body: CompletionRequest, prompts: list[str | list[int]], choices: int
 ) -> list[list[int]]:
     served = service.served
+    served.check_size(*prompts)
     guarded = [guarded_prompt(service.guard_chain, served, prompt, "prompt") for prompt in prompts]
     texts = [served.text_ids(prompt) if isinstance(prompt, str) else prompt for prompt in guarded]
     constraint = bounded(format_constraint(body.response_format), service.limits)

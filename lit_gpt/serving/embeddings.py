@@ -55,6 +55,7 @@ async def _embed(service: Service, inputs: list[str | list[int]]) -> tuple[list[
     deadline = loop.time() + seconds
     for text in inputs:  # one by one: whoever leaves, or waits too long, holds up nobody
         try:
+            served.check_size(text, max_length=served.network.config.block_size)
             async with asyncio.timeout_at(deadline):
                 if service.guard_chain.looks_at("input"):
                     look = partial(guarded_prompt, service.guard_chain, served, text, "input")

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -15,7 +16,11 @@ from lit_gpt.generation.engine import Engine, EngineStats
 from lit_gpt.generation.loop import EngineLoop
 from lit_gpt.generation.text import opened
 from lit_gpt.models import GPT
+from lit_gpt.serving.errors import ApiError
 from lit_gpt.serving.tools import ToolForm, tool_form
+
+ALWAYS_READ = 65_536
+"""Characters: so few are tokenised in any case, in some milliseconds."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,28 @@ class ServedModel:
         """How this model writes a call; None: its template has no form for tools."""
         return None if self.renderer is None else tool_form(self.renderer.template.source)
 
+    @cached_property
+    def longest_token(self) -> int:
+        """Bytes of the vocabulary's longest token."""
+        return int(self.tokenizer.byte_lengths.max())
+
+    def check_size(self, *values: Any, max_length: int | None = None) -> None:
+        """Refuse texts that cannot fit before guards, a template and the tokenizer have looked at their megabytes.
+
+        Args:
+            values: Messages, tools or prompts: the characters of all texts in one of them count.
+            max_length: Tokens that may be; None: prompt and answer together.
+
+        Raises:
+            ApiError: 400, if it were too long with the longest token throughout.
+        """
+        length = self.max_length if max_length is None else max_length
+        for value in values:
+            count = _num_characters(value)
+            if count > max(ALWAYS_READ, length * self.longest_token):
+                message = f"the prompt has {count} characters, more than the context of {length} tokens holds"
+                raise ApiError(400, message, "context_length_exceeded")
+
     def text_ids(self, text: str) -> list[int]:
         """A prompt as the start of a document, as in training."""
         return opened(self.tokenizer, self.tokenizer.encode(text).tolist())
@@ -90,6 +117,14 @@ class ServedModel:
         hidden: Tensor = self.network(torch.tensor([list(ids)], device=device), head_fn=_hidden)
         mean: list[float] = hidden[0].float().mean(dim=0).tolist()
         return mean
+
+
+def _num_characters(value: Any) -> int:
+    """Of all texts in a JSON value, which a body's bound keeps shallow."""
+    if isinstance(value, str):
+        return len(value)
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+    return sum(map(_num_characters, parts))
 
 
 def _hidden(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

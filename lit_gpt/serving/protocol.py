@@ -11,7 +11,6 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
-    FailFast,
     Field,
     StrictInt,
     StrictStr,
@@ -34,11 +33,11 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 Stop = Annotated[StrictStr, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
 _BRANCHES = {"str", "int", "NamedTool"}
 """What pydantic puts into an error's place for a union's branches, and is no field."""
-TokenIds = Annotated[list[Annotated[StrictInt, Field(ge=0, lt=1 << 31)]], Field(min_length=1), FailFast()]
+TokenIds = Annotated[list[Annotated[StrictInt, Field(ge=0, lt=1 << 31)]], Field(min_length=1, fail_fast=True)]
 ToolName = Annotated[StrictStr, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
-Texts = Annotated[list[StrictStr], Field(min_length=1), FailFast()]
-Prompts = StrictStr | TokenIds | Texts | Annotated[list[TokenIds], Field(min_length=1), FailFast()]
-"""One text or several, as characters or as token ids. Without `FailFast`, two megabytes of wrong items are half a
+Texts = Annotated[list[StrictStr], Field(min_length=1, fail_fast=True)]
+Prompts = StrictStr | TokenIds | Texts | Annotated[list[TokenIds], Field(min_length=1, fail_fast=True)]
+"""One text or several, as characters or as token ids. Without `fail_fast`, two megabytes of wrong items are half a
 million errors: gigabytes, and half a minute in which the server does nothing else."""
 SchemaName = Annotated[StrictStr, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
 
@@ -166,6 +165,11 @@ class _Sampled(_Known):
         return self
 
     @property
+    def has_form(self) -> bool:
+        """Whether the answer has to follow a form."""
+        return self.response_format is not None and self.response_format.type != "text"
+
+    @property
     def stops(self) -> tuple[str, ...]:
         """`stop` as a tuple."""
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
@@ -174,7 +178,7 @@ class _Sampled(_Known):
 class ChatRequest(_Sampled):
     """`POST /v1/chat/completions`."""
 
-    messages: Annotated[list[dict[str, Any]], Field(min_length=1, max_length=MAX_MESSAGES), FailFast()]
+    messages: Annotated[list[dict[str, Any]], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
     max_completion_tokens: Annotated[StrictInt, Field(ge=1)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[StrictInt, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Coroutine
+from concurrent.futures import Executor
 from typing import Any, TypeVar
 
 import anyio
@@ -92,15 +93,25 @@ def _event(data: str) -> ServerSentEvent:
     return ServerSentEvent(data=data, sep="\n")
 
 
-async def prepared(active: ActiveRequest, prepare: Callable[[], Result]) -> Result:
+async def prepared(active: ActiveRequest, prepare: Callable[[], Result], builder: Executor | None = None) -> Result:
     """Run what takes the processor (templates, tokens, grammars) beside the event loop.
 
     Args:
         active: Is closed if it fails.
         prepare: Submits the request's sequences.
+        builder: Where it runs instead of in a thread of the common ones, of which it could take them all.
+
+    Raises:
+        ApiError: 504, if the request's time is up before the builder has come to it.
     """
     try:
-        return await anyio.to_thread.run_sync(prepare)
+        if builder is None:
+            return await anyio.to_thread.run_sync(prepare)
+        try:
+            async with asyncio.timeout(active.seconds):
+                return await asyncio.get_running_loop().run_in_executor(builder, prepare)
+        except TimeoutError:
+            raise active.overdue from None
     except BaseException:
         active.close()
         raise

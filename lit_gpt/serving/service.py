@@ -36,6 +36,7 @@ class Service:
         guard_chain: The same at work.
         active: Requests in the engine.
         embedder: One thread, so that embeddings take turns.
+        builder: Two threads for requests that ask for a form, so that the grammars of some hold up no others.
     """
 
     served: ServedModel
@@ -48,6 +49,7 @@ class Service:
     tokens: TokenText = field(init=False)
     active: set[ActiveRequest] = field(init=False, default_factory=set)
     embedder: ThreadPoolExecutor = field(init=False)
+    builder: ThreadPoolExecutor = field(init=False)
 
     def __post_init__(self, guards: Sequence[Guard]) -> None:
         self.admission = Admission(self.served.max_batch_size, self.limits.queued)
@@ -56,6 +58,7 @@ class Service:
         self.guard_chain = GuardChain(guards, self.metrics)
         self.tokens = TokenText(self.served.tokenizer)
         self.embedder = ThreadPoolExecutor(max_workers=1, thread_name_prefix="embed")
+        self.builder = ThreadPoolExecutor(max_workers=2, thread_name_prefix="build")
 
     @classmethod
     def of(cls, request: Request) -> "Service":
@@ -99,7 +102,8 @@ class Service:
     def close(self) -> None:
         """After the last request: end the engine's thread."""
         self.end_all()
-        self.embedder.shutdown(wait=False, cancel_futures=True)
+        for threads in (self.embedder, self.builder):
+            threads.shutdown(wait=False, cancel_futures=True)
         # Its thread is a daemon: a step that never ends cannot keep the process from leaving.
         closing = threading.Thread(target=self.served.loop.close, kwargs={"drain": False}, daemon=True)
         closing.start()

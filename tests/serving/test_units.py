@@ -9,7 +9,7 @@ from lit_gpt.errors import UserError
 from lit_gpt.generation.params import SamplingParams, TokenEvent
 from lit_gpt.serving.admission import Admission
 from lit_gpt.serving.answers import Answer, ShownTokens
-from lit_gpt.serving.body import _depth, check_json
+from lit_gpt.serving.body import _brackets, _depth, check_json
 from lit_gpt.serving.errors import ApiError, shown
 from lit_gpt.serving.limits import Limits
 from lit_gpt.serving.metrics import TokenRate
@@ -111,11 +111,11 @@ def test_an_answer_gathers_what_comes():
 
 
 def test_depth_counts_brackets_outside_strings():
-    assert _depth(b'{"a": "[[[[\\"[[", "b": [[1], [2]]}') == 3
-    assert _depth(b'"[[[') == 0
+    assert _depth(_brackets(b'{"a": "[[[[\\"[[", "b": [[1], [2]]}')) == 3
+    assert _depth(_brackets(b'"[[[')) == 0
     started = time.monotonic()
-    _depth(b'\\"' * 1_000_000)  # each quote could begin a string that never ends
-    _depth(b'"' + b"\\" * 2_000_000)
+    _depth(_brackets(b'\\"' * 1_000_000))  # each quote could begin a string that never ends
+    _depth(_brackets(b'"' + b"\\" * 2_000_000))
     assert time.monotonic() - started < 5
 
 

@@ -1,5 +1,6 @@
 """Words, phrases and patterns that may not go in or out."""
 
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -64,13 +65,15 @@ class _BlockedText(SpanGuard):
         self._window = window
 
     def find(self, text: str) -> Iterable[Span]:
-        found = self._pattern.finditer(text, timeout=PATTERN_SECONDS)
+        found = self._pattern.finditer(text, timeout=PATTERN_SECONDS, concurrent=True)
         return [Span(match.start(), match.end(), TAG) for match in found if match.end() > match.start()]
 
     def open_from(self, text: str) -> int:
         # A partial match: the text from there on is the beginning of a match, or one that has come to the end.
+        deadline = time.monotonic() + PATTERN_SECONDS  # of all places together
         for start in range(max(0, len(text) - self._window), len(text)):
-            if self._pattern.fullmatch(text, start, partial=True, timeout=PATTERN_SECONDS) is not None:
+            left = max(0.001, deadline - time.monotonic())
+            if self._pattern.fullmatch(text, start, partial=True, timeout=left, concurrent=True) is not None:
                 return start
         return len(text)
 

@@ -1,5 +1,6 @@
 """What a request says, looked at by the guards before the model reads it."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,8 +8,13 @@ from lit_gpt.data.chat import normalise_messages
 from lit_gpt.serving.guards.chain import GuardChain
 from lit_gpt.serving.model import ServedModel
 
-_NAMES = frozenset({"role", "type", "id", "tool_call_id", "name"})
-"""Fields of a message whose words are the API's or the program's, not a person's."""
+_WORDS = frozenset({"role", "type"})
+"""Fields of a message and of its calls that have one of few values."""
+_IDS = frozenset({"id", "tool_call_id"})
+_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+"""What a program makes up; anything else under those names is looked at."""
+_SCHEMA_TEXTS = frozenset({"description", "title", "default", "const", "enum", "examples", "$comment"})
+"""Of a tool's schema: what a person may have written there; the rest is structure."""
 
 
 def guarded_messages(chain: GuardChain, messages: Sequence[Any]) -> list[Any]:
@@ -20,11 +26,11 @@ def guarded_messages(chain: GuardChain, messages: Sequence[Any]) -> list[Any]:
     """
     if not chain.looks_at("input"):
         return list(messages)
-    return [_mapped(chain, dict(message), "messages") for message in normalise_messages(messages)]
+    return [_message(chain, dict(message)) for message in normalise_messages(messages)]
 
 
 def guarded_tools(chain: GuardChain, tools: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Tools with the descriptions that may go in.
+    """Tools with the descriptions and values that may go in.
 
     Raises:
         ApiError: A guard has stopped one.
@@ -51,20 +57,33 @@ def guarded_prompt(chain: GuardChain, served: ServedModel, prompt: str | list[in
     return prompt if changed == text else changed
 
 
+def _message(chain: GuardChain, message: dict[str, Any]) -> dict[str, Any]:
+    """Everything in it but what cannot hold a text; of a call's arguments all, whatever their names."""
+    result: dict[str, Any] = {}
+    for key, value in message.items():
+        if key in _WORDS or (key in _IDS and isinstance(value, str) and _ID.fullmatch(value)):
+            result[key] = value
+        elif key == "tool_calls":
+            result[key] = [_message(chain, call) for call in value]
+        elif key == "function":
+            result[key] = _message(chain, value)
+        else:
+            result[key] = _mapped(chain, value, "messages")
+    return result
+
+
 def _mapped(chain: GuardChain, value: Any, param: str) -> Any:
     if isinstance(value, str):
         return chain.request(value, param)
     if isinstance(value, dict):
-        return {key: one if key in _NAMES else _mapped(chain, one, param) for key, one in value.items()}
+        return {chain.request(key, param): _mapped(chain, one, param) for key, one in value.items()}
     return [_mapped(chain, one, param) for one in value] if isinstance(value, list) else value
 
 
 def _described(chain: GuardChain, value: Any) -> Any:
     if isinstance(value, dict):
         return {
-            key: chain.request(one, "tools")
-            if key == "description" and isinstance(one, str)
-            else _described(chain, one)
+            key: _mapped(chain, one, "tools") if key in _SCHEMA_TEXTS else _described(chain, one)
             for key, one in value.items()
         }
     return [_described(chain, one) for one in value] if isinstance(value, list) else value
