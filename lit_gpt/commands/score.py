@@ -34,6 +34,8 @@ def score(
     from lit_gpt.errors import UserError
     from lit_gpt.generation.scorer import load_scorer
 
+    if batch_size < 1:
+        raise UserError(f"batch_size is {batch_size}; it must be at least 1")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     scorer = load_scorer(model, device)
@@ -42,7 +44,13 @@ def score(
     with whole_file(Path(out)) as temporary, open(temporary, "w", encoding="utf-8") as file:
         for rows, rewards in scorer.rate_rows(FileRows(files).rows(bad_input), bad_input, columns, batch_size):
             for row, reward in zip(rows, rewards, strict=True):
-                file.write(json.dumps({**row.values, "reward": reward, "source": row.where}, ensure_ascii=False) + "\n")
+                values = {**row.values, "reward": reward, "source": row.where}
+                line = json.dumps(values, ensure_ascii=False, default=str)  # dates and decimals of parquet as text
+                try:
+                    line.encode()
+                except UnicodeEncodeError:  # half a surrogate pair in some field: escaped, as it came
+                    line = json.dumps(values, default=str)
+                file.write(line + "\n")
                 total, count = total + reward, count + 1
         if not count:
             raise UserError(f"{', '.join(files)}: no row could be rated")

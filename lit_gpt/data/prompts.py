@@ -1,7 +1,8 @@
 """Prompts to be answered: rows → tokens that end where an answer begins, with the row itself beside them.
 
 A prompt may stand in any of the forms of `lit_gpt.data.instructions` without its answer: `prompt` or `messages` that
-end with the user, `question`, or `instruction` with `input`; `system` and `tools` beside it. All fields of the row go along for the rewards.
+end with the user, `question`, or `instruction` with `input`; `system` and `tools` may stand beside it. All fields of
+the row go along for the rewards.
 """
 
 import json

@@ -1,6 +1,6 @@
 """Pairs of a better and a worse answer, for preference learning and reward models."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,7 +9,7 @@ from lit_gpt.batch import Batch
 from lit_gpt.data.instructions import PreferenceEncoder
 from lit_gpt.data.instructions.stdlib import StdlibPreferences
 from lit_gpt.data.rows import RowSource, RowSplit
-from lit_gpt.data.rows.loader import BuildBatch, RowEvaluationLoader
+from lit_gpt.data.rows.loader import BuildBatch
 from lit_gpt.datamodules.rows import RowDataModule
 
 
@@ -39,13 +39,6 @@ class PreferenceDataModule(RowDataModule):
             return builder(rows, np.concatenate([numbers, numbers]))
 
         return build
-
-    def scoring_batches(self, split: str) -> Iterator[Batch]:
-        """Yields this rank's share of all pairs of a split, once, for log-probabilities computed beforehand."""
-        rows = self.store.split(split)  # type: ignore[arg-type]
-        if len(rows):
-            rank, world_size = self._ranks()
-            yield from RowEvaluationLoader(rows, self.build_batch(), self._eval_batch_size(), rank, world_size)
 
 
 class StdlibPreferenceDataModule(PreferenceDataModule):

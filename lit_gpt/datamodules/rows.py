@@ -5,7 +5,7 @@ rows need and how a batch is made of them.
 """
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from lightning import LightningDataModule
 
+from lit_gpt.batch import Batch
 from lit_gpt.data.cache import default_cache_dir, say
 from lit_gpt.data.chat import ChatRenderer
 from lit_gpt.data.documents import OnBadInput, SplitName
@@ -214,7 +215,12 @@ class RowDataModule(LightningDataModule):
             raise UserError("the rows are not prepared: call prepare_data() before setup()")
         self._store = RowStore(self.cache_dir / "rows" / name)
         self._check_batch_sizes()
-        needed: dict[str, list[SplitName]] = {"fit": ["train"], "validate": ["val"], "test": ["test"]}
+        needed: dict[str, list[SplitName]] = {
+            "fit": ["train"],
+            "validate": ["val"],
+            "test": ["test"],
+            "predict": ["test"],
+        }
         for split in needed.get(stage, []):
             if not len(self.store.split(split)):
                 raise UserError(
@@ -278,6 +284,13 @@ class RowDataModule(LightningDataModule):
     def predict_dataloader(self) -> Any:
         """Returns the loader of the test rows."""
         return self._evaluation_loader("test")
+
+    def scoring_batches(self, split: SplitName) -> Iterator[Batch]:
+        """Yields this rank's share of all rows of a split, once, for log-probabilities computed beforehand."""
+        rows = self.store.split(split)
+        if len(rows):
+            rank, world_size = self._ranks()
+            yield from RowEvaluationLoader(rows, self.build_batch(), self._eval_batch_size(), rank, world_size)
 
     def _evaluation_loader(self, name: SplitName) -> Any:
         split = self.store.split(name)

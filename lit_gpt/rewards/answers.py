@@ -2,6 +2,7 @@
 
 import re
 from fractions import Fraction
+from typing import Any
 
 from lit_gpt.errors import UserError
 from lit_gpt.rewards.sample import Reward, Sample
@@ -32,13 +33,9 @@ class ExactAnswer(Reward):
         """Returns 1 or 0.
 
         Raises:
-            UserError: if the row has no such field.
+            UserError: if the row has no such field, or nothing in it.
         """
-        if sample.row.get(self.column) is None:
-            raise UserError(
-                f"no field {self.column!r} to compare with; its fields are {', '.join(map(repr, sample.row)) or 'none'}"
-            )
-        wanted = str(sample.row[self.column]).rpartition(self.marker)[2]
+        wanted = self._wanted(sample.row)
         _, marker, given = sample.completion.rpartition(self.marker)
         if not marker:
             if self.needs_marker:
@@ -47,6 +44,20 @@ class ExactAnswer(Reward):
             given = numbers[-1] if numbers and as_number(wanted) is not None else given
         given = given.strip().split("\n")[0]
         return 1.0 if _same(given, wanted) else 0.0
+
+    def check_row(self, row: dict[str, Any]) -> None:
+        """Asks for the field, with something in it."""
+        self._wanted(row)
+
+    def _wanted(self, row: dict[str, Any]) -> str:
+        if row.get(self.column) is None:
+            raise UserError(
+                f"no field {self.column!r} to compare with; its fields are {', '.join(map(repr, row)) or 'none'}"
+            )
+        wanted = str(row[self.column]).rpartition(self.marker)[2]
+        if not wanted.strip():
+            raise UserError(f"the field {self.column!r} holds no answer: {str(row[self.column])[-40:]!r}")
+        return wanted
 
 
 def as_number(text: str) -> Fraction | None:

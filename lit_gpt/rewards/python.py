@@ -3,23 +3,22 @@
 import ast
 import re
 import warnings
-from collections.abc import Iterator
+from typing import Any
 
 from lit_gpt.errors import UserError
+from lit_gpt.rewards.live_code import Function, live_body, names_read, nodes
 from lit_gpt.rewards.sample import Reward, Sample
 
 MAX_CHARACTERS = 100_000
 """A longer text counts as one that does not parse: the parser's time and memory stay bounded."""
 _FENCE = re.compile(r"\A\s*```(?:python|py)?[ \t]*\n(.*?)\n?```\s*\Z", re.DOTALL)
 
-Function = ast.FunctionDef | ast.AsyncFunctionDef
-
 
 class PythonFunction(Reward):
     """1 where the completion is one Python function that does something, else 0.
 
-    "Something" is a body of more than a docstring, `pass`, `...`, an expression without effect, or the bare return of
-    an argument, an attribute or a constant.
+    "Something" is a body of more than a docstring, `pass`, `...`, what has no effect or cannot be reached
+    (`lit_gpt.rewards.live_code`), a lone `raise`, or the bare return of an argument, an attribute or constants.
     """
 
     def __call__(self, sample: Sample) -> float:
@@ -49,7 +48,7 @@ class KeepsSignature(Reward):
         Raises:
             UserError: if the row has no such field, or one that is no signature.
         """
-        wanted = _asked(sample, self.column)
+        wanted = _asked(sample.row, self.column)
         function = parse_function(sample.completion)
         if function is None:
             return 0.0
@@ -59,6 +58,10 @@ class KeepsSignature(Reward):
         kept = sum(one == other for one, other in zip(given, asked, strict=False))
         return self.partial * kept / max(len(given), len(asked))
 
+    def check_row(self, row: dict[str, Any]) -> None:
+        """Asks for a signature."""
+        _asked(row, self.column)
+
 
 class UsesArguments(Reward):
     """Share of the arguments that the completion's function makes use of; 0 if it does nothing (`PythonFunction`).
@@ -67,8 +70,9 @@ class UsesArguments(Reward):
     Else of its own.
 
     What counts as use: the argument is read in a statement that can be reached and that has an effect. A bare name on
-    a line of its own, `x = x`, and what stands after a `return` are no use. `self` and `cls` count only where
-    there is nothing else; where there are no arguments the share is 1.
+    a line of its own, `x = x`, `_ = a, b`, an inner function that is never called, and what stands after a `return` or
+    under `if False` are no use (`lit_gpt.rewards.live_code`). `self` and `cls` count only where there is nothing else;
+    where there are no arguments the share is 1.
 
     Args:
         column: The field of the row that has the signature, as `def name(arguments):`.
@@ -82,17 +86,22 @@ class UsesArguments(Reward):
         function = parse_function(sample.completion)
         if function is None or is_trivial(function):
             return 0.0
-        asked = _asked(sample, self.column) if sample.row.get(self.column) is not None else function
+        asked = _asked(sample.row, self.column) if sample.row.get(self.column) is not None else function
         own, names = argument_names(function), argument_names(asked)
         wanted = [name for name in names if name not in ("self", "cls")] or names
-        read = {name for statement in _effective(function.body) for name in _names_read(statement)}
+        read = {name for statement in live_body(function) for name in names_read(statement)}
         return sum(name in read and name in own for name in wanted) / len(wanted) if wanted else 1.0
 
+    def check_row(self, row: dict[str, Any]) -> None:
+        """Asks that a signature, if there is one, is one."""
+        if row.get(self.column) is not None:
+            _asked(row, self.column)
 
-def _asked(sample: Sample, column: str) -> Function:
-    text = sample.row.get(column)
+
+def _asked(row: dict[str, Any], column: str) -> Function:
+    text = row.get(column)
     if not isinstance(text, str):
-        raise UserError(f"no field {column!r}; its fields are {', '.join(map(repr, sample.row)) or 'none'}")
+        raise UserError(f"no field {column!r}; its fields are {', '.join(map(repr, row)) or 'none'}")
     wanted = parse_function(f"{text.rstrip()}\n    pass")
     if wanted is None:
         raise UserError(f"the field {column!r} holds {text!r}, which is no `def name(arguments):`")
@@ -130,14 +139,16 @@ def argument_names(function: Function) -> list[str]:
 
 
 def is_trivial(function: Function) -> bool:
-    """Whether the body does nothing, or returns a bare argument, attribute or constant and no more."""
-    statements = list(_effective(function.body))
-    if not statements:
+    """Whether the body does nothing, only raises, or returns a bare argument, attribute or constants and no more."""
+    statements = live_body(function)
+    if not statements or all(isinstance(statement, ast.Raise) for statement in statements):
         return True
     if len(statements) > 1 or not isinstance(statements[0], ast.Return):
         return False
     value = statements[0].value
-    return value is None or not any(isinstance(node, _WORK) for node in ast.walk(value))
+    if value is None or not any(True for _ in names_read(value)):  # `-1`, or a text joined out of nothing
+        return True
+    return not any(isinstance(node, _WORK) for node in nodes(value))
 
 
 _WORK = (
@@ -145,44 +156,6 @@ _WORK = (
     ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp, ast.Lambda, ast.JoinedStr, ast.Yield, ast.YieldFrom,
 )  # fmt: skip
 """Expressions that compute something; a name, an attribute, a constant or a tuple of them does not."""
-_EFFECT = (ast.Call, ast.Await, ast.Yield, ast.YieldFrom, ast.NamedExpr)
-_ENDS = (ast.Return, ast.Raise, ast.Break, ast.Continue)
-
-
-def _effective(body: list[ast.stmt]) -> Iterator[ast.stmt]:
-    """Yields the statements of a block that can be reached and do something."""
-    for statement in body:
-        if isinstance(statement, ast.Expr):
-            if any(isinstance(node, _EFFECT) for node in ast.walk(statement.value)):
-                yield statement
-        elif isinstance(statement, ast.Assign):
-            if not all(ast.unparse(target) == ast.unparse(statement.value) for target in statement.targets):
-                yield statement
-        elif not isinstance(statement, ast.Pass | ast.Global | ast.Nonlocal):
-            yield statement
-        if isinstance(statement, _ENDS):
-            return
-
-
-def _names_read(statement: ast.stmt) -> Iterator[str]:
-    """Yields the names that a statement reads, those in its inner blocks as far as they are reached and do something.
-
-    Walked with a stack of our own: source may nest deeper than Python recurses.
-    """
-    stack: list[ast.AST] = [statement]
-    while stack:
-        node = stack.pop()
-        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
-            yield node.id
-        elif isinstance(node, ast.AugAssign) and isinstance(node.target, ast.Name):
-            yield node.target.id
-        for _, value in ast.iter_fields(node):
-            if isinstance(value, list) and value and isinstance(value[0], ast.stmt):
-                stack.extend(_effective(value))
-            elif isinstance(value, list):
-                stack.extend(item for item in value if isinstance(item, ast.AST))
-            elif isinstance(value, ast.AST):
-                stack.append(value)
 
 
 def _signature(function: Function) -> tuple[str, str, bool]:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from lit_gpt.data.documents import BadInput, OnBadInput
 from lit_gpt.errors import UserError
@@ -51,6 +51,25 @@ class Rewards:
         names = [reward_name(function) for function in self.functions]
         self.names = [name if names.count(name) == 1 else f"{name}_{place}" for place, name in enumerate(names)]
         self.bad_input = BadInput(on_bad_input)
+        self._checkers = {
+            name: function
+            for name, function in zip(self.names, self.functions, strict=True)
+            if isinstance(function, Reward) and type(function).check_row is not Reward.check_row
+        }
+
+    @property
+    def check_rows(self) -> bool:
+        """Whether any of them has something to say of a row beforehand."""
+        return bool(self._checkers)
+
+    def problem_of(self, row: dict[str, Any]) -> str | None:
+        """Returns why answers to a row's prompt cannot be rated; None if nothing is known against it."""
+        for name, reward in self._checkers.items():
+            try:
+                reward.check_row(row)
+            except UserError as error:
+                return f"the reward {name} cannot be used: {error}"
+        return None
 
     def __call__(self, samples: Sequence[Sample]) -> Rated:
         """Rates samples.

@@ -45,6 +45,13 @@ class Reward(ABC):
     def __call__(self, sample: Sample) -> float:
         """Returns the reward of one sample, a finite number."""
 
+    def check_row(self, row: dict[str, Any]) -> None:  # noqa: B027: most rewards take any row
+        """Says, before anything is drawn, whether answers to a row's prompt can be rated; here any row will do.
+
+        Raises:
+            UserError: if the row lacks what the reward looks at.
+        """
+
     def rate(self, samples: Sequence[Sample]) -> list[float]:
         """Returns the rewards of many; one that a model computes does it in batches."""
         return [self(sample) for sample in samples]

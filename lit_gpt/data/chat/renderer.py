@@ -1,8 +1,8 @@
 """Messages → ids and the mask of the assistant's tokens.
 
 In stages: the template gives the text and the places of the answers in it (characters); the text is cut at these
-places; each piece is tokenised alone. So a token never straddles the border between prompt and answer, and the prompt
-of a training row has the very ids that the model is prompted with later.
+places; each piece is tokenised by itself. So a token never straddles the border between prompt and answer, and the
+prompt of a training row has the very ids that the model is prompted with later.
 
 Where the answers are comes from the template itself: `{% generation %}` marks them; of a template without these marks
 the answer to turn i is what `messages[: i + 1]` renders beyond `messages[: i]` with its generation prompt, up to the
@@ -60,9 +60,11 @@ class ChatRenderer:
         # A copy that recognises special tokens; ours for training data does not.
         self._backend = tokenizers.Tokenizer.from_str(tokenizer.backend.to_str())
         self._backend.encode_special_tokens = False
+        self._inner = _without_opening_space(self._backend)
         special = {t.content: i for i, t in self._backend.get_added_tokens_decoder().items() if t.special}
         self.special_ids = frozenset(special.values())
         longest_first = sorted(special, key=len, reverse=True)
+        self._special_texts = longest_first
         self._special = re.compile("|".join(map(re.escape, longest_first))) if special else None
 
     def __call__(
@@ -106,12 +108,12 @@ class ChatRenderer:
         end_before = 0
         for (start, end), turn in zip(places, answering, strict=False):
             learned = bool(turn.get("weight", 1))
-            for piece, mine in ((text[end_before:start], False), (text[start:end], learned)):
-                encoded = self._encode(piece, guard)
+            for first, last, mine in ((end_before, start, False), (start, end, learned)):
+                encoded = self._encode(text, first, last, guard)
                 ids += encoded
                 mask += [mine] * len(encoded)
             end_before = end
-        encoded = self._encode(text[end_before:], guard)
+        encoded = self._encode(text, end_before, len(text), guard)
         ids += encoded
         mask += [False] * len(encoded)
         return RenderedChat(ids, mask, text.replace(guard, ""))
@@ -226,15 +228,57 @@ class ChatRenderer:
             return text
         return self._special.sub(lambda match: match[0][0] + guard + match[0][1:], text)
 
-    def _encode(self, text: str, guard: str) -> list[int]:
+    def _encode(self, text: str, start: int, end: int, guard: str) -> list[int]:
+        """Returns the ids of `text[start:end]`, as they are with what stands before it."""
+        before = next((token for token in self._special_texts if text.endswith(token, 0, start)), "")
         ids: list[int] = []
-        for piece in text.split(guard):
-            if piece:
-                try:
-                    ids += self._backend.encode(piece, add_special_tokens=False).ids
-                except TypeError as error:
-                    raise UserError("it holds a lone surrogate, which is no Unicode text") from error
+        try:
+            for number, piece in enumerate(text[start:end].split(guard)):
+                if self._inner is None or (number == 0 and start == 0):
+                    ids += self._ids(self._backend, piece)
+                elif number == 0 and before:
+                    ids += self._ids(self._backend, before + piece)[1:]
+                else:
+                    found = None if self._special is None else self._special.search(piece)
+                    cut = len(piece) if found is None else found.start()
+                    ids += self._ids(self._inner, piece[:cut]) + self._ids(self._backend, piece[cut:])
+        except TypeError as error:
+            raise UserError("it holds a lone surrogate, which is no Unicode text") from error
         return ids
+
+    @staticmethod
+    def _ids(backend: Any, text: str) -> list[int]:
+        ids: list[int] = backend.encode(text, add_special_tokens=False).ids if text else []
+        return ids
+
+
+def _without_opening_space(backend: Any) -> Any:
+    """Returns a tokenizer that puts no space before a text, or None if this one puts none.
+
+    SentencePiece's (Llama 2, Mistral 7B) do; in the middle of a text that has been cut apart it would be a new space.
+    """
+    import tokenizers
+
+    rules = json.loads(backend.to_str())
+    rules["normalizer"] = _no_space(rules["normalizer"])
+    rules["pre_tokenizer"] = _no_space(rules["pre_tokenizer"])
+    inner = tokenizers.Tokenizer.from_str(json.dumps(rules))
+    inner.encode_special_tokens = False
+    same = inner.encode("a", add_special_tokens=False).ids == backend.encode("a", add_special_tokens=False).ids
+    return None if same else inner
+
+
+def _no_space(rule: dict[str, Any] | None) -> dict[str, Any] | None:
+    if rule is None or rule["type"] == "Prepend":
+        return None
+    if rule["type"] == "Metaspace":
+        return {name: value for name, value in rule.items() if name != "add_prefix_space"} | {"prepend_scheme": "never"}
+    if rule["type"] == "ByteLevel":
+        return rule | {"add_prefix_space": False}
+    if rule["type"] == "Sequence":
+        [(name, parts)] = [item for item in rule.items() if item[0] != "type"]
+        return {"type": "Sequence", name: [kept for part in parts if (kept := _no_space(part)) is not None]}
+    return rule
 
 
 _renderers: "weakref.WeakKeyDictionary[Tokenizer, ChatRenderer]" = weakref.WeakKeyDictionary()

@@ -20,6 +20,7 @@ The first two are counted."""
 
 CUT = "cut off at the context's end"
 DROPPED = "left out as longer than the context"
+NO_REASONING = "without their reasoning_content, for which the chat template has no place"
 
 
 class InstructionEncoder:
@@ -49,6 +50,7 @@ class InstructionEncoder:
         self.columns = dict(columns or {})
         self.system_prompt = system_prompt
         self.vocab_size = renderer.tokenizer.vocab_size
+        self._renders_reasoning = "reasoning_content" in renderer.template.source
 
     def fingerprint(self) -> str:
         """Returns a hash of everything that decides the tokens."""
@@ -68,7 +70,10 @@ class InstructionEncoder:
         if isinstance(encoded, str):
             return encoded
         sequence, was_cut = encoded
-        return EncodedRow((sequence,), prompt_key(conversation.prompt), notes=(CUT,) if was_cut else ())
+        notes = (CUT,) if was_cut else ()
+        if not self._renders_reasoning and any("reasoning_content" in turn for turn in conversation.messages):
+            notes = (*notes, NO_REASONING)
+        return EncodedRow((sequence,), prompt_key(conversation.prompt), notes=notes)
 
     def sequence(self, messages: list[Message], tools: list[Tool]) -> tuple[EncodedSequence, bool] | str:
         """Returns tokens and mask of checked messages and whether their end was cut off, or the rule they fell to.

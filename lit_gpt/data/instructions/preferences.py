@@ -4,7 +4,7 @@ r"""Rows with a better and a worse answer → pairs of conversations.
 |---|---|
 | prompt and two answers | `prompt`, `chosen`, `rejected`: texts or lists of messages |
 | two conversations | `chosen`, `rejected`: lists of messages that begin alike (UltraFeedback, binarized) |
-| HH-RLHF | `chosen`, `rejected`: texts of turns after "\n\nHuman:" and "\n\nAssistant:" |
+| HH-RLHF | `chosen`, `rejected`: texts of turns after "\n\nHuman:" and "\n\nAssistant:"; or the same in `prompt` |
 | Alpaca with preferences | `instruction`, `input`, `chosen`, `rejected` |
 
 A row of any form may also have `system` and `tools`. Only the last answer is compared: earlier ones, which both sides
@@ -80,6 +80,9 @@ def _side(row: Mapping[str, Any], name: str) -> list[Message]:
     answer = turns_of(value, "assistant", name)
     if not answer or answer[0]["role"] != "assistant":
         return answer  # a whole conversation
+    if isinstance(row.get("prompt"), str) and _TURN.match(row["prompt"]):  # HH-RLHF with the answers cut off
+        *turns, last = _from_hh(row["prompt"], "prompt")
+        return [*turns, *answer] if last == Message(role="assistant", content="") else [*turns, last, *answer]
     if row.get("prompt") is not None:
         return [*turns_of(row["prompt"], "user", "prompt"), *answer]
     if row.get("instruction") is not None:

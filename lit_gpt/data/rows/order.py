@@ -12,7 +12,7 @@ from lit_gpt.data.sampler import hash_integers, permute
 
 GROUP_STEPS = 32
 """Steps whose samples are sorted together: with 32, padding is a few per cent and steps still differ at random. Never
-more than an epoch's, or copies of one row would meet in a step."""
+more than an epoch's, and never those of two epochs, or copies of one row would meet in a step."""
 
 
 class SampleOrder:
@@ -42,8 +42,11 @@ class SampleOrder:
         group, place = divmod(step, self.group_steps)
         if group != self._group:
             first = group * self.group_steps * size
-            samples = self._stream(np.arange(first, first + self.group_steps * size, dtype=np.int64))
-            samples = samples[np.argsort(-self.lengths[samples], kind="stable")].reshape(self.group_steps, size)
+            places = np.arange(first, first + self.group_steps * size, dtype=np.int64)
+            samples = self._stream(places)
+            # Where a group goes over into the next epoch, each epoch's share by itself.
+            by_length = np.lexsort((-self.lengths[samples], places // self.num_samples))
+            samples = samples[by_length].reshape(self.group_steps, size)
             key = hash_integers(self.seed, group, 2)
             self._grouped = samples[permute(np.arange(self.group_steps), self.group_steps, key)]
             self._group = group
