@@ -12,6 +12,7 @@ the rename, a power cut may leave the new name with old or empty content.
 import errno
 import glob
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -143,9 +144,10 @@ def disk_full_message(target: Path) -> str:
 def _says_disk_full(error: BaseException) -> bool:
     if isinstance(error, OSError) and error.errno in DISK_FULL:
         return True
-    # safetensors and torch's zip writer raise errors of their own, with the number or the sentence in the text
+    # safetensors, numpy and torch's zip writer raise errors of their own, the number or a sentence in the text
     text = str(error)
     numbers = any(f"os error {number})" in text for number in DISK_FULL)
+    numbers = numbers or re.fullmatch(r"\d+ requested and \d+ written", text) is not None  # ndarray.tofile
     return numbers or "No space left on device" in text or "PytorchStreamWriter failed writing" in text
 
 

@@ -68,11 +68,11 @@ class QuantizationAware(Callback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Put the plain layers back, with the weights that were trained."""
-        model = pl_module.model
-        if isinstance(model, nn.Module):
-            for name, linear in self._originals.items():
-                _put(model, name, linear)
-        self._originals, self._quantizers = {}, []
+        self._restore(pl_module)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Put the plain layers back: after an error or Ctrl-C, Lightning tears no callback down."""
+        self._restore(pl_module)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the method, which `quantize` reads, and whether rounding has begun."""
@@ -118,6 +118,13 @@ class QuantizationAware(Callback):
             ao.quantize_(model, qat.QATConfig(self.scheme.fake_config(), step="prepare"), lambda _, n: n in layers)
         self._originals = layers
         self._quantizers = [model.get_submodule(name).weight_fake_quantizer for name in layers]
+
+    def _restore(self, pl_module: LightningModule) -> None:
+        model = pl_module.model
+        if isinstance(model, nn.Module):
+            for name, linear in self._originals.items():
+                _put(model, name, linear)
+        self._originals, self._quantizers = {}, []
 
     def _switch(self, on: bool) -> None:
         self._rounds = on

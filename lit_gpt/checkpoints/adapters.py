@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from lit_gpt.adapters import AdapterConfig, merged_weights
 from lit_gpt.adapters.inject import plain_name
 from lit_gpt.atomic import whole_folder
-from lit_gpt.checkpoints.bundle import CONFIG, tokenizer_in
+from lit_gpt.checkpoints.bundle import CONFIG, check_free, tokenizer_in, write_json
 from lit_gpt.checkpoints.huggingface import FAMILIES
 from lit_gpt.checkpoints.lineage import LINEAGE
 from lit_gpt.checkpoints.manifest import verify, write_manifest
@@ -127,8 +127,7 @@ def save_peft_folder(out: str | Path, saved: SavedAdapter) -> Path:
         UserError: there is something at `out`, or the disk is full.
     """
     out = Path(out)
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise UserError(f"{out} exists; choose another --out, or remove it first")
+    check_free(out)
     theirs = hf_layer_names(saved.config)
     tensors = saved.load_tensors()
     adapted = sorted({name.rpartition(".lora_")[0] for name in tensors if ".lora_" in name})
@@ -151,11 +150,11 @@ def save_peft_folder(out: str | Path, saved: SavedAdapter) -> Path:
             "target_modules": [theirs[layer] for layer in adapted] if as_hf else adapted,
             "modules_to_save": [theirs.get(name, name).rpartition(".")[2] for name in whole] or None,
         }
-        _write_json(folder / PEFT_CONFIG, config)
+        write_json(folder / PEFT_CONFIG, config)
         ours = adapter_info(saved.adapter, saved.base or "", saved.base_sha256 or "")
         names = "hugging_face" if as_hf else "lit_gpt"
-        _write_json(folder / CONFIG, {"adapter": ours, "names": names, "config": saved.config.to_dict()})
-        _write_json(folder / LINEAGE, saved.lineage or {})
+        write_json(folder / CONFIG, {"adapter": ours, "names": names, "config": saved.config.to_dict()})
+        write_json(folder / LINEAGE, saved.lineage or {})
         if saved.tokenizer_path is not None:
             for name, content in load_tokenizer(saved.tokenizer_path).folder_files().items():
                 (folder / name).write_bytes(content)
@@ -214,7 +213,3 @@ def _renamed(name: str, layers: Mapping[str, str]) -> str:
             layer = name.removesuffix(ending)
             return layers.get(layer, layer) + ending
     return name
-
-
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")

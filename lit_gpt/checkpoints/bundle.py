@@ -47,9 +47,16 @@ class Carried:
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
-        """Tokens that end a text, by the generation config or else the config."""
-        ids = (self.generation_config or {}).get("eos_token_id", self.token_ids.get("eos_token_id"))
-        return () if ids is None else (ids,) if isinstance(ids, int) else tuple(ids)
+        """Tokens that end a text, by the generation config or else the config.
+
+        Raises:
+            UserError: those are no numbers.
+        """
+        found = (self.generation_config or {}).get("eos_token_id", self.token_ids.get("eos_token_id"))
+        ids = [] if found is None else found if isinstance(found, list) else [found]
+        if not all(type(index) is int for index in ids):
+            raise UserError(f"eos_token_id is {found!r} in this model's folder; it must be a number or a list of them")
+        return tuple(ids)
 
 
 @dataclass(frozen=True)
@@ -181,7 +188,7 @@ def load_bundle(path: str | Path) -> Bundle:
     verify(path)
     config = read_bundle_config(path)
     _, weights = open_hf(path)
-    return Bundle(config, weights, tokenizer_in(path), json.loads((path / LINEAGE).read_text(encoding="utf-8")))
+    return Bundle(config, weights, tokenizer_in(path), read_json(path / LINEAGE))
 
 
 def is_bundle(path: Path) -> bool:
@@ -190,8 +197,12 @@ def is_bundle(path: Path) -> bool:
 
 
 def read_bundle_config(path: Path) -> GPTConfig:
-    """Read our own configuration of a bundle."""
-    return GPTConfig.from_dict(json.loads((path / CONFIG).read_text(encoding="utf-8")))
+    """Read our own configuration of a bundle.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    return GPTConfig.from_dict(read_json(path / CONFIG))
 
 
 def tokenizer_in(folder: Path) -> Path | None:

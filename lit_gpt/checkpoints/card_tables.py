@@ -1,5 +1,6 @@
 """The parts of a model card that come from the lineage and from the run's configuration."""
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -46,9 +47,16 @@ def _numbers(numbers: Mapping[str, Any]) -> str:
 
 
 def licences(lineage: Mapping[str, Any]) -> str:
-    """Licences as declared for the sources of a prepared corpus; empty: none is."""
-    found = {str(part["license"]) for part in _with_key(lineage.get("corpus") or {}, "license")}
-    return "; ".join(sorted(found))
+    """Licences as declared for the sources of a prepared corpus, and which declare none; empty: none does."""
+    corpus = lineage.get("corpus") or {}
+    found = sorted({str(part["license"]) for part in _with_key(corpus, "license")})
+    sources = [source for part in _with_key(corpus, "sources") for source in part["sources"] or ()]
+    silent = [_source(source) for source in sources if not (isinstance(source, Mapping) and source.get("license"))]
+    if found and silent:
+        more = len(silent) - _MAX_SOURCES
+        named = ", ".join(silent[:_MAX_SOURCES]) + (f" and {more:,} more" if more > 0 else "")
+        found.append(f"{FILL_IN} of {named}")
+    return "; ".join(found)
 
 
 def _with_key(value: Any, key: str) -> Iterator[Mapping[str, Any]]:
@@ -74,6 +82,7 @@ def training_rows(lineage: Mapping[str, Any], training: Mapping[str, Any]) -> Ro
     optimizer = arguments.get("optimizer") or {}
     schedule = arguments.get("schedule") or {}
     value = training.get("value")
+    which = ", before the weights were quantised" if lineage.get("quantized") else ""
     return [
         ("objective", str(model.get("class_path", "")).rpartition(".")[2]),
         ("started from", without_paths(lineage.get("init_from"))),
@@ -83,7 +92,7 @@ def training_rows(lineage: Mapping[str, Any], training: Mapping[str, Any]) -> Ro
         ("optimizer", _called(optimizer)),
         ("schedule", _called(schedule)),
         ("precision", (config.get("trainer") or {}).get("precision")),
-        (f"best `{training.get('monitor')}`", None if value is None else f"{value:.4f}"),
+        (f"best `{training.get('monitor')}`", None if value is None else f"{value:.4f}{which}"),
     ]
 
 
@@ -112,4 +121,6 @@ def run_config(config: Mapping[str, Any] | None) -> str:
     if not config:
         return ""
     written = yaml.safe_dump(config, sort_keys=False, allow_unicode=True).rstrip()
-    return f"<details>\n<summary>The run's configuration</summary>\n\n```yaml\n{written}\n```\n\n</details>"
+    longest = max(map(len, re.findall("`+", written)), default=0)
+    fence = "`" * max(3, longest + 1)  # a prompt or a template in it may hold a fence of its own
+    return f"<details>\n<summary>The run's configuration</summary>\n\n{fence}yaml\n{written}\n{fence}\n\n</details>"

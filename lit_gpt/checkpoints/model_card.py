@@ -6,6 +6,8 @@ a line to fill in. The front matter is Hugging Face's (huggingface.co/docs/hub/m
 """
 
 import json
+import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +17,8 @@ import yaml
 
 from lit_gpt.checkpoints.card_tables import FILL_IN, Rows, data_rows, licences, lineage_rows, run_config, training_rows
 from lit_gpt.checkpoints.lineage import without_paths
+from lit_gpt.checkpoints.runs import read_best
+from lit_gpt.checkpoints.step import CHECKPOINTS, step_of
 from lit_gpt.data.chat.template import has_template
 from lit_gpt.data.tokenizers import Tokenizer
 from lit_gpt.models import GPTConfig
@@ -45,9 +49,6 @@ def training_facts(checkpoint: Path) -> dict[str, Any]:
     Args:
         checkpoint: As `ModelSource.path`; {} comes of a folder that is no checkpoint in a run.
     """
-    from lit_gpt.checkpoints.resolve import CHECKPOINTS, read_best
-    from lit_gpt.checkpoints.step import step_of
-
     if checkpoint.parent.name != CHECKPOINTS:
         return {}
     facts: dict[str, Any] = {"step": step_of(checkpoint)}
@@ -78,10 +79,11 @@ def model_card(
         dtype: Of the weights; None: they are quantised by lit_gpt.
         opens: What opens it, beside lit_gpt.
     """
-    origin = without_paths(lineage.get("imported_from") or lineage.get("init_from"))
+    origin = _plain(without_paths(lineage.get("imported_from") or lineage.get("init_from")))
+    name = _plain(facts.name)
     parts = [
         _front_matter(config, origin, opens),
-        f"# {facts.name or 'A language model'}\n\n"
+        f"# {name or 'A language model'}\n\n"
         f"A language model of {config.num_parameters():,} parameters in the architecture of {config.family}"
         f"{'' if origin is None else f', made from `{origin}`'}, written by lit_gpt. This card says what was "
         f"recorded; lines with {FILL_IN} are for whoever publishes the model.",
@@ -97,7 +99,7 @@ def model_card(
                 ("contact", FILL_IN),
             ],
         ),
-        _usage(facts.name or "path/to/this/model", opens, tokenizer),
+        _usage(name or "path/to/this/model", opens, tokenizer),
         _section("Data", data_rows(lineage)),
         _section("Training", training_rows(lineage, facts.training)),
         _evaluation(facts),
@@ -113,10 +115,16 @@ def _front_matter(config: GPTConfig, origin: str | None, opens: Opens) -> str:
         "pipeline_tag": "text-generation",
         "tags": ["lit_gpt", config.family, *(["gguf"] if opens == "llama.cpp" else [])],
     }
-    if origin is not None and origin.count("/") == 1 and not origin.startswith(("runs/", ".")):
+    local = origin is None or origin.startswith(("runs/", ".")) or Path(origin).exists()
+    if origin is not None and not local and re.fullmatch(r"[\w.-]+/[\w.-]+", origin):
         values["base_model"] = origin
     written = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
     return f"---\n{written}# license: to fill in, such as apache-2.0\n# language: to fill in, such as en\n---"
+
+
+def _plain(name: Any) -> Any:
+    """A name that ends no line and no code span."""
+    return None if name is None else " ".join(str(name).replace("`", "'").split())
 
 
 def _section(title: str, rows: Sequence[tuple[str, Any]]) -> str:
@@ -156,26 +164,35 @@ def _model(config: GPTConfig, tokenizer: Tokenizer | None, dtype: str | None) ->
 
 
 def _usage(name: str, opens: Opens, tokenizer: Tokenizer | None) -> str:
-    command = f'python -m lit_gpt generate --model {name} --prompt "..."'
+    command = f'python -m lit_gpt generate --model {shlex.quote(name)} --prompt "..."'
     if opens == "llama.cpp":
-        command = f'llama-cli -m {name}.gguf -p "..."'
+        command = f'llama-cli -m {shlex.quote(f"{name}.gguf")} -p "..."'
     blocks = [f"```sh\n{command}\n```"]
     if opens == "torch":
-        load = f'torch.export.load("{name}.pt2").module()(input_ids)  # (B, T) int64 -> (B, T, V) logits'
+        load = f"torch.export.load({_quoted(f'{name}.pt2')}).module()(input_ids)  # (B, T) int64 -> (B, T, V) logits"
         blocks = [f"```python\nimport torch\n\nlogits = {load}\n```"]
     if opens == "transformers":
-        lines = ["import transformers", "", f'model = transformers.AutoModelForCausalLM.from_pretrained("{name}")']
+        lines = [
+            "import transformers",
+            "",
+            f"model = transformers.AutoModelForCausalLM.from_pretrained({_quoted(name)})",
+        ]
         if tokenizer is not None:
-            lines.append(f'tokenizer = transformers.AutoTokenizer.from_pretrained("{name}")')
+            lines.append(f"tokenizer = transformers.AutoTokenizer.from_pretrained({_quoted(name)})")
         blocks.append("```python\n" + "\n".join(lines) + "\n```")
     return "\n\n".join(["## Run it", *blocks])
+
+
+def _quoted(text: str) -> str:
+    """A string as Python reads it, in double quotes."""
+    return json.dumps(text, ensure_ascii=False)
 
 
 def _evaluation(facts: CardFacts) -> str:
     lines = ["## Evaluation", ""]
     if not facts.results:
         return "\n".join([*lines, f"None is recorded beside these weights. {FILL_IN}"])
-    lines += [f"Measured {facts.evaluated}." if facts.evaluated else "", ""]
+    lines += [f"Measured {' '.join(facts.evaluated.split())}." if facts.evaluated else "", ""]
     lines += ["| measure | score | value | interval | items |", "|---|---|---|---|---|"]
     for result in facts.results:
         scores = list(result["scores"])
@@ -184,7 +201,7 @@ def _evaluation(facts: CardFacts) -> str:
         return "\n".join([*lines, "", "These weights were held against no gate."])
     verdict = "passed" if facts.gate["passed"] else "**FAILED**, and exported all the same"
     lines += ["", f"Gate: {verdict}."]
-    lines += [f"- `{line['key']}`: {line['reason']}" for line in facts.gate["verdicts"]]
+    lines += [f"- `{_plain(line['key'])}`: {_plain(line['reason'])}" for line in facts.gate["verdicts"]]
     return "\n".join(lines)
 
 

@@ -4,7 +4,6 @@ A run stands for its best checkpoint where a validation has chosen one, else for
 named and passed over. Every file is verified before anything is read from it.
 """
 
-import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -24,8 +23,9 @@ from lit_gpt.checkpoints.bundle import Carried, is_bundle, read_bundle_config, r
 from lit_gpt.checkpoints.huggingface import config_from_hf, open_hf
 from lit_gpt.checkpoints.huggingface.tensors import read_json
 from lit_gpt.checkpoints.lineage import LINEAGE
-from lit_gpt.checkpoints.manifest import read_manifest, verify
+from lit_gpt.checkpoints.manifest import verify
 from lit_gpt.checkpoints.quantization import QuantizedBundle, is_quantized_bundle, read_quantized_bundle
+from lit_gpt.checkpoints.runs import chosen_checkpoint
 from lit_gpt.checkpoints.step import (
     AVERAGES,
     CHECKPOINTS,
@@ -43,7 +43,6 @@ from lit_gpt.data.tokenizers import TOKENIZER_FILES
 from lit_gpt.errors import UserError
 from lit_gpt.models import GPTConfig
 
-BEST = "best.json"
 TOKENIZER = "tokenizer"
 ADAPTERS = "adapters"
 """Folder beside a base where several adapters may be kept by name."""
@@ -114,7 +113,7 @@ def resolve_model(path_or_name: str | Path, averaged: bool = True, adapter: str 
         if is_bundle(path):
             return _from_bundle(path)
         if (path / "config.json").is_file():
-            return _from_hugging_face(path)
+            return _from_hugging_face(path, path.resolve().name)
         raise UserError(
             f"{path} holds no model: neither {CHECKPOINTS}/ (a run), {WEIGHTS} with {STATE} (a checkpoint), "
             "nor config.json (a bundle or Hugging Face folder)"
@@ -122,7 +121,7 @@ def resolve_model(path_or_name: str | Path, averaged: bool = True, adapter: str 
     name = str(path_or_name)
     if path.exists() or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.startswith("."):
         raise UserError(f"model {name} does not exist; name a run, a checkpoint, a bundle or a Hugging Face model")
-    return _from_hugging_face(_download(name))
+    return _from_hugging_face(_download(name), name)
 
 
 def resolve_adapter(path_or_name: str | Path, averaged: bool = True) -> SavedAdapter:
@@ -139,7 +138,7 @@ def resolve_adapter(path_or_name: str | Path, averaged: bool = True) -> SavedAda
     is_checkpoint = step_of(path) is not None or (path / STATE).is_file()
     if not is_checkpoint and not (path / CHECKPOINTS).is_dir():
         raise UserError(f"{path} holds no adapter: neither a run, a checkpoint nor adapter_config.json")
-    checkpoint = path if is_checkpoint else _chosen(path)[0]
+    checkpoint = path if is_checkpoint else chosen_checkpoint(path)[0]
     verify(checkpoint, None if is_sharded(checkpoint) else [WEIGHTS])
     saved = _saved_adapter(checkpoint, averaged)
     if saved is None:
@@ -199,76 +198,9 @@ def _adapted(base: ModelSource, saved: SavedAdapter) -> ModelSource:
     )
 
 
-def list_checkpoints(run_dir: Path) -> list[Path]:
-    """Return the checkpoints of a run, newest first: by when they were saved, then by step.
-
-    After a resume from an earlier one, the newest may have fewer steps than one that was left behind.
-    """
-    folders = [path for path in (Path(run_dir) / CHECKPOINTS).glob("step-*.ckpt") if step_of(path) is not None]
-    return sorted(folders, key=lambda path: (_saved_at(path), step_of(path) or 0), reverse=True)
-
-
-def find_last_whole(run_dir: str | Path) -> tuple[Path, list[str]]:
-    """Return a run's newest checkpoint that is whole, and what is wrong with each newer one.
-
-    Raises:
-        UserError: the run has no checkpoint, or no whole one (each is named with what is wrong).
-    """
-    damaged: list[str] = []
-    for path in list_checkpoints(Path(run_dir)):
-        try:
-            verify(path)
-            return path, damaged
-        except UserError as error:
-            damaged.append(str(error))
-    if damaged:
-        raise UserError(f"every checkpoint in {run_dir} is damaged: " + "; ".join(damaged))
-    raise UserError(f"there is no checkpoint in {run_dir}; start the run without --ckpt_path")
-
-
-def find_best(run_dir: str | Path) -> Path:
-    """Return a run's checkpoint with the best validation.
-
-    Raises:
-        UserError: no validation has chosen one, or it is gone or damaged.
-    """
-    folder = Path(run_dir) / CHECKPOINTS
-    record = read_best(folder)
-    if record is None:
-        raise UserError(f"{folder / BEST} names no checkpoint: no validation has run; use --ckpt_path last")
-    path = folder / record["checkpoint"]
-    verify(path)
-    return path
-
-
-def read_best(checkpoints: Path) -> dict[str, Any] | None:
-    """Return `best.json` of a run's checkpoints (`checkpoint`, `step`, `monitor`, `value`) if it names one."""
-    try:
-        record = json.loads((checkpoints / BEST).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return None
-    sound = isinstance(record, dict) and {"checkpoint", "step", "monitor", "value"} <= record.keys()
-    return record if sound and (checkpoints / record["checkpoint"]).is_dir() else None
-
-
 def _from_run(run_dir: Path, averaged: bool) -> ModelSource:
-    path, damaged = _chosen(run_dir)
+    path, damaged = chosen_checkpoint(run_dir)
     return _from_checkpoint(path, averaged, damaged)
-
-
-def _chosen(run_dir: Path) -> tuple[Path, tuple[str, ...]]:
-    """The checkpoint that stands for a run, and what is wrong with those that were passed over."""
-    damaged: list[str] = []
-    path = None
-    if read_best(run_dir / CHECKPOINTS) is not None:
-        try:
-            path = find_best(run_dir)
-        except UserError as error:
-            damaged.append(str(error))
-    if path is None:
-        path, others = find_last_whole(run_dir)
-        damaged += [other for other in others if other not in damaged]
-    return path, tuple(damaged)
 
 
 def _from_checkpoint(path: Path, averaged: bool, damaged: tuple[str, ...] = ()) -> ModelSource:
@@ -321,7 +253,7 @@ def _from_quantized(path: Path) -> ModelSource:
     )
 
 
-def _from_hugging_face(path: Path) -> ModelSource:
+def _from_hugging_face(path: Path, name: str) -> ModelSource:
     config = config_from_hf(read_json(path / "config.json"))
     return ModelSource(
         "hugging_face",
@@ -329,21 +261,14 @@ def _from_hugging_face(path: Path) -> ModelSource:
         config,
         lambda: open_hf(path)[1],
         tokenizer_in(path),
-        None,
+        {"imported_from": name},  # a name on the hub, or a folder's alone: no path of this machine
         carried=read_carried(path),
     )
 
 
 def _read_lineage(folder: Path) -> dict[str, Any] | None:
     path = folder / LINEAGE
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-
-
-def _saved_at(path: Path) -> float:
-    try:
-        return float(read_manifest(path)["saved_at"])
-    except (UserError, KeyError, TypeError, ValueError):  # damaged: it is named when its turn comes
-        return path.stat().st_mtime
+    return read_json(path) if path.is_file() else None
 
 
 def _download(name: str) -> Path:

@@ -5,8 +5,10 @@ what ExecuTorch, AOTInductor and `torch.onnx.export` start from. It has no cache
 programs, and further compilation, not for fast generation.
 """
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -58,8 +60,7 @@ def save_torch_program(
     model = finished_model(config, {name: converted(name, weights[name], kind).cpu() for name in weights})
     program = export_program(model)
     with whole_file(out) as temporary:
-        with open(temporary, "wb") as file:
-            torch.export.save(program, file)
+        _write(program, temporary)
         return _difference(temporary, model) if check else None
 
 
@@ -70,7 +71,9 @@ def export_program(model: GPT) -> torch.export.ExportedProgram:
         model: frozen, on a CPU.
     """
     longest = model.config.block_size
-    shapes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("time", max=longest)} if longest > 1 else {}
+    shapes = {0: torch.export.Dim("batch")}
+    if longest > 1:
+        shapes[1] = torch.export.Dim("time", max=longest)
     ids = torch.zeros((_EXAMPLE[0], min(_EXAMPLE[1], longest)), dtype=torch.int64)
     with torch.no_grad():
         return torch.export.export(model.eval(), (ids,), dynamic_shapes=(shapes,), strict=False)
@@ -79,6 +82,33 @@ def export_program(model: GPT) -> torch.export.ExportedProgram:
 def loader_line(path: str | Path) -> str:
     """Return the Python expression that gives the function from ids to logits."""
     return f"torch.export.load({str(path)!r}).module()"
+
+
+class _Remembers(io.FileIO):
+    """A file that tells of a failed write when it is asked.
+
+    torch's zip writer ends the whole process if a file's `write` raises: its destructor tries once more.
+    """
+
+    failed: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        """Write all of it, or remember why not."""
+        view = memoryview(data).cast("B")
+        total = len(view)
+        try:
+            while view and self.failed is None:  # the system may take less than it was given
+                view = view[super().write(view) :]
+        except OSError as error:
+            self.failed = error
+        return total
+
+
+def _write(program: torch.export.ExportedProgram, path: Path) -> None:
+    with _Remembers(path, "w") as file:
+        torch.export.save(program, file)
+        if file.failed is not None:
+            raise file.failed
 
 
 def _difference(path: Path, model: GPT) -> float:

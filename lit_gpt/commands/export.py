@@ -50,7 +50,7 @@ def export(
     if format != "hf" and Path(_card_of(out)).exists():
         raise UserError(f"{_card_of(out)}, where the model card goes, exists; choose another --out, or remove it first")
     source = resolve_model(model, adapter=adapter)
-    facts = _facts(source, model if adapter is None else adapter, out, allow_failed_gate)
+    facts = _facts(source, model if adapter is None else adapter, out, dtype, allow_failed_gate)
     kind = None if dtype == "keep" else dtype
     if format == "hf":
         _export_hf(source, out, kind, check, facts)
@@ -120,8 +120,8 @@ def _export_gguf(source: "ModelSource", out: str, dtype: str | None, check: bool
         check,
         show_progress=sys.stderr.isatty(),
     )
-    card = _write_card(source, out, tokenizer, facts, f"{kind} (GGUF)", "llama.cpp")
     types = ", ".join(f"{count} {name}" for name, count in report.types.items())
+    card = _write_card(source, out, tokenizer, facts, f"{kind} (GGUF; {types})", "llama.cpp")
     print(f"{source.path} -> {report.path} ({report.num_bytes / 1e6:,.1f} MB, {types}; {report.architecture})")
     if check:
         print(f"checked: {report.num_tensors} tensors read back")
@@ -177,7 +177,7 @@ def _card_of(out: str) -> str:
     return f"{out}.md"
 
 
-def _facts(source: "ModelSource", model: str, out: str, allow_failed_gate: bool) -> "CardFacts":
+def _facts(source: "ModelSource", model: str, out: str, dtype: str, allow_failed_gate: bool) -> "CardFacts":
     """What the card says of training and evaluation, after the gate."""
     from pathlib import Path
 
@@ -192,6 +192,9 @@ def _facts(source: "ModelSource", model: str, out: str, allow_failed_gate: bool)
         return CardFacts(facts.name, training, gate=gate)
     content = report.content
     evaluated = f"on {str(content['created'])[:10]} by the plan `{content['name']}`"
+    measured = content["model"].get("dtype")
+    if dtype not in ("keep", measured):
+        evaluated += f", before the weights{f', then {measured},' if measured else ''} were converted to {dtype}"
     return CardFacts(facts.name, training, content["results"], evaluated, gate)
 
 

@@ -28,7 +28,7 @@ def import_(model: str, out: str, dtype: Literal["keep", "float32", "bfloat16", 
         source.config,
         weights,
         source.tokenizer_path,
-        {"imported_from": model},
+        source.lineage,
         None if dtype == "keep" else dtype,
         carried=source.carried,
     )

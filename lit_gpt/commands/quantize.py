@@ -67,6 +67,8 @@ def quantize(
     source = resolve_model(model, adapter=adapter)
     if source.quantized is not None:
         source.quantized.refuse_plain_weights()
+    if measure and source.tokenizer_path is None:
+        raise UserError(f"{model} has no tokenizer beside it to measure with; --measure false writes it all the same")
     scheme = _scheme(source, method, group_size)
     check_free(Path(out))
     scheme.check_device(place)
@@ -95,7 +97,7 @@ def quantize(
             language_model_weights(source),
             scheme,
             place,
-            short_name(model),
+            short_name(model) if adapter is None else f"{short_name(model)} with {short_name(adapter)}",
             source.tokenizer_path,
             source.lineage,
             None if dtype == "keep" else dtype,

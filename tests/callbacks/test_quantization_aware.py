@@ -151,6 +151,27 @@ def test_validation_alone_measures_the_rounded_model(make_trainer, module):
     assert losses() == pytest.approx(measured, rel=1e-6)
 
 
+class Fails(Callback):
+    """Ends a run in the middle of it."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def on_train_batch_end(self, trainer, *_):
+        if trainer.global_step == 3:
+            raise self.error
+
+
+@pytest.mark.parametrize("error", [RuntimeError("out of luck"), KeyboardInterrupt()])
+def test_a_run_that_fails_leaves_plain_layers(make_trainer, module, error):
+    with pytest.raises((RuntimeError, SystemExit)):
+        make_trainer(QuantizationAware(group_size=4), Fails(error)).fit(module)
+    assert len(quantizable_layers(module.model)) == 6
+    trainer = make_trainer(QuantizationAware(group_size=4), max_steps=2)
+    trainer.fit(module)
+    assert trainer.global_step == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

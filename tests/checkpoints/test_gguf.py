@@ -189,6 +189,37 @@ def test_a_file_that_came_out_wrong_is_not_kept(tmp_path, monkeypatch):
     save_gguf(tmp_path / "model.gguf", config, random_weights(config), dtype="float32", check=False)
 
 
+@pytest.mark.parametrize("size", [1e-4, 1e-5, 5e-6, 1e-7, 0.0])
+def test_rows_that_are_all_but_zero_are_no_damage(tmp_path, size):
+    """Tokens that no text of the training had shrink by weight decay; Q8_0's scale of such a row is below float16's."""
+    config = small("llama")
+    weights = random_weights(config)
+    weights["wte.weight"][7] *= size
+    for dtype in ("q8_0", "float16"):
+        save_gguf(tmp_path / f"{dtype}.gguf", config, weights, dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "q8_0"])
+def test_numbers_that_are_not_finite_are_refused(tmp_path, dtype):
+    config = small("llama")
+    weights = random_weights(config)
+    weights["blocks.1.mlp.down_proj.weight"][3, 5] = math.nan
+    with pytest.raises(UserError, match=r"blk\.1\.ffn_down\.weight of the model holds numbers that are not finite"):
+        save_gguf(tmp_path / "model.gguf", config, weights, dtype=dtype)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_said(tmp_path, monkeypatch):
+    def stops(writer, tensor):
+        raise OSError("524288 requested and 479488 written")  # as ndarray.tofile says it, without a number
+
+    config = small("llama")
+    monkeypatch.setattr(gguf.GGUFWriter, "write_tensor_data", stops)
+    with pytest.raises(UserError, match="no space to write"):
+        save_gguf(tmp_path / "model.gguf", config, random_weights(config))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_refusals_leave_nothing_behind(tmp_path, monkeypatch):
     llama = small("llama")
 

@@ -1,6 +1,8 @@
 """The card beside a bundle: what was recorded is in it, what was not is asked for, and no path of the machine leaks."""
 
+import ast
 import json
+import shlex
 
 import yaml
 from small_chats import small_tokenizer, tokenizer_folder
@@ -62,7 +64,7 @@ def test_the_card_says_what_was_recorded():
     assert found["parameters"] == f"{sum(p.numel() for p in GPT(CONFIG).parameters()):,}"
     assert found["context"] == "16 tokens"
     assert found["weights"] == "bfloat16"
-    assert found["licence of the training data"] == "CC-BY-4.0"
+    assert found["licence of the training data"] == "CC-BY-4.0; *to fill in* of Poems"
     assert found["licence of the weights"] == "*to fill in*"
     assert found["sources (2)"] == r"Tales \| old (1,200 files, CC-BY-4.0), Poems"
     assert found["`train`"] == "30 documents, 123,456 tokens"
@@ -95,6 +97,40 @@ def test_the_card_of_a_model_of_which_nothing_is_known():
     assert front["base_model"] == "openai-community/gpt2"
     assert "gguf" in front["tags"]
     assert "llama-cli -m x.gguf" in imported
+
+
+def test_names_from_elsewhere_stay_in_their_place():
+    hostile = 'tales"; rm -rf ~\n## Licence: MIT'
+    training = {"config": {"prompt": "Write:\n```python\nprint()\n```\n# Free for all"}}
+    card = model_card(
+        CONFIG, None, {"imported_from": "a/b`\n---\nlicense: mit"}, CardFacts(hostile, training), "float32"
+    )
+    assert [line for line in card.splitlines() if line.startswith("## Lic")] == ["## Licence and use"]
+    assert yaml.safe_load(card.split("---\n")[1]).keys() == {"library_name", "pipeline_tag", "tags"}
+    command = next(line for line in card.splitlines() if line.startswith("python -m lit_gpt"))
+    assert shlex.split(command)[5] == " ".join(hostile.split())
+    call = next(line for line in card.splitlines() if line.startswith("model = "))
+    assert ast.literal_eval(call.partition("from_pretrained(")[2][:-1]) == " ".join(hostile.split())
+    fenced = card[card.index("````yaml\n") + 9 : card.index("\n````\n")]
+    assert yaml.safe_load(fenced) == training["config"]
+
+
+def test_a_folder_here_is_no_model_of_the_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def front():
+        return yaml.safe_load(model_card(CONFIG, None, {"init_from": "out/base"}, CardFacts()).split("---")[1])
+
+    assert front()["base_model"] == "out/base"
+    (tmp_path / "out" / "base").mkdir(parents=True)
+    assert "base_model" not in front()
+
+
+def test_a_quantised_model_does_not_claim_the_loss_of_the_whole_one():
+    facts = CardFacts("x", {"monitor": "val/loss", "value": 2.5})
+    lineage = {"quantized": {"method": "int8", "group_size": None, "source": "whole"}}
+    found = rows(model_card(CONFIG, None, lineage, facts, None, "lit_gpt"))
+    assert found["best `val/loss`"] == "2.5000, before the weights were quantised"
 
 
 def test_every_bundle_has_one_under_its_manifest(tmp_path):

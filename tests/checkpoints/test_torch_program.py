@@ -66,6 +66,26 @@ def test_a_program_that_is_wrong_is_not_written(tmp_path, monkeypatch):
     assert not any(tmp_path.iterdir())
 
 
+def test_a_model_of_one_position(tmp_path):
+    config = GPTConfig(n_layer=1, n_head=2, n_embd=16, block_size=1, vocab_size=61)
+    assert save_torch_program(tmp_path / "one.pt2", config, GPT(config).state_dict()) == 0.0
+
+
+def test_a_full_disk_is_one_sentence_and_not_the_end_of_the_process(tmp_path):
+    code = (
+        "import resource, sys; from lit_gpt.models import GPT, GPTConfig; "
+        "from lit_gpt.checkpoints.torch_program import save_torch_program; "
+        "config = GPTConfig(n_layer=1, n_head=2, n_embd=64, block_size=32, vocab_size=500); "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000)); "
+        "save_torch_program(sys.argv[1], config, GPT(config).state_dict())"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "small.pt2")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "UserError: no space to write" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_bad_names(tmp_path):
     weights = GPT(CONFIG).state_dict()
     with pytest.raises(UserError, match=r"ends in \.pt2"):

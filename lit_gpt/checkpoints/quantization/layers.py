@@ -37,6 +37,16 @@ def layer_sizes(config: GPTConfig) -> dict[str, tuple[int, int]]:
     return {name: (linear.out_features, linear.in_features) for name, linear in quantizable_layers(model).items()}
 
 
+def check_scheme(config: GPTConfig, scheme: Quantization) -> None:
+    """Refuse groups that do not fit a model's layers.
+
+    Raises:
+        UserError: names the layer.
+    """
+    for name, (_, in_features) in layer_sizes(config).items():
+        scheme.check_layer(name, in_features)
+
+
 def quantize_weight(weight: Tensor, scheme: Quantization) -> Any:
     """Round a weight (O, I) to torchao's tensor, on the device it is on."""
     ao = need_torchao()
@@ -79,26 +89,27 @@ class Rebuilder:
         """The tensor of a layer of (O, I) `size`.
 
         Raises:
-            UserError: The parts have other shapes than such a layer's.
+            UserError: The parts have other shapes or types than such a layer's.
         """
         rows, width = size
         if width not in self._templates:
             zeros = torch.ones(_TEMPLATE_ROWS, width, dtype=self.dtype, device=self.device)
             self._templates[width] = quantize_weight(zeros, self.scheme)
         template = self._templates[width]
-        qdata = parts["qdata"]
-        if self.scheme.method == "int4":
+        qdata, scale = parts["qdata"], parts["scale"]
+        if self.scheme.method == "int4" and qdata.dtype == torch.uint8 and qdata.dim() == 2:
             qdata = unpack_int4(qdata)
-        scale_shape = (rows, *template.scale.shape[1:])
-        if qdata.shape != size or parts["scale"].shape != scale_shape or qdata.dtype != template.qdata.dtype:
+        wanted = (template.qdata.dtype, size, template.scale.dtype, (rows, *template.scale.shape[1:]))
+        found = (qdata.dtype, tuple(qdata.shape), scale.dtype, tuple(scale.shape))
+        if found != wanted:
             raise UserError(
-                f"{name} is {qdata.dtype} {tuple(qdata.shape)} with scales {tuple(parts['scale'].shape)}; the model "
-                f"has {template.qdata.dtype} {size} with scales {scale_shape}"
+                f"{name} is {found[0]} {found[1]} with scales {found[2]} {found[3]}; the model has {wanted[0]} "
+                f"{wanted[1]} with scales {wanted[2]} {wanted[3]}"
             )
-        values = {"qdata": qdata.to(self.device), "scale": parts["scale"].to(self.device)}
+        values = {"qdata": qdata.to(self.device), "scale": scale.to(self.device)}
         if getattr(template, "zero_point", None) is not None:
             zero_type = template.zero_point.dtype
-            values["zero_point"] = torch.zeros(scale_shape, dtype=zero_type, device=self.device)
+            values["zero_point"] = torch.zeros(scale.shape, dtype=zero_type, device=self.device)
         names = [*template.tensor_attribute_names, *getattr(template, "optional_tensor_attribute_names", ())]
         return type(template)(**values, **{name: getattr(template, name) for name in names})
 
