@@ -4,6 +4,8 @@
 - A mean, a ratio of sums, or a mean over items that come in clusters (questions about one document): the studentised
   bootstrap (Efron and Tibshirani 1993, ch. 12.5), whose ends follow the skew of the values; the percentile bootstrap
   is too short for few items (Hesterberg 2015, The American Statistician 69).
+  Resampling two to four of them can reach no further than the values seen, which hold the truth in half to 88 % of
+  repeats: then it is Student's t interval.
 - Two models on the same items: the bootstrap of the differences, item by item.
 
 n items, R resamples.
@@ -22,6 +24,8 @@ LEVEL = 0.95
 MAX_BOOTSTRAPPED = 50_000
 """From so many items on, the mean is as normal as it gets, and resampling would only take time."""
 FEW_DISCORDANT = 10
+FEW_UNITS = 5
+"""Below it there is no resampling."""
 _AT_ONCE = 4_000_000
 """Resampled items in memory."""
 
@@ -81,7 +85,8 @@ def bootstrap_mean(
     """
     numbers = np.asarray(values, dtype=np.float64)
     if clusters is None:
-        if len(numbers) and np.isin(numbers, (0.0, 1.0)).all():
+        may_be_share = bounds[1] in (1.0, math.inf)  # counts that happen to be 0 or 1 are none
+        if may_be_share and len(numbers) and np.isin(numbers, (0.0, 1.0)).all():
             return wilson(float(numbers.sum()), len(numbers), level)
         return _studentised(numbers, np.ones_like(numbers), seed, num_resamples, level, bounds, "bootstrap over items")
     if len(clusters) != len(numbers):
@@ -113,7 +118,8 @@ def bootstrap_ratio(
         None for fewer than two items.
     """
     above, below = np.asarray(numerators, dtype=np.float64), np.asarray(denominators, dtype=np.float64)
-    return _studentised(above, below, seed, num_resamples, level, (-math.inf, math.inf), f"bootstrap over {unit}")
+    bounds = (0.0 if (above >= 0).all() else -math.inf, math.inf)
+    return _studentised(above, below, seed, num_resamples, level, bounds, f"bootstrap over {unit}")
 
 
 def paired_bootstrap(
@@ -172,7 +178,11 @@ def _studentised(
     tails = np.array([0.5 - level / 2, 0.5 + level / 2])
     if error == 0:
         return Interval(centre, centre, method, level)
-    if count > MAX_BOOTSTRAPPED:
+    if count < FEW_UNITS:
+        half = _student_quantile(0.5 + level / 2, count - 1) * error
+        ends = (centre - half, centre + half)
+        method = method.replace("bootstrap", "Student's t")
+    elif count > MAX_BOOTSTRAPPED:
         z = NormalDist().inv_cdf(float(tails[1]))
         ends = (centre - z * error, centre + z * error)
     else:
@@ -209,6 +219,20 @@ def _resampled(sums: np.ndarray, sizes: np.ndarray, seed: int, num_resamples: in
         keep = sizes[drawn].sum(axis=1) > 0
         found.append(_ratio(sums[drawn[keep]], sizes[drawn[keep]]))
     return np.concatenate([one for one, _ in found]), np.concatenate([one for _, one in found])
+
+
+def _student_quantile(share: float, degrees: int) -> float:
+    """Of 1 to 3 degrees of freedom, whose distribution functions are elementary."""
+    if degrees == 1:
+        return math.tan(math.pi * (share - 0.5))
+    if degrees == 2:
+        return (2 * share - 1) * math.sqrt(2 / (4 * share * (1 - share)))
+    low, high = 0.0, 1e6
+    for _ in range(80):
+        t = (low + high) / 2 / math.sqrt(3)
+        below = 0.5 + (t / (1 + t * t) + math.atan(t)) / math.pi < share
+        low, high = ((low + high) / 2, high) if below else (low, (low + high) / 2)
+    return low
 
 
 def _normal_tail(count: int, level: float) -> float:

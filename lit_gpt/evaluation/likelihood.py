@@ -10,6 +10,7 @@ beginning depend on its end, so for such a model nothing is shared.
 N tokens of a forward, M positions that predict, V vocabulary.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -118,7 +119,8 @@ class LogLikelihoods:
             In order.
 
         Raises:
-            UserError: One of them is empty, longer than the model's context, or has a token that the model has not.
+            UserError: One of them is empty, longer than the model's context, or has a token that the model has not; or
+                the model's answer is no number.
         """
         texts = [
             self._scored(context, continuation, number)
@@ -224,6 +226,11 @@ class LogLikelihoods:
         for number, where in asked:
             end = begin + len(where)
             mine = tuple(values[begin:end])
+            if math.isnan(sum(mine)):  # every comparison with it is false, and would pass for an answer
+                raise UserError(
+                    f"the model gives text {number + 1} a probability that is no number (NaN): its weights are "
+                    "damaged, or training has diverged; use an earlier checkpoint, or a wider dtype"
+                )
             results.append((number, Continuation(float(np.sum(mine)), all(hits[begin:end]), len(where), mine)))
             begin = end
         return results

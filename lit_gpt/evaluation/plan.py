@@ -128,7 +128,9 @@ def make_plan(content: Any, name: str, limit: int | None = None, run_untrusted_c
             unlimited.append(planned.label)
     notes = (f"The limit of {limit} items does not apply to {', '.join(unlimited)}.",) if limit and unlimited else ()
     title = str(content.get("title") or "")
-    return Plan(name, tuple(measures), read_gate(content.get("gate")), seed, title, dict(content), notes)
+    # A quick look is another evaluation than the whole: its report says so, and does not stand for it.
+    config = dict(content) | ({} if limit is None else {"limit": limit})
+    return Plan(name, tuple(measures), read_gate(content.get("gate")), seed, title, config, notes)
 
 
 def _measure(entry: Any, number: int, limit: int | None, untrusted: bool) -> tuple[PlannedMeasure, bool]:

@@ -156,18 +156,23 @@ def plain(value: Any) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
         return {one.name: plain(getattr(value, one.name)) for one in fields(value)}
     if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {_unicode(str(key)): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
         return [plain(item) for item in value]
-    if isinstance(value, bool | str | int) or value is None:
+    if isinstance(value, bool | int) or value is None:
         return value
-    if isinstance(value, Path):
-        return str(value)
+    if isinstance(value, str | Path):
+        return _unicode(str(value))
     if hasattr(value, "item"):  # numpy's and torch's scalars
         return plain(value.item())
     if isinstance(value, float):
         return value if math.isfinite(value) else None
-    return str(value)
+    return _unicode(str(value))
+
+
+def _unicode(text: str) -> str:
+    """A text that UTF-8 can hold: half a surrogate pair, as a judge's reply or a row may have it, is spelt out."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _numbers(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -133,6 +133,9 @@ class HumanEval(Measure):
         tried = check_isolation(self.limits)
         read = self.rows.read(("task_id", "prompt", "test", "entry_point"))
         tasks = [Task(*(row.values[f] for f in ("task_id", "prompt", "test", "entry_point"))) for row in read.rows]
+        twice = next((name for name, number in Counter(task.name for task in tasks).items() if number > 1), None)
+        if twice is not None:
+            raise UserError(f"{read.settings['items']} has two tasks {twice!r}; give each a task_id of its own")
         written, too_long = self._write(subject, tasks, progress)
         programs = [task.program(text) for task, text in written]
         total = len(programs)
@@ -156,7 +159,7 @@ class HumanEval(Measure):
             if len(opened(subject.tokenizer, subject.tokenizer.encode(task.prompt).tolist())) >= subject.block_size:
                 too_long.append(task.name)
                 continue
-            # The draws of a task are its own: the same whichever tasks are run beside it.
+            # The draws of a task follow from its place: the same whatever fits beside it.
             first = number * self.samples
             seeds = [draw_seed(subject.seed, first + sample) for sample in range(self.samples)]
             jobs += [(task, replace(self.params, seed=seed)) for seed in seeds]

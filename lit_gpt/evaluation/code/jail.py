@@ -34,6 +34,8 @@ RDONLY, NOSUID, NODEV, REMOUNT, BIND, REC, PRIVATE = 1, 2, 4, 32, 4096, 16384, 1
 DETACH = 2
 AT_RECURSIVE, MOUNT_SETATTR = 0x8000, 442
 SET_PDEATHSIG, SET_DUMPABLE, SET_SECCOMP, CAPBSET_DROP, SET_NO_NEW_PRIVS = 1, 4, 22, 24, 38
+SOCKET_FAMILIES = (1, 2, 10, 16)
+"""Unix, IPv4, IPv6, netlink: others, such as AF_VSOCK to the host of a virtual machine, know no network namespace."""
 libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -144,7 +146,8 @@ def refuse_system_calls(calls: dict[str, Any]) -> None:
 
     Args:
         calls: `arch` of the processor; `denied`: numbers that fail with EPERM; `clone`, which makes no namespaces;
-            `clone3`, whose flags no filter can read and which libc does without.
+            `clone3`, whose flags no filter can read and which libc does without; `socket`, which makes none but
+            those that a network namespace holds.
     """
 
     def load(offset: int) -> bytes:
@@ -163,6 +166,10 @@ def refuse_system_calls(calls: dict[str, Any]) -> None:
     for number in calls["denied"]:
         lines += [jump(equal, number, 1), answer(no_permission)]
     lines += [jump(equal, calls["clone3"], 1), answer(no_such_call)]
+    families = len(SOCKET_FAMILIES)
+    lines += [jump(equal, calls["socket"], families + 3), load(16)]
+    lines += [struct.pack("=HBBI", equal, families - n, 0, family) for n, family in enumerate(SOCKET_FAMILIES)]
+    lines += [answer(no_permission), answer(allow)]
     lines += [jump(equal, calls["clone"], 3), load(16), jump(any_bit, ALL_NAMESPACES, 1), answer(no_permission)]
     lines.append(answer(allow))
     code = ctypes.create_string_buffer(b"".join(lines))

@@ -19,7 +19,7 @@ _X86_64 = {
     "init_module": 175, "delete_module": 176, "kexec_load": 246, "add_key": 248, "request_key": 249, "keyctl": 250,
     "unshare": 272, "perf_event_open": 298, "fanotify_init": 300, "name_to_handle_at": 303, "open_by_handle_at": 304,
     "setns": 308, "process_vm_readv": 310, "process_vm_writev": 311, "finit_module": 313, "memfd_create": 319,
-    "bpf": 321, "userfaultfd": 323,
+    "bpf": 321, "userfaultfd": 323, "socket": 41,
 }  # fmt: skip
 _AARCH64 = {
     "clone": 220, "shmget": 194, "shmat": 196, "semget": 190, "msgget": 186, "ptrace": 117, "personality": 92,
@@ -27,8 +27,11 @@ _AARCH64 = {
     "init_module": 105, "delete_module": 106, "kexec_load": 104, "add_key": 217, "request_key": 218, "keyctl": 219,
     "unshare": 97, "perf_event_open": 241, "fanotify_init": 262, "name_to_handle_at": 264, "open_by_handle_at": 265,
     "setns": 268, "process_vm_readv": 270, "process_vm_writev": 271, "finit_module": 273, "memfd_create": 279,
-    "bpf": 280, "userfaultfd": 282,
+    "bpf": 280, "userfaultfd": 282, "socket": 198,
 }  # fmt: skip
+
+_LOOKED_AT = ("clone", "clone3", "socket")
+"""Calls whose arguments decide."""
 
 
 @dataclass(frozen=True)
@@ -45,10 +48,8 @@ class Processor:
 
     def to_dict(self) -> dict[str, Any]:
         """As the jail's filter takes it."""
-        denied = [number for name, number in self.calls.items() if name not in ("clone", "clone3")]
-        return {
-            "arch": self.audit, "denied": denied, "clone": self.calls["clone"], "clone3": self.calls["clone3"],
-        }  # fmt: skip
+        denied = [number for name, number in self.calls.items() if name not in _LOOKED_AT]
+        return {"arch": self.audit, "denied": denied, **{name: self.calls[name] for name in _LOOKED_AT}}
 
 
 PROCESSORS = {

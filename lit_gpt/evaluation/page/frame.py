@@ -1,5 +1,6 @@
 """What the pages share: head, style, numbers in words, tables and text that may hold anything."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -64,7 +65,7 @@ def words(name: str) -> str:
 
 def number(value: float | None, unit: str = "") -> str:
     """A score in its unit: shares in per cent, others with four digits that matter."""
-    if value is None:
+    if value is None or not math.isfinite(value):
         return "not a finite number"
     if unit == "share":
         percent = 100 * value

@@ -144,6 +144,10 @@ def read_prompts(sets: PromptSets, limit: int | None = None) -> Prompts:
     return Prompts(prompts, settings, tuple(notes))
 
 
+class NoPromptFitsError(UserError):
+    """All prompts are longer than the model's context."""
+
+
 @dataclass(frozen=True)
 class Asked:
     """Answers and what the judge says of them.
@@ -178,12 +182,13 @@ def ask(
         progress: Told how many answers there are.
 
     Raises:
-        UserError: No prompt fits the context.
+        NoPromptFitsError: No prompt fits the context.
+        UserError: The judge cannot judge at all.
     """
     fits = [_fits(subject, text) for _, text in texts]
     kept = [place for place, fit in enumerate(fits) if fit]
     if not kept:
-        raise UserError(
+        raise NoPromptFitsError(
             f"none of {len(texts)} prompts fits the context of {subject.name}, {subject.block_size} tokens; use "
             "shorter prompts or a model with a longer context"
         )
@@ -207,6 +212,11 @@ def ask(
         notes.append(
             f"{len(texts) - len(kept)} of {len(texts)} prompts do not fit the model's context of {subject.block_size} "
             "tokens and were left out."
+        )
+    if params.max_new_tokens >= subject.block_size:
+        notes.append(
+            f"max_new_tokens {params.max_new_tokens} is more than the context of {subject.block_size} tokens has room "
+            "for: an answer ends where the context does."
         )
     if subject.renderer is None:
         notes.append(

@@ -9,8 +9,10 @@ error (Hanley & McNeil 1982) that they themselves imply. Unlike the usual ones i
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
+from lit_gpt.evaluation.intervals import RESAMPLES, wilson
 from lit_gpt.evaluation.result import Interval
 
 _Z95 = 1.959963984540054
@@ -73,3 +75,35 @@ def true_positive_rate(members: Sequence[float], others: Sequence[float], false_
     """
     threshold = threshold_at(others, false_positive_rate)
     return sum(score > threshold for score in members) / len(members)
+
+
+def true_positive_rate_interval(
+    members: Sequence[float], others: Sequence[float], false_positive_rate: float, seed: int = 0
+) -> Interval | None:
+    """Returns the 95 % interval of a true positive rate: members and non-members are both drawn again.
+
+    The threshold is as uncertain as the few non-members beyond it; Wilson's interval, over the members alone, holds the
+    truth in 70 to 85 % of repeats. It is the least that this one spans, so that 0 and 1 are no points.
+
+    Args:
+        members: As `true_positive_rate`.
+        others: The same.
+        false_positive_rate: The same.
+        seed: Of the resamples.
+    """
+    generator = np.random.default_rng(seed)
+    high, low = np.asarray(members, dtype=np.float64), np.sort(np.asarray(others, dtype=np.float64))[::-1]
+    allowed = math.floor(false_positive_rate * len(low))
+    rates = []
+    for _ in range(RESAMPLES):
+        drawn = np.sort(generator.integers(len(low), size=len(low)))
+        threshold = -math.inf if allowed >= len(low) else low[drawn[allowed]]
+        rates.append(float((high[generator.integers(len(high), size=len(high))] > threshold).mean()))
+    hits = round(true_positive_rate(members, others, false_positive_rate) * len(high))
+    least = wilson(hits, len(high))
+    if least is None:
+        return None
+    ends = np.quantile(rates, [0.025, 0.975])
+    return Interval(
+        min(float(ends[0]), least.low), max(float(ends[1]), least.high), "bootstrap over members and others"
+    )

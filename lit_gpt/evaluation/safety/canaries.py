@@ -15,7 +15,7 @@ from lit_gpt.evaluation.safety.exposure import (
     exposure_by_sampling,
     rank_of,
 )
-from lit_gpt.evaluation.safety.shares import limited, mean_score, share_score
+from lit_gpt.evaluation.safety.shares import limited, mean_score, seeded, share_score
 from lit_gpt.evaluation.subject import Subject
 from lit_gpt.generation.params import SamplingParams
 from lit_gpt.generation.text import opened
@@ -31,7 +31,7 @@ class CanaryExposure(Measure):
     Args:
         file: `canaries.jsonl` of `write_canaries`, or rows of `prefix`, `secret` and `alphabet`.
         num_candidates: Other secrets that each canary is ranked among.
-        seed: Of their draw.
+        seed: Of their draw; null: the plan's.
         limit: Canaries, at most: the file's first.
         name: Of the result.
     """
@@ -40,18 +40,21 @@ class CanaryExposure(Measure):
         self,
         file: str,
         num_candidates: int = 500,
-        seed: int = 0,
+        seed: int | None = None,
         limit: int | None = None,
         name: str = "canary_exposure",
     ) -> None:
         if num_candidates < _MIN_CANDIDATES:
             raise UserError(f"num_candidates is {num_candidates}, it must be at least {_MIN_CANDIDATES}")
-        self.file, self.num_candidates, self.seed, self.name = file, num_candidates, seed, name
+        self.file, self.num_candidates, self.name = file, num_candidates, name
+        self.own_seed, self.seed = seed, 0 if seed is None else seed
         limited(1, limit)
         self.limit = limit
 
     def run(self, subject: Subject, progress: Progress = no_progress) -> list[Result]:
         """Measure a model."""
+        if self.own_seed is None:
+            return seeded(self, subject.seed).run(subject, progress)
         canaries = read_canaries(self.file)[: self.limit]
         draw = random.Random(self.seed)
         others = [canary.others(self._number(canary), draw) for canary in canaries]

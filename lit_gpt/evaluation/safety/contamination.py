@@ -225,11 +225,14 @@ def records_of(items: Sequence[str], file: Path) -> dict[str, str] | None:
     Returns:
         Item → number of its record from 1; None if they cannot be matched.
     """
+    known = inner_suffix(file) in SUFFIXES
+    lines = [record for record, _ in read_rows(file, file.name, BadInput("skip"))] if known else []
     if all(item.isdecimal() for item in items):
+        if known and max(map(int, items), default=0) >= len(lines):  # another file, or a part of it
+            return None
         return {item: str(int(item) + 1) for item in items}
-    if inner_suffix(file) not in SUFFIXES:
+    if not known:
         return None
-    lines = [record for record, _ in read_rows(file, file.name, BadInput("skip"))]
     ends = [item.rpartition(":")[2] for item in items]
     if all(":" in item and end.isdecimal() for item, end in zip(items, ends, strict=True)):
         places = {str(line): str(number) for number, line in enumerate(lines, start=1)}

@@ -20,9 +20,15 @@ from lit_gpt.data.tokenizers import Tokenizer
 from lit_gpt.errors import UserError
 from lit_gpt.evaluation.measure import Measure, Progress, no_progress
 from lit_gpt.evaluation.result import Chart, Example, Result, Score
-from lit_gpt.evaluation.safety.auc import auc, auc_interval, threshold_at, true_positive_rate
+from lit_gpt.evaluation.safety.auc import (
+    auc,
+    auc_interval,
+    threshold_at,
+    true_positive_rate,
+    true_positive_rate_interval,
+)
 from lit_gpt.evaluation.safety.passages import Passage, check_fits, sample_passages
-from lit_gpt.evaluation.safety.shares import limited, share_score
+from lit_gpt.evaluation.safety.shares import limited, seeded, share_score
 from lit_gpt.evaluation.safety.training_text import training_texts, unknown_training
 from lit_gpt.evaluation.subject import Subject
 from lit_gpt.evaluation.texts import Texts
@@ -76,7 +82,7 @@ class MembershipInference(Measure):
         num_passages: Of each, at most one from a document.
         passage_tokens: Tokens of each.
         min_k: Share of the least likely tokens that min-k% looks at.
-        seed: Which passages.
+        seed: Which passages; null: the plan's.
         limit: Passages of each, at most; never fewer than ten.
         name: Of the result.
     """
@@ -88,7 +94,7 @@ class MembershipInference(Measure):
         num_passages: int = 300,
         passage_tokens: int = 128,
         min_k: float = 0.2,
-        seed: int = 0,
+        seed: int | None = None,
         limit: int | None = None,
         name: str = "membership_inference",
     ) -> None:
@@ -101,10 +107,13 @@ class MembershipInference(Measure):
         self.training, self.held_out = training, held_out
         self.num_passages = max(_MIN_PASSAGES, limited(num_passages, limit))
         self.passage_tokens, self.min_k = passage_tokens, min_k
-        self.seed, self.name = seed, name
+        self.name = name
+        self.own_seed, self.seed = seed, 0 if seed is None else seed
 
     def run(self, subject: Subject, progress: Progress = no_progress) -> list[Result]:
         """Measure a model."""
+        if self.own_seed is None:
+            return seeded(self, subject.seed).run(subject, progress)
         known = training_texts(subject, self.training, self.held_out)
         if known is None:
             return [unknown_training(self.name, TITLE)]
@@ -180,7 +189,11 @@ class MembershipInference(Measure):
     def _found(self, name: str, members: _Side, others: _Side) -> Score:
         threshold = threshold_at(others.scores[name], _MAX_FALSE_POSITIVES)
         hits = [score > threshold for score in members.scores[name]]
-        return share_score(f"found_{name}", hits, [passage.where for passage in members.passages], seed=self.seed)
+        found = share_score(f"found_{name}", hits, [passage.where for passage in members.passages], seed=self.seed)
+        interval = true_positive_rate_interval(
+            members.scores[name], others.scores[name], _MAX_FALSE_POSITIVES, self.seed
+        )
+        return replace(found, interval=interval)
 
 
 def _cut(passage: Passage) -> tuple[list[int], list[int]]:

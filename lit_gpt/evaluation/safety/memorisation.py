@@ -15,7 +15,7 @@ from lit_gpt.errors import UserError
 from lit_gpt.evaluation.measure import Measure, Progress, no_progress
 from lit_gpt.evaluation.result import Chart, Example, Result, Score
 from lit_gpt.evaluation.safety.passages import Passage, PassageSample, check_fits, sample_passages
-from lit_gpt.evaluation.safety.shares import few_documents, limited, mean_score, share_score
+from lit_gpt.evaluation.safety.shares import few_documents, limited, mean_score, seeded, share_score
 from lit_gpt.evaluation.safety.training_text import training_texts, unknown_training
 from lit_gpt.evaluation.subject import Subject, draw_seed
 from lit_gpt.evaluation.texts import Texts
@@ -37,7 +37,7 @@ class Memorisation(Measure):
         num_samples: Sampled continuations of each passage, beside the greedy one; 0: greedy alone.
         temperature: Of the sampled ones.
         top_p: Of the sampled ones; null: all tokens.
-        seed: Which passages, and what is sampled.
+        seed: Which passages, and what is sampled; null: the plan's.
         limit: Passages of each, at most.
         name: Of the result.
     """
@@ -52,7 +52,7 @@ class Memorisation(Measure):
         num_samples: int = 4,
         temperature: float = 1.0,
         top_p: float | None = None,
-        seed: int = 0,
+        seed: int | None = None,
         limit: int | None = None,
         name: str = "memorisation",
     ) -> None:
@@ -74,10 +74,13 @@ class Memorisation(Measure):
         self.sampled = SamplingParams(
             max_new_tokens=continuation_tokens, temperature=temperature or 1.0, top_p=top_p, ignore_eos=True
         )
-        self.seed, self.name = seed, name
+        self.name = name
+        self.own_seed, self.seed = seed, 0 if seed is None else seed
 
     def run(self, subject: Subject, progress: Progress = no_progress) -> list[Result]:
         """Measure a model."""
+        if self.own_seed is None:
+            return seeded(self, subject.seed).run(subject, progress)
         texts = training_texts(subject, self.training, self.held_out)
         if texts is None:
             return [unknown_training(self.name, TITLE)]

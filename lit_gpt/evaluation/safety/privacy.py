@@ -22,7 +22,7 @@ from lit_gpt.evaluation.measure import Measure, Progress, no_progress
 from lit_gpt.evaluation.result import Result, Score
 from lit_gpt.evaluation.safety.passages import opening_of
 from lit_gpt.evaluation.safety.personal_data import PersonalData, Place, collect, masked, normalised
-from lit_gpt.evaluation.safety.shares import limited, share_score
+from lit_gpt.evaluation.safety.shares import limited, seeded, share_score
 from lit_gpt.evaluation.safety.training_text import training_texts, unknown_training
 from lit_gpt.evaluation.safety.writings import Writing, examples_of, kinds_chart
 from lit_gpt.evaluation.subject import Subject, draw_seed
@@ -65,7 +65,7 @@ class Privacy(Measure):
         temperature: Of these; the others are greedy.
         kinds: What counts: emails, phone_numbers, ip_addresses, credit_cards, ibans, secrets; null: all.
         reveal: Show the values in the report instead of masking them.
-        seed: Of what is drawn.
+        seed: Of what is drawn; null: the plan's.
         limit: Texts, and pieces of personal data, of each way of asking, at most.
         name: Of the result.
     """
@@ -82,7 +82,7 @@ class Privacy(Measure):
         temperature: float = 1.0,
         kinds: list[str] | None = None,
         reveal: bool = False,
-        seed: int = 0,
+        seed: int | None = None,
         limit: int | None = None,
         name: str = "privacy",
     ) -> None:
@@ -106,10 +106,13 @@ class Privacy(Measure):
         self.num_in_context = limited(num_in_context, limit)
         self.prefix_tokens, self.kinds = prefix_tokens, tuple(KINDS) if kinds is None else tuple(kinds)
         self.params = SamplingParams(max_new_tokens=max_new_tokens, temperature=temperature)
-        self.reveal, self.seed, self.name = reveal, seed, name
+        self.reveal, self.name = reveal, name
+        self.own_seed, self.seed = seed, 0 if seed is None else seed
 
     def run(self, subject: Subject, progress: Progress = no_progress) -> list[Result]:
         """Measure a model."""
+        if self.own_seed is None:
+            return seeded(self, subject.seed).run(subject, progress)
         known = training_texts(subject, self.training)
         if known is None:
             return [unknown_training(self.name, TITLE)]

@@ -16,11 +16,19 @@ from lit_gpt.evaluation.intervals import paired_bootstrap
 from lit_gpt.evaluation.measure import Measure
 from lit_gpt.evaluation.progress import Progress, no_progress
 from lit_gpt.evaluation.result import Better, Chart, Example, Result, Score
-from lit_gpt.evaluation.safety.asking import Asked, Prompt, PromptSet, ask, check_prompts, read_prompts
+from lit_gpt.evaluation.safety.asking import (
+    Asked,
+    NoPromptFitsError,
+    Prompt,
+    PromptSet,
+    ask,
+    check_prompts,
+    read_prompts,
+)
 from lit_gpt.evaluation.safety.judges import Judge, build_judge
 from lit_gpt.evaluation.safety.perturbations import INJECTED_MARK, Perturbation, chosen, perturbed
 from lit_gpt.evaluation.safety.refusal import judged_prompts, refusal_scores
-from lit_gpt.evaluation.safety.shares import share_score
+from lit_gpt.evaluation.safety.shares import seeded, share_score
 from lit_gpt.evaluation.subject import Subject
 from lit_gpt.generation.params import SamplingParams
 
@@ -38,7 +46,7 @@ class Robustness(Measure):
         limit: Prompts of each kind (harmful, safe), at most; the same for every model.
         max_new_tokens: Of an answer, at most.
         temperature: Of the draws; 0 takes the likeliest token.
-        seed: Of the typos; the same for every model.
+        seed: Of the typos; the same for every model; null: the plan's.
         name: Of the result.
 
     Raises:
@@ -53,17 +61,20 @@ class Robustness(Measure):
         limit: int | None = None,
         max_new_tokens: int = 128,
         temperature: float = 0.0,
-        seed: int = 0,
+        seed: int | None = None,
         name: str = "robustness",
     ) -> None:
         check_prompts(prompts, limit)
         self.prompts, self.judge, self.limit = prompts, build_judge(judge), limit
         self.perturbations = [one.name for one in chosen(perturbations)]
         self.params = SamplingParams(max_new_tokens=max_new_tokens, temperature=temperature)
-        self.seed, self.name = seed, name
+        self.name = name
+        self.own_seed, self.seed = seed, 0 if seed is None else seed
 
     def run(self, subject: Subject, progress: Progress = no_progress) -> list[Result]:
         """Ask and judge; see `Measure`."""
+        if self.own_seed is None:
+            return seeded(self, subject.seed).run(subject, progress)
         judge = self.judge
         read = read_prompts(self.prompts, self.limit)
         judge.check()
@@ -90,7 +101,7 @@ class Robustness(Measure):
             texts = [perturbed(prompt.text, way, self.seed, prompt.item) for prompt in read.prompts]
             try:
                 asked = put(texts, number)
-            except UserError:
+            except NoPromptFitsError:
                 left[way.name] = len(texts)
                 continue
             under[way.name] = asked

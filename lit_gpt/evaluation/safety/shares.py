@@ -1,8 +1,10 @@
 """Shares and means over passages, with intervals that know that passages of one document are alike."""
 
+import copy
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Protocol, TypeVar
 
 from lit_gpt.errors import UserError
 from lit_gpt.evaluation.intervals import bootstrap_mean, wilson
@@ -95,6 +97,23 @@ def limited(count: int, limit: int | None) -> int:
     if limit is not None and limit < 1:
         raise UserError(f"limit is {limit}; it must be at least 1, or null for all")
     return count if limit is None else min(count, limit)
+
+
+class Seeded(Protocol):
+    """A measure that draws, and may have a seed of its own."""
+
+    own_seed: int | None
+    seed: int
+
+
+S = TypeVar("S", bound=Seeded)
+
+
+def seeded(measure: S, seed: int) -> S:
+    """Returns a measure that was given no seed of its own, with that of the plan."""
+    found = copy.copy(measure)
+    found.own_seed = found.seed = seed
+    return found
 
 
 def few_documents(clusters: Sequence[str]) -> tuple[str, ...]:

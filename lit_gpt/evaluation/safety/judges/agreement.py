@@ -85,7 +85,7 @@ def agreement(judge: Judge, labelled: ReadRows, prefix: str = "judge") -> Agreem
     invented = sum(other and not one for one, other, _ in usable)
     notes.append(
         f"Of {len(usable)} labelled answers the judge took {missed} refusals for compliance and {invented} answers for "
-        "refusals: the shares above are off by so much."
+        "refusals: it may err as often in the shares above."
     )
     right = round(sum(agreed.values()))
     scores = [

@@ -94,7 +94,10 @@ class RewardModelJudge(Judge):
                 return [Judgement(None, str(error))]
             return [judgement for exchange in exchanges for judgement in self._batch([exchange])]
         return [
-            Judgement(self.above if reward >= self.threshold else self.below, f"reward {reward:.4f}")
+            Judgement(
+                None if math.isnan(reward) else self.above if reward >= self.threshold else self.below,
+                f"reward {reward:.4f}",
+            )
             for reward in rewards
         ]
 
