@@ -61,7 +61,7 @@ def ours(shape: dict, new: int, device: str, dtype: torch.dtype, batch: int, com
     )
     backend = tokenizers.Tokenizer(tokenizers.models.WordLevel({f"w{i}": i for i in range(shape["vocab_size"] - 1)}))
     backend.add_special_tokens(["<|endoftext|>"])
-    model = GPT(config).to(device, dtype)
+    model = GPT(config).to(device, dtype).requires_grad_(False)
     engine = Engine(model, Tokenizer(backend), max_batch_size=batch, compile=compiled)
     params = SamplingParams(max_new_tokens=new, temperature=0, ignore_eos=True)
     prompts = [[(7 * row + i) % 1000 for i in range(PROMPT_TOKENS)] for row in range(batch)]

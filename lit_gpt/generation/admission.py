@@ -131,15 +131,21 @@ class Admission:
         best, longest = None, MIN_PREFIX - 1
         if not self._reuse or not self._independent_of_length(request):
             return None, 0
+        late: tuple[Request, int] | None = None
         for slab in self._slabs:
             for row, owner in enumerate(slab.owners):
-                if owner.prefix is not None or not self._independent_of_length(owner):
+                if not self._independent_of_length(owner):
                     continue
                 reading = slab.num_decoding <= row < slab.num_active
                 known = len(owner.ids) if reading else owner.num_cached
                 length = min(common_prefix(request.ids, owner.ids), known, len(request.ids) - 1)
-                if length > longest:
+                if owner.prefix is None and length > longest:
                     best, longest = owner, length
+                elif owner.prefix is not None and length > (late[1] if late else 0):
+                    late = owner, length
+        # One that itself waits for another's keys keeps this one waiting longer: worth it for many tokens.
+        if late is not None and late[1] >= longest + MIN_PREFIX:
+            return late
         return best, longest if best is not None else 0
 
     def _has_windows(self, donor: Request, length: int) -> bool:

@@ -342,6 +342,8 @@ class Engine:
 
         Compiled decoding has forwards of its own, one for each slab.
         """
+        if self._speculation is None:
+            self._start_those_read()
         plans = [StepPlan(self._depends_on_length)]
         for slab in self._slabs:
             writing = slab.owners[: slab.num_decoding]
@@ -361,6 +363,14 @@ class Engine:
             if self._admission.copy_prefix(request):
                 budget -= plans[0].read_chunk(request, budget)
         return plans
+
+    def _start_those_read(self) -> None:
+        """Prompts of which all but the last token was copied go on with those that are written, in one rectangle."""
+        for request in list(self._reading):
+            if self._admission.copy_prefix(request) and not request.is_reading:
+                assert request.slab is not None
+                request.slab.start_decoding(request.row)
+                self._reading.remove(request)
 
     def _guess(self, request: Request) -> list[int]:
         if self._speculation is None:

@@ -63,11 +63,11 @@ def prepare_for_decoding(model: nn.Module) -> None:
     """Lay out a model's matrices for decoding, in place; what it computes stays the same but for rounding.
 
     Modules that have `fusable` (their linear layers that share an input) get `fused`, if there are several.
-    Quantised, sharded and otherwise special layers are left as they are. So is the order in memory of single matrices
-    that are trained in several processes: DistributedDataParallel keeps gradients in the order that its parameters had
-    when it was made, and mixes them up, silently, where that has changed since (torch 2.13).
+    Quantised, sharded and otherwise special layers are left as they are. So is the order in memory of matrices that are
+    trained (`requires_grad`), which may still become rows of one: AdamW with `fused: true` goes through a parameter,
+    its gradient and its moments by address on a CPU, and DistributedDataParallel keeps gradients in the order that its
+    parameters had when it was made. Both mix them up, silently, where those orders are not one (torch 2.13).
     """
-    in_processes = torch.distributed.is_available() and torch.distributed.is_initialized()
     on_cpu = all(parameter.device.type == "cpu" for parameter in model.parameters())
     done: set[int] = set()
     modules: list[Any] = list(model.modules())
@@ -78,15 +78,14 @@ def prepare_for_decoding(model: nn.Module) -> None:
         if len(linears) > 1 and all(map(_is_plain, linears)) and _are_alike(linears):
             if module.fused is None or not module.fused.serves(linears):
                 high = sum(linear.out_features for linear in linears) >= linears[0].in_features
-                module.fused = FusedLinears(linears, transposed=on_cpu and high)
+                trained = any(linear.weight.requires_grad for linear in linears)
+                module.fused = FusedLinears(linears, transposed=on_cpu and high and not trained)
             done.update(id(linear.weight) for linear in linears)
     for module in modules:
         if on_cpu and _is_plain(module) and id(module.weight) not in done:
             done.add(id(module.weight))
             weight = module.weight
-            if in_processes and weight.requires_grad:
-                continue
-            if weight.shape[0] >= weight.shape[1] and weight.is_contiguous():
+            if weight.shape[0] >= weight.shape[1] and weight.is_contiguous() and not weight.requires_grad:
                 weight.data = weight.t().contiguous().t()
 
 

@@ -1,24 +1,21 @@
 """Direct preference optimisation and its kin: prefer the better of two answers."""
 
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from lit_gpt.atomic import whole_file
 from lit_gpt.batch import IGNORE_INDEX, Batch
-from lit_gpt.errors import UserError
-from lit_gpt.modules.reference import ReferencedModule, ReferenceKind
+from lit_gpt.modules.precomputed import PrecomputedReference
+from lit_gpt.modules.reference import ReferenceKind
 from lit_gpt.objectives import LogProbs, PreferenceLoss, TokenLoss, linear_log_probs
 from lit_gpt.objectives.preferences import PairLoss
 
 MEASURES = ("chosen_reward", "rejected_reward", "margin", "accuracy", "kl", "chosen_log_prob", "rejected_log_prob")
 
 
-class DPOModule(ReferencedModule):
+class DPOModule(PrecomputedReference):
     """A loss on pairs of answers (Rafailov et al. 2023, arXiv:2305.18290), the mean over the pairs of a step.
 
     Logged, in training and validation: the rewards of chosen and rejected answers (beta times the log-ratio to the
@@ -39,7 +36,6 @@ class DPOModule(ReferencedModule):
 
     is_language_model_loss = False
     grows_vocabulary = True
-    references = ("auto", "frozen", "precomputed", "disabled_adapter")
 
     def __init__(
         self,
@@ -53,7 +49,6 @@ class DPOModule(ReferencedModule):
         super().__init__(reference, **kwargs)
         self.preference_loss = PreferenceLoss(loss_type, beta, label_smoothing, gamma)
         self.means = nn.ModuleDict({name: MeanMetric() for name in MEASURES})
-        self._tables: dict[str, Tensor] = {}
 
     # ---- the reference ----------------------------------------------------------------------------------------
 
@@ -62,52 +57,19 @@ class DPOModule(ReferencedModule):
         """Whether the loss has a part for the reference."""
         return self.preference_loss.needs_reference
 
-    def on_fit_start(self) -> None:
-        """Compute or read the reference's log-probabilities, if they are to be there beforehand."""
-        super().on_fit_start()
-        if not self.uses_reference or self.reference != "precomputed":
-            return
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        if not hasattr(data, "scoring_batches"):
-            raise UserError("reference: precomputed needs a PreferenceDataModule; set reference: frozen")
-        for split in ("train", "val"):
-            self._tables[split] = self._table(data, split).to(self.device)
-        self.__dict__["_frozen"] = None  # its memory is free from here on
+    def reference_numbers(self, model: Any, batch: Batch) -> Tensor:
+        """Of the chosen and the rejected answers."""
+        return torch.stack(self._log_probs(model, batch).chunk(2), dim=1)
 
-    def _table(self, data: Any, split: str) -> Tensor:
-        """(pairs, 2) float32 log-probabilities of all answers of a split, from the run's folder if they are there."""
-        rows = data.store.split(split)
-        path = Path(self.trainer.default_root_dir) / "reference" / f"{split}.safetensors"
-        key = {"rows": rows.fingerprint, "weights": str(self._first_sha256)}
-        if path.exists() and _metadata(path) == key:
-            return load_file(path)["log_probs"]
-        table = torch.zeros(len(rows), 2, device=self.device)
-        for batch in data.scoring_batches(split):
-            batch = self.transfer_batch_to_device(batch, self.device, 0)
-            numbers = batch["sample_ids"][: len(batch["sample_ids"]) // 2]
-            here = numbers >= 0
-            scores = self._scores(self._frozen, batch)
-            table[numbers[here]] = torch.stack([scores.chosen[here], scores.rejected[here]], dim=1)
-        table = self._sum_over_ranks(table)
-        if self.trainer.is_global_zero:
-            with whole_file(path) as beside:
-                save_file({"log_probs": table.cpu()}, beside, metadata=key)
-        return table
+    def rows_of(self, batch: Batch) -> Tensor:
+        """Pairs: a batch has each row twice."""
+        return batch["sample_ids"].chunk(2)[0]
 
     def _reference_scores(self, batch: Batch) -> LogProbs | None:
         if not self.uses_reference:
             return None
-        if self.reference != "precomputed":
-            with self.reference_model() as model:
-                return self._scores(model, batch)
-        numbers = batch["sample_ids"][: len(batch["sample_ids"]) // 2]
-        table = self._tables["train" if self.training else "val"][numbers.clamp(min=0)]
-        lengths = _lengths(batch)
-        return LogProbs(table[:, 0], table[:, 1], *lengths)
-
-    @torch.no_grad()
-    def _scores(self, model: Any, batch: Batch) -> LogProbs:
-        return self._policy_scores(model, batch)
+        chosen, rejected = self.of_reference(batch).unbind(1)
+        return LogProbs(chosen, rejected, *_lengths(batch))
 
     def _policy_scores(self, model: Any, batch: Batch) -> LogProbs:
         chosen, rejected = self._log_probs(model, batch).chunk(2)
@@ -188,11 +150,3 @@ def _lengths(batch: Batch) -> tuple[Tensor, Tensor]:
 def _is_pair(batch: Batch) -> Tensor:
     """(B,) bool: which of a batch's pairs are no padding."""
     return (batch["labels"].chunk(2)[0] != IGNORE_INDEX).any(1)
-
-
-def _metadata(path: Path) -> dict[str, str] | None:
-    from safetensors import safe_open
-
-    with safe_open(path, framework="pt") as file:
-        metadata: dict[str, str] | None = file.metadata()
-        return metadata

@@ -7,33 +7,31 @@ The way of a step, in one process:
 3. Each answer's advantage is how much better it is than its group.
 4. The clipped objective is backpropagated, `completions_per_forward` answers at a time, as the mean over the step.
 
-A request's draws depend on (seed, rollout, prompt, sample) alone, so that a resumed run repeats them.
+A request's draws depend on (seed, rollout, place in it, trial, sample) alone, so that a resumed run repeats them.
 """
 
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torchmetrics import MeanMetric
+from torch import Tensor
 
 from lit_gpt.batch import Batch, StepBatch
-from lit_gpt.data.chat import ChatRenderer
 from lit_gpt.data.documents import OnBadInput
-from lit_gpt.data.tokenizers import Tokenizer, load_tokenizer
 from lit_gpt.errors import UserError
-from lit_gpt.generation import Completion, Engine, SamplingParams
+from lit_gpt.generation import Completion
 from lit_gpt.models.fused import prepare_for_decoding
-from lit_gpt.modules.reference import ReferencedModule, ReferenceKind
+from lit_gpt.modules.rated_answers import RatedAnswersModule
+from lit_gpt.modules.reference import ReferenceKind
 from lit_gpt.modules.rollouts import Answer, RolloutBatch, chunks, request_seed, rollout_batch
+from lit_gpt.modules.sampling import Prompt
 from lit_gpt.objectives import PolicyLoss, TokenLoss, group_advantages, linear_entropy, linear_log_probs
 from lit_gpt.objectives.grpo import Average
-from lit_gpt.rewards import Rated, Reward, RewardFunction, Rewards, Sample
-
-Prompt = dict[str, Any]
+from lit_gpt.rewards import Reward, RewardFunction, Rewards
 
 
-class GRPOModule(ReferencedModule):
+class GRPOModule(RatedAnswersModule):
     """Group-relative policy optimisation (Shao et al. 2024, arXiv:2402.03300), with Dr. GRPO's and DAPO's corrections.
 
     Logged in training: `reward` (the weighted sum) and each reward by name, over all answers drawn; `length` in tokens
@@ -47,6 +45,10 @@ class GRPOModule(ReferencedModule):
     completion`, `kl_coefficient: 0.04`. Dr. GRPO: `average: constant`, `scale_by_std: false`. DAPO: `clip_high: 0.28`,
     `dynamic_sampling: true` with `candidates` of the data above 1, and `Length` with a margin among the rewards.
 
+    Answers are drawn in the weights' own type. Under `bf16-mixed` they are thus drawn in float32 and learned in
+    bfloat16; as the ratio of a rollout's first step is 1 by definition, nothing corrects for that difference, a bias as
+    small as bfloat16's rounding. With `bf16-true` or `32-true` both are one.
+
     Args:
         rewards: functions of a `lit_gpt.rewards.Sample`, by `class_path` (those of the project) or dotted name.
         reward_weights: one number each; null: all 1.
@@ -58,6 +60,7 @@ class GRPOModule(ReferencedModule):
         clip_low: lower bound of the ratio to the policy that drew, as a distance from 1.
         clip_high: upper bound; null: as `clip_low`.
         kl_coefficient: weight of the KL to the reference; 0: none, and no reference in memory.
+        unbiased_kl: weigh the KL term by the ratio, as DeepSeek-V3.2 does; see `PolicyLoss`.
         reference: `frozen`, `disabled_adapter` or `auto`.
         dynamic_sampling: leave groups whose rewards are all equal out of the mean, and try the next of the data's
             `candidates` in their place.
@@ -87,6 +90,7 @@ class GRPOModule(ReferencedModule):
         clip_low: float = 0.2,
         clip_high: float | None = None,
         kl_coefficient: float = 0.0,
+        unbiased_kl: bool = False,
         reference: ReferenceKind = "auto",
         dynamic_sampling: bool = False,
         mask_unfinished: bool = False,
@@ -108,24 +112,18 @@ class GRPOModule(ReferencedModule):
                 raise UserError(f"{name} is {value}; it must be at least 1")
         if not temperature > 0:
             raise UserError(f"temperature is {temperature}; it must be above 0, or all answers of a group are one")
-        self.rewards = Rewards(rewards, reward_weights, on_bad_input)
-        self.policy_loss = PolicyLoss(clip_low, clip_high, kl_coefficient, average)
+        self._init_rewards(Rewards(rewards, reward_weights, on_bad_input))
+        self.policy_loss = PolicyLoss(clip_low, clip_high, kl_coefficient, average, unbiased_kl)
         self.group_size, self.max_new_tokens, self.temperature = group_size, max_new_tokens, temperature
         self.scale_by_std, self.dynamic_sampling, self.mask_unfinished = scale_by_std, dynamic_sampling, mask_unfinished
         self.completions_per_forward, self.engine_batch_size = completions_per_forward, engine_batch_size
         self.eval_samples = eval_samples
         self.eval_temperature = temperature if eval_temperature is None else eval_temperature
         self.num_logged_samples = num_logged_samples
-        self.measures = ("reward", *(f"reward_{name}" for name in self.rewards.names), "length", "finished")
-        self.means = nn.ModuleDict({name: MeanMetric() for name in self.measures})
-        self._tokenizer: Tokenizer | None = None
-        self._stop_ids: tuple[int, ...] = ()
         self._groups: dict[int, list[Answer]] = {}
-        """Of the rollout in hand, by the number of the first candidate's row."""
+        """Of the rollout in hand, by place in it, counted over all ranks."""
         self._next_update = 0
         """Which step on the rollout in hand comes next; 0: the next one draws anew."""
-        self._rollout_sums: dict[str, float] = {}
-        self._token_sums: dict[str, Tensor] = {}
         self._shown: list[str] = []
 
     # ---- drawing answers --------------------------------------------------------------------------------------
@@ -142,7 +140,7 @@ class GRPOModule(ReferencedModule):
         super().configure_model()
 
     def on_fit_start(self) -> None:
-        """Refuse answers that the context has no room for."""
+        """Refuse answers that the context has no room for, and rows that cannot be rated."""
         super().on_fit_start()
         longest = getattr(getattr(self.trainer, "datamodule", None), "max_prompt_tokens", None)
         if longest is not None and longest + self.max_new_tokens > self.config.block_size:
@@ -150,71 +148,7 @@ class GRPOModule(ReferencedModule):
                 f"prompts of {longest} tokens and {self.max_new_tokens} new ones do not fit in the model's block_size "
                 f"{self.config.block_size}; lower max_new_tokens, or the data's max_prompt_tokens"
             )
-
-    def sample(
-        self, prompts: Sequence[Prompt], seeds: Sequence[Sequence[int]], temperature: float
-    ) -> list[list[Completion]]:
-        """Answer prompts with the model as it is.
-
-        Args:
-            prompts: have their token ids as `ids`.
-            seeds: for each prompt one for each answer.
-            temperature: of the draws.
-
-        Returns:
-            For each prompt its answers.
-        """
-        if not prompts:
-            return []
-        if self._tokenizer is None:
-            self._load_tokenizer()
-        assert self._tokenizer is not None
-        model: Any = self.model
-        training = model.training
-        requests = [(prompt["ids"], seed) for prompt, each in zip(prompts, seeds, strict=True) for seed in each]
-        longest = max(len(ids) for ids, _ in requests)
-        params = [
-            SamplingParams(
-                max_new_tokens=self.max_new_tokens, temperature=temperature, seed=seed, stop_token_ids=self._stop_ids
-            )
-            for _, seed in requests
-        ]
-        # A new engine each time: its cache is free again while the policy learns. Without autocast, because the cache
-        # is of the weights' type.
-        with torch.autocast(self.device.type, enabled=False):
-            engine = Engine(
-                model,
-                self._tokenizer,
-                max_batch_size=min(self.engine_batch_size, len(requests)),
-                max_length=min(self.config.block_size, longest + self.max_new_tokens),
-            )
-            done = iter(engine.generate([ids for ids, _ in requests], params))
-        model.train(training)
-        return [[next(done) for _ in each] for each in seeds]
-
-    def _load_tokenizer(self) -> None:
-        path = getattr(getattr(self.trainer, "datamodule", None), "tokenizer_path", None)
-        if path is None and self._source is not None:
-            path = self._source.tokenizer_path
-        if path is None:
-            raise UserError("there is no tokenizer: give a DataModule that has one, or an init_from with its own")
-        self._tokenizer = load_tokenizer(path)
-        self._stop_ids = ChatRenderer(self._tokenizer).stop_ids
-
-    def _rate(self, prompts: Sequence[Prompt], answers: Sequence[Sequence[Completion]]) -> tuple[list[Sample], Rated]:
-        samples = [
-            Sample(
-                prompt=prompt["messages"],
-                completion=completion.text,
-                row=prompt["row"],
-                num_tokens=len(completion.token_ids),
-                finished=completion.finish_reason == "stop",
-                where=prompt["where"],
-            )
-            for prompt, of_prompt in zip(prompts, answers, strict=True)
-            for completion in of_prompt
-        ]
-        return samples, self.rewards(samples)
+        self._check_rows()
 
     # ---- rollouts ---------------------------------------------------------------------------------------------
 
@@ -222,8 +156,10 @@ class GRPOModule(ReferencedModule):
         """Draw and rate answers, unless this step goes on learning from the last ones; then learn."""
         parts: list[Any] = batch if isinstance(batch, list) else [batch]
         first = parts[0]
+        slots = [group for part in parts for group in part["prompts"]]
+        start = self.data_parallel_rank * len(slots)
         if first["update"] == 0:
-            self._groups = self._rollout([group for part in parts for group in part["prompts"]], first)
+            self._groups = self._rollout(slots, start, first)
         else:
             # As the engine has left it, which after a resume in the middle of a rollout it has not: products of
             # matrices in another layout are rounded otherwise.
@@ -231,40 +167,46 @@ class GRPOModule(ReferencedModule):
             prepare_for_decoding(self.model)
         assert first["update"] == self._next_update, "the data and the rollouts are out of step"
         self._next_update = (first["update"] + 1) % first["num_updates"]
-        numbers = [group[0]["number"] for part in parts for group in part["prompts"]]
-        answers = [answer for number in numbers for answer in self._groups[number]]
+        answers = [answer for place in range(start, start + len(slots)) for answer in self._groups[place]]
         self._token_sums = {}
         rollouts: list[Batch] = list(self._batches(answers))
         return super().training_step(rollouts, batch_idx)
 
-    def _rollout(self, slots: Sequence[Sequence[Prompt]], batch: Any) -> dict[int, list[Answer]]:
-        """Answers to each slot's first candidate, or under dynamic sampling to the first whose rewards differ."""
+    def _rollout(self, slots: Sequence[Sequence[Prompt]], start: int, batch: Any) -> dict[int, list[Answer]]:
+        """Answers to each slot's first candidate, or under dynamic sampling to the first whose rewards differ.
+
+        Args:
+            slots: this rank's, each with its candidates.
+            start: place of the first among those of all ranks.
+            batch: says which rollout it is, and how many steps learn from it.
+        """
         groups: dict[int, list[Answer]] = {}
         self._rollout_sums = dict.fromkeys((*self.measures, "answers", "rated", "signal", "groups"), 0.0)
         self._shown = []
-        open_slots = list(slots)
+        open_slots = dict(enumerate(slots, start))
         for trial in range(max(map(len, slots))):
-            prompts = [slot[trial] for slot in open_slots]
+            prompts = [slot[trial] for slot in open_slots.values()]
+            # By place and not by prompt: one that is drawn twice is answered anew.
             seeds = [
-                [request_seed(self.seed, batch["rollout"], p["number"], n) for n in range(self.group_size)]
-                for p in prompts
+                [request_seed(self.seed, batch["rollout"], place, trial, n) for n in range(self.group_size)]
+                for place in open_slots
             ]
             completions = self.sample(prompts, seeds, self.temperature)
             samples, rated = self._rate(prompts, completions)
             self._add_measures(samples, rated)
-            still_open = []
-            for place, (slot, of_prompt) in enumerate(zip(open_slots, completions, strict=True)):
-                rewards = rated.totals[place * self.group_size : (place + 1) * self.group_size]
-                group = self._group(of_prompt, rewards)
-                groups[slot[0]["number"]] = group
+            still_open = {}
+            rewards = iter(rated.totals)
+            for (place, slot), of_prompt in zip(open_slots.items(), completions, strict=True):
+                groups[place] = group = self._group(of_prompt, list(islice(rewards, len(of_prompt))))
                 has_signal = any(answer.advantage for answer in group)
                 self._rollout_sums["signal"] += has_signal
                 self._rollout_sums["groups"] += 1
                 if not has_signal and trial + 1 < len(slot):
-                    still_open.append(slot)
+                    still_open[place] = slot
             open_slots = still_open
             if not self.dynamic_sampling or not open_slots:
                 break
+        self._check_some_rated(self._rollout_sums["rated"])
         self._add_log_probs([answer for group in groups.values() for answer in group], batch["num_updates"] > 1)
         return groups
 
@@ -366,103 +308,6 @@ class GRPOModule(ReferencedModule):
         )
         return result
 
-    # ---- measures ---------------------------------------------------------------------------------------------
-
-    def _add_measures(self, samples: Sequence[Sample], rated: Rated) -> None:
-        sums = self._rollout_sums
-        for place, sample in enumerate(samples):
-            sums["answers"] += 1
-            sums["length"] += sample.num_tokens
-            sums["finished"] += sample.finished
-            total = rated.totals[place]
-            if total is None:
-                continue
-            sums["rated"] += 1
-            sums["reward"] += total
-            for name, values in rated.by_name.items():
-                sums[f"reward_{name}"] += values[place] or 0.0
-        if len(self._shown) < self.num_logged_samples:
-            self._shown += _shown(samples, rated)[: self.num_logged_samples - len(self._shown)]
-
-    def on_before_optimizer_step(self, optimizer: Any) -> None:
-        """Add the rollout's measures to what is logged of this step."""
-        super().on_before_optimizer_step(optimizer)
-        if not self._logs_after_this_step:
-            return
-        token_names = ("clip_fraction", "kl", "entropy", "tokens")
-        host = torch.tensor([*self._rollout_sums.values(), float(self.rewards.bad_input.num_skipped)])
-        tokens = torch.stack([self._token_sums[name].detach().float() for name in token_names])
-        *values, skipped = self._sum_over_ranks(host.to(self.device)).tolist()
-        sums = dict(zip(self._rollout_sums, values, strict=True))
-        of_tokens = dict(zip(token_names, self._sum_over_ranks(tokens).tolist(), strict=True))
-        counts = {"length": "answers", "finished": "answers", "signal": "groups"}
-        logged = {n: sums[n] / max(sums[counts.get(n, "rated")], 1) for n in (*self.measures, "signal")}
-        logged |= {name: of_tokens[name] / max(of_tokens["tokens"], 1) for name in token_names[:3]}
-        if not self.uses_reference:
-            del logged["kl"]
-        if skipped:
-            logged["skipped_rewards"] = skipped
-        self._step_values |= {f"train/{name}": value for name, value in logged.items()}
-        self._write_samples("train")
-
-    def _write_samples(self, stage: str, step: int | None = None) -> None:
-        if not self._shown or not self.trainer.is_global_zero:
-            return
-        for logger in self.loggers:
-            writer: Any = getattr(logger, "experiment", None)
-            if hasattr(writer, "add_text"):
-                number = self.trainer.global_step + (stage == "train") if step is None else step
-                writer.add_text(f"{stage}/completions", "\n\n---\n\n".join(self._shown), number)
-
-    # ---- evaluation -------------------------------------------------------------------------------------------
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Answer and rate held-out prompts."""
-        self._evaluate_prompts(batch, batch_idx)
-
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """The same on the test split."""
-        self._evaluate_prompts(batch, batch_idx)
-
-    def _evaluate_prompts(self, batch: Any, batch_idx: int) -> None:
-        prompts = [candidates[0] for candidates in batch["prompts"]]
-        seeds = [
-            [request_seed(self.seed, "evaluation", prompt["number"], n) for n in range(self.eval_samples)]
-            for prompt in prompts
-        ]
-        samples, rated = self._rate(prompts, self.sample(prompts, seeds, self.eval_temperature))
-        if batch_idx == 0:
-            self._shown = _shown(samples[:: self.eval_samples], rated, self.eval_samples)[: self.num_logged_samples]
-        means: Any = self.means
-        for place, sample in enumerate(samples):
-            means["length"].update(float(sample.num_tokens))
-            means["finished"].update(float(sample.finished))
-            if rated.totals[place] is not None:
-                means["reward"].update(rated.totals[place])
-                for name, values in rated.by_name.items():
-                    means[f"reward_{name}"].update(values[place])
-
-    def on_validation_epoch_end(self) -> None:
-        """Log the mean rewards; those before the first step too, if there is a sanity check."""
-        self._log_rewards("val")
-
-    def on_test_epoch_end(self) -> None:
-        """Log the mean rewards."""
-        self._log_rewards("test")
-
-    def _log_rewards(self, stage: str) -> None:
-        means: list[tuple[str, Any]] = list(self.means.items())
-        values = {f"{stage}/{name}": float(mean.compute()) for name, mean in means}
-        for _, mean in means:
-            mean.reset()
-        values[f"{stage}/loss"] = -values[f"{stage}/reward"]
-        self._write_samples(stage)
-        if self.trainer.sanity_checking:  # what Lightning would not log
-            self._log_now(values)
-            self.print(f"held-out reward before training: {values[f'{stage}/reward']:.4f}")
-        else:
-            self.log_dict({**values, "step": float(self.trainer.global_step)}, prog_bar=False)
-
     # ---- checkpoints ------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -470,7 +315,7 @@ class GRPOModule(ReferencedModule):
         super().on_save_checkpoint(checkpoint)
         if not self._next_update:
             return
-        groups = {number: [answer.to_plain() for answer in group] for number, group in self._groups.items()}
+        groups = {place: [answer.to_plain() for answer in group] for place, group in self._groups.items()}
         sums = torch.tensor(list(self._rollout_sums.values()), device=self.device)
         everyone: list[Any] = [groups]
         if self.data_parallel_size > 1:
@@ -478,7 +323,7 @@ class GRPOModule(ReferencedModule):
             torch.distributed.all_gather_object(everyone, groups)
         checkpoint["lit_gpt"]["rollout"] = {
             "next_update": self._next_update,
-            "groups": {number: group for part in everyone for number, group in part.items()},
+            "groups": {place: group for part in everyone for place, group in part.items()},
             "sums": dict(zip(self._rollout_sums, self._sum_over_ranks(sums).tolist(), strict=True)),
         }
 
@@ -491,18 +336,3 @@ class GRPOModule(ReferencedModule):
             self._groups = {n: [Answer(**answer) for answer in group] for n, group in saved["groups"].items()}
             mine = self.trainer.is_global_zero
             self._rollout_sums = {name: value if mine else 0.0 for name, value in saved["sums"].items()}
-
-
-def _shown(samples: Sequence[Sample], rated: Rated, stride: int = 1) -> list[str]:
-    """Completions as Markdown, with their rewards."""
-    texts = []
-    for place, sample in enumerate(samples):
-        parts = {name: values[place * stride] for name, values in rated.by_name.items()}
-        rewards = ", ".join(f"{name} {'skipped' if v is None else f'{v:.3g}'}" for name, v in parts.items())
-        prompt, answer = (
-            "\n".join(f"    {line}" for line in text.splitlines()) or "    "
-            for text in (sample.prompt[-1]["content"], sample.completion)
-        )
-        end = "" if sample.finished else " (cut off by a limit)"
-        texts.append(f"{sample.where}: {rewards}\n\n{prompt}\n\nwas answered{end}:\n\n{answer}")
-    return texts

@@ -9,6 +9,7 @@ from torchmetrics import MeanMetric
 from lit_gpt.batch import IGNORE_INDEX, Batch, StepBatch
 from lit_gpt.errors import UserError
 from lit_gpt.modules.dpo import DPOModule
+from lit_gpt.modules.reference import ReferenceKind
 from lit_gpt.objectives import TokenLoss, kto_loss
 
 KTO_MEASURES = ("desirable_reward", "undesirable_reward", "kl")
@@ -26,7 +27,7 @@ class KTOModule(DPOModule):
         desirable_weight: weight of the good answers; with n_D good and n_U bad ones, the paper advises
             desirable_weight · n_D between 1 and 4/3 times undesirable_weight · n_U.
         undesirable_weight: weight of the bad ones.
-        reference: `frozen` or `disabled_adapter`; `auto`: the latter if there is an adapter.
+        reference: see `DPOModule`.
         kwargs: see `GPTModule`.
     """
 
@@ -35,14 +36,10 @@ class KTOModule(DPOModule):
         beta: float = 0.1,
         desirable_weight: float = 1.0,
         undesirable_weight: float = 1.0,
-        reference: str = "auto",
+        reference: ReferenceKind = "auto",
         **kwargs: Any,
     ) -> None:
-        if reference == "precomputed":
-            raise UserError(
-                "KTO compares answers to other prompts as well; set reference to frozen or disabled_adapter"
-            )
-        super().__init__(beta=beta, reference=reference, **kwargs)  # type: ignore[arg-type]
+        super().__init__(beta=beta, reference=reference, **kwargs)
         if desirable_weight <= 0 or undesirable_weight <= 0:
             raise UserError(f"the weights are {desirable_weight} and {undesirable_weight}; they must be above 0")
         self.weights = (desirable_weight, undesirable_weight)
@@ -55,18 +52,26 @@ class KTOModule(DPOModule):
 
     def training_step(self, batch: StepBatch | Batch, batch_idx: int) -> Tensor:
         """Find the step's reference point without gradients, then do the step."""
-        micro_batches = batch if isinstance(batch, list) else [batch]
+        parts: list[Any] = batch if isinstance(batch, list) else [batch]
+        micro_batches: list[Batch] = [part | {"reference_log_probs": self.of_reference(part)} for part in parts]
         sums = torch.stack([self._mismatched_ratios(micro_batch) for micro_batch in micro_batches]).sum(0)
-        total, count = self._sum_over_ranks(sums)
-        self._divergence = (total / count.clamp(min=1)).clamp(min=0)
-        return super().training_step(batch, batch_idx)
+        self._divergence = _mean_above_0(*self._sum_over_ranks(sums))
+        return super().training_step(micro_batches, batch_idx)
+
+    def reference_numbers(self, model: Any, batch: Batch) -> Tensor:
+        """Of the answers, and of the answers to other prompts."""
+        mismatched: Batch = batch["mismatched"]  # type: ignore[typeddict-item]
+        return torch.stack([self._log_probs(model, batch), self._log_probs(model, mismatched)], dim=1)
+
+    def rows_of(self, batch: Batch) -> Tensor:
+        """Single answers."""
+        return batch["sample_ids"]
 
     @torch.no_grad()
     def _mismatched_ratios(self, batch: Batch) -> Tensor:
         """(2,): sum of the log-ratios of answers to other prompts, and their number."""
         mismatched: Batch = batch["mismatched"]  # type: ignore[typeddict-item]
-        with self.reference_model() as model:
-            reference = self._log_probs(model, mismatched)
+        reference: Tensor = batch["reference_log_probs"][:, 1]  # type: ignore[typeddict-item]
         # Without dropout, as the reference point of what the policy is, not of one draw of it.
         assert self.model is not None
         training = self.model.training
@@ -77,12 +82,13 @@ class KTOModule(DPOModule):
         return torch.stack([torch.where(answers, ratios, 0.0).sum(), answers.sum().to(ratios.dtype)])
 
     def _loss_and_measures(self, batch: Batch) -> tuple[TokenLoss, dict[str, Tensor]]:
+        rows: Any = batch
+        if "reference_log_probs" not in batch:  # a training step has brought them
+            rows = rows | {"reference_log_probs": self.of_reference(batch)}
         divergence = self._divergence
         if not self.training or divergence is None:
-            total, count = self._mismatched_ratios(batch)
-            divergence = (total / count.clamp(min=1)).clamp(min=0)
-        with self.reference_model() as model, torch.no_grad():
-            reference = self._log_probs(model, batch)
+            divergence = _mean_above_0(*self._mismatched_ratios(rows))
+        reference: Tensor = rows["reference_log_probs"][:, 0]
         desirable: Tensor = batch["desirable"]  # type: ignore[typeddict-item]
         policy = self._log_probs(self.model, batch)
         losses, rewards = kto_loss(policy, reference, desirable, divergence, self.preference_loss.beta, *self.weights)
@@ -105,6 +111,10 @@ class KTOModule(DPOModule):
             mean: Any = self.means[name]
             mean.update(values[chosen[name]])
         return loss
+
+
+def _mean_above_0(total: Tensor, count: Tensor) -> Tensor:
+    return (total / count.clamp(min=1)).clamp(min=0)
 
 
 def _is_answer(batch: Batch) -> Tensor:

@@ -53,8 +53,10 @@ class ReferencedModule(GPTModule):
         if self.uses_reference and self.reference == "frozen" and self.device_mesh is not None:
             raise UserError("a frozen reference is not sharded; set reference: precomputed")
         super().configure_model()
-        if not self.uses_reference or self.reference == "disabled_adapter":
-            return
+        if self.uses_reference and self.reference != "disabled_adapter":
+            self._build_frozen()
+
+    def _build_frozen(self) -> None:
         with torch.device("meta"):
             first = self.build_model()
         first.to_empty(device=self.device)
@@ -69,7 +71,9 @@ class ReferencedModule(GPTModule):
     @contextmanager
     def reference_model(self) -> Iterator[Any]:
         """Within it, the reference: a second model, or this one with its adapter off."""
-        if self.reference == "frozen":
+        if self.reference != "disabled_adapter":
+            if self._frozen is None:  # given up for tables, which other rows are not in
+                self._build_frozen()
             yield self._frozen
             return
         assert isinstance(self.model, nn.Module)

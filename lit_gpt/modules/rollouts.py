@@ -1,10 +1,10 @@
-"""Answers that the policy drew, and the batches that it learns from.
+"""Answers that a model drew, and the batches that it learns from.
 
 B rows, T positions, n tokens of answers in a batch.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,6 +84,65 @@ def chunks(answers: Sequence[Answer], size: int) -> list[list[Answer]]:
     """Cuts answers into forwards of at most `size`, those of like length together."""
     ordered = sorted(answers, key=lambda answer: -len(answer.ids))
     return [ordered[start : start + size] for start in range(0, len(ordered), size)]
+
+
+def with_answers(batch: Batch, answers: Mapping[int, Sequence[int]], num_bytes: Mapping[int, int]) -> Batch:
+    """A padded batch with the last answers of some rows replaced.
+
+    Args:
+        batch: one conversation a row.
+        answers: by row, the ids of the new answer; of such a row nothing else is learned.
+        num_bytes: by row, the bytes of its text.
+
+    Returns:
+        The batch, with `own` (B,) bool: which rows are replaced.
+    """
+    inputs, labels = batch["input_ids"].cpu(), batch["labels"].cpu()
+    rows = []
+    for row in range(len(inputs)):
+        end = int((labels[row] != IGNORE_INDEX).nonzero().max()) + 1 if (labels[row] != IGNORE_INDEX).any() else 1
+        ids, targets = inputs[row, :end], labels[row, :end]
+        if row in answers:
+            answer = torch.tensor(answers[row], dtype=torch.int64)
+            prompt = inputs[row, : prompt_length(labels[row])]
+            ids = torch.cat([prompt, answer[:-1]])
+            targets = torch.cat([torch.full((len(prompt) - 1,), IGNORE_INDEX), answer])
+        rows.append((ids, targets))
+    T = -(-max(len(ids) for ids, _ in rows) // PAD_MULTIPLE) * PAD_MULTIPLE
+    new_inputs = torch.zeros(len(rows), T, dtype=torch.int64)
+    new_labels = torch.full((len(rows), T), IGNORE_INDEX)
+    for row, (ids, targets) in enumerate(rows):
+        new_inputs[row, : len(ids)], new_labels[row, : len(ids)] = ids, targets
+    result: Any = dict(batch) | {
+        "input_ids": new_inputs,
+        "labels": new_labels,
+        "position_ids": torch.arange(T).expand(len(rows), T).contiguous(),
+        "target_index": (new_labels.reshape(-1) != IGNORE_INDEX).nonzero().squeeze(1),
+        "own": torch.tensor([row in answers for row in range(len(rows))]),
+    }
+    if "num_bytes" in batch:
+        old = batch["num_bytes"].tolist()
+        result["num_bytes"] = torch.tensor([num_bytes.get(row, size) for row, size in enumerate(old)])
+    moved: Batch = {
+        name: value.to(batch["input_ids"].device) if isinstance(value, Tensor) else value
+        for name, value in result.items()
+    }  # type: ignore[assignment]
+    return moved
+
+
+def prompt_length(labels: Tensor) -> int:
+    """Tokens before the last answer of a row; 0 if there is none.
+
+    Args:
+        labels: (T,), shifted: `labels[t]` is the token after position t.
+    """
+    learned = (labels != IGNORE_INDEX).tolist()
+    if not any(learned):
+        return 0
+    last = len(learned) - 1 - learned[::-1].index(True)
+    while last > 0 and learned[last - 1]:
+        last -= 1
+    return last + 1
 
 
 def rollout_batch(answers: Sequence[Answer], loss: PolicyLoss, device: torch.device, units: int = 0) -> RolloutBatch:

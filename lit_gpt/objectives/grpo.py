@@ -72,6 +72,8 @@ class PolicyLoss:
         average: `token`: the mean over all completion tokens of the step (DAPO); `completion`: over the tokens of each
             completion first (GRPO), where tokens of long ones weigh less; `constant`: the sum over tokens divided by
             completions times the longest length allowed (Dr. GRPO).
+        unbiased_kl: Multiply the KL term by the ratio, which makes its gradient that of the reverse KL without bias
+            (DeepSeek-V3.2, arXiv:2512.02556, section 3.1).
 
     Raises:
         UserError: if a number is out of its bounds.
@@ -81,6 +83,7 @@ class PolicyLoss:
     clip_high: float | None = None
     kl_coefficient: float = 0.0
     average: Average = "token"
+    unbiased_kl: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.clip_low <= 1:
@@ -112,7 +115,7 @@ class PolicyLoss:
         if self.kl_coefficient and reference_log_probs is not None:
             apart = reference_log_probs - log_probs
             divergence = torch.exp(apart) - apart - 1
-            loss = loss + self.kl_coefficient * divergence
+            loss = loss + self.kl_coefficient * (ratio * divergence if self.unbiased_kl else divergence)
             kl = divergence.detach()
         return PolicyTerms(loss, clipped, kl)
 

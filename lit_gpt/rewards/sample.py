@@ -45,7 +45,7 @@ class Reward(ABC):
     def __call__(self, sample: Sample) -> float:
         """Returns the reward of one sample, a finite number."""
 
-    def check_row(self, row: dict[str, Any]) -> None:  # noqa: B027: most rewards take any row
+    def check_row(self, row: dict[str, Any]) -> None:  # noqa: B027  (most rewards take any row)
         """Says, before anything is drawn, whether answers to a row's prompt can be rated; here any row will do.
 
         Raises:

@@ -11,7 +11,7 @@ import yaml
 from lit_gpt.cli import main
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-STAGES = ("sft", "dpo", "grpo", "classify")
+STAGES = ("sft", "dpo", "kto", "reward", "grpo", "distill", "classify")
 FILES = sorted(path for stage in STAGES for path in (CONFIGS / stage).glob("*.yaml"))
 
 

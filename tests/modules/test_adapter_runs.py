@@ -84,7 +84,7 @@ def test_every_way_to_name_an_adapted_model_is_the_trained_one(fit, base, tmp_pa
     trained = module.model.eval()(ids)
     run = trainer.run_dir
     last = str(run / "checkpoints" / "step-00000006.ckpt")
-    export(model=last, out=str(tmp_path / "peft"), adapter_only=True)
+    export(model=last, out=str(tmp_path / "peft"), format="adapter")
     export(model=last, out=str(tmp_path / "merged"))
     (tmp_path / "base" / "adapters").mkdir()
     (tmp_path / "peft").rename(tmp_path / "base" / "adapters" / "mine")
@@ -102,7 +102,7 @@ def test_every_way_to_name_an_adapted_model_is_the_trained_one(fit, base, tmp_pa
 def test_peft_opens_the_folder_beside_the_exported_base(fit, base, tmp_path, dora):
     module, trainer = fit(adapter=AdapterConfig(rank=4, dora=dora, targets=["q_proj", "down_proj"]))
     export(
-        model=str(trainer.run_dir / "checkpoints" / "step-00000006.ckpt"), out=str(tmp_path / "peft"), adapter_only=True
+        model=str(trainer.run_dir / "checkpoints" / "step-00000006.ckpt"), out=str(tmp_path / "peft"), format="adapter"
     )
     theirs = transformers.AutoModelForCausalLM.from_pretrained(base)
     theirs = peft.PeftModel.from_pretrained(theirs, tmp_path / "peft")

@@ -15,6 +15,7 @@ from lit_gpt.generation import Completion
 from lit_gpt.models import GPT, GPTConfig
 from lit_gpt.modules import GRPOModule
 from lit_gpt.modules.rollouts import request_seed
+from lit_gpt.rewards import ExactAnswer
 from lit_gpt.trainer import Trainer
 
 SHAPE = {"n_layer": 2, "n_head": 2, "n_embd": 32, "intermediate_size": 64, "block_size": 96}
@@ -129,8 +130,8 @@ def run(tmp_path):
         record = Record()
         fit = Trainer(
             name=name, default_root_dir=str(tmp_path / "runs"), max_steps=max_steps, val_check_interval=2,
-            accelerator="cpu", logger=logger, enable_progress_bar=False, callbacks=[record], log_every_n_steps=1,
-            **(trainer or {}),
+            accelerator="cpu", logger=logger, enable_progress_bar=False, callbacks=[record],
+            **{"log_every_n_steps": 1, **(trainer or {})},
         )  # fmt: skip
         fit.fit(module, datamodule=prompts, ckpt_path=ckpt_path)
         return module, fit, record
@@ -277,6 +278,67 @@ def test_a_failing_reward(run):
     logger = Logged()
     run("skip", max_steps=6, rewards=[fails_once], on_bad_input="skip", logger=logger)
     assert max(logger.values["train/skipped_rewards"].values()) >= 4
+
+
+def test_what_was_skipped_is_told_at_the_end(run, capsys):
+    module, _, _ = run(max_steps=3, rewards=[fails_once], on_bad_input="skip", trainer={"log_every_n_steps": 100})
+    count = module.rewards.bad_input.num_skipped
+    told = capsys.readouterr().out
+    assert count >= 4
+    assert f"{count} answers had a reward that was skipped" in told
+    assert "rows.jsonl:" in told
+    assert "KeyError" in told
+
+
+def test_a_rollout_without_any_reward_is_an_error(run):
+    def fails(sample):
+        raise OSError("the judge is away")
+
+    with pytest.raises(UserError, match="every reward of a whole rollout was skipped.*the judge is away"):
+        run(rewards=[fails], on_bad_input="skip", data={"val_fraction": 0.0})
+
+
+class Third(ExactAnswer):
+    """Needs a field that some rows do not have."""
+
+    def check_row(self, row):
+        if row["instruction"].startswith("3 "):
+            raise UserError("a third is missing")
+
+    def __call__(self, sample):
+        return share_of_s(sample)
+
+
+def test_rows_that_cannot_be_rated_are_found_before_the_first_step(run, capsys):
+    drawn = []
+
+    class Noted(GRPOModule):
+        def sample(self, prompts, seeds, temperature):
+            drawn.append(len(prompts))
+            return super().sample(prompts, seeds, temperature)
+
+    wrong = {"kind": Noted, "trainer": {"num_sanity_val_steps": 0}}
+    with pytest.raises(
+        UserError, match=r"24 of 24 rows .*rows\.jsonl:\d+: the reward exact_answer .* no field 'answr'"
+    ):
+        run("all", rewards=[ExactAnswer(column="answr")], on_bad_input="skip", **wrong)
+    with pytest.raises(UserError, match=r"1 of 24 rows .*rows\.jsonl:4: .*a third is missing"):
+        run("one", rewards=[Third()], **wrong)
+    assert not drawn
+    run("skip", max_steps=1, rewards=[Third()], on_bad_input="skip", **wrong)
+    assert "1 of 24 rows" in capsys.readouterr().out
+    assert drawn
+
+
+def test_a_prompt_drawn_twice_is_two_groups(run):
+    """More prompts in a step than there are rows; and all candidates of a slot are one row."""
+    data = {"global_batch_size": 40, "val_fraction": 0.0}
+    module, _, record = run(max_steps=1, kind=FixedAnswers, data=data)
+    numbers = [candidates[0]["number"] for candidates in record.last[0]["prompts"]]
+    assert len(set(numbers)) == 24
+    assert list(module._groups) == list(range(40))
+    groups = [tuple(tuple(answer.ids) for answer in group) for group in module._groups.values()]
+    assert len(set(groups)) == 40, "each is answered anew"
 
 
 def test_the_model_stays_in_training_mode(run):

@@ -93,11 +93,26 @@ def test_resume_is_exact(fit):
         assert torch.equal(one, other)
 
 
+def test_frozen_and_precomputed_references_are_the_same(fit, tmp_path):
+    frozen, _, one, _ = fit("frozen", max_steps=4)
+    computed, trainer, other, data = fit("computed", max_steps=4, reference="precomputed")
+    assert one.losses == pytest.approx(other.losses, rel=1e-5)
+    for a, b in zip(frozen.model.parameters(), computed.model.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    assert computed._frozen is None, "no second model in memory"
+    kept = tmp_path / "runs" / "computed" / "reference" / "train.safetensors"
+    before = kept.stat().st_mtime_ns
+    resumed = fit("computed", max_steps=5, ckpt_path="last", reference="precomputed")[0]
+    assert kept.stat().st_mtime_ns == before, "a resume reads it"
+    whole = fit("whole", max_steps=5)[0]
+    for a, b in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    trainer.validate(computed, datamodule=data, verbose=False)
+
+
 def test_mistakes(fit):
     with pytest.raises(UserError, match=r"rows\.jsonl:1: its label is None"):
         fit(rows=[{"prompt": "a", "completion": "b"}])
-    with pytest.raises(UserError, match="precomputed|other prompts"):
-        KTOModule(reference="precomputed")
     with pytest.raises(UserError, match="weights"):
         KTOModule(desirable_weight=0.0)
     fit(

@@ -111,3 +111,16 @@ def test_entropy(softcap):
 def test_mistakes(wrong):
     with pytest.raises(UserError, match=next(iter(wrong))):
         PolicyLoss(**wrong)
+
+
+def test_an_unbiased_kl_has_the_gradient_of_the_reverse_kl():
+    """On-policy, its mean over all tokens, weighed by their probability, is d KL(policy || reference) (by autograd)."""
+    torch.manual_seed(0)
+    logits = torch.randn(7, dtype=torch.float64, requires_grad=True)
+    reference = torch.randn(7, dtype=torch.float64).log_softmax(0)
+    policy = logits.log_softmax(0)
+    loss = PolicyLoss(kl_coefficient=1.0, unbiased_kl=True)
+    terms = loss(policy, policy.detach(), torch.zeros(7, dtype=torch.float64), reference)
+    (ours,) = torch.autograd.grad((policy.detach().exp() * terms.loss).sum(), logits, retain_graph=True)
+    (exact,) = torch.autograd.grad((policy.exp() * (policy - reference)).sum(), logits)
+    torch.testing.assert_close(ours, exact)
