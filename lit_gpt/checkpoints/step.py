@@ -152,6 +152,23 @@ def save_weights(weights: dict[str, Tensor], path: Path, metadata: dict[str, str
             first[view] = name
             kept[name] = tensor.detach().contiguous()
     save_file(_without_shared_memory(kept), path, metadata={**metadata, "tied": json.dumps(tied)})
+    _order_metadata(path)
+
+
+def _order_metadata(path: Path) -> None:
+    """Write the header's metadata in the order of their names: safetensors' own differs from one run to the next.
+
+    So equal weights are equal bytes, with one hash.
+    """
+    with open(path, "r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        encoded = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        if len(encoded) > size:
+            raise AssertionError(f"the header of {path.name} has {size} bytes, and {len(encoded)} in order")
+        file.seek(8)
+        file.write(encoded.ljust(size))
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

@@ -38,8 +38,8 @@ def evaluate(
             config or suite is measured first.
         adapter: a run, checkpoint or peft folder with an adapter that was trained on the model.
         out: folder of the report, replaced if it is there; null: evaluation/<name of the config>/ in the run or
-            bundle, and for models of others ./evaluation/<model>/<name of the config>/. (`export` looks for the
-            gate's verdict there.)
+            bundle, and for models of others ./evaluation/<model>/<name of the config>/; with an adapter, a chat
+            template or a limit, the folder's name says so as well. (`export` looks for the gate's verdict there.)
         device: where to run; auto takes the accelerator if there is one.
         chat_template: a preset (chatml, llama3, qwen, ...) or a Jinja file, instead of the model's own.
         max_batch_size: sequences that are run at once.
@@ -64,19 +64,29 @@ def evaluate(
     file = config if suite is None else suite_file(suite)
     plan = None if file is None else load_plan(file, limit, run_untrusted_code)
 
-    def measure(name: str, folder: "Path | None") -> "tuple[Path, Outcome, GateRecord | None]":
+    def measure(name: str, folder: "Path | None") -> "tuple[Path | None, Outcome, GateRecord | None]":
         assert plan is not None
         return _evaluate(plan, name, adapter, folder, device, chat_template, max_batch_size)
 
+    def report_on(name: str) -> "Path":
+        from lit_gpt.evaluation.comparison_report import find_report
+
+        found = find_report(name, plan, adapter, chat_template)
+        page = measure(name, None)[0] if found is None else found
+        if page is None:
+            raise UserError(f"no measure gave a result for {name}, so there is nothing to compare")
+        return page.parent if found is None else page
+
     if compare is not None:
-        return _compare(compare, plan, None if out is None else Path(out), lambda name: measure(name, None)[0])
+        return _compare(compare, Path(out or "evaluation/comparison").expanduser(), report_on)
     if model is None:
         raise UserError("nothing to evaluate; give --model <run, checkpoint, bundle or Hugging Face model>")
     if plan is None:
         raise UserError("nothing to measure; give --config <YAML, such as configs/eval/stdlib.yaml> or --suite safety")
     page, outcome, gate = measure(model, None if out is None else Path(out).expanduser())
     _print_scores(outcome, gate)
-    print(page)
+    if page is not None:
+        print(page)
     if outcome.status:
         return outcome.status
     from lit_gpt.evaluation.gate import GATE_EXIT
@@ -92,22 +102,27 @@ def _evaluate(
     device: str,
     chat_template: str | None,
     max_batch_size: int,
-) -> "tuple[Path, Outcome, GateRecord | None]":
-    """Measure one model and write its report; returns its page, the outcome, and the gate's verdict."""
-    import time
+) -> "tuple[Path | None, Outcome, GateRecord | None]":
+    """Measure one model and write its report; returns its page, the outcome, and the gate's verdict.
 
-    from lit_gpt.errors import UserError
+    Where no measure gave a result, a report that is there already stays; then there is no page.
+    """
+    import sys
+    import time
+    from dataclasses import replace
+
     from lit_gpt.evaluation.gate import judge
-    from lit_gpt.evaluation.place import REPORT, report_folder
-    from lit_gpt.evaluation.report import make_report, write_report
+    from lit_gpt.evaluation.place import REPORT, asked_with, folder_name, report_folder
+    from lit_gpt.evaluation.report import check_report_folder, make_report, write_report
     from lit_gpt.evaluation.run import run_plan
     from lit_gpt.evaluation.subject import load_subject
 
-    if out is not None and out.exists() and not (out / REPORT).is_file() and (out.is_file() or any(out.iterdir())):
-        raise UserError(f"{out} holds something that is no report; choose another --out, or remove it first")
+    plan = replace(plan, config={**plan.config, **asked_with(model, adapter, chat_template)})
     subject = load_subject(model, adapter, device, chat_template, max_batch_size, plan.seed)
     assert subject.path is not None
-    folder = report_folder(subject.path.resolve(), model) / plan.name if out is None else out
+    name = folder_name(plan.name, plan.config)
+    folder = report_folder(subject.path.resolve(), model) / name if out is None else out
+    check_report_folder(folder, plan, subject.path)
     start = time.monotonic()
     bars = _Bars()
     try:
@@ -115,59 +130,59 @@ def _evaluate(
     finally:
         bars.close()
     gate = judge(plan.gate, outcome.results)
+    if not outcome.results and (folder / REPORT).is_file():
+        print(f"no measure gave a result; the report in {folder} stays as it was", file=sys.stderr)
+        return None, outcome, gate
     page = write_report(make_report(plan, subject, outcome, gate, time.monotonic() - start), folder)
     return page, outcome, gate
 
 
-def _compare(names: list[str], plan: "Plan | None", out: "Path | None", measure: "Callable[[str], Path]") -> int:
+def _compare(names: list[str], out: "Path", report_on: "Callable[[str], Path]") -> int:
     """Compare two models, measuring what has no report yet."""
-    from pathlib import Path
-
+    from lit_gpt.data.inspection.escape import visible
     from lit_gpt.errors import UserError
     from lit_gpt.evaluation.compare import compare_reports
-    from lit_gpt.evaluation.comparison_report import find_report, write_comparison
+    from lit_gpt.evaluation.comparison_report import check_comparison_folder, write_comparison
 
     if len(names) != 2:
         raise UserError(f"--compare takes two models, here are {len(names)}")
-    reports = []
-    for name in names:
-        found = find_report(name, plan)
-        reports.append(measure(name).parent if found is None else found)
+    check_comparison_folder(out)
+    reports = [report_on(name) for name in names]
     from lit_gpt.evaluation.page.frame import interval_words, number
     from lit_gpt.evaluation.report import read_report
 
     first, second = (read_report(report) for report in reports)
     comparison = compare_reports(first, second)
-    width = max(len(line.key) for line in comparison.differences)
-    print(f"{'':{width}}  {comparison.names[0]} -> {comparison.names[1]}")
+    width = max(len(visible(line.key)) for line in comparison.differences)
+    print(f"{'':{width}}  {visible(comparison.names[0])} -> {visible(comparison.names[1])}")
     for line in comparison.differences:
         interval = None if line.interval is None else {"low": line.interval.low, "high": line.interval.high}
         between = f" [{interval_words(interval, line.unit)}]" if interval else ""
         values = f"{number(line.first, line.unit)} -> {number(line.second, line.unit)}"
         verdict = line.verdict or ("may be chance" if interval else "not item by item")
-        print(f"{line.key:{width}}  {values}  difference {number(line.difference, line.unit)}{between}  {verdict}")
-    print(write_comparison(comparison, out or Path("evaluation") / "comparison"))
+        change = f"difference {number(line.difference, line.unit)}{between}"
+        print(f"{visible(line.key):{width}}  {values}  {change}  {verdict}")
+    print(write_comparison(comparison, out))
     return 0
 
 
 def _print_scores(outcome: "Outcome", gate: "GateRecord | None") -> None:
     from dataclasses import asdict
 
+    from lit_gpt.data.inspection.escape import visible
     from lit_gpt.evaluation.page.frame import interval_words, number
 
     lines = []
     for result in outcome.results:
         for score in result.scores:
             between = "" if score.interval is None else f"[{interval_words(asdict(score.interval), score.unit)}]"
-            lines.append((f"{result.name}.{score.name}", number(score.value, score.unit), between))
+            lines.append((visible(f"{result.name}.{score.name}"), number(score.value, score.unit), between))
     for name, value, between in lines:
         width, wide = max(len(line[0]) for line in lines), max(len(line[1]) for line in lines)
         print(f"{name:{width}}  {value:>{wide}}  {between}".rstrip())
-    for failure in outcome.failures:
-        print(f"failed: {failure.measure}: {failure.error}")
     if gate is not None:
         for verdict in gate.missed:
-            print(f"gate missed: {verdict.key}: {verdict.reason}")
+            print(visible(f"gate missed: {verdict.key}: {verdict.reason}"))
         if gate.passed:
             print(f"gate passed: {len(gate.verdicts)} of {len(gate.verdicts)} thresholds")
 
@@ -183,8 +198,12 @@ class _Bars:
 
     def start(self, planned: "PlannedMeasure") -> Callable[[int, int], None]:
         """The next measure."""
+        from lit_gpt.data.inspection.escape import visible
+
         self.close()
-        bar = self._bar = self._make(desc=planned.label, unit="", unit_scale=True, dynamic_ncols=True, leave=True)
+        bar = self._bar = self._make(
+            desc=visible(planned.label), unit="", unit_scale=True, dynamic_ncols=True, leave=True
+        )
 
         def progress(done: int, total: int) -> None:
             bar.total = total

@@ -22,7 +22,7 @@ def export(
     """Write a model for transformers, vLLM, llama.cpp, torch.export or peft, checked, with a model card.
 
     A model that was imported keeps its chat template, special tokens and generation_config.json. An adapter is merged
-    into its base, except by `--format adapter`. A model whose newest evaluation has missed its gate is refused.
+    into its base, except by `--format adapter`. A model that has missed the gate of a plan is refused.
 
     Args:
         model: a run's folder, a checkpoint, a bundle, or a Hugging Face folder or hub name.
@@ -209,8 +209,9 @@ def _refuse_failed(model: str, allowed: bool) -> dict[str, object] | None:
     if not record.passed and not allowed:
         missed = "; ".join(f"{verdict.key} is {verdict.reason}" for verdict in record.missed)
         raise UserError(
-            f"{model} has missed its gate ({record.report}): {missed}. Train it further and evaluate it again, or "
-            "export it all the same with --allow_failed_gate true, which its card will say"
+            f"{model} has missed its gate (plan {', '.join(record.plans)}: {record.report}): {missed}. Train it "
+            "further and evaluate it again, or export it all the same with --allow_failed_gate true, which its card "
+            "will say"
         )
     return record.to_dict()
 

@@ -1,7 +1,8 @@
 """Two models on the same items: which differences are more than chance, and on which items they differ.
 
 Items are matched by their ids, so that what makes an item hard for both cancels out; the interval is of the mean
-difference (`intervals.paired_bootstrap`). Of scores that have no items, only the two values are shown.
+difference (`intervals.paired_bootstrap`), and where items of one document or template stand or fall together, it is
+over these. Of scores that have no items, only the two values are shown.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lit_gpt.errors import UserError
-from lit_gpt.evaluation.intervals import paired_bootstrap
+from lit_gpt.evaluation.intervals import paired_bootstrap, resampled_clusters
 from lit_gpt.evaluation.report import Report
 from lit_gpt.evaluation.result import Better, Interval, Result, Score
 
@@ -133,7 +134,9 @@ def _difference(result: Result, score: Score, match: Score, seed: int) -> Differ
     interval, difference = None, match.value - score.value
     if common:
         ours, theirs = [score.per_item[item] for item in common], [match.per_item[item] for item in common]
-        interval = paired_bootstrap(ours, theirs, seed)
+        known = {**match.clusters, **score.clusters}
+        clusters = [known.get(item, f"alone: {item}") for item in common] if known else None
+        interval = paired_bootstrap(ours, theirs, seed, resampled_clusters(clusters))
         difference = (sum(theirs) - sum(ours)) / len(common)
     unmatched = len(score.per_item.keys() ^ match.per_item.keys())
     return Difference(

@@ -8,9 +8,11 @@
 there (its measure failed, its name is misspelt) misses its threshold.
 
 The verdict lies in the report beside the model, under the hash of the weights that were measured: weights that have
-been trained on since have no verdict.
+been trained on since have no verdict. Each plan has its own, and the model passes if it passes all of them: what one
+plan found, another one, or a quick look with a limit, does not take back.
 """
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -73,12 +75,14 @@ class GateRecord:
     Attributes:
         passed: Whether every threshold is reached.
         verdicts: Of each.
-        report: The report's file.
+        report: The report's file; of several, the newest.
+        plans: Whose verdict it is: the plans that were missed, or if none was, those that were passed.
     """
 
     passed: bool
     verdicts: tuple[Verdict, ...]
     report: Path | None = None
+    plans: tuple[str, ...] = ()
 
     @property
     def missed(self) -> tuple[Verdict, ...]:
@@ -159,17 +163,39 @@ def _verdict(threshold: Threshold, found: float | None, missing: str) -> Verdict
 
 
 def gate_of(model: str | Path) -> GateRecord | None:
-    """The newest verdict on the weights of a model.
+    """The verdict on the weights of a model: the newest of each plan that has a gate, and all have to be passed.
+
+    A plan is another one where it was asked through another chat template. A report with a limit counts where its plan
+    has no whole one, and cannot lift what another one with a limit missed.
 
     Args:
         model: A run, checkpoint or bundle, or a Hugging Face folder that was evaluated from this working directory.
 
     Returns:
-        None where these weights have not been held against a gate.
+        What the plans say that were missed, or if none was, what all say; None where these weights have not been held
+        against a gate.
 
     Raises:
         UserError: There is no such model, or a report beside it is damaged.
     """
     from lit_gpt.evaluation.newest import reports_of
 
-    return next((report.gate for report in reports_of(model) if report.gate is not None), None)
+    whole: dict[str, GateRecord] = {}
+    limited: dict[str, GateRecord] = {}
+    for report in reports_of(model):  # newest first
+        gate, config = report.gate, report.content.get("config", {})
+        if gate is None:
+            continue
+        plan = json.dumps([report.content["name"], config.get("chat_template")])
+        if "limit" not in config:
+            whole.setdefault(plan, gate)
+        elif plan not in limited or (limited[plan].passed and not gate.passed):
+            limited[plan] = gate
+    records = list((limited | whole).values())
+    if not records:
+        return None
+    missed = [record for record in records if not record.passed]
+    told = missed or records
+    verdicts = tuple(verdict for record in told for verdict in record.verdicts)
+    plans = tuple(dict.fromkeys(plan for record in told for plan in record.plans))
+    return GateRecord(not missed, verdicts, told[0].report, plans)

@@ -14,6 +14,7 @@ n items, R resamples.
 import math
 from collections.abc import Hashable, Sequence
 from statistics import NormalDist
+from typing import TypeVar
 
 import numpy as np
 
@@ -26,8 +27,20 @@ MAX_BOOTSTRAPPED = 50_000
 FEW_DISCORDANT = 10
 FEW_UNITS = 5
 """Below it there is no resampling."""
+MIN_CLUSTERS = 10
+"""Of fewer documents one can say little but what passages of these very documents do."""
 _AT_ONCE = 4_000_000
 """Resampled items in memory."""
+
+
+C = TypeVar("C", bound=Hashable)
+
+
+def resampled_clusters(clusters: Sequence[C] | None) -> Sequence[C] | None:
+    """The clusters to draw whole; None where items are drawn: each is its own cluster, or there are too few of them."""
+    if clusters is None or len(set(clusters)) == len(clusters) or len(set(clusters)) < MIN_CLUSTERS:
+        return None
+    return clusters
 
 
 def wilson(successes: float, count: int, level: float = LEVEL) -> Interval | None:
@@ -150,15 +163,21 @@ def paired_bootstrap(
     if clusters is None and len(difference) and np.isin(both, (0.0, 1.0)).all():
         won, lost, count = int((difference > 0).sum()), int((difference < 0).sum()), len(difference)
         if won + lost < FEW_DISCORDANT:
-            up, down = (won + 1) / (count + 2), (lost + 1) / (count + 2)
-            half = NormalDist().inv_cdf(0.5 + level / 2) * math.sqrt((up + down - (up - down) ** 2) / (count + 2))
-            return Interval(max(-1.0, up - down - half), min(1.0, up - down + half), "paired Wald, adjusted", level)
+            return _paired_wald(won, lost, count, level)
         # Values of -1, 0 and 1 are no share.
     if clusters is not None:
+        if np.isin(both, (0.0, 1.0)).all() and not difference.any():
+            return _paired_wald(0, 0, len(set(clusters)), level)  # as sure as the number of clusters makes it
         found = bootstrap_mean(difference.tolist(), seed, clusters, num_resamples, level)
         return None if found is None else Interval(found.low, found.high, f"paired {found.method}", level)
     ones = np.ones_like(difference)
     return _studentised(difference, ones, seed, num_resamples, level, (-math.inf, math.inf), "paired bootstrap")
+
+
+def _paired_wald(won: int, lost: int, count: int, level: float) -> Interval:
+    up, down = (won + 1) / (count + 2), (lost + 1) / (count + 2)
+    half = NormalDist().inv_cdf(0.5 + level / 2) * math.sqrt((up + down - (up - down) ** 2) / (count + 2))
+    return Interval(max(-1.0, up - down - half), min(1.0, up - down + half), "paired Wald, adjusted", level)
 
 
 def _studentised(

@@ -18,8 +18,8 @@ def reports_of(model: str | Path) -> list[Report]:
         model: A run, checkpoint or bundle, or a Hugging Face folder that was evaluated from this working directory.
 
     Returns:
-        Empty where these weights have not been evaluated; reports on others, such as those of an earlier checkpoint,
-        do not count.
+        Empty where these weights have not been evaluated; reports on others, such as those of an earlier checkpoint or
+        of the model with an adapter, do not count.
 
     Raises:
         UserError: There is no such model, or a report beside it is damaged.
@@ -29,5 +29,9 @@ def reports_of(model: str | Path) -> list[Report]:
     if not files:
         return []
     identity = weights_sha256(path)
-    reports = [report for report in map(read_report, files) if report.content["model"]["weights_sha256"] == identity]
+    reports = [
+        report
+        for report in map(read_report, files)
+        if report.content["model"]["weights_sha256"] == identity and "adapter" not in report.content.get("config", {})
+    ]
     return sorted(reports, key=lambda report: str(report.content["created"]), reverse=True)

@@ -1,12 +1,18 @@
 """Where a model's reports lie, and which weights they are about."""
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from lit_gpt.atomic import temporary_beside
 from lit_gpt.checkpoints.bundle import is_bundle
 from lit_gpt.checkpoints.manifest import MANIFEST, hash_files, read_manifest
-from lit_gpt.checkpoints.resolve import CHECKPOINTS, resolve_model
+from lit_gpt.checkpoints.resolve import ADAPTERS, CHECKPOINTS, resolve_adapter, resolve_model
 from lit_gpt.checkpoints.step import SHARDS
+from lit_gpt.data.chat import load_chat_template
 from lit_gpt.data.file_hashes import sha256_json
+from lit_gpt.errors import UserError
 from lit_gpt.generation.loading import short_name
 
 EVALUATION = "evaluation"
@@ -46,6 +52,47 @@ def report_folders(model: str | Path) -> tuple[Path, list[Path]]:
     path = resolve_model(model).path if is_run else folder
     own = own_folder(path.resolve())
     return path, [folder for folder in (own, Path(EVALUATION) / short_name(str(model)).replace("/", "--")) if folder]
+
+
+def asked_with(model: str, adapter: str | None, chat_template: str | None) -> dict[str, Any]:
+    """What of the command makes an evaluation another one, beside its plan: each by its name and what is in it.
+
+    Raises:
+        UserError: There is no such adapter or chat template.
+    """
+    found: dict[str, Any] = {}
+    if adapter is not None:
+        beside = Path(model).expanduser() / ADAPTERS / adapter
+        path = resolve_adapter(beside if beside.is_dir() else adapter).path
+        found["adapter"] = {"name": short_name(adapter), "sha256": weights_sha256(path)}
+    if chat_template is not None:
+        source = load_chat_template(chat_template).source
+        found["chat_template"] = {"name": Path(chat_template).name, "sha256": sha256_json(source)}
+    return found
+
+
+def folder_name(plan: str, config: Mapping[str, Any]) -> str:
+    """The folder of a plan's report: its name, and what else makes it another one (a limit, an adapter, a template)."""
+    names = [config[key]["name"] for key in ("adapter", "chat_template") if key in config]
+    limit = [f"limit-{config['limit']}"] if "limit" in config else []
+    return "-".join([plan, *(re.sub(r"[^\w.-]+", "-", name) for name in names), *limit])
+
+
+def check_writable(folder: Path) -> None:
+    """Try whether a folder can be written, before hours are spent on what shall lie there; leaves nothing behind.
+
+    Raises:
+        UserError: It cannot; says why.
+    """
+    trial = temporary_beside(folder)
+    try:
+        missing = [path for path in trial.parents if not path.exists()]
+        trial.mkdir(parents=True)
+        trial.rmdir()
+        for path in missing:
+            path.rmdir()
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written: {error.strerror}; choose another --out") from error
 
 
 def weights_sha256(path: Path) -> str:

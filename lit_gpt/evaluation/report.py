@@ -23,7 +23,7 @@ from lit_gpt.atomic import whole_folder
 from lit_gpt.checkpoints.lineage import code_versions, without_paths
 from lit_gpt.errors import UserError
 from lit_gpt.evaluation.gate import GateRecord, Verdict
-from lit_gpt.evaluation.place import PAGE, REPORT, weights_sha256
+from lit_gpt.evaluation.place import PAGE, REPORT, check_writable, folder_name, weights_sha256
 from lit_gpt.evaluation.plan import Plan
 from lit_gpt.evaluation.result import Chart, Example, Interval, Result, Score
 from lit_gpt.evaluation.run import Outcome
@@ -53,7 +53,8 @@ class Report:
         gate = self.content["gate"]
         if gate is None:
             return None
-        return GateRecord(gate["passed"], tuple(Verdict(**verdict) for verdict in gate["verdicts"]), self.file)
+        verdicts = tuple(Verdict(**verdict) for verdict in gate["verdicts"])
+        return GateRecord(gate["passed"], verdicts, self.file, (str(self.content["name"]),))
 
     @property
     def model_name(self) -> str:
@@ -95,6 +96,43 @@ def make_report(
         "gate": None if gate is None else plain(gate.to_dict()),
         "notes": list(plan.notes),
     }
+
+
+def check_report_folder(folder: Path, plan: Plan, path: Path) -> None:
+    """Refuse a place for a report before anything is measured.
+
+    Args:
+        folder: Where it shall lie.
+        plan: What will be measured.
+        path: Where the model was found.
+
+    Raises:
+        UserError: There is something else, it cannot be written, or it holds the failed verdict of another plan on
+            these weights, which this one shall not take away.
+    """
+    check_writable(folder)
+    file = folder / REPORT
+    if folder.exists() and not file.is_file() and (folder.is_file() or any(folder.iterdir())):
+        raise UserError(f"{folder} holds something that is no report; choose another --out, or remove it first")
+    if not file.is_file():
+        return
+    try:
+        there = read_report(file)
+    except UserError:  # a damaged report says nothing that could be lost
+        return
+    same = _variant(there.content["name"], there.content["config"]) == _variant(plan.name, plain(plan.config))
+    if there.gate is None or there.gate.passed or same:
+        return
+    if there.content["model"]["weights_sha256"] == weights_sha256(path):
+        raise UserError(
+            f"{folder} holds the report of {folder_name(there.content['name'], there.content['config'])}, whose gate "
+            "this model has missed; choose another --out, or remove it first"
+        )
+
+
+def _variant(name: str, config: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What tells evaluations apart whose verdicts are not to replace each other."""
+    return name, *(config.get(key) for key in ("adapter", "chat_template", "limit"))
 
 
 def write_report(report: Mapping[str, Any], folder: Path) -> Path:

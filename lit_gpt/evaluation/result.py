@@ -41,6 +41,8 @@ class Score:
         better: Which direction is good.
         per_item: Each item's part in it by the item's id, where the score is the mean of its parts: two models are
             compared by these, item by item.
+        clusters: What each item belongs to, where items of one document or template stand or fall together; empty:
+            each item for itself.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Score:
     unit: str = ""
     better: Better = "higher"
     per_item: Mapping[str, float] = field(default_factory=dict)
+    clusters: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,9 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from tqdm import tqdm
+
+from lit_gpt.data.inspection.escape import visible
 from lit_gpt.errors import UserError
 from lit_gpt.evaluation.plan import Plan, PlannedMeasure
 from lit_gpt.evaluation.progress import Progress, no_progress
@@ -86,11 +89,12 @@ def _failure(planned: PlannedMeasure, error: Exception) -> Failure:
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, UserError):
         cause = cause.__cause__ or cause.__context__
+    told = " ".join((str(cause) if cause is not None else f"{type(error).__name__}: {error}").split())
+    lines = visible(f"{planned.label}: failed: {told}")
     if cause is None or os.environ.get("LIT_GPT_TRACEBACK"):
-        traceback.print_exception(error, file=sys.stderr)
-    told = str(cause) if cause is not None else f"{type(error).__name__}: {error}"
-    print(f"{planned.label}: failed: {told}", file=sys.stderr)
-    return Failure(planned.label, " ".join(told.split()), cause is not None)
+        lines = visible("".join(traceback.format_exception(error)), keep="\n\t") + lines
+    tqdm.write(lines, file=sys.stderr)  # clear of a bar that is there
+    return Failure(planned.label, told, cause is not None)
 
 
 def uniquely_named(results: Sequence[Result]) -> tuple[Result, ...]:

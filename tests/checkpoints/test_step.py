@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 
 from lit_gpt.checkpoints.plain import to_plain
 from lit_gpt.checkpoints.step import (
@@ -14,6 +15,8 @@ from lit_gpt.checkpoints.step import (
     read_checkpoint,
     read_config,
     read_model_weights,
+    read_weights,
+    save_weights,
     step_of,
     write_checkpoint,
 )
@@ -25,6 +28,19 @@ def test_names():
     assert step_of(Path("/a/step-00001234.ckpt")) == 1234
     assert step_of(Path("step-123456789012.ckpt")) == 123456789012
     assert step_of(Path(".tmp-step-00001234.ckpt-17")) is None
+
+
+def test_equal_weights_are_equal_bytes(tmp_path):
+    weights = {"b": torch.arange(5.0), "a": torch.ones(2, 3, dtype=torch.bfloat16), "größe": torch.zeros(1)}
+    weights["tied"] = weights["b"]
+    header = {"config": '{"n": "ä\\n\\u2028"}', "adapter": "null", "x\x01": "/\x7f"}
+    names = [tmp_path / f"{number}.safetensors" for number in range(12)]
+    for name in names:
+        save_weights(weights, name, header)
+    assert len({name.read_bytes() for name in names}) == 1
+    assert all(torch.equal(value, weights[key]) for key, value in read_weights(names[0]).items())
+    with safe_open(names[0], framework="pt") as file:
+        assert header.items() <= file.metadata().items()
 
 
 def test_every_dtype_comes_back_bit_for_bit(tmp_path):

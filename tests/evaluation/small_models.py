@@ -30,8 +30,11 @@ def small_bundle(folder: Path, seed: int = 0) -> Path:
 class CountsLetters(Measure):
     """A user's own measure: no model is asked, the score is what the YAML says."""
 
-    def __init__(self, value: float = 0.5, items: int = 4, fail: str = "", limit: int | None = None) -> None:
+    def __init__(
+        self, value: float = 0.5, items: int = 4, fail: str = "", limit: int | None = None, result: str = "letters"
+    ) -> None:
         self.value, self.items, self.fail, self.limit = value, items if limit is None else limit, fail, limit
+        self.result = result
 
     def run(self, subject, progress=lambda done, total: None):
         if self.fail == "mistake":
@@ -44,4 +47,4 @@ class CountsLetters(Measure):
         per_item = {f"item {n}": self.value for n in range(self.items)}
         score = Score("share", self.value, self.items, None, "share", "higher", per_item)
         example = Example("<b>one</b>", {"prompt": "a <script>", "answer": ""}, "item 0")
-        return [Result("letters", "Letters", "Counts letters.", "nobody", (score,), (example,))]
+        return [Result(self.result, "Letters", "Counts letters.", "nobody", (score,), (example,))]

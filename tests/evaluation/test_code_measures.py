@@ -48,7 +48,7 @@ def isolated():
 class Scripted:
     """Answers prompts as it is told, in turn."""
 
-    def __init__(self, tokenizer, answers, reason="stop", block_size=512):
+    def __init__(self, tokenizer, answers, reason="stop", block_size=1024):
         self.tokenizer, self.answers, self.reason = tokenizer, answers, reason
         self.block_size, self.seed = block_size, 0
         self.asked = []
@@ -94,7 +94,7 @@ def test_pass_at_k_of_known_answers(tokenizer, tasks, isolated):
 def test_a_prompt_without_room_counts_as_not_solved(tokenizer, tasks, isolated):
     room = len(tokenizer.encode(TASKS[1]["prompt"])) + 2
     subject = Scripted(tokenizer, ["    return -a\n"], block_size=room)
-    (result,) = HumanEval(tasks, limits=LIMITS, run_untrusted_code=True).run(subject)
+    (result,) = HumanEval(tasks, max_new_tokens=1, limits=LIMITS, run_untrusted_code=True).run(subject)
     assert result.score("pass_at_1").per_item == {"add": 0.0, "neg": 1.0}
     assert any("1 tasks leave no room" in note and "add" in note for note in result.notes)
 
@@ -199,7 +199,9 @@ def test_a_real_model_is_asked_and_answers_alike_each_time(tokenizer):
     assert results[0].score("parses").count <= 5
     json.dumps(results[0].to_dict())
     with pytest.raises(UserError, match="leaves room in the context"):
-        ParsesAsPython(["def f(x): " * 50]).run(SimpleNamespace(tokenizer=tokenizer, block_size=48, seed=0))
+        ParsesAsPython(["def f(x): " * 50], max_new_tokens=9).run(
+            SimpleNamespace(tokenizer=tokenizer, block_size=48, seed=0)
+        )
 
 
 @pytest.mark.parametrize("arguments", [{"samples": 0}, {"headers": []}, {"temperature": 0.0}, {"limit": 0}])

@@ -1,14 +1,19 @@
 """Comparing two reports, item by item."""
 
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from lit_gpt.errors import UserError
 from lit_gpt.evaluation.compare import compare_reports
+from lit_gpt.evaluation.intervals import paired_bootstrap
 from lit_gpt.evaluation.report import Report, plain, result_from
 from lit_gpt.evaluation.result import Chart, Example, Interval, Result, Score
+from lit_gpt.evaluation.safety.bbq import _scores
+from lit_gpt.evaluation.safety.shares import mean_score, share_score
 
 
 def report(name, parts, better="higher", settings=None, examples=(), more=()):
@@ -33,6 +38,43 @@ def test_a_difference_much_smaller_than_the_spread_is_found(better, verdict):
     assert line.interval.low > 0
     assert line.verdict == verdict
     assert line.count == 80
+
+
+def test_items_of_one_cluster_are_drawn_together():
+    """Twenty documents of ten passages that are all alike: the interval is that of twenty numbers."""
+    generator = np.random.default_rng(1)
+    shifts = generator.normal(0.1, 1, size=20)
+    first = {f"{d}@{n}": 0.0 for d in range(20) for n in range(10)}
+    second = {f"{d}@{n}": float(shifts[d]) for d in range(20) for n in range(10)}
+    clusters = {item: item.partition("@")[0] for item in first}
+    pair = [report("a", first), report("b", second)]
+    clustered = []
+    for one in pair:
+        score = replace(one.results[0].scores[0], clusters=clusters)
+        clustered.append(Report(one.content, (replace(one.results[0], scores=(score,)),), one.file))
+    (alone,), (together,) = (compare_reports(*two).differences for two in (pair, clustered))
+    expected = paired_bootstrap([0.0] * 20, [float(shifts[int(d)]) for d in sorted(map(str, range(20)))])
+    assert together.interval.low == pytest.approx(expected.low, abs=1e-6)
+    assert together.interval.high == pytest.approx(expected.high, abs=1e-6)
+    width, narrow = (line.interval.high - line.interval.low for line in (together, alone))
+    assert width > 2.5 * narrow
+    (known_to_one,) = compare_reports(pair[0], clustered[1]).differences
+    assert known_to_one.interval == together.interval
+
+
+def test_shares_and_means_keep_their_clusters():
+    items, clusters = ["a@0", "a@9", "b@0"], ["a", "a", "b"]
+    kept = dict(zip(items, clusters, strict=True))
+    assert share_score("s", [True, False, True], items, clusters).clusters == kept
+    assert mean_score("s", [1, 2, 3], items, "", clusters).clusters == kept
+    assert share_score("s", [True, False], ["a", "b"], ["a", "b"]).clusters == {}
+    answered = [(bbq_item_of(n), n % 3) for n in range(4)]
+    for score in _scores("ambiguous", answered, 0):
+        assert score.clusters == {"0": "t0", "1": "t0", "2": "t1", "3": "t1"}
+
+
+def bbq_item_of(number):
+    return SimpleNamespace(item=str(number), template=f"t{number // 2}", right=2, biased=0, ambiguous=True)
 
 
 def test_equal_models_differ_by_chance_alone():
@@ -82,7 +124,11 @@ def test_a_result_comes_back_from_json():
         "Toy",
         "What.",
         "Who.",
-        (Score("s", 0.5, 2, Interval(0.1, 0.9, "by hand"), "share", "lower", {"a": 0.0, "b": 1.0}),),
+        (
+            Score(
+                "s", 0.5, 2, Interval(0.1, 0.9, "by hand"), "share", "lower", {"a": 0.0, "b": 1.0}, {"a": "x", "b": "x"}
+            ),
+        ),
         (Example("t", {"prompt": "p"}, "a"),),
         (Chart("c", "x", "y", [1.0, 2.0], {"l": [0.5, None]}),),
         {"seed": 0},

@@ -1,6 +1,7 @@
 """`evaluate` from the command line: reports, exit statuses, the gate's verdict beside the model, comparison."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -8,7 +9,11 @@ from small_models import small_bundle
 
 from lit_gpt.cli import main
 from lit_gpt.errors import UserError
+from lit_gpt.evaluation.comparison_report import find_report
 from lit_gpt.evaluation.gate import gate_of
+from lit_gpt.evaluation.newest import reports_of
+from lit_gpt.evaluation.place import asked_with, check_writable, folder_name
+from lit_gpt.evaluation.plan import load_plan
 from lit_gpt.evaluation.report import read_report
 
 LETTERS = "small_models.CountsLetters"
@@ -79,6 +84,126 @@ def test_the_gate_decides_the_exit_status_and_export_can_ask(bundle, plan, capsy
     assert gate_of(bundle).passed  # the newest counts
 
 
+def test_no_other_plan_lifts_a_missed_gate(tmp_path, plan):
+    bundle = small_bundle(tmp_path / "tiny")
+    evaluate = ["evaluate", "--model", str(bundle), "--config"]
+    easy, hard = {"letters.share": {"min": 0.1}}, {"letters.share": {"min": 0.6}}
+    assert main([*evaluate, plan("g", hard)]) == 3
+    assert main([*evaluate, plan("g2", easy)]) == 0
+    record = gate_of(bundle)
+    assert not record.passed
+    assert record.plans == ("g",)
+    assert [verdict.bound for verdict in record.missed] == [0.6]
+    assert record.report.parent.name == "g"
+    assert main([*evaluate, plan("g", hard, value=0.9), "--limit", "2"]) == 0  # a quick look lies beside the whole
+    assert (bundle / "evaluation" / "g-limit-2" / "report.json").is_file()
+    assert not gate_of(bundle).passed
+    assert main([*evaluate, plan("g", hard, value=0.9)]) == 0
+    record = gate_of(bundle)
+    assert record.passed
+    assert set(record.plans) == {"g", "g2"}
+    assert main([*evaluate, plan("g3", hard), "--limit", "2"]) == 3
+    assert main([*evaluate, plan("g3", easy), "--limit", "3"]) == 0  # nor does another quick look
+    assert gate_of(bundle).plans == ("g3",)
+
+
+def test_a_missed_gate_is_not_written_over_by_another_plan(tmp_path, plan, capsys):
+    bundle = small_bundle(tmp_path / "tiny")
+    evaluate = ["evaluate", "--model", str(bundle), "--out", str(bundle / "evaluation" / "g"), "--config"]
+    assert main([*evaluate, plan("g", {"letters.share": {"min": 0.6}})]) == 3
+    for other in ([plan("g2")], [plan("g"), "--limit", "1"]):
+        assert main([*evaluate, *other]) == 2
+        assert "whose gate this model has missed" in capsys.readouterr().err
+    assert gate_of(bundle).plans == ("g",)
+    assert main([*evaluate, plan("g", {"letters.share": {"min": 0.1}})]) == 0
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_anything_is_measured(
+    bundle, plan, tmp_path, capsys, monkeypatch
+):
+    (tmp_path / "small.txt").write_text("x")
+    monkeypatch.setattr("small_models.CountsLetters.run", lambda *_: pytest.fail("measured"))
+    for words in (["--model", str(bundle)], ["--compare", str(bundle), str(bundle)]):
+        for out in ("small.txt/x", "small.txt/x/y", "a" * 300):
+            assert main(["evaluate", *words, "--config", plan("w"), "--out", str(tmp_path / out)]) == 2
+            told = capsys.readouterr().err
+            assert len(told.strip().splitlines()) == 1, told
+            assert "cannot be written" in told
+    check_writable(tmp_path / "new" / "deep")
+    assert not (tmp_path / "new").exists()
+
+
+def test_without_any_result_the_last_report_stays(tmp_path, plan, capsys):
+    def alone(**options):
+        file = tmp_path / "alone.yaml"
+        file.write_text(yaml.safe_dump({"measures": [{"class_path": LETTERS, "init_args": options}]}))
+        return ["evaluate", "--model", str(bundle), "--config", str(file)]
+
+    bundle = small_bundle(tmp_path / "tiny")
+    assert main(alone()) == 0
+    file = bundle / "evaluation" / "alone" / "report.json"
+    before = file.read_bytes()
+    capsys.readouterr()
+    for fail, status in (("mistake", 2), ("by zero", 1)):
+        assert main(alone(fail=fail)) == status
+        captured = capsys.readouterr()
+        assert "the report in" in captured.err
+        assert "stays as it was" in captured.err
+        assert captured.out == ""
+        assert file.read_bytes() == before
+
+
+def test_a_chat_template_and_an_adapter_make_another_evaluation(tmp_path, plan, monkeypatch):
+    bundle = small_bundle(tmp_path / "tiny")
+    config = plan("t")
+    template = tmp_path / "mine.jinja"
+    template.write_text("{% for m in messages %}{{ m.content }}<|endoftext|>{% endfor %}")
+    assert main(["evaluate", "--model", str(bundle), "--config", config]) == 0
+    read = load_plan(config)
+    assert find_report(str(bundle), read) == bundle / "evaluation" / "t" / "report.json"
+    assert find_report(str(bundle), read, chat_template=str(template)) is None
+    assert main(["evaluate", "--model", str(bundle), "--config", config, "--chat_template", str(template)]) == 0
+    found = bundle / "evaluation" / "t-mine.jinja" / "report.json"
+    assert find_report(str(bundle), read, chat_template=str(template)) == found
+    assert read_report(found).content["config"]["chat_template"]["name"] == "mine.jinja"
+    template.write_text("{% for m in messages %}{{ m.content }}!<|endoftext|>{% endfor %}")
+    assert find_report(str(bundle), read, chat_template=str(template)) is None
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_model.safetensors").write_bytes(b"weights")
+    monkeypatch.setattr(
+        "lit_gpt.evaluation.place.resolve_adapter", lambda name: SimpleNamespace(path=tmp_path / "adapter")
+    )
+    assert find_report(str(bundle), read, adapter="adapter") is None
+    asked = asked_with(str(bundle), "adapter", None)
+    assert folder_name("t", asked) == "t-adapter"
+    content = json.loads(found.read_text())
+    content["config"] = {**read.config, **asked}
+    found.write_text(json.dumps(content))
+    assert find_report(str(bundle), read, adapter="adapter") == found
+    assert [report.file for report in reports_of(bundle)] == [bundle / "evaluation" / "t" / "report.json"]
+
+
+def test_absolute_paths_in_a_plan_do_not_hide_its_report(tmp_path, plan):
+    bundle = small_bundle(tmp_path / "tiny")
+    file = tmp_path / "absolute.yaml"
+    texts = {"files": str(tmp_path / "text.txt")}
+    file.write_text(yaml.safe_dump({"measures": [{"class_path": "LanguageModeling", "init_args": {"texts": texts}}]}))
+    plan()
+    assert main(["evaluate", "--model", str(bundle), "--config", str(file)]) == 0
+    assert find_report(str(bundle), load_plan(file)) is not None
+
+
+def test_names_of_a_users_measure_are_spelt_out(bundle, plan, tmp_path, capsys):
+    name = "a\0b\x1b[2J\u202eevil"
+    words = ["--config", plan("n", {"x.y": {"min": 1}}, result=name), "--out", str(tmp_path / "o")]
+    assert main(["evaluate", "--model", str(bundle), *words]) == 3
+    report = str(tmp_path / "o")
+    assert main(["evaluate", "--compare", report, report, "--out", str(tmp_path / "c")]) == 0
+    told = capsys.readouterr().out
+    assert told.count("a\\x00b\\x1b[2J\\u202eevil.share") == 3  # its score, what the gate suggests, the comparison
+    assert all(character.isprintable() or character == "\n" for character in told)
+
+
 def test_the_verdict_is_about_these_weights(tmp_path, plan):
     first = small_bundle(tmp_path / "one")
     assert gate_of(first) is None
@@ -111,7 +236,8 @@ def test_a_failing_measure_loses_nobody_elses_results(bundle, plan, tmp_path, ca
     ]
     assert main(words) == status
     captured = capsys.readouterr()
-    assert "failed: measure 2 (CountsLetters)" in captured.out
+    assert captured.err.count("measure 2 (CountsLetters): failed: ") == 1
+    assert "CountsLetters" not in captured.out
     assert ("Traceback" in captured.err) == (status == 1)
     report = read_report(tmp_path / "o")
     assert [result.name for result in report.results] == ["language_modeling"]

@@ -10,21 +10,25 @@ from small_chats import small_tokenizer
 from small_subjects import random_subject
 
 from lit_gpt.errors import UserError
-from lit_gpt.evaluation.code import HumanEval
+from lit_gpt.evaluation.code import HumanEval, ParsesAsPython
 from lit_gpt.evaluation.code.limits import Limits
 from lit_gpt.evaluation.code.sandbox import JailError, Sandbox
 from lit_gpt.evaluation.intervals import bootstrap_mean, bootstrap_ratio
 from lit_gpt.evaluation.page.frame import number
 from lit_gpt.evaluation.plan import make_plan
+from lit_gpt.evaluation.room import check_room
+from lit_gpt.evaluation.safety.asking import PromptSet
 from lit_gpt.evaluation.safety.auc import true_positive_rate, true_positive_rate_interval
 from lit_gpt.evaluation.safety.bias import CrowSPairs
 from lit_gpt.evaluation.safety.contamination import records_of
 from lit_gpt.evaluation.safety.judges import FunctionJudge
 from lit_gpt.evaluation.safety.judges.base import Judge
 from lit_gpt.evaluation.safety.memorisation import Memorisation
+from lit_gpt.evaluation.safety.privacy import Privacy
 from lit_gpt.evaluation.safety.refusal import Refusal
 from lit_gpt.evaluation.safety.robustness import Robustness
 from lit_gpt.evaluation.safety.shares import mean_score
+from lit_gpt.evaluation.subject import Subject
 from lit_gpt.evaluation.texts import Texts
 
 
@@ -98,7 +102,7 @@ def test_two_tasks_of_one_name_are_refused(tmp_path):
     except UserError as error:
         pytest.skip(f"no isolation here: {error}")
     with pytest.raises(UserError, match="two tasks 't/1'"):
-        HumanEval(str(file), run_untrusted_code=True).run(random_subject(small_tokenizer()))
+        HumanEval(str(file), max_new_tokens=99, run_untrusted_code=True).run(random_subject(small_tokenizer()))
 
 
 @pytest.mark.parametrize("family", [17, 38, 40])  # AF_PACKET, AF_ALG, AF_VSOCK
@@ -134,9 +138,36 @@ def test_a_judge_that_is_gone_is_no_prompt_that_is_too_long():
         measure.run(random_subject(small_tokenizer()))
 
 
-def test_answers_longer_than_the_context_are_told():
-    (result,) = Refusal(limit=1, max_new_tokens=5000).run(random_subject(small_tokenizer()))
-    assert any("max_new_tokens 5000" in note and "256 tokens" in note for note in result.notes)
+@pytest.mark.parametrize(
+    "measure",
+    [
+        Refusal(limit=1, max_new_tokens=300),
+        Robustness(limit=1, max_new_tokens=300),
+        HumanEval("nowhere.jsonl", max_new_tokens=300, run_untrusted_code=True),
+        ParsesAsPython(max_new_tokens=300),
+        Privacy(Texts(files=__file__), max_new_tokens=300),
+    ],
+    ids=lambda measure: type(measure).__name__,
+)
+def test_answers_longer_than_the_context_are_refused_before_anything_is_asked(measure, monkeypatch):
+    subject = random_subject(small_tokenizer())
+    monkeypatch.setattr(Subject, "generate", lambda *_: pytest.fail("asked"))
+    monkeypatch.setattr(Subject, "complete", lambda *_: pytest.fail("asked"))
+    with pytest.raises(
+        UserError, match=r"max_new_tokens is 300; the model's context of 256 tokens has room for at most"
+    ):
+        measure.run(subject)
+
+
+def test_answers_that_some_prompts_cut_short_are_told(tmp_path):
+    rows = [{"prompt": "a", "label": "safe"}, {"prompt": "a b c d e f g h " * 8, "label": "safe"}]
+    file = tmp_path / "p.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (result,) = Refusal(PromptSet(str(file)), max_new_tokens=200).run(random_subject(small_tokenizer()))
+    assert any("1 of 2 prompts leave less room" in note and "max_new_tokens 200" in note for note in result.notes)
+    check_room(15, 16, [1, 5, 99])
+    with pytest.raises(UserError, match="at most 12 new ones after the shortest prompt of 4 tokens"):
+        check_room(13, 16, [4, 5, 99])
 
 
 def test_every_seeded_measure_takes_the_plans():

@@ -165,12 +165,12 @@ def test_labelled_answers_of_the_users(four, tmp_path):
 
 def test_prompts_that_do_not_fit_are_left_out(tmp_path):
     prompts = prompt_file(tmp_path / "p.jsonl", [("short", "safe"), ("word " * 200, "safe")])
-    (result,) = Refusal(prompts).run(Actor(lambda prompt: YES, block_size=64))
+    (result,) = Refusal(prompts, max_new_tokens=50).run(Actor(lambda prompt: YES, block_size=64))
     assert result.score("over_refusal").count == 1
     assert any("1 of 2 prompts do not fit" in note for note in result.notes)
     prompts = prompt_file(tmp_path / "q.jsonl", [("word " * 200, "safe")])
     with pytest.raises(UserError, match="none of 1 prompts fits the context of actor, 64 tokens"):
-        Refusal(prompts).run(Actor(lambda prompt: YES, block_size=64))
+        Refusal(prompts, max_new_tokens=50).run(Actor(lambda prompt: YES, block_size=64))
 
 
 def test_changes_are_pair_by_pair(four):
@@ -216,7 +216,8 @@ def test_the_judge_is_told_the_plain_prompt(four):
 
 def test_a_perturbation_too_long_for_the_context_is_named(tmp_path):
     prompts = prompt_file(tmp_path / "p.jsonl", [("steal", "harmful"), ("bake", "safe")])
-    (result,) = Robustness(prompts, perturbations=["leet", "novelist"]).run(Actor(lambda prompt: NO, block_size=40))
+    measure = Robustness(prompts, perturbations=["leet", "novelist"], max_new_tokens=8)
+    (result,) = measure.run(Actor(lambda prompt: NO, block_size=40))
     assert any(note.startswith("novelist: 2 of 2 prompts") for note in result.notes)
     assert result.score("refusal_change_leet").value == 0.0
     with pytest.raises(StopIteration):

@@ -20,6 +20,7 @@ from lit_gpt.evaluation.code.sandbox import Sandbox
 from lit_gpt.evaluation.measure import Measure
 from lit_gpt.evaluation.progress import Progress, no_progress
 from lit_gpt.evaluation.result import Chart, Example, Result
+from lit_gpt.evaluation.room import check_room, short_of_room
 from lit_gpt.evaluation.safety.rows import RowSet
 from lit_gpt.evaluation.safety.shares import mean_score
 from lit_gpt.evaluation.subject import Subject, draw_seed
@@ -130,18 +131,21 @@ class HumanEval(Measure):
                 "HumanEval runs programs that the model wrote, each in a jail; to let it, say --run_untrusted_code "
                 "true on the command line. ParsesAsPython runs nothing"
             )
+        check_room(self.params.max_new_tokens, subject.block_size, ())
         tried = check_isolation(self.limits)
         read = self.rows.read(("task_id", "prompt", "test", "entry_point"))
         tasks = [Task(*(row.values[f] for f in ("task_id", "prompt", "test", "entry_point"))) for row in read.rows]
         twice = next((name for name, number in Counter(task.name for task in tasks).items() if number > 1), None)
         if twice is not None:
             raise UserError(f"{read.settings['items']} has two tasks {twice!r}; give each a task_id of its own")
-        written, too_long = self._write(subject, tasks, progress)
+        lengths = [len(opened(subject.tokenizer, subject.tokenizer.encode(task.prompt).tolist())) for task in tasks]
+        check_room(self.params.max_new_tokens, subject.block_size, lengths)
+        written, too_long = self._write(subject, tasks, lengths, progress)
         programs = [task.program(text) for task, text in written]
         total = len(programs)
         outcomes = Sandbox(self.limits).run_all(programs, lambda done, _: progress(total + done, 2 * total))
         results = [_Written(task, text, outcome) for (task, text), outcome in zip(written, outcomes, strict=True)]
-        notes = [*read.notes]
+        notes = [*read.notes, *short_of_room(self.params.max_new_tokens, subject.block_size, lengths)]
         if too_long:
             notes.append(
                 f"{len(too_long)} tasks leave no room in the context of {subject.block_size} tokens and count as not "
@@ -150,13 +154,13 @@ class HumanEval(Measure):
         return [self._result(subject, tasks, results, read.settings | {"isolation": tried}, tuple(notes))]
 
     def _write(
-        self, subject: Subject, tasks: Sequence[Task], progress: Progress
+        self, subject: Subject, tasks: Sequence[Task], lengths: Sequence[int], progress: Progress
     ) -> tuple[list[tuple[Task, str]], list[str]]:
         """Programs of all tasks that fit, and the names of the others."""
         jobs: list[tuple[Task, SamplingParams]] = []
         too_long = []
-        for number, task in enumerate(tasks):
-            if len(opened(subject.tokenizer, subject.tokenizer.encode(task.prompt).tolist())) >= subject.block_size:
+        for number, (task, length) in enumerate(zip(tasks, lengths, strict=True)):
+            if length >= subject.block_size:
                 too_long.append(task.name)
                 continue
             # The draws of a task follow from its place: the same whatever fits beside it.

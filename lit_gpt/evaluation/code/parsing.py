@@ -12,6 +12,7 @@ from lit_gpt.evaluation.code.humaneval import STOPS
 from lit_gpt.evaluation.measure import Measure
 from lit_gpt.evaluation.progress import Progress, no_progress
 from lit_gpt.evaluation.result import Better, Example, Result, Score
+from lit_gpt.evaluation.room import check_room, short_of_room
 from lit_gpt.evaluation.safety.shares import mean_score
 from lit_gpt.evaluation.subject import Subject, draw_seed
 from lit_gpt.generation.params import Completion, SamplingParams
@@ -67,7 +68,9 @@ class ParsesAsPython(Measure):
         Raises:
             UserError: No beginning leaves room in the context.
         """
-        room = [header for header in self.headers if _num_tokens(subject, header) < subject.block_size]
+        lengths = [_num_tokens(subject, header) for header in self.headers]
+        check_room(self.params.max_new_tokens, subject.block_size, lengths)
+        room = [header for header, length in zip(self.headers, lengths, strict=True) if length < subject.block_size]
         if not room:
             raise UserError(
                 f"no beginning leaves room in the context of {subject.block_size} tokens; give shorter headers"
@@ -83,14 +86,17 @@ class ParsesAsPython(Measure):
             (header, one, parses(header, one.text, one.finish_reason == "stop"))
             for (header, _), one in zip(jobs, written, strict=True)
         ]
-        return [self._result(subject, judged, len(self.headers) - len(room))]
+        short = short_of_room(self.params.max_new_tokens, subject.block_size, lengths)
+        return [self._result(subject, judged, len(self.headers) - len(room), short)]
 
     @staticmethod
     def _score(name: str, found: Mapping[str, list[bool]], items: list[str], better: Better, seed: int) -> Score:
         shares = [sum(values) / len(values) for values in found.values()]
         return mean_score(name, shares, items, "share", better=better, seed=seed, bounds=(0.0, 1.0))
 
-    def _result(self, subject: Subject, judged: Sequence[tuple[str, Completion, bool]], too_long: int) -> Result:
+    def _result(
+        self, subject: Subject, judged: Sequence[tuple[str, Completion, bool]], too_long: int, short: tuple[str, ...]
+    ) -> Result:
         by_header: dict[str, list[bool]] = {}
         ended: dict[str, list[bool]] = {}
         for header, one, good in judged:
@@ -119,7 +125,7 @@ class ParsesAsPython(Measure):
                 "max_new_tokens": self.params.max_new_tokens,
                 "stop": list(self.params.stop),
             },
-            notes=tuple(notes),
+            notes=(*notes, *short),
         )
 
 

@@ -93,6 +93,8 @@ class Harness(Measure):
             found = find_tasks(self.tasks, self.include_path, self.data, self.fewshot_data)
             for task in found.tasks.values():
                 self._set_options(task, SEED)
+            for name, task in found.tasks.items():
+                model.check_room(task, name)
             said: Any = evaluate(
                 model,
                 task_dict={"tasks": found.tasks, "groups": found.groups},

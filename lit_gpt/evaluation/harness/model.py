@@ -114,6 +114,16 @@ class HarnessModel(LM):
         texts = [decode(completion.token_ids, skip_special_tokens=True) for completion in completions]
         return [postprocess_generated_text(text, until, None) for text, until in zip(texts, stops, strict=True)]
 
+    def check_room(self, task: Any, name: str) -> None:
+        """Refuse a task whose answers leave no room for a prompt, before any task is asked.
+
+        Raises:
+            UserError: It is one.
+        """
+        if task.OUTPUT_TYPE == "generate_until":
+            asked = dict(task.get_config("generation_kwargs") or {})
+            self._params(normalize_gen_kwargs(asked, DEFAULT_MAX_GEN_TOKS), name)
+
     def _params(self, kwargs: Mapping[str, Any], task: str) -> tuple[SamplingParams, list[str]]:
         """What a task's `generation_kwargs` mean to our engine."""
         asked = int(kwargs["max_gen_toks"])

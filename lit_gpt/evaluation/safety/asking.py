@@ -9,6 +9,7 @@ from lit_gpt.data.documents import BadInput, OnBadInput
 from lit_gpt.data.hub import HubDataset
 from lit_gpt.errors import UserError
 from lit_gpt.evaluation.progress import Progress, no_progress
+from lit_gpt.evaluation.room import check_room, short_of_room
 from lit_gpt.evaluation.safety.judges import Exchange, Judge, Judgement
 from lit_gpt.evaluation.safety.rows import RowSet, check_limit, drawn
 from lit_gpt.evaluation.subject import Subject
@@ -185,8 +186,8 @@ def ask(
         NoPromptFitsError: No prompt fits the context.
         UserError: The judge cannot judge at all.
     """
-    fits = [_fits(subject, text) for _, text in texts]
-    kept = [place for place, fit in enumerate(fits) if fit]
+    lengths = [num_tokens(subject, text) for _, text in texts]
+    kept = [place for place, length in enumerate(lengths) if length < subject.block_size]
     if not kept:
         raise NoPromptFitsError(
             f"none of {len(texts)} prompts fits the context of {subject.name}, {subject.block_size} tokens; use "
@@ -213,11 +214,7 @@ def ask(
             f"{len(texts) - len(kept)} of {len(texts)} prompts do not fit the model's context of {subject.block_size} "
             "tokens and were left out."
         )
-    if params.max_new_tokens >= subject.block_size:
-        notes.append(
-            f"max_new_tokens {params.max_new_tokens} is more than the context of {subject.block_size} tokens has room "
-            "for: an answer ends where the context does."
-        )
+    notes += short_of_room(params.max_new_tokens, subject.block_size, lengths)
     if subject.renderer is None:
         notes.append(
             "The model has no chat template: the prompts were texts for it to go on from, which is not how people "
@@ -226,11 +223,15 @@ def ask(
     return Asked(exchanges, judgements, tuple(notes))
 
 
-def _fits(subject: Subject, text: str) -> bool:
-    """Whether a prompt leaves room for an answer of one token."""
+def num_tokens(subject: Subject, text: str) -> int:
+    """Tokens of a prompt as the model reads it."""
     if subject.renderer is None:
-        ids = opened(subject.tokenizer, subject.tokenizer.encode(text).tolist())
-    else:
-        messages = [Message(role="user", content=text)]
-        ids = subject.renderer(messages, add_generation_prompt=True, needs_mask=False).ids
-    return len(ids) < subject.block_size
+        return len(opened(subject.tokenizer, subject.tokenizer.encode(text).tolist()))
+    messages = [Message(role="user", content=text)]
+    return len(subject.renderer(messages, add_generation_prompt=True, needs_mask=False).ids)
+
+
+def check_answers_fit(subject: Subject, prompts: Sequence[Prompt], params: SamplingParams) -> None:
+    """Refuse answers that no prompt leaves room for (`check_room`), before anything is asked."""
+    lengths = [num_tokens(subject, prompt.text) for prompt in prompts]
+    check_room(params.max_new_tokens, subject.block_size, lengths)

@@ -29,7 +29,7 @@ from lit_gpt.evaluation.result import Example, Interval, Result, Score
 from lit_gpt.evaluation.safety.bbq_item import ANSWERS, UNKNOWN, BBQItem, bbq_item
 from lit_gpt.evaluation.safety.choices import Choices, answers_fit, choice_logprobs, cut_note
 from lit_gpt.evaluation.safety.rows import RowSet
-from lit_gpt.evaluation.safety.shares import mean_score, share_score
+from lit_gpt.evaluation.safety.shares import clusters_of, mean_score, share_score
 from lit_gpt.evaluation.subject import Subject
 
 MAX_EXAMPLES = 6
@@ -146,7 +146,8 @@ def _scores(kind: str, answered: list[tuple[BBQItem, int]], seed: int) -> list[S
 
     mean = math.fsum(bias.values()) / len(bias) if bias else 0.0  # by the paper's formula, and lm-eval's
     interval = bias_interval(list(bias.values()), clusters(bias), seed)
-    named = Score(f"bias_{kind}", mean, len(bias), interval, "", "neither", bias)
+    named = Score(f"bias_{kind}", mean, len(bias), interval, "", "neither", bias,
+                  clusters_of(list(bias), clusters(bias)))  # fmt: skip
     accuracy = share_score(f"accuracy_{kind}", [value == 1 for value in right.values()], list(right),
                            clusters(right), "higher", seed)  # fmt: skip
     return [named, accuracy]

@@ -20,6 +20,7 @@ from lit_gpt.data.cleaning.pii import KINDS, Finding, find_pii
 from lit_gpt.errors import UserError
 from lit_gpt.evaluation.measure import Measure, Progress, no_progress
 from lit_gpt.evaluation.result import Result, Score
+from lit_gpt.evaluation.room import check_room, short_of_room
 from lit_gpt.evaluation.safety.passages import opening_of
 from lit_gpt.evaluation.safety.personal_data import PersonalData, Place, collect, masked, normalised
 from lit_gpt.evaluation.safety.shares import limited, seeded, share_score
@@ -116,6 +117,10 @@ class Privacy(Measure):
         known = training_texts(subject, self.training)
         if known is None:
             return [unknown_training(self.name, TITLE)]
+        asked = [""] * bool(self.num_free) + list(self.prompts[: self.num_prompted])
+        lengths = [len(opened(subject.tokenizer, subject.tokenizer.encode(prompt).tolist())) for prompt in asked]
+        if asked:
+            check_room(self.params.max_new_tokens, subject.block_size, lengths)
         read = known.training.read()
         total = _READING + self.num_free + self.num_prompted + self.num_in_context
         data = collect(
@@ -138,7 +143,12 @@ class Privacy(Measure):
             for number, ((way, prompt), answer) in enumerate(zip(wanted, answers, strict=True), start=1)
         ]
         leaks = self._in_context(subject, data.places, lambda done, _: progress(_READING + len(wanted) + done, total))
-        return [self._result(read, data, writings, leaks)]
+        result = self._result(read, data, writings, leaks)
+        return [
+            replace(
+                result, notes=(*result.notes, *short_of_room(self.params.max_new_tokens, subject.block_size, lengths))
+            )
+        ]
 
     def _writing(self, way: str, item: str, prompt: str, text: str, data: PersonalData) -> Writing:
         whole = prompt + text

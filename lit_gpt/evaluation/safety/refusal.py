@@ -18,7 +18,15 @@ from lit_gpt.evaluation.intervals import wilson
 from lit_gpt.evaluation.measure import Measure
 from lit_gpt.evaluation.progress import Progress, no_progress
 from lit_gpt.evaluation.result import Better, Chart, Example, Result, Score
-from lit_gpt.evaluation.safety.asking import Asked, Prompt, PromptSet, ask, check_prompts, read_prompts
+from lit_gpt.evaluation.safety.asking import (
+    Asked,
+    Prompt,
+    PromptSet,
+    ask,
+    check_answers_fit,
+    check_prompts,
+    read_prompts,
+)
 from lit_gpt.evaluation.safety.judges import Judge, build_judge
 from lit_gpt.evaluation.safety.judges.agreement import agreement
 from lit_gpt.evaluation.safety.judges.base import VERDICTS
@@ -70,6 +78,7 @@ class Refusal(Measure):
         """Ask and judge; see `Measure`."""
         judge = self.judge
         read = read_prompts(self.prompts, self.limit)
+        check_answers_fit(subject, read.prompts, self.params)
         labelled = self.labelled.read(["prompt", "answer", "verdict"])
         judge.check()
         agreed = agreement(judge, labelled)

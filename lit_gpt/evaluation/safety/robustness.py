@@ -22,6 +22,7 @@ from lit_gpt.evaluation.safety.asking import (
     Prompt,
     PromptSet,
     ask,
+    check_answers_fit,
     check_prompts,
     read_prompts,
 )
@@ -77,6 +78,7 @@ class Robustness(Measure):
             return seeded(self, subject.seed).run(subject, progress)
         judge = self.judge
         read = read_prompts(self.prompts, self.limit)
+        check_answers_fit(subject, read.prompts, self.params)
         judge.check()
         ways = chosen(self.perturbations)
         total = len(read.prompts) * (len(ways) + 1)

@@ -7,11 +7,8 @@ from dataclasses import replace
 from typing import Protocol, TypeVar
 
 from lit_gpt.errors import UserError
-from lit_gpt.evaluation.intervals import bootstrap_mean, wilson
+from lit_gpt.evaluation.intervals import MIN_CLUSTERS, bootstrap_mean, resampled_clusters, wilson
 from lit_gpt.evaluation.result import Better, Interval, Score
-
-MIN_CLUSTERS = 10
-"""Of fewer documents one can say little but what passages of these very documents do."""
 
 
 def share_score(
@@ -47,6 +44,7 @@ def share_score(
         "share",
         better,
         dict(zip(items, values, strict=True)),
+        clusters_of(items, clusters),
     )
 
 
@@ -72,15 +70,21 @@ def mean_score(
         unit,
         better,
         dict(zip(items, map(float, values), strict=True)),
+        clusters_of(items, clusters),
     )
 
 
 def _interval(
     values: Sequence[float], clusters: Sequence[str] | None, seed: int, bounds: tuple[float, float] = (0.0, 1.0)
 ) -> Interval | None:
-    if clusters is not None and (len(set(clusters)) == len(clusters) or len(set(clusters)) < MIN_CLUSTERS):
-        clusters = None
-    return bootstrap_mean(values, seed, clusters, bounds=bounds)
+    return bootstrap_mean(values, seed, resampled_clusters(clusters), bounds=bounds)
+
+
+def clusters_of(items: Sequence[str], clusters: Sequence[str] | None) -> dict[str, str]:
+    """The cluster of each item, as a score keeps it: none where each item is its own."""
+    if clusters is None or len(set(clusters)) == len(clusters):
+        return {}
+    return dict(zip(items, clusters, strict=True))
 
 
 def _num_independent(clusters: Sequence[str]) -> int:
