@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from lit_gpt.adapters.config import AdapterConfig
-from lit_gpt.adapters.extra import need
 from lit_gpt.adapters.quantize import quantized_linear
 from lit_gpt.errors import UserError
+from lit_gpt.extras import need
 from lit_gpt.models.vocabulary import VOCABULARY_WEIGHTS
 
 NAME = "default"
@@ -35,7 +35,7 @@ def add_adapter(model: nn.Module, config: AdapterConfig, seed: int = 0, train_em
     Raises:
         UserError: if a target is not there, or the libraries are not installed.
     """
-    peft = need("peft", "an adapter")
+    peft = need("peft", "adapters", "an adapter")
     targets = target_names(model, config)
     model.requires_grad_(False)
     if config.quantize is not None:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lit_gpt.adapters.extra import need
+from lit_gpt.extras import need
 
 Kind = Literal["nf4", "int8"]
 
@@ -21,7 +21,7 @@ Kind = Literal["nf4", "int8"]
 def quantized_linear(linear: nn.Linear, kind: Kind) -> nn.Module:
     """Returns a frozen layer that computes what `linear` does with a rounded weight, on the same device."""
     if kind == "nf4":
-        bitsandbytes: Any = need("bitsandbytes", "adapter.quantize: nf4")
+        bitsandbytes: Any = need("bitsandbytes", "adapters", "adapter.quantize: nf4")
         dtype = linear.weight.dtype
         with torch.device("meta"):  # no memory for, and no random numbers into, a weight that is replaced at once
             layer = bitsandbytes.nn.Linear4bit(
@@ -42,7 +42,7 @@ def quantized_linear(linear: nn.Linear, kind: Kind) -> nn.Module:
             layer.bias = nn.Parameter(linear.bias.detach(), requires_grad=False)
         result: nn.Module = layer.to(linear.weight.device)  # quantises
         return result
-    need("torchao", "adapter.quantize: int8")
+    need("torchao", "adapters", "adapter.quantize: int8")
     from torchao.quantization import Int8WeightOnlyConfig, quantize_
 
     holder = nn.Sequential(linear)
@@ -62,7 +62,7 @@ def rounded_weight(weight: Tensor, kind: Kind) -> Tensor:
     layer: Any = quantized_linear(linear, kind)
     with torch.no_grad():
         if kind == "nf4":
-            bitsandbytes: Any = need("bitsandbytes", "adapter.quantize: nf4")
+            bitsandbytes: Any = need("bitsandbytes", "adapters", "adapter.quantize: nf4")
             state = layer.weight.quant_state
             whole: Tensor = bitsandbytes.functional.dequantize_4bit(layer.weight.data, state)
         else:

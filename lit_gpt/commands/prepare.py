@@ -51,10 +51,10 @@ def prepare(
 
         print(explanation(explain))
         return
-    from lit_gpt.data.pipeline.extra import need
+    from lit_gpt.extras import need
 
     for module in ("datatrove", "orjson", "dill", "loguru"):
-        need(module, "prepare")
+        need(module, "data", "prepare")
     from lit_gpt.data.pipeline.recipe import make_recipe
     from lit_gpt.data.pipeline.run import run_recipe
 

@@ -52,13 +52,10 @@ def serve(
             (`lit_gpt.serving.guards`).
         limits: what one request, and all together, may ask.
     """
-    import importlib.util
-
-    from lit_gpt.errors import UserError
+    from lit_gpt.extras import need
 
     for module in ("fastapi", "uvicorn", "sse_starlette", "prometheus_client"):
-        if importlib.util.find_spec(module) is None:
-            raise UserError(f"serve needs {module}: pip install -e '.[serve]'")
+        need(module, "serve", "serve")
     from lit_gpt.serving.access import Keys, allowed_names, read_keys
     from lit_gpt.serving.app import create_app
     from lit_gpt.serving.guards import load_guards

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from lit_gpt.data.tokenizers import Tokenizer
 from lit_gpt.errors import UserError
+from lit_gpt.extras import need
 from lit_gpt.generation.params import Constraint
 
 MAX_MULTIPLE = 10_000
@@ -99,10 +100,7 @@ def compile_constraint(constraint: Constraint) -> str:
     Raises:
         UserError: If the extra is missing, or the schema, expression or grammar is refused.
     """
-    try:
-        from llguidance import LLMatcher
-    except ImportError as error:
-        raise UserError("constrained output needs llguidance: pip install -e '.[constrain]'") from error
+    LLMatcher = need("llguidance", "constrain", "constrained output").LLMatcher
     source = constraint.source
     if constraint.kind in ("json_schema", "json_object"):
         try:

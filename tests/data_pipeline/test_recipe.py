@@ -83,10 +83,10 @@ def test_a_missing_library_of_a_step_is_named_with_the_extra(monkeypatch):
     import sys
 
     monkeypatch.setitem(sys.modules, "trafilatura", None)
-    from lit_gpt.data.pipeline.extra import need
+    from lit_gpt.extras import need
 
     with pytest.raises(UserError, match=r"reading web pages needs trafilatura.*pip install 'lit_gpt\[data\]'"):
-        need("trafilatura", "reading web pages")
+        need("trafilatura", "data", "reading web pages")
 
 
 def test_a_class_path_that_leads_nowhere():

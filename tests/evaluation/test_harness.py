@@ -10,9 +10,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from lit_gpt.data.chat import load_chat_template
 from lit_gpt.errors import UserError
-from lit_gpt.evaluation.harness import Harness, extra
+from lit_gpt.evaluation.harness import Harness
 from lit_gpt.evaluation.harness import forms as file_forms
 from lit_gpt.evaluation.subject import Subject, load_subject
+from lit_gpt.extras import need
 
 lm_eval = pytest.importorskip("lm_eval")
 
@@ -382,7 +383,7 @@ def test_what_a_model_cannot_be_asked_is_said(published, files, tmp_path):
 def test_a_missing_extra_is_named(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "lm_eval", None)
     with pytest.raises(UserError, match=r"pip install 'lit_gpt\[eval\]'"):
-        extra.need("lm_eval", "measuring by lm-eval's tasks")
+        need("lm_eval", "eval", "measuring by lm-eval's tasks")
 
 
 def test_prompts_are_those_of_the_harness_own_tasks():

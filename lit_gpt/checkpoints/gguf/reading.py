@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from lit_gpt.checkpoints.gguf.extra import import_gguf
 from lit_gpt.errors import UserError
+from lit_gpt.extras import need
 
 _RELATIVE = {"F32": 0.0, "F16": 2.0**-11, "BF16": 2.0**-8, "Q8_0": 1.0 / 127}
 """The largest rounding error of each type: of the value itself, and for Q8_0 of the largest of its block of 32."""
@@ -30,7 +30,7 @@ def check_tensors(path: Path, expected: Iterator[tuple[str, Tensor]], total: int
     Raises:
         UserError: one is missing, left over, of another shape, not finite, or off by more than its type rounds.
     """
-    gguf = import_gguf()
+    gguf = need("gguf", "export", "a GGUF file")
     stored = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
     if len(stored) != total:
         raise UserError(f"the file holds {len(stored)} tensors where {total} were written; nothing was kept")

@@ -18,7 +18,6 @@ from tqdm import tqdm
 
 from lit_gpt.atomic import whole_file
 from lit_gpt.checkpoints.gguf.architecture import Architecture, architecture_of
-from lit_gpt.checkpoints.gguf.extra import import_gguf
 from lit_gpt.checkpoints.gguf.metadata import Value, hyperparameters
 from lit_gpt.checkpoints.gguf.reading import check_tensors
 from lit_gpt.checkpoints.gguf.table import entries, factors
@@ -28,6 +27,7 @@ from lit_gpt.checkpoints.huggingface.exporting import TRAINING_ONLY
 from lit_gpt.checkpoints.huggingface.family import Entry
 from lit_gpt.data.tokenizers import Tokenizer
 from lit_gpt.errors import UserError
+from lit_gpt.extras import need
 from lit_gpt.models import GPT, GPTConfig
 
 GGUFType = Literal["float32", "bfloat16", "float16", "q8_0"]
@@ -89,7 +89,7 @@ def save_gguf(
     if dtype not in _NAMES:
         raise UserError(f"dtype {dtype!r} is unknown; for GGUF choose one of {', '.join(_NAMES)}")
     architecture = architecture_of(config)
-    gguf = import_gguf()
+    gguf = need("gguf", "export", "a GGUF file")
     table = entries(config, architecture)
     needed = {name for entry in table for name in entry.ours}
     given = {name for name in state_dict if not name.startswith(TRAINING_ONLY)}

@@ -10,7 +10,6 @@
 All of them are symmetric: zero stays zero, and nothing but scales is kept beside the rounded numbers.
 """
 
-import importlib
 import logging
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
@@ -18,6 +17,7 @@ from typing import Any, Literal, get_args
 import torch
 
 from lit_gpt.errors import UserError
+from lit_gpt.extras import need
 
 Method = Literal["int8", "int4", "int8_dynamic", "fp8"]
 INT4_GROUP = 32
@@ -134,9 +134,7 @@ def need_torchao(module: str = "torchao.quantization") -> Any:
     for logger in talkative:  # on import it warns of every kernel that this machine has no use for
         logger.setLevel(logging.ERROR)
     try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise UserError(f"quantised models need torchao: pip install -e '.[quantize]' ({error})") from error
+        return need(module, "quantize", "a quantised model")
     finally:
         for logger, level in zip(talkative, levels, strict=True):
             logger.setLevel(level)

@@ -18,7 +18,7 @@ from lit_gpt.atomic import whole_file
 from lit_gpt.data.cleaning.base import CorpusWideStep, check_at_least
 from lit_gpt.data.cleaning.document_table import UInt64Array, map_array, write_bytes
 from lit_gpt.data.cleaning.step import Doc, Rejected, Stage
-from lit_gpt.data.pipeline.extra import need
+from lit_gpt.extras import need
 
 NUM_PARTS = 16
 _DOCUMENTS_AT_ONCE = 1024
@@ -31,7 +31,7 @@ def line_hashes(lines: list[str], min_chars: int) -> UInt64Array:
         lines: Lines; white space at both ends does not count.
         min_chars: Least length that counts.
     """
-    xxh3 = need("xxhash", "the step duplicate_lines").xxh3_64_intdigest
+    xxh3 = need("xxhash", "data", "the step duplicate_lines").xxh3_64_intdigest
     visible = (line.strip() for line in lines)
     return np.fromiter(
         (xxh3(line.encode("utf-8", "surrogatepass")) or 1 if len(line) >= min_chars else 0 for line in visible),

@@ -9,7 +9,7 @@ import re
 
 from lit_gpt.data.cleaning.base import PerDocumentStep
 from lit_gpt.data.cleaning.step import Doc
-from lit_gpt.data.pipeline.extra import need
+from lit_gpt.extras import need
 
 MAX_PIECE_CHARS = 1_000_000
 # The characters that ftfy removes or replaces wherever they stand; all else that it repairs looks like mojibake.
@@ -27,7 +27,7 @@ def repair(text: str, unescape_html: bool = False, remove_control_chars: bool = 
     entities = unescape_html and "&" in text and "<" not in text
     if text.isascii() and not entities and not _INVISIBLE.search(text):
         return text
-    ftfy = need("ftfy", "the step fix_encoding")
+    ftfy = need("ftfy", "data", "the step fix_encoding")
     if not entities and not _INVISIBLE.search(text) and not ftfy.badness.is_bad(text):
         return text
     config = ftfy.TextFixerConfig(

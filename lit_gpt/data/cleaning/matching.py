@@ -14,7 +14,7 @@ import regex
 
 from lit_gpt.data.cleaning.normalize import normalize
 from lit_gpt.data.cleaning.words import HAS_UNSPACED, UNSPACED
-from lit_gpt.data.pipeline.extra import need
+from lit_gpt.extras import need
 
 UInt64Array = np.ndarray[Any, np.dtype[np.uint64]]
 
@@ -53,7 +53,7 @@ class _WordHashes(dict[str, int]):
 
     def __init__(self) -> None:
         super().__init__()
-        self._hash = need("xxhash", "finding duplicates").xxh3_64_intdigest
+        self._hash = need("xxhash", "data", "finding duplicates").xxh3_64_intdigest
 
     def __missing__(self, word: str) -> int:
         value: int = self._hash(word.encode("utf-8", "surrogatepass"))

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import regex
 
-from lit_gpt.data.pipeline.extra import need
+from lit_gpt.extras import need
 
 if TYPE_CHECKING:
     from datatrove.utils.word_tokenizers import WordTokenizer
@@ -96,7 +96,7 @@ def word_tokenizer(words: str) -> Any:
     Raises:
         UserError: if that tokenizer's library is missing, or datatrove knows no such language.
     """
-    need("datatrove", "cleaning")
+    need("datatrove", "data", "cleaning")
     from datatrove.utils import word_tokenizers
 
     from lit_gpt.errors import UserError

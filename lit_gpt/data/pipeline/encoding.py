@@ -2,7 +2,7 @@
 
 import codecs
 
-from lit_gpt.data.pipeline.extra import need
+from lit_gpt.extras import need
 
 _MARKS = (
     (codecs.BOM_UTF32_LE, "utf-32"),
@@ -34,7 +34,7 @@ def decode_any(data: bytes) -> tuple[str | None, str]:
         return data.decode("utf-8-sig"), "utf-8"
     except UnicodeDecodeError:
         pass
-    found = need("charset_normalizer", "finding a file's encoding").from_bytes(data[:_SAMPLE_BYTES]).best()
+    found = need("charset_normalizer", "data", "finding a file's encoding").from_bytes(data[:_SAMPLE_BYTES]).best()
     if found is None:
         return None, "unknown"
     # The statistics cannot tell the Windows code page from its ISO twin; the Windows one holds all of its letters.

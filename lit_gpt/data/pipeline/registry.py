@@ -11,6 +11,7 @@ from lit_gpt.data.cleaning.step import Step
 from lit_gpt.data.file_hashes import sha256_file
 from lit_gpt.data.pipeline.nearest import unknown_name
 from lit_gpt.errors import UserError
+from lit_gpt.extras import remedy
 
 
 @dataclass(frozen=True)
@@ -75,8 +76,8 @@ def import_object(path: str, what: str, extra: str | None = "data") -> Any:
                 "is its folder on PYTHONPATH, or its package installed?"
             ) from error
         missing = (error.name or "").partition(".")[0]
-        remedy = missing if extra is None else f"'lit_gpt[{extra}]' (in a checkout: pip install -e '.[{extra}]')"
-        raise UserError(f"{what} needs {missing}, which is not installed; pip install {remedy}") from error
+        how = f"pip install {missing}" if extra is None else remedy(extra)
+        raise UserError(f"{what} needs {missing}, which is not installed; {how}") from error
     if not hasattr(module, name):
         raise unknown_name("name", name, [n for n in vars(module) if not n.startswith("_")], f"in {module_name}")
     return getattr(module, name)

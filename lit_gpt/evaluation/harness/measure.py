@@ -6,11 +6,11 @@ from contextlib import contextmanager
 from typing import Any, Literal
 
 from lit_gpt.errors import UserError
-from lit_gpt.evaluation.harness.extra import need
 from lit_gpt.evaluation.measure import Measure
 from lit_gpt.evaluation.progress import Progress, no_progress
 from lit_gpt.evaluation.result import Result
 from lit_gpt.evaluation.subject import Subject
+from lit_gpt.extras import need
 
 Opening = Literal["auto", "trained", "hf"]
 
@@ -81,7 +81,7 @@ class Harness(Measure):
         Raises:
             UserError: As `find_tasks`, or the model has no chat template, or too short a context for an answer.
         """
-        lm_eval = need("lm_eval", "measuring by lm-eval's tasks")
+        lm_eval = need("lm_eval", "eval", "measuring by lm-eval's tasks")
         from lm_eval.evaluator import evaluate
 
         from lit_gpt.evaluation.harness.find import SEED, find_tasks

@@ -6,8 +6,8 @@ from typing import Literal
 
 from lit_gpt.data.compression import DAMAGED, open_bytes
 from lit_gpt.data.documents import BadInput, Document
-from lit_gpt.data.pipeline.extra import need
 from lit_gpt.data.pipeline.parts import NO_TEXT, FileParts
+from lit_gpt.extras import need
 
 Favor = Literal["precision", "recall", "balance"]
 
@@ -33,7 +33,7 @@ class MainText:
         if not page.strip():
             return Document("", source, record, metadata | {NO_TEXT: "empty"})
         # Not `deduplicate`: trafilatura remembers earlier pages for it, so the result would depend on their order.
-        text = need("trafilatura", "reading web pages").extract(
+        text = need("trafilatura", "data", "reading web pages").extract(
             page,
             favor_precision=self.favor == "precision",
             favor_recall=self.favor == "recall",

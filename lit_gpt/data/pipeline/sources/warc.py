@@ -9,9 +9,9 @@ from typing import BinaryIO
 
 from lit_gpt.data.compression import DAMAGED, open_bytes
 from lit_gpt.data.documents import BadInput, Document
-from lit_gpt.data.pipeline.extra import need
 from lit_gpt.data.pipeline.parts import NO_TEXT, FileParts
 from lit_gpt.data.pipeline.sources.html import Favor, MainText
+from lit_gpt.extras import need
 
 _PAGE_TYPES = ("text/html", "application/xhtml+xml")
 
@@ -46,7 +46,7 @@ class WarcFiles(FileParts):
 
     def _records(self, name: str, path: Path, bad_input: BadInput) -> Iterator[tuple[int, str, dict[str, str], bytes]]:
         """Yields (number, type, metadata, content) of pages and texts; of a content, a byte more than is allowed."""
-        warcio = need("warcio", "reading web archives")
+        warcio = need("warcio", "data", "reading web archives")
         from warcio.archiveiterator import ArchiveIterator
 
         # warcio reports damage by its own error, or falls over what a header should have held.
