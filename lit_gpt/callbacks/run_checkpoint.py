@@ -163,8 +163,9 @@ class RunCheckpoint(Checkpoint):
         record = read_best(self.run_dir / CHECKPOINTS)
         best = "" if record is None else f" (best: {record['checkpoint']}, {record['monitor']} {record['value']:.4g})"
         run, prompt = shlex.quote(str(self.run_dir)), shlex.quote(self.prompt)
+        words = getattr(pl_module, "try_it", "generate --model {run} --prompt {prompt}")
         print(f"\ncheckpoint  {self.last_model_path}{best}")
-        print(f"try it      python -m lit_gpt generate --model {run} --prompt {prompt}")
+        print(f"try it      python -m lit_gpt {words.format(run=run, prompt=prompt)}")
         config = self.run_dir / "config.yaml"
         if config.exists():
             print(f"go on       python -m lit_gpt fit --config {shlex.quote(str(config))} --ckpt_path last")

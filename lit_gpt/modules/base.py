@@ -65,6 +65,8 @@ class GPTModule(AdapterMixin, OptimizationMixin, EvaluationMixin):
 
     trains_ahead = False
     """Whether `loss` trains the blocks of the config's `multi_token`; where it does not, none are built."""
+    try_it = "generate --model {run} --prompt {prompt}"
+    """Words of the command that shows what a trained model does; printed at the end of a run."""
     grows_vocabulary = False
     """Whether tokens of the data that the weights of `init_from` lack get rows of their own (post-training: yes)."""
 

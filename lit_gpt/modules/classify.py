@@ -24,6 +24,8 @@ class ClassificationModule(ScoringModule):
         kwargs: see `GPTModule`.
     """
 
+    try_it = "predict --config {run}/config.yaml --ckpt_path best"
+
     def __init__(self, classes: list[str] | None = None, **kwargs: object) -> None:
         if classes is None or len(classes) < 2:
             raise UserError(f"classes is {classes}; give two names or more (the command line takes the DataModule's)")

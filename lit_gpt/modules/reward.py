@@ -26,6 +26,8 @@ class RewardModule(ScoringModule):
         kwargs: see `GPTModule`.
     """
 
+    try_it = "score --model {run} --files answers.jsonl --out rated.jsonl"
+
     def __init__(self, center: float = 0.0, **kwargs: object) -> None:
         super().__init__(num_outputs=1, **kwargs)
         if center < 0:

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from lit_gpt.adapters import AdapterConfig
 from lit_gpt.checkpoints.bundle import save_bundle
+from lit_gpt.cli import build_parser
 from lit_gpt.commands.export import export
 from lit_gpt.commands.score import score
 from lit_gpt.data.classification import StdlibOrigins
@@ -20,7 +21,7 @@ from lit_gpt.datamodules import ClassificationDataModule, PreferenceDataModule
 from lit_gpt.errors import UserError
 from lit_gpt.generation.scorer import load_scorer
 from lit_gpt.models import GPT, GPTConfig
-from lit_gpt.modules import ClassificationModule, RewardModule
+from lit_gpt.modules import ClassificationModule, PretrainModule, RewardModule
 from lit_gpt.trainer import Trainer
 
 SHAPE = {"n_layer": 2, "n_head": 2, "n_embd": 32, "intermediate_size": 64, "block_size": 128, "tie_embeddings": False}
@@ -190,3 +191,15 @@ def test_a_reward_model_rates_from_the_command_line(fit, tmp_path):
         export(model=last, out=str(tmp_path / "bundle"))
     with pytest.raises(UserError, match="no reward model"):
         load_scorer(data.tokenizer)
+
+
+@pytest.mark.parametrize("module", [PretrainModule, RewardModule])
+def test_the_command_to_try_is_one_that_the_parser_takes(module):
+    words = module.try_it.replace("answers.jsonl", '["answers.jsonl"]').format(run="runs/mine", prompt="def").split()
+    assert build_parser().parse_args(words)[words[0]].model == "runs/mine"
+
+
+def test_a_classifier_is_tried_by_predicting():
+    assert ClassificationModule.try_it.format(run="runs/mine", prompt="") == (
+        "predict --config runs/mine/config.yaml --ckpt_path best"
+    )
