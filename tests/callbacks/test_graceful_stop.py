@@ -102,6 +102,15 @@ def test_a_run_without_signals_is_not_stopped(make_trainer, module):
     assert handlers() == before
 
 
+@pytest.fixture
+def python_takes_ctrl_c():
+    """As in a terminal; a shell starts what it puts into the background with Ctrl-C ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("python_takes_ctrl_c")
 def test_an_error_gives_the_signals_back(make_trainer):
     class Fails(TinyModule):
         def training_step(self, *_):
