@@ -105,9 +105,7 @@ def test_a_run_without_signals_is_not_stopped(make_trainer, module):
 @pytest.fixture
 def python_takes_ctrl_c():
     """As in a terminal; a shell starts what it puts into the background with Ctrl-C ignored."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # given back by `handlers_as_before`
 
 
 @pytest.mark.usefixtures("python_takes_ctrl_c")
