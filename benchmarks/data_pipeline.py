@@ -293,7 +293,7 @@ def main() -> None:
     size = sum(map(len, documents)) / 1e6
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     results: dict[str, Any] = {
-        "machine": {"platform": platform.platform(), "python": platform.python_version(), "cores": affinity},
+        "machine": {"platform": platform.machine(), "python": platform.python_version(), "cores": affinity},
         "megabytes": size,
         "documents": len(documents),
         "workers": options.workers,

@@ -99,7 +99,7 @@ def main() -> None:
         "lit_gpt": (sys.executable, "post_training_ours.py"),
         "trl": (args.trl_python, "post_training_trl.py"),
     }
-    results: dict = {"machine": platform.platform(), "shape": args.shape, "device": args.device, "steps": args.steps}
+    results: dict = {"machine": platform.machine(), "shape": args.shape, "device": args.device, "steps": args.steps}
     with tempfile.TemporaryDirectory() as folder:
         material = ["--material", folder, "--steps", str(args.steps), "--device", args.device]
         results["versions"] = child(*contenders["lit_gpt"], ["--task", "material", "--shape", args.shape, *material])
