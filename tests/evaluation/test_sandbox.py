@@ -85,7 +85,7 @@ HOSTILE = {
     "huge report": ("import os\nwhile True: os.write(3, b'x' * 10000)", "output"),
     "leaves early": ("import sys; sys.exit(0)", "ended early"),
     "leaves earlier": ("import os; os._exit(0)", "ended early"),
-    "twice": ("import os; os.fork()", "ended early"),
+    "a child passes": ("import os, time\nif os.fork() > 0:\n    time.sleep(0.2)\n    1 / 0", "ZeroDivisionError"),
     "crashes": ("import ctypes; ctypes.string_at(0)", "ended early"),
     "namespaces": ("import ctypes; assert ctypes.CDLL(None).unshare(0x10000000) == 0", "AssertionError"),
     "no Python": ("def f(:", "SyntaxError"),
@@ -110,6 +110,10 @@ def test_a_fork_bomb_is_contained(sandbox):
     bomb = "import os\nwhile True:\n    try: os.fork()\n    except OSError: pass"
     assert sandbox.run(bomb).reason == "timeout"
     assert sandbox.run("pass").passed
+
+
+def test_a_program_that_forks_is_judged_by_itself_alone(sandbox):
+    assert sandbox.run("import os; os.fork()").passed
 
 
 def test_nothing_of_a_program_lives_on(sandbox):

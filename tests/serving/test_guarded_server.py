@@ -69,6 +69,7 @@ def test_an_answer_that_is_stopped_ends_at_once(serve, stream):
         return endless if "other" in prompt else f"so, the Forbidden  Thing: {endless}"
 
     with serve(reply, guards=guards) as server:
+        server.engine.pace_seconds = 0.005  # as a model, which does not write all of it before anybody has read
         client = server.client()
         answer = client.chat.completions.create(
             model="fake", messages=[{"role": "user", "content": "go"}], stream=stream
