@@ -174,9 +174,9 @@ def main() -> None:
             print(task, json.dumps(results[task], indent=2))
     if args.out:
         where = {"machine": platform.processor() or platform.machine(), "torch": torch.__version__}
-        args.out.write_text(
-            json.dumps({"settings": {**vars(args), "out": str(args.out)}, **where, **results}, indent=2)
-        )
+        files = {name: Path(value).name for name, value in vars(args).items() if name in (*TASKS, "model") and value}
+        settings = {name: value for name, value in vars(args).items() if name != "out"} | files
+        args.out.write_text(json.dumps({"settings": settings, **where, **results}, indent=2) + "\n")
 
 
 if __name__ == "__main__":
