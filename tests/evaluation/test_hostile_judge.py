@@ -1,6 +1,7 @@
 """A judge's address that is out to harm: it drips, redirects, cuts off, and says what no server should."""
 
 import contextlib
+import re
 import socket
 import threading
 import time
@@ -12,6 +13,18 @@ from lit_gpt.evaluation.report import plain
 from lit_gpt.evaluation.safety.judges import EndpointJudge, Exchange
 
 VERDICT = rb'{"choices":[{"message":{"content":"{\"verdict\": \"refused\"} \ud83d"}}]}'
+
+
+def whole_request(connection):
+    """Head and body: where a body is left unread, closing resets the connection and the reply may be lost."""
+    seen = b""
+    while b"\r\n\r\n" not in seen:
+        seen += connection.recv(65536)
+    head, _, body = seen.partition(b"\r\n\r\n")
+    length = int(re.search(rb"(?i)content-length: (\d+)", head)[1])
+    while len(body) < length:
+        body += connection.recv(65536)
+    return head
 
 
 @pytest.fixture
@@ -27,9 +40,7 @@ def serve(monkeypatch):
 
         def one(connection):
             with connection:
-                head = b""
-                while b"\r\n\r\n" not in head:
-                    head += connection.recv(65536)
+                head = whole_request(connection)
                 with contextlib.suppress(OSError):  # the other end has left
                     play(connection, head, over)
 
