@@ -18,7 +18,7 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
 from lit_gpt import __version__
 from lit_gpt.commands import COMMANDS
-from lit_gpt.errors import UserError
+from lit_gpt.errors import find_user_error
 
 TRAINER_COMMANDS = {
     "fit": "train a model: pretraining, and every other objective (config: trainer, model, data)",
@@ -93,7 +93,7 @@ def main(args: list[str] | None = None) -> int:
             values.pop("config")
         status = function(**values)
     except ValueError as error:
-        cause = _user_error(error)
+        cause = find_user_error(error)
         if cause is None or os.environ.get("LIT_GPT_TRACEBACK"):
             raise
         print(f"lit_gpt {words[0]}: error: {cause}", file=sys.stderr)
@@ -104,13 +104,6 @@ def main(args: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     return status or 0
-
-
-def _user_error(error: BaseException | None) -> UserError | None:
-    """The `UserError` in a chain of exceptions: jsonargparse wraps what a class raises when it is made."""
-    while error is not None and not isinstance(error, UserError):
-        error = error.__cause__ or error.__context__
-    return error
 
 
 def build_parser() -> ToolParser:

@@ -21,7 +21,7 @@ from typing import Any, get_type_hints
 
 from lit_gpt.data.pipeline.nearest import unknown_name
 from lit_gpt.data.pipeline.registry import import_object, parameters
-from lit_gpt.errors import UserError
+from lit_gpt.errors import UserError, find_user_error
 from lit_gpt.evaluation import MEASURES
 from lit_gpt.evaluation.gate import Threshold, read_gate
 from lit_gpt.evaluation.measure import Measure
@@ -187,9 +187,7 @@ def _instantiate(target: type[Measure], options: Mapping[str, Any], label: str) 
     try:
         made = parser.instantiate(parser.parse_object({"init_args": copy.deepcopy(dict(options))}))
     except (ArgumentError, ValueError, TypeError) as error:
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, UserError):
-            cause = cause.__cause__ or cause.__context__
+        cause = find_user_error(error)
         told = str(cause) if cause is not None else _refused(target, options, str(error))
         raise UserError(f"{label}: {told}") from error
     measure: Measure = made.init_args

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from tqdm import tqdm
 
 from lit_gpt.data.inspection.escape import visible
-from lit_gpt.errors import UserError
+from lit_gpt.errors import UserError, find_user_error
 from lit_gpt.evaluation.plan import Plan, PlannedMeasure
 from lit_gpt.evaluation.progress import Progress, no_progress
 from lit_gpt.evaluation.result import Result
@@ -86,9 +86,7 @@ def run_plan(plan: Plan, subject: Subject, shown: Shown | None = None) -> Outcom
 
 def _failure(planned: PlannedMeasure, error: Exception) -> Failure:
     """Report a failure at once, and keep it for the report."""
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, UserError):
-        cause = cause.__cause__ or cause.__context__
+    cause = find_user_error(error)
     told = " ".join((str(cause) if cause is not None else f"{type(error).__name__}: {error}").split())
     lines = visible(f"{planned.label}: failed: {told}")
     if cause is None or os.environ.get("LIT_GPT_TRACEBACK"):
