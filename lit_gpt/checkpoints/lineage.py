@@ -13,8 +13,8 @@ from typing import Any
 
 import lit_gpt
 from lit_gpt.checkpoints.manifest import hash_files
-from lit_gpt.data.file_hashes import sha256_json
 from lit_gpt.data.tokenizers import TOKENIZER_FILES
+from lit_gpt.hashing import sha256_json
 
 LINEAGE = "lineage.json"
 PACKAGES = ("torch", "lightning", "transformers", "tokenizers", "datasets", "safetensors", "numpy")

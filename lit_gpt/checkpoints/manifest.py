@@ -14,8 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from lit_gpt.data.file_hashes import sha256_file
 from lit_gpt.errors import UserError
+from lit_gpt.hashing import sha256_file
 
 MANIFEST = "manifest.json"
 FORMAT = "lit_gpt-manifest-1"

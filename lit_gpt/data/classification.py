@@ -4,13 +4,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
 from lit_gpt.data.documents import BadInput
-from lit_gpt.data.file_hashes import FileHashes, sha256_json
 from lit_gpt.data.instructions.forms import renamed
 from lit_gpt.data.instructions.stdlib import StdlibInstructions, described_functions
 from lit_gpt.data.rows.encoding import EncodedRow, EncodedSequence
 from lit_gpt.data.rows.sources import Row
 from lit_gpt.data.tokenizers import Tokenizer
 from lit_gpt.errors import UserError
+from lit_gpt.hashing import FileHashes, sha256_json
 
 STDLIB_PACKAGES = ("asyncio", "email", "idlelib", "multiprocessing", "tkinter", "unittest")
 """Packages of the standard library with many functions each."""

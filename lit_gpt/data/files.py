@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lit_gpt.data.documents import BadInput, Document, SplitName
-from lit_gpt.data.file_hashes import FileHashes, sha256_json
 from lit_gpt.data.readers import read_file
 from lit_gpt.errors import UserError
+from lit_gpt.hashing import FileHashes, sha256_json
 
 # Bytes of text per byte on disk, for estimates of time and space.
 _EXPANSION = {".gz": 4.0, ".zst": 4.0, ".parquet": 3.0}

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from lit_gpt.data.documents import BadInput, Document, SplitName
-from lit_gpt.data.file_hashes import FileHashes, sha256_json
 from lit_gpt.errors import UserError
+from lit_gpt.hashing import FileHashes, sha256_json
 
 
 @dataclass(frozen=True)

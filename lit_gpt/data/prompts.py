@@ -11,13 +11,13 @@ from typing import Literal
 
 from lit_gpt.data.chat import ChatRenderer, Message, check_messages, normalise_messages
 from lit_gpt.data.documents import BadInput
-from lit_gpt.data.file_hashes import sha256_json
 from lit_gpt.data.instructions.encoder import prompt_key
 from lit_gpt.data.instructions.forms import instruction_text, parsed, renamed, tools_of, turns_of, with_system
 from lit_gpt.data.instructions.stdlib import StdlibInstructions, described_functions
 from lit_gpt.data.rows.encoding import EncodedRow, EncodedSequence
 from lit_gpt.data.rows.sources import Row
 from lit_gpt.errors import UserError
+from lit_gpt.hashing import sha256_json
 
 LongPrompts = Literal["drop", "error"]
 DROPPED = "left out as longer than max_prompt_tokens"

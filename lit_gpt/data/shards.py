@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 
 from lit_gpt.data.documents import SPLITS, SplitName
-from lit_gpt.data.file_hashes import sha256_file, sha256_json
 from lit_gpt.errors import UserError
+from lit_gpt.hashing import sha256_file, sha256_json
 
 FORMAT = "lit_gpt.tokens"
 FORMAT_VERSION = 1

@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from lit_gpt.data.documents import BadInput, Document, Source, SplitName
-from lit_gpt.data.file_hashes import FileHashes, sha256_json
 from lit_gpt.data.files import FileSource, expand_files
 from lit_gpt.data.hub import HubDataset, HubSource
 from lit_gpt.errors import UserError
+from lit_gpt.hashing import FileHashes, sha256_json
 
 __all__ = [
     "FileSource",

@@ -13,10 +13,10 @@ from lit_gpt.atomic import whole_folder
 from lit_gpt.data.bpe import Pattern, check_vocab_size, train_bpe
 from lit_gpt.data.cache import exclusive, say
 from lit_gpt.data.corpus_spec import CorpusSpec, training_texts
-from lit_gpt.data.file_hashes import FileHashes, sha256_json
 from lit_gpt.data.sources import corpus_fingerprint, total_bytes
 from lit_gpt.data.tokenizers import Tokenizer
 from lit_gpt.errors import UserError
+from lit_gpt.hashing import FileHashes, sha256_json
 
 TOKENIZER_SAMPLE_BYTES = 256_000_000
 """Text that a tokenizer is trained on at most; more of it changes the merges little and costs memory."""

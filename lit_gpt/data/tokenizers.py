@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from lit_gpt.data.byte_lengths import token_byte_lengths
-from lit_gpt.data.file_hashes import sha256_json
 from lit_gpt.data.pieces import PIECE_CHARACTERS, pieces
 from lit_gpt.errors import UserError
+from lit_gpt.hashing import sha256_json
 
 END_OF_TEXT = "<|endoftext|>"
 # Tried in this order where no configuration names the end of text.

@@ -14,7 +14,6 @@ from lit_gpt.data.batches import BatchBuilder
 from lit_gpt.data.cache import default_cache_dir
 from lit_gpt.data.corpus_spec import CorpusSpec
 from lit_gpt.data.documents import SPLITS, BadInput, Document, OnBadInput, SplitName
-from lit_gpt.data.file_hashes import sha256_json
 from lit_gpt.data.hub import HubDataset
 from lit_gpt.data.loader import StepLoader
 from lit_gpt.data.prepare import prepare_corpus
@@ -30,6 +29,7 @@ from lit_gpt.data.tokenizer_cache import keep_tokenizer, kept_tokenizer_path
 from lit_gpt.data.tokenizers import Tokenizer, load_tokenizer
 from lit_gpt.datamodules.windows import WindowDataModule
 from lit_gpt.errors import UserError
+from lit_gpt.hashing import sha256_json
 
 ENDLESS_STEPS = 1_000_000_000
 """Steps of an epoch where nobody says how long one is."""

@@ -19,9 +19,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from lit_gpt.data.pipeline.nearest import unknown_name
 from lit_gpt.errors import UserError
 from lit_gpt.evaluation.result import Result
+from lit_gpt.suggest import unknown_name
 
 GATE_EXIT = 3
 """Exit status of `evaluate` where the gate is missed."""

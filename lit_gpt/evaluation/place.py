@@ -11,9 +11,9 @@ from lit_gpt.checkpoints.manifest import MANIFEST, hash_files, read_manifest
 from lit_gpt.checkpoints.resolve import ADAPTERS, CHECKPOINTS, resolve_adapter, resolve_model
 from lit_gpt.checkpoints.step import SHARDS
 from lit_gpt.data.chat import load_chat_template
-from lit_gpt.data.file_hashes import sha256_json
 from lit_gpt.errors import UserError
 from lit_gpt.generation.loading import short_name
+from lit_gpt.hashing import sha256_json
 
 EVALUATION = "evaluation"
 REPORT = "report.json"

@@ -19,12 +19,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from lit_gpt.data.pipeline.nearest import unknown_name
-from lit_gpt.data.pipeline.registry import import_object, parameters
 from lit_gpt.errors import UserError, find_user_error
 from lit_gpt.evaluation import MEASURES
 from lit_gpt.evaluation.gate import Threshold, read_gate
 from lit_gpt.evaluation.measure import Measure
+from lit_gpt.instantiate import import_object, parameters
+from lit_gpt.suggest import unknown_name
 
 SUITES = Path(__file__).parent / "suites"
 _UNTRUSTED = "run_untrusted_code"

@@ -16,7 +16,6 @@ import torch
 
 from lit_gpt.checkpoints.resolve import resolve_model
 from lit_gpt.data.chat import ChatRenderer, Message, check_messages, normalise_messages
-from lit_gpt.data.file_hashes import sha256_json
 from lit_gpt.data.tokenizers import Tokenizer
 from lit_gpt.errors import UserError
 from lit_gpt.evaluation.progress import Progress, no_progress
@@ -24,6 +23,7 @@ from lit_gpt.generation.engine import Engine
 from lit_gpt.generation.loading import load_source, make_renderer, short_name
 from lit_gpt.generation.params import MAX_SEED, Completion, SamplingParams
 from lit_gpt.generation.text import complete_texts
+from lit_gpt.hashing import sha256_json
 from lit_gpt.models import GPT
 
 if TYPE_CHECKING:

@@ -18,8 +18,8 @@ from lit_gpt.models.choices import Activation, Family, Norm, NormPlacement, Posi
 from lit_gpt.models.config_checks import check
 from lit_gpt.models.experts_config import MoEConfig, RouterScores
 from lit_gpt.models.latent_config import MLAConfig
-from lit_gpt.models.nearest import nearest
 from lit_gpt.models.rope_scaling import FIELDS_OF_KIND, RopeScaling, ScalingKind
+from lit_gpt.suggest import nearest
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from lit_gpt.checks import check_types
 from lit_gpt.errors import UserError
-from lit_gpt.models.typed_fields import check_types
 
 RouterScores = Literal["softmax", "sigmoid"]
 

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
+from lit_gpt.checks import check_types
 from lit_gpt.errors import UserError
-from lit_gpt.models.typed_fields import check_types
 
 
 @dataclass(frozen=True)

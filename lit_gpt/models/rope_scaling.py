@@ -4,8 +4,8 @@ import math
 from dataclasses import dataclass, fields
 from typing import Literal
 
+from lit_gpt.checks import check_types
 from lit_gpt.errors import UserError
-from lit_gpt.models.typed_fields import check_types
 
 ScalingKind = Literal["linear", "dynamic", "yarn", "llama3", "longrope"]
 FIELDS_OF_KIND: dict[ScalingKind, tuple[str, ...]] = {

@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 from lit_gpt.checkpoints.lineage import collect_lineage, git_commit, hash_tokenizer, without_paths
-from lit_gpt.data.file_hashes import sha256_json
+from lit_gpt.hashing import sha256_json
 
 
 def test_hashes_follow_the_content_alone(tmp_path):

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from lit_gpt.data.documents import BadInput, Document, Source
-from lit_gpt.data.file_hashes import FileHashes
 from lit_gpt.data.sources import FileSource, HubDataset, HubSource, IterableSource, corpus_fingerprint, expand_files
 from lit_gpt.data.stdlib import stdlib_files
 from lit_gpt.errors import UserError
+from lit_gpt.hashing import FileHashes
 
 
 def texts(source: Source) -> list[str]:
@@ -122,7 +122,7 @@ def test_file_hashes_are_remembered_until_the_file_changes(tmp_path: Path, monke
     with open(memory, "ab") as cut_off:
         cut_off.write(b'["half a li')
     with monkeypatch.context() as patch:
-        patch.setattr("lit_gpt.data.file_hashes.sha256_file", lambda path: pytest.fail("read again"))
+        patch.setattr("lit_gpt.hashing.sha256_file", lambda path: pytest.fail("read again"))
         assert FileHashes(memory).sha256(file) == first
     file.write_bytes(b"other")
     assert FileHashes(memory).sha256(file) != first

@@ -28,7 +28,7 @@ from lit_gpt.checkpoints.huggingface.qwen3_moe import QWEN3_MOE
 from lit_gpt.checkpoints.huggingface.smollm3 import SMOLLM3
 from lit_gpt.errors import UserError
 from lit_gpt.models import GPTConfig
-from lit_gpt.models.nearest import nearest
+from lit_gpt.suggest import nearest
 
 _ALL = (
     DEEPSEEK_V3,

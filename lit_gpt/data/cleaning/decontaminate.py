@@ -20,8 +20,8 @@ from lit_gpt.data.cleaning.base import PerDocumentStep, check_at_least, check_li
 from lit_gpt.data.cleaning.benchmark_files import read_benchmark
 from lit_gpt.data.cleaning.matching import UInt64Array, match_words, n_gram_hashes, word_hashes
 from lit_gpt.data.cleaning.step import Doc, Rejected
-from lit_gpt.data.file_hashes import sha256_file
 from lit_gpt.errors import UserError
+from lit_gpt.hashing import sha256_file
 
 Int32Array = np.ndarray[Any, np.dtype[np.int32]]
 

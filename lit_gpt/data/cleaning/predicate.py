@@ -6,8 +6,9 @@ from typing import Any
 
 from lit_gpt.data.cleaning.base import PerDocumentStep
 from lit_gpt.data.cleaning.step import Doc, Rejected
-from lit_gpt.data.pipeline.registry import code_stamp, import_object
+from lit_gpt.data.pipeline.registry import code_stamp
 from lit_gpt.errors import UserError
+from lit_gpt.instantiate import import_object
 
 
 class Predicate(PerDocumentStep):

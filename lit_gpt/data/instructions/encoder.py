@@ -7,12 +7,12 @@ from typing import Literal
 
 from lit_gpt.data.chat import ChatRenderer, Tool, load_chat_template, template_of, with_chat_template
 from lit_gpt.data.chat.messages import Message
-from lit_gpt.data.file_hashes import sha256_json
 from lit_gpt.data.instructions.forms import conversation_of
 from lit_gpt.data.rows.encoding import EncodedRow, EncodedSequence
 from lit_gpt.data.rows.sources import Row
 from lit_gpt.data.tokenizers import Tokenizer, load_tokenizer
 from lit_gpt.errors import UserError
+from lit_gpt.hashing import sha256_json
 
 LongRows = Literal["cut", "drop", "error"]
 """What happens to a conversation longer than the context: its end is cut off; it is left out; or it is an error.

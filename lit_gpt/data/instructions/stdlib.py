@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lit_gpt.data.documents import BadInput
-from lit_gpt.data.file_hashes import FileHashes, sha256_json
 from lit_gpt.data.rows.sources import Row
 from lit_gpt.data.split import document_hash
 from lit_gpt.data.stdlib import stdlib_files
+from lit_gpt.hashing import FileHashes, sha256_json
 
 INSTRUCTION = "Write the Python function."
 

@@ -3,9 +3,10 @@
 import inspect
 from typing import Any
 
-from lit_gpt.data.pipeline.nearest import unknown_name
-from lit_gpt.data.pipeline.registry import import_object, parameters, step_class, step_classes
+from lit_gpt.data.pipeline.registry import step_class, step_classes
 from lit_gpt.data.pipeline.sources import KINDS
+from lit_gpt.instantiate import import_object, parameters
+from lit_gpt.suggest import unknown_name
 
 _SOURCES_HEAD = """Sources: a list; each entry names one kind, its options, and what you declare about it
 (name, license, language).
@@ -48,7 +49,7 @@ def explanation(topic: str) -> str:
 
 
 def _source_class(kind: str) -> type:
-    target: type = import_object(KINDS[kind].replace(":", "."), "source")
+    target: type = import_object(KINDS[kind].replace(":", "."), "source", "data")
     return target
 
 

@@ -10,25 +10,18 @@ from typing import Any
 
 from lit_gpt.data.bpe import check_vocab_size, train_bpe
 from lit_gpt.data.documents import BadInput, OnBadInput
-from lit_gpt.data.file_hashes import sha256_json
 from lit_gpt.data.hub import HubDataset
-from lit_gpt.data.pipeline.nearest import unknown_name
 from lit_gpt.data.pipeline.options import ExecutorOptions
 from lit_gpt.data.pipeline.parts import NamedSource, Plan
-from lit_gpt.data.pipeline.registry import (
-    StepSpec,
-    build_step,
-    call_checked,
-    check_steps,
-    import_object,
-    parameters,
-    step_class,
-)
+from lit_gpt.data.pipeline.registry import StepSpec, build_step, check_steps, step_class
 from lit_gpt.data.pipeline.sources import KINDS
 from lit_gpt.data.pipeline.sources.hub import HubParts
 from lit_gpt.data.split import check_fractions
 from lit_gpt.data.tokenizers import is_local_tokenizer, load_tokenizer
 from lit_gpt.errors import UserError
+from lit_gpt.hashing import sha256_json
+from lit_gpt.instantiate import construct, import_object, parameters
+from lit_gpt.suggest import unknown_name
 
 FORMAT_VERSION = 1
 DECLARED = ("name", "license", "language")
@@ -186,7 +179,7 @@ def make_source(entry: Any, number: int) -> NamedSource:
         others = [key for key in entry if key not in DECLARED]
         raise unknown_name("source kind", others[0] if others else "", KINDS, f"at {where}")
     kind = kinds[0]
-    target = import_object(KINDS[kind].replace(":", "."), where)
+    target = import_object(KINDS[kind].replace(":", "."), where, "data")
     options = {key: value for key, value in entry.items() if key not in DECLARED}
     for key in options:
         if key not in parameters(target):
@@ -194,10 +187,10 @@ def make_source(entry: Any, number: int) -> NamedSource:
     if kind == "hub":
         if not isinstance(options["hub"], Mapping):
             raise UserError(f"{where}: hub is {options['hub']!r}; write `hub: {{path: {options['hub']}}}`")
-        options["hub"] = call_checked(HubDataset, options["hub"], f"hub of {where}")
+        options["hub"] = construct(HubDataset, options["hub"], f"hub of {where}")
         source = target(**options)
     else:
-        source = call_checked(target, options, f"{where} ({kind})")
+        source = construct(target, options, f"{where} ({kind})")
     for key in DECLARED:
         if key in entry and not isinstance(entry[key], str):
             raise UserError(f"{where}: {key} is {entry[key]!r}; it must be text")

@@ -1,17 +1,14 @@
 """From a name and options in the recipe to a step, with errors that name the nearest, and the words of its help."""
 
-import importlib
 import inspect
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 from lit_gpt.data.cleaning.step import Step
-from lit_gpt.data.file_hashes import sha256_file
-from lit_gpt.data.pipeline.nearest import unknown_name
-from lit_gpt.errors import UserError
-from lit_gpt.extras import remedy
+from lit_gpt.hashing import sha256_file
+from lit_gpt.instantiate import construct, import_object
+from lit_gpt.suggest import unknown_name
 
 
 @dataclass(frozen=True)
@@ -50,37 +47,7 @@ def step_class(name: str, where: str = "") -> type:
     classes = step_classes()
     if name not in classes:
         raise unknown_name("step", name, classes, where)
-    return import_object(classes[name].replace(":", "."), f"step {name}")
-
-
-def import_object(path: str, what: str, extra: str | None = "data") -> Any:
-    """Imports `package.module.name`.
-
-    Args:
-        path: Where it is.
-        what: What it is for, for the message.
-        extra: Of this package, that would bring a library which is missing; None: nobody knows which.
-
-    Raises:
-        UserError: if it cannot be imported.
-    """
-    module_name, _, name = path.rpartition(".")
-    if not module_name:
-        raise UserError(f"{what}: class_path {path!r} has no module; write it as package.module.{path}")
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name and module_name.startswith(error.name):
-            raise UserError(
-                f"{what}: there is no module {error.name!r} for class_path {path!r}; "
-                "is its folder on PYTHONPATH, or its package installed?"
-            ) from error
-        missing = (error.name or "").partition(".")[0]
-        how = f"pip install {missing}" if extra is None else remedy(extra)
-        raise UserError(f"{what} needs {missing}, which is not installed; {how}") from error
-    if not hasattr(module, name):
-        raise unknown_name("name", name, [n for n in vars(module) if not n.startswith("_")], f"in {module_name}")
-    return getattr(module, name)
+    return import_object(classes[name].replace(":", "."), f"step {name}", "data")
 
 
 def code_stamp(class_path: str, what: str, version: str | int = "") -> str:
@@ -99,52 +66,6 @@ def code_stamp(class_path: str, what: str, version: str | int = "") -> str:
         return "no file"
 
 
-def parameters(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    """Returns the options that a class or function takes."""
-    return {
-        name: parameter
-        for name, parameter in inspect.signature(target).parameters.items()
-        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
-    }
-
-
-def call_checked(target: Callable[..., Any], options: Mapping[str, Any], where: str) -> Any:
-    """Calls a class or function with options of the recipe, after checking their names and types.
-
-    Args:
-        target: What takes the options; types and defaults are those of its signature.
-        options: What the recipe sets.
-        where: Whose options they are: "step 3 (length)".
-
-    Raises:
-        UserError: naming the option, and the nearest one if it does not exist.
-    """
-    from jsonargparse import ArgumentError, ArgumentParser
-
-    known = parameters(target)
-    for name in options:
-        if name not in known:
-            raise unknown_name("option", name, known, f"of {where}")
-    missing = [name for name, p in known.items() if p.default is p.empty and name not in options]
-    if missing:
-        raise UserError(f"{where} needs {', '.join(missing)}; set it below the name, as in `{missing[0]}: ...`")
-    hints = get_type_hints(target.__init__ if inspect.isclass(target) else target)
-    values = {}
-    for name, value in options.items():
-        expected = hints.get(name, Any)
-        parser = ArgumentParser(exit_on_error=False)
-        parser.add_argument(f"--{name}", type=expected)
-        try:
-            values[name] = parser.parse_object({name: value})[name]
-        except ArgumentError as error:
-            words = inspect.formatannotation(expected).replace("typing.", "").replace("None", "null")
-            raise UserError(f"{where}: {name} is {value!r}; it must be {words}") from error
-    try:
-        return target(**values)
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from error
-
-
 def build_step(spec: StepSpec) -> Step:
     """Makes a step.
 
@@ -152,7 +73,7 @@ def build_step(spec: StepSpec) -> Step:
         UserError: for an unknown step or option, or a value that the step does not take.
     """
     where = f"step {spec.index} ({spec.name})"
-    step: Step = call_checked(step_class(spec.name, f"at step {spec.index}"), spec.options, where)
+    step: Step = construct(step_class(spec.name, f"at step {spec.index}"), spec.options, where)
     return step
 
 

@@ -15,12 +15,12 @@ import numpy as np
 from lit_gpt.atomic import whole_folder
 from lit_gpt.data.cache import exclusive, say
 from lit_gpt.data.documents import SPLITS, BadInput, OnBadInput, SplitName
-from lit_gpt.data.file_hashes import FileHashes, sha256_json
 from lit_gpt.data.rows.encoding import EncodedRow, RowEncoder
 from lit_gpt.data.rows.sources import Row, RowSource
 from lit_gpt.data.rows.store import FORMAT_VERSION, RowStore
 from lit_gpt.data.split import check_fractions, choose_split, document_hash
 from lit_gpt.errors import UserError
+from lit_gpt.hashing import FileHashes, sha256_json
 
 
 def prepare_rows(

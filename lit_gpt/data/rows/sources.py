@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from lit_gpt.data.documents import BadInput, SplitName
-from lit_gpt.data.file_hashes import FileHashes, sha256_json
 from lit_gpt.data.files import content_hash, expand_files
 from lit_gpt.data.hub import HubDataset, HubSource
 from lit_gpt.data.rows.reading import read_rows
+from lit_gpt.hashing import FileHashes, sha256_json
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,12 +11,12 @@ from typing import Any, Protocol
 import numpy as np
 
 from lit_gpt.data.documents import BadInput, Document
-from lit_gpt.data.file_hashes import sha256_json
 from lit_gpt.data.hub import HubDataset, HubSource
 from lit_gpt.data.readers import read_file
 from lit_gpt.data.sampler import hash_integers, permute
 from lit_gpt.data.streaming.remote import RemoteFile, fetched, list_remote
 from lit_gpt.errors import UserError
+from lit_gpt.hashing import sha256_json
 
 
 class DocumentStream(Protocol):

@@ -18,7 +18,7 @@ import numpy as np
 from lm_eval.tasks import TaskManager
 
 from lit_gpt.errors import UserError
-from lit_gpt.models.nearest import nearest
+from lit_gpt.suggest import nearest
 
 FORMS = Path(__file__).parent / "tasks"
 OTHER_FORM = "multiple_choice"

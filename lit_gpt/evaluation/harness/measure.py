@@ -125,8 +125,8 @@ class Harness(Measure):
         task.set_fewshot_seed(seed=seed)
 
     def _files(self, name: str) -> dict[str, str]:
-        from lit_gpt.data.file_hashes import FileHashes
         from lit_gpt.data.rows import FileRows
+        from lit_gpt.hashing import FileHashes
 
         given = {"file": self.data.get(name), "fewshot_file": self.fewshot_data.get(name)}
         files = {key: FileRows(file) for key, file in given.items() if file is not None}

@@ -14,7 +14,6 @@ from pathlib import Path
 from lit_gpt.data.cleaning.base import check_at_least
 from lit_gpt.data.compression import inner_suffix
 from lit_gpt.data.documents import BadInput
-from lit_gpt.data.file_hashes import sha256_file
 from lit_gpt.data.rows.reading import SUFFIXES, read_rows
 from lit_gpt.errors import UserError
 from lit_gpt.evaluation.measure import Measure, Progress, no_progress
@@ -25,6 +24,7 @@ from lit_gpt.evaluation.safety.shares import mean_score, share_score
 from lit_gpt.evaluation.safety.training_text import training_texts, unknown_training
 from lit_gpt.evaluation.subject import Subject
 from lit_gpt.evaluation.texts import ReadTexts, Texts
+from lit_gpt.hashing import sha256_file
 
 DIRTY = 0.8
 _MAX_EXAMPLES = 5

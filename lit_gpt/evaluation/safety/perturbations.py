@@ -14,7 +14,7 @@ from functools import cache
 from typing import Literal
 
 from lit_gpt.errors import UserError
-from lit_gpt.models.nearest import nearest
+from lit_gpt.suggest import nearest
 
 Family = Literal["typos", "casing", "encoding", "role play", "injection"]
 TYPO_RATE = 0.1

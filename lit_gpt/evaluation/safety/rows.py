@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from lit_gpt.data.documents import BadInput, OnBadInput
-from lit_gpt.data.file_hashes import FileHashes
 from lit_gpt.data.hub import HubDataset
 from lit_gpt.data.instructions.forms import renamed
 from lit_gpt.data.rows import FileRows, HubRows, Row, RowSource
 from lit_gpt.errors import UserError
+from lit_gpt.hashing import FileHashes
 
 T = TypeVar("T")
 SAMPLE_SEED = 0

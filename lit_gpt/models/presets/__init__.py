@@ -5,7 +5,6 @@ A file has `PRESETS`, and `PUBLISHED`: the exact number of parameters of each th
 
 from lit_gpt.errors import UserError
 from lit_gpt.models.config import GPTConfig
-from lit_gpt.models.nearest import nearest
 from lit_gpt.models.presets import (
     deepseek_v3,
     gemma,
@@ -26,6 +25,7 @@ from lit_gpt.models.presets import (
     qwen3_moe,
     smollm,
 )
+from lit_gpt.suggest import nearest
 
 _FAMILIES = (
     gpt2,

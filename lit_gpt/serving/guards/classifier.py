@@ -5,8 +5,8 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from lit_gpt.data.pipeline.registry import import_object
 from lit_gpt.errors import UserError
+from lit_gpt.instantiate import import_object
 from lit_gpt.serving.guards.base import Action, Guard, Passed, TextGuard
 
 Classifier = Callable[[str], float]

@@ -4,13 +4,13 @@ import inspect
 from pathlib import Path
 from typing import Any
 
-from lit_gpt.data.pipeline.nearest import unknown_name
-from lit_gpt.data.pipeline.registry import call_checked, import_object
 from lit_gpt.errors import UserError
+from lit_gpt.instantiate import construct, import_object
 from lit_gpt.serving.guards.base import Guard
 from lit_gpt.serving.guards.block_list import BlockListGuard
 from lit_gpt.serving.guards.classifier import ClassifierGuard
 from lit_gpt.serving.guards.pii import PIIGuard
+from lit_gpt.suggest import unknown_name
 
 GUARDS: dict[str, type[Guard]] = {guard.__name__: guard for guard in (PIIGuard, BlockListGuard, ClassifierGuard)}
 _FIELDS = ("class_path", "init_args")
@@ -56,5 +56,5 @@ def _guard(entry: Any, number: int) -> Guard:
     target: Any = GUARDS.get(name) or import_object(name, f"guard {number}")
     if not (inspect.isclass(target) and issubclass(target, Guard)):
         raise UserError(f"guard {number}: {name} is no subclass of lit_gpt.serving.guards.Guard")
-    guard: Guard = call_checked(target, options, f"guard {number} ({target.__name__})")
+    guard: Guard = construct(target, options, f"guard {number} ({target.__name__})")
     return guard

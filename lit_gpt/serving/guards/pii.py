@@ -4,10 +4,10 @@ import re
 from collections.abc import Iterable
 
 from lit_gpt.data.cleaning.pii import KINDS, find_pii
-from lit_gpt.data.pipeline.nearest import unknown_name
 from lit_gpt.errors import UserError
 from lit_gpt.serving.guards.base import Action, Guard, TextGuard
 from lit_gpt.serving.guards.spans import Span, SpanGuard
+from lit_gpt.suggest import unknown_name
 
 _MAX_SPACED_CHARACTERS = 96
 """Of a finding with spaces in it (numbers of accounts, cards, telephones), and of what a detector reads around it."""

@@ -9,9 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from lit_gpt.data.documents import BadInput
-from lit_gpt.data.file_hashes import FileHashes
 from lit_gpt.data.rows import FileRows, IterableRows
 from lit_gpt.errors import UserError
+from lit_gpt.hashing import FileHashes
 
 ROWS = [{"prompt": "a", "completion": "b\nc"}, {"prompt": "ü🙂", "completion": ""}]
 

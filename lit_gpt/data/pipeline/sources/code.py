@@ -7,10 +7,10 @@ from pathlib import Path
 from lit_gpt.data.compression import inner_suffix
 from lit_gpt.data.documents import BadInput, Document
 from lit_gpt.data.pipeline.encoding import decode_any
-from lit_gpt.data.pipeline.nearest import unknown_name
 from lit_gpt.data.pipeline.parts import NO_TEXT, FileParts
 from lit_gpt.data.stdlib import stdlib_files
 from lit_gpt.errors import UserError
+from lit_gpt.suggest import unknown_name
 
 LANGUAGES = {
     "Assembly": ".asm .s",

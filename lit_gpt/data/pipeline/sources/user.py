@@ -6,8 +6,9 @@ from typing import Any
 
 from lit_gpt.data.documents import BadInput, Document
 from lit_gpt.data.pipeline.parts import Part
-from lit_gpt.data.pipeline.registry import call_checked, code_stamp, import_object
+from lit_gpt.data.pipeline.registry import code_stamp
 from lit_gpt.errors import UserError
+from lit_gpt.instantiate import construct, import_object
 
 
 class UserSource:
@@ -35,7 +36,7 @@ class UserSource:
         target = import_object(self.class_path, "source")
         if not callable(target):
             raise UserError(f"source {self.class_path} is a {type(target).__name__}; name a function or a class")
-        return call_checked(target, self.init_args, f"source {self.class_path}")
+        return construct(target, self.init_args, f"source {self.class_path}")
 
     def parts(self) -> Iterator[Part]:
         """Yields one part, or as many as the class has."""

@@ -4,13 +4,13 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from lit_gpt.data.pipeline.registry import call_checked, import_object
 from lit_gpt.errors import UserError
 from lit_gpt.evaluation.safety.judges.base import Judge
 from lit_gpt.evaluation.safety.judges.endpoint import EndpointJudge
 from lit_gpt.evaluation.safety.judges.model import FunctionJudge, RewardModelJudge
 from lit_gpt.evaluation.safety.judges.rules import RuleJudge
-from lit_gpt.models.nearest import nearest
+from lit_gpt.instantiate import construct, import_object
+from lit_gpt.suggest import nearest
 
 OURS = {judge.__name__: judge for judge in (RuleJudge, RewardModelJudge, EndpointJudge)}
 JudgeSpec = Judge | dict[str, Any] | str | None
@@ -57,7 +57,7 @@ def build_judge(spec: JudgeSpec) -> Judge:
         inspect.signature(target)
     except ValueError as error:
         raise UserError(f"judge {path} does not say what it takes; name a class of Python source") from error
-    made = call_checked(target, arguments, f"judge {path}")
+    made = construct(target, arguments, f"judge {path}")
     if isinstance(made, Judge):
         return made
     if not callable(made):
