@@ -3,9 +3,9 @@ import pytest
 from lit_gpt.data.pipeline.explain import explanation
 from lit_gpt.data.pipeline.options import ExecutorOptions
 from lit_gpt.data.pipeline.recipe import make_recipe
-from lit_gpt.data.pipeline.registry import call_checked, import_object, step_classes
 from lit_gpt.data.pipeline.sources import KINDS
 from lit_gpt.errors import UserError
+from lit_gpt.instantiate import construct
 
 STDLIB = [{"stdlib": {}}]
 
@@ -102,9 +102,9 @@ def test_required_options_are_asked_for():
     def keep(threshold: float, mode: str = "a") -> tuple[float, str]:
         return threshold, mode
 
-    assert call_checked(keep, {"threshold": 1}, "step 1 (keep)") == (1.0, "a")
+    assert construct(keep, {"threshold": 1}, "step 1 (keep)") == (1.0, "a")
     with pytest.raises(UserError, match="needs threshold"):
-        call_checked(keep, {}, "step 1 (keep)")
+        construct(keep, {}, "step 1 (keep)")
 
 
 def test_every_kind_and_step_explains_itself():
