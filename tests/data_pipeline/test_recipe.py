@@ -3,9 +3,10 @@ import pytest
 from lit_gpt.data.pipeline.explain import explanation
 from lit_gpt.data.pipeline.options import ExecutorOptions
 from lit_gpt.data.pipeline.recipe import make_recipe
+from lit_gpt.data.pipeline.registry import step_classes
 from lit_gpt.data.pipeline.sources import KINDS
 from lit_gpt.errors import UserError
-from lit_gpt.instantiate import construct
+from lit_gpt.instantiate import construct, import_object
 
 STDLIB = [{"stdlib": {}}]
 
