@@ -196,7 +196,7 @@ def construct(target: Callable[..., Any], options: Mapping[str, Any], where: str
     # Each option alone: add_class_arguments would also take the options of base classes that `target` does not pass on.
     hints = get_type_hints(target.__init__ if inspect.isclass(target) else target)
     for name in options:
-        parser.add_argument(f"--{name}", type=hints.get(name, Any), enable_path=False)
+        parser.add_argument(f"--{name}", type=hints.get(name, Any))
     try:
         values = parser.instantiate(parser.parse_object(copy.deepcopy(dict(options))))
         return target(**{name: values[name] for name in options})
