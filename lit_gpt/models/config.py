@@ -10,15 +10,15 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, get_type_hints
 
 from lit_gpt.errors import UserError
 from lit_gpt.models import counts
 from lit_gpt.models.choices import Activation, Family, Norm, NormPlacement, Positions, QKNorm
 from lit_gpt.models.config_checks import check
-from lit_gpt.models.experts_config import MoEConfig, RouterScores
+from lit_gpt.models.experts_config import MoEConfig
 from lit_gpt.models.latent_config import MLAConfig
-from lit_gpt.models.rope_scaling import FIELDS_OF_KIND, RopeScaling, ScalingKind
+from lit_gpt.models.rope_scaling import FIELDS_OF_KIND, RopeScaling
 from lit_gpt.suggest import nearest
 
 
@@ -263,104 +263,30 @@ class GPTConfig:
         return dataclasses.replace(self, **_parsed(values))
 
 
-class RopeScalingOverrides(TypedDict, total=False):
-    """The fields of `RopeScaling`, each of them optional."""
-
-    kind: ScalingKind
-    factor: float
-    original_block_size: int
-    low_freq_factor: float
-    high_freq_factor: float
-    beta_fast: float
-    beta_slow: float
-    truncate: bool
-    mscale: float | None
-    mscale_all_dim: float | None
-    short_factors: tuple[float, ...] | None
-    long_factors: tuple[float, ...] | None
-    attention_factor: float | None
-    query_scale_beta: float
-
-
-class MLAOverrides(TypedDict, total=False):
-    """The fields of `MLAConfig`, each of them optional."""
-
-    kv_lora_rank: int
-    q_lora_rank: int | None
-    qk_nope_head_dim: int
-    qk_rope_head_dim: int
-    v_head_dim: int
-
-
-class MoEOverrides(TypedDict, total=False):
-    """The fields of `MoEConfig`, each of them optional."""
-
-    num_experts: int
-    num_experts_per_tok: int
-    intermediate_size: int | None
-    shared_intermediate_size: int
-    layers: tuple[bool, ...] | None
-    scores: RouterScores
-    norm_topk_prob: bool
-    routed_scaling_factor: float
-    n_group: int
-    topk_group: int
-    router_bias: bool
-    selection_bias: bool
-    bias_update_rate: float
-    balance_loss_weight: float
-    z_loss_weight: float
-
-
-class GPTConfigOverrides(TypedDict, total=False):
-    """The fields of `GPTConfig`, each of them optional: what a YAML changes in a preset."""
-
-    n_layer: int
-    n_head: int
-    n_kv_head: int | None
-    n_embd: int
-    head_size: int | None
-    block_size: int
-    vocab_size: int
-    dropout: float
-    bias: bool
-    norm: Norm
-    norm_eps: float
-    norm_offset: bool
-    norm_placement: NormPlacement
-    parallel_residual: bool
-    positions: Positions
-    rope_theta: float
-    rope_local_theta: float | None
-    rope_fraction: float
-    rope_layers: tuple[bool, ...] | None
-    rope_scaling: RopeScalingOverrides | None
-    mlp: Activation
-    intermediate_size: int | None
-    attention_bias: bool | None
-    attention_out_bias: bool | None
-    mlp_bias: bool | None
-    qk_norm: QKNorm | None
-    attention_scale: float | None
-    attention_softcap: float | None
-    attention_sinks: bool
-    mla: MLAOverrides | None
-    sliding_window: int | None
-    chunked_window: bool
-    layer_windows: tuple[bool, ...] | None
-    moe: MoEOverrides | None
-    embedding_scale: float | Literal["sqrt_width"]
-    residual_scale: float
-    logit_scale: float
-    logit_softcap: float | None
-    tie_embeddings: bool
-    multi_token: int
-    init_std: float
-    scale_residual_init: bool
-    family: Family
-
-
 _NESTED: dict[str, type] = {"rope_scaling": RopeScaling, "mla": MLAConfig, "moe": MoEConfig}
+
+
+def _overrides(config: type) -> Any:
+    """Return a TypedDict with the fields of a dataclass, each of them optional; nested parts are TypedDicts too.
+
+    A parser (jsonargparse) reads the names and types of a YAML's `overrides:` from it. Being derived from the
+    dataclass, it cannot disagree with it.
+    """
+    hints = get_type_hints(config)
+    kinds = {field.name: hints[field.name] for field in dataclasses.fields(config)}
+    if config is GPTConfig:
+        kinds |= {name: _overrides(part) | None for name, part in _NESTED.items()}
+    make: Any = TypedDict  # mypy accepts only a literal dict in a call of TypedDict itself
+    overrides = make(f"{config.__name__}Overrides", kinds, total=False)
+    overrides.__module__ = __name__
+    return overrides
+
+
+if TYPE_CHECKING:
+    GPTConfigOverrides: TypeAlias = Mapping[str, Any]
+else:
+    GPTConfigOverrides = _overrides(GPTConfig)
+    GPTConfigOverrides.__doc__ = "The fields of `GPTConfig`, each of them optional: what a YAML changes in a preset."
 
 
 def _parsed(values: dict[str, Any]) -> dict[str, Any]:
