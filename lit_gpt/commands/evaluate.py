@@ -139,17 +139,18 @@ def _evaluate(
 
 def _compare(names: list[str], out: "Path", report_on: "Callable[[str], Path]") -> int:
     """Compare two models, measuring what has no report yet."""
-    from lit_gpt.data.inspection.escape import visible
     from lit_gpt.errors import UserError
     from lit_gpt.evaluation.compare import compare_reports
     from lit_gpt.evaluation.comparison_report import check_comparison_folder, write_comparison
+    from lit_gpt.pages.text import visible
 
     if len(names) != 2:
         raise UserError(f"--compare takes two models, here are {len(names)}")
     check_comparison_folder(out)
     reports = [report_on(name) for name in names]
-    from lit_gpt.evaluation.page.frame import interval_words, number
     from lit_gpt.evaluation.report import read_report
+    from lit_gpt.pages.text import interval_words
+    from lit_gpt.pages.text import score as number
 
     first, second = (read_report(report) for report in reports)
     comparison = compare_reports(first, second)
@@ -169,8 +170,8 @@ def _compare(names: list[str], out: "Path", report_on: "Callable[[str], Path]") 
 def _print_scores(outcome: "Outcome", gate: "GateRecord | None") -> None:
     from dataclasses import asdict
 
-    from lit_gpt.data.inspection.escape import visible
-    from lit_gpt.evaluation.page.frame import interval_words, number
+    from lit_gpt.pages.text import interval_words, visible
+    from lit_gpt.pages.text import score as number
 
     lines = []
     for result in outcome.results:
@@ -198,7 +199,7 @@ class _Bars:
 
     def start(self, planned: "PlannedMeasure") -> Callable[[int, int], None]:
         """The next measure."""
-        from lit_gpt.data.inspection.escape import visible
+        from lit_gpt.pages.text import visible
 
         self.close()
         bar = self._bar = self._make(

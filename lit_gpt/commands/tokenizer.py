@@ -45,9 +45,9 @@ def train(
 
     from lit_gpt.atomic import whole_folder
     from lit_gpt.data.bpe import CHAT_TOKENS, train_bpe
-    from lit_gpt.data.cache import human_bytes
     from lit_gpt.data.tokenizer_sample import TokenizerSample
     from lit_gpt.errors import UserError
+    from lit_gpt.pages.text import human_bytes
 
     folder = Path(out).expanduser()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):

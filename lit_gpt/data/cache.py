@@ -15,6 +15,7 @@ from typing import Any
 
 from lit_gpt.atomic import whole_file
 from lit_gpt.errors import UserError
+from lit_gpt.pages.text import human_bytes
 
 
 def default_cache_dir() -> Path:
@@ -64,15 +65,6 @@ def exclusive(path: Path, purpose: str, announce: bool = True) -> Iterator[None]
         finally:
             # Closing the file is not enough: a worker that was forked meanwhile holds it open too.
             fcntl.flock(file, fcntl.LOCK_UN)
-
-
-def human_bytes(count: float) -> str:
-    """`1536` as `1.5 kB`: decimal units, as disks are sold."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if abs(count) < 1000:
-            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
 
 
 def check_disk_space(

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from lit_gpt.data.inspection.escape import visible
 from lit_gpt.errors import UserError
 from lit_gpt.hashing import FileHashes
+from lit_gpt.pages.text import visible
 
 SplitName = Literal["train", "val", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "val", "test")

@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from lit_gpt.data.cache import check_disk_space, exclusive, human_bytes, say, write_atomic, write_json
+from lit_gpt.data.cache import check_disk_space, exclusive, say, write_atomic, write_json
 from lit_gpt.data.corpus_spec import Admitted, CorpusSpec, Reading
 from lit_gpt.data.documents import SPLITS, SplitName
 from lit_gpt.data.shard_writer import SHARD_TOKENS, SplitWriter, forget_progress
@@ -33,6 +33,7 @@ from lit_gpt.data.sources import corpus_fingerprint, total_bytes
 from lit_gpt.data.tokenizers import Tokenizer
 from lit_gpt.errors import UserError
 from lit_gpt.hashing import FileHashes, sha256_json
+from lit_gpt.pages.text import human_bytes
 
 _BATCH_BYTES = 1 << 18
 _IN_FLIGHT_BYTES = 32 << 20  # text handed to the threads and not yet written

@@ -15,8 +15,7 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 from lightning.pytorch import LightningDataModule, Trainer
 
-from lit_gpt.data.inspection.report import Report
-from lit_gpt.data.inspection.view import TokenTexts, Window, windows_of
+from lit_gpt.data.inspection.view import Report, TokenTexts, Window, windows_of
 from lit_gpt.data.tokenizers import load_tokenizer
 from lit_gpt.errors import UserError
 

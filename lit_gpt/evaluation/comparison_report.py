@@ -74,7 +74,7 @@ def write_comparison(comparison: Comparison, folder: Path) -> Path:
     Raises:
         UserError: As `check_comparison_folder`.
     """
-    from lit_gpt.evaluation.page import comparison_page
+    from lit_gpt.evaluation.pages import comparison_page
 
     check_comparison_folder(folder)
     content = plain(comparison)

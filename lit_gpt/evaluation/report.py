@@ -141,7 +141,7 @@ def write_report(report: Mapping[str, Any], folder: Path) -> Path:
     Returns:
         The page.
     """
-    from lit_gpt.evaluation.page import report_page
+    from lit_gpt.evaluation.pages import report_page
 
     with whole_folder(folder) as beside:
         text = json.dumps(report, ensure_ascii=False, indent=1, allow_nan=False)

@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 
 from tqdm import tqdm
 
-from lit_gpt.data.inspection.escape import visible
 from lit_gpt.errors import UserError, find_user_error
 from lit_gpt.evaluation.plan import Plan, PlannedMeasure
 from lit_gpt.evaluation.progress import Progress, no_progress
 from lit_gpt.evaluation.result import Result
 from lit_gpt.evaluation.subject import Subject
+from lit_gpt.pages.text import visible
 
 Shown = Callable[[PlannedMeasure], Progress]
 """Called as a measure starts; returns what is told how far it is."""

@@ -11,11 +11,10 @@ from small_texts import make_texts
 from lit_gpt.batch import IGNORE_INDEX
 from lit_gpt.data.batches import BatchBuilder
 from lit_gpt.data.inspection import page, terminal
-from lit_gpt.data.inspection.escape import visible
-from lit_gpt.data.inspection.report import Report
-from lit_gpt.data.inspection.view import TokenTexts, windows_of
+from lit_gpt.data.inspection.view import Report, TokenTexts, windows_of
 from lit_gpt.data.provenance import Piece
 from lit_gpt.data.tokenizers import Tokenizer
+from lit_gpt.pages.text import visible
 
 HOSTILE = "<script>alert('漢🙂')</script> \x1b[31m & \u202e\x00 end"
 

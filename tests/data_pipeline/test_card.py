@@ -4,8 +4,7 @@ from html.parser import HTMLParser
 import pytest
 from pipeline_corpora import articles, card, prepare, write_recipe
 
-from lit_gpt.data.card.charts import count, counted, escape, histogram, share
-from lit_gpt.data.card.page import card_page
+from lit_gpt.data.card import card_page
 
 HOSTILE = "<script>alert('1')</script><img src=x onerror=alert(2)>&amp;\x00\x1b[31m \u202egnirts </pre></section>"
 
@@ -129,28 +128,3 @@ def test_the_card_knows_duplicates_and_personal_data(out):
 
 def test_the_page_comes_from_the_numbers_alone(out):
     assert card_page(card(out)) == (out / "card.html").read_text()
-
-
-def test_numbers_for_people():
-    assert [count(value) for value in (0, 999, 9999, 12_345, 1_234_567, 2e9)] == [
-        "0",
-        "999",
-        "9,999",
-        "12.3 k",
-        "1.23 M",
-        "2 G",
-    ]
-    shares = [share(part, 1000) for part in (0, 0.5, 1, 55, 500, 999.5, 1000)]
-    assert shares == ["0.0 %", "< 0.1 %", "0.1 %", "5.5 %", "50 %", "> 99.9 %", "100.0 %"]
-    assert share(1, 0) == "-"
-    assert escape("<a & \x07\n") == "&lt;a &amp; \\x07\n"
-    assert escape("\ud800") == "\\ud800"
-    assert escape("\u202egnirts") == "\\u202egnirts"
-    assert [counted(number, "cluster") for number in (0, 1, 2000)] == ["0 clusters", "1 cluster", "2,000 clusters"]
-
-
-def test_a_histogram_draws_each_bin_that_holds_documents():
-    picture = histogram([("read", "--before", {"1": 2, "3": 4}), ("left", "--keep", {"3": 1})], "characters")
-    assert picture.count("<rect") == 3
-    assert "read: 4 documents of 4 to 7 characters" in picture
-    assert "Nothing to show" in histogram([("read", "--before", {})], "characters")

@@ -14,7 +14,6 @@ from lit_gpt.evaluation.code import HumanEval, ParsesAsPython
 from lit_gpt.evaluation.code.limits import Limits
 from lit_gpt.evaluation.code.sandbox import JailError, Sandbox
 from lit_gpt.evaluation.intervals import bootstrap_mean, bootstrap_ratio
-from lit_gpt.evaluation.page.frame import number
 from lit_gpt.evaluation.plan import make_plan
 from lit_gpt.evaluation.room import check_room
 from lit_gpt.evaluation.safety.asking import PromptSet
@@ -30,6 +29,7 @@ from lit_gpt.evaluation.safety.robustness import Robustness
 from lit_gpt.evaluation.safety.shares import mean_score
 from lit_gpt.evaluation.subject import Subject
 from lit_gpt.evaluation.texts import Texts
+from lit_gpt.pages.text import score as number
 
 
 def test_a_model_that_gives_no_numbers_has_no_score():

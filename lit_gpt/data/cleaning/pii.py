@@ -93,6 +93,8 @@ class PII(PerDocumentStep):
     """
 
     name = "pii"
+    replaces_personal_data = True
+    """The data card reports what it counts as personal data."""
 
     def __init__(
         self,

@@ -3,10 +3,9 @@
 import shutil
 from collections.abc import Iterator
 
-from lit_gpt.data.inspection.escape import visible
-from lit_gpt.data.inspection.report import Report
-from lit_gpt.data.inspection.view import Token, Window
+from lit_gpt.data.inspection.view import Report, Token, Window
 from lit_gpt.data.provenance import Piece
+from lit_gpt.pages.text import visible
 
 _HUES = (36, 33, 35, 32, 34, 31)  # cyan, yellow, magenta, green, blue, red
 

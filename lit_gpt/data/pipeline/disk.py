@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
-from lit_gpt.data.cache import check_disk_space, human_bytes, say
+from lit_gpt.data.cache import check_disk_space, say
 from lit_gpt.data.pipeline.recipe import Recipe
 from lit_gpt.data.pipeline.segments import is_corpus_step
+from lit_gpt.pages.text import human_bytes
 
 DOCUMENTS = 0.4
 """Bytes on disk of a byte of text in document shards: zstandard makes 0.25 to 0.4 of prose and code."""

@@ -26,8 +26,8 @@ from types import FrameType
 from typing import Any
 
 from lit_gpt.atomic import fsync, raise_if_disk_full
-from lit_gpt.data.cache import exclusive, human_bytes, say, write_json
-from lit_gpt.data.card.write import write_card
+from lit_gpt.data.cache import exclusive, say, write_json
+from lit_gpt.data.card import write_card
 from lit_gpt.data.pipeline.disk import check_disk
 from lit_gpt.data.pipeline.document_shards import shard_paths
 from lit_gpt.data.pipeline.executor import check_executor
@@ -36,6 +36,7 @@ from lit_gpt.data.pipeline.recipe import Recipe
 from lit_gpt.data.pipeline.segments import DONE, SegmentRunner, nothing_half_written
 from lit_gpt.data.pipeline.tokenise import clean_spec, make_tokenizer, tokenise
 from lit_gpt.errors import UserError
+from lit_gpt.pages.text import human_bytes
 
 OURS = ("card.json", "card.html", "tokens", "tokenizer", "documents", "steps", "work", "recipe.json", "work.lock")
 

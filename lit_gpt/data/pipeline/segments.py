@@ -23,7 +23,7 @@ from typing import Any
 
 import orjson
 
-from lit_gpt.data.cache import human_bytes, say, write_atomic, write_json
+from lit_gpt.data.cache import say, write_atomic, write_json
 from lit_gpt.data.cleaning.step import CorpusStep
 from lit_gpt.data.pipeline.apply import ApplyStep
 from lit_gpt.data.pipeline.document_shards import ReadDocuments, WriteDocuments, shard_paths
@@ -35,6 +35,7 @@ from lit_gpt.data.pipeline.reading import READ, ReadParts
 from lit_gpt.data.pipeline.recipe import Recipe
 from lit_gpt.data.pipeline.registry import StepSpec, build_step, step_class
 from lit_gpt.data.pipeline.report import StepReport
+from lit_gpt.pages.text import human_bytes
 
 DONE = "done.json"
 
