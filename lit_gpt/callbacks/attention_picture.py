@@ -10,8 +10,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from lit_gpt.callbacks.quiet_model import must_hurry, quiet_model, takes_part, why_not, writers
-from lit_gpt.data.tokenizers import Tokenizer, load_tokenizer
+from lit_gpt.callbacks.quiet_model import data_tokenizer, must_hurry, quiet_model, takes_part, why_not, writers
+from lit_gpt.data.tokenizers import Tokenizer
 from lit_gpt.errors import UserError
 from lit_gpt.models import GPT
 from lit_gpt.models.attention_maps import attention_maps
@@ -92,14 +92,13 @@ class AttentionPicture(Callback):
             rank_zero_warn(f"AttentionPicture draws nothing: {reason}")
             self._tokenizer = None
             return
-        model, datamodule = pl_module.model, getattr(trainer, "datamodule", None)
+        model = pl_module.model
         assert isinstance(model, GPT)
-        assert datamodule is not None
         count = model.config.n_layer
         wrong = [layer for layer in self.layers or [] if not 0 <= layer < count]
         if wrong:
             raise UserError(f"AttentionPicture has no layer {wrong[0]} to draw; the model's are 0 to {count - 1}")
-        self._tokenizer = load_tokenizer(datamodule.tokenizer_path)
+        self._tokenizer = data_tokenizer(trainer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

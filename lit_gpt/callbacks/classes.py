@@ -11,6 +11,7 @@ from lit_gpt.atomic import whole_file
 from lit_gpt.callbacks.attention_picture import picture
 from lit_gpt.callbacks.quiet_model import writers
 from lit_gpt.callbacks.run_folder import run_dir_of
+from lit_gpt.data_info import read_data_info
 
 
 class ConfusionPicture(Callback):
@@ -83,8 +84,8 @@ class ClassWriter(Callback):
             rows = [row for part in gathered for row in part]
         if not rows or not trainer.is_global_zero:
             return
-        split: Any = getattr(trainer, "datamodule", None)
-        where = split.store.split("test").where if hasattr(split, "store") else str
+        split_rows = read_data_info(trainer).rows
+        where = str if split_rows is None else split_rows("test").where
         path = Path(self.path) if self.path is not None else run_dir_of(trainer) / "predictions.csv"
         with whole_file(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)

@@ -9,8 +9,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.distributed.tensor import DTensor
 
-from lit_gpt.callbacks.quiet_model import must_hurry, quiet_model, why_not
-from lit_gpt.data.tokenizers import Tokenizer, load_tokenizer
+from lit_gpt.callbacks.quiet_model import data_tokenizer, must_hurry, quiet_model, why_not
+from lit_gpt.data.tokenizers import Tokenizer
 from lit_gpt.errors import UserError
 from lit_gpt.evaluation.measure import Measure
 from lit_gpt.evaluation.plan import Plan, PlannedMeasure, load_plan, make_plan
@@ -74,9 +74,7 @@ class EvaluationSuite(Callback):
         if reason is not None:
             rank_zero_warn(f"EvaluationSuite measures nothing: {reason}")
             return
-        datamodule = getattr(trainer, "datamodule", None)
-        assert datamodule is not None
-        self._tokenizer = load_tokenizer(datamodule.tokenizer_path)
+        self._tokenizer = data_tokenizer(trainer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -6,6 +6,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from lit_gpt.data_info import CorpusMixture, DataParallel, read_data_info
+
 
 class MixtureProportions(Callback):
     """Counts the rows of each corpus as they are trained on and logs shares every `log_every_n_steps` steps.
@@ -13,7 +15,7 @@ class MixtureProportions(Callback):
     Logged for each corpus: `mixture/<name>` (share of the samples since the last entry), `mixture_total/<name>` (since
     the run began), `mixture_wanted/<name>` (what the weights ask for since the run began) and `mixture_epochs/<name>`
     (how often its tokens were seen). It does nothing without a mixture: the batches must have `corpus_ids`, and the
-    Trainer's DataModule a `mixture` with `names`, `wanted(num_samples)` and `num_windows`.
+    DataModule a mixture (`DataInfo.mixture`).
 
     The counts are of what reached the training step, not of what was planned. They stay on the device, one small
     addition a micro-batch. An entry is copied to the host without waiting for the device and written at a later step,
@@ -24,6 +26,8 @@ class MixtureProportions(Callback):
     """
 
     def __init__(self) -> None:
+        self._mixture: CorpusMixture | None = None
+        self._ranks = DataParallel()
         self.latest: dict[str, float] = {}
         self._counts: Tensor | None = None
         self._loaded: list[int] | None = None
@@ -32,7 +36,9 @@ class MixtureProportions(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin to count, or go on from the checkpoint's counts."""
-        mixture = _mixture(trainer)
+        info = read_data_info(trainer)
+        self._mixture, self._ranks = info.mixture, info.data_parallel
+        mixture = self._mixture
         if mixture is None:
             return
         self._counts = torch.zeros(len(mixture.names), dtype=torch.int64, device=pl_module.device)
@@ -56,7 +62,7 @@ class MixtureProportions(Callback):
         if self._pending is not None and _arrived(self._pending[2]):
             self._write(trainer)
         if trainer.global_step % max(1, int(getattr(trainer, "log_every_n_steps", 50))) == 0:
-            self._send(trainer, pl_module)
+            self._send(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the entry that is still on its way."""
@@ -65,10 +71,10 @@ class MixtureProportions(Callback):
                 self._pending[2].synchronize()
             self._write(trainer)
 
-    def _send(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _send(self, trainer: Trainer) -> None:
         """Copy the counts of all processes to the host, without waiting."""
         assert self._counts is not None
-        counts = _sum_over_processes(self._counts, pl_module)
+        counts = self._ranks.sum(self._counts)
         if counts.device.type != "cuda":
             self._pending = (trainer.global_step, counts.clone(), None)
             self._write(trainer)
@@ -83,7 +89,8 @@ class MixtureProportions(Callback):
         assert self._pending is not None
         step, counts, _ = self._pending
         self._pending = None
-        mixture = _mixture(trainer)
+        mixture = self._mixture
+        assert mixture is not None
         now = counts.tolist()
         total, latest = sum(now), sum(now) - sum(self._before)
         if not latest:
@@ -102,30 +109,12 @@ class MixtureProportions(Callback):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Keep the counts of all processes."""
         if self._counts is not None:
-            checkpoint["mixture_counts"] = _sum_over_processes(self._counts, pl_module).tolist()
+            checkpoint["mixture_counts"] = self._ranks.sum(self._counts).tolist()
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Take the counts up again."""
         self._loaded = checkpoint.get("mixture_counts")
 
 
-def _mixture(trainer: Trainer) -> Any:
-    """Returns the DataModule's mixture, None where there is none."""
-    datamodule = getattr(trainer, "datamodule", None)
-    return getattr(datamodule, "mixture", None)
-
-
 def _arrived(event: Any) -> bool:
     return event is None or bool(event.query())
-
-
-def _sum_over_processes(counts: Tensor, pl_module: LightningModule) -> Tensor:
-    """Sum over the processes that see different data (tensor-parallel ones see the same)."""
-    strategy = pl_module.trainer.strategy
-    kwargs = getattr(strategy, "distributed_sampler_kwargs", None) or {"num_replicas": 1}
-    if kwargs["num_replicas"] == 1:
-        return counts
-    mesh = getattr(pl_module, "device_mesh", None)
-    counts = counts.clone()
-    torch.distributed.all_reduce(counts, group=None if mesh is None else mesh["data_parallel"].get_group())
-    return counts

@@ -9,6 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.optim import Optimizer
 
 from lit_gpt.callbacks.training_clock import planned_steps
+from lit_gpt.data_info import read_data_info
 from lit_gpt.errors import UserError
 from lit_gpt.plugins import AtomicCheckpointIO, AtomicModelParallelStrategy
 
@@ -56,8 +57,8 @@ class Preflight(Callback):
 
 def _check_sizes(trainer: Trainer, pl_module: LightningModule) -> None:
     config = getattr(pl_module, "config", None)
-    datamodule = getattr(trainer, "datamodule", None)
-    tokenizer_size, block_size = getattr(datamodule, "vocab_size", None), getattr(datamodule, "block_size", None)
+    info = read_data_info(trainer)
+    tokenizer_size, block_size = info.vocab_size, info.block_size
     model_size, positions = getattr(config, "vocab_size", None), getattr(config, "block_size", None)
     if tokenizer_size is not None and model_size is not None and tokenizer_size > model_size:
         raise UserError(

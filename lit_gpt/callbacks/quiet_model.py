@@ -8,6 +8,8 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 
+from lit_gpt.data.tokenizers import Tokenizer, load_tokenizer
+from lit_gpt.data_info import read_data_info
 from lit_gpt.models import GPT
 from lit_gpt.plugins import AtomicModelParallelStrategy
 
@@ -40,12 +42,19 @@ def why_not(trainer: Trainer, pl_module: LightningModule) -> str | None:
     """Say why a look at the model is not possible here, or None if it is."""
     if not isinstance(pl_module.model, GPT):
         return f"the module's model is a {type(pl_module.model).__name__} and no lit_gpt.models.GPT"
-    if getattr(getattr(trainer, "datamodule", None), "tokenizer_path", None) is None:
+    if read_data_info(trainer).tokenizer_path is None:
         return "the DataModule has no tokenizer_path"
     strategy = trainer.strategy
     if isinstance(strategy, AtomicModelParallelStrategy) and strategy.device_mesh["tensor_parallel"].size() > 1:
         return "with tensor parallelism each process holds a part of each head's layer"
     return None
+
+
+def data_tokenizer(trainer: Trainer) -> Tokenizer:
+    """Load the tokenizer of the Trainer's data, which `why_not` has found to be there."""
+    path = read_data_info(trainer).tokenizer_path
+    assert path is not None
+    return load_tokenizer(path)
 
 
 def must_hurry(trainer: Trainer) -> bool:

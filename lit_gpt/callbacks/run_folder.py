@@ -16,6 +16,7 @@ from lit_gpt.checkpoints.bundle import copy_tokenizer
 from lit_gpt.checkpoints.lineage import LINEAGE, code_versions, collect_lineage, hash_tokenizer
 from lit_gpt.checkpoints.resolve import TOKENIZER
 from lit_gpt.checkpoints.runs import list_checkpoints
+from lit_gpt.data_info import DataInfo, read_data_info
 from lit_gpt.errors import UserError
 
 
@@ -55,10 +56,10 @@ class RunFolder(Callback):
             require_fresh(run_dir)
         if trainer.is_global_zero:
             run_dir.mkdir(parents=True, exist_ok=True)
-            tokenizer_path = getattr(getattr(trainer, "datamodule", None), "tokenizer_path", None)
-            if tokenizer_path is not None:
-                _keep_tokenizer(Path(tokenizer_path), run_dir / TOKENIZER, resumed)
-            _keep_lineage(run_dir / LINEAGE, trainer, pl_module, tokenizer_path, resumed)
+            info = read_data_info(trainer)
+            if info.tokenizer_path is not None:
+                _keep_tokenizer(info.tokenizer_path, run_dir / TOKENIZER, resumed)
+            _keep_lineage(run_dir / LINEAGE, trainer, pl_module, info, resumed)
         trainer.strategy.barrier("RunFolder")
 
 
@@ -73,7 +74,7 @@ def _keep_tokenizer(source: Path, target: Path, resumed: bool) -> None:
         )
 
 
-def _keep_lineage(path: Path, trainer: Trainer, pl_module: LightningModule, tokenizer_path: Any, resumed: bool) -> None:
+def _keep_lineage(path: Path, trainer: Trainer, pl_module: LightningModule, info: DataInfo, resumed: bool) -> None:
     """Write where the run comes from; a resume adds what code it went on with."""
     session = {"from_step": trainer.global_step, "code": code_versions()}
     if resumed and path.exists():
@@ -81,11 +82,10 @@ def _keep_lineage(path: Path, trainer: Trainer, pl_module: LightningModule, toke
         lineage.setdefault("resumed", []).append(session)
     else:
         config: Any = getattr(pl_module, "config", None)
-        datamodule: Any = getattr(trainer, "datamodule", None)
         lineage = collect_lineage(
             config.to_dict() if hasattr(config, "to_dict") else None,
-            tokenizer_path,
-            datamodule.lineage() if hasattr(datamodule, "lineage") else None,
+            info.tokenizer_path,
+            None if info.lineage is None else info.lineage(),
             init_from=getattr(pl_module, "init_from", None),
         )
     with whole_file(path) as temporary:

@@ -7,8 +7,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lit_gpt.callbacks.quiet_model import must_hurry, quiet_model, takes_part, why_not, writers
-from lit_gpt.data.tokenizers import Tokenizer, load_tokenizer
+from lit_gpt.callbacks.quiet_model import data_tokenizer, must_hurry, quiet_model, takes_part, why_not, writers
+from lit_gpt.data.tokenizers import Tokenizer
 from lit_gpt.errors import UserError
 from lit_gpt.generation.generate import generate
 from lit_gpt.models import GPT
@@ -64,9 +64,7 @@ class SampleText(Callback):
             rank_zero_warn(f"SampleText writes no samples: {reason}")
             self._tokenizer = None
             return
-        datamodule = getattr(trainer, "datamodule", None)
-        assert datamodule is not None
-        self._tokenizer = load_tokenizer(datamodule.tokenizer_path)
+        self._tokenizer = data_tokenizer(trainer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

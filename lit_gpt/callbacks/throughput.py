@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_gpt.callbacks.training_clock import TrainingClock, planned_steps, tokens_seen
+from lit_gpt.data_info import read_data_info
 from lit_gpt.planning.hardware import peak_flops
 
 GIGA = 1e9
@@ -48,7 +49,7 @@ class ThroughputMonitor(Callback):
         self._every = max(1, getattr(trainer, "log_every_n_steps", 50))
         config: Any = getattr(pl_module, "config", None)
         if hasattr(config, "flops_per_token"):
-            context = getattr(getattr(trainer, "datamodule", None), "block_size", None)  # tokens in a window
+            context = read_data_info(trainer).block_size  # tokens in a window
             self._flops_per_token = config.flops_per_token(context)
             one = peak_flops(pl_module.device)
             self._peak = None if one is None else one * trainer.world_size

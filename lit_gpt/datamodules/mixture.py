@@ -1,5 +1,6 @@
 """Several prepared corpora in proportions that are kept exactly, and that may change over the run."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from lit_gpt.data.mixture_plan import MixtureChange, MixtureCorpus, WeightsMode,
 from lit_gpt.data.prepared import PreparedCorpus, open_prepared, padded_vocab_size
 from lit_gpt.data.provenance import Piece, trace_window
 from lit_gpt.data.shards import TokenCorpus
+from lit_gpt.data_info import DataInfo
 from lit_gpt.datamodules.windows import WindowDataModule
 from lit_gpt.errors import UserError
 
@@ -89,6 +91,11 @@ class MixtureDataModule(WindowDataModule):
         if self._mixture is None:
             raise UserError("the mixture is not open yet: call setup('fit') first")
         return self._mixture
+
+    @property
+    def data_info(self) -> DataInfo:
+        """What the module and its callbacks may know about the data; complete after `setup`."""
+        return replace(super().data_info, mixture=self._mixture)
 
     @property
     def corpus(self) -> TokenCorpus:

@@ -28,6 +28,7 @@ from lit_gpt.data.rows.order import SampleOrder
 from lit_gpt.data.sources import HubDataset
 from lit_gpt.data.tokenizer_cache import keep_tokenizer, kept_tokenizer_path
 from lit_gpt.data.tokenizers import Tokenizer
+from lit_gpt.data_info import DataInfo, read_data_parallel
 from lit_gpt.errors import UserError
 
 
@@ -230,6 +231,22 @@ class RowDataModule(LightningDataModule):
                 )  # fmt: skip
 
     @property
+    def data_info(self) -> DataInfo:
+        """What the module and its callbacks may know about the data; complete after `setup`."""
+        return DataInfo(
+            tokenizer_path=self.tokenizer_path,
+            vocab_size=self.vocab_size,
+            block_size=self.block_size,
+            tokens_per_step=self.tokens_per_step,
+            max_prompt_tokens=getattr(self, "max_prompt_tokens", None),
+            packing=getattr(self, "packing", False),
+            classes=getattr(self, "classes", None),
+            lineage=self.lineage,
+            rows=lambda split: self.store.split(split),
+            scoring_batches=self.scoring_batches,
+        )
+
+    @property
     def store(self) -> RowStore:
         """The prepared rows.
 
@@ -326,6 +343,5 @@ class RowDataModule(LightningDataModule):
 
     def _ranks(self) -> tuple[int, int]:
         """Returns (rank, number) among the processes that see different data; (0, 1) without a Trainer."""
-        strategy = None if self.trainer is None else self.trainer.strategy
-        kwargs = getattr(strategy, "distributed_sampler_kwargs", None)
-        return (0, 1) if kwargs is None else (int(kwargs["rank"]), int(kwargs["num_replicas"]))
+        ranks = read_data_parallel(self.trainer)
+        return ranks.rank, ranks.size

@@ -19,6 +19,7 @@ from lit_gpt.data.loader import StepLoader, TrainingLoader, check_batch_sizes
 from lit_gpt.data.provenance import Piece, trace_window
 from lit_gpt.data.sampler import WindowSampler
 from lit_gpt.data.shards import TokenCorpus, TokenSplit
+from lit_gpt.data_info import DataInfo, read_data_parallel
 from lit_gpt.errors import UserError
 
 Ordered = TypeVar("Ordered", bound=OrderedLoader)
@@ -94,6 +95,18 @@ class WindowDataModule(LightningDataModule):
     def tokens_per_step(self) -> int:
         """Input tokens of one optimizer step over all devices."""
         return self.global_batch_size * self.block_size
+
+    @property
+    def data_info(self) -> DataInfo:
+        """What the module and its callbacks may know about the data; complete after `setup`."""
+        return DataInfo(
+            tokenizer_path=self.tokenizer_path,
+            vocab_size=self.vocab_size,
+            block_size=self.block_size,
+            tokens_per_step=self.tokens_per_step,
+            packing=self.isolate_documents,
+            lineage=self.lineage,
+        )
 
     @property
     def corpus(self) -> TokenCorpus:
@@ -202,9 +215,8 @@ class WindowDataModule(LightningDataModule):
 
     def _ranks(self) -> tuple[int, int]:
         """Returns (rank, number) among the processes that see different data; (0, 1) without a Trainer."""
-        strategy = None if self.trainer is None else self.trainer.strategy
-        kwargs = getattr(strategy, "distributed_sampler_kwargs", None)
-        return (0, 1) if kwargs is None else (int(kwargs["rank"]), int(kwargs["num_replicas"]))
+        ranks = read_data_parallel(self.trainer)
+        return ranks.rank, ranks.size
 
 
 def _global_batch_size(block_size: int, sequences: int | None, tokens: int | None) -> int:

@@ -14,7 +14,6 @@ A project of your own replaces one method: `build_model`, `build_optimizer` or `
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -204,9 +203,9 @@ class GPTModule(AdapterMixin, OptimizationMixin, EvaluationMixin):
 
     def check_tokens(self, source: ModelSource, name: str) -> None:
         """Refuse a model whose tokenizer is not that of the data, as far as both are known."""
-        data = getattr(getattr(self.trainer, "datamodule", None), "tokenizer_path", None)
+        data = self.data_info.tokenizer_path
         if data is not None and source.tokenizer_path is not None:
-            check_same_tokens(Path(data), source.tokenizer_path, name)
+            check_same_tokens(data, source.tokenizer_path, name)
 
     def on_train_start(self) -> None:
         """Let the YAML's optimizer settings win over a checkpoint's, and say what changed."""

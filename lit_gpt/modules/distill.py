@@ -128,7 +128,7 @@ class DistillModule(SamplingMixin, SFTModule):
             UserError: its tokenizer is another, or the data packs rows that are to be answered.
         """
         super().on_fit_start()
-        if self.lmbda and getattr(getattr(self.trainer, "datamodule", None), "packing", False):
+        if self.lmbda and self.data_info.packing:
             raise UserError(PACKED)
         self.check_tokens(self._teacher_source, f"the teacher {self.teacher}")
 

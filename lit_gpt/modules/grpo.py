@@ -142,7 +142,7 @@ class GRPOModule(RatedAnswersModule):
     def on_fit_start(self) -> None:
         """Refuse answers that the context has no room for, and rows that cannot be rated."""
         super().on_fit_start()
-        longest = getattr(getattr(self.trainer, "datamodule", None), "max_prompt_tokens", None)
+        longest = self.data_info.max_prompt_tokens
         if longest is not None and longest + self.max_new_tokens > self.config.block_size:
             raise UserError(
                 f"prompts of {longest} tokens and {self.max_new_tokens} new ones do not fit in the model's block_size "

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from lightning.pytorch.utilities import GradClipAlgorithmType
@@ -11,10 +10,11 @@ from torch import nn
 from torch.optim import AdamW, Optimizer
 
 from lit_gpt.errors import UserError
+from lit_gpt.modules.ranks import RanksMixin
 from lit_gpt.optim import Schedule, ScheduledLR, check_learning_rates, parameter_groups
 
 
-class OptimizationMixin(LightningModule):
+class OptimizationMixin(RanksMixin):
     """A module whose `model` is trained in named parameter groups, on a schedule."""
 
     model: nn.Module | None
@@ -75,7 +75,7 @@ class OptimizationMixin(LightningModule):
     @property
     def _step_tokens(self) -> int | None:
         """Input tokens of an optimizer step where the DataModule fixes them."""
-        return getattr(getattr(self.trainer, "datamodule", None), "tokens_per_step", None)
+        return self.data_info.tokens_per_step
 
     def _keep_configured_settings(self) -> None:
         """Let the YAML's optimizer settings win over a checkpoint's, and say what changed."""

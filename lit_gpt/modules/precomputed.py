@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lit_gpt.atomic import whole_file
 from lit_gpt.batch import Batch
+from lit_gpt.data_info import DataInfo
 from lit_gpt.errors import UserError
 from lit_gpt.modules.reference import ReferencedModule
 
@@ -50,12 +51,12 @@ class PrecomputedReference(ReferencedModule):
         super().on_fit_start()
         if not self.uses_reference or self.reference != "precomputed":
             return
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        if not hasattr(data, "scoring_batches"):
+        info = self.data_info
+        if info.rows is None or info.scoring_batches is None:
             raise UserError(
                 "reference: precomputed needs a DataModule of rows, such as PreferenceDataModule; set reference: frozen"
             )
-        self._tables = {split: self._table(data, split).to(self.device) for split in SPLITS}
+        self._tables = {split: self._table(info, split).to(self.device) for split in SPLITS}
         self.__dict__["_frozen"] = None  # its memory is free from here on
 
     def on_validation_start(self) -> None:
@@ -73,15 +74,17 @@ class PrecomputedReference(ReferencedModule):
             self._tables = {}
 
     @torch.no_grad()
-    def _table(self, data: Any, split: str) -> Tensor:
+    def _table(self, info: DataInfo, split: str) -> Tensor:
         """(rows, 2) float32, from the run's folder if it is there for these rows and weights."""
-        rows = data.store.split(split)
+        assert info.rows is not None
+        assert info.scoring_batches is not None
+        rows = info.rows(split)
         path = Path(self.trainer.default_root_dir) / "reference" / f"{split}.safetensors"
         key = {"rows": rows.fingerprint, "weights": str(self._first_sha256), "kind": type(self).__name__}
         if path.exists() and _metadata(path) == key:
             return load_file(path)["log_probs"]
         table = torch.zeros(len(rows), 2, device=self.device)
-        for batch in data.scoring_batches(split):
+        for batch in info.scoring_batches(split):
             batch = self.transfer_batch_to_device(batch, self.device, 0)
             numbers = self.rows_of(batch)
             here = numbers >= 0

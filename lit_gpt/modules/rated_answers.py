@@ -60,13 +60,13 @@ class RatedAnswersModule(SamplingMixin, ReferencedModule):
         Raises:
             UserError: under `on_bad_input: error` if there is one, else if there is no other.
         """
-        store = getattr(getattr(self.trainer, "datamodule", None), "store", None)
-        if store is None or not self.rewards.check_rows:
+        rows_of_split = self.data_info.rows
+        if rows_of_split is None or not self.rewards.check_rows:
             return
         unusable = num_rows = 0
         examples: list[str] = []
         for name in SPLITS:
-            split = store.split(name)
+            split = rows_of_split(name)
             shown = {"desc": f"checking {name}", "unit": "row", "delay": 2, "leave": False}
             for row in tqdm(range(len(split)), disable=not self.trainer.is_global_zero, **shown):
                 problem = self.rewards.problem_of(json.loads(split.attached(row) or "{}").get("row", {}))

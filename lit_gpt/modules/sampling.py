@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
 
 from lit_gpt.checkpoints.resolve import ModelSource
 from lit_gpt.data.chat import ChatRenderer
@@ -12,11 +11,12 @@ from lit_gpt.data.tokenizers import Tokenizer, load_tokenizer
 from lit_gpt.errors import UserError
 from lit_gpt.generation import Completion, Engine, SamplingParams
 from lit_gpt.models import GPTConfig
+from lit_gpt.modules.ranks import RanksMixin
 
 Prompt = dict[str, Any]
 
 
-class SamplingMixin(LightningModule):
+class SamplingMixin(RanksMixin):
     """A module with a `model` that can answer prompts as it is, on the device where it trains."""
 
     config: GPTConfig
@@ -74,7 +74,7 @@ class SamplingMixin(LightningModule):
         return [[next(done) for _ in each] for each in seeds]
 
     def _load_tokenizer(self) -> None:
-        path = getattr(getattr(self.trainer, "datamodule", None), "tokenizer_path", None)
+        path = self.data_info.tokenizer_path
         if path is None and self._source is not None:
             path = self._source.tokenizer_path
         if path is None:

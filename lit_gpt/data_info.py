@@ -1,0 +1,140 @@
+"""`DataInfo`: what a LightningModule and its callbacks may know about the data, as one value.
+
+Modules, DataModules and callbacks do not import one another. Beside the batch (`lit_gpt.batch`), this value is all that
+crosses the border: a DataModule provides it as its property `data_info`, and `read_data_info` is the only place that
+looks into `trainer.datamodule`. A DataModule of another package may provide a `DataInfo` of its own, or simply have
+attributes with the names of its fields (`tokenizer_path`, `block_size`, ...), or none of them: every field is optional,
+and whoever needs one that is absent says so in an error.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from lit_gpt.batch import Batch
+
+
+@dataclass(frozen=True)
+class DataParallel:
+    """Place of this process among those that see different data.
+
+    Tensor-parallel processes see the same data, so they share a rank.
+
+    Attributes:
+        rank: from 0.
+        size: number of ranks.
+        group: torch process group of the ranks; None: all processes.
+    """
+
+    rank: int = 0
+    size: int = 1
+    group: Any = None
+
+    def sum(self, value: Tensor) -> Tensor:
+        """Return the sum of a tensor over the ranks; the argument is left as it is."""
+        if self.size == 1:
+            return value
+        value = value.clone()
+        torch.distributed.all_reduce(value, group=self.group)
+        return value
+
+
+class Rows(Protocol):
+    """The rows of one split, numbered as in a batch's `sample_ids`."""
+
+    fingerprint: str
+    """Content hash of the rows and of how they were encoded."""
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+
+    def where(self, row: int) -> str:
+        """Return where a row comes from, such as `file.jsonl:12`."""
+
+    def attached(self, row: int) -> str:
+        """Return what was stored with a row beside its tokens, as JSON; empty if nothing was."""
+
+
+class CorpusMixture(Protocol):
+    """Several corpora that training samples are drawn from."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Names of the corpora, by `corpus_ids` of a batch."""
+
+    @property
+    def num_windows(self) -> Sequence[int]:
+        """Windows of each corpus in one epoch of it."""
+
+    def wanted(self, num_samples: int) -> Mapping[str, float]:
+        """Return how many of the run's first samples the weights ask for from each corpus, by name."""
+
+
+@dataclass(frozen=True)
+class DataInfo:
+    """What a DataModule says about its data.
+
+    Attributes:
+        tokenizer_path: Hugging Face folder of the tokenizer.
+        vocab_size: entries of the vocabulary.
+        block_size: longest sequence in tokens.
+        tokens_per_step: input tokens of an optimizer step over all ranks, where every step has as many.
+        max_prompt_tokens: longest prompt, where the model is to answer prompts.
+        packing: whether a row of a batch may hold several documents or conversations.
+        classes: names of the classes, where texts are to be classified.
+        data_parallel: place of this process among those that see different data.
+        lineage: returns which documents, tokenizer and order made the batches, by content hash (JSON values).
+        mixture: the corpora of a mixture.
+        rows: returns the rows of a split (`train`, `val`, `test`), where the data is made of rows.
+        scoring_batches: returns this rank's share of all rows of a split, each once, as batches.
+    """
+
+    tokenizer_path: Path | None = None
+    vocab_size: int | None = None
+    block_size: int | None = None
+    tokens_per_step: int | None = None
+    max_prompt_tokens: int | None = None
+    packing: bool = False
+    classes: Sequence[str] | None = None
+    data_parallel: DataParallel = field(default_factory=DataParallel)
+    lineage: Callable[[], Mapping[str, Any]] | None = None
+    mixture: CorpusMixture | None = None
+    rows: Callable[[Any], Rows] | None = None
+    scoring_batches: Callable[[Any], Iterable[Batch]] | None = None
+
+
+def read_data_parallel(trainer: Any) -> DataParallel:
+    """Return this process's place among the data-parallel ranks, on every strategy.
+
+    Args:
+        trainer: a Lightning Trainer; None: one process.
+    """
+    strategy = getattr(trainer, "strategy", None)
+    ranks = getattr(strategy, "distributed_sampler_kwargs", None)
+    if ranks is None:
+        return DataParallel()
+    mesh = getattr(strategy, "device_mesh", None)
+    group = None if mesh is None else mesh["data_parallel"].get_group()
+    return DataParallel(int(ranks["rank"]), int(ranks["num_replicas"]), group)
+
+
+def read_data_info(trainer: Any) -> DataInfo:
+    """Return what the Trainer's DataModule says about its data; complete after the DataModule's `setup`.
+
+    Args:
+        trainer: a Lightning Trainer, with a DataModule of any package or with bare loaders.
+    """
+    datamodule = getattr(trainer, "datamodule", None)
+    info = getattr(datamodule, "data_info", None)
+    if not isinstance(info, DataInfo):
+        # Another package's DataModule: whichever attributes it has by these names.
+        known = {f.name: getattr(datamodule, f.name) for f in fields(DataInfo) if hasattr(datamodule, f.name)}
+        known.pop("data_parallel", None)
+        if known.get("tokenizer_path") is not None:
+            known["tokenizer_path"] = Path(known["tokenizer_path"])
+        info = DataInfo(**known)
+    return replace(info, data_parallel=read_data_parallel(trainer))
