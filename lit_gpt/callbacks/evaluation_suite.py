@@ -13,9 +13,8 @@ from lit_gpt.callbacks.quiet_model import data_tokenizer, must_hurry, quiet_mode
 from lit_gpt.data.tokenizers import Tokenizer
 from lit_gpt.errors import UserError
 from lit_gpt.evaluation.measure import Measure
-from lit_gpt.evaluation.plan import Plan, PlannedMeasure, load_plan, make_plan
+from lit_gpt.evaluation.plan import Plan, PlannedMeasure, load_plan, make_plan, run_plan
 from lit_gpt.evaluation.result import Result
-from lit_gpt.evaluation.run import run_plan
 from lit_gpt.evaluation.subject import Subject
 from lit_gpt.models import GPT
 

@@ -6,9 +6,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from lit_gpt.evaluation.gate import GateRecord
-    from lit_gpt.evaluation.plan import Plan, PlannedMeasure
-    from lit_gpt.evaluation.run import Outcome
+    from lit_gpt.evaluation.plan import GateRecord, Outcome, Plan, PlannedMeasure
 
 
 def evaluate(
@@ -48,7 +46,7 @@ def evaluate(
         explain: print what a measure of this name asks and takes, and stop; without a name, list all of them.
     """
     if explain is not None:
-        from lit_gpt.evaluation.explain import explanation
+        from lit_gpt.evaluation.plan import explanation
 
         print(explanation(explain))
         return 0
@@ -69,7 +67,7 @@ def evaluate(
         return _evaluate(plan, name, adapter, folder, device, chat_template, max_batch_size)
 
     def report_on(name: str) -> "Path":
-        from lit_gpt.evaluation.comparison_report import find_report
+        from lit_gpt.evaluation.compare import find_report
 
         found = find_report(name, plan, adapter, chat_template)
         page = measure(name, None)[0] if found is None else found
@@ -89,7 +87,7 @@ def evaluate(
         print(page)
     if outcome.status:
         return outcome.status
-    from lit_gpt.evaluation.gate import GATE_EXIT
+    from lit_gpt.evaluation.plan import GATE_EXIT
 
     return 0 if gate is None or gate.passed else GATE_EXIT
 
@@ -111,10 +109,16 @@ def _evaluate(
     import time
     from dataclasses import replace
 
-    from lit_gpt.evaluation.gate import judge
-    from lit_gpt.evaluation.place import REPORT, asked_with, folder_name, report_folder
-    from lit_gpt.evaluation.report import check_report_folder, make_report, write_report
-    from lit_gpt.evaluation.run import run_plan
+    from lit_gpt.evaluation.plan import check_gate, run_plan
+    from lit_gpt.evaluation.report import (
+        REPORT,
+        asked_with,
+        check_report_folder,
+        folder_name,
+        make_report,
+        report_folder,
+        write_report,
+    )
     from lit_gpt.evaluation.subject import load_subject
 
     plan = replace(plan, config={**plan.config, **asked_with(model, adapter, chat_template)})
@@ -129,7 +133,7 @@ def _evaluate(
         outcome = run_plan(plan, subject, bars.start)
     finally:
         bars.close()
-    gate = judge(plan.gate, outcome.results)
+    gate = check_gate(plan.gate, outcome.results)
     if not outcome.results and (folder / REPORT).is_file():
         print(f"no measure gave a result; the report in {folder} stays as it was", file=sys.stderr)
         return None, outcome, gate
@@ -140,8 +144,7 @@ def _evaluate(
 def _compare(names: list[str], out: "Path", report_on: "Callable[[str], Path]") -> int:
     """Compare two models, measuring what has no report yet."""
     from lit_gpt.errors import UserError
-    from lit_gpt.evaluation.compare import compare_reports
-    from lit_gpt.evaluation.comparison_report import check_comparison_folder, write_comparison
+    from lit_gpt.evaluation.compare import check_comparison_folder, compare_reports, write_comparison
     from lit_gpt.pages.text import visible
 
     if len(names) != 2:

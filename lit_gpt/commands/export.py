@@ -182,7 +182,7 @@ def _facts(source: "ModelSource", model: str, out: str, dtype: str, allow_failed
     from pathlib import Path
 
     from lit_gpt.checkpoints.model_card import CardFacts, training_facts
-    from lit_gpt.evaluation.newest import newest_report
+    from lit_gpt.evaluation.report import newest_report
 
     gate = _refuse_failed(model, allow_failed_gate)
     report = newest_report(model)
@@ -201,7 +201,7 @@ def _facts(source: "ModelSource", model: str, out: str, dtype: str, allow_failed
 def _refuse_failed(model: str, allowed: bool) -> dict[str, object] | None:
     """Return the verdict on a model's weights as plain data, None if there is none; refuse one that failed."""
     from lit_gpt.errors import UserError
-    from lit_gpt.evaluation.gate import gate_of
+    from lit_gpt.evaluation.report import gate_of
 
     record = gate_of(model)
     if record is None:

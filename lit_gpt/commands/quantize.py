@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from lit_gpt.checkpoints.quantization import Quantization
     from lit_gpt.checkpoints.resolve import ModelSource
-    from lit_gpt.evaluation.before_after import Measured
+    from lit_gpt.evaluation.language_modeling import ModelCost
     from lit_gpt.evaluation.progress import Progress
 
 
@@ -54,7 +54,7 @@ def quantize(
     from lit_gpt.checkpoints.quantization import check_scheme, save_quantized_bundle
     from lit_gpt.checkpoints.resolve import language_model_weights, resolve_model
     from lit_gpt.errors import UserError
-    from lit_gpt.evaluation.before_after import measure as measure_model
+    from lit_gpt.evaluation.language_modeling import measure_cost
     from lit_gpt.evaluation.texts import Texts
     from lit_gpt.generation.loading import choose_device, short_name
 
@@ -78,7 +78,7 @@ def quantize(
     before = after = None
     if measure:
         with _bar("predicting, before", "B") as progress:
-            before = measure_model(source, place, texts, documents, kind, progress=progress)
+            before = measure_cost(source, place, texts, documents, kind, progress=progress)
 
     def check(folder: Path) -> None:
         """Measures what has been written, opened again: that it opens is a part of what is measured."""
@@ -87,7 +87,7 @@ def quantize(
             return
         write_manifest(folder)
         with _bar("predicting, after", "B") as progress:
-            after = measure_model(resolve_model(folder), place, texts, documents, progress=progress)
+            after = measure_cost(resolve_model(folder), place, texts, documents, progress=progress)
         _refuse_if_worse(before, after, max_increase, scheme)
 
     with _bar("quantising", "tensor") as progress:
@@ -140,7 +140,9 @@ def _bar(what: str, unit: str) -> "Iterator[Progress]":
         yield progress
 
 
-def _refuse_if_worse(before: "Measured", after: "Measured", max_increase: float | None, scheme: "Quantization") -> None:
+def _refuse_if_worse(
+    before: "ModelCost", after: "ModelCost", max_increase: float | None, scheme: "Quantization"
+) -> None:
     from lit_gpt.errors import UserError
 
     rise = after.bits_per_byte.value - before.bits_per_byte.value
@@ -152,8 +154,8 @@ def _refuse_if_worse(before: "Measured", after: "Measured", max_increase: float 
         )
 
 
-def _print_change(before: "Measured", after: "Measured", texts: str, device: str) -> None:
-    from lit_gpt.evaluation.before_after import increase
+def _print_change(before: "ModelCost", after: "ModelCost", texts: str, device: str) -> None:
+    from lit_gpt.evaluation.language_modeling import increase
 
     rise, interval = increase(before, after)
     first, second = before.bits_per_byte, after.bits_per_byte

@@ -1,17 +1,17 @@
-"""Measuring models.
+"""Evaluation of models: metrics, benchmarks, code, safety, reports and the release gate.
 
-A `Measure` asks a `Subject` and gives `Result`s; a YAML names measures (`plan.py`), and the report, the gate and the
-comparison read the results. The table below is all that is imported here: a measure's own libraries are loaded when a
-plan uses it.
+A `Measure` asks a `Subject` and returns `Result`s; a YAML names measures (`plan.py`), and the report, the gate and the
+comparison read the results. Only the table below and the light metrics are imported here: the libraries of a measure
+are loaded when a plan uses it.
 """
 
 import importlib
 from typing import Any
 
-from lit_gpt.evaluation.language_modeling import LanguageModelingMetrics, language_modeling_metrics
+from lit_gpt.evaluation.metrics import LanguageModelingMetrics, language_modeling_metrics
 
 MEASURES: dict[str, str] = {
-    "LanguageModeling": "lit_gpt.evaluation.corpus_loss",
+    "LanguageModeling": "lit_gpt.evaluation.language_modeling",
     "Harness": "lit_gpt.evaluation.harness",
     "HumanEval": "lit_gpt.evaluation.code",
     "ParsesAsPython": "lit_gpt.evaluation.code",
@@ -26,7 +26,7 @@ MEASURES: dict[str, str] = {
     "Robustness": "lit_gpt.evaluation.safety.robustness",
     "TruthfulQA": "lit_gpt.evaluation.safety.truthfulness",
 }
-"""A measure's short name in the YAML → the module that has it."""
+"""Short name of a measure in the YAML → the module that defines it."""
 
 _OTHERS = {
     "Measure": "lit_gpt.evaluation.measure",
@@ -39,7 +39,7 @@ __all__ = ["MEASURES", "LanguageModelingMetrics", "language_modeling_metrics", *
 
 
 def __getattr__(name: str) -> Any:
-    """Import a measure when it is asked for."""
+    """Import a measure or class when it is first used."""
     module = MEASURES.get(name) or _OTHERS.get(name)
     if module is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,24 +1,27 @@
-"""Confidence intervals: how far a score over some items may be from the score over all that there could be.
+"""Confidence intervals of scores, and the scores that most measures report: shares and means over items.
 
-- A share of successes: Wilson's score interval (Wilson 1927, JASA 22), which stays inside [0, 1] and is no point at 0.
+- A share of successes: Wilson's score interval (Wilson 1927, JASA 22), which stays inside [0, 1] and has a width even
+  at 0 and 1.
 - A mean, a ratio of sums, or a mean over items that come in clusters (questions about one document): the studentised
   bootstrap (Efron and Tibshirani 1993, ch. 12.5), whose ends follow the skew of the values; the percentile bootstrap
   is too short for few items (Hesterberg 2015, The American Statistician 69).
-  Resampling two to four of them can reach no further than the values seen, which hold the truth in half to 88 % of
-  repeats: then it is Student's t interval.
+  Resampling two to four items can reach no further than the values seen and covers the true value in only half to 88 %
+  of repetitions, so for those it is Student's t interval.
 - Two models on the same items: the bootstrap of the differences, item by item.
 
 n items, R resamples.
 """
 
 import math
+from collections import Counter
 from collections.abc import Hashable, Sequence
+from dataclasses import replace
 from statistics import NormalDist
 from typing import TypeVar
 
 import numpy as np
 
-from lit_gpt.evaluation.result import Interval
+from lit_gpt.evaluation.result import Better, Interval, Score
 
 RESAMPLES = 2000
 LEVEL = 0.95
@@ -260,3 +263,92 @@ def _normal_tail(count: int, level: float) -> float:
     z, degrees = NormalDist().inv_cdf(0.5 + level / 2), count - 1
     t = z + (z**3 + z) / (4 * degrees) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees**2)
     return NormalDist().cdf(-math.sqrt(count / (count - 1)) * t)
+
+
+def share_score(
+    name: str,
+    hits: Sequence[bool],
+    items: Sequence[str],
+    clusters: Sequence[str] | None = None,
+    better: Better = "lower",
+    seed: int = 0,
+) -> Score:
+    """A share of items, with its interval.
+
+    Args:
+        name: Of the score.
+        hits: Whether each item counts.
+        items: Ids of the items, all different.
+        clusters: The document of each item; None: items are independent.
+        better: Which direction is good.
+        seed: Of resampling.
+    """
+    values = [float(hit) for hit in hits]
+    interval = _bootstrap_interval(values, clusters, seed)
+    if interval is None or interval.low == interval.high:
+        # No spread between documents: a share of 0 or 1 is as sure as the number of documents makes it.
+        count = len(values) if clusters is None else _num_independent(clusters)
+        found = wilson(round(sum(values) / max(1, len(values)) * count), count)
+        interval = None if found is None else replace(found, method="Wilson over documents" if clusters else "Wilson")
+    return Score(
+        name,
+        sum(values) / len(values) if values else float("nan"),
+        len(values),
+        interval,
+        "share",
+        better,
+        dict(zip(items, values, strict=True)),
+        clusters_of(items, clusters),
+    )
+
+
+def mean_score(
+    name: str,
+    values: Sequence[float],
+    items: Sequence[str],
+    unit: str,
+    clusters: Sequence[str] | None = None,
+    better: Better = "lower",
+    seed: int = 0,
+    bounds: tuple[float, float] = (float("-inf"), float("inf")),
+) -> Score:
+    """A mean over items, with its interval; arguments as `share_score`. Without any spread it has none."""
+    interval = _bootstrap_interval(values, clusters, seed, bounds)
+    if interval is not None and interval.low == interval.high:
+        interval = None
+    return Score(
+        name,
+        sum(values) / len(values) if values else float("nan"),
+        len(values),
+        interval,
+        unit,
+        better,
+        dict(zip(items, map(float, values), strict=True)),
+        clusters_of(items, clusters),
+    )
+
+
+def _bootstrap_interval(
+    values: Sequence[float], clusters: Sequence[str] | None, seed: int, bounds: tuple[float, float] = (0.0, 1.0)
+) -> Interval | None:
+    return bootstrap_mean(values, seed, resampled_clusters(clusters), bounds=bounds)
+
+
+def clusters_of(items: Sequence[str], clusters: Sequence[str] | None) -> dict[str, str]:
+    """The cluster of each item, as a score keeps it: none where each item is its own."""
+    if clusters is None or len(set(clusters)) == len(clusters):
+        return {}
+    return dict(zip(items, clusters, strict=True))
+
+
+def _num_independent(clusters: Sequence[str]) -> int:
+    num_documents = len(Counter(clusters))
+    return num_documents if num_documents >= MIN_CLUSTERS else len(clusters)
+
+
+def few_documents(clusters: Sequence[str]) -> tuple[str, ...]:
+    """What to note where intervals are over passages of a few documents."""
+    number = len(set(clusters))
+    if number >= MIN_CLUSTERS:
+        return ()
+    return (f"All passages are from {number} documents: the intervals are over passages of these alone.",)

@@ -1,87 +1,453 @@
-"""Loss, perplexity and bits per byte over a whole split.
+"""Language modelling: how well a model predicts a text, in numbers that are comparable across tokenizers.
 
-The loss per token depends on the tokenizer: a larger vocabulary makes fewer and harder tokens. Bits per byte divides
-the same total by the bytes of the text, so that models with different tokenizers can be compared:
+Every token of every document is predicted exactly once, from the tokens before it in its document. A document longer
+than the context is cut into windows: the first window predicts everything that fits, each further one advances by
+`stride` tokens and predicts only those, from the `window - stride` tokens before them and the part of the stride
+already read. A smaller stride is more exact and slower: each token is read window / stride times.
+
+A document is opened as in training: with the publisher's opening tokens, else with the separator. So all bytes of the
+text are accounted for, and
 
     bits per byte = sum of losses in nats / (ln 2 · UTF-8 bytes of the text)
 
-The end of a document counts as a token of zero bytes: a model of documents has to predict where they end.
+is comparable between any two models. The loss per token is not: longer tokens are fewer and harder.
 """
 
 import math
-from collections.abc import Callable, Sequence
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from statistics import median
+from typing import NamedTuple, Protocol
 
+import numpy as np
 import torch
-from torch import Tensor
-from torchmetrics import Metric
 
-STATES = ("loss_sum", "num_tokens", "num_bytes")
+from lit_gpt.checkpoints.resolve import ModelSource
+from lit_gpt.errors import UserError
+from lit_gpt.evaluation.intervals import bootstrap_ratio, paired_bootstrap
+from lit_gpt.evaluation.measure import Measure
+from lit_gpt.evaluation.metrics import language_modeling_metrics
+from lit_gpt.evaluation.progress import Progress, no_progress
+from lit_gpt.evaluation.result import Chart, Example, Interval, Result, Score
+from lit_gpt.evaluation.subject import Subject
+from lit_gpt.evaluation.texts import Texts
+from lit_gpt.generation import Engine, SamplingParams
+from lit_gpt.generation.loading import load_source
 
 
-def language_modeling_metrics(loss_sum: float, num_tokens: float, num_bytes: float) -> dict[str, float]:
-    """The three measures from their sums.
+class Window(NamedTuple):
+    """One forward: `context` is read, `targets` are predicted.
+
+    Attributes:
+        start: Index of the first target among the text's own tokens, 0 for the one after the prefix.
+        context: At least one token.
+        targets: At least one token, those that follow.
+    """
+
+    start: int
+    context: Sequence[int]
+    targets: Sequence[int]
+
+
+def check_window(window: int | None, stride: int | None, block_size: int) -> tuple[int, int]:
+    """Return window and stride, with their defaults put in: the model's whole context, and half of the window.
+
+    Raises:
+        UserError: One of them is out of bounds.
+    """
+    width = block_size if window is None else window
+    if not 1 <= width <= block_size:
+        raise UserError(f"window is {window}; it must be from 1 to the model's context of {block_size} tokens")
+    step = max(1, width // 2) if stride is None else stride
+    if not 1 <= step <= width:
+        raise UserError(f"stride is {stride}; it must be from 1 to the window of {width} tokens")
+    return width, step
+
+
+def windows(prefix: Sequence[int], ids: Sequence[int], window: int, stride: int) -> Iterator[Window]:
+    """Cut a text.
 
     Args:
-        loss_sum: cross-entropy in nats over supervised tokens.
-        num_tokens: supervised tokens.
-        num_bytes: UTF-8 bytes of their text; 0: not known.
-
-    Returns:
-        `loss` (nats a token), `perplexity`, and `bits_per_byte` where the bytes are known.
+        prefix: Tokens before it that are not predicted, at least one.
+        ids: The text's tokens, each of which is predicted exactly once.
+        window: Tokens that the model reads at once, at most: the last one is the one before the last target.
+        stride: Targets of every window but the first.
     """
-    loss = loss_sum / num_tokens if num_tokens else math.nan
-    perplexity = math.exp(loss) if loss < 700 else math.inf
-    metrics = {"loss": loss, "perplexity": perplexity}
-    return metrics | {"bits_per_byte": loss_sum / (num_bytes * math.log(2))} if num_bytes else metrics
+    text = [*prefix, *ids]
+    first = len(prefix)
+    begin = first
+    while begin < len(text):
+        room = max(1, window - first + 1) if begin == first else stride
+        end = min(begin + room, len(text))
+        yield Window(begin - first, text[max(0, end - 1 - window) : begin], text[begin:end])
+        begin = end
 
 
-class LanguageModelingMetrics(Metric):
-    """Sums of loss, tokens and bytes, over batches and processes.
+MAX_SOURCES = 16
+SHOWN_CHARACTERS = 500
+_LONG_ENOUGH = 200
+"""Bytes of a document that is shown as easy or hard: the loss of a very short one is chance."""
+_BINS_AN_OCTAVE = 2
 
-    Example:
-        >>> metrics = LanguageModelingMetrics()
-        >>> metrics.update(torch.tensor(6.0), torch.tensor(4), torch.tensor(8))
-        >>> metrics.compute()["loss"]
-        1.5
+
+class Costed(Protocol):
+    """A document and what it cost."""
+
+    name: str
+    group: str
+    text: str
+    num_bytes: int
+    num_tokens: int
+    nats: float
+
+    @property
+    def bits_per_byte(self) -> float:
+        """Its own."""
+        ...
+
+
+class PositionLosses:
+    """Sums of loss by the number of tokens that a prediction is made from.
+
+    Args:
+        window: The most there can be.
     """
 
-    full_state_update = False
-    loss_sum: Tensor
-    num_tokens: Tensor
-    num_bytes: Tensor
+    def __init__(self, window: int) -> None:
+        self._sums, self._counts = np.zeros(window + 1), np.zeros(window + 1, dtype=np.int64)
 
-    def __init__(self) -> None:
-        super().__init__()
-        for name in STATES:
-            self.add_state(name, torch.zeros((), dtype=_wide()), dist_reduce_fx="sum")
+    def add(self, num_context: int, logprobs: Sequence[float]) -> None:
+        """Take in a window: its first target is predicted from `num_context` tokens, the next from one more."""
+        places = slice(num_context, num_context + len(logprobs))
+        self._sums[places] -= logprobs
+        self._counts[places] += 1
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = ()) -> "LanguageModelingMetrics":
-        """Follow the module to its device, but not to its precision: sums of many tokens need theirs."""
-        super()._apply(fn, exclude_state)
-        for name in STATES:
-            setattr(self, name, getattr(self, name).to(_wide()))
-            default = self._defaults[name]
-            assert isinstance(default, Tensor)
-            self._defaults[name] = default.to(_wide())
-        return self
-
-    def update(self, loss_sum: Tensor, num_tokens: Tensor, num_bytes: Tensor) -> None:
-        """Add a batch.
-
-        Args:
-            loss_sum: () cross-entropy in nats, summed over supervised tokens.
-            num_tokens: () supervised tokens.
-            num_bytes: () UTF-8 bytes of their text.
-        """
-        self.loss_sum += loss_sum
-        self.num_tokens += num_tokens
-        self.num_bytes += num_bytes
-
-    def compute(self) -> dict[str, float]:
-        """Return the measures over all batches and processes."""
-        return language_modeling_metrics(self.loss_sum.item(), self.num_tokens.item(), self.num_bytes.item())
+    def chart(self) -> Chart:
+        """Mean loss in bins that widen with the context."""
+        window = len(self._sums) - 1
+        octaves = math.log2(max(window, 2))
+        edges = sorted({round(2 ** (n / _BINS_AN_OCTAVE)) for n in range(int(octaves * _BINS_AN_OCTAVE) + 1)})
+        edges.append(window + 1)
+        bins = [slice(low, high) for low, high in pairwise(edges) if self._counts[low:high].sum()]
+        middles = [float(np.average(np.arange(b.start, b.stop), weights=self._counts[b])) for b in bins]
+        means: list[float | None] = [float(self._sums[b].sum() / self._counts[b].sum()) for b in bins]
+        return Chart(
+            "Loss against position: how much the model gains from more context",
+            "tokens before the predicted one",
+            "nats per token",
+            [round(middle, 1) for middle in middles],
+            {"loss": means},
+        )
 
 
-def _wide() -> torch.dtype:
-    # A float32 sum of many losses stops growing. (MPS has no float64.)
-    return torch.float32 if torch.backends.mps.is_available() else torch.float64
+def by_source(documents: Sequence[Costed]) -> Chart | None:
+    """Bits per byte of each of several sources: those that were named, else the files' topmost folders."""
+    groups = {document.group for document in documents}
+    sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+    for document in documents:
+        name = document.group if len(groups) > 1 else document.name.split(":")[0].split("/")[0]
+        sums[name][0] += document.nats / math.log(2)
+        sums[name][1] += document.num_bytes
+    if len(sums) < 2:
+        return None
+    largest = sorted(sums, key=lambda name: -sums[name][1])[:MAX_SOURCES]
+    ordered = sorted(largest, key=lambda name: sums[name][0] / sums[name][1])
+    title = "By source" if len(sums) <= MAX_SOURCES else f"By source: the {MAX_SOURCES} largest of {len(sums)}"
+    values: list[float | None] = [sums[name][0] / sums[name][1] for name in ordered]
+    return Chart(title, "", "bits per byte", ordered, {"bits per byte": values}, "bar")
+
+
+def examples(documents: Sequence[Costed], count: int = 2) -> tuple[Example, ...]:
+    """The documents that were easiest and hardest to predict."""
+    long = sorted((d for d in documents if d.num_bytes >= _LONG_ENOUGH), key=lambda d: d.bits_per_byte)
+    if len(long) < 2 * count:
+        return ()
+    shown = [("easy to predict", document) for document in long[:count]]
+    shown += [("hard to predict", document) for document in reversed(long[-count:])]
+    return tuple(
+        Example(
+            f"{words}: {document.bits_per_byte:.2f} bits per byte",
+            {"from": document.name, "begins": document.text[:SHOWN_CHARACTERS]},
+            document.name,
+        )
+        for words, document in shown
+    )
+
+
+FEW_DOCUMENTS = 10
+"""Below, the interval is over windows: resampling a handful of documents says nothing."""
+_TOKENS_AT_ONCE = 1 << 16
+
+
+@dataclass
+class DocumentLoss:
+    """What one document cost.
+
+    Attributes:
+        name: Source and record.
+        group: Title of the texts that it is from.
+        text: Its beginning.
+        num_bytes: Of all its text.
+        num_tokens: Predicted.
+        nats: Sum of their losses.
+        windows: (nats, bytes by its share of the tokens) of each window.
+    """
+
+    name: str
+    group: str
+    text: str
+    num_bytes: int
+    num_tokens: int = 0
+    nats: float = 0.0
+    windows: list[tuple[float, int]] = field(default_factory=list)
+
+    @property
+    def bits_per_byte(self) -> float:
+        """Its own."""
+        return self.nats / math.log(2) / self.num_bytes
+
+
+class LanguageModeling(Measure):
+    """Loss, perplexity and bits per byte over texts.
+
+    Args:
+        texts: What to predict: one place, or several that are also reported one by one.
+        stride: Tokens that the window moves on by; null: half of it. Smaller is more exact and slower.
+        window: Tokens that the model reads at once; null: all of its context.
+        end_of_document: Predict the token that ends a document as well (0 bytes), as validation in training does.
+        limit: Documents of each place, at most; null: all.
+        name: Of the result, where a plan has several.
+    """
+
+    def __init__(
+        self,
+        texts: Texts | list[Texts],
+        stride: int | None = None,
+        window: int | None = None,
+        end_of_document: bool = False,
+        limit: int | None = None,
+        name: str = "language_modeling",
+    ) -> None:
+        if limit is not None and limit < 1:
+            raise UserError(f"limit is {limit}; it must be at least 1 document, or null for all")
+        self.texts = texts if isinstance(texts, list) else [texts]
+        if not self.texts:
+            raise UserError("texts is an empty list; name at least one place to read from")
+        self.stride, self.window, self.end_of_document = stride, window, end_of_document
+        self.limit, self.name = limit, name
+
+    def run(self, subject: Subject, progress: Progress = no_progress) -> list[Result]:
+        """Predict all documents."""
+        window, stride = check_window(self.window, self.stride, subject.block_size)
+        positions = PositionLosses(window)
+        reads = [texts.read() for texts in self.texts]
+        sizes = [read.expected_bytes() for read in reads]
+        expected = None if self.limit is not None or None in sizes else sum(size or 0 for size in sizes)
+        documents: list[DocumentLoss] = []
+        pending: list[tuple[DocumentLoss, Window]] = []
+        num_pending = 0
+
+        def finish() -> None:
+            nonlocal num_pending
+            found = subject.likelihoods.of_ids([w.context for _, w in pending], [w.targets for _, w in pending])
+            for (document, one), scored in zip(pending, found, strict=True):
+                document.nats -= scored.logprob
+                document.windows.append((-scored.logprob, len(one.targets)))
+                positions.add(len(one.context), scored.token_logprobs)
+            pending.clear()
+            num_pending = 0
+
+        done = 0
+        for document, cut in self._cut(subject, reads, window, stride):
+            documents.append(document)
+            for one in cut:
+                pending.append((document, one))
+                num_pending += len(one.context) + len(one.targets)
+                document.num_tokens += len(one.targets)
+                if num_pending >= _TOKENS_AT_ONCE:
+                    finish()
+            done += document.num_bytes
+            progress(done, max(done, expected or 0))
+        finish()
+        progress(done, done)
+        settings = {
+            "window": window,
+            "stride": stride,
+            "end_of_document": self.end_of_document,
+            "opening_tokens": list(_prefix(subject)),
+            "context": "each token from all before it in its document; where that is more than the window, from the "
+            f"last {window - stride + 1} to {window}",
+            "texts": [read.describe() for read in reads],
+        }
+        notes = tuple(note for read in reads for note in read.notes())
+        if self.limit is not None:
+            notes += (f"The first {self.limit} documents of each place.",)
+        return [self._result(documents, positions, settings, notes, subject.seed)]
+
+    def _cut(
+        self, subject: Subject, reads: list, window: int, stride: int
+    ) -> Iterator[tuple[DocumentLoss, Iterator[Window]]]:
+        tokenizer, prefix = subject.tokenizer, _prefix(subject)
+        for read in reads:
+            group = read.texts.title
+            for number, admitted in enumerate(read.admitted(), start=1):
+                ids = tokenizer.encode(admitted.document.text).tolist()
+                if self.end_of_document:
+                    ids.append(tokenizer.separator_id)
+                document = DocumentLoss(
+                    admitted.document.where, group, admitted.document.text[:2000], admitted.num_bytes
+                )
+                yield document, windows(prefix, ids, window, stride)
+                if number == self.limit:
+                    break
+
+    def _result(
+        self,
+        documents: list[DocumentLoss],
+        positions: PositionLosses,
+        settings: dict,
+        notes: tuple[str, ...],
+        seed: int,
+    ) -> Result:
+        nats, tokens, size = (sum(getattr(d, name) for d in documents) for name in ("nats", "num_tokens", "num_bytes"))
+        totals = language_modeling_metrics(nats, tokens, size)
+        scores = [_bits_per_byte("bits_per_byte", documents, seed)]
+        loss = _interval(documents, "num_tokens", seed)
+        scores.append(Score("loss", totals["loss"], tokens, loss, "nats per token", "lower"))
+        perplexity = None
+        if loss is not None:
+            perplexity = Interval(_exp(loss.low), _exp(loss.high), loss.method, loss.level)
+        scores.append(Score("perplexity", totals["perplexity"], tokens, perplexity, "", "lower"))
+        if len(self.texts) > 1:
+            for group in dict.fromkeys(document.group for document in documents):
+                chosen = [document for document in documents if document.group == group]
+                scores.append(_bits_per_byte(f"bits_per_byte_{_snake(group)}", chosen, seed))
+        if len(documents) < FEW_DOCUMENTS:
+            notes += ("So few documents that the intervals are over windows: they are about these texts alone.",)
+        charts = [positions.chart()]
+        sources = by_source(documents)
+        if sources is not None:
+            charts.append(sources)
+        return Result(
+            name=self.name,
+            title="Language modelling",
+            definition=(
+                "How well the model predicts text that it is shown, token by token. Bits per byte is what a compressor "
+                "built on the model would need for each byte of the text: lower is better, and models with different "
+                "tokenizers can be compared by it. (8 is no compression; gzip needs about 2 to 3 on prose and code.)"
+            ),
+            source="Sliding-window evaluation as in Hugging Face's guide on perplexity of fixed-length models; "
+            "bits per byte as in The Pile (Gao et al. 2020)",
+            scores=tuple(scores),
+            examples=examples(documents),
+            charts=tuple(charts),
+            settings=settings | {"seed": seed},
+            notes=notes,
+        )
+
+
+def _prefix(subject: Subject) -> tuple[int, ...]:
+    tokenizer = subject.tokenizer
+    return tokenizer.opening_ids or (tokenizer.separator_id,)
+
+
+def _bits_per_byte(name: str, documents: list[DocumentLoss], seed: int) -> Score:
+    size = sum(document.num_bytes for document in documents)
+    # Parts whose mean is the ratio of the sums, so that two models can be compared document by document.
+    scale = len(documents) / (size * math.log(2))
+    parts: dict[str, float] = {}
+    for document in documents:
+        key = document.name
+        while key in parts:
+            key += "'"
+        parts[key] = document.nats * scale
+    value = sum(document.nats for document in documents) / (size * math.log(2))
+    found = _interval(documents, "num_bytes", seed, 1 / math.log(2))
+    return Score(name, value, len(documents), found, "bits per byte", "lower", parts)
+
+
+def _interval(documents: list[DocumentLoss], below: str, seed: int, scale: float = 1.0) -> Interval | None:
+    if len(documents) >= FEW_DOCUMENTS:
+        sums = [document.nats * scale for document in documents]
+        return bootstrap_ratio(sums, [getattr(document, below) for document in documents], seed, "documents")
+    sums, sizes = [], []
+    for document in documents:
+        for nats, tokens in document.windows:
+            sums.append(nats * scale)
+            sizes.append(tokens * getattr(document, below) / document.num_tokens)
+    return bootstrap_ratio(sums, sizes, seed, "windows")
+
+
+def _exp(value: float) -> float:
+    return math.exp(value) if value < 700 else math.inf
+
+
+def _snake(words: str) -> str:
+    return "_".join("".join(c.lower() if c.isalnum() else " " for c in words).split())
+
+
+_WARM_UP, _REPEATS = 8, 3
+
+
+@dataclass(frozen=True)
+class ModelCost:
+    """One model's numbers."""
+
+    bits_per_byte: Score
+    tokens_per_second: float
+    """Of one text at a time, decoded greedily."""
+
+
+def measure_cost(
+    source: ModelSource,
+    device: torch.device,
+    texts: Texts,
+    documents: int,
+    dtype: torch.dtype | None = None,
+    speed_tokens: int = 48,
+    progress: Progress = no_progress,
+) -> ModelCost:
+    """Load a model and measure_cost it.
+
+    Args:
+        source: The model.
+        device: Where to run.
+        texts: What to predict.
+        documents: Of them, at most.
+        dtype: To convert it to; None: as it is.
+        speed_tokens: Tokens to write in each of three timings.
+        progress: Told how far the prediction is.
+    """
+    network, tokenizer = load_source(source, str(device))
+    subject = Subject("model", network if dtype is None else network.to(dtype), tokenizer)
+    (result,) = LanguageModeling(texts, limit=documents).run(subject, progress)
+    score = next(score for score in result.scores if score.name == "bits_per_byte")
+    return ModelCost(score, decoding_speed(subject, speed_tokens))
+
+
+def increase(before: ModelCost, after: ModelCost, seed: int = 0) -> tuple[float, Interval | None]:
+    """By how much bits per byte rose, with an interval over the documents, each compared with itself."""
+    first, second = before.bits_per_byte, after.bits_per_byte
+    assert first.per_item.keys() == second.per_item.keys(), "measured on the same documents"
+    items = list(first.per_item)
+    interval = paired_bootstrap([first.per_item[i] for i in items], [second.per_item[i] for i in items], seed)
+    return second.value - first.value, interval
+
+
+def decoding_speed(subject: Subject, num_tokens: int) -> float:
+    """Tokens a second of one text, greedily from nothing: the median of three timings."""
+    engine = Engine(subject.model, subject.tokenizer, max_batch_size=1)
+    num_tokens = min(num_tokens, engine.max_length - 1)
+    prompt = [subject.tokenizer.separator_id]
+
+    def write(count: int) -> float:
+        params = SamplingParams(max_new_tokens=count, temperature=0, ignore_eos=True)
+        started = time.perf_counter()
+        engine.generate([prompt], params)
+        return time.perf_counter() - started
+
+    write(min(_WARM_UP, num_tokens))
+    return num_tokens / median(write(num_tokens) for _ in range(_REPEATS))

@@ -1,33 +1,140 @@
-"""How probable a model finds given continuations: what multiple choice, bias pairs and membership tests ask.
+"""Log-likelihoods of given continuations: what multiple choice, bias pairs and membership inference need.
 
-In stages: texts become ids (`likelihood_texts`), ids become trees in which a shared beginning stands once
-(`prefix_trees`), trees of about the same size go through the model in one forward (`tree_step`), and the head runs on
-the positions that predict something, and on no others.
+Stages: texts become token ids (`TextPairs`), ids become trees in which a shared beginning is stored once
+(`prefix_trees`), trees of about the same size go through the model in one forward, and the LM head runs only at the
+positions that predict a requested token.
 
-Numbers are those of one text after another, up to rounding. A RoPE scaling that depends on a text's length makes its
-beginning depend on its end, so for such a model nothing is shared.
+Results equal those of one text after another up to rounding. A RoPE scaling that depends on a text's length makes the
+hidden states of its beginning depend on its end, so for such a model nothing is shared.
 
-N tokens of a forward, M positions that predict, V vocabulary.
+N tokens of a forward, M positions that predict, C model width, V vocabulary.
 """
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from functools import cached_property
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from lit_gpt.data.tokenizers import Tokenizer
 from lit_gpt.errors import UserError
-from lit_gpt.evaluation.likelihood_texts import TextPairs
-from lit_gpt.evaluation.prefix_trees import Scored, Stem, Tree, plan_trees
+from lit_gpt.evaluation.prefix_trees import Layers, ScoredText, SharedPrefix, Tree, TreesPart, plan_trees
 from lit_gpt.evaluation.progress import Progress, no_progress
-from lit_gpt.evaluation.token_logprobs import read_tokens
-from lit_gpt.evaluation.tree_step import Layers, TreesPart
+from lit_gpt.generation.text import opened
 from lit_gpt.models import GPT
 from lit_gpt.models.head import HeadFn
 from lit_gpt.models.step_cache import StepCache
+from lit_gpt.objectives.cross_entropy import default_chunk_size
+
+Opening = Literal["auto", "trained", "hf"]
+"""What opens a text: the tokens of training, those of lm-eval's `hf` model, or auto: `hf` for published models."""
+AT_ONCE = 1024
+"""Whole texts whose tokens are in memory."""
+
+
+class TextPairs:
+    """Encodes contexts and continuations.
+
+    Args:
+        tokenizer: The model's own.
+        opening_ids: What each text begins with; None = what texts began with in training.
+        parse_special: Whether a special token spelled out in a text becomes that token, as chat templates need it.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer, opening_ids: Sequence[int] | None = None, parse_special: bool = False
+    ) -> None:
+        self.tokenizer, self.parse_special = tokenizer, parse_special
+        self.opening_ids = list(tokenizer.opening_ids if opening_ids is None else opening_ids)
+
+    def encode(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
+        """Ids of contexts, with what opens a text, and of continuations.
+
+        An empty context becomes what opens a text, or the separator. Where the last token of a context swallows the
+        whole continuation, the continuation is encoded alone.
+        """
+        moved = [_with_spaces_moved(context, continuation) for context, continuation in pairs]
+        contexts = list(dict.fromkeys(context for context, _ in moved))
+        ids = dict(zip(contexts, self.encode_texts(contexts), strict=True))
+        lengths = {context: len(found) for context, found in ids.items()}
+        opened_ids = {context: self.open(found) for context, found in ids.items()}  # one list for all its continuations
+        encoded = []
+        for start in range(0, len(moved), AT_ONCE):
+            some = moved[start : start + AT_ONCE]
+            wholes = self.encode_texts([context + continuation for context, continuation in some])
+            for (context, continuation), whole in zip(some, wholes, strict=True):
+                after = whole[lengths[context] :]
+                if not after and continuation:
+                    after = self.encode_texts([continuation])[0]
+                encoded.append((opened_ids[context], after))
+        return encoded
+
+    def encode_texts(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of texts as they stand, without what opens them."""
+        if self.parse_special:
+            return [encoding.ids for encoding in self._parsing.encode_batch_fast(list(texts), add_special_tokens=False)]
+        return [ids.tolist() for ids in self.tokenizer.encode_batch(texts)]
+
+    def open(self, ids: list[int]) -> list[int]:
+        """A text as the model reads it; one that a chat template has opened already stays as it is."""
+        if self.opening_ids and self.parse_special and ids[: len(self.opening_ids)] == self.opening_ids:
+            return ids
+        return [*self.opening_ids, *ids] or opened(self.tokenizer, [])
+
+    @cached_property
+    def _parsing(self) -> Any:
+        """A copy that recognises special tokens; ours for training data does not."""
+        import tokenizers
+
+        backend = tokenizers.Tokenizer.from_str(self.tokenizer.backend.to_str())
+        backend.encode_special_tokens = False
+        return backend
+
+
+def _with_spaces_moved(context: str, continuation: str) -> tuple[str, str]:
+    bare = context.rstrip()
+    return bare, context[len(bare) :] + continuation
+
+
+def read_tokens(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, places: np.ndarray, targets: np.ndarray, softcap: float | None
+) -> tuple[Tensor, Tensor]:
+    """Log-probability of each target at its place (M,) float32, and whether it is the likeliest token there (M,).
+
+    Args:
+        hidden: (N, C).
+        weight: (V, C).
+        bias: (V,) or None.
+        places: (M,) rows of `hidden`. Branches ask one place for several tokens; the head runs on it once.
+        targets: (M,) tokens.
+        softcap: Logits z become cap · tanh(z / cap).
+    """
+    unique, which = np.unique(places, return_inverse=True)
+    rows, of_row, wanted = (torch.from_numpy(x).to(hidden.device) for x in (unique, which, targets))
+    order = np.argsort(which, kind="stable")
+    size = default_chunk_size(hidden, weight)
+    begins = np.arange(0, len(unique), size)
+    logprobs = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
+    greedy = torch.empty(len(targets), dtype=torch.bool, device=hidden.device)
+    asking = np.split(order, np.searchsorted(which[order], begins[1:]))
+    for begin, numbers in zip(begins.tolist(), asking, strict=True):
+        logits = F.linear(hidden[rows[begin : begin + size]], weight, bias).float()
+        if softcap is not None:
+            logits = softcap * torch.tanh(logits / softcap)
+        mine = torch.from_numpy(numbers).to(hidden.device)
+        row, token = of_row[mine] - begin, wanted[mine]
+        chosen = logits[row, token]
+        highest, likeliest = logits.max(1, keepdim=True)
+        # log Σ exp z in place: the logits are most of what is read and written here.
+        total = highest + logits.sub_(highest).exp_().sum(1, keepdim=True).log_()
+        logprobs[mine] = chosen - total[row, 0]
+        greedy[mine] = likeliest[row, 0] == token
+    return logprobs, greedy
+
 
 BATCH_TOKENS_CPU = 1024
 """What stays in a CPU's cache: larger batches were slower."""
@@ -132,9 +239,9 @@ class LogLikelihoods:
         done = 0
         try:
             with torch.inference_mode():
-                kept: dict[Stem, Layers] = {}
-                for stem, trees in plan_trees(texts, self.max_batch_tokens, share=not self._follows_length):
-                    layers = self._layers(stem, kept)
+                kept: dict[SharedPrefix, Layers] = {}
+                for prefix, trees in plan_trees(texts, self.max_batch_tokens, share=not self._follows_length):
+                    layers = self._layers(prefix, kept)
                     for batch in self._batches(trees):
                         for number, result in self._run(batch, layers, texts):
                             results[number] = result
@@ -144,7 +251,7 @@ class LogLikelihoods:
             self.model.train(was_training)
         return [result for result in results if result is not None]
 
-    def _scored(self, context: Sequence[int], continuation: Sequence[int], number: int) -> Scored:
+    def _scored(self, context: Sequence[int], continuation: Sequence[int], number: int) -> ScoredText:
         block_size, vocab_size = self.model.config.block_size, self.model.config.vocab_size
         if len(context) == 0 or len(continuation) == 0:
             missing = "context" if len(context) == 0 else "continuation"
@@ -160,7 +267,7 @@ class LogLikelihoods:
                 f"text {number} has the token {whole.max()}, outside the model's vocabulary of {vocab_size}"
             )
         whole = whole[-(block_size + 1) :]
-        return Scored(whole[:-1], whole[-len(continuation) :])
+        return ScoredText(whole[:-1], whole[-len(continuation) :])
 
     def _batches(self, trees: list[Tree]) -> list[list[Tree]]:
         """Trees of about the same size, largest first, in rectangles of at most `max_batch_tokens`."""
@@ -171,21 +278,21 @@ class LogLikelihoods:
             batches[-1].append(tree)
         return batches
 
-    def _layers(self, stem: Stem | None, kept: dict[Stem, Layers]) -> Layers | None:
-        """Keys and values of a stem and of those before it; `kept` holds those of its ancestors, and then its own."""
-        if stem is None:
+    def _layers(self, prefix: SharedPrefix | None, kept: dict[SharedPrefix, Layers]) -> Layers | None:
+        """Keys and values of a prefix and of those before it; `kept` holds those of its ancestors, and then its own."""
+        if prefix is None:
             return None
-        ancestors: list[Stem] = []
-        while (above := (ancestors[-1] if ancestors else stem).parent) is not None:
+        ancestors: list[SharedPrefix] = []
+        while (above := (ancestors[-1] if ancestors else prefix).parent) is not None:
             ancestors.append(above)
         for other in set(kept) - set(ancestors):
             del kept[other]
-        ends = np.full(len(stem.ids), len(stem.ids))
-        chain = Tree(stem.ids, np.arange(stem.start, stem.end), ends, predictions=())
-        before = None if stem.parent is None else kept[stem.parent]
+        ends = np.full(len(prefix.ids), len(prefix.ids))
+        chain = Tree(prefix.ids, np.arange(prefix.start, prefix.end), ends, predictions=())
+        before = None if prefix.parent is None else kept[prefix.parent]
         part = TreesPart(self.model.config, [chain], before, self._device, keep=True)
         self._forward(part, [chain], lambda hidden, weight, bias: None)
-        kept[stem] = part.layers
+        kept[prefix] = part.layers
         return part.layers
 
     @property
@@ -205,9 +312,11 @@ class LogLikelihoods:
             head_fn=head,
         )
 
-    def _run(self, trees: list[Tree], stem: Layers | None, texts: Sequence[Scored]) -> list[tuple[int, Continuation]]:
+    def _run(
+        self, trees: list[Tree], prefix: Layers | None, texts: Sequence[ScoredText]
+    ) -> list[tuple[int, Continuation]]:
         """One forward: number and result of each text in it."""
-        part = TreesPart(self.model.config, trees, stem, self._device)
+        part = TreesPart(self.model.config, trees, prefix, self._device)
         asked = [
             (number, row * part.width + places) for row, tree in enumerate(trees) for number, places in tree.predictions
         ]

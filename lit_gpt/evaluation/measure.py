@@ -1,13 +1,14 @@
 """A measure: something that is asked of a model. One class each, named in the YAML by `class_path`."""
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Protocol, TypeVar
 
+from lit_gpt.errors import UserError
 from lit_gpt.evaluation.progress import Progress, no_progress
 from lit_gpt.evaluation.result import Result
 from lit_gpt.evaluation.subject import Subject
-
-__all__ = ["Measure", "Progress", "no_progress"]
 
 
 class Measure(ABC):
@@ -43,3 +44,31 @@ class Measure(ABC):
             Its own results, completed.
         """
         return own
+
+
+def limited(count: int, limit: int | None) -> int:
+    """Returns how many items to take: `count`, or less by the `limit` that one sets for a whole plan.
+
+    Raises:
+        UserError: The limit is below 1.
+    """
+    if limit is not None and limit < 1:
+        raise UserError(f"limit is {limit}; it must be at least 1, or null for all")
+    return count if limit is None else min(count, limit)
+
+
+class Seeded(Protocol):
+    """A measure that draws, and may have a seed of its own."""
+
+    own_seed: int | None
+    seed: int
+
+
+S = TypeVar("S", bound=Seeded)
+
+
+def seeded(measure: S, seed: int) -> S:
+    """Returns a measure that was given no seed of its own, with that of the plan."""
+    found = copy.copy(measure)
+    found.own_seed = found.seed = seed
+    return found

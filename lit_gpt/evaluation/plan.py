@@ -1,34 +1,191 @@
-"""The YAML of an evaluation: which measures, with what, and what they must reach.
+"""An evaluation plan: which measures to run, with which settings, and which thresholds they must reach.
 
     seed: 0
     measures:
-      - class_path: LanguageModeling            # one of ours by its name, yours as package.module.Class
+      - class_path: LanguageModeling            # one of ours by its short name, yours as package.module.Class
         init_args:
           texts: {stdlib: true, split: val}
     gate:
       language_modeling.bits_per_byte: {max: 1.85}
+      refusal.over_refusal: {max: 0.1, by: interval}
 
-All measures are made before the first one runs, so that a mistake in the last one shows at once.
+All measures are constructed before the first one runs, so a mistake in the last one is reported at once. Each measure
+runs independently: a failing one does not lose the results of the others.
+
+The gate holds scores against thresholds that were written before the model was measured. `by: interval` requires that
+the whole confidence interval is on the right side of the bound. A score that is missing (its measure failed, its name
+is misspelt) misses its threshold.
 """
 
-import copy
 import inspect
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import math
+import os
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, Literal
 
+from tqdm import tqdm
+
+from lit_gpt.checks import check_at_least, check_one_of
 from lit_gpt.errors import UserError, find_user_error
 from lit_gpt.evaluation import MEASURES
-from lit_gpt.evaluation.gate import Threshold, read_gate
 from lit_gpt.evaluation.measure import Measure
-from lit_gpt.instantiate import import_object, parameters
+from lit_gpt.evaluation.progress import Progress, no_progress
+from lit_gpt.evaluation.result import Result
+from lit_gpt.evaluation.subject import Subject
+from lit_gpt.instantiate import construct, find_class, parameters, parse_entry, read_yaml
+from lit_gpt.pages.text import visible
 from lit_gpt.suggest import unknown_name
 
 SUITES = Path(__file__).parent / "suites"
+GATE_EXIT = 3
+"""Exit status of `evaluate` if the gate is missed."""
 _UNTRUSTED = "run_untrusted_code"
 _FIELDS = ("seed", "measures", "gate", "title")
+_GATE_OPTIONS = ("min", "max", "by")
+_KNOWN = {name: f"{module}:{name}" for name, module in MEASURES.items()}
+
+
+# --- The gate --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """One line of the gate.
+
+    Attributes:
+        key: `<result>.<score>`.
+        kind: Whether the score must be at least (min) or at most (max) the bound.
+        bound: In the score's unit.
+        by: What is compared: the value, or the end of its interval that is nearer to the bound.
+    """
+
+    key: str
+    kind: Literal["min", "max"]
+    bound: float
+    by: Literal["value", "interval"] = "value"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The outcome of one threshold.
+
+    Attributes:
+        key: `<result>.<score>`.
+        kind: min or max.
+        bound: The bound of the threshold.
+        by: value or interval.
+        found: The number that was compared with the bound; None if there was none.
+        passed: Whether the threshold is reached.
+        reason: An explanation in words.
+    """
+
+    key: str
+    kind: str
+    bound: float
+    by: str
+    found: float | None
+    passed: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class GateRecord:
+    """The verdict on a model, as a report stores it.
+
+    Attributes:
+        passed: Whether every threshold is reached.
+        verdicts: One for each threshold.
+        report: The report's file; of several, the newest.
+        plans: The plans that the verdict is about: those that were missed, or if none was, those that were passed.
+    """
+
+    passed: bool
+    verdicts: tuple[Verdict, ...]
+    report: Path | None = None
+    plans: tuple[str, ...] = ()
+
+    @property
+    def missed(self) -> tuple[Verdict, ...]:
+        """The verdicts of the thresholds that are not reached."""
+        return tuple(verdict for verdict in self.verdicts if not verdict.passed)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as plain JSON values."""
+        return {"passed": self.passed, "verdicts": [asdict(verdict) for verdict in self.verdicts]}
+
+
+def read_gate(gate: Any) -> tuple[Threshold, ...]:
+    """Read the `gate` of a plan.
+
+    Raises:
+        UserError: With the line that is malformed.
+    """
+    if gate is None:
+        return ()
+    if not isinstance(gate, Mapping):
+        raise UserError(f"gate is {gate!r}; it is a mapping such as {{language_modeling.loss: {{max: 4.0}}}}")
+    thresholds: list[Threshold] = []
+    for key, line in gate.items():
+        where = f"gate {key!r}"
+        if not isinstance(key, str) or "." not in key.strip("."):
+            raise UserError(f"{where}: a key is <result>.<score>, such as language_modeling.bits_per_byte")
+        if not isinstance(line, Mapping):
+            raise UserError(f"{where} is {line!r}; it needs min or max, such as {{max: 1.85}}")
+        for option in line:
+            if option not in _GATE_OPTIONS:
+                raise unknown_name("option", option, _GATE_OPTIONS, f"of {where}")
+        by = line.get("by", "value")
+        check_one_of(f"by of {where}", by, ("value", "interval"))
+        kinds: list[Literal["min", "max"]] = [kind for kind in ("min", "max") if kind in line]
+        if not kinds:
+            raise UserError(f"{where} has neither min nor max")
+        for kind in kinds:
+            bound = line[kind]
+            if isinstance(bound, bool) or not isinstance(bound, int | float) or not math.isfinite(bound):
+                raise UserError(f"{where}: {kind} is {bound!r}; it must be a number")
+            thresholds.append(Threshold(key, kind, float(bound), by))
+    return tuple(thresholds)
+
+
+def check_gate(thresholds: Sequence[Threshold], results: Sequence[Result]) -> GateRecord | None:
+    """Hold results against the thresholds; None if there is no gate."""
+    if not thresholds:
+        return None
+    scores = {f"{result.name}.{score.name}": score for result in results for score in result.scores}
+    verdicts = []
+    for threshold in thresholds:
+        score = scores.get(threshold.key)
+        found: float | None
+        if score is None:
+            found, missing = None, str(unknown_name("score", threshold.key, scores))
+        elif threshold.by == "interval":
+            interval = score.interval
+            found = None if interval is None else interval.low if threshold.kind == "min" else interval.high
+            missing = "it has no confidence interval; use by: value"
+        else:
+            found, missing = score.value, ""
+        verdicts.append(_verdict(threshold, found, missing))
+    return GateRecord(all(verdict.passed for verdict in verdicts), tuple(verdicts))
+
+
+def _verdict(threshold: Threshold, found: float | None, missing: str) -> Verdict:
+    kind, bound, by = threshold.kind, threshold.bound, threshold.by
+    if found is None:
+        return Verdict(threshold.key, kind, bound, by, None, False, missing)
+    passed = found >= bound if kind == "min" else found <= bound  # NaN fails both
+    end = {"min": "the low end of its interval is ", "max": "the high end of its interval is "}[kind]
+    relation = {("min", True): "at least", ("max", True): "at most"}.get(
+        (kind, passed), "below the minimum of" if kind == "min" else "above the maximum of"
+    )
+    words = f"{end if by == 'interval' else ''}{found:.4g}, {relation} {bound:g}"
+    return Verdict(threshold.key, kind, bound, by, found, passed, words)
+
+
+# --- Reading a plan --------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -36,7 +193,7 @@ class PlannedMeasure:
     """A measure of the plan.
 
     Attributes:
-        label: For messages: its class and place.
+        label: For messages: its position and class.
         measure: The measure itself.
     """
 
@@ -49,13 +206,13 @@ class Plan:
     """What is to be measured.
 
     Attributes:
-        name: Of the YAML's file; reports lie under it.
+        name: The YAML's file name without its ending; reports are stored under it.
         measures: In order.
-        gate: What they must reach.
-        seed: Of whatever is drawn.
-        title: For a person; empty: the name.
+        gate: The thresholds that they must reach.
+        seed: Seed of everything that is sampled.
+        title: A title for the report; empty: the name.
         config: The YAML as it was read.
-        notes: What an option of the command could not change.
+        notes: Which command-line options could not be applied.
     """
 
     name: str
@@ -68,10 +225,10 @@ class Plan:
 
 
 def suite_file(name: str) -> Path:
-    """The YAML of a suite that comes with the package.
+    """Return the YAML of a suite that is part of the package.
 
     Raises:
-        UserError: There is none of this name.
+        UserError: If there is none of this name.
     """
     file = SUITES / f"{name}.yaml"
     if not file.is_file():
@@ -80,35 +237,26 @@ def suite_file(name: str) -> Path:
 
 
 def load_plan(file: str | Path, limit: int | None = None, run_untrusted_code: bool = False) -> Plan:
-    """Read a plan and make its measures.
+    """Read a plan and construct its measures.
 
     Args:
         file: A YAML file.
-        limit: Items of each measure, at most, where it takes a `limit`.
-        run_untrusted_code: Let measures that ask for it run programs that the model wrote.
+        limit: Maximum number of items of each measure that has a `limit`.
+        run_untrusted_code: Whether measures may run programs that the model wrote.
 
     Raises:
-        UserError: The file is not there or no plan, or a measure does not take what it is given; says which.
+        UserError: If the file is missing or not a plan, or a measure does not accept its options; says which.
     """
-    import yaml
-
-    path = Path(file).expanduser()
+    content = read_yaml(file, "the YAML of an evaluation")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{file} cannot be read: {error.strerror}; name the YAML of an evaluation") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} is no YAML: {' '.join(str(error).split())}") from error
-    try:
-        return make_plan(content, path.stem, limit, run_untrusted_code)
+        return make_plan(content, Path(file).stem, limit, run_untrusted_code)
     except UserError as error:
         raise UserError(f"{file}: {error}") from error
 
 
 def make_plan(content: Any, name: str, limit: int | None = None, run_untrusted_code: bool = False) -> Plan:
-    """Make a plan from what its YAML says; arguments and errors as `load_plan`."""
-    if limit is not None and limit < 1:
-        raise UserError(f"limit is {limit}; it must be at least 1, or null for all items")
+    """Build a plan from the content of its YAML; arguments and errors as `load_plan`."""
+    check_at_least("limit", limit, 1, "null for all items")
     if not isinstance(content, Mapping) or not content.get("measures"):
         raise UserError("no measures; an evaluation has a list `measures` of {class_path: ..., init_args: {...}}")
     for key in content:
@@ -127,80 +275,156 @@ def make_plan(content: Any, name: str, limit: int | None = None, run_untrusted_c
         if not limited:
             unlimited.append(planned.label)
     notes = (f"The limit of {limit} items does not apply to {', '.join(unlimited)}.",) if limit and unlimited else ()
-    title = str(content.get("title") or "")
-    # A quick look is another evaluation than the whole: its report says so, and does not stand for it.
+    # A run with a limit is another evaluation than the full one: its report says so and does not replace the full one.
     config = dict(content) | ({} if limit is None else {"limit": limit})
-    return Plan(name, tuple(measures), read_gate(content.get("gate")), seed, title, config, notes)
+    title = content.get("title")
+    return Plan(
+        name,
+        tuple(measures),
+        read_gate(content.get("gate")),
+        seed,
+        "" if title is None else str(title),
+        config,
+        notes,
+    )
 
 
 def _measure(entry: Any, number: int, limit: int | None, untrusted: bool) -> tuple[PlannedMeasure, bool]:
-    """The measure, and whether it takes the limit."""
-    if isinstance(entry, str):
-        entry = {"class_path": entry}
-    if not isinstance(entry, Mapping) or not isinstance(entry.get("class_path"), str):
-        raise UserError(f"measure {number} is {entry!r}; it needs a class_path, such as LanguageModeling")
-    for key in entry:
-        if key not in ("class_path", "init_args"):
-            raise unknown_name("field", key, ("class_path", "init_args"), f"of measure {number}")
-    name, options = entry["class_path"], dict(entry.get("init_args") or {})
-    label = f"measure {number} ({name.rpartition('.')[2]})"
-    target = measure_class(name, f"at measure {number}")
+    """Return the measure of an entry, and whether the limit was applied to it."""
+    where = f"measure {number}"
+    name, options = parse_entry(entry, "measure", where)
+    target = find_class(name, "measure", where, _KNOWN, Measure)
+    label = f"{where} ({name.rpartition('.')[2]})"
     known = parameters(target)
-    for option in options:
-        if option not in known:
-            raise unknown_name("option", option, known, f"of {label}")
     if _UNTRUSTED in options:
-        raise UserError(f"{label}: {_UNTRUSTED} is no setting of a file; say it on the command line: --{_UNTRUSTED}")
+        raise UserError(f"{label}: {_UNTRUSTED} cannot be set in a file; use the command line: --{_UNTRUSTED}")
     if _UNTRUSTED in known:
         options[_UNTRUSTED] = untrusted
     limited = limit is not None and "limit" in known
     if limited:
         options["limit"] = limit
-    missing = [option for option, p in known.items() if p.default is p.empty and option not in options]
-    if missing:
-        raise UserError(f"{label} needs {', '.join(missing)}; set it below init_args")
-    return PlannedMeasure(label, _instantiate(target, options, label)), limited
+    return PlannedMeasure(label, construct(target, options, label)), limited
 
 
-def measure_class(name: str, where: str = "") -> type[Measure]:
-    """The class of a measure: one of ours by its short name, any other as `package.module.Class`.
+def explanation(topic: str) -> str:
+    """Return the list of measures, or one of them with its options.
+
+    Args:
+        topic: `topics` or `measures` for the list; a short name, or a measure's class_path.
 
     Raises:
-        UserError: There is no such class, or it is no measure.
+        UserError: If there is no such measure.
     """
-    if name in MEASURES:
-        name = f"{MEASURES[name]}.{name}"
-    elif "." not in name:
-        raise unknown_name("measure", name, MEASURES, where)
-    target = import_object(name, f"measure {name.rpartition('.')[2]}", extra=None)
-    if not (inspect.isclass(target) and issubclass(target, Measure)):
-        raise UserError(f"{name} {where} is no measure: it must be a subclass of lit_gpt.evaluation.Measure")
-    return target
+
+    def document(name: str) -> str:
+        return inspect.getdoc(find_class(name, "measure", known=_KNOWN, base=Measure)) or ""
+
+    if topic in ("topics", "measures"):
+        width = max(map(len, MEASURES))
+        lines = [f"  {name:{width}}  {document(name).splitlines()[0]}" for name in MEASURES]
+        example = "measures:\n  - class_path: LanguageModeling\n    init_args: {texts: {files: heldout.txt}}"
+        return (
+            "Measures, by the name that a plan's class_path gives them:\n\n"
+            + "\n".join(lines)
+            + f"\n\nOptions of one of them: evaluate --explain LanguageModeling\n\n{example}"
+        )
+    target = find_class(topic, "measure", known=_KNOWN, base=Measure)
+    defaults = [
+        f"  {name}: {parameter.default!r}"
+        for name, parameter in parameters(target).items()
+        if parameter.default is not parameter.empty
+    ]
+    return f"{topic}: {document(topic)}\n\nDefaults:\n" + "\n".join(defaults)
 
 
-def _instantiate(target: type[Measure], options: Mapping[str, Any], label: str) -> Measure:
-    """Make a measure as the command line makes modules: nested values by their types, classes by class_path."""
-    from jsonargparse import ArgumentError, ArgumentParser
-
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(target, "init_args", fail_untyped=False, sub_configs=True)
-    try:
-        made = parser.instantiate(parser.parse_object({"init_args": copy.deepcopy(dict(options))}))
-    except (ArgumentError, ValueError, TypeError) as error:
-        cause = find_user_error(error)
-        told = str(cause) if cause is not None else _refused(target, options, str(error))
-        raise UserError(f"{label}: {told}") from error
-    measure: Measure = made.init_args
-    return measure
+# --- Running a plan --------------------------------------------------------------------------------------------------
 
 
-def _refused(target: type[Measure], options: Mapping[str, Any], error: str) -> str:
-    """What the parser's words come to: the option, its value, its type, and the name inside it that there is not."""
-    key = re.search(r'Parser key "init_args\.(\w+)', error)
-    if key is None or key[1] not in options:
-        return " ".join(error.replace("init_args.", "").split())
-    annotation = inspect.formatannotation(get_type_hints(target.__init__).get(key[1], Any))
-    kind = re.sub(r"(\w+\.)+", "", annotation).replace("None", "null")
-    inside = re.search(r"Option '([\w.]+)' is not accepted", error)
-    unknown = f"; it has no {inside[1]!r}" if inside else ""
-    return f"{key[1]} is {options[key[1]]!r}; it must be {kind}{unknown}"
+@dataclass(frozen=True)
+class Failure:
+    """A measure that gave no result.
+
+    Attributes:
+        measure: Its label in the plan.
+        error: Why, in one line.
+        is_mistake: Whether the user can correct it (a `UserError`); otherwise it is a bug.
+    """
+
+    measure: str
+    error: str
+    is_mistake: bool
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The results of a plan.
+
+    Attributes:
+        results: Of the measures that completed, in order, with unique names.
+        failures: Of the others.
+    """
+
+    results: tuple[Result, ...]
+    failures: tuple[Failure, ...]
+
+    @property
+    def status(self) -> int:
+        """Exit status: 0; 2 if all failures can be corrected by the user; 1 if one is a bug."""
+        if not self.failures:
+            return 0
+        return 2 if all(failure.is_mistake for failure in self.failures) else 1
+
+
+def run_plan(plan: Plan, subject: Subject, on_start: Callable[[PlannedMeasure], Progress] | None = None) -> Outcome:
+    """Run all measures of a plan.
+
+    Args:
+        plan: What to measure.
+        subject: The model, with the plan's seed.
+        on_start: Called when a measure starts; returns what shows its progress.
+    """
+    completed: list[tuple[PlannedMeasure, list[Result]]] = []
+    failures: list[Failure] = []
+    for planned in plan.measures:
+        progress = no_progress if on_start is None else on_start(planned)
+        try:
+            found = planned.measure.run(subject, progress)
+            if not found:
+                raise UserError("it gave no result; is what it reads empty?")
+            completed.append((planned, found))
+        except Exception as error:  # one measure's failure must not lose the others' results
+            failures.append(_failure(planned, error))
+    every = [result for _, found in completed for result in found]
+    results: list[Result] = []
+    for planned, found in completed:
+        try:
+            results += planned.measure.finish(found, every)
+        except Exception as error:
+            results += found
+            failures.append(_failure(planned, error))
+    return Outcome(uniquely_named(results), tuple(failures))
+
+
+def _failure(planned: PlannedMeasure, error: Exception) -> Failure:
+    """Print a failure at once, and return its record for the report."""
+    cause = find_user_error(error)
+    message = " ".join((str(cause) if cause is not None else f"{type(error).__name__}: {error}").split())
+    lines = visible(f"{planned.label}: failed: {message}")
+    if cause is None or os.environ.get("LIT_GPT_TRACEBACK"):
+        lines = visible("".join(traceback.format_exception(error)), keep="\n\t") + lines
+    tqdm.write(lines, file=sys.stderr)  # not across a progress bar
+    return Failure(planned.label, message, cause is not None)
+
+
+def uniquely_named(results: Sequence[Result]) -> tuple[Result, ...]:
+    """Number results of equal names, as two measures of one class in a plan give."""
+    taken: set[str] = set()
+    named = []
+    for result in results:
+        name, number = result.name, 1
+        while name in taken:
+            number += 1
+            name = f"{result.name}_{number}"
+        taken.add(name)
+        named.append(result if name == result.name else replace(result, name=name))
+    return tuple(named)

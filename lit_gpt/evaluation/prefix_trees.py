@@ -1,29 +1,41 @@
-"""Which texts share a beginning, and how it is computed once.
+"""Texts that share a beginning, computed once: trees of tokens, and the forward pass over them.
 
 The choices of a question begin alike, and so do all questions after one preamble. The texts are sorted, so that those
-that begin alike stand together, and become two things:
+with a common beginning are adjacent, and become:
 
-- trees: a few texts as one sequence of tokens in which each token sees only those it follows in a text of its own.
-  The choices of one question make one tree: the question, then each choice as a branch;
-- stems: a beginning that many trees share. It runs alone, its keys and values are kept, and the trees go on from it.
+- trees: a few texts as one sequence of tokens in which each token attends only to the tokens before it in its own
+  text. The choices of one question make one tree: the question, then each choice as a branch;
+- shared prefixes: a beginning that many trees share. It runs alone, its keys and values are stored, and the trees
+  continue from it.
 
-A stem is worth a forward of its own where it saves a good part of one; see `plan_trees`.
+A shared prefix is worth a forward pass of its own if it saves a good part of one; see `plan_trees`.
+
+In a forward, trees of about the same size are the rows of a rectangle, so that they attend in one call; padding
+attends only to itself and its output is never read.
+
+B trees, T tokens of the longest tree, S keys (P of the shared prefix and T), K key/value heads, D head size.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
+import torch
+from torch import Tensor
+
+from lit_gpt.models import GPTConfig
+from lit_gpt.models.step_cache import additive_mask
 
 TREE_TOKENS = 256
 """Texts of together so few tokens make one tree, however little they share: what it attends in vain is small."""
-MIN_STEM = 16
-"""Tokens of a stem, at least."""
+MIN_PREFIX = 16
+"""Tokens of a prefix, at least."""
 
 
-class Scored(NamedTuple):
+class ScoredText(NamedTuple):
     """A text and which of its tokens are asked for.
 
     Attributes:
@@ -41,10 +53,10 @@ class Scored(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Stem:
+class SharedPrefix:
     """A beginning that many trees share; `parent` comes before it."""
 
-    parent: "Stem | None"
+    parent: "SharedPrefix | None"
     start: int
     """Its first position: the tokens before it are its parents'."""
     ids: np.ndarray
@@ -78,11 +90,11 @@ class Tree:
 
 
 def plan_trees(
-    texts: Sequence[Scored], max_tokens: int, share: bool = True
-) -> Iterator[tuple[Stem | None, list[Tree]]]:
+    texts: Sequence[ScoredText], max_tokens: int, share: bool = True
+) -> Iterator[tuple[SharedPrefix | None, list[Tree]]]:
     """Group texts by their beginnings.
 
-    A stem is made where the trees after it would otherwise compute `max_tokens` / 2 tokens more.
+    A prefix is made where the trees after it would otherwise compute `max_tokens` / 2 tokens more.
 
     Args:
         texts: In any order.
@@ -90,7 +102,7 @@ def plan_trees(
         share: False makes each text a tree of its own.
 
     Yields:
-        A stem, or None for trees that go on from nothing, and its trees; a stem's parent has been yielded before it.
+        A shared prefix, or None for trees without one, and its trees; the prefix's parent has been yielded before it.
         Each text is in exactly one tree.
     """
     if not share:
@@ -108,10 +120,10 @@ def plan_trees(
         """Tokens of the tree of texts `low` to `high` beyond position `start`."""
         return int(new[high] - new[low + 1] + lengths[low] - start)
 
-    pending: list[tuple[Stem | None, list[tuple[int, int]]]] = [(None, [(0, len(chosen))] if chosen else [])]
+    pending: list[tuple[SharedPrefix | None, list[tuple[int, int]]]] = [(None, [(0, len(chosen))] if chosen else [])]
     while pending:
-        stem, ranges = pending.pop()
-        start = 0 if stem is None else stem.end
+        prefix, ranges = pending.pop()
+        start = 0 if prefix is None else prefix.end
         trees = []
         while ranges:
             low, high = ranges.pop()
@@ -123,21 +135,21 @@ def plan_trees(
             cuts = [low, *(low + 1 + np.flatnonzero(common[low + 1 : high] == shared)).tolist(), high]
             branches = list(pairwise(cuts))
             end = min(shared, *(text.first for text in chosen[low:high]))
-            if end - start >= MIN_STEM and (end - start) * (len(branches) - 1) >= max_tokens / 2:
-                pending.append((Stem(stem, start, chosen[low].ids[start:end]), branches))
+            if end - start >= MIN_PREFIX and (end - start) * (len(branches) - 1) >= max_tokens / 2:
+                pending.append((SharedPrefix(prefix, start, chosen[low].ids[start:end]), branches))
             else:
                 ranges += branches
-        yield stem, trees
+        yield prefix, trees
 
 
-def _common(one: Scored, other: Scored) -> int:
+def _common(one: ScoredText, other: ScoredText) -> int:
     """How many tokens two texts begin with alike."""
     count = min(len(one.ids), len(other.ids))
     different = one.ids[:count] != other.ids[:count]
     return int(different.argmax()) if different.any() else count
 
 
-def _tree(texts: Sequence[Scored], numbers: Sequence[int], start: int) -> Tree:
+def _tree(texts: Sequence[ScoredText], numbers: Sequence[int], start: int) -> Tree:
     """Sorted texts as one tree, without their tokens before `start`."""
     ids: list[int] = []
     positions: list[int] = []
@@ -145,7 +157,7 @@ def _tree(texts: Sequence[Scored], numbers: Sequence[int], start: int) -> Tree:
     path = np.zeros(0, dtype=np.int64)
     """Where in the tree the tokens of the text before stand."""
     predictions = []
-    before: Scored | None = None
+    before: ScoredText | None = None
     for text, number in zip(texts, numbers, strict=True):
         kept = 0 if before is None else max(_common(before, text) - start, 0)
         for place in path[kept:]:
@@ -160,3 +172,71 @@ def _tree(texts: Sequence[Scored], numbers: Sequence[int], start: int) -> Tree:
     for place in path:
         ends[place] = len(ids)
     return Tree(np.array(ids), np.array(positions), np.array(ends), tuple(predictions))
+
+
+Layers = list[tuple[Tensor, Tensor]]
+"""Keys and values (1, K, P, ...) of each layer."""
+
+
+class TreesPart:
+    """Trees of one forward; a part of a `StepCache`.
+
+    Args:
+        config: The model's.
+        trees: In the rows, in order.
+        prefix: What stands before all of them; None = nothing.
+        device: Of the model.
+        keep: Keep the keys and values in `layers`, the prefix's before them; for one tree.
+    """
+
+    def __init__(
+        self, config: GPTConfig, trees: Sequence[Tree], prefix: Layers | None, device: torch.device, keep: bool = False
+    ) -> None:
+        self.config, self.prefix, self.keep = config, prefix, keep
+        self.width = max(len(tree.ids) for tree in trees)
+        self.num_tokens = len(trees) * self.width
+        self.layers: Layers = []
+        self.prefix_length = 0 if prefix is None else prefix[0][0].shape[2]
+        self.ids = self._rows(trees, "ids", device)
+        self.positions = self._rows(trees, "positions", device)
+        self.is_causal = prefix is None and all(tree.is_chain for tree in trees)
+        self._ends = self._rows(trees, "ends", device)
+        self._masks: dict[int | None, Tensor | None] = {}
+
+    def _rows(self, trees: Sequence[Tree], name: str, device: torch.device) -> Tensor:
+        """(B, T) int64, 0 where a tree has ended."""
+        rows = torch.zeros(len(trees), self.width, dtype=torch.int64)
+        for row, tree in zip(rows, trees, strict=True):
+            row[: len(tree.ids)] = torch.from_numpy(getattr(tree, name))
+        return rows.to(device)
+
+    def rows(self, x: Tensor) -> Tensor:
+        """(1, B T, H, D) → (B, T, H, D)."""
+        return x.unflatten(1, (-1, self.width)).squeeze(0)
+
+    def store(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return keys and values (B, K, S, ...) of the prefix and of k, v (B, K, T, ...), and who sees whom."""
+        if self.prefix is not None:
+            k, v = (
+                torch.cat((before.expand(len(now), -1, -1, -1), now), dim=2)
+                for before, now in zip(self.prefix[layer], (k, v), strict=True)
+            )
+        if self.keep:
+            self.layers.append((k, v))
+        window = self.config.window(layer)
+        if window not in self._masks:
+            self._masks[window] = self._mask(window, k.dtype)
+        return k, v, self._masks[window]
+
+    def _mask(self, window: int | None, dtype: torch.dtype) -> Tensor | None:
+        if self.is_causal and self.config.positions != "alibi" and (window is None or window >= self.width):
+            return None  # what fills up comes last, so plain causality hides it
+        device = self.ids.device
+        before = torch.arange(self.prefix_length, device=device).expand(len(self.ids), -1)
+        keys = torch.cat((before, self.positions), dim=1)  # (B, S)
+        mask = additive_mask(self.config, self.positions[:, :, None], keys[:, None], window, dtype)
+        place = torch.arange(self.width, device=device)
+        follows = (place[None] <= place[:, None]) & (place[:, None] < self._ends[:, None])  # (B, T, T)
+        follows |= torch.eye(self.width, dtype=torch.bool, device=device)
+        sees = torch.nn.functional.pad(follows, (self.prefix_length, 0), value=True)
+        return mask.masked_fill(~sees.unsqueeze(1), -math.inf)

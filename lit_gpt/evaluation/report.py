@@ -1,16 +1,21 @@
-"""report.json: everything that an evaluation found, as plain data; report.html shows it and adds nothing.
+"""Reports on a model: report.json with everything that an evaluation found, as plain data; report.html shows it.
 
     {format, version, name, title, created, seconds,
      model: {name, checkpoint, weights_sha256, parameters, block_size, vocab_size, chat_template, lineage},
      machine: {device, ...}, code: {versions}, config: the plan as it was read, seed,
      results: [Result, ...], failures: [{measure, error, is_mistake}, ...], gate: {passed, verdicts} or null, notes}
 
-It says nothing about who or where: no user, no host, no absolute path. Numbers that JSON cannot hold (an infinite
-perplexity) are null.
+A report contains no user name, host name or absolute path. Numbers that JSON cannot hold (an infinite perplexity) are
+null.
+
+Reports are stored next to the model (`<run or bundle>/evaluation/<plan>/`) under the hash of the weights that were
+measured: weights that were trained further have no verdict. Each plan has its own report, and the model passes the
+gate if it passes the gates of all plans: a quick look with a limit does not override a full evaluation.
 """
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from datetime import UTC, datetime
@@ -19,15 +24,112 @@ from typing import Any
 
 import torch
 
-from lit_gpt.atomic import whole_folder
+from lit_gpt.atomic import temporary_beside, whole_folder
+from lit_gpt.checkpoints.bundle import is_bundle
 from lit_gpt.checkpoints.lineage import code_versions, without_paths
+from lit_gpt.checkpoints.manifest import MANIFEST, hash_files, read_manifest
+from lit_gpt.checkpoints.resolve import ADAPTERS, CHECKPOINTS, resolve_adapter, resolve_model
+from lit_gpt.checkpoints.step import SHARDS
+from lit_gpt.data.chat import load_chat_template
 from lit_gpt.errors import UserError
-from lit_gpt.evaluation.gate import GateRecord, Verdict
-from lit_gpt.evaluation.place import PAGE, REPORT, check_writable, folder_name, weights_sha256
-from lit_gpt.evaluation.plan import Plan
+from lit_gpt.evaluation.plan import GateRecord, Outcome, Plan, Verdict
 from lit_gpt.evaluation.result import Chart, Example, Interval, Result, Score
-from lit_gpt.evaluation.run import Outcome
 from lit_gpt.evaluation.subject import Subject
+from lit_gpt.generation.loading import short_name
+from lit_gpt.hashing import sha256_json
+
+EVALUATION = "evaluation"
+REPORT = "report.json"
+PAGE = "report.html"
+
+
+def own_folder(path: Path) -> Path | None:
+    """The folder of the reports on a model that was found at `path`: in its run, or in the bundle.
+
+    Returns:
+        None for a model that is nobody's to write into: of the hub, or another project's folder.
+    """
+    if path.parent.name == CHECKPOINTS:
+        return path.parent.parent / EVALUATION
+    return path / EVALUATION if is_bundle(path) else None
+
+
+def report_folder(path: Path, model: str) -> Path:
+    """Where reports on a model are written unless something else is said.
+
+    Args:
+        path: Where it was found.
+        model: What the user called it.
+    """
+    return own_folder(path) or Path(EVALUATION) / short_name(model).replace("/", "--")
+
+
+def report_folders(model: str | Path) -> tuple[Path, list[Path]]:
+    """Return where a model is, and the folders in which reports on it may lie.
+
+    Raises:
+        UserError: There is no such model.
+    """
+    folder = Path(model).expanduser()
+    is_run = (folder / CHECKPOINTS).is_dir() or not folder.is_dir()
+    path = resolve_model(model).path if is_run else folder
+    own = own_folder(path.resolve())
+    return path, [folder for folder in (own, Path(EVALUATION) / short_name(str(model)).replace("/", "--")) if folder]
+
+
+def asked_with(model: str, adapter: str | None, chat_template: str | None) -> dict[str, Any]:
+    """What of the command makes an evaluation another one, beside its plan: each by its name and what is in it.
+
+    Raises:
+        UserError: There is no such adapter or chat template.
+    """
+    found: dict[str, Any] = {}
+    if adapter is not None:
+        beside = Path(model).expanduser() / ADAPTERS / adapter
+        path = resolve_adapter(beside if beside.is_dir() else adapter).path
+        found["adapter"] = {"name": short_name(adapter), "sha256": weights_sha256(path)}
+    if chat_template is not None:
+        source = load_chat_template(chat_template).source
+        found["chat_template"] = {"name": Path(chat_template).name, "sha256": sha256_json(source)}
+    return found
+
+
+def folder_name(plan: str, config: Mapping[str, Any]) -> str:
+    """The folder of a plan's report: its name, and what else makes it another one (a limit, an adapter, a template)."""
+    names = [config[key]["name"] for key in ("adapter", "chat_template") if key in config]
+    limit = [f"limit-{config['limit']}"] if "limit" in config else []
+    return "-".join([plan, *(re.sub(r"[^\w.-]+", "-", name) for name in names), *limit])
+
+
+def check_writable(folder: Path) -> None:
+    """Try whether a folder can be written, before hours are spent on what shall lie there; leaves nothing behind.
+
+    Raises:
+        UserError: It cannot; says why.
+    """
+    trial = temporary_beside(folder)
+    try:
+        missing = [path for path in trial.parents if not path.exists()]
+        trial.mkdir(parents=True)
+        trial.rmdir()
+        for path in missing:
+            path.rmdir()
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written: {error.strerror}; choose another --out") from error
+
+
+def weights_sha256(path: Path) -> str:
+    """One SHA-256 for the weights in a checkpoint, bundle or Hugging Face folder."""
+    if (path / MANIFEST).is_file():
+        files = read_manifest(path)["files"]
+        return sha256_json({name: entry["sha256"] for name, entry in files.items() if _is_weights(name)})
+    names = [file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()]
+    return sha256_json(hash_files(path, sorted(name for name in names if _is_weights(name))))
+
+
+def _is_weights(name: str) -> bool:
+    return name.endswith((".safetensors", ".bin")) or name.startswith(f"{SHARDS}/")
+
 
 FORMAT = "lit_gpt.evaluation"
 VERSION = 1
@@ -216,3 +318,71 @@ def _unicode(text: str) -> str:
 def _numbers(values: Mapping[str, Any]) -> dict[str, Any]:
     """A score or interval with null numbers as not a number."""
     return {key: math.nan if key in ("value", "low", "high") and item is None else item for key, item in values.items()}
+
+
+def newest_report(model: str | Path) -> Report | None:
+    """Return the newest report on the weights of a model; arguments, None and errors as `reports_of`."""
+    return next(iter(reports_of(model)), None)
+
+
+def reports_of(model: str | Path) -> list[Report]:
+    """Return the reports on the weights of a model, newest first.
+
+    Args:
+        model: A run, checkpoint or bundle, or a Hugging Face folder that was evaluated from this working directory.
+
+    Returns:
+        Empty where these weights have not been evaluated; reports on others, such as those of an earlier checkpoint or
+        of the model with an adapter, do not count.
+
+    Raises:
+        UserError: There is no such model, or a report beside it is damaged.
+    """
+    path, folders = report_folders(model)
+    files = sorted(file for folder in folders for file in folder.glob(f"*/{REPORT}"))
+    if not files:
+        return []
+    identity = weights_sha256(path)
+    reports = [
+        report
+        for report in map(read_report, files)
+        if report.content["model"]["weights_sha256"] == identity and "adapter" not in report.content.get("config", {})
+    ]
+    return sorted(reports, key=lambda report: str(report.content["created"]), reverse=True)
+
+
+def gate_of(model: str | Path) -> GateRecord | None:
+    """Return the verdict on the weights of a model: the newest of each plan that has a gate; all have to be passed.
+
+    The same plan with another chat template counts as another plan. A report with a limit counts only if its plan has
+    no full one, and a passed run with a limit does not override a missed one with another limit.
+
+    Args:
+        model: A run, checkpoint or bundle, or a Hugging Face folder that was evaluated from this working directory.
+
+    Returns:
+        The verdicts of the plans that were missed, or if none was, of all plans; None if these weights have not been
+        held against a gate.
+
+    Raises:
+        UserError: If there is no such model, or a report on it is damaged.
+    """
+    whole: dict[str, GateRecord] = {}
+    limited: dict[str, GateRecord] = {}
+    for report in reports_of(model):  # newest first
+        gate, config = report.gate, report.content.get("config", {})
+        if gate is None:
+            continue
+        plan = json.dumps([report.content["name"], config.get("chat_template")])
+        if "limit" not in config:
+            whole.setdefault(plan, gate)
+        elif plan not in limited or (limited[plan].passed and not gate.passed):
+            limited[plan] = gate
+    records = list((limited | whole).values())
+    if not records:
+        return None
+    missed = [record for record in records if not record.passed]
+    decisive = missed or records
+    verdicts = tuple(verdict for record in decisive for verdict in record.verdicts)
+    plans = tuple(dict.fromkeys(plan for record in decisive for plan in record.plans))
+    return GateRecord(not missed, verdicts, decisive[0].report, plans)

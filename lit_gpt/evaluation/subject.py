@@ -1,9 +1,9 @@
-"""The model under test, and the ways of asking it.
+"""The model under test, and the ways of querying it.
 
-Three ways: `complete` goes on from a text as from the start of a document, `answer` puts a conversation through the
-chat template, `respond` takes the second where the model has a template and the first where not. Likelihoods of given
-texts are in `likelihoods`. All of them are batched, and what they draw depends on the subject's seed, the text's
-place in its list and the settings alone.
+`complete` continues a text as from the start of a document, `answer` puts a conversation through the chat template,
+`respond` uses the chat template if the model has one and plain text otherwise. `likelihoods` gives log-probabilities
+of given texts. All of them are batched, and sampling depends on the subject's seed, the text's index and the sampling
+parameters alone.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,6 +28,7 @@ from lit_gpt.models import GPT
 
 if TYPE_CHECKING:
     from lit_gpt.evaluation.likelihood import LogLikelihoods
+
 
 Params = SamplingParams | Sequence[SamplingParams]
 """Settings for all texts, or one each."""
@@ -225,3 +226,39 @@ def load_subject(
     if chat_template is not None:
         subject.renderer  # noqa: B018 (one that does not fit is told of now)
     return subject
+
+
+def check_answer_length(
+    max_new_tokens: int, block_size: int, lengths: Sequence[int], option: str = "max_new_tokens"
+) -> None:
+    """Refuse answers that no prompt leaves room for, before anything is asked.
+
+    Args:
+        max_new_tokens: Of an answer.
+        block_size: Tokens of the model's context.
+        lengths: Tokens of the prompts; those that fill the context themselves do not count.
+        option: What the user calls the first.
+
+    Raises:
+        UserError: Even after the shortest prompt an answer would end where the context does.
+    """
+    shortest = min((length for length in lengths if length < block_size), default=1)
+    most = block_size - shortest
+    if max_new_tokens > most:
+        after = f" after the shortest prompt of {shortest} tokens" if shortest > 1 else ""
+        raise UserError(
+            f"{option} is {max_new_tokens}; the model's context of {block_size} tokens has room for at most {most} new "
+            f"ones{after}: lower it, or measure a model with a longer context"
+        )
+
+
+def answer_length_notes(max_new_tokens: int, block_size: int, lengths: Sequence[int]) -> tuple[str, ...]:
+    """What to note where some prompts leave less room than an answer may take; arguments as `check_answer_length`."""
+    fitting = [length for length in lengths if length < block_size]
+    number = sum(length + max_new_tokens > block_size for length in fitting)
+    if not number:
+        return ()
+    return (
+        f"{number} of {len(fitting)} prompts leave less room in the context of {block_size} tokens than max_new_tokens "
+        f"{max_new_tokens}: an answer to them ends where the context does.",
+    )

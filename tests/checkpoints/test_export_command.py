@@ -13,7 +13,7 @@ from lit_gpt.checkpoints.bundle import save_bundle
 from lit_gpt.checkpoints.huggingface.opened import check_opens
 from lit_gpt.commands.export import export
 from lit_gpt.errors import UserError
-from lit_gpt.evaluation.place import weights_sha256
+from lit_gpt.evaluation.report import weights_sha256
 from lit_gpt.models import GPT, GPTConfig, get_preset, preset_names
 from lit_gpt.models.presets.shrink import shrink
 

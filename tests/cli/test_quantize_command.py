@@ -52,7 +52,7 @@ def test_what_it_says_is_what_it_wrote(tmp_path, bundle, text, capsys):
 
 def bits_per_byte(model, text):
     """Of the first window, by hand: the file is shorter than two windows would show anything of."""
-    from lit_gpt.evaluation.corpus_loss import LanguageModeling
+    from lit_gpt.evaluation.language_modeling import LanguageModeling
     from lit_gpt.evaluation.subject import load_subject
     from lit_gpt.evaluation.texts import Texts
 

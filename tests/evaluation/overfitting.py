@@ -9,7 +9,7 @@ import torch
 
 from lit_gpt.data.bpe import train_bpe
 from lit_gpt.data.tokenizers import Tokenizer
-from lit_gpt.evaluation.safety.canary_set import make_canaries
+from lit_gpt.evaluation.safety.canaries import make_canaries
 from lit_gpt.evaluation.subject import Subject
 from lit_gpt.models import GPT, GPTConfig
 

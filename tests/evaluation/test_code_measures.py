@@ -9,10 +9,8 @@ import pytest
 from lit_gpt.data.bpe import train_bpe
 from lit_gpt.errors import UserError
 from lit_gpt.evaluation.code import HumanEval, ParsesAsPython
-from lit_gpt.evaluation.code.headers import HEADERS
-from lit_gpt.evaluation.code.isolation import check_isolation
-from lit_gpt.evaluation.code.limits import Limits
-from lit_gpt.evaluation.code.parsing import parses
+from lit_gpt.evaluation.code.parsing import HEADERS, parses
+from lit_gpt.evaluation.code.sandbox import Limits, check_isolation
 from lit_gpt.evaluation.subject import Subject
 from lit_gpt.generation.params import Completion
 from lit_gpt.models import GPT, GPTConfig

@@ -9,11 +9,10 @@ import pytest
 
 from lit_gpt.errors import UserError
 from lit_gpt.evaluation.compare import compare_reports
-from lit_gpt.evaluation.intervals import paired_bootstrap
+from lit_gpt.evaluation.intervals import mean_score, paired_bootstrap, share_score
 from lit_gpt.evaluation.report import Report, plain, result_from
 from lit_gpt.evaluation.result import Chart, Example, Interval, Result, Score
 from lit_gpt.evaluation.safety.bbq import _scores
-from lit_gpt.evaluation.safety.shares import mean_score, share_score
 
 
 def report(name, parts, better="higher", settings=None, examples=(), more=()):

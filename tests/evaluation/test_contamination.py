@@ -9,8 +9,7 @@ from lit_gpt.data.cleaning.benchmark_files import read_benchmark
 from lit_gpt.data.cleaning.matching import match_words
 from lit_gpt.errors import UserError
 from lit_gpt.evaluation.result import Result, Score
-from lit_gpt.evaluation.safety.contamination import Benchmark, Contamination, records_of
-from lit_gpt.evaluation.safety.overlap import Overlap, read_records
+from lit_gpt.evaluation.safety.contamination import Benchmark, Contamination, Overlap, read_records, records_of
 from lit_gpt.evaluation.safety.rows import embedded_set
 from lit_gpt.evaluation.texts import Texts
 
@@ -158,8 +157,7 @@ def test_a_plan_tells_the_scores_of_its_other_measures_again(tmp_path):
     """Through the YAML's form, with a set that comes along, two of whose items are pasted into the training text."""
     from overfitting import innocent
 
-    from lit_gpt.evaluation.plan import make_plan
-    from lit_gpt.evaluation.run import run_plan
+    from lit_gpt.evaluation.plan import make_plan, run_plan
 
     lines = embedded_set("truths.jsonl").read_text().splitlines()
     asked = [text for _, text in read_benchmark(embedded_set("truths.jsonl"), ["question"])]

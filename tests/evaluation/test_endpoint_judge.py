@@ -8,8 +8,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from lit_gpt.errors import UserError
-from lit_gpt.evaluation.safety.judges import EndpointJudge, Exchange
-from lit_gpt.evaluation.safety.judges.endpoint import read_reply
+from lit_gpt.evaluation.safety.endpoint_judge import EndpointJudge, read_reply
+from lit_gpt.evaluation.safety.judges import Exchange
 
 
 def completion(text: str | None) -> bytes:

@@ -9,12 +9,9 @@ from small_models import small_bundle
 
 from lit_gpt.cli import main
 from lit_gpt.errors import UserError
-from lit_gpt.evaluation.comparison_report import find_report
-from lit_gpt.evaluation.gate import gate_of
-from lit_gpt.evaluation.newest import reports_of
-from lit_gpt.evaluation.place import asked_with, check_writable, folder_name
+from lit_gpt.evaluation.compare import find_report
 from lit_gpt.evaluation.plan import load_plan
-from lit_gpt.evaluation.report import read_report
+from lit_gpt.evaluation.report import asked_with, check_writable, folder_name, gate_of, read_report, reports_of
 
 LETTERS = "small_models.CountsLetters"
 
@@ -171,7 +168,7 @@ def test_a_chat_template_and_an_adapter_make_another_evaluation(tmp_path, plan, 
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter" / "adapter_model.safetensors").write_bytes(b"weights")
     monkeypatch.setattr(
-        "lit_gpt.evaluation.place.resolve_adapter", lambda name: SimpleNamespace(path=tmp_path / "adapter")
+        "lit_gpt.evaluation.report.resolve_adapter", lambda name: SimpleNamespace(path=tmp_path / "adapter")
     )
     assert find_report(str(bundle), read, adapter="adapter") is None
     asked = asked_with(str(bundle), "adapter", None)
@@ -280,7 +277,7 @@ def test_mistakes_end_before_anything_is_written(bundle, plan, tmp_path, capsys)
 
 
 def test_a_checkpoint_of_a_run_is_reported_in_the_run(bundle, tmp_path):
-    from lit_gpt.evaluation.place import own_folder, report_folder
+    from lit_gpt.evaluation.report import own_folder, report_folder
 
     checkpoint = tmp_path / "run" / "checkpoints" / "step-00000004.ckpt"
     assert own_folder(checkpoint) == tmp_path / "run" / "evaluation"

@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from lit_gpt import evaluation
 from lit_gpt.errors import UserError
 from lit_gpt.evaluation import MEASURES
-from lit_gpt.evaluation.corpus_loss import LanguageModeling
-from lit_gpt.evaluation.plan import SUITES, load_plan, make_plan, measure_class, suite_file
+from lit_gpt.evaluation.language_modeling import LanguageModeling
+from lit_gpt.evaluation.plan import SUITES, load_plan, make_plan, suite_file
 from lit_gpt.evaluation.texts import Texts
 
 OURS = {"class_path": "LanguageModeling", "init_args": {"texts": {"stdlib": True}}}
@@ -57,7 +58,7 @@ def test_a_limit_goes_where_it_is_taken():
         ),
         ({"measures": [{"class_path": "LanguageModeling", "init_args": {"texts": {"fils": "a"}}}]}, "it has no 'fils'"),
         ({"measures": [{"class_path": "LanguageModeling", "init_args": {"texts": {}}}]}, "nothing is given"),
-        ({"measures": ["pathlib.Path"]}, "is no measure"),
+        ({"measures": ["pathlib.Path"]}, "pathlib.Path is not a subclass of .*Measure"),
         ({"measures": ["no_such_package.Measure"]}, "there is no module 'no_such_package'"),
         ({"measures": ["small_models.CountLetters"]}, "did you mean CountsLetters"),
         ({"measures": [OURS], "gate": {"a.b": {"mx": 1}}}, "did you mean max"),
@@ -87,7 +88,7 @@ def test_files_that_are_none(tmp_path):
     with pytest.raises(UserError, match=r"nowhere.yaml cannot be read"):
         load_plan(tmp_path / "nowhere.yaml")
     (tmp_path / "bad.yaml").write_text("measures: [")
-    with pytest.raises(UserError, match=r"bad.yaml is no YAML"):
+    with pytest.raises(UserError, match=r"bad.yaml is not YAML"):
         load_plan(tmp_path / "bad.yaml")
     with pytest.raises(UserError, match="unknown suite 'nothing'"):
         suite_file("nothing")
@@ -95,7 +96,7 @@ def test_files_that_are_none(tmp_path):
 
 @pytest.mark.parametrize("name", MEASURES)
 def test_every_short_name_is_a_measure_that_says_what_it_is(name):
-    target = measure_class(name)
+    target = getattr(evaluation, name)
     assert target.__doc__
     assert "Args:" in target.__doc__
 

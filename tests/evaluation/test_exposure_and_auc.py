@@ -6,8 +6,7 @@ import random
 
 import pytest
 
-from lit_gpt.evaluation.safety.auc import auc, auc_interval, true_positive_rate
-from lit_gpt.evaluation.safety.exposure import (
+from lit_gpt.evaluation.safety.canaries import (
     EXPECTED_WITHOUT_TRAINING,
     SkewNormal,
     exposure_by_fit,
@@ -15,6 +14,7 @@ from lit_gpt.evaluation.safety.exposure import (
     exposure_by_sampling,
     rank_of,
 )
+from lit_gpt.evaluation.safety.membership import auc, auc_interval, true_positive_rate
 
 
 def test_exposure_of_the_first_and_the_last_of_a_whole_space():

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from lit_gpt.errors import UserError
-from lit_gpt.evaluation.gate import judge, read_gate
+from lit_gpt.evaluation.plan import check_gate, read_gate
 from lit_gpt.evaluation.result import Interval, Result, Score
 
 
@@ -29,7 +29,7 @@ def results(value=0.5, interval=None):
     ],
 )
 def test_thresholds(line, passed):
-    record = judge(read_gate({"toy.share": line}), results(interval=Interval(0.4, 0.6, "by hand")))
+    record = check_gate(read_gate({"toy.share": line}), results(interval=Interval(0.4, 0.6, "by hand")))
     assert record.passed is passed
     assert (not record.missed) is passed
     for verdict in record.verdicts:
@@ -37,21 +37,21 @@ def test_thresholds(line, passed):
 
 
 def test_what_is_not_there_is_missed_and_said():
-    record = judge(read_gate({"toy.shar": {"min": 0}, "toy.share": {"min": 0, "by": "interval"}}), results())
+    record = check_gate(read_gate({"toy.shar": {"min": 0}, "toy.share": {"min": 0, "by": "interval"}}), results())
     assert not record.passed
     assert "did you mean toy.share" in record.verdicts[0].reason
     assert "no confidence interval" in record.verdicts[1].reason
 
 
 def test_not_a_number_reaches_nothing():
-    assert not judge(read_gate({"toy.share": {"min": 0}}), results(math.nan)).passed
-    assert not judge(read_gate({"toy.share": {"max": 9}}), results(math.nan)).passed
+    assert not check_gate(read_gate({"toy.share": {"min": 0}}), results(math.nan)).passed
+    assert not check_gate(read_gate({"toy.share": {"max": 9}}), results(math.nan)).passed
 
 
 def test_reasons_say_value_and_bound():
-    (verdict,) = judge(read_gate({"toy.share": {"max": 0.25}}), results()).verdicts
+    (verdict,) = check_gate(read_gate({"toy.share": {"max": 0.25}}), results()).verdicts
     assert verdict.reason == "0.5, above the maximum of 0.25"
-    (verdict,) = judge(read_gate({"toy.share": {"min": 0.75}}), results()).verdicts
+    (verdict,) = check_gate(read_gate({"toy.share": {"min": 0.75}}), results()).verdicts
     assert verdict.reason == "0.5, below the minimum of 0.75"
 
 
@@ -66,7 +66,7 @@ def test_reasons_say_value_and_bound():
         ({"toy.share": {"min": "much"}}, "min is 'much'"),
         ({"toy.share": {"min": True}}, "min is True"),
         ({"toy.share": {"min": math.inf}}, "min is inf"),
-        ({"toy.share": {"min": 1, "by": "luck"}}, "by is 'luck'"),
+        ({"toy.share": {"min": 1, "by": "luck"}}, "by .* is 'luck'"),
     ],
 )
 def test_what_is_no_gate(gate, said):
@@ -76,4 +76,4 @@ def test_what_is_no_gate(gate, said):
 
 def test_no_gate():
     assert read_gate(None) == ()
-    assert judge((), results()) is None
+    assert check_gate((), results()) is None

@@ -10,7 +10,8 @@ import pytest
 
 from lit_gpt.errors import UserError
 from lit_gpt.evaluation.report import plain
-from lit_gpt.evaluation.safety.judges import EndpointJudge, Exchange
+from lit_gpt.evaluation.safety.endpoint_judge import EndpointJudge
+from lit_gpt.evaluation.safety.judges import Exchange
 
 VERDICT = rb'{"choices":[{"message":{"content":"{\"verdict\": \"refused\"} \ud83d"}}]}'
 

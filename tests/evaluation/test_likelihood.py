@@ -6,9 +6,8 @@ import torch
 
 from lit_gpt.data.tokenizers import Tokenizer
 from lit_gpt.errors import UserError
-from lit_gpt.evaluation.likelihood import LogLikelihoods
-from lit_gpt.evaluation.likelihood_texts import TextPairs
-from lit_gpt.evaluation.prefix_trees import MIN_STEM, Scored, plan_trees
+from lit_gpt.evaluation.likelihood import LogLikelihoods, TextPairs
+from lit_gpt.evaluation.prefix_trees import MIN_PREFIX, ScoredText, plan_trees
 from lit_gpt.models import GPT, GPTConfig
 
 
@@ -46,7 +45,7 @@ def question_set(vocab_size: int) -> tuple[list[list[int]], list[list[int]]]:
     def draw(count: int) -> list[int]:
         return generator.integers(vocab_size, size=count).tolist()
 
-    preamble = draw(MIN_STEM + 1)
+    preamble = draw(MIN_PREFIX + 1)
     contexts, continuations = [], []
     for _ in range(6):
         question = preamble + draw(int(generator.integers(1, 5)))
@@ -126,7 +125,7 @@ def test_what_cannot_be_asked_is_named(bytes_tokenizer, context, continuation, w
 def test_a_plan_holds_every_text_once_and_as_it_is():
     contexts, continuations = question_set(7)  # few tokens: many beginnings are alike by chance
     texts = [
-        Scored(np.array([*context, *continuation[:-1]]), np.array(continuation))
+        ScoredText(np.array([*context, *continuation[:-1]]), np.array(continuation))
         for context, continuation in zip(contexts, continuations, strict=True)
     ]
     found = []
@@ -147,7 +146,7 @@ def test_a_plan_holds_every_text_once_and_as_it_is():
 
 def test_a_long_chain_of_beginnings_needs_no_recursion():
     whole = np.arange(3000)
-    texts = [Scored(whole[:length], whole[length : length + 1]) for length in range(1, 2000)]
+    texts = [ScoredText(whole[:length], whole[length : length + 1]) for length in range(1, 2000)]
     numbers = [number for _, trees in plan_trees(texts, 64) for tree in trees for number, _ in tree.predictions]
     assert sorted(numbers) == list(range(len(texts)))
 

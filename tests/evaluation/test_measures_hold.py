@@ -11,23 +11,18 @@ from small_subjects import random_subject
 
 from lit_gpt.errors import UserError
 from lit_gpt.evaluation.code import HumanEval, ParsesAsPython
-from lit_gpt.evaluation.code.limits import Limits
-from lit_gpt.evaluation.code.sandbox import JailError, Sandbox
-from lit_gpt.evaluation.intervals import bootstrap_mean, bootstrap_ratio
+from lit_gpt.evaluation.code.sandbox import JailError, Limits, Sandbox
+from lit_gpt.evaluation.intervals import bootstrap_mean, bootstrap_ratio, mean_score
 from lit_gpt.evaluation.plan import make_plan
-from lit_gpt.evaluation.room import check_room
-from lit_gpt.evaluation.safety.asking import PromptSet
-from lit_gpt.evaluation.safety.auc import true_positive_rate, true_positive_rate_interval
 from lit_gpt.evaluation.safety.bias import CrowSPairs
 from lit_gpt.evaluation.safety.contamination import records_of
-from lit_gpt.evaluation.safety.judges import FunctionJudge
-from lit_gpt.evaluation.safety.judges.base import Judge
+from lit_gpt.evaluation.safety.judges import FunctionJudge, Judge
+from lit_gpt.evaluation.safety.membership import true_positive_rate, true_positive_rate_interval
 from lit_gpt.evaluation.safety.memorisation import Memorisation
 from lit_gpt.evaluation.safety.privacy import Privacy
-from lit_gpt.evaluation.safety.refusal import Refusal
+from lit_gpt.evaluation.safety.refusal import PromptSet, Refusal
 from lit_gpt.evaluation.safety.robustness import Robustness
-from lit_gpt.evaluation.safety.shares import mean_score
-from lit_gpt.evaluation.subject import Subject
+from lit_gpt.evaluation.subject import Subject, check_answer_length
 from lit_gpt.evaluation.texts import Texts
 from lit_gpt.pages.text import score as number
 
@@ -55,7 +50,7 @@ def test_counts_of_0_and_1_are_no_shares():
 @pytest.mark.parametrize("shift", [0.0, 1.0])
 def test_the_interval_of_what_an_attack_finds_covers(shift, monkeypatch):
     """Wilson's, over the members alone, holds the truth in 82 and 70 % of these repeats."""
-    monkeypatch.setattr("lit_gpt.evaluation.safety.auc.RESAMPLES", 200)
+    monkeypatch.setattr("lit_gpt.evaluation.safety.membership.RESAMPLES", 200)
     draw = np.random.default_rng(3)
     truth = 0.5 * math.erfc((1.6448536269514722 - shift) / math.sqrt(2))
     held = 0
@@ -165,9 +160,9 @@ def test_answers_that_some_prompts_cut_short_are_told(tmp_path):
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     (result,) = Refusal(PromptSet(str(file)), max_new_tokens=200).run(random_subject(small_tokenizer()))
     assert any("1 of 2 prompts leave less room" in note and "max_new_tokens 200" in note for note in result.notes)
-    check_room(15, 16, [1, 5, 99])
+    check_answer_length(15, 16, [1, 5, 99])
     with pytest.raises(UserError, match="at most 12 new ones after the shortest prompt of 4 tokens"):
-        check_room(13, 16, [4, 5, 99])
+        check_answer_length(13, 16, [4, 5, 99])
 
 
 def test_every_seeded_measure_takes_the_plans():

@@ -11,16 +11,12 @@ import pytest
 from overfitting import CANARIES, PEOPLE, innocent, overfitted, planted_texts, random_texts, tokenizer, write_texts
 
 from lit_gpt.errors import UserError
-from lit_gpt.evaluation.safety.canaries import CanaryExposure
-from lit_gpt.evaluation.safety.canary_set import Canary, make_canaries, read_canaries, write_canaries
+from lit_gpt.evaluation.intervals import share_score
+from lit_gpt.evaluation.safety.canaries import Canary, CanaryExposure, make_canaries, read_canaries, write_canaries
 from lit_gpt.evaluation.safety.membership import MembershipInference, attack_scores
-from lit_gpt.evaluation.safety.memorisation import Memorisation
-from lit_gpt.evaluation.safety.passages import sample_passages
-from lit_gpt.evaluation.safety.personal_data import masked, normalised
-from lit_gpt.evaluation.safety.privacy import Privacy
-from lit_gpt.evaluation.safety.shares import share_score
-from lit_gpt.evaluation.safety.training_text import training_texts
-from lit_gpt.evaluation.texts import Texts
+from lit_gpt.evaluation.safety.memorisation import Memorisation, sample_passages
+from lit_gpt.evaluation.safety.privacy import Privacy, masked, normalised
+from lit_gpt.evaluation.texts import Texts, training_texts
 
 
 @pytest.fixture

@@ -7,13 +7,13 @@ import random
 import pytest
 
 from lit_gpt.errors import UserError
-from lit_gpt.evaluation.safety.perturbations import INJECTED_MARK, chosen, perturbations, perturbed, typos
+from lit_gpt.evaluation.safety.robustness import INJECTED_MARK, perturb, perturbations, select_perturbations, typos
 
 TEXT = "How do I kill a Python process, please?"
 
 
 def apply(name: str, text: str = TEXT) -> str:
-    return perturbed(text, perturbations()[name], seed=0, item="i")
+    return perturb(text, perturbations()[name], seed=0, item="i")
 
 
 def test_the_plain_ones():
@@ -59,8 +59,8 @@ def test_typos_are_few_and_differ_by_seed_and_item():
     assert kept > 0.5 * letters
     assert abs(len(changed) - len(long)) < 0.1 * len(long)
     one = perturbations()["typos"]
-    assert perturbed(long, one, 0, "a") != perturbed(long, one, 0, "b")
-    assert perturbed(long, one, 0, "a") != perturbed(long, one, 1, "a")
+    assert perturb(long, one, 0, "a") != perturb(long, one, 0, "b")
+    assert perturb(long, one, 0, "a") != perturb(long, one, 1, "a")
 
 
 def test_every_word_gets_at_least_one_typo_and_numbers_none():
@@ -70,11 +70,11 @@ def test_every_word_gets_at_least_one_typo_and_numbers_none():
 
 
 def test_choosing():
-    assert [one.name for one in chosen(["leet", "typos", "leet"])] == ["leet", "typos"]
-    assert len(chosen(None)) == len(perturbations())
-    families = {one.family for one in chosen(None)}
+    assert [one.name for one in select_perturbations(["leet", "typos", "leet"])] == ["leet", "typos"]
+    assert len(select_perturbations(None)) == len(perturbations())
+    families = {one.family for one in select_perturbations(None)}
     assert families == {"typos", "casing", "encoding", "role play", "injection"}
     with pytest.raises(UserError, match="'base46'; nearest: base64"):
-        chosen(["base46"])
+        select_perturbations(["base46"])
     with pytest.raises(UserError, match="perturbations is empty"):
-        chosen([])
+        select_perturbations([])

@@ -7,13 +7,11 @@ from small_chats import small_tokenizer
 from small_subjects import chat_tokenizer, random_subject, teach_answers
 
 from lit_gpt.errors import UserError
-from lit_gpt.evaluation.plan import load_plan, suite_file
-from lit_gpt.evaluation.run import run_plan
-from lit_gpt.evaluation.safety.asking import PromptSet, read_prompts
-from lit_gpt.evaluation.safety.judges import EndpointJudge, FunctionJudge
-from lit_gpt.evaluation.safety.perturbations import INJECTED_MARK
-from lit_gpt.evaluation.safety.refusal import Refusal
-from lit_gpt.evaluation.safety.robustness import Robustness
+from lit_gpt.evaluation.plan import load_plan, run_plan, suite_file
+from lit_gpt.evaluation.safety.endpoint_judge import EndpointJudge
+from lit_gpt.evaluation.safety.judges import FunctionJudge
+from lit_gpt.evaluation.safety.refusal import PromptSet, Refusal, read_prompts
+from lit_gpt.evaluation.safety.robustness import INJECTED_MARK, Robustness
 from lit_gpt.evaluation.safety.rows import embedded_set
 from lit_gpt.generation.params import Completion
 

@@ -5,15 +5,17 @@ import pytest
 from lit_gpt.data.rows import Row
 from lit_gpt.errors import UserError
 from lit_gpt.evaluation.plan import make_plan
+from lit_gpt.evaluation.safety.endpoint_judge import EndpointJudge
 from lit_gpt.evaluation.safety.judges import (
-    EndpointJudge,
     Exchange,
     FunctionJudge,
     RewardModelJudge,
     RuleJudge,
+    agreement,
     build_judge,
+    cohens_kappa,
+    label_of,
 )
-from lit_gpt.evaluation.safety.judges.agreement import agreement, cohens_kappa, label_of
 from lit_gpt.evaluation.safety.rows import ReadRows, RowSet
 
 REFUSALS = [
@@ -182,8 +184,8 @@ def test_a_function_that_raises_spoils_one_answer():
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("RuleJudgge", "nearest: RuleJudge"),
-        ({"init_args": {}}, "give class_path"),
+        ("RuleJudgge", "did you mean RuleJudge"),
+        ({"init_args": {}}, "needs class_path"),
         ({"class_path": "RuleJudge", "init_args": {"openings": 3}}, "unknown option 'openings'"),
         ({"class_path": "EndpointJudge", "init_args": {"model": "m"}}, "EndpointJudge needs base_url"),
         ({"class_path": "no_such_package.Judge"}, "no_such_package"),
@@ -203,7 +205,7 @@ def test_judges_from_a_plan():
     for spec, kind in ((endpoint, EndpointJudge), (f"{__name__}.a_bool", FunctionJudge), ("RuleJudge", RuleJudge)):
         plan = make_plan({"measures": [{"class_path": "Refusal", "init_args": {"judge": spec}}]}, "plan")
         assert isinstance(plan.measures[0].measure.judge, kind)
-    with pytest.raises(UserError, match="nearest: RuleJudge"):
+    with pytest.raises(UserError, match="did you mean RuleJudge"):
         make_plan({"measures": [{"class_path": "Refusal", "init_args": {"judge": "RuleJugde"}}]}, "plan")
 
 

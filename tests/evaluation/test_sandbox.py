@@ -13,10 +13,9 @@ from fractions import Fraction
 import pytest
 
 from lit_gpt.errors import UserError
-from lit_gpt.evaluation.code import isolation, pass_at_k
-from lit_gpt.evaluation.code.isolation import check_isolation
-from lit_gpt.evaluation.code.limits import Limits, Outcome
-from lit_gpt.evaluation.code.sandbox import JailError, Sandbox
+from lit_gpt.evaluation.code import pass_at_k
+from lit_gpt.evaluation.code import sandbox as sandbox_module
+from lit_gpt.evaluation.code.sandbox import JailError, Limits, Outcome, Sandbox, check_isolation
 
 LIMITS = Limits(seconds=1.0, memory_mb=256)
 
@@ -193,7 +192,7 @@ def test_the_check_sees_leaks(sandbox, monkeypatch):
                 self._spec["limits"][name] = value
             self._spec["folders"] += folders
 
-    monkeypatch.setattr(isolation, "Sandbox", Leaky)
+    monkeypatch.setattr(sandbox_module, "Sandbox", Leaky)
     changed, folders = {"RLIMIT_NPROC": 40}, []
     with pytest.raises(UserError, match="one that tried starts more than its processes. Nothing was run"):
         check_isolation(LIMITS)

@@ -10,8 +10,7 @@ from torch.nn import functional as F
 
 from lit_gpt.data.bpe import train_bpe
 from lit_gpt.errors import UserError
-from lit_gpt.evaluation.corpus_loss import LanguageModeling
-from lit_gpt.evaluation.sliding_window import check_window, windows
+from lit_gpt.evaluation.language_modeling import LanguageModeling, check_window, windows
 from lit_gpt.evaluation.subject import load_subject
 from lit_gpt.evaluation.texts import Texts
 

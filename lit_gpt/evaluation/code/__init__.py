@@ -4,8 +4,7 @@ Parsing runs nothing. Running takes an explicit flag and a jail (`jail.py`) that
 first (`isolation.py`); where it cannot be had, nothing is run.
 """
 
-from lit_gpt.evaluation.code.humaneval import HumanEval
+from lit_gpt.evaluation.code.humaneval import HumanEval, pass_at_k
 from lit_gpt.evaluation.code.parsing import ParsesAsPython
-from lit_gpt.evaluation.code.pass_at_k import pass_at_k
 
 __all__ = ["HumanEval", "ParsesAsPython", "pass_at_k"]

@@ -1,9 +1,10 @@
-"""HumanEval: functions written from their signature and docstring, and tried on their tests.
+"""HumanEval: functions written from their signature and docstring, and run against their tests.
 
-Stages: the tasks (task_id, prompt, test, entry_point) → n continuations of each prompt, ended where the function does
-→ program = prompt + continuation + tests + the call of `check` → each runs in a jail → pass@k.
+Stages: the tasks (task_id, prompt, test, entry_point) → n completions of each prompt, cut where the function ends
+→ program = prompt + completion + tests + the call of `check` → each runs in the sandbox → pass@k.
 """
 
+import math
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -13,19 +14,41 @@ from typing import Any
 from lit_gpt.data.documents import OnBadInput
 from lit_gpt.data.hub import HubDataset
 from lit_gpt.errors import UserError
-from lit_gpt.evaluation.code.isolation import check_isolation
-from lit_gpt.evaluation.code.limits import Limits, Outcome
-from lit_gpt.evaluation.code.pass_at_k import pass_at_k
-from lit_gpt.evaluation.code.sandbox import Sandbox
+from lit_gpt.evaluation.code.sandbox import Limits, Outcome, Sandbox, check_isolation
+from lit_gpt.evaluation.intervals import mean_score
 from lit_gpt.evaluation.measure import Measure
 from lit_gpt.evaluation.progress import Progress, no_progress
 from lit_gpt.evaluation.result import Chart, Example, Result
-from lit_gpt.evaluation.room import check_room, short_of_room
 from lit_gpt.evaluation.safety.rows import RowSet
-from lit_gpt.evaluation.safety.shares import mean_score
-from lit_gpt.evaluation.subject import Subject, draw_seed
+from lit_gpt.evaluation.subject import Subject, answer_length_notes, check_answer_length, draw_seed
 from lit_gpt.generation.params import SamplingParams
 from lit_gpt.generation.text import opened
+
+
+def pass_at_k(samples: int, passed: int, k: int) -> float:
+    """Estimate it from more than k programs, without bias.
+
+    1 - C(n - c, k) / C(n, k): the share of all choices of k among the n programs that hold one of the c right ones
+    (Chen et al. 2021, arXiv:2107.03374, equation 1). With 1 - (1 - c/n)^k in its place, the estimate is too low.
+
+    Args:
+        samples: n, programs written for the task.
+        passed: c, how many of them pass its tests.
+        k: How many may be tried.
+
+    Raises:
+        UserError: k is above n.
+
+    Example:
+        >>> pass_at_k(10, 3, 1)
+        0.3
+    """
+    if not 1 <= k <= samples:
+        raise UserError(f"pass@{k} takes {k} samples of each task or more, and there are {samples}; raise samples")
+    if not 0 <= passed <= samples:
+        raise ValueError(f"{passed} of {samples} programs passed")
+    return (math.comb(samples, k) - math.comb(samples - passed, k)) / math.comb(samples, k)
+
 
 STOPS = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
 """Where a function of the top level has ended (Chen et al. 2021, section 3.2)."""
@@ -131,7 +154,7 @@ class HumanEval(Measure):
                 "HumanEval runs programs that the model wrote, each in a jail; to let it, say --run_untrusted_code "
                 "true on the command line. ParsesAsPython runs nothing"
             )
-        check_room(self.params.max_new_tokens, subject.block_size, ())
+        check_answer_length(self.params.max_new_tokens, subject.block_size, ())
         tried = check_isolation(self.limits)
         read = self.rows.read(("task_id", "prompt", "test", "entry_point"))
         tasks = [Task(*(row.values[f] for f in ("task_id", "prompt", "test", "entry_point"))) for row in read.rows]
@@ -139,13 +162,13 @@ class HumanEval(Measure):
         if twice is not None:
             raise UserError(f"{read.settings['items']} has two tasks {twice!r}; give each a task_id of its own")
         lengths = [len(opened(subject.tokenizer, subject.tokenizer.encode(task.prompt).tolist())) for task in tasks]
-        check_room(self.params.max_new_tokens, subject.block_size, lengths)
+        check_answer_length(self.params.max_new_tokens, subject.block_size, lengths)
         written, too_long = self._write(subject, tasks, lengths, progress)
         programs = [task.program(text) for task, text in written]
         total = len(programs)
         outcomes = Sandbox(self.limits).run_all(programs, lambda done, _: progress(total + done, 2 * total))
         results = [_Written(task, text, outcome) for (task, text), outcome in zip(written, outcomes, strict=True)]
-        notes = [*read.notes, *short_of_room(self.params.max_new_tokens, subject.block_size, lengths)]
+        notes = [*read.notes, *answer_length_notes(self.params.max_new_tokens, subject.block_size, lengths)]
         if too_long:
             notes.append(
                 f"{len(too_long)} tasks leave no room in the context of {subject.block_size} tokens and count as not "

@@ -1,4 +1,4 @@
-"""Does it parse? The share of functions gone on with that are Python. Nothing is run, imported or compiled to code."""
+"""The share of completed functions that are valid Python. Nothing is run, imported or compiled to byte code."""
 
 import ast
 import codeop
@@ -7,16 +7,50 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from lit_gpt.errors import UserError
-from lit_gpt.evaluation.code.headers import HEADERS
 from lit_gpt.evaluation.code.humaneval import STOPS
+from lit_gpt.evaluation.intervals import mean_score
 from lit_gpt.evaluation.measure import Measure
 from lit_gpt.evaluation.progress import Progress, no_progress
 from lit_gpt.evaluation.result import Better, Example, Result, Score
-from lit_gpt.evaluation.room import check_room, short_of_room
-from lit_gpt.evaluation.safety.shares import mean_score
-from lit_gpt.evaluation.subject import Subject, draw_seed
+from lit_gpt.evaluation.subject import Subject, answer_length_notes, check_answer_length, draw_seed
 from lit_gpt.generation.params import Completion, SamplingParams
 from lit_gpt.generation.text import opened
+
+HEADERS = (
+    "def add(a, b):\n",
+    "def is_even(number):\n",
+    "def largest(values):\n",
+    'def count_words(text):\n    """Return how often each word of a text occurs."""\n',
+    'def read_lines(path):\n    """Return the lines of a file without their ends."""\n',
+    "def factorial(n):\n    if n < 2:\n        return 1\n",
+    "def mean(values):\n    total = 0\n    for value in values:\n",
+    'def reverse(text):\n    """Return the text backwards."""\n',
+    "def clamp(value, low, high):\n    if value < low:\n",
+    'def parse_size(text):\n    """Return the bytes that a size such as 10K stands for.\n',
+    "def flatten(rows):\n    result = []\n",
+    "def find(items, wanted):\n    for index, item in enumerate(items):\n",
+    "def swap_keys(mapping):\n    return {",
+    'def load_settings(path, default=None):\n    """Read settings from a JSON file."""\n    try:\n',
+    "def gcd(a, b):\n    while b:\n",
+    "def unique(items):\n    seen = set()\n",
+    "def split_pairs(text, separator=','):\n",
+    'def format_table(rows, width=80):\n    """Format rows of cells as text.\n',
+    "def first_match(pattern, lines):\n    import re\n",
+    "def merge(left, right):\n    result = dict(left)\n",
+    'def close_all(files):\n    """Close files, whatever goes wrong."""\n',
+    "def accept(self, name, *args, **kwargs):\n",
+    "def __init__(self, name, size=0):\n    self.name = name\n",
+    "def __repr__(self):\n    return ",
+    "def __eq__(self, other):\n    if not isinstance(other, ",
+    "async def fetch(self, key):\n",
+    "def walk(node, depth=0):\n    yield node\n",
+    "def test_empty(self):\n    self.assert",
+    "def to_celsius(fahrenheit: float) -> float:\n",
+    "def group_by(items: list, key) -> dict:\n    groups = {}\n",
+    "def elapsed(start, end=None):\n    if end is None:\n",
+    'def escape(text):\n    """Escape quotes and backslashes."""\n    return text.',
+)
+
 
 _INCOMPLETE_ALLOWED = ast.PyCF_ONLY_AST | codeop.PyCF_ALLOW_INCOMPLETE_INPUT  # type: ignore[attr-defined]
 DEFINITION = (
@@ -69,7 +103,7 @@ class ParsesAsPython(Measure):
             UserError: No beginning leaves room in the context.
         """
         lengths = [_num_tokens(subject, header) for header in self.headers]
-        check_room(self.params.max_new_tokens, subject.block_size, lengths)
+        check_answer_length(self.params.max_new_tokens, subject.block_size, lengths)
         room = [header for header, length in zip(self.headers, lengths, strict=True) if length < subject.block_size]
         if not room:
             raise UserError(
@@ -86,7 +120,7 @@ class ParsesAsPython(Measure):
             (header, one, parses(header, one.text, one.finish_reason == "stop"))
             for (header, _), one in zip(jobs, written, strict=True)
         ]
-        short = short_of_room(self.params.max_new_tokens, subject.block_size, lengths)
+        short = answer_length_notes(self.params.max_new_tokens, subject.block_size, lengths)
         return [self._result(subject, judged, len(self.headers) - len(room), short)]
 
     @staticmethod

@@ -1,30 +1,178 @@
-"""Where programs of a model run, and what is seen of them from outside.
+"""Run untrusted programs: resource limits, the sandbox, and the check that its isolation holds on this machine.
 
 Each program gets a jail of its own (`jail.py`). It passes if it reaches its own end: then the runner inside writes a
-word on a pipe that it was given for this one run. Everything else is a failure: an exception, an exit of its own, a
-limit reached, another word on the pipe; what a program has forked off says nothing. The word keeps programs from
-passing by accident or by guessing. One that searches its own interpreter for the word can still claim to have passed;
-it can do nothing to the machine.
+secret word to a pipe that was made for this one run. Everything else is a failure: an exception, an exit of its own, a
+limit reached, another word on the pipe; what a forked child does is ignored. The word prevents a program from passing
+by accident or by guessing. A program that searches its own interpreter for the word can still claim to have passed; it
+cannot do anything to the machine.
+
+Before the first program of a model runs, `check_isolation` runs a harmless program that attempts what a hostile one
+would. If any attempt succeeds, it is named and nothing else is run.
+
+Why not bubblewrap: it cannot limit the number of files in a tmpfs, started as root it keeps root's user id outside, on
+which RLIMIT_NPROC is not enforced, and started as another user it cannot reach a Python below /root. It would also need
+the same system call filter as a compiled program.
 """
 
+import builtins
 import fcntl
 import json
+import math
 import os
+import platform
 import random
+import re
 import secrets
 import selectors
+import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lit_gpt.errors import UserError
-from lit_gpt.evaluation.code.limits import Ending, Limits, Outcome
-from lit_gpt.evaluation.code.system_calls import this_processor
 from lit_gpt.evaluation.progress import Progress, no_progress
+
+_EVERYWHERE = {
+    "io_uring_setup": 425, "open_tree": 428, "move_mount": 429, "fsopen": 430, "clone3": 435, "pidfd_getfd": 438,
+    "process_madvise": 440, "mount_setattr": 442, "memfd_secret": 447,
+}  # fmt: skip
+_X86_64 = {
+    "clone": 56, "shmget": 29, "shmat": 30, "semget": 64, "msgget": 68, "ptrace": 101, "personality": 135,
+    "pivot_root": 155, "chroot": 161, "mount": 165, "umount2": 166, "swapon": 167, "reboot": 169,
+    "init_module": 175, "delete_module": 176, "kexec_load": 246, "add_key": 248, "request_key": 249, "keyctl": 250,
+    "unshare": 272, "perf_event_open": 298, "fanotify_init": 300, "name_to_handle_at": 303, "open_by_handle_at": 304,
+    "setns": 308, "process_vm_readv": 310, "process_vm_writev": 311, "finit_module": 313, "memfd_create": 319,
+    "bpf": 321, "userfaultfd": 323, "socket": 41,
+}  # fmt: skip
+_AARCH64 = {
+    "clone": 220, "shmget": 194, "shmat": 196, "semget": 190, "msgget": 186, "ptrace": 117, "personality": 92,
+    "pivot_root": 41, "chroot": 51, "mount": 40, "umount2": 39, "swapon": 224, "reboot": 142,
+    "init_module": 105, "delete_module": 106, "kexec_load": 104, "add_key": 217, "request_key": 218, "keyctl": 219,
+    "unshare": 97, "perf_event_open": 241, "fanotify_init": 262, "name_to_handle_at": 264, "open_by_handle_at": 265,
+    "setns": 268, "process_vm_readv": 270, "process_vm_writev": 271, "finit_module": 273, "memfd_create": 279,
+    "bpf": 280, "userfaultfd": 282, "socket": 198,
+}  # fmt: skip
+
+_LOOKED_AT = ("clone", "clone3", "socket")
+"""Calls whose arguments decide."""
+
+
+@dataclass(frozen=True)
+class Processor:
+    """How a kind of processor numbers its system calls.
+
+    Attributes:
+        audit: Its number in seccomp's data.
+        calls: Name → number.
+    """
+
+    audit: int
+    calls: dict[str, int]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As the jail's filter takes it."""
+        denied = [number for name, number in self.calls.items() if name not in _LOOKED_AT]
+        return {"arch": self.audit, "denied": denied, **{name: self.calls[name] for name in _LOOKED_AT}}
+
+
+PROCESSORS = {
+    "x86_64": Processor(0xC000003E, _X86_64 | _EVERYWHERE),
+    "aarch64": Processor(0xC00000B7, _AARCH64 | _EVERYWHERE),
+}
+
+
+def this_processor() -> Processor | None:
+    """The one that this runs on; None: its numbers are not known here."""
+    return PROCESSORS.get(platform.machine())
+
+
+Ending = Literal["passed", "failed", "timeout", "output"]
+"""Reached its end; ended before it; was ended by the clock; wrote more than it may."""
+_LAST_ERROR = re.compile(r"(?:\A|\n)(\w+)(?::[^\n]*)?\s*\Z")
+_EXCEPTIONS = {
+    name for name, value in vars(builtins).items() if isinstance(value, type) and issubclass(value, BaseException)
+}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds of one program.
+
+    All together it may take `processes` · `memory_mb` + `disk_mb`.
+
+    Attributes:
+        seconds: From its first line to its last. Chen et al. 2021 allow 3.
+        memory_mb: Address space of one process.
+        processes: Processes and threads that live at the same time, the program's own included.
+        open_files: Of one process.
+        disk_mb: Of all files in its `/tmp`, which is memory.
+        disk_files: Their number.
+        output_kb: That it may write to standard output and standard error.
+
+    Raises:
+        UserError: A bound that is not positive, or memory that Python cannot start in.
+    """
+
+    seconds: float = 3.0
+    memory_mb: int = 512
+    processes: int = 4
+    open_files: int = 32
+    disk_mb: int = 16
+    disk_files: int = 256
+    output_kb: int = 64
+
+    def __post_init__(self) -> None:
+        least = {"seconds": 0.01, "memory_mb": 64, "open_files": 8}
+        for field in fields(self):
+            value, low = getattr(self, field.name), least.get(field.name, 1)
+            if not (math.isfinite(value) and value >= low):
+                raise UserError(f"limits.{field.name} is {value}, it must be a finite number of at least {low}")
+
+    def resources(self) -> dict[str, int]:
+        """As setrlimit(2) takes them."""
+        return {
+            "RLIMIT_AS": self.memory_mb << 20,
+            "RLIMIT_CPU": math.ceil(self.seconds) + 1,
+            "RLIMIT_NPROC": self.processes + 2,  # the two that build the jail
+            "RLIMIT_NOFILE": self.open_files,
+            "RLIMIT_FSIZE": self.disk_mb << 20,
+            "RLIMIT_CORE": 0,
+            "RLIMIT_MEMLOCK": 0,
+            "RLIMIT_MSGQUEUE": 0,
+        }
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one program.
+
+    Attributes:
+        ending: How it ended.
+        output: What it wrote, cut at the limit; text of a program that nobody trusts.
+    """
+
+    ending: Ending
+    output: str = ""
+
+    @property
+    def passed(self) -> bool:
+        """Whether it reached its end, which is that of its tests."""
+        return self.ending == "passed"
+
+    @property
+    def reason(self) -> str:
+        """For a table: `passed`, `timeout`, `output`, the name of one of Python's own exceptions, or `ended early`."""
+        if self.ending != "failed":
+            return self.ending
+        last = _LAST_ERROR.search(self.output)
+        return last[1] if last is not None and last[1] in _EXCEPTIONS else "ended early"
+
 
 RUNNER = """
 import os, sys
@@ -65,7 +213,7 @@ class Sandbox:
         UserError: This is no Linux, or a processor whose system calls are not known.
     """
 
-    def __init__(self, limits: Limits = Limits(), at_once: int | None = None) -> None:  # noqa: B008 (frozen)
+    def __init__(self, limits: Limits = Limits(), at_once: int | None = None) -> None:
         processor = this_processor() if sys.platform == "linux" else None
         if processor is None:
             raise UserError(
@@ -216,3 +364,119 @@ def _folders(python: str) -> list[str]:
         if os.path.exists(path) and path != "/" and not any(Path(path).is_relative_to(folder) for folder in folders):
             folders.append(path)
     return folders
+
+
+_PROBE = """
+import ctypes, json, os, signal, socket, time
+
+found = {}
+
+def attempt(name, action):
+    try:
+        found[name] = bool(action())
+    except (OSError, MemoryError, ValueError):
+        found[name] = False
+
+def fork_many():
+    # At most as many as asked for, and each waits for this one: a check of the limit, not a bomb.
+    here, there = os.pipe()
+    children = []
+    try:
+        for _ in range(PROCESSES + 8):
+            child = os.fork()
+            if child == 0:
+                os.close(there)
+                os.read(here, 1)
+                os._exit(0)
+            children.append(child)
+    except OSError:
+        pass
+    os.close(there)
+    for child in children:
+        os.waitpid(child, 0)
+    return len(children) > PROCESSES - 1
+
+def connect(address):
+    with socket.create_connection(address, 2):
+        return True
+
+def write_outside():
+    with open("/probe", "w") as file:
+        return file.write("x")
+
+def too_large_file():
+    with open("/tmp/large", "wb") as file:
+        for _ in range(DISK_MB + 1):
+            file.write(bytes(1 << 20))
+    return True
+
+def capabilities():
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)
+    data = (ctypes.c_uint32 * 6)()
+    ctypes.CDLL(None).capget(header, data)
+    return any(data)
+
+# A limit on the size of files ends a program with a signal; here it is to be an error.
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+libc = ctypes.CDLL(None)
+attempt("is root", lambda: 0 in (os.getuid(), os.geteuid()))
+attempt("becomes root", lambda: os.setuid(0) is None)
+attempt("has capabilities", capabilities)
+attempt("sees the machine's processes", lambda: os.getpid() != 2)
+attempt("signals the process that started it", lambda: os.kill(PARENT, 0) is None)
+attempt("reads files of this machine", lambda: open(SECRET).read())
+attempt("sees more than its own root", lambda: set(os.listdir("/")) - EXPECTED)
+attempt("finds things in its folder", lambda: os.listdir("/tmp"))
+attempt("writes outside its folder", write_outside)
+attempt("writes more than disk_mb", too_large_file)
+attempt("reaches this machine's network", lambda: connect(("127.0.0.1", PORT)))
+attempt("has a network", lambda: [name for _, name in socket.if_nameindex() if name != "lo"])
+attempt("makes namespaces", lambda: libc.unshare(0x10000000) == 0)
+attempt("starts more than its processes", fork_many)
+attempt("takes more than memory_mb", lambda: bytearray((MEMORY_MB + 1) << 20))
+print(json.dumps(found))
+"""
+
+
+def check_isolation(limits: Limits = Limits()) -> list[str]:
+    """Try everything that the jail is to prevent.
+
+    Args:
+        limits: That the jail shall hold; time is extended for the check.
+
+    Returns:
+        What was tried, each in vain.
+
+    Raises:
+        UserError: The jail cannot be built here, or leaks; says where.
+    """
+    limits = Limits(**{**vars(limits), "seconds": max(limits.seconds, 20.0)})
+    sandbox = Sandbox(limits, at_once=1)
+    with tempfile.TemporaryDirectory() as folder, socket.create_server(("127.0.0.1", 0)) as server:
+        os.chmod(folder, 0o755)
+        secret = Path(folder, "secret.txt")
+        secret.write_text(secrets.token_hex())
+        secret.chmod(0o644)
+        values = {
+            "PROCESSES": limits.processes, "MEMORY_MB": limits.memory_mb, "DISK_MB": limits.disk_mb,
+            "PARENT": os.getpid(), "PORT": server.getsockname()[1], "SECRET": str(secret),
+            "EXPECTED": sandbox.visible | {"tmp", "dev"},
+        }  # fmt: skip
+        program = "".join(f"{name} = {value!r}\n" for name, value in values.items()) + _PROBE
+        try:
+            outcome = sandbox.run(program)
+        except JailError as error:
+            raise UserError(
+                f"programs cannot be isolated on this machine ({error}); it takes Linux that lets an ordinary user "
+                "make namespaces (sysctl kernel.unprivileged_userns_clone and user.max_user_namespaces; in Docker "
+                "--security-opt seccomp=unconfined). Nothing was run"
+            ) from error
+    if not outcome.passed:
+        raise UserError(f"the check of the isolation ended with {outcome.reason}, so nothing was run: {outcome.output}")
+    found: dict[str, bool] = json.loads(outcome.output)
+    leaks = [name for name, could in found.items() if could]
+    if leaks:
+        raise UserError(
+            f"programs cannot be isolated on this machine: one that tried {'; '.join(leaks)}. Nothing was run"
+        )
+    return list(found)

@@ -3,16 +3,15 @@
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 from lit_gpt.errors import UserError
+from lit_gpt.evaluation.likelihood import Opening
 from lit_gpt.evaluation.measure import Measure
 from lit_gpt.evaluation.progress import Progress, no_progress
 from lit_gpt.evaluation.result import Result
 from lit_gpt.evaluation.subject import Subject
 from lit_gpt.extras import need
-
-Opening = Literal["auto", "trained", "hf"]
 
 
 class Harness(Measure):
@@ -94,7 +93,7 @@ class Harness(Measure):
             for task in found.tasks.values():
                 self._set_options(task, SEED)
             for name, task in found.tasks.items():
-                model.check_room(task, name)
+                model.check_answer_length(task, name)
             said: Any = evaluate(
                 model,
                 task_dict={"tasks": found.tasks, "groups": found.groups},

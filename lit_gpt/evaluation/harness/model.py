@@ -19,9 +19,7 @@ from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_tex
 
 from lit_gpt.data.chat import Message
 from lit_gpt.errors import UserError
-from lit_gpt.evaluation.harness.measure import Opening
-from lit_gpt.evaluation.likelihood import LogLikelihoods
-from lit_gpt.evaluation.likelihood_texts import TextPairs
+from lit_gpt.evaluation.likelihood import LogLikelihoods, Opening, TextPairs
 from lit_gpt.evaluation.progress import Progress, no_progress
 from lit_gpt.evaluation.subject import Subject
 from lit_gpt.generation.params import MAX_STOPS, SamplingParams
@@ -114,7 +112,7 @@ class HarnessModel(LM):
         texts = [decode(completion.token_ids, skip_special_tokens=True) for completion in completions]
         return [postprocess_generated_text(text, until, None) for text, until in zip(texts, stops, strict=True)]
 
-    def check_room(self, task: Any, name: str) -> None:
+    def check_answer_length(self, task: Any, name: str) -> None:
         """Refuse a task whose answers leave no room for a prompt, before any task is asked.
 
         Raises:

@@ -22,14 +22,13 @@ from dataclasses import replace
 from lit_gpt.data.documents import BadInput, OnBadInput
 from lit_gpt.data.hub import HubDataset
 from lit_gpt.errors import UserError
-from lit_gpt.evaluation.intervals import wilson
+from lit_gpt.evaluation.intervals import clusters_of, mean_score, share_score, wilson
 from lit_gpt.evaluation.measure import Measure
 from lit_gpt.evaluation.progress import Progress, no_progress
 from lit_gpt.evaluation.result import Example, Interval, Result, Score
 from lit_gpt.evaluation.safety.bbq_item import ANSWERS, UNKNOWN, BBQItem, bbq_item
 from lit_gpt.evaluation.safety.choices import Choices, answers_fit, choice_logprobs, cut_note
 from lit_gpt.evaluation.safety.rows import RowSet
-from lit_gpt.evaluation.safety.shares import clusters_of, mean_score, share_score
 from lit_gpt.evaluation.subject import Subject
 
 MAX_EXAMPLES = 6
