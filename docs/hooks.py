@@ -3,6 +3,7 @@
 import ast
 import importlib
 import inspect
+import re
 from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
@@ -31,18 +32,24 @@ def _cell(text: str) -> str:
     return " ".join(text.replace("|", "\\|").replace("<", "&lt;").split())
 
 
+def _code(text: str) -> str:
+    """Return a code span; a pipe in it does not end the cell."""
+    return f"`{' '.join(text.split())}`" if text else ""
+
+
 def _options(parser: Any, prefix: str = "") -> list[str]:
     """Return the rows of a table: option, type, default, meaning."""
     rows = []
     for action in parser._actions:
         name = action.dest
-        if name in ("help", "config", "print_config", "subcommand") or not action.option_strings:
+        hidden = name in ("help", "config", "print_config", "subcommand") or name.endswith(".help")
+        if hidden or not action.option_strings:
             continue
         kind = getattr(action, "_typehint", None)
         written = inspect.formatannotation(kind).replace("typing.", "") if kind is not None else ""
-        written = written.replace("lit_gpt.", "") or getattr(action.type, "__name__", "")
-        default = "required" if action.required or name in parser.required_args else f"`{action.default!r}`"
-        rows.append(f"| `{prefix}{name}` | `{_cell(written)}` | {_cell(default)} | {_cell(str(action.help or ''))} |")
+        written = re.sub(r"(\w+\.)+", "", written) or getattr(action.type, "__name__", "")
+        default = "required" if action.required else _code(repr(action.default))
+        rows.append(f"| `{prefix}{name}` | {_code(written)} | {default} | {_cell(str(action.help or ''))} |")
     return rows
 
 
@@ -115,7 +122,7 @@ def _model_config() -> str:
             default = ast.unparse(node.value) if node.value is not None else "required"
             kind = ast.unparse(node.annotation)
             field = ast.unparse(node.target)
-            lines.append(f"| `{field}` | `{_cell(kind)}` | `{_cell(default)}` | {_cell(meaning)} |")
+            lines.append(f"| `{field}` | {_code(kind)} | {_code(default)} | {_cell(meaning)} |")
             value = inspect.getmodule(cls).__dict__.get(kind.split(" | ")[0])
             if inspect.isclass(value) and hasattr(value, "__dataclass_fields__") and value not in nested:
                 nested.append(value)

@@ -9,7 +9,7 @@ from lit_gpt.checkpoints.huggingface import FAMILIES, MODEL_TYPES
 from lit_gpt.models import get_preset, preset_names
 from lit_gpt.models.choices import Family
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
+FAMILIES_PAGE = (Path(__file__).parents[2] / "docs/pages/reference/families.md").read_text()
 
 
 def test_every_family_is_mapped_and_has_variants():
@@ -28,9 +28,9 @@ def test_every_preset_belongs_to_a_family():
 
 def test_the_readme_names_every_family_and_preset():
     for model_type in MODEL_TYPES:
-        assert f"`{model_type}`" in README
+        assert f"`{model_type}`" in FAMILIES_PAGE
     for name in preset_names():
         # `pythia-70m` `-160m`: a table's cell names the series once
-        assert f"`{name}`" in README or any(
-            f"`{name[i:]}`" in README for i, letter in enumerate(name) if letter == "-"
+        assert f"`{name}`" in FAMILIES_PAGE or any(
+            f"`{name[i:]}`" in FAMILIES_PAGE for i, letter in enumerate(name) if letter == "-"
         ), name
