@@ -115,10 +115,10 @@ def datatrove_blocks() -> dict[str, Callable[[], Any]]:
 
 
 def time_per_document(name: str, options: dict[str, Any], documents: list[str]) -> float:
-    from lit_gpt.data.cleaning.step import Doc
-    from lit_gpt.data.pipeline.registry import StepSpec, build_step
+    from lit_gpt.data.cleaning.base import Doc
+    from lit_gpt.data.pipeline.recipe import make_spec
 
-    step = build_step(StepSpec(1, name, options))
+    step = make_spec({name: options}, 1).build()
     step.apply(Doc(documents[0], "warm"))
     return seconds_of(lambda: [step.apply(Doc(text, str(n))) for n, text in enumerate(documents)])
 
@@ -136,19 +136,19 @@ def time_datatrove(make: Callable[[], Any], documents: list[str]) -> float | Non
 
 
 def time_corpus_step(name: str, options: dict[str, Any], shards: Path, folder: Path) -> float:
-    from lit_gpt.data.pipeline.apply import ApplyStep
     from lit_gpt.data.pipeline.document_shards import ReadDocuments, WriteDocuments, shard_paths
     from lit_gpt.data.pipeline.executor import run_pipeline
     from lit_gpt.data.pipeline.options import ExecutorOptions
-    from lit_gpt.data.pipeline.registry import StepSpec, build_step
+    from lit_gpt.data.pipeline.recipe import make_spec
+    from lit_gpt.data.pipeline.segments import ApplyTransform
 
-    spec, inline, tasks = StepSpec(1, name, options), ExecutorOptions(), len(shard_paths(shards))
+    spec, inline, tasks = make_spec({name: options}, 1), ExecutorOptions(), len(shard_paths(shards))
     findings = folder / "findings"
     findings.mkdir(parents=True)
     began = time.perf_counter()
-    for stage in build_step(spec).stages(findings, shards, tasks):  # type: ignore[attr-defined]
-        run_pipeline(stage.pipeline, stage.num_tasks, folder / stage.name, inline)
-    apply = ApplyStep(spec, folder / "reports", folder / "rejected", findings)
+    for single in spec.build().passes(findings, ReadDocuments(shards), tasks):  # type: ignore[attr-defined]
+        run_pipeline(single.pipeline, single.num_tasks, folder / single.name, inline)
+    apply = ApplyTransform(spec, folder / "reports", folder / "rejected", findings)
     run_pipeline([ReadDocuments(shards), apply, WriteDocuments(folder / "out")], tasks, folder / "apply", inline)
     return time.perf_counter() - began
 

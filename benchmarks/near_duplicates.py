@@ -93,8 +93,7 @@ def encode_for_xxhash_4() -> None:
 
 def num_removed(contender: str, folder: Path) -> int:
     if contender == "lit_gpt":
-        from lit_gpt.data.cleaning.clusters import FINDING
-        from lit_gpt.data.cleaning.document_table import DocumentTable, map_array
+        from lit_gpt.data.cleaning.duplicates import FINDING, DocumentTable, map_array
 
         starts = DocumentTable(folder / "ids").starts
         removed = 0
@@ -134,9 +133,8 @@ def clustering_memory(num_documents: int, folder: Path) -> dict:
     from datatrove.pipeline.dedup.minhash import MinhashDedupCluster
     from datatrove.utils.logging import logger
 
-    from lit_gpt.data.cleaning.document_table import write_bytes
-    from lit_gpt.data.cleaning.minhash import MinHash
-    from lit_gpt.data.cleaning.near_duplicates import FindClusters, FindPairs
+    from lit_gpt.data.cleaning.duplicates import write_bytes
+    from lit_gpt.data.cleaning.near_duplicates import FindClusters, FindPairs, MinHash
 
     logger.remove()
     rng = np.random.default_rng(0)

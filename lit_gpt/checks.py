@@ -96,6 +96,16 @@ def check_one_of(name: str, value: object, choices: Iterable[object], remedy: st
     raise UserError(_message(name, repr(value), f"{hint}it must be one of {', '.join(words)}", remedy))
 
 
+def check_list(name: str, value: object) -> None:
+    """Raise if `value` is a string where a list of strings is meant: a string is a list of its characters.
+
+    Raises:
+        UserError: With name, value, and how to write a list of it.
+    """
+    if isinstance(value, str):
+        raise UserError(_message(name, repr(value), f"it must be a list: write [{value}]", ""))
+
+
 def _message(name: str, value: object, rule: str, remedy: str) -> str:
     return f"{name} is {value}; {rule}{f'; {remedy}' if remedy else ''}"
 

@@ -47,7 +47,7 @@ def prepare(
             name, list the topics.
     """
     if explain is not None:
-        from lit_gpt.data.pipeline.explain import explanation
+        from lit_gpt.data.pipeline.recipe import explanation
 
         print(explanation(explain))
         return

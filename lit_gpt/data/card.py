@@ -15,7 +15,6 @@ import numpy as np
 from lit_gpt.data.cache import write_atomic, write_json
 from lit_gpt.data.documents import SPLITS
 from lit_gpt.data.pipeline.recipe import Recipe
-from lit_gpt.data.pipeline.registry import step_class
 from lit_gpt.data.pipeline.sources.code import LANGUAGES
 from lit_gpt.data.shards import DOCUMENT, TokenCorpus
 from lit_gpt.data.tokenizers import Tokenizer, load_tokenizer
@@ -76,9 +75,8 @@ def collect_card(out: Path, recipe: Recipe, key: str) -> dict[str, Any]:
         one = len(recipe.sources) == 1
         source_of = {"" if one else f"{source.name}/": source.name for source in recipe.sources}
         tokens = token_statistics(TokenCorpus(out / "tokens"), load_tokenizer(out / "tokenizer"), source_of)
-    personal_data = {
-        spec.index for spec in recipe.steps if getattr(step_class(spec.name), "replaces_personal_data", False)
-    }
+    personal_data = {spec.index for spec in recipe.transforms if spec.target.removes_personal_data}
+    identifying = {spec.index for spec in recipe.transforms if spec.target.identifies_language}
     return {
         "format": FORMAT,
         "version": FORMAT_VERSION,
@@ -89,7 +87,7 @@ def collect_card(out: Path, recipe: Recipe, key: str) -> dict[str, Any]:
         "lengths": {"before": first["out"]["lengths"], "after": last["out"]["lengths"]},
         "sources": [_source(named, first, last, tokens) for named in recipe.sources],
         "licenses": _compared(first, last, "license"),
-        "languages": _languages(reports),
+        "languages": _languages(reports, identifying),
         "bad_input": first["bad_input"],
         "steps": [_step(report, report["index"] in personal_data) for report in reports],
         "tokens": tokens,
@@ -118,8 +116,13 @@ def _compared(first: dict[str, Any], last: dict[str, Any], kind: str) -> dict[st
     }
 
 
-def _languages(reports: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return documents and bytes by language: as found by the first step that knows it, and as left."""
+def _languages(reports: list[dict[str, Any]], identifying: set[int]) -> dict[str, Any]:
+    """Return documents and bytes by language: as found by the first transform that knows it, and as left.
+
+    Args:
+        reports: The merged reports, in order.
+        identifying: Places of the transforms that identify the language; the first of them counts if there is one.
+    """
     left = reports[-1]["out"]["groups"].get("language", {})
     found: dict[str, list[int]] = {}
     for report in reports:
@@ -130,8 +133,7 @@ def _languages(reports: list[dict[str, Any]]) -> dict[str, Any]:
                     entry = found.setdefault(language, [0, 0])
                     entry[0] += documents
                     entry[1] += size
-            identified = any(report["name"] == "language" for report in reports)
-            if report["name"] == "language" or not identified:
+            if report["index"] in identifying or not identifying:
                 break
             found = {}
     return {
@@ -156,6 +158,7 @@ def _step(report: dict[str, Any], personal_data: bool) -> dict[str, Any]:
         "documents_out": report["out"]["documents"],
         "bytes_out": report["out"]["bytes"],
         "edited": report["edited"],
+        "split": report["split"],
         "counts": report["counts"],
         "rejected": report["rejected"],
         "examples": examples,

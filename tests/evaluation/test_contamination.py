@@ -6,7 +6,7 @@ import random
 import pytest
 
 from lit_gpt.data.cleaning.benchmark_files import read_benchmark
-from lit_gpt.data.cleaning.matching import match_words
+from lit_gpt.data.cleaning.words import match_words
 from lit_gpt.errors import UserError
 from lit_gpt.evaluation.result import Result, Score
 from lit_gpt.evaluation.safety.contamination import Benchmark, Contamination, Overlap, read_records, records_of

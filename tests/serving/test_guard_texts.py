@@ -4,8 +4,8 @@ import random
 
 import pytest
 
+from lit_gpt.data.cleaning.base import Doc
 from lit_gpt.data.cleaning.pii import PII
-from lit_gpt.data.cleaning.step import Doc
 from lit_gpt.errors import UserError
 from lit_gpt.serving.guards import BlockListGuard, ClassifierGuard, Guard, PIIGuard, load_guards
 

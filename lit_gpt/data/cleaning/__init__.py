@@ -1,25 +1,30 @@
-"""Cleaning: the steps that a recipe of `prepare` names, one topic a file.
+"""Cleaning: the filters and transforms that a recipe of `prepare` names (`base.py` says what one is).
 
-Each step is a class whose keyword arguments are its options in the recipe (`step.py` says what a step is). The table
-below is all that is imported here: a step's own libraries are loaded when a recipe uses it.
+`TRANSFORMS` is an open registry: short name → class, or its import path, which is imported when a recipe uses it, so
+that a filter's libraries are loaded only then. Another package adds its own with `TRANSFORMS["name"] =
+"package.module.Class"`, or leaves it out and names the class by `class_path` in the recipe.
 """
 
-STEPS: dict[str, str] = {
-    "fix_encoding": "lit_gpt.data.cleaning.encoding:FixEncoding",
-    "normalize": "lit_gpt.data.cleaning.normalize:Normalize",
-    "language": "lit_gpt.data.cleaning.language:Language",
-    "gopher_repetition": "lit_gpt.data.cleaning.gopher:GopherRepetition",
-    "gopher_quality": "lit_gpt.data.cleaning.gopher:GopherQuality",
-    "c4_quality": "lit_gpt.data.cleaning.c4:C4Quality",
-    "fineweb_quality": "lit_gpt.data.cleaning.fineweb:FineWebQuality",
-    "lines": "lit_gpt.data.cleaning.lines:Lines",
-    "length": "lit_gpt.data.cleaning.length:Length",
-    "predicate": "lit_gpt.data.cleaning.predicate:Predicate",
-    "pii": "lit_gpt.data.cleaning.pii:PII",
-    "exact_duplicates": "lit_gpt.data.cleaning.exact_duplicates:ExactDuplicates",
-    "duplicate_lines": "lit_gpt.data.cleaning.duplicate_lines:DuplicateLines",
-    "near_duplicates": "lit_gpt.data.cleaning.near_duplicates:NearDuplicates",
-    "duplicate_substrings": "lit_gpt.data.cleaning.duplicate_substrings:DuplicateSubstrings",
-    "decontaminate": "lit_gpt.data.cleaning.decontaminate:Decontaminate",
+from lit_gpt.data.cleaning.base import CorpusTransform, Doc, Pass, Rejected, Transform
+
+__all__ = ["TRANSFORMS", "CorpusTransform", "Doc", "Pass", "Rejected", "Transform"]
+
+TRANSFORMS: dict[str, str] = {
+    "fix_encoding": "lit_gpt.data.cleaning.repair.FixEncoding",
+    "normalize": "lit_gpt.data.cleaning.repair.Normalize",
+    "language": "lit_gpt.data.cleaning.language.Language",
+    "gopher_repetition": "lit_gpt.data.cleaning.quality.GopherRepetition",
+    "gopher_quality": "lit_gpt.data.cleaning.quality.GopherQuality",
+    "c4_quality": "lit_gpt.data.cleaning.quality.C4Quality",
+    "fineweb_quality": "lit_gpt.data.cleaning.quality.FineWebQuality",
+    "lines": "lit_gpt.data.cleaning.rules.Lines",
+    "length": "lit_gpt.data.cleaning.rules.Length",
+    "predicate": "lit_gpt.data.cleaning.rules.Predicate",
+    "pii": "lit_gpt.data.cleaning.pii.PII",
+    "exact_duplicates": "lit_gpt.data.cleaning.duplicates.ExactDuplicates",
+    "duplicate_lines": "lit_gpt.data.cleaning.duplicate_passages.DuplicateLines",
+    "near_duplicates": "lit_gpt.data.cleaning.near_duplicates.NearDuplicates",
+    "duplicate_substrings": "lit_gpt.data.cleaning.duplicate_passages.DuplicateSubstrings",
+    "decontaminate": "lit_gpt.data.cleaning.decontaminate.Decontaminate",
 }
-"""A step's name in the recipe → "module:Class"."""
+"""Short name in the recipe → import path of the class, a `Transform`."""

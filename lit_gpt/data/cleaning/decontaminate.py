@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from lit_gpt.data.cleaning.base import PerDocumentStep, check_at_least, check_list
+from lit_gpt.checks import check_at_least, check_list
+from lit_gpt.data.cleaning.base import Doc, Rejected, Transform
 from lit_gpt.data.cleaning.benchmark_files import read_benchmark
-from lit_gpt.data.cleaning.matching import UInt64Array, match_words, n_gram_hashes, word_hashes
-from lit_gpt.data.cleaning.step import Doc, Rejected
+from lit_gpt.data.cleaning.words import UInt64Array, match_words, n_gram_hashes, word_hashes
 from lit_gpt.errors import UserError
 from lit_gpt.hashing import sha256_file
 
@@ -71,7 +71,7 @@ class BenchmarkIndex:
     num_short: int = 0
 
     def matches(self, text: str) -> list[Match]:
-        """Returns what a text has in common with the benchmarks, one match a record, in the text's order."""
+        """Return what a text has in common with the benchmarks, one match a record, in the text's order."""
         words = match_words(text)
         hashes = word_hashes(words)
         found: dict[tuple[int, int], tuple[int, int]] = {}  # (file, record) → (place, length) of its first run
@@ -93,7 +93,7 @@ class BenchmarkIndex:
 def build_index(
     files: list[Path], n_gram: int = 13, min_words: int = 8, max_records: int = 50, fields: list[str] | None = None
 ) -> BenchmarkIndex:
-    """Reads benchmarks into an index.
+    """Read benchmarks into an index.
 
     Args:
         files: The benchmark files.
@@ -150,7 +150,7 @@ def _without_templates(hashes: UInt64Array, records: Int32Array, max_records: in
 
 
 def _names(files: list[Path]) -> list[str]:
-    """Returns a short name for each file: its own, with its folder's where two have the same."""
+    """Return a short name for each file: its own, with its folder's where two have the same."""
     counts = Counter(path.name for path in files)
     return [path.name if counts[path.name] == 1 else f"{path.parent.name}/{path.name}" for path in files]
 
@@ -168,7 +168,7 @@ def _cached_index(
     return build_index(paths, n_gram, min_words, max_records, None if fields is None else list(fields))
 
 
-class Decontaminate(PerDocumentStep):
+class Decontaminate(Transform):
     """Drops documents that hold a run of words of a benchmark, and lists what matched.
 
     Args:
@@ -199,7 +199,7 @@ class Decontaminate(PerDocumentStep):
         if fields is not None:
             check_list("decontaminate: fields", fields)
         if not benchmarks:
-            raise UserError("decontaminate: benchmarks is empty; name the files, or leave the step out")
+            raise UserError("decontaminate: benchmarks is empty; name the files, or leave decontaminate out")
         self.benchmarks = [str(path) for path in benchmarks]
         for path in self.benchmarks:
             if not Path(path).is_file():
@@ -213,7 +213,7 @@ class Decontaminate(PerDocumentStep):
         self._index: BenchmarkIndex | None = None
 
     def stamps(self) -> list[str]:
-        """Returns the SHA-256 of each benchmark's file.
+        """Return the SHA-256 of each benchmark's file.
 
         Raises:
             UserError: if one cannot be read.
@@ -224,7 +224,7 @@ class Decontaminate(PerDocumentStep):
             raise UserError(f"benchmark {error.filename} cannot be read ({error.strerror or error})") from error
 
     def index(self) -> BenchmarkIndex:
-        """Returns what the benchmarks hold; read once a process.
+        """Return what the benchmarks hold; read once a process.
 
         Raises:
             UserError: if a benchmark cannot be read.
@@ -244,7 +244,7 @@ class Decontaminate(PerDocumentStep):
         return {**self.__dict__, "_index": None}
 
     def apply(self, document: Doc) -> Doc | Rejected:
-        """Returns the document, or what of which benchmark it holds."""
+        """Return the document, or what of which benchmark it holds."""
         matches = self.index().matches(document.text)
         if not matches:
             return document

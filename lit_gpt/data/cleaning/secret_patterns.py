@@ -70,7 +70,7 @@ MIN_ENTROPY_BITS = 3.7
 
 
 def find_secrets(text: str) -> Iterator[tuple[int, int]]:
-    """Yields start and end of each secret."""
+    """Yield start and end of each secret."""
     yield from _private_keys(text)
     for _, anchor, pattern in RULES:
         for at in _places(text, anchor):
@@ -90,7 +90,7 @@ def find_secrets(text: str) -> Iterator[tuple[int, int]]:
 
 
 def looks_random(value: str) -> bool:
-    """Returns whether a value mixes letters with digits as no name does.
+    """Return whether a value mixes letters with digits as no name does.
 
     Source of the idea: Meli et al. 2019, "How Bad Can It Git?" (NDSS), entropy filter.
     """
@@ -103,7 +103,7 @@ def looks_random(value: str) -> bool:
 
 
 def entropy_bits(value: str) -> float:
-    """Returns the Shannon entropy of the characters, in bits per character."""
+    """Return the Shannon entropy of the characters, in bits per character."""
     total = len(value)
     return -sum(count / total * math.log2(count / total) for count in Counter(value).values())
 
@@ -116,7 +116,7 @@ def _places(text: str, anchor: str) -> Iterator[int]:
 
 
 def _telegram(text: str, at: int) -> tuple[int, int] | None:
-    """Returns a bot's token around the colon at `at`: its number, ":AA", and 33 characters."""
+    """Return a bot's token around the colon at `at`: its number, ":AA", and 33 characters."""
     number = _TELEGRAM_ID.search(text, max(0, at - 12), at)
     rest = _TELEGRAM_REST.match(text, at)
     return None if number is None or rest is None else (number.start(), rest.end())

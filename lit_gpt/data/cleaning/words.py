@@ -1,25 +1,40 @@
 # ruff: noqa: RUF001 (quotation marks and full stops of all scripts)
-"""Text → words and sentences, in linear time and without a model, for every filter that counts words.
+"""Text → words, sentences and hashed n-grams: what every filter counts and every duplicate search compares.
 
-A word is a run of letters, marks, digits and underscores (an apostrophe inside it included); any other visible
-character is a word of its own, as in the tokenizers of spaCy and NLTK that datatrove uses. Scripts that write no spaces
-(Han, Kana, Thai, Lao, Khmer, Burmese) give one word per letter with its marks, so that n-grams there mean something.
-Measured on English prose: 15 to 23 MB/s on one core, where spaCy's blank pipeline does 0.9 MB/s, with the same
-verdicts (`tests/data_cleaning/test_filters_against_datatrove.py`).
+Two ways to split, in linear time and without a model:
+
+- `split_words` keeps the text as it is written. A word is a run of letters, marks, digits and underscores (an
+  apostrophe inside it included); any other visible character is a word of its own, as in the tokenizers of spaCy and
+  NLTK that datatrove uses. Scripts that write no spaces (Han, Kana, Thai, Lao, Khmer, Burmese) give one word per letter
+  with its marks, so that n-grams there mean something. Measured on English prose: 15 to 23 MB/s on one core, where
+  spaCy's blank pipeline does 0.9 MB/s, with the same verdicts
+  (`tests/data/cleaning/test_filters_against_datatrove.py`).
+- `match_words` normalises first, so that copies match: lower case, accents removed, punctuation dropped (datatrove's
+  `simplify_text`, which FineWeb used).
+
+`n_gram_hashes` turns words into one 64-bit hash per n-gram: each word is hashed once (xxh3, cached, since few words
+make up most of a text), and an n-gram's hash is a multilinear combination of its words' hashes (Carter & Wegman 1979),
+which numpy computes for all n-grams at once.
 """
 
 import re
+import unicodedata
 from collections.abc import Iterator
 from functools import cache
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import regex
 
+from lit_gpt.data.cleaning.repair import normalize
+from lit_gpt.errors import UserError
 from lit_gpt.extras import need
 
 if TYPE_CHECKING:
     from datatrove.utils.word_tokenizers import WordTokenizer
+
+UInt64Array = np.ndarray[Any, np.dtype[np.uint64]]
 
 UNSPACED = (
     r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u2fdf\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf"
@@ -42,7 +57,7 @@ _ABBREVIATION = re.compile(
 
 
 def split_words(text: str) -> list[str]:
-    """Returns the words of a text, punctuation included.
+    """Return the words of a text, punctuation included.
 
     Example:
         >>> split_words("It's 3.5 km, naïve Tolstoï!")
@@ -56,7 +71,7 @@ def split_words(text: str) -> list[str]:
 
 
 def sentence_spans(text: str) -> Iterator[tuple[int, int]]:
-    """Yields the start and end of each sentence: it ends at its closing punctuation, or with its line.
+    """Yield the start and end of each sentence: it ends at its closing punctuation, or with its line.
 
     A full stop after a single letter or a usual abbreviation ends none.
     """
@@ -73,7 +88,7 @@ def sentence_spans(text: str) -> Iterator[tuple[int, int]]:
 
 
 def excerpt(text: str, max_chars: int) -> str:
-    """Returns the text, or four evenly spaced pieces of it that are `max_chars` long in all.
+    """Return the text, or four evenly spaced pieces of it that are `max_chars` long in all.
 
     What is a share (of repeated lines, of letters) is the same in an excerpt, and a document of any length is then
     judged in bounded time and memory.
@@ -87,7 +102,7 @@ def excerpt(text: str, max_chars: int) -> str:
 
 @cache
 def word_tokenizer(words: str) -> Any:
-    """Returns what datatrove's filters take as their `language`.
+    """Return what datatrove's filters take as their `language`.
 
     Args:
         words: "unicode" for `split_words`; any other value is a language code of datatrove ("en", "de", "zh"), which
@@ -98,8 +113,6 @@ def word_tokenizer(words: str) -> Any:
     """
     need("datatrove", "data", "cleaning")
     from datatrove.utils import word_tokenizers
-
-    from lit_gpt.errors import UserError
 
     if words == "unicode":
         return _unicode_words()
@@ -135,5 +148,98 @@ def _unicode_words() -> "WordTokenizer":
 
 
 def share(part: int, whole: int) -> float:
-    """Returns part / whole, and 0 of nothing."""
+    """Return part / whole, and 0 of nothing."""
     return part / whole if whole else 0.0
+
+
+# Normalised words and hashes of n-grams
+
+_WORD = re.compile(r"\w+")
+_MATCHED_WORD = regex.compile(rf"(?V1)[\w&&[{UNSPACED}]]|[\w--[{UNSPACED}]]++")
+_ACCENT = regex.compile(r"\p{Mn}+")
+_NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
+_MAX_CACHED_WORDS = 1 << 19
+_MAX_CACHED_CHARS = 48
+
+
+def match_words(text: str, numbers_alike: bool = False) -> list[str]:
+    """Return the words that matching looks at.
+
+    Args:
+        text: Any text.
+        numbers_alike: Whether all numbers count as the same word (near-duplicates: yes; benchmarks: no).
+
+    Example:
+        >>> match_words("Café No. 12, it's 3.5 km!", numbers_alike=True)
+        ['cafe', 'no', '0', 'it', 's', '0', 'km']
+    """
+    text = text.lower().replace("_", " ")
+    if numbers_alike:
+        text = _NUMBER.sub("0", text)
+    if text.isascii():
+        return _WORD.findall(text)
+    if not unicodedata.is_normalized("NFD", text):
+        text = normalize(text, "NFD")
+    text = _ACCENT.sub("", text)
+    return _MATCHED_WORD.findall(text) if HAS_UNSPACED.search(text) else _WORD.findall(text)
+
+
+class _WordHashes(dict[str, int]):
+    """Word → 64-bit hash, computed once for each short word, in bounded memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._hash = need("xxhash", "data", "finding duplicates").xxh3_64_intdigest
+
+    def __missing__(self, word: str) -> int:
+        value: int = self._hash(word.encode("utf-8", "surrogatepass"))
+        if len(word) <= _MAX_CACHED_CHARS:
+            if len(self) >= _MAX_CACHED_WORDS:
+                self.clear()
+            self[word] = value
+        return value
+
+
+_hashes: _WordHashes | None = None
+
+
+def word_hashes(words: list[str]) -> UInt64Array:
+    """Return one 64-bit hash for each word."""
+    global _hashes
+    if _hashes is None:
+        _hashes = _WordHashes()
+    return np.fromiter(map(_hashes.__getitem__, words), np.uint64, len(words))
+
+
+def n_gram_hashes(hashes: UInt64Array, n: int) -> UInt64Array:
+    """Return one 64-bit hash for each run of n words.
+
+    Args:
+        hashes: The words' hashes, (W,).
+        n: Words in a run.
+
+    Returns:
+        (W - n + 1,), empty if there are fewer than n words.
+    """
+    num = len(hashes) - n + 1
+    if num < 1:
+        return np.empty(0, np.uint64)
+    total = np.full(num, np.uint64(n))
+    for place, factor in enumerate(_factors(n)):
+        total += hashes[place : place + num] * factor
+    return mixed(total)
+
+
+def mixed(values: UInt64Array) -> UInt64Array:
+    """Return the values with their bits mixed (splitmix64's finaliser, Steele et al. 2014), in place."""
+    values ^= values >> np.uint64(30)
+    values *= np.uint64(0xBF58476D1CE4E5B9)
+    values ^= values >> np.uint64(27)
+    values *= np.uint64(0x94D049BB133111EB)
+    values ^= values >> np.uint64(31)
+    return values
+
+
+def _factors(n: int) -> UInt64Array:
+    golden = np.uint64(0x9E3779B97F4A7C15)
+    return mixed(np.arange(1, n + 1, dtype=np.uint64) * golden) | np.uint64(1)

@@ -10,13 +10,12 @@ from datatrove.data import Document as TroveDocument
 from datatrove.pipeline.base import PipelineStep
 
 from lit_gpt.data.cache import write_json
-from lit_gpt.data.cleaning.step import Doc, Rejected
+from lit_gpt.data.cleaning.base import Doc, Rejected
 from lit_gpt.data.documents import BadInput, Document, OnBadInput
-from lit_gpt.data.pipeline.apply import rejected_line, write_report
 from lit_gpt.data.pipeline.document_shards import SUFFIX, Lines, encode_line, shard_path, writing_lines
 from lit_gpt.data.pipeline.parts import NO_TEXT, NamedSource
 from lit_gpt.data.pipeline.progress import TaskProgress
-from lit_gpt.data.pipeline.report import StepReport, personal_data_mask
+from lit_gpt.data.pipeline.report import TransformReport, personal_data_mask, rejected_line, write_report
 
 READ = "read"
 RESERVED = ("source", "path", "record")
@@ -99,7 +98,7 @@ class ReadParts(PipelineStep):
     def run(self, data: Iterable[TroveDocument] | None = None, rank: int = 0, world_size: int = 1) -> Iterator[Any]:
         """Reads; yields nothing, so that the executor keeps nothing."""
         mask = personal_data_mask() if self.mask else str
-        report = StepReport(READ, 0, mask)
+        report = TransformReport(READ, 0, mask)
         bad = BadInput(self.on_bad_input)
         with (
             TaskProgress(self.progress, rank) as progress,

@@ -1,26 +1,29 @@
-"""The recipe: what the YAML of `prepare` says, checked before any work starts."""
+"""The recipe: the YAML of `prepare`, checked before any work starts; and what `prepare --explain` prints about it."""
 
 import dataclasses
 import inspect
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from lit_gpt.checks import check_above
 from lit_gpt.data.bpe import check_vocab_size, train_bpe
+from lit_gpt.data.cleaning import TRANSFORMS, CorpusTransform, Transform
+from lit_gpt.data.cleaning.base import code_stamp
 from lit_gpt.data.documents import BadInput, OnBadInput
 from lit_gpt.data.hub import HubDataset
 from lit_gpt.data.pipeline.options import ExecutorOptions
 from lit_gpt.data.pipeline.parts import NamedSource, Plan
-from lit_gpt.data.pipeline.registry import StepSpec, build_step, check_steps, step_class
 from lit_gpt.data.pipeline.sources import KINDS
 from lit_gpt.data.pipeline.sources.hub import HubParts
 from lit_gpt.data.split import check_fractions
 from lit_gpt.data.tokenizers import is_local_tokenizer, load_tokenizer
 from lit_gpt.errors import UserError
 from lit_gpt.hashing import sha256_json
-from lit_gpt.instantiate import construct, import_object, parameters
+from lit_gpt.instantiate import construct, find_class, import_object, parameters, parse_entry
 from lit_gpt.suggest import unknown_name
 
 FORMAT_VERSION = 1
@@ -32,13 +35,82 @@ DEFAULT_VOCAB_SIZE = 16_384
 
 
 @dataclass(frozen=True)
+class TransformSpec:
+    """One entry of the recipe's `steps:`, a filter or transform with its options.
+
+    Attributes:
+        index: Its place in the list, from 1.
+        name: Its short name in the registry; of a user's class, the name of the class.
+        class_path: Import path of the class, by which a worker finds it.
+        options: Arguments of the constructor, as the recipe sets them.
+        is_custom: Whether the recipe names the class by its import path.
+        version: The user's name for the state of that class's code; "" = the hash of its file.
+    """
+
+    index: int
+    name: str
+    class_path: str
+    options: dict[str, Any]
+    is_custom: bool = False
+    version: str | int = ""
+
+    @property
+    def where(self) -> str:
+        """Which one it is, for messages."""
+        return f"transform {self.index} ({self.name})"
+
+    @property
+    def folder(self) -> str:
+        """Name of its folders and files; they sort in the order in which the transforms run."""
+        return f"{self.index:02d}-{self.name}"
+
+    @property
+    def target(self) -> type[Transform]:
+        """The class."""
+        found: type[Transform] = find_class(self.class_path, "transform", self.where, base=Transform)
+        return found
+
+    @property
+    def sees_corpus(self) -> bool:
+        """Whether it must see all documents before it can judge one."""
+        return issubclass(self.target, CorpusTransform)
+
+    def build(self) -> Transform:
+        """Return a new transform with these options.
+
+        Raises:
+            UserError: For an unknown option, or a value that the transform does not accept.
+        """
+        transform: Transform = construct(self.target, self.options, self.where)
+        return transform
+
+    def stamps(self) -> list[Any]:
+        """Return what changes when something does that the options only name; [] where there is nothing.
+
+        Raises:
+            UserError: If a file that is named cannot be read.
+        """
+        own = self.build().stamps()
+        code = code_stamp(self.class_path, self.where, self.version) if self.is_custom else None
+        return [stamp for stamp in (own, code) if stamp is not None]
+
+    @property
+    def written(self) -> dict[str, Any]:
+        """The entry in its full form, for the key and the card."""
+        if not self.is_custom:
+            return {self.name: self.options}
+        version = {} if self.version == "" else {"version": self.version}
+        return {"class_path": self.class_path, "init_args": self.options} | version
+
+
+@dataclass(frozen=True)
 class Recipe:
     """A checked recipe.
 
     Attributes:
         out: Folder of the prepared corpus.
         sources: Where the documents come from, in order.
-        steps: What happens to them, in order.
+        transforms: Filters and transforms, in the order in which they run (`steps:` in YAML).
         tokenizer: None (stop at text), the path or name of one, or the settings of one to train.
         val_fraction: Share of the documents held out for validation, by hash.
         test_fraction: Share held out for the test.
@@ -53,7 +125,7 @@ class Recipe:
 
     out: Path
     sources: list[NamedSource]
-    steps: list[StepSpec]
+    transforms: list[TransformSpec]
     tokenizer: str | dict[str, Any] | None
     val_fraction: float
     test_fraction: float
@@ -66,9 +138,9 @@ class Recipe:
     written: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def takes_out_personal_data(self) -> bool:
-        """Whether a step takes personal data out of the documents, so that no report may show them either."""
-        return any(spec.name == "pii" for spec in self.steps)
+    def removes_personal_data(self) -> bool:
+        """Whether a transform removes personal data from the documents, so that no report may show them either."""
+        return any(spec.target.removes_personal_data for spec in self.transforms)
 
     def stamps(self) -> dict[str, str]:
         """Returns hashes of what the recipe only names: benchmarks, the user's own code, a tokenizer's folder.
@@ -77,10 +149,9 @@ class Recipe:
             UserError: if one of them cannot be read.
         """
         found = {}
-        for spec in self.steps:
-            step = build_step(spec)
-            if hasattr(step, "stamps"):
-                found[f"step {spec.index} ({spec.name})"] = sha256_json(step.stamps())
+        for spec in self.transforms:
+            if stamps := spec.stamps():
+                found[spec.where] = sha256_json(stamps)
         if isinstance(self.tokenizer, str) and is_local_tokenizer(self.tokenizer):
             tokenizer = load_tokenizer(self.tokenizer)
             files = {name: sha256(data).hexdigest() for name, data in tokenizer.folder_files().items()}
@@ -125,18 +196,18 @@ def make_recipe(
         )
     check_fractions(val_fraction, test_fraction)
     BadInput(on_bad_input)
-    for name, value in (("shard_megabytes", shard_megabytes), ("expected_gigabytes", expected_gigabytes)):
-        if value is not None and value <= 0:
-            raise UserError(f"{name} is {value}; it must be above 0, or null")
+    check_above("shard_megabytes", shard_megabytes, 0, "null chooses by the size of the input")
+    check_above("expected_gigabytes", expected_gigabytes, 0, "null leaves the disk space unchecked")
     named = [make_source(entry, number) for number, entry in enumerate(sources, start=1)]
-    specs = [make_step(entry, number, seed) for number, entry in enumerate(steps or [], start=1)]
-    check_steps(specs)
+    specs = [make_spec(entry, number, seed) for number, entry in enumerate(steps or [], start=1)]
+    for spec in specs:  # a mistake in the last one shows before the first has run for hours
+        spec.build()
     check_tokenizer(tokenizer)
     for source in named:
         _check_out_is_no_input(source.source, Path(out).expanduser())
     written = {
         "sources": sources,
-        "steps": [{spec.name: spec.options} for spec in specs],
+        "steps": [spec.written for spec in specs],
         "tokenizer": tokenizer,
         "val_fraction": val_fraction,
         "test_fraction": test_fraction,
@@ -148,7 +219,7 @@ def make_recipe(
     return Recipe(
         out=Path(out).expanduser(),
         sources=_uniquely_named(named),
-        steps=specs,
+        transforms=specs,
         tokenizer=tokenizer,
         val_fraction=val_fraction,
         test_fraction=test_fraction,
@@ -228,28 +299,39 @@ def _uniquely_named(sources: list[NamedSource]) -> list[NamedSource]:
     return result
 
 
-def make_step(entry: Any, number: int, seed: int | None = None) -> StepSpec:
-    """Makes the spec of one entry: `{length: {min_chars: 200}}`, or just `length`.
+def make_spec(entry: Any, number: int, seed: int | None = None) -> TransformSpec:
+    """Return the spec of one entry of `steps:`.
 
-    A step that takes a `seed` and is given none gets the recipe's.
+    An entry is `length: {min_chars: 200}`, just `length`, or `class_path: my_package.MyTransform` with `init_args` and
+    `version`. A transform that takes a `seed` and is given none gets the recipe's.
+
+    Raises:
+        UserError: For an entry of another form, or an unknown name, with the nearest one.
     """
+    where = f"transform {number}"
     if isinstance(entry, str):
         entry = {entry: {}}
-    if not isinstance(entry, Mapping) or len(entry) != 1:
+    if not isinstance(entry, Mapping) or not ("class_path" in entry or len(entry) == 1):
         raise UserError(
-            f"step {number} is {entry!r}; write one name with its options, as in `length: {{min_chars: 200}}`"
+            f"{where} is {entry!r}; write one name with its options, as in `length: {{min_chars: 200}}`, or class_path "
+            "and init_args"
         )
-    ((name, options),) = entry.items()
-    if options is None:
-        options = {}
-    if not isinstance(options, Mapping):
-        raise UserError(
-            f"step {number} ({name}) has the options {options!r}; write a mapping, as in {{min_chars: 200}}"
-        )
+    version: str | int = ""
+    if "class_path" in entry:
+        version = entry.get("version", "")
+        name, options = parse_entry({k: v for k, v in entry.items() if k != "version"}, "transform", where)
+    else:
+        ((name, options),) = entry.items()
+        name, options = str(name), {} if options is None else options
+        if not isinstance(options, Mapping):
+            raise UserError(f"{where} ({name}) has the options {options!r}; write a mapping, as in {{min_chars: 200}}")
+    target = find_class(name, "transform", where, TRANSFORMS, Transform, extra="data")
     options = dict(options)
-    if seed is not None and "seed" in parameters(step_class(str(name), f"at step {number}")):
+    if seed is not None and "seed" in parameters(target):
         options.setdefault("seed", seed)
-    return StepSpec(number, str(name), options)
+    is_custom = name not in TRANSFORMS
+    class_path = name if is_custom else f"{target.__module__}.{target.__qualname__}"
+    return TransformSpec(number, target.__name__ if is_custom else name, class_path, options, is_custom, version)
 
 
 def check_tokenizer(tokenizer: str | dict[str, Any] | None) -> None:
@@ -272,3 +354,84 @@ def tokenizer_settings(tokenizer: Mapping[str, Any]) -> dict[str, Any]:
         if name in ("vocab_size", "sample_megabytes") and (not isinstance(value, int) or value < 1):
             raise UserError(f"tokenizer.{name} is {value!r}; it must be a whole number above 0")
     return {"vocab_size": DEFAULT_VOCAB_SIZE, **tokenizer}
+
+
+# What `prepare --explain` prints
+
+_SOURCES_HEAD = """Sources: a list; each entry names one kind, its options, and what you declare about it
+(name, license, language).
+
+sources:
+  - files: my_texts/**/*.txt
+    license: CC-BY-4.0
+  - hub: {path: roneneldan/TinyStories, split: train, streaming: true}
+    name: tinystories
+"""
+_TRANSFORMS_HEAD = """Steps: filters and transforms, a list of `name: {options}`, in the order in which they run.
+Your own is a subclass of lit_gpt.data.cleaning.Transform, which may edit, drop or split documents.
+
+steps:
+  - fix_encoding: {}
+  - length: {min_chars: 200}
+  - class_path: my_package.MyTransform
+    init_args: {option: 1}
+"""
+
+
+def explanation(topic: str) -> str:
+    """Return the help on `sources`, `steps`, or one of them by name; on `topics`, the list of topics.
+
+    Raises:
+        UserError: naming the nearest topic.
+    """
+    if topic == "sources":
+        lines = [f"  {name:<20} {_summary(_source_class(name))}" for name in KINDS]
+        return "\n".join([_SOURCES_HEAD, *lines, "", "`--explain <kind>` shows one with its options."])
+    if topic == "steps":
+        lines = [f"  {name:<20} {_summary(_transform_class(name))}" for name in TRANSFORMS]
+        return "\n".join([_TRANSFORMS_HEAD, *lines, "", "`--explain <name>` shows one with its options."])
+    if topic == "topics":
+        names = {"sources": KINDS, "steps": TRANSFORMS}
+        return "\n".join(["Topics of --explain:", *(f"  {name}, or one: {', '.join(names[name])}" for name in names)])
+    if topic in KINDS:
+        return _full(topic, _source_class(topic), is_transform=False)
+    if topic in TRANSFORMS:
+        return _full(topic, _transform_class(topic), is_transform=True)
+    raise unknown_name("topic", topic, ["topics", "sources", "steps", *KINDS, *TRANSFORMS], "of --explain")
+
+
+def _source_class(kind: str) -> type:
+    target: type = import_object(KINDS[kind].replace(":", "."), "source", "data")
+    return target
+
+
+def _transform_class(name: str) -> type[Transform]:
+    found: type[Transform] = find_class(name, "transform", known=TRANSFORMS, base=Transform, extra="data")
+    return found
+
+
+def _summary(target: type) -> str:
+    return (inspect.getdoc(target) or "").strip().split("\n\n")[0].replace("\n", " ")
+
+
+def _full(name: str, target: type, is_transform: bool) -> str:
+    options = parameters(target)
+    if is_transform:
+        set_options = ", ".join(
+            f"{key}: {_written(p.default)}" for key, p in options.items() if p.default is not p.empty
+        )
+        example = f"steps:\n  - {name}: {{{set_options}}}"
+    else:
+        lines = [f"    {key}: {_written(p.default)}" for key, p in options.items() if key != name]
+        example = "\n".join([f"sources:\n  - {name}: ...", *lines])
+    return f"{name}\n\n{inspect.getdoc(target) or ''}\n\nIn a recipe, with its defaults:\n\n{example}"
+
+
+def _written(value: Any) -> str:
+    """Return a default as YAML writes it."""
+    if value is inspect.Parameter.empty:
+        return "..."
+    try:
+        return json.dumps(value)
+    except TypeError:
+        return str(value)

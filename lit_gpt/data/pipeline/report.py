@@ -1,10 +1,14 @@
-"""What a step did, counted: one `StepReport` a task, added up over the tasks in any order to the same result.
+"""What a transform did, counted: one `TransformReport` per task; merged in any order they give the same result.
+
+Documents in = kept + edited + dropped, and each split document counts as its parts:
+
+    documents_in - split[0] + split[1] = out + dropped
 
 Examples are chosen by the hash of the document's id (the lowest ten), so they are an even sample that does not depend
-on how the documents were spread over tasks.
+on how the documents were distributed over tasks.
 
-Where the recipe takes personal data out of the documents, nothing that a report shows may bring it back: a text is
-masked whole before it is cut to an excerpt, because half of a key is no longer found.
+Where the recipe takes personal data out of the documents, nothing that a report shows may reveal it: a text is masked
+whole before it is cut to an excerpt, because half of a key is not recognised.
 """
 
 import hashlib
@@ -13,9 +17,11 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 from typing import Any, ClassVar
 
-from lit_gpt.data.cleaning.step import Doc, Rejected
+from lit_gpt.data.cache import write_atomic
+from lit_gpt.data.cleaning.base import Doc, Rejected
 
 MAX_EXAMPLES = 10
 MAX_CLUSTERS = 12
@@ -47,10 +53,10 @@ def personal_data_mask() -> Callable[[str], str]:
     """Returns what replaces every kind of personal data in a text by its tag."""
     from lit_gpt.data.cleaning.pii import PII
 
-    step = PII()
+    pii = PII()
 
     def mask(text: str) -> str:
-        result = step.apply(Doc(text, ""))
+        result = pii.apply(Doc(text, ""))
         return result.text if isinstance(result, Doc) else ""
 
     return mask
@@ -134,13 +140,28 @@ class Tally:
         return cls(value["documents"], value["bytes"], lengths, groups)
 
 
-class StepReport:
-    """What one step received, gave on and dropped.
+class TransformReport:
+    """What one transform received, kept, edited, split and dropped.
 
     Args:
-        name: The step's name in the recipe, or "read".
+        name: The transform's name in the recipe, or "read".
         index: Its place, 0 for reading.
-        mask: Takes out of texts, details and ids what the report must not show.
+        mask: Removes from texts, details and ids what the report must not show.
+
+    Attributes:
+        documents_in: Documents received.
+        bytes_in: UTF-8 bytes of their texts.
+        out: Documents that it passed on, parts included.
+        num_edited: Documents whose text changed (without those that were split).
+        split: [documents that were split, parts that they became]; a document without any part counts as split
+            into one part that was dropped.
+        counts: What the transform counted itself: {"email": 12}.
+        rejected: Reason → [documents, bytes].
+        rejected_languages: Language → [documents, bytes] of the dropped documents.
+        examples: Reason → at most ten dropped documents.
+        num_clusters: Clusters of duplicates.
+        cluster_sizes: Size of a cluster → number of clusters.
+        clusters: The largest clusters with some of their members.
     """
 
     def __init__(self, name: str, index: int, mask: Callable[[str], str] = str) -> None:
@@ -150,6 +171,7 @@ class StepReport:
         self.bytes_in = 0
         self.out = Tally()
         self.num_edited = 0
+        self.split = [0, 0]
         self.counts: Counter[str] = Counter()
         self.rejected: dict[str, list[int]] = {}
         self.rejected_languages: dict[str, list[int]] = {}
@@ -160,17 +182,36 @@ class StepReport:
         self._mask = mask
 
     def keep(self, before: int | None, text: str, metadata: dict[str, Any], edited: bool) -> None:
-        """Counts a document that goes on; `before` are its bytes as it came in (None: unchanged)."""
+        """Count a document that is passed on.
+
+        Args:
+            before: UTF-8 bytes of the text as it came in; None = unchanged.
+            text: The text as it is passed on.
+            metadata: Its metadata.
+            edited: Whether the text changed.
+        """
         size = self.out.add(text, metadata)
         self.documents_in += 1
         self.bytes_in += size if before is None else before
         self.num_edited += edited
 
-    def reject(self, document: Doc, why: Rejected) -> None:
-        """Counts a dropped document and keeps it as an example if it is among the ten lowest hashes."""
-        size = text_bytes(document.text)
+    def keep_part(self, text: str, metadata: dict[str, Any]) -> None:
+        """Count a part of a split document that is passed on."""
+        self.out.add(text, metadata)
+
+    def split_document(self, before: int, num_parts: int) -> None:
+        """Count a document of `before` bytes that was split; its parts are counted one by one after it."""
         self.documents_in += 1
-        self.bytes_in += size
+        self.bytes_in += before
+        self.split[0] += 1
+        self.split[1] += num_parts
+
+    def reject(self, document: Doc, why: Rejected, is_part: bool = False) -> None:
+        """Count a dropped document, or part of one, as an example too if it is among the ten lowest hashes."""
+        size = text_bytes(document.text)
+        if not is_part:
+            self.documents_in += 1
+            self.bytes_in += size
         entry = self.rejected.setdefault(why.reason, [0, 0])
         entry[0] += 1
         entry[1] += size
@@ -196,8 +237,8 @@ class StepReport:
         if why.cluster is not None:
             self._add_to_cluster(why.cluster, why.cluster_size, document, kept=False, kept_id=why.kept)
 
-    def stands_for_cluster(self, document: Doc) -> None:
-        """Counts a kept document that stands for a cluster of duplicates."""
+    def represents_cluster(self, document: Doc) -> None:
+        """Count the cluster of duplicates that a kept document represents, if it does."""
         if document.cluster is not None:
             self.num_clusters += 1
             self.cluster_sizes[document.cluster_size] += 1
@@ -227,15 +268,16 @@ class StepReport:
     def _ranked_clusters(self) -> list[str]:
         return sorted(self.clusters, key=lambda name: (-self.clusters[name]["size"], name))
 
-    def merge(self, other: "StepReport") -> None:
+    def merge(self, other: "TransformReport") -> None:
         """Adds another task's report to this one."""
         self.documents_in += other.documents_in
         self.bytes_in += other.bytes_in
         self.out.merge(other.out)
         self.num_edited += other.num_edited
+        self.split = [mine + added for mine, added in zip(self.split, other.split, strict=True)]
         self.counts.update(other.counts)
-        for mine, theirs in ((self.rejected, other.rejected), (self.rejected_languages, other.rejected_languages)):
-            for key, (documents, size) in theirs.items():
+        for mine, added in ((self.rejected, other.rejected), (self.rejected_languages, other.rejected_languages)):
+            for key, (documents, size) in added.items():
                 entry = mine.setdefault(key, [0, 0])
                 entry[0] += documents
                 entry[1] += size
@@ -259,6 +301,7 @@ class StepReport:
             "bytes_in": self.bytes_in,
             "out": self.out.to_json(),
             "edited": self.num_edited,
+            "split": self.split,
             "counts": {key: self.counts[key] for key in sorted(self.counts)},
             "rejected": {key: self.rejected[key] for key in sorted(self.rejected)},
             "rejected_languages": {key: self.rejected_languages[key] for key in sorted(self.rejected_languages)},
@@ -269,12 +312,13 @@ class StepReport:
         }
 
     @classmethod
-    def from_json(cls, value: dict[str, Any]) -> "StepReport":
+    def from_json(cls, value: dict[str, Any]) -> "TransformReport":
         """Reads what `to_json` returned."""
         report = cls(value["name"], value["index"])
         report.documents_in, report.bytes_in = value["documents_in"], value["bytes_in"]
         report.out = Tally.from_json(value["out"])
         report.num_edited = value["edited"]
+        report.split = list(value["split"])
         report.counts = Counter(value["counts"])
         report.rejected, report.rejected_languages = value["rejected"], value["rejected_languages"]
         report.examples = value["examples"]
@@ -287,3 +331,20 @@ class StepReport:
 def _members(members: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Returns the members of a cluster that are shown: the kept one first, then those with the lowest hash."""
     return sorted(members, key=lambda member: (not member["kept"], member["key"], member["id"]))[:MAX_CLUSTER_MEMBERS]
+
+
+def rejected_line(document: Doc, why: Rejected, keep_text: bool, mask: Callable[[str], str] = str) -> dict[str, Any]:
+    """Return the line that records a dropped document; its id is not masked, so that the document can be found."""
+    line: dict[str, Any] = {"id": document.id, "reason": why.reason, "detail": mask(why.detail)}
+    if why.kept is not None:
+        line |= {"kept": why.kept, "cluster": why.cluster}
+    if keep_text:
+        line |= {"text": document.text, "metadata": document.metadata}
+    return line
+
+
+def write_report(folder: Path, rank: int, report: TransformReport) -> None:
+    """Write one task's report."""
+    import orjson
+
+    write_atomic(folder / f"{rank:05d}.json", orjson.dumps(report.to_json()))

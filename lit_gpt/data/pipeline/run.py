@@ -26,17 +26,22 @@ from types import FrameType
 from typing import Any
 
 from lit_gpt.atomic import fsync, raise_if_disk_full
-from lit_gpt.data.cache import exclusive, say, write_json
+from lit_gpt.data.cache import check_disk_space, exclusive, say, write_json
 from lit_gpt.data.card import write_card
-from lit_gpt.data.pipeline.disk import check_disk
 from lit_gpt.data.pipeline.document_shards import shard_paths
 from lit_gpt.data.pipeline.executor import check_executor
 from lit_gpt.data.pipeline.parts import Plan, make_plan
 from lit_gpt.data.pipeline.recipe import Recipe
-from lit_gpt.data.pipeline.segments import DONE, SegmentRunner, nothing_half_written
+from lit_gpt.data.pipeline.segments import DONE, SegmentRunner, no_partial_files
 from lit_gpt.data.pipeline.tokenise import clean_spec, make_tokenizer, tokenise
 from lit_gpt.errors import UserError
 from lit_gpt.pages.text import human_bytes
+
+DOCUMENTS = 0.4
+"""Bytes on disk of a byte of text in document shards: zstandard makes 0.25 to 0.4 of prose and code."""
+
+TOKENS = 0.7
+"""Of token shards at two bytes a token and three bytes of text a token."""
 
 OURS = ("card.json", "card.html", "tokens", "tokenizer", "documents", "steps", "work", "recipe.json", "work.lock")
 
@@ -73,7 +78,7 @@ def run_recipe(recipe: Recipe, overwrite: bool = False) -> Path:
             return out
         try:
             check_disk(recipe, plan.num_bytes)
-            with nothing_half_written(out):
+            with no_partial_files(out):
                 write_json(out / "recipe.json", {"key": key, "recipe": recipe.written, "stamps": stamps})
                 _run(recipe, plan, key)
         except BaseException as error:
@@ -193,3 +198,35 @@ def _ended_by_sigterm() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def needed_bytes(recipe: Recipe, text_bytes: int) -> int:
+    """Estimate the most that is on the disk at one time.
+
+    While the transforms run, a segment's documents in and out exist side by side, with a corpus transform's findings;
+    at the end the clean documents and the tokens.
+    """
+    findings = max((spec.target.findings_per_byte for spec in recipe.transforms), default=0.0)
+    copies = 2 if recipe.transforms else 1
+    rejected = DOCUMENTS if recipe.keep_rejected else 0.02
+    steps = DOCUMENTS * copies + findings + rejected
+    tokens = DOCUMENTS + rejected + (0.0 if recipe.tokenizer is None else TOKENS)
+    return int(text_bytes * max(steps, tokens))
+
+
+def check_disk(recipe: Recipe, text_bytes: int | None) -> None:
+    """Refuses to begin what would not fit; says so if the size is unknown.
+
+    Raises:
+        UserError: if the disk of `out` has too little room.
+    """
+    text_bytes = recipe.expected_bytes if text_bytes is None else text_bytes
+    if text_bytes is None:
+        say("disk space not checked: the sources do not know their size; set expected_gigabytes to have it checked")
+        return
+    needed = needed_bytes(recipe, text_bytes) - _present(recipe.out)
+    check_disk_space(recipe.out, needed, f"preparing {human_bytes(text_bytes)} of text", "set out to a larger disk")
+
+
+def _present(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder.exists() else 0

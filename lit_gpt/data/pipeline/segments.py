@@ -1,40 +1,56 @@
-"""The passes between reading and tokenising, and how they go on after a kill.
+"""The passes between reading and tokenising, and how they resume after a kill.
 
-The steps are cut into segments: a corpus step begins one, per-document steps join the segment before them. A segment
-is one folder below `work/`:
+The transforms are grouped into segments: a corpus transform begins one, the others join the segment before them. A
+segment is one pass over the documents and one folder below `work/`:
 
-    03-near_duplicates/findings/  what the corpus step's own stages left
+    03-near_duplicates/findings/  what the corpus transform's own passes left
                        logs/      completions of each pass (datatrove's)
                        documents/ shards that came out; shard r from shard r
-                       reports/   of each step and task
-                       done.json  written last: the segment is whole
+                       reports/   of each transform and task
+                       done.json  written last: the segment is complete
 
-When a segment is done, the folder before it goes. A start after a kill finds the last one that is done and goes on.
+When a segment is done, the folder before it is deleted. A start after a kill finds the last segment that is done and
+continues after it.
 """
 
+import copy
 import json
 import shutil
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import orjson
+from datatrove.data import Document
+from datatrove.pipeline.base import PipelineStep
 
 from lit_gpt.data.cache import say, write_atomic, write_json
-from lit_gpt.data.cleaning.step import CorpusStep
-from lit_gpt.data.pipeline.apply import ApplyStep
-from lit_gpt.data.pipeline.document_shards import ReadDocuments, WriteDocuments, shard_paths
+from lit_gpt.data.cleaning.base import CorpusTransform, Doc, Rejected, Transform
+from lit_gpt.data.pipeline.document_shards import (
+    ReadDocuments,
+    WriteDocuments,
+    shard_path,
+    shard_paths,
+    writing_lines,
+)
 from lit_gpt.data.pipeline.executor import run_pipeline
 from lit_gpt.data.pipeline.options import ExecutorOptions
 from lit_gpt.data.pipeline.parts import Plan
 from lit_gpt.data.pipeline.progress import watching
-from lit_gpt.data.pipeline.reading import READ, ReadParts
-from lit_gpt.data.pipeline.recipe import Recipe
-from lit_gpt.data.pipeline.registry import StepSpec, build_step, step_class
-from lit_gpt.data.pipeline.report import StepReport
+from lit_gpt.data.pipeline.reading import READ, RESERVED, ReadParts
+from lit_gpt.data.pipeline.recipe import Recipe, TransformSpec
+from lit_gpt.data.pipeline.report import (
+    TransformReport,
+    personal_data_mask,
+    rejected_line,
+    text_bytes,
+    write_report,
+)
+from lit_gpt.errors import UserError
 from lit_gpt.pages.text import human_bytes
 
 DONE = "done.json"
@@ -42,43 +58,38 @@ DONE = "done.json"
 
 @dataclass(frozen=True)
 class Segment:
-    """Steps that run in one pass over the documents.
+    """Transforms that run in one pass over the documents.
 
     Attributes:
-        steps: Its steps; the first may be a corpus step. Empty: reading.
+        transforms: The first may be a corpus transform. Empty: reading.
     """
 
-    steps: tuple[StepSpec, ...]
+    transforms: tuple[TransformSpec, ...]
 
     @property
     def folder(self) -> str:
         """Name of its folder."""
-        return self.steps[0].folder if self.steps else f"00-{READ}"
+        return self.transforms[0].folder if self.transforms else f"00-{READ}"
 
     @property
     def title(self) -> str:
-        """What the progress bar calls it."""
-        names = [spec.name for spec in self.steps]
+        """Its name on the progress bar."""
+        names = [spec.name for spec in self.transforms]
         return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "") if names else "reading"
 
 
-def make_segments(steps: list[StepSpec]) -> list[Segment]:
-    """Cuts the steps into segments; the first segment is reading."""
+def make_segments(transforms: list[TransformSpec]) -> list[Segment]:
+    """Group the transforms into segments; the first segment is reading."""
     segments = [Segment(())]
-    open_steps: list[StepSpec] = []
-    for spec in steps:
-        if is_corpus_step(spec) and open_steps:
-            segments.append(Segment(tuple(open_steps)))
-            open_steps = []
-        open_steps.append(spec)
-    if open_steps:
-        segments.append(Segment(tuple(open_steps)))
+    group: list[TransformSpec] = []
+    for spec in transforms:
+        if spec.sees_corpus and group:
+            segments.append(Segment(tuple(group)))
+            group = []
+        group.append(spec)
+    if group:
+        segments.append(Segment(tuple(group)))
     return segments
-
-
-def is_corpus_step(spec: StepSpec) -> bool:
-    """Returns whether the step must see all documents before it can judge one."""
-    return str(getattr(step_class(spec.name), "kind", "per_document")) == "corpus"
 
 
 class SegmentRunner:
@@ -87,7 +98,7 @@ class SegmentRunner:
     Args:
         recipe: The recipe.
         work: Folder of the segments.
-        steps: Folder of the merged reports and of the lists of dropped documents.
+        steps: Folder of the merged reports and of the lists of dropped documents (`steps/` of the corpus).
     """
 
     def __init__(self, recipe: Recipe, work: Path, steps: Path) -> None:
@@ -98,7 +109,7 @@ class SegmentRunner:
 
     def run(self, plan: Plan) -> Path:
         """Runs what is not done and returns the folder of the documents that are left."""
-        segments = make_segments(self.recipe.steps)
+        segments = make_segments(self.recipe.transforms)
         done = max((n for n, segment in enumerate(segments) if self.is_done(segment)), default=-1)
         for number, segment in enumerate(segments):
             folder = self.work / segment.folder
@@ -116,7 +127,7 @@ class SegmentRunner:
         return self.work / segments[-1].folder / "documents"
 
     def is_done(self, segment: Segment) -> bool:
-        """Returns whether the segment is whole."""
+        """Return whether the segment is complete."""
         return (self.work / segment.folder / DONE).exists()
 
     def _read(self, folder: Path, plan: Plan) -> None:
@@ -132,13 +143,13 @@ class SegmentRunner:
             folder / "progress",
             plan.shard_bytes,
             self.recipe.on_bad_input,
-            self.recipe.takes_out_personal_data,
+            self.recipe.removes_personal_data,
         )
         with watching(folder / "progress", plan.num_bytes or self.recipe.expected_bytes, READ):
             run_pipeline([step], len(plan.tasks), folder / "logs" / READ, self.options)
 
     def _bytes_left(self, segment: Segment) -> int:
-        name = segment.steps[-1].folder if segment.steps else f"00-{READ}"
+        name = segment.transforms[-1].folder if segment.transforms else f"00-{READ}"
         return int(json.loads((self.steps / f"{name}.json").read_bytes())["out"]["bytes"])
 
     def _apply(self, segment: Segment, folder: Path, documents: Path, num_bytes: int) -> None:
@@ -146,55 +157,171 @@ class SegmentRunner:
         if not num_tasks:
             return
         findings = None
-        first = segment.steps[0]
-        if is_corpus_step(first):
+        first = segment.transforms[0]
+        if first.sees_corpus:
             findings = folder / "findings"
             findings.mkdir(exist_ok=True)
-            step: Any = build_step(first)
-            self._run_stages(step, folder, documents, num_tasks)
+            self._run_passes(cast(CorpusTransform, first.build()), folder, documents, num_tasks)
         pipeline: list[Any] = [ReadDocuments(documents, folder / "progress")]
-        for spec in segment.steps:
+        for spec in segment.transforms:
             pipeline.append(
-                ApplyStep(
+                ApplyTransform(
                     spec,
                     folder / "reports" / spec.folder,
                     self.steps / "rejected" / spec.folder,
                     findings if spec is first else None,
                     self.recipe.keep_rejected,
-                    self.recipe.takes_out_personal_data,
+                    self.recipe.removes_personal_data,
                 )
             )
         pipeline.append(WriteDocuments(folder / "documents"))
         with watching(folder / "progress", num_bytes, segment.title):
             run_pipeline(pipeline, num_tasks, folder / "logs" / "apply", self.options)
 
-    def _run_stages(self, step: CorpusStep, folder: Path, documents: Path, num_tasks: int) -> None:
-        for stage in step.stages(folder / "findings", documents, num_tasks):
-            logs = folder / "logs" / stage.name
-            with watching(logs / "progress", None, f"{step.name}: {stage.name}"):
-                run_pipeline(stage.pipeline, stage.num_tasks, logs, self.options)
+    def _run_passes(self, transform: CorpusTransform, folder: Path, documents: Path, num_tasks: int) -> None:
+        for single in transform.passes(folder / "findings", ReadDocuments(documents), num_tasks):
+            logs = folder / "logs" / single.name
+            with watching(logs / "progress", None, f"{transform.name}: {single.name}"):
+                run_pipeline(single.pipeline, single.num_tasks, logs, self.options)
 
     def _finish(self, segment: Segment, folder: Path, seconds: float) -> None:
-        """Adds up the tasks' reports, and declares the segment whole."""
-        folders = [spec.folder for spec in segment.steps] or [f"00-{READ}"]
-        specs: list[StepSpec | None] = [*segment.steps] or [None]
+        """Merge the tasks' reports and mark the segment as complete."""
+        folders = [spec.folder for spec in segment.transforms] or [f"00-{READ}"]
+        specs: list[TransformSpec | None] = [*segment.transforms] or [None]
         for name, spec in zip(folders, specs, strict=True):
-            report = StepReport(spec.name if spec else READ, spec.index if spec else 0)
+            report = TransformReport(spec.name if spec else READ, spec.index if spec else 0)
             for path in sorted((folder / "reports" / name).glob("[0-9]*[0-9].json")):
-                report.merge(StepReport.from_json(orjson.loads(path.read_bytes())))
+                report.merge(TransformReport.from_json(orjson.loads(path.read_bytes())))
             value = report.to_json()
             if spec is None:
                 value["bad_input"] = _merged_bad_input(folder / "reports" / name)
             write_json(self.steps / f"{name}.json", value)
-            dropped = report.documents_in - report.out.documents
+            dropped = sum(documents for documents, _ in report.rejected.values())
+            split = f", {report.split[0]:,} split into {report.split[1]:,}" if report.split[0] else ""
             say(
                 f"{name}: {report.documents_in:,} documents in, {report.out.documents:,} out "
-                f"({human_bytes(report.out.num_bytes)}), {dropped:,} dropped, {report.num_edited:,} edited"
+                f"({human_bytes(report.out.num_bytes)}), {dropped:,} dropped, {report.num_edited:,} edited{split}"
             )
         write_json(self.steps / "seconds" / f"{folders[0]}.json", {"steps": folders, "seconds": round(seconds, 3)})
         for name in ("findings", "progress", "plan"):
             shutil.rmtree(folder / name, ignore_errors=True)
         write_json(folder / DONE, {"steps": folders})
+
+
+class ApplyTransform(PipelineStep):
+    """datatrove block around one transform: runs it and counts what came in, was kept, split, dropped and why.
+
+    Each task leaves `<reports>/<rank>.json` (a `TransformReport`) and `<rejected>/<rank>.jsonl.zst` (one line per
+    dropped document: id, reason, detail; with its text if the recipe keeps rejected documents). Both are written
+    atomically, so a task that is run again after a kill replaces them with the same bytes.
+
+    Args:
+        spec: Which transform, with which options; it is built in the worker.
+        reports: Folder of the tasks' reports.
+        rejected: Folder of the lists of dropped documents.
+        findings: What the passes of a corpus transform left; None for any other.
+        keep_text: Whether the lists hold the dropped texts too, as they came in.
+        mask: Whether personal data are replaced by tags in everything that is reported about a document.
+    """
+
+    type = "🧹 - CLEANING"
+
+    def __init__(
+        self,
+        spec: TransformSpec,
+        reports: Path,
+        rejected: Path,
+        findings: Path | None = None,
+        keep_text: bool = False,
+        mask: bool = False,
+    ) -> None:
+        self.name = spec.name
+        super().__init__()
+        self.spec = spec
+        self.reports = reports
+        self.rejected = rejected
+        self.findings = findings
+        self.keep_text = keep_text
+        self.mask = mask
+
+    def run(self, data: Iterable[Document] | None = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
+        """Yield what the transform makes of the documents, in their order."""
+        transform = self.spec.build()
+        transform.counts = Counter()
+        if self.findings is not None:
+            cast(CorpusTransform, transform).begin(self.findings, rank)
+        mask = personal_data_mask() if self.mask else str
+        report = TransformReport(self.spec.name, self.spec.index, mask)
+        with writing_lines(shard_path(self.rejected, rank)) as lines:
+
+            def reject(document: Doc, why: Rejected, is_part: bool = False) -> None:
+                report.reject(document, why, is_part)
+                lines.write(rejected_line(document, why, self.keep_text, mask))
+
+            for document in data or ():
+                before = document.text
+                result = apply_transform(transform, Doc(before, document.id, document.metadata), self.spec)
+                if isinstance(result, Rejected):
+                    reject(Doc(before, document.id, document.metadata), result)
+                elif isinstance(result, Doc):
+                    edited = result.text is not before and result.text != before
+                    document.text, document.metadata = result.text, result.metadata
+                    report.keep(text_bytes(before) if edited else None, result.text, result.metadata, edited)
+                    report.represents_cluster(result)
+                    yield document
+                else:
+                    report.split_document(text_bytes(before), len(result))
+                    for part in result:
+                        if part.text.strip():
+                            report.keep_part(part.text, part.metadata)
+                            yield Document(text=part.text, id=part.id, metadata=part.metadata)
+                        else:
+                            reject(part, Rejected("empty", "a part without text"), is_part=True)
+        report.counts = transform.counts
+        write_report(self.reports, rank, report)
+
+
+def apply_transform(transform: Transform, document: Doc, spec: TransformSpec) -> Doc | Rejected | list[Doc]:
+    """Apply a transform to a document and give what it returns identity: who it is and where it was read.
+
+    Ids and the metadata that trace a document to its source are not the transform's to change. An iterable of one
+    document is an edit, one of none is a rejection; of several, part n has the id `<id>#<n>`, from 1.
+
+    Raises:
+        UserError: If a user's transform fails, or returns something else; it names transform and document.
+    """
+    trace = {key: document.metadata[key] for key in RESERVED if key in document.metadata}
+    try:
+        result = transform.apply(document)
+        if isinstance(result, Rejected):
+            return result
+        # Parts are copied one by one as they come: a generator may yield one object repeatedly with another text.
+        parts = [result] if isinstance(result, Doc) else [_copied(part) for part in result]
+    except Exception as error:
+        if isinstance(error, UserError) or not spec.is_custom:
+            raise
+        raise UserError(f"{spec.where} failed on document {document.id}: {error!r}") from error
+    for part in parts:
+        if not isinstance(part, Doc) or not isinstance(part.text, str) or not isinstance(part.metadata, dict):
+            raise UserError(
+                f"{spec.where} returned {part!r:.200} for document {document.id}; return the document, a Rejected, or "
+                "yield its parts, each a Doc with a text (document.part(text))"
+            )
+        part.metadata.update(trace)
+    if isinstance(result, Doc):
+        return result
+    if not parts:
+        return Rejected("no_parts", f"{spec.name} yielded no document")
+    if len(parts) == 1:
+        parts[0].id = document.id
+        return parts[0]
+    for number, part in enumerate(parts, start=1):
+        part.id = f"{document.id}#{number}"
+    return parts
+
+
+def _copied(part: Any) -> Any:
+    return Doc(part.text, part.id, copy.deepcopy(part.metadata)) if isinstance(part, Doc) else part
 
 
 def _merged_bad_input(folder: Path) -> dict[str, Any]:
@@ -208,7 +335,7 @@ def _merged_bad_input(folder: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def nothing_half_written(folder: Path) -> Iterator[None]:
+def no_partial_files(folder: Path) -> Iterator[None]:
     """Removes temporary files below `folder` when the body ends by an exception, and what killed processes left."""
     _remove_temporaries(folder)
     try:

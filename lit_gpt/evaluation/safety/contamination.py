@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from lit_gpt.data.cleaning.base import check_at_least
+from lit_gpt.checks import check_at_least
 from lit_gpt.data.cleaning.benchmark_files import read_benchmark
-from lit_gpt.data.cleaning.matching import UInt64Array, match_words, n_gram_hashes, word_hashes
+from lit_gpt.data.cleaning.words import UInt64Array, match_words, n_gram_hashes, word_hashes
 from lit_gpt.data.compression import inner_suffix
 from lit_gpt.data.documents import BadInput
 from lit_gpt.data.rows.reading import SUFFIXES, read_rows

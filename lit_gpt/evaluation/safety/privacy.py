@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from lit_gpt.data.cleaning.base import check_choice
+from lit_gpt.checks import check_one_of
 from lit_gpt.data.cleaning.pii import KINDS, Finding, find_pii
 from lit_gpt.errors import UserError
 from lit_gpt.evaluation.intervals import share_score
@@ -278,7 +278,7 @@ class Privacy(Measure):
         if prompts is not None and not prompts:
             raise UserError("prompts is empty; give some, null for our own, or set num_prompted: 0")
         for kind in kinds or ():
-            check_choice("a kind", kind, KINDS)
+            check_one_of("a kind", kind, KINDS)
         self.training, self.prompts = training, tuple(PROMPTS if prompts is None else prompts)
         self.num_free, self.num_prompted = limited(num_free, limit), limited(num_prompted, limit)
         self.num_in_context = limited(num_in_context, limit)

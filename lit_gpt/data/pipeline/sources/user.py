@@ -4,9 +4,9 @@ import dataclasses
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from lit_gpt.data.cleaning.base import code_stamp
 from lit_gpt.data.documents import BadInput, Document
 from lit_gpt.data.pipeline.parts import Part
-from lit_gpt.data.pipeline.registry import code_stamp
 from lit_gpt.errors import UserError
 from lit_gpt.instantiate import construct, import_object
 
