@@ -27,8 +27,8 @@ def unknown_name(kind: str, name: object, known: Iterable[str], where: str = "")
         where: Its location: "in filter 3 (length)".
 
     Example:
-        >>> str(unknown_name("filter", "lengh", ["length", "lines"]))
-        "unknown filter 'lengh'; did you mean length? The filters are: length, lines"
+        >>> str(unknown_name("filter", "lenght", ["length", "lines"]))
+        "unknown filter 'lenght'; did you mean length? The filters are: length, lines"
     """
     names = sorted(known)
     place = f" {where}" if where else ""
