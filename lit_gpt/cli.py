@@ -16,9 +16,9 @@ from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
-from lit_gpt import __version__
 from lit_gpt.commands import COMMANDS
 from lit_gpt.errors import find_user_error
+from lit_gpt.extras import versions
 
 TRAINER_COMMANDS = {
     "fit": "train a model: pretraining, and every other objective (config: trainer, model, data)",
@@ -112,7 +112,7 @@ def build_parser() -> ToolParser:
         prog="python -m lit_gpt",
         description="The whole life of a language model as PyTorch Lightning plugins.",
         epilog=EPILOG,
-        version=__version__,
+        version=versions(),
         formatter_class=HelpFormatter,
     )
     commands = parser.add_subcommands(required=True)

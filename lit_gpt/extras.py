@@ -1,9 +1,28 @@
-"""Libraries that only some rooms need: imported where they are used, and named with their remedy where they are not."""
+"""The libraries around this package: optional ones are imported where they are used, and named with their remedy if missing."""
 
 import importlib
+import importlib.metadata
+import platform
 from typing import Any
 
 from lit_gpt.errors import UserError
+
+STACK = ("torch", "lightning", "torchmetrics", "datasets", "transformers", "tokenizers", "jsonargparse", "tensorboard")
+"""The libraries whose versions belong in every report of a problem."""
+
+
+def versions() -> str:
+    """Return the versions of this package, Python and the stack in one line."""
+    found = [f"lit_gpt {installed_version('lit_gpt')}", f"Python {platform.python_version()}"]
+    return ", ".join([*found, *(f"{name} {installed_version(name) or 'missing'}" for name in STACK)])
+
+
+def installed_version(name: str) -> str | None:
+    """Return the installed version of a distribution, or None."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def need(module: str, extra: str, purpose: str) -> Any:

@@ -16,5 +16,6 @@ COMMANDS = {
     "export": "lit_gpt.commands.export:export",
     "evaluate": "lit_gpt.commands.evaluate:evaluate",
     "score": "lit_gpt.commands.score:score",
+    "doctor": "lit_gpt.commands.doctor:doctor",
 }
 """Words on the command line → the function that carries them out; its signature and docstring are the help."""

@@ -61,13 +61,13 @@ def gpu_peak_flops(name: str) -> float | None:
 
 
 @cache
-def cpu_peak_flops(seconds: float = 0.3) -> float:
-    """Measure this process's float32 peak in FLOP/s with torch's threads: the best of a few square matmuls.
+def cpu_peak_flops(seconds: float = 0.3, dtype: torch.dtype = torch.float32) -> float:
+    """Measure this process's peak in FLOP/s with torch's threads: the best of a few square matmuls.
 
     Measured once a process. It is what a large matmul reaches, not what the silicon could do at best.
     """
     n, best = 1024, float("inf")
-    a, b = torch.ones(n, n), torch.ones(n, n)
+    a, b = torch.ones(n, n, dtype=dtype), torch.ones(n, n, dtype=dtype)
     out = a @ b
     end = time.perf_counter() + seconds
     while (start := time.perf_counter()) < end:
