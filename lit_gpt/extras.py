@@ -1,4 +1,4 @@
-"""The libraries around this package: optional ones are imported where they are used, and named with their remedy if missing."""
+"""The libraries around this package: optional ones are imported where used, and an error names the missing one."""
 
 import importlib
 import importlib.metadata
@@ -12,8 +12,8 @@ STACK = ("torch", "lightning", "torchmetrics", "datasets", "transformers", "toke
 
 
 def versions() -> str:
-    """Return the versions of this package, Python and the stack in one line."""
-    found = [f"lit_gpt {installed_version('lit_gpt')}", f"Python {platform.python_version()}"]
+    """Return the version of this package, then those of Python and the stack, in one line."""
+    found = [installed_version("lit_gpt") or "unknown", f"Python {platform.python_version()}"]
     return ", ".join([*found, *(f"{name} {installed_version(name) or 'missing'}" for name in STACK)])
 
 
