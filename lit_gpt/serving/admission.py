@@ -1,25 +1,71 @@
-"""Who may come in: a bound on the sequences that run or wait, so that a full server says so at once.
+"""Limits of the server, and admission control: a bound on the sequences that run or wait.
 
-Everything runs in the event loop's thread, so counting needs no lock.
+A full server says so at once (429 with Retry-After) instead of letting requests pile up. Everything here runs in the
+event loop's thread, so counting needs no lock.
 """
 
 import math
 import time
+from dataclasses import dataclass, fields
 from types import TracebackType
 
+from lit_gpt.checks import check_at_least
 from lit_gpt.serving.errors import ApiError
 
-LONGEST_WAIT_SECONDS = 60
-_MEMORY = 0.9
-"""Of the running mean of durations: about the last ten count."""
+MAX_RETRY_SECONDS = 60
+_DECAY = 0.9
+"""Of the running mean of request durations: about the last ten requests count."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds that hold for every client.
+
+    Attributes:
+        body_bytes: size of a request's body; a larger one is answered with 413.
+        prompt_tokens: tokens of one prompt; null: what the model's context and cache hold.
+        new_tokens: tokens of one answer (`max_tokens`); null: what the context holds.
+        prompts: prompts in one completion or embedding request.
+        choices: answers to one prompt (`n`).
+        constraint_bytes: size of a JSON schema, regular expression or grammar, which takes time to compile.
+        queued: sequences that wait for a slot in the batch; one more is answered with 429 and Retry-After.
+        connections: open connections; a request beyond them is answered with 503.
+        request_seconds: from the first byte of a request to the last of its answer.
+        body_seconds: for a client to send its body.
+        keep_alive_seconds: that an idle connection is kept open after an answer.
+        stalled_seconds: that a client may leave a stream unread.
+        drain_seconds: after SIGTERM, for accepted requests to finish.
+
+    Raises:
+        UserError: If a bound is too low.
+    """
+
+    body_bytes: int = 2_000_000
+    prompt_tokens: int | None = None
+    new_tokens: int | None = None
+    prompts: int = 64
+    choices: int = 8
+    constraint_bytes: int = 65_536
+    queued: int = 128
+    connections: int = 1024
+    request_seconds: float = 600.0
+    body_seconds: float = 30.0
+    keep_alive_seconds: float = 15.0
+    stalled_seconds: float = 60.0
+    drain_seconds: float = 30.0
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            low = 0 if field.name in ("queued", "drain_seconds") else 0.001 if "seconds" in field.name else 1
+            check_at_least(f"limits.{field.name}", getattr(self, field.name), low)
 
 
 class Admission:
     """Counts sequences in flight.
 
     Args:
-        running: Sequences that are worked on at a time.
-        queued: That may wait beside them.
+        running: Sequences that are processed at a time.
+        queued: Sequences that may wait besides.
     """
 
     def __init__(self, running: int, queued: int) -> None:
@@ -28,23 +74,25 @@ class Admission:
         self.in_flight = 0
         self.draining = False
         self.mean_seconds = 1.0
-        """Of the requests that ended last: what Retry-After is guessed from."""
+        """Mean duration of the latest requests: what Retry-After is estimated from."""
+
+    @property
+    def capacity(self) -> int:
+        """Sequences that may be in flight."""
+        return self.running + self.queued
 
     def enter(self, sequences: int) -> "Ticket":
-        """Take places.
-
-        Args:
-            sequences: How many.
+        """Reserve places for the sequences of one request.
 
         Raises:
-            ApiError: 429 if there are not that many free, 503 while the server is going down.
+            ApiError: 429 if there are not that many free, 400 if there never can be, 503 during shutdown.
         """
         if self.draining:
             raise ApiError(503, "the server is shutting down", "shutting_down", headers={"Retry-After": "5"})
-        room = self.running + self.queued
-        if sequences > room:
-            raise ApiError(400, f"the request asks for {sequences} sequences, more than the server's {room} places")
-        if self.in_flight + sequences > room:
+        if sequences > self.capacity:
+            message = f"the request asks for {sequences} sequences, more than the server's {self.capacity} places"
+            raise ApiError(400, message)
+        if self.in_flight + sequences > self.capacity:
             wait = self.retry_after()
             message = f"the server is busy: {self.in_flight} sequences run or wait; try again in {wait} seconds"
             raise ApiError(429, message, "server_busy", headers={"Retry-After": str(wait)})
@@ -52,9 +100,9 @@ class Admission:
         return Ticket(self, sequences)
 
     def retry_after(self) -> int:
-        """Seconds until places are likely free: how many rounds the queue is long, times a request's mean time."""
+        """Estimate the seconds until places are free: the queue's length in batches times a request's mean time."""
         rounds = max(1.0, (self.in_flight - self.running) / max(1, self.running))
-        return min(LONGEST_WAIT_SECONDS, max(1, math.ceil(rounds * self.mean_seconds)))
+        return min(MAX_RETRY_SECONDS, max(1, math.ceil(rounds * self.mean_seconds)))
 
 
 class Ticket:
@@ -71,12 +119,12 @@ class Ticket:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.leave()
+        self.release()
 
-    def leave(self) -> None:
+    def release(self) -> None:
         """Give the places back; a second call does nothing."""
         if self._sequences:
             self._admission.in_flight -= self._sequences
             self._sequences = 0
             seconds = time.monotonic() - self._since
-            self._admission.mean_seconds = _MEMORY * self._admission.mean_seconds + (1 - _MEMORY) * seconds
+            self._admission.mean_seconds = _DECAY * self._admission.mean_seconds + (1 - _DECAY) * seconds

@@ -1,20 +1,22 @@
-"""The application: routes inside, and around them the layers that every request passes."""
+"""The application: routes, and around them the layers that every request passes."""
 
+import re
 from collections.abc import Sequence
+from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response
+from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
+from lit_gpt import __version__
 from lit_gpt.errors import UserError
-from lit_gpt.serving import chat, completions, embeddings, status
-from lit_gpt.serving.access import AccessControl, Keys
-from lit_gpt.serving.body import BodyLimit
-from lit_gpt.serving.edge import Edge, note, unforeseen
+from lit_gpt.serving import chat, completions, embeddings
 from lit_gpt.serving.errors import ApiError
+from lit_gpt.serving.middleware import AccessControl, BodyLimit, Keys, RequestLog, internal_error, note
 from lit_gpt.serving.page import content_security_policy, page_html
 from lit_gpt.serving.protocol import refusal
 from lit_gpt.serving.service import Service
@@ -31,20 +33,33 @@ ROUTES = frozenset(
         "/v1/embeddings",
     }
 )
+_ROOT_PATH = re.compile(r"(/[A-Za-z0-9._~-]+)*/?")
+_READ = ["GET", "HEAD"]
+router = APIRouter()
 
 
 def create_app(
-    service: Service, keys: Keys | None = None, hosts: frozenset[str] | None = None, cors_origins: Sequence[str] = ()
+    service: Service,
+    keys: Keys | None = None,
+    hosts: frozenset[str] | None = None,
+    cors_origins: Sequence[str] = (),
+    root_path: str = "",
 ) -> ASGIApp:
     """Build the application.
 
     Args:
         service: The model and its limits.
-        keys: That open the API; None: it is open to all.
-        hosts: Names that requests may name the server by, in lower case; None: any.
-        cors_origins: Pages of other origins that may call the API from a browser.
+        keys: API keys; None: the API is open to everyone.
+        hosts: Names that the Host header may hold, in lower case; None: any.
+        cors_origins: Origins of other pages that may call the API from a browser.
+        root_path: Prefix under which a reverse proxy publishes the server, such as `/llm`.
+
+    Raises:
+        UserError: If the prefix is not a path.
     """
-    # Its documentation pages would load scripts from elsewhere; its telemetry would see what requests say.
+    if not _ROOT_PATH.fullmatch(root_path):
+        raise UserError(f"root_path is {root_path!r}; write a path that begins with a slash, such as /llm")
+    # FastAPI's documentation pages would load scripts from other hosts; its telemetry would see requests.
     app = FastAPI(
         title="lit_gpt",
         docs_url=None,
@@ -54,29 +69,93 @@ def create_app(
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
     app.state.service = service
-    for router in (chat.router, completions.router, embeddings.router, status.router):
-        app.include_router(router)
-    app.add_api_route("/", _page, methods=["GET", "HEAD"], response_model=None)
+    for routes in (chat.router, completions.router, embeddings.router, router):
+        app.include_router(routes)
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(UserError, _user_error)
     app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(Exception, _fault)
+    app.add_exception_handler(Exception, _bug)
     guarded: ASGIApp = BodyLimit(app, service.limits, service.metrics)
     guarded = AccessControl(guarded, keys or Keys(), hosts, service.metrics)
     if cors_origins:
+        # Any header: the openai client for browsers sends a dozen of its own. Cookies are not allowed, so a header
+        # carries nothing that the page does not know.
         guarded = CORSMiddleware(
-            guarded,
-            allow_origins=list(cors_origins),
-            allow_methods=["GET", "POST"],
-            allow_headers=["Authorization", "Content-Type"],
+            guarded, allow_origins=list(cors_origins), allow_methods=[*_READ, "POST"], allow_headers=["*"]
         )
-    return Edge(guarded, service.metrics, ROUTES)
+    return RequestLog(guarded, service.metrics, ROUTES, root_path)
 
 
-async def _page() -> Response:
+# ------------------------------------------------------------------ routes that read
+
+
+@router.api_route("/", methods=_READ, response_model=None)
+async def page() -> Response:
+    """Return the chat page."""
     headers = {"Content-Security-Policy": content_security_policy(), "Cache-Control": "no-cache"}
     return HTMLResponse(page_html(), headers=headers)
+
+
+@router.api_route("/v1/models", methods=_READ, response_model=None)
+async def models(request: Request) -> Response:
+    """List the one model."""
+    return JSONResponse({"object": "list", "data": [_card(Service.of(request))]})
+
+
+@router.api_route("/v1/models/{name:path}", methods=_READ, response_model=None)
+async def model(name: str, request: Request) -> Response:
+    """Describe the one model by its name."""
+    service = Service.of(request)
+    service.check_model(name)
+    return JSONResponse(_card(service))
+
+
+def _card(service: Service) -> dict[str, Any]:
+    served = service.served
+    return {
+        "id": served.name,
+        "object": "model",
+        "created": served.created,
+        "owned_by": "lit_gpt",
+        # Beyond OpenAI's: what the page needs to know.
+        "max_model_len": served.max_length,
+        "chat": served.renderer is not None,
+        "tools": served.tool_form is not None,
+        "version": __version__,
+    }
+
+
+@router.api_route("/health", methods=_READ, response_model=None)
+async def health(request: Request) -> Response:
+    """Report whether the engine's thread is alive; an orchestrator restarts the process when it is not."""
+    failure = Service.of(request).served.loop.failure
+    return JSONResponse({"status": "ok" if failure is None else "failed"}, 200 if failure is None else 503)
+
+
+@router.api_route("/ready", methods=_READ, response_model=None)
+async def ready(request: Request) -> Response:
+    """Report whether a request sent now would be accepted; a load balancer sends none while it is not."""
+    service = Service.of(request)
+    admission = service.admission
+    if service.served.loop.failure is not None:
+        status = "failed"
+    elif admission.draining:
+        status = "shutting down"
+    elif admission.in_flight >= admission.capacity:
+        status = "busy"
+    else:
+        status = "ready"
+    return JSONResponse({"status": status}, 200 if status == "ready" else 503)
+
+
+@router.api_route("/metrics", methods=_READ, response_model=None)
+async def metrics(request: Request) -> Response:
+    """Return the metrics for Prometheus; with keys set, it needs one as well."""
+    return Response(Service.of(request).metrics.text(), media_type=CONTENT_TYPE_LATEST)
+
+
+# ------------------------------------------------------------------ errors
 
 
 async def _api_error(request: Request, error: Exception) -> Response:
@@ -102,6 +181,6 @@ async def _http_error(request: Request, error: Exception) -> Response:
     return await _api_error(request, ApiError(error.status_code, message, code, headers=error.headers))
 
 
-async def _fault(request: Request, error: Exception) -> Response:
-    """Starlette raises it again after this answer, and `Edge` writes it down."""
-    return await _api_error(request, unforeseen(request.scope))
+async def _bug(request: Request, error: Exception) -> Response:
+    """Starlette raises the exception again after this answer, and `RequestLog` logs it."""
+    return await _api_error(request, internal_error(request.scope))

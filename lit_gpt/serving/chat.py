@@ -2,39 +2,135 @@
 
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
+from lit_gpt.data.chat import Message, normalise_messages
+from lit_gpt.errors import UserError
 from lit_gpt.generation.params import Constraint
-from lit_gpt.serving.active import ActiveRequest
-from lit_gpt.serving.answers import Answer, Delta, chat_logprobs
-from lit_gpt.serving.edge import note
 from lit_gpt.serving.errors import ApiError
-from lit_gpt.serving.guards.answers import GuardedAnswers, refuse_logprobs
-from lit_gpt.serving.guards.request import guarded_messages, guarded_tools
-from lit_gpt.serving.protocol import ChatRequest, NamedTool
-from lit_gpt.serving.responses import StreamResponse, prepared, while_connected
-from lit_gpt.serving.sampling import answer_tokens, bounded, for_choice, format_constraint, sampling_params
-from lit_gpt.serving.service import Service
+from lit_gpt.serving.middleware import note
+from lit_gpt.serving.protocol import (
+    ChatRequest,
+    NamedTool,
+    answer_tokens,
+    bounded,
+    for_choice,
+    format_constraint,
+    sampling_params,
+)
+from lit_gpt.serving.responses import (
+    Answer,
+    Delta,
+    GuardedAnswers,
+    StreamResponse,
+    chat_logprobs,
+    prepared,
+    refuse_logprobs,
+    usage,
+    while_connected,
+)
+from lit_gpt.serving.service import ActiveRequest, Service
 from lit_gpt.serving.tools import ToolReader, call_constraint
-from lit_gpt.serving.usage import usage
 
 router = APIRouter()
+_SEPARATOR = "\n\n"
+"""Between the contents of messages that are merged."""
+
+
+# ------------------------------------------------------------------ the conversation
+
+
+def conversation(messages: Sequence[Any]) -> list[Message]:
+    """Return the messages of a request in an order that chat templates render.
+
+    Agents send histories that no model was trained on, and OpenAI's API accepts them: several system messages, several
+    messages of the user in a row, an assistant that speaks first, a user after a tool's result. What says the same when
+    merged is merged (system messages into the first, neighbours of one role into one message); anything else is left to
+    the template, which may refuse it with a reason.
+
+    Args:
+        messages: As OpenAI's API has them, with its old `function_call` too.
+
+    Raises:
+        UserError: If one is not a message, or the last one is the assistant's.
+    """
+    turns = normalise_messages([_modern(message) for message in messages])
+    system = [turn["content"] for turn in turns if turn["role"] == "system"]
+    merged: list[Message] = [Message(role="system", content=_SEPARATOR.join(system))] if system else []
+    for number, turn in enumerate(turns, start=1):
+        role = turn["role"]
+        if turn.get("tool_calls") and role != "assistant":
+            raise UserError(f"message {number} is from {role!r} and has tool_calls; only the assistant calls tools")
+        if role == "user" and not turn["content"].strip():
+            raise UserError(f"message {number} (user) is empty")
+        if role == "system":
+            continue
+        before = merged[-1] if merged else None
+        if before is not None and before["role"] == role and role in ("user", "assistant"):
+            merged[-1] = _merged(before, turn)
+        else:
+            merged.append(turn)
+    if merged[-1]["role"] == "system":
+        raise UserError("the conversation has system messages alone; end with the user's or a tool's")
+    if merged[-1]["role"] == "assistant":
+        raise UserError("the last message is the assistant's; end with the user's or a tool's")
+    return merged
+
+
+def _modern(message: Any) -> Any:
+    """A message with `tool_calls` for the old `function_call`, and texts where OpenAI's API allows null or nothing."""
+    if not isinstance(message, Mapping):
+        return message
+    result = dict(message)
+    content = result.get("content")
+    for part in content if isinstance(content, list) else ():
+        if isinstance(part, Mapping) and part.get("type") not in ("text", None):
+            raise UserError(f"a message holds a part of type {part['type']!r}; this server's model reads text alone")
+    call = result.pop("function_call", None)
+    if call is not None:
+        result["tool_calls"] = [*(result.get("tool_calls") or ()), {"type": "function", "function": call}]
+    if isinstance(result.get("tool_calls"), list):
+        result["tool_calls"] = [_with_arguments(one) for one in result["tool_calls"]]
+    if content is None and result.get("role") in ("tool", "function"):
+        result["content"] = ""
+    return result
+
+
+def _with_arguments(call: Any) -> Any:
+    """A call with an object of arguments where they are an empty string or null."""
+    if isinstance(call, Mapping) and isinstance(call.get("function"), Mapping):
+        arguments = call["function"].get("arguments")
+        if arguments is None or (isinstance(arguments, str) and not arguments.strip()):
+            return {**call, "function": {**call["function"], "arguments": {}}}
+    return call
+
+
+def _merged(first: Message, second: Message) -> Message:
+    contents = [one["content"] for one in (first, second) if one["content"]]
+    calls = [*first.get("tool_calls", ()), *second.get("tool_calls", ())]
+    result = cast(Message, {**first, **second, "content": _SEPARATOR.join(contents)})
+    if calls:
+        result["tool_calls"] = calls
+    return result
+
+
+# ------------------------------------------------------------------ the route
 
 
 @dataclass(frozen=True)
 class _ToolUse:
-    """What a request says of tools."""
+    """What a request says about tools."""
 
     described: list[dict[str, Any]]
     """For the template."""
     callable: list[dict[str, Any]]
     """Functions that may be called."""
-    demanded: bool
+    forced: bool
 
     @classmethod
     def of(cls, body: ChatRequest) -> "_ToolUse":
@@ -60,7 +156,7 @@ async def chat_completions(body: ChatRequest, request: Request) -> Response:
     refuse_logprobs(service.guard_chain, bool(body.logprobs))
     tools = _ToolUse.of(body)
     active = service.start(choices)
-    builder = service.builder if tools.demanded or body.has_form else None
+    builder = service.builder if tools.forced or body.is_constrained else None
     prompt_tokens = await prepared(active, lambda: _submit(service, active, body, tools, choices), builder)
     note(request.scope, prompt_tokens=prompt_tokens, choices=choices)
     answers = [_answer(service, body, tools) for _ in range(choices)]
@@ -75,13 +171,13 @@ async def chat_completions(body: ChatRequest, request: Request) -> Response:
 
 
 def _submit(service: Service, active: ActiveRequest, body: ChatRequest, tools: _ToolUse, choices: int) -> int:
-    """Render, count and hand over to the engine; returns the prompt's tokens."""
+    """Render, count and submit to the engine; returns the number of the prompt's tokens."""
     served = service.served
     if tools.described and served.renderer is not None and served.tool_form is None:
         raise ApiError(400, "the model's chat template has no form for tools", "tools_not_supported", "tools")
     served.check_size(body.messages, tools.described)
-    messages = guarded_messages(service.guard_chain, body.messages)
-    ids = served.chat_ids(messages, guarded_tools(service.guard_chain, tools.described))
+    messages = service.guard_chain.messages(conversation(body.messages))
+    ids = served.chat_ids(messages, service.guard_chain.tools(tools.described))
     asked = body.max_completion_tokens or body.max_tokens
     most = answer_tokens(asked, None, len(ids), served.max_length, service.limits)
     assert served.renderer is not None
@@ -94,7 +190,7 @@ def _submit(service: Service, active: ActiveRequest, body: ChatRequest, tools: _
 
 def _constraint(service: Service, body: ChatRequest, tools: _ToolUse) -> Constraint | None:
     form = service.served.tool_form
-    if tools.demanded and form is not None:
+    if tools.forced and form is not None:
         return bounded(call_constraint(form, tools.callable), service.limits)
     return bounded(format_constraint(body.response_format), service.limits)
 
@@ -102,10 +198,9 @@ def _constraint(service: Service, body: ChatRequest, tools: _ToolUse) -> Constra
 def _answer(service: Service, body: ChatRequest, tools: _ToolUse) -> Answer:
     form, reader = service.served.tool_form, None
     if tools.callable and form is not None:
-        names = [function["name"] for function in tools.callable]
-        one = body.parallel_tool_calls is False
-        reader = ToolReader(form, names, tools.demanded, one)
-    return Answer(service.tokens if body.logprobs else None, reader, bool(body.stream))
+        functions = {function["name"]: function.get("parameters") for function in tools.callable}
+        reader = ToolReader(form, functions, tools.forced, only_one=body.parallel_tool_calls is False)
+    return Answer(service.served.token_text if body.logprobs else None, reader, bool(body.stream))
 
 
 @dataclass
@@ -118,6 +213,11 @@ class _Exchange:
     answers: list[Answer]
     prompt_tokens: int
 
+    def __post_init__(self) -> None:
+        self._id = f"chatcmpl-{secrets.token_hex(12)}"
+        self._created = int(time.time())
+        self._guarded = GuardedAnswers(self.service.guard_chain, self.active, self.answers)
+
     def _envelope(self, kind: str) -> dict[str, Any]:
         return {
             "id": self._id,
@@ -127,20 +227,14 @@ class _Exchange:
             "system_fingerprint": None,
         }
 
-    def __post_init__(self) -> None:
-        self._id = f"chatcmpl-{secrets.token_hex(12)}"
-        self._created = int(time.time())
-        self._seen = GuardedAnswers(self.service.guard_chain, self.active, self.answers)
-
     def _usage(self) -> dict[str, Any]:
         return usage(self.prompt_tokens, self.active.num_tokens)
 
     async def whole(self) -> dict[str, Any]:
-        """All answers, when the last is complete."""
-        async for batch in self.active.batches():
-            for index in dict.fromkeys(index for index, _ in batch):
-                await self._seen.feed(index, [event for owner, event in batch if owner == index])
-        choices = [self._choice(index, self._seen.whole(index)) for index in range(len(self.answers))]
+        """Return all answers, when the last is complete."""
+        async for _ in self._guarded.deltas():
+            pass
+        choices = [self._choice(index, self._guarded.whole(index)) for index in range(len(self.answers))]
         return {**self._envelope("chat.completion"), "choices": choices, "usage": self._usage()}
 
     def _choice(self, index: int, whole: Delta) -> dict[str, Any]:
@@ -148,11 +242,11 @@ class _Exchange:
         if whole.calls:
             message["content"] = whole.text or None
             message["tool_calls"] = [call.to_dict() for call in whole.calls]
-        logprobs = chat_logprobs(whole.tokens, self.service.tokens) if self.body.logprobs else None
+        logprobs = chat_logprobs(whole.tokens, self.service.served.token_text) if self.body.logprobs else None
         return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": whole.finish_reason}
 
     async def chunks(self) -> AsyncIterator[dict[str, Any]]:
-        """The answers as they grow."""
+        """Yield the answers as they grow."""
         with_usage = self.body.stream_options is not None and self.body.stream_options.include_usage
         envelope = self._envelope("chat.completion.chunk") | ({"usage": None} if with_usage else {})
 
@@ -163,17 +257,15 @@ class _Exchange:
         num_calls = [0] * len(self.answers)
         for index in range(len(self.answers)):
             yield chunk(index, {"role": "assistant", "content": "", "refusal": None})
-        async for batch in self.active.batches():
-            for index in dict.fromkeys(index for index, _ in batch):
-                added = await self._seen.feed(index, [event for owner, event in batch if owner == index])
-                delta: dict[str, Any] = {"content": added.text} if added.text else {}
-                if added.calls:
-                    delta["tool_calls"] = [call.to_dict(num_calls[index] + k) for k, call in enumerate(added.calls)]
-                    num_calls[index] += len(added.calls)
-                logprobs = chat_logprobs(added.tokens, self.service.tokens) if added.tokens else None
-                if delta or logprobs:
-                    yield chunk(index, delta, logprobs)
-                if added.finish_reason is not None:
-                    yield chunk(index, {}, None, added.finish_reason)
+        async for index, added in self._guarded.deltas():
+            delta: dict[str, Any] = {"content": added.text} if added.text else {}
+            if added.calls:
+                delta["tool_calls"] = [call.to_dict(num_calls[index] + k) for k, call in enumerate(added.calls)]
+                num_calls[index] += len(added.calls)
+            logprobs = chat_logprobs(added.tokens, self.service.served.token_text) if added.tokens else None
+            if delta or logprobs:
+                yield chunk(index, delta, logprobs)
+            if added.finish_reason is not None:
+                yield chunk(index, {}, None, added.finish_reason)
         if with_usage:
             yield envelope | {"choices": [], "usage": self._usage()}

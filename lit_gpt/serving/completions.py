@@ -1,5 +1,6 @@
-"""`POST /v1/completions`: texts that are gone on with."""
+"""`POST /v1/completions`: continuations of texts, and log-probabilities of prompts."""
 
+import asyncio
 import secrets
 import time
 from collections.abc import AsyncIterator
@@ -9,31 +10,57 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
-from lit_gpt.serving.active import ActiveRequest
-from lit_gpt.serving.answers import Answer, completion_logprobs
-from lit_gpt.serving.edge import note
 from lit_gpt.serving.errors import ApiError
-from lit_gpt.serving.guards.answers import GuardedAnswers, refuse_logprobs
-from lit_gpt.serving.guards.request import guarded_prompt
-from lit_gpt.serving.protocol import CompletionRequest
-from lit_gpt.serving.responses import StreamResponse, prepared, while_connected
-from lit_gpt.serving.sampling import (
+from lit_gpt.serving.middleware import note
+from lit_gpt.serving.model import TokenLogprob
+from lit_gpt.serving.protocol import (
     COMPLETION_TOKENS,
+    CompletionRequest,
     answer_tokens,
     bounded,
     for_choice,
     format_constraint,
+    listed_prompts,
     sampling_params,
 )
-from lit_gpt.serving.service import Service
-from lit_gpt.serving.usage import usage
+from lit_gpt.serving.responses import (
+    Answer,
+    CompletionLogprobs,
+    Delta,
+    GuardedAnswers,
+    StreamResponse,
+    prepared,
+    refuse_logprobs,
+    usage,
+    while_connected,
+)
+from lit_gpt.serving.service import ActiveRequest, Service
 
 router = APIRouter()
 
 
+@dataclass(frozen=True)
+class _Prompt:
+    """A prompt as the model reads it.
+
+    Attributes:
+        ids: Its tokens, with what opens a text.
+        echoed: Those that an answer with `echo` repeats: without what was put before a text.
+        text: The text of `echoed`.
+    """
+
+    ids: list[int]
+    echoed: list[int]
+    text: str
+
+
 @router.post("/v1/completions", response_model=None)
 async def completions(body: CompletionRequest, request: Request) -> Response:
-    """Go on with one text or several; a text stands at the start of a document, as in training."""
+    """Continue one text or several; a text stands at the start of a document, as in training.
+
+    Special tokens that a text spells (`<|im_start|>`) are read as such, so that clients may render a chat template
+    themselves. With `echo` and `logprobs` the log-probabilities of the prompt's tokens are returned as well.
+    """
     service = Service.of(request)
     service.check_model(body.model)
     refuse_logprobs(service.guard_chain, body.logprobs is not None)
@@ -46,12 +73,11 @@ async def completions(body: CompletionRequest, request: Request) -> Response:
         if value > most:
             raise ApiError(400, f"{name} asks for {value}, more than the server's limit of {most}", "too_many", name)
     active = service.start(choices * len(prompts))
-    builder = service.builder if body.has_form else None
-    ids = await prepared(active, lambda: _submit(service, active, body, prompts, choices), builder)
-    prompt_tokens = sum(map(len, ids))
+    builder = service.builder if body.is_constrained else None
+    read = await prepared(active, lambda: _submit(service, active, body, prompts, choices), builder)
+    prompt_tokens = sum(len(prompt.ids) for prompt in read)
     note(request.scope, prompt_tokens=prompt_tokens, choices=choices * len(prompts))
-    echoes = [_echo(service, body, one) for one in ids for _ in range(choices)]
-    exchange = _Exchange(service, active, body, echoes, prompt_tokens)
+    exchange = _Exchange(service, active, body, [one for one in read for _ in range(choices)], prompt_tokens)
     if body.stream:
         return StreamResponse(active, exchange.chunks(), service.limits)
     try:
@@ -61,41 +87,35 @@ async def completions(body: CompletionRequest, request: Request) -> Response:
         note(request.scope, tokens=active.num_tokens)
 
 
-def listed_prompts(prompt: str | list[int] | list[str] | list[list[int]]) -> list[str | list[int]]:
-    """One prompt or several, texts or ids, as a list of them."""
-    if isinstance(prompt, str):
-        return [prompt]
-    if isinstance(prompt[0], int):
-        return [[index for index in prompt if isinstance(index, int)]]
-    return [one for one in prompt if not isinstance(one, int)]
-
-
 def _submit(
     service: Service, active: ActiveRequest, body: CompletionRequest, prompts: list[str | list[int]], choices: int
-) -> list[list[int]]:
+) -> list[_Prompt]:
+    """Tokenise and submit to the engine, unless `max_tokens` is 0."""
     served = service.served
     served.check_size(*prompts)
-    guarded = [guarded_prompt(service.guard_chain, served, prompt, "prompt") for prompt in prompts]
-    texts = [served.text_ids(prompt) if isinstance(prompt, str) else prompt for prompt in guarded]
+    guarded = [service.guard_chain.prompt(served, prompt, "prompt") for prompt in prompts]
+    read = [_read(service, prompt) for prompt in guarded]
     constraint = bounded(format_constraint(body.response_format), service.limits)
     jobs = []
-    for ids in texts:
-        most = answer_tokens(body.max_tokens, COMPLETION_TOKENS, len(ids), served.max_length, service.limits)
-        jobs.append((ids, sampling_params(body, most, (), constraint)))
-    service.metrics.prompt_tokens.inc(sum(map(len, texts)))
-    for ids, params in jobs:
+    for prompt in read:
+        length = len(prompt.ids)
+        most = answer_tokens(body.max_tokens, COMPLETION_TOKENS, length, served.max_length, service.limits)
+        jobs.append((prompt.ids, sampling_params(body, max(1, most), (), constraint)))
+        if body.max_tokens == 0 and max(prompt.ids) >= served.tokenizer.vocab_size:  # else the engine refuses it
+            raise ApiError(400, f"token {max(prompt.ids)} is outside the model's vocabulary", "invalid_value", "prompt")
+    service.metrics.prompt_tokens.inc(sum(len(prompt.ids) for prompt in read))
+    for ids, params in jobs if body.max_tokens != 0 else ():
         for choice in range(choices):
             active.submit(ids, for_choice(params, choice))
-    return texts
+    return read
 
 
-def _echo(service: Service, body: CompletionRequest, ids: list[int]) -> str:
-    """The prompt's text, where the answer shall begin with it."""
-    if not body.echo:
-        return ""
+def _read(service: Service, prompt: str | list[int]) -> _Prompt:
     tokenizer = service.served.tokenizer
+    ids = service.served.prompt_ids(prompt) if isinstance(prompt, str) else prompt
     opening = len(tokenizer.opening_ids)
-    return tokenizer.decode(ids[opening:] if tuple(ids[:opening]) == tokenizer.opening_ids else ids)
+    written = ids[opening:] if tuple(ids[:opening]) == tokenizer.opening_ids else ids
+    return _Prompt(ids, written if isinstance(prompt, str) else ids, tokenizer.decode(written))
 
 
 @dataclass
@@ -105,7 +125,8 @@ class _Exchange:
     service: Service
     active: ActiveRequest
     body: CompletionRequest
-    echoes: list[str]
+    prompts: list[_Prompt]
+    """Of each answer."""
     prompt_tokens: int
 
     def __post_init__(self) -> None:
@@ -116,45 +137,68 @@ class _Exchange:
             "model": self.service.served.name,
             "system_fingerprint": None,
         }
-        tokens = None if self.body.logprobs is None else self.service.tokens
-        answers = [Answer(tokens, streamed=bool(self.body.stream)) for _ in self.echoes]
+        tokens = None if self.body.logprobs is None else self.service.served.token_text
+        answers = [Answer(tokens, streamed=bool(self.body.stream)) for _ in self.prompts]
         self._answers = GuardedAnswers(self.service.guard_chain, self.active, answers)
+        self._logprobs = [CompletionLogprobs(self.service.served.token_text) for _ in self.prompts]
 
     def _choice(self, index: int, text: str, logprobs: Any, finish: str | None) -> dict[str, Any]:
         return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish}
+
+    def _echo(self, index: int) -> str:
+        return self.prompts[index].text if self.body.echo else ""
+
+    async def _prompt_logprobs(self) -> list[list[TokenLogprob]]:
+        """Of each answer's prompt; [] where they are not requested. A prompt with several answers is computed once.
+
+        Raises:
+            ApiError: 504, if the request's time is up.
+        """
+        if not (self.body.echo and self.body.logprobs is not None):
+            return [[] for _ in self.prompts]
+        loop, served = asyncio.get_running_loop(), self.service.served
+        results: dict[int, list[TokenLogprob]] = {}
+        try:
+            async with asyncio.timeout(self.active.seconds):
+                for prompt in self.prompts:
+                    if id(prompt) not in results:
+                        ids, num_top = prompt.ids, self.body.logprobs
+                        rows = await loop.run_in_executor(self.service.direct, served.prompt_logprobs, ids, num_top)
+                        results[id(prompt)] = rows[len(prompt.ids) - len(prompt.echoed) :]
+        except TimeoutError:
+            raise self.active.overdue from None
+        return [results[id(prompt)] for prompt in self.prompts]
 
     def _usage(self) -> dict[str, Any]:
         return usage(self.prompt_tokens, self.active.num_tokens)
 
     async def whole(self) -> dict[str, Any]:
-        """All texts, when the last is complete."""
-        async for batch in self.active.batches():
-            for index in dict.fromkeys(index for index, _ in batch):
-                await self._answers.feed(index, [event for owner, event in batch if owner == index])
+        """Return all texts, when the last is complete."""
+        of_prompts = await self._prompt_logprobs()
+        async for _ in self._answers.deltas():
+            pass
         choices = []
-        for index, echo in enumerate(self.echoes):
-            whole = self._answers.whole(index)
-            logprobs = None if self.body.logprobs is None else completion_logprobs(whole.tokens, self.service.tokens, 0)
-            choices.append(self._choice(index, echo + whole.text, logprobs, whole.finish_reason))
+        for index, rows in enumerate(of_prompts):
+            whole = self._answers.whole(index) if self.body.max_tokens != 0 else Delta(finish_reason="length")
+            logprobs = None
+            if self.body.logprobs is not None:
+                logprobs = self._logprobs[index].add_prompt(rows, whole.tokens)
+            choices.append(self._choice(index, self._echo(index) + whole.text, logprobs, whole.finish_reason))
         return {**self._envelope, "choices": choices, "usage": self._usage()}
 
     async def chunks(self) -> AsyncIterator[dict[str, Any]]:
-        """The texts as they grow."""
+        """Yield the texts as they grow."""
         with_usage = self.body.stream_options is not None and self.body.stream_options.include_usage
         envelope = self._envelope | ({"usage": None} if with_usage else {})
-        for index, echo in enumerate(self.echoes):
-            if echo:
-                yield envelope | {"choices": [self._choice(index, echo, None, None)]}
-        offsets = [0] * len(self.echoes)
-        async for batch in self.active.batches():
-            for index in dict.fromkeys(index for index, _ in batch):
-                added = await self._answers.feed(index, [event for owner, event in batch if owner == index])
-                if not added:
-                    continue
-                logprobs = None
-                if added.tokens:
-                    logprobs = completion_logprobs(added.tokens, self.service.tokens, offsets[index])
-                    offsets[index] += sum(map(len, logprobs["tokens"]))
-                yield envelope | {"choices": [self._choice(index, added.text, logprobs, added.finish_reason)]}
+        nothing_follows = "length" if self.body.max_tokens == 0 else None
+        for index, rows in enumerate(await self._prompt_logprobs()):
+            if self._echo(index) or nothing_follows:
+                logprobs = self._logprobs[index].add_prompt(rows) if rows else None
+                yield envelope | {"choices": [self._choice(index, self._echo(index), logprobs, nothing_follows)]}
+        async for index, added in self._answers.deltas():
+            if not added:
+                continue
+            logprobs = self._logprobs[index].add(added.tokens) if added.tokens else None
+            yield envelope | {"choices": [self._choice(index, added.text, logprobs, added.finish_reason)]}
         if with_usage:
             yield envelope | {"choices": [], "usage": self._usage()}

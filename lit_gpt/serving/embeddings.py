@@ -9,11 +9,9 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
-from lit_gpt.serving.completions import listed_prompts
-from lit_gpt.serving.edge import note
 from lit_gpt.serving.errors import ApiError
-from lit_gpt.serving.guards.request import guarded_prompt
-from lit_gpt.serving.protocol import EmbeddingRequest
+from lit_gpt.serving.middleware import note
+from lit_gpt.serving.protocol import EmbeddingRequest, listed_prompts
 from lit_gpt.serving.responses import while_connected
 from lit_gpt.serving.service import Service
 
@@ -37,15 +35,15 @@ async def embeddings(body: EmbeddingRequest, request: Request) -> Response:
     if len(inputs) > service.limits.prompts:
         message = f"input has {len(inputs)} texts, more than the server's limit of {service.limits.prompts}"
         raise ApiError(400, message, "too_many", "input")
-    with service.embedding_admission.enter(len(inputs)):
+    with service.direct_admission.enter(len(inputs)):
         vectors, tokens = await while_connected(request, _embed(service, inputs))
     note(request.scope, prompt_tokens=tokens)
+    spent = {"prompt_tokens": tokens, "total_tokens": tokens}
     data = [
         {"object": "embedding", "index": index, "embedding": _encoded(vector, body.encoding_format)}
         for index, vector in enumerate(vectors)
     ]
-    usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-    return JSONResponse({"object": "list", "data": data, "model": service.served.name, "usage": usage})
+    return JSONResponse({"object": "list", "data": data, "model": service.served.name, "usage": spent})
 
 
 async def _embed(service: Service, inputs: list[str | list[int]]) -> tuple[list[list[float]], int]:
@@ -53,19 +51,19 @@ async def _embed(service: Service, inputs: list[str | list[int]]) -> tuple[list[
     vectors, tokens = [], 0
     seconds = service.limits.request_seconds
     deadline = loop.time() + seconds
-    for text in inputs:  # one by one: whoever leaves, or waits too long, holds up nobody
+    for text in inputs:  # one by one: a client that disconnects, or waits too long, delays no other
         try:
             served.check_size(text, max_length=served.network.config.block_size)
             async with asyncio.timeout_at(deadline):
-                if service.guard_chain.looks_at("input"):
-                    look = partial(guarded_prompt, service.guard_chain, served, text, "input")
-                    text = await loop.run_in_executor(service.embedder, look)
+                if service.guard_chain.checks("input"):
+                    check = partial(service.guard_chain.prompt, served, text, "input")
+                    text = await loop.run_in_executor(service.direct, check)
                 if isinstance(text, str):
-                    ids = await loop.run_in_executor(service.embedder, served.text_ids, text)
+                    ids = await loop.run_in_executor(service.direct, served.text_ids, text)
                 else:
                     ids = text
                 _check(service, ids)
-                vectors.append(await loop.run_in_executor(service.embedder, served.embed, ids))
+                vectors.append(await loop.run_in_executor(service.direct, served.embed, ids))
         except TimeoutError:
             message = f"the answer was not complete within the server's limit of {seconds:g} seconds"
             raise ApiError(504, message, "request_timeout") from None
@@ -77,7 +75,7 @@ def _check(service: Service, ids: list[int]) -> None:
     config = service.served.network.config
     most = min(config.block_size, service.limits.prompt_tokens or config.block_size)
     if len(ids) > most:
-        message = f"a text of input has {len(ids)} tokens, more than the {most} that can be read at once"
+        message = f"a text of input has {len(ids)} tokens, more than the context of {most}"
         raise ApiError(400, message, "context_length_exceeded", "input")
     if max(ids) >= config.vocab_size:
         message = f"token {max(ids)} is outside the model's vocabulary of {config.vocab_size}"
@@ -85,5 +83,5 @@ def _check(service: Service, ids: list[int]) -> None:
 
 
 def _encoded(vector: list[float], encoding: str) -> Any:
-    """Numbers, or base64 of little-endian float32."""
+    """The numbers, or base64 of them as little-endian float32."""
     return vector if encoding == "float" else base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()

@@ -1,21 +1,31 @@
-"""Errors as OpenAI's API words them: `{"error": {"message", "type", "param", "code"}}` with a fitting status."""
+"""API errors in OpenAI's shape, and a log that never quotes a request.
+
+A client gets `{"error": {"message", "type", "param", "code"}}` with a fitting status. The log names a request by a
+random id, its route by the pattern that it matched, and sizes; an exception is logged by type and lines of code,
+without its message, which may quote a prompt.
+"""
 
 import json
+import logging
+import traceback
 from collections.abc import Mapping
+from types import TracebackType
 from typing import Any
 
 SHOWN_CHARACTERS = 80
+LOGGER = logging.getLogger("lit_gpt.serving")
+_FORMAT = "%(asctime)s %(levelname)s %(message)s"
 
 
 class ApiError(Exception):
-    """An answer that is an error.
+    """A response that reports an error.
 
     Args:
-        status: Of HTTP.
+        status: HTTP status code.
         message: For the client: the value, the bound, the remedy.
-        code: OpenAI's short name of it, None where it has none.
+        code: OpenAI's short name of the error, None where it has none.
         param: Field of the request that is at fault.
-        headers: Further ones.
+        headers: Further response headers.
     """
 
     def __init__(
@@ -34,18 +44,18 @@ class ApiError(Exception):
         self.headers = dict(headers or {})
 
     def body(self) -> dict[str, Any]:
-        """The JSON that the client gets."""
+        """Return the JSON that the client gets."""
         return {
             "error": {"message": self.message, "type": error_type(self.status), "param": self.param, "code": self.code}
         }
 
     def encoded(self) -> bytes:
-        """`body` as UTF-8."""
+        """Return `body` as UTF-8."""
         return json.dumps(self.body()).encode()
 
 
 def error_type(status: int) -> str:
-    """The name that OpenAI's API gives to a class of errors."""
+    """Return OpenAI's name of the class of errors that a status belongs to."""
     if status == 401:
         return "authentication_error"
     if status == 403:
@@ -56,6 +66,65 @@ def error_type(status: int) -> str:
 
 
 def shown(value: object) -> str:
-    """A value for a message to the one who sent it: quoted, and cut where it is long."""
+    """Return a value quoted for a message to its sender, truncated where it is long."""
     text = repr(value)
     return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}... ({len(text)} characters)"
+
+
+def describe_exception(error: BaseException) -> str:
+    """Return types and code locations of an exception and its causes, without any message or value."""
+    parts = []
+    seen: set[int] = set()
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        frames = traceback.extract_tb(current.__traceback__)
+        places = " < ".join(f"{_short(frame.filename)}:{frame.lineno} {frame.name}" for frame in reversed(frames))
+        parts.append(f"{type(current).__name__} at {places or 'nowhere'}")
+        current = current.__cause__ or (None if current.__suppress_context__ else current.__context__)
+    return ", caused by ".join(parts)
+
+
+def _short(filename: str) -> str:
+    return "/".join(filename.split("/")[-2:])
+
+
+class PrivateFormatter(logging.Formatter):
+    """Formats a record's exception without its message.
+
+    Records of other packages (uvicorn's, asyncio's) pass through it too: where one carries an exception, only the
+    record's fixed text is logged, not the values that were formatted into it.
+    """
+
+    def formatException(  # noqa: N802 (logging's name)
+        self, ei: tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
+    ) -> str:
+        """Return types and code locations."""
+        return describe_exception(ei[1]) if ei[1] is not None else ""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return one line for the record, and one for its exception."""
+        if record.exc_info and not record.name.startswith("lit_gpt."):
+            record = logging.makeLogRecord(record.__dict__ | {"msg": str(record.msg).splitlines()[0], "args": ()})
+        record.exc_text = None
+        return super().format(record)
+
+
+def log_config(level: str = "INFO") -> dict[str, Any]:
+    """Return a config for `logging.config.dictConfig`: our lines and others' warnings on standard error.
+
+    Args:
+        level: Threshold of our own lines.
+    """
+    quiet = {"handlers": ["errors"], "level": "WARNING", "propagate": False}
+    return {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "formatters": {"private": {"()": PrivateFormatter, "format": _FORMAT}},
+        "handlers": {"errors": {"class": "logging.StreamHandler", "formatter": "private"}},
+        "loggers": {
+            LOGGER.name: {"handlers": ["errors"], "level": level, "propagate": False},
+            "uvicorn.access": {"handlers": [], "level": "CRITICAL", "propagate": False},
+            **dict.fromkeys(("uvicorn", "uvicorn.error", "asyncio", "sse_starlette", "fastapi"), quiet),
+        },
+    }

@@ -1,4 +1,4 @@
-"""What the server tells Prometheus, in a registry of its own (several servers may live in one process)."""
+"""Metrics for Prometheus, in a registry of their own (several servers may run in one process)."""
 
 import time
 from collections import deque
@@ -23,7 +23,7 @@ class TokenRate:
 
     Args:
         window_seconds: How far back it looks.
-        clock: Seconds that only grow.
+        clock: Monotonic seconds.
     """
 
     def __init__(self, window_seconds: float = RATE_SECONDS, clock: Callable[[], float] = time.monotonic) -> None:
@@ -32,30 +32,30 @@ class TokenRate:
         self._counts: deque[list[float]] = deque()  # [second, tokens]
 
     def add(self, tokens: int) -> None:
-        """Count tokens that came now."""
+        """Count tokens generated now."""
         second = float(int(self._clock()))
         if self._counts and self._counts[-1][0] == second:
             self._counts[-1][1] += tokens
         else:
             self._counts.append([second, tokens])
-            self._forget()
+            self._expire()
 
     def value(self) -> float:
-        """Tokens per second."""
-        self._forget()
+        """Return tokens per second."""
+        self._expire()
         return sum(tokens for _, tokens in self._counts) / self._window
 
-    def _forget(self) -> None:
+    def _expire(self) -> None:
         while self._counts and self._counts[0][0] < self._clock() - self._window:
             self._counts.popleft()
 
 
 class Metrics:
-    """All of them.
+    """All metrics of a server.
 
     Args:
-        stats: Of the engine, read when Prometheus asks.
-        admission: Counts what runs or waits.
+        stats: Returns the engine's statistics; called at each scrape.
+        admission: Counts sequences in flight.
     """
 
     def __init__(self, stats: Callable[[], EngineStats], admission: Admission) -> None:
@@ -68,22 +68,22 @@ class Metrics:
             registry=self.registry,
         )
         self.rejected = Counter(
-            "lit_gpt_rejected", "Requests turned away before any work, by reason.", ["reason"], registry=self.registry
+            "lit_gpt_rejected", "Requests refused before any work, by reason.", ["reason"], registry=self.registry
         )
         self.guarded = Counter(
             "lit_gpt_guarded",
-            "Findings of guards, by guard, direction (input, output) and what became of them (redact, block).",
+            "Findings of guards, by guard, direction (input, output) and action (redact, block).",
             ["guard", "direction", "action"],
             registry=self.registry,
         )
         self.ended = Counter(
-            "lit_gpt_sequences", "Sequences that ended, by how.", ["finish_reason"], registry=self.registry
+            "lit_gpt_sequences", "Sequences that ended, by finish reason.", ["finish_reason"], registry=self.registry
         )
         self.prompt_tokens = Counter("lit_gpt_prompt_tokens", "Tokens of accepted prompts.", registry=self.registry)
-        self.generated_tokens = Counter("lit_gpt_generated_tokens", "Tokens written.", registry=self.registry)
+        self.generated_tokens = Counter("lit_gpt_generated_tokens", "Tokens generated.", registry=self.registry)
         self.first_token = Histogram(
             "lit_gpt_time_to_first_token_seconds",
-            "From a request's acceptance to its first token, the wait in the queue included.",
+            "From a request's acceptance to its first token, including the time in the queue.",
             buckets=_FIRST_TOKEN_BUCKETS,
             registry=self.registry,
         )
@@ -104,17 +104,17 @@ class Metrics:
         ProcessCollector(registry=self.registry)
 
     def token(self) -> None:
-        """Count one token written."""
+        """Count one generated token."""
         self.generated_tokens.inc()
         self.rate.add(1)
 
     def text(self) -> bytes:
-        """In Prometheus' text format."""
+        """Return them in Prometheus' text format."""
         return generate_latest(self.registry)
 
 
 class _EngineCollector(Collector):
-    """Reads the engine at each scrape, so that no number here is ever stale."""
+    """Reads the engine at each scrape, so that no number is stale."""
 
     def __init__(self, stats: Callable[[], EngineStats], admission: Admission, rate: TokenRate) -> None:
         self._stats = stats
@@ -122,26 +122,26 @@ class _EngineCollector(Collector):
         self._rate = rate
 
     def collect(self) -> Iterable[Metric]:
-        """Gauges and counters of now."""
+        """Return the current gauges and counters."""
         stats = self._stats()
         gauges = {
-            "queue_sequences": ("Sequences that wait for a place in the batch.", stats.num_waiting),
+            "queue_sequences": ("Sequences that wait for a slot in the batch.", stats.num_waiting),
             "running_sequences": ("Sequences in the batch.", stats.num_running),
             "in_flight_sequences": ("Sequences accepted and not yet answered.", self._admission.in_flight),
             "queue_limit_sequences": (
                 "Sequences that may run or wait.",
-                self._admission.running + self._admission.queued,
+                self._admission.capacity,
             ),
-            "cache_used_tokens": ("Tokens that the key/value cache holds.", stats.cache_tokens_used),
-            "cache_limit_tokens": ("Tokens that it has room for.", stats.cache_tokens_total),
-            "cache_bytes": ("Memory of the key/value cache.", stats.cache_bytes),
-            "tokens_per_second": (f"Tokens written per second, over {RATE_SECONDS:.0f} seconds.", self._rate.value()),
+            "cache_used_tokens": ("Tokens in the KV cache.", stats.cache_tokens_used),
+            "cache_limit_tokens": ("Capacity of the KV cache in tokens.", stats.cache_tokens_total),
+            "cache_bytes": ("Memory of the KV cache.", stats.cache_bytes),
+            "tokens_per_second": (f"Tokens generated per second, over {RATE_SECONDS:.0f} seconds.", self._rate.value()),
         }
         for name, (text, value) in gauges.items():
             yield GaugeMetricFamily(f"lit_gpt_{name}", text, value=float(value))
         counters = {
             "engine_steps": ("Forward passes over the batch.", stats.steps),
-            "reused_prompt_tokens": ("Prompt tokens that prefix reuse has saved.", stats.reused_tokens),
+            "reused_prompt_tokens": ("Prompt tokens whose prefill prefix reuse has saved.", stats.reused_tokens),
         }
         for name, (text, value) in counters.items():
             yield CounterMetricFamily(f"lit_gpt_{name}", text, value=float(value))

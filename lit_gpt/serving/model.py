@@ -1,26 +1,52 @@
-"""The model that is served: its engine, how its conversations are written, and where it is measured."""
+"""The served model: its engine, how prompts become tokens, embeddings and log-probabilities of prompts."""
 
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from lit_gpt.data.chat import ChatRenderer, check_messages, normalise_messages
+from lit_gpt.checkpoints.bundle import DTYPES
+from lit_gpt.data.byte_lengths import byte_alphabet
+from lit_gpt.data.chat import ChatRenderer, Message
 from lit_gpt.data.tokenizers import Tokenizer
 from lit_gpt.errors import UserError
-from lit_gpt.generation.engine import Engine, EngineStats
+from lit_gpt.generation import Engine, Speculation
+from lit_gpt.generation.engine import EngineStats
+from lit_gpt.generation.loading import load_for_generation, make_renderer, short_name
 from lit_gpt.generation.loop import EngineLoop
 from lit_gpt.generation.text import opened
 from lit_gpt.models import GPT
 from lit_gpt.serving.errors import ApiError
 from lit_gpt.serving.tools import ToolForm, tool_form
 
-ALWAYS_READ = 65_536
-"""Characters: so few are tokenised in any case, in some milliseconds."""
+ALWAYS_READ_CHARACTERS = 65_536
+"""Texts up to this length are tokenised in any case; it takes some milliseconds."""
+DRAFT_TOKENS = 4
+"""Tokens that a draft model proposes at a time by default."""
+_HEAD_POSITIONS = 256
+"""Positions whose logits are in memory at once, when log-probabilities of a prompt are computed."""
+
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+
+
+class TokenLogprob(NamedTuple):
+    """A token of a prompt, with the model's log-probability of it given those before.
+
+    Attributes:
+        token_id: The token.
+        logprob: Natural logarithm; None for the first token, which nothing predicts.
+        top: The likeliest tokens and their log-probabilities, likeliest first.
+    """
+
+    token_id: int
+    logprob: float | None
+    top: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -28,13 +54,14 @@ class ServedModel:
     """A model on its device, ready to answer.
 
     Attributes:
-        name: That requests name it by.
-        network: In eval mode; embeddings are read from it beside the engine, which never writes to it.
-        tokenizer: Its own.
-        loop: Of its engine.
+        name: What requests call it.
+        network: The model in eval mode. Embeddings and prompt log-probabilities are computed from it concurrently with
+            the engine; neither writes to it.
+        tokenizer: The model's own.
+        loop: The loop of its engine.
         max_length: Tokens of prompt and answer together.
-        max_batch_size: Sequences that the engine works on at a time.
-        renderer: Of its chat template; None: the model only goes on with texts.
+        max_batch_size: Sequences that the engine processes at a time.
+        renderer: Renderer of its chat template; None: it has no template, and only continues texts.
         created: Seconds since 1970, for the list of models.
     """
 
@@ -55,77 +82,218 @@ class ServedModel:
         return cls(name, network, tokenizer, EngineLoop(engine), engine.max_length, engine.max_batch_size, renderer)
 
     def stats(self) -> EngineStats:
-        """Of the engine."""
+        """Return the engine's statistics."""
         return self.loop.stats()
 
     @property
     def tool_form(self) -> ToolForm | None:
-        """How this model writes a call; None: its template has no form for tools."""
+        """How this model writes a tool call; None: its template has no form for tools."""
         return None if self.renderer is None else tool_form(self.renderer.template.source)
+
+    @cached_property
+    def token_text(self) -> "TokenText":
+        """The bytes and text of single tokens."""
+        return TokenText(self.tokenizer)
 
     @cached_property
     def longest_token(self) -> int:
         """Bytes of the vocabulary's longest token."""
         return int(self.tokenizer.byte_lengths.max())
 
+    @cached_property
+    def _special_tokens(self) -> tuple[Any, re.Pattern[str] | None]:
+        """A copy of the tokenizer's backend that parses special tokens, and a pattern of their texts."""
+        import tokenizers
+
+        # Ours reads them as ordinary text, so that training data cannot forge the end of a document.
+        backend = tokenizers.Tokenizer.from_str(self.tokenizer.backend.to_str())
+        backend.encode_special_tokens = False
+        texts = [token.content for token in backend.get_added_tokens_decoder().values() if token.special]
+        pattern = re.compile("|".join(map(re.escape, sorted(texts, key=len, reverse=True)))) if texts else None
+        return backend, pattern
+
     def check_size(self, *values: Any, max_length: int | None = None) -> None:
-        """Refuse texts that cannot fit before guards, a template and the tokenizer have looked at their megabytes.
+        """Refuse texts that cannot fit before guards, a template and the tokenizer process megabytes of them.
 
         Args:
-            values: Messages, tools or prompts: the characters of all texts in one of them count.
-            max_length: Tokens that may be; None: prompt and answer together.
+            values: Messages, tools or prompts: the characters of all texts in each are counted.
+            max_length: Tokens allowed; None: those of prompt and answer together.
 
         Raises:
-            ApiError: 400, if it were too long with the longest token throughout.
+            ApiError: 400, if the texts were too long even with the longest token throughout.
         """
         length = self.max_length if max_length is None else max_length
         for value in values:
             count = _num_characters(value)
-            if count > max(ALWAYS_READ, length * self.longest_token):
+            if count > max(ALWAYS_READ_CHARACTERS, length * self.longest_token):
                 message = f"the prompt has {count} characters, more than the context of {length} tokens holds"
                 raise ApiError(400, message, "context_length_exceeded")
 
     def text_ids(self, text: str) -> list[int]:
-        """A prompt as the start of a document, as in training."""
+        """Return the ids of a text as the start of a document, as in training; special tokens are ordinary text."""
         return opened(self.tokenizer, self.tokenizer.encode(text).tolist())
 
-    def chat_ids(self, messages: Sequence[Any], tools: Sequence[dict[str, Any]]) -> list[int]:
-        """A conversation up to where the assistant begins to speak.
+    def prompt_ids(self, text: str) -> list[int]:
+        """Return the ids of a prompt, in which special tokens such as `<|im_start|>` are what they spell.
+
+        So clients that render a chat template themselves get the ids that the template stands for. What opens a text
+        (such as the beginning-of-text token) is put before it unless the prompt begins with it already.
+        """
+        backend, pattern = self._special_tokens
+        if pattern is None or pattern.search(text) is None:
+            return self.text_ids(text)
+        ids = list(backend.encode(text, add_special_tokens=False).ids)
+        opening = list(self.tokenizer.opening_ids)
+        return ids if ids[: len(opening)] == opening else opened(self.tokenizer, ids)
+
+    def chat_ids(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]]) -> list[int]:
+        """Return the ids of a conversation up to where the assistant begins to speak.
+
+        Args:
+            messages: Normalised ones, as `lit_gpt.serving.chat.conversation` returns them.
+            tools: What the assistant may call.
 
         Raises:
-            UserError: The model has no chat template, or this one does not render the conversation.
+            UserError: If the model has no chat template, or it does not render the conversation.
         """
         if self.renderer is None:
             raise UserError(
                 "this model has no chat template, so it cannot answer messages; use /v1/completions, or start the "
                 "server with --chat_template"
             )
-        turns = normalise_messages(messages)
-        check_messages(turns)
-        if turns[-1]["role"] == "assistant":
-            raise UserError("the last message is the assistant's; end with the user's or a tool's")
-        return self.renderer(turns, True, tools, needs_mask=False).ids
+        return self.renderer(messages, True, tools, needs_mask=False).ids
 
     @torch.inference_mode()
     def embed(self, ids: Sequence[int]) -> list[float]:
-        """Mean over a text's tokens of the last hidden states, after the final norm: (C,).
+        """Return the mean over a text's tokens of the last hidden states, after the final norm: (C,).
 
         Args:
             ids: At least one, at most as many as the context holds.
         """
-        device = next(self.network.parameters()).device
-        hidden: Tensor = self.network(torch.tensor([list(ids)], device=device), head_fn=_hidden)
+        hidden = self._hidden_states(ids)[0]
         mean: list[float] = hidden[0].float().mean(dim=0).tolist()
         return mean
 
+    @torch.inference_mode()
+    def prompt_logprobs(self, ids: Sequence[int], num_top: int) -> list[TokenLogprob]:
+        """Return the model's log-probability of each token of a prompt given those before it.
+
+        Args:
+            ids: (T,) at least one, at most as many as the context holds.
+            num_top: How many of the likeliest tokens to report at each position.
+        """
+        hidden, weight, bias = self._hidden_states(ids)
+        results = [TokenLogprob(ids[0], None)]
+        softcap = self.network.config.logit_softcap
+        for begin in range(0, len(ids) - 1, _HEAD_POSITIONS):  # (T, V) logits at once could fill the memory
+            targets = torch.tensor(ids[begin + 1 : begin + 1 + _HEAD_POSITIONS], device=hidden.device)
+            logits = F.linear(hidden[0, begin : begin + len(targets)], weight, bias).float()
+            if softcap is not None:
+                logits = softcap * torch.tanh(logits / softcap)
+            logprobs = logits.log_softmax(dim=-1)
+            chosen = logprobs.gather(1, targets[:, None])[:, 0].tolist()
+            values, tokens = (part.tolist() for part in logprobs.topk(num_top, dim=-1))
+            for token, logprob, top, value in zip(targets.tolist(), chosen, tokens, values, strict=True):
+                results.append(TokenLogprob(token, logprob, tuple(zip(top, value, strict=True))))
+        return results
+
+    def _hidden_states(self, ids: Sequence[int]) -> tuple[Tensor, Tensor, Tensor | None]:
+        """(1, T, C) hidden states after the final norm, with weight and bias of the head."""
+        device = next(self.network.parameters()).device
+        result: tuple[Tensor, Tensor, Tensor | None] = self.network(
+            torch.tensor([list(ids)], device=device), head_fn=lambda hidden, weight, bias: (hidden, weight, bias)
+        )
+        return result
+
+
+class TokenText:
+    """The bytes and the displayed text of each token id, which may be a part of a character.
+
+    Args:
+        tokenizer: Whose ids they are.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._alphabet = byte_alphabet()
+        self._lengths = tokenizer.byte_lengths
+
+    def bytes(self, index: int) -> bytes:
+        """Return the bytes of a token; a special token's are those of its name, an unknown id has none."""
+        token = self._tokenizer.backend.id_to_token(index)
+        if token is None:
+            return b""
+        length = int(self._lengths[index])
+        # In a byte-level vocabulary each character of a token stands for one byte, so their numbers agree.
+        if length == len(token) and all(character in self._alphabet for character in token):
+            return bytes(self._alphabet[character] for character in token)
+        found = _BYTE_TOKEN.fullmatch(token)
+        if found and length == 1:
+            return bytes([int(found[1], 16)])
+        return str(token).replace("▁", " ").encode() if length else str(token).encode()
+
+    def text(self, index: int) -> str:
+        """Return the bytes as text; a part of a character is shown as U+FFFD."""
+        return self.bytes(index).decode("utf-8", "replace")
+
+
+def load_served(
+    model: str,
+    adapter: str | None = None,
+    name: str | None = None,
+    chat_template: str | None = None,
+    device: str = "auto",
+    dtype: str = "keep",
+    max_batch_size: int = 16,
+    cache_tokens: int | None = None,
+    prefill_chunk: int = 512,
+    compile: bool = False,
+    draft_model: str | None = None,
+    draft_tokens: int = 0,
+) -> ServedModel:
+    """Load a model, verified by its manifest, and start its engine.
+
+    Args:
+        model: A run's folder, a checkpoint, a bundle, or a Hugging Face folder or hub name.
+        adapter: A folder with an adapter to apply to it.
+        name: What requests call it; None: its folder's name.
+        chat_template: A preset's name or a file, instead of the tokenizer's own.
+        device: Where to run; auto takes the accelerator if there is one.
+        dtype: Of the weights; keep: as they are stored.
+        max_batch_size: Sequences that run at once.
+        cache_tokens: Capacity of the KV cache in tokens; None: a full context for each sequence of the batch.
+        prefill_chunk: Prompt tokens processed in one forward pass.
+        compile: Decode through torch.compile with fixed shapes.
+        draft_model: A smaller model with the same tokenizer that proposes tokens for this one to verify.
+        draft_tokens: Tokens to propose at a time; without a draft model they are looked up in the text so far; 0: no
+            speculation.
+
+    Raises:
+        UserError: If there is no such model, it is damaged, has no tokenizer, or a setting does not fit it.
+    """
+    network, tokenizer = load_for_generation(model, device, adapter)
+    if dtype != "keep":
+        network = network.to(DTYPES[dtype])
+    renderer = make_renderer(tokenizer, chat_template)
+    speculation = None
+    if draft_model is not None or draft_tokens:
+        draft = None if draft_model is None else load_for_generation(draft_model, device)
+        speculation = Speculation.of(tokenizer, draft_tokens or DRAFT_TOKENS, draft)
+    engine = Engine(
+        network,
+        tokenizer,
+        max_batch_size,
+        cache_tokens,
+        prefill_chunk,
+        compile=compile,
+        speculation=speculation,
+    )
+    return ServedModel.of(name or short_name(model), network, tokenizer, engine, renderer)
+
 
 def _num_characters(value: Any) -> int:
-    """Of all texts in a JSON value, which a body's bound keeps shallow."""
+    """Of all texts in a JSON value, whose nesting the parser has bounded."""
     if isinstance(value, str):
         return len(value)
     parts = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
     return sum(map(_num_characters, parts))
-
-
-def _hidden(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return hidden

@@ -1,9 +1,11 @@
-"""What a client may send: OpenAI's requests, field by field.
+"""The requests that a client may send, field by field as in OpenAI's API, and what they mean for the engine.
 
-A field that we know and that changes nothing here is accepted; one that would change the answer and that we do not
-have, or that nobody knows, is refused: an answer that quietly ignores half of a request is worse than none.
+A field that is known and changes nothing here is accepted; one that would change the answer and is not supported, or
+that nobody knows, is refused: an answer that silently ignores half of a request is worse than none.
 """
 
+import json
+from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any, Literal
 
@@ -18,32 +20,36 @@ from pydantic import (
     model_validator,
 )
 
+from lit_gpt.generation.params import MAX_SEED, MAX_STOP_CHARACTERS, MAX_STOPS, Constraint, SamplingParams
+from lit_gpt.serving.admission import Limits
 from lit_gpt.serving.errors import ApiError
 
 MAX_MESSAGES = 4096
 MAX_TOOLS = 128
-MAX_STOPS = 4
-MAX_STOP_CHARACTERS = 256
 MAX_BIASES = 1024
 MAX_FIELDS = 64
 MAX_METADATA = 16
 MAX_TOP_LOGPROBS = 20
-MAX_SEED = (1 << 62) - 1
+COMPLETION_TOKENS = 16
+"""OpenAI's default for completions; an answer in a chat may fill the context."""
+SMALLEST_TOP_P = 1e-9
+"""Stands for `top_p: 0`, which OpenAI's API allows: only the likeliest token remains."""
+_INT64 = 1 << 63
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Stop = Annotated[StrictStr, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
-_BRANCHES = {"str", "int", "NamedTool"}
-"""What pydantic puts into an error's place for a union's branches, and is no field."""
 TokenIds = Annotated[list[Annotated[StrictInt, Field(ge=0, lt=1 << 31)]], Field(min_length=1, fail_fast=True)]
 ToolName = Annotated[StrictStr, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
 Texts = Annotated[list[StrictStr], Field(min_length=1, fail_fast=True)]
 Prompts = StrictStr | TokenIds | Texts | Annotated[list[TokenIds], Field(min_length=1, fail_fast=True)]
 """One text or several, as characters or as token ids. Without `fail_fast`, two megabytes of wrong items are half a
-million errors: gigabytes, and half a minute in which the server does nothing else."""
+million errors: gigabytes of memory, and half a minute in which the server does nothing else."""
 SchemaName = Annotated[StrictStr, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+_BRANCHES = {"str", "int", "NamedTool"}
+"""What pydantic adds to an error's location for the branches of a union; not field names."""
 
 
 def _few(most: int) -> BeforeValidator:
-    """Refuse an object of more fields than that, before each of them is looked at."""
+    """Refuse an object of more fields than that, before each of them is validated."""
     return BeforeValidator(partial(_refuse_many, most))
 
 
@@ -65,11 +71,11 @@ class _Known(BaseModel):
 
 
 class StreamOptions(_Known):
-    """Of a stream."""
+    """Options of a stream."""
 
     include_usage: bool = False
     include_obfuscation: bool = False
-    """Random padding against onlookers who measure sizes; never added here."""
+    """Random padding against observers who measure sizes; never added here."""
 
 
 class JsonSchema(_Known):
@@ -79,11 +85,11 @@ class JsonSchema(_Known):
     schema_: Annotated[dict[str, Any], Field(alias="schema")]
     description: str | None = None
     strict: bool | None = None
-    """The answer follows the schema in any case."""
+    """Without effect: the answer follows the schema in any case."""
 
 
 class ResponseFormat(_Known):
-    """A form that the answer must have; `regex` and `grammar` (Lark's notation) are ours."""
+    """A constraint on the answer; `regex` and `grammar` (Lark's notation) are extensions of OpenAI's API."""
 
     type: Literal["text", "json_object", "json_schema", "regex", "grammar"] = "text"
     json_schema: JsonSchema | None = None
@@ -108,7 +114,7 @@ class FunctionSpec(_Known):
 
 
 class ToolSpec(_Known):
-    """A tool; functions are the one kind."""
+    """A tool; functions are the only kind."""
 
     type: Literal["function"] = "function"
     function: FunctionSpec
@@ -128,23 +134,22 @@ class NamedTool(_Known):
 
 
 class _Sampled(_Known):
-    """What requests for chat and for completions have in common."""
+    """Fields that chat and completions have in common."""
 
     model: StrictStr
     temperature: Annotated[Finite, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[Finite, Field(gt=0, le=1)] | None = None
+    top_p: Annotated[Finite, Field(ge=0, le=1)] | None = None
     n: Annotated[StrictInt, Field(ge=1)] | None = None
-    seed: Annotated[StrictInt, Field(ge=-MAX_SEED, le=MAX_SEED)] | None = None
-    max_tokens: Annotated[StrictInt, Field(ge=1)] | None = None
+    seed: Annotated[StrictInt, Field(ge=-_INT64, lt=_INT64)] | None = None
     presence_penalty: Annotated[Finite, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[Finite, Field(ge=-2, le=2)] | None = None
     logit_bias: Annotated[dict[str, Annotated[Finite, Field(ge=-100, le=100)]], _few(MAX_BIASES)] | None = None
-    stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)] | None = None
+    stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS, fail_fast=True)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     response_format: ResponseFormat | None = None
     user: str | None = None
-    # Ours, and vLLM's: through `extra_body` of the openai client.
+    # Extensions, named as in vLLM: through `extra_body` of the openai client.
     top_k: Annotated[StrictInt, Field(ge=0)] | None = None
     """0: all tokens."""
     min_p: Annotated[Finite, Field(ge=0, le=1)] | None = None
@@ -165,8 +170,8 @@ class _Sampled(_Known):
         return self
 
     @property
-    def has_form(self) -> bool:
-        """Whether the answer has to follow a form."""
+    def is_constrained(self) -> bool:
+        """Whether the answer has to follow a schema, an expression or a grammar."""
         return self.response_format is not None and self.response_format.type != "text"
 
     @property
@@ -178,6 +183,7 @@ class _Sampled(_Known):
 class ChatRequest(_Sampled):
     """`POST /v1/chat/completions`."""
 
+    max_tokens: Annotated[StrictInt, Field(ge=1)] | None = None
     messages: Annotated[list[dict[str, Any]], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
     max_completion_tokens: Annotated[StrictInt, Field(ge=1)] | None = None
     logprobs: bool | None = None
@@ -186,7 +192,7 @@ class ChatRequest(_Sampled):
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = None
     modalities: list[Literal["text"]] | None = None
-    # Known, and without effect on what is answered here.
+    # Accepted, and without effect on the answer here.
     metadata: Annotated[dict[str, str], _few(MAX_METADATA)] | None = None
     store: Literal[False] | None = None
     service_tier: Literal["auto", "default"] | None = None
@@ -213,8 +219,10 @@ class CompletionRequest(_Sampled):
     """`POST /v1/completions`."""
 
     prompt: Prompts = ""
+    max_tokens: Annotated[StrictInt, Field(ge=0)] | None = None
+    """0: no answer; with `echo` and `logprobs`, the log-probabilities of the prompt alone."""
     logprobs: Annotated[StrictInt, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
-    echo: bool = False
+    echo: bool | None = None
     best_of: StrictInt | None = None
     suffix: None = None
 
@@ -222,8 +230,6 @@ class CompletionRequest(_Sampled):
     def _supported(self) -> "CompletionRequest":
         if self.best_of is not None and self.best_of != (self.n or 1):
             raise ValueError("`best_of` is not supported; ask for `n` answers and choose among them")
-        if self.echo and self.logprobs is not None:
-            raise ValueError("`echo` with `logprobs` is not supported: there are none of the prompt's tokens")
         return self
 
 
@@ -238,14 +244,16 @@ class EmbeddingRequest(_Known):
 
 
 def refusal(errors: list[Any]) -> ApiError:
-    """The first thing that is wrong with a request, in OpenAI's shape and without quoting it.
+    """Return the first thing that is wrong with a request, in OpenAI's shape and without quoting it.
 
     Args:
-        errors: Of pydantic's `ValidationError.errors()`.
+        errors: From pydantic's `ValidationError.errors()`.
     """
     field = errors[0]["loc"][:2]
-    # Of a union's branches, the one that came furthest into the value says most.
-    first = max((error for error in errors if error["loc"][:2] == field), key=lambda error: len(error["loc"]))
+    same = [error for error in errors if error["loc"][:2] == field]
+    # A union reports an error for each branch. Where the value has a branch's type but breaks its bound, or the branch
+    # has read furthest into the value, that branch says most.
+    first = max(same, key=lambda error: (_deepest(error["loc"]), not error["type"].endswith("_type")))
     place = [str(part) for part in first["loc"] if part != "body"]
     param = _param(place)
     if first["type"] == "extra_forbidden":
@@ -253,15 +261,147 @@ def refusal(errors: list[Any]) -> ApiError:
     if first["type"] == "missing":
         return ApiError(400, f"the field {param!r} is missing", "missing_required_parameter", param)
     message = str(first["msg"]).removeprefix("Value error, ")
+    if first["type"].endswith("_type"):  # of no branch's type: name them all
+        at_same_place = [error for error in same if _param([str(p) for p in error["loc"] if p != "body"]) == param]
+        wanted = dict.fromkeys(str(error["msg"]).removeprefix("Input should be ") for error in at_same_place)
+        message = f"it must be {' or '.join(wanted)}"
     return ApiError(400, f"{param}: {message}" if param else message, "invalid_value", param or None)
 
 
+def _deepest(location: tuple[str | int, ...]) -> tuple[int, ...]:
+    """How far a validator came into lists: the indices in a location, or how long it is where there is none."""
+    indices = tuple(part for part in location if isinstance(part, int))
+    return (len(indices), *indices) if indices else (0, len([p for p in location if _is_field(str(p))]))
+
+
+def _is_field(part: str) -> bool:
+    return part.isidentifier() and part not in _BRANCHES
+
+
 def _param(place: list[str]) -> str:
-    """`stop`, `messages[2].content`: a path without the names of a union's branches."""
+    """Return `stop` or `messages[2].content`: a path without the names of a union's branches."""
     path = ""
     for part in place:
         if part.isdigit():
             path += f"[{part}]"
-        elif part.isidentifier() and part not in _BRANCHES:
+        elif _is_field(part):
             path += f".{part}" if path else part
     return path
+
+
+# ------------------------------------------------------------------ from OpenAI's fields to the engine's
+
+
+def answer_tokens(asked: int | None, default: int | None, prompt_tokens: int, max_length: int, limits: Limits) -> int:
+    """Return how many tokens an answer may have.
+
+    Args:
+        asked: Number that the request asks for; None: not said.
+        default: Number then; None: what the context has space for.
+        prompt_tokens: Tokens of the prompt.
+        max_length: Tokens of prompt and answer together.
+        limits: The server's.
+
+    Raises:
+        ApiError: 400, if the prompt is too long, or more is asked for than possible.
+    """
+    if limits.prompt_tokens is not None and prompt_tokens > limits.prompt_tokens:
+        message = f"the prompt has {prompt_tokens} tokens, more than the server's limit of {limits.prompt_tokens}"
+        raise ApiError(400, message, "prompt_too_long")
+    if asked == 0 and prompt_tokens <= max_length:
+        return 0
+    available = max_length - prompt_tokens
+    if available < 1:
+        message = f"the prompt has {prompt_tokens} tokens; the context of {max_length} must hold it and an answer"
+        raise ApiError(400, message, "context_length_exceeded")
+    most = available if limits.new_tokens is None else min(available, limits.new_tokens)
+    if asked is None:
+        return most if default is None else min(most, default)
+    if limits.new_tokens is not None and asked > limits.new_tokens:
+        message = f"max_tokens is {asked}, more than the server's limit of {limits.new_tokens}"
+        raise ApiError(400, message, "max_tokens_too_large", "max_tokens")
+    if asked > available:
+        message = (
+            f"max_tokens is {asked} and the prompt has {prompt_tokens} tokens, together more than the context of "
+            f"{max_length}; ask for at most {available}"
+        )
+        raise ApiError(400, message, "context_length_exceeded", "max_tokens")
+    return asked
+
+
+def sampling_params(
+    request: ChatRequest | CompletionRequest,
+    max_new_tokens: int,
+    stop_token_ids: tuple[int, ...] = (),
+    constraint: Constraint | None = None,
+) -> SamplingParams:
+    """Return how the tokens of a request are drawn, with OpenAI's defaults.
+
+    Raises:
+        UserError: If a value is out of the engine's bounds.
+    """
+    if isinstance(request, ChatRequest):
+        logprobs = (request.top_logprobs or 0) if request.logprobs else None
+    else:
+        logprobs = request.logprobs
+    return SamplingParams(
+        max_new_tokens=max_new_tokens,
+        temperature=1.0 if request.temperature is None else request.temperature,
+        top_k=request.top_k or None,
+        top_p=None if request.top_p is None else max(request.top_p, SMALLEST_TOP_P),
+        min_p=request.min_p,
+        repetition_penalty=1.0 if request.repetition_penalty is None else request.repetition_penalty,
+        presence_penalty=request.presence_penalty or 0.0,
+        frequency_penalty=request.frequency_penalty or 0.0,
+        logit_bias={int(token): bias for token, bias in (request.logit_bias or {}).items()},
+        stop=request.stops,
+        stop_token_ids=stop_token_ids,
+        seed=request.seed if request.seed is None else request.seed % MAX_SEED,
+        logprobs=logprobs,
+        ignore_eos=request.ignore_eos,
+        constraint=constraint,
+    )
+
+
+def for_choice(params: SamplingParams, choice: int) -> SamplingParams:
+    """Return the parameters of the n-th of several answers: with a seed of its own, if there is one."""
+    return params if params.seed is None or choice == 0 else replace(params, seed=(params.seed + choice) % MAX_SEED)
+
+
+def format_constraint(response_format: ResponseFormat | None) -> Constraint | None:
+    """Return the constraint that a `response_format` stands for.
+
+    Raises:
+        UserError: If it is empty.
+    """
+    if response_format is None or response_format.type == "text":
+        return None
+    if response_format.type == "json_object":
+        return Constraint("json_object")
+    source: Any = response_format.regex or response_format.grammar
+    if response_format.json_schema is not None:
+        source = response_format.json_schema.schema_
+    return Constraint(response_format.type, source)
+
+
+def bounded(constraint: Constraint | None, limits: Limits) -> Constraint | None:
+    """Return the same constraint, if it is not too large.
+
+    Raises:
+        ApiError: 400.
+    """
+    if constraint is not None:
+        source = constraint.source if isinstance(constraint.source, str) else json.dumps(constraint.source)
+        if len(source.encode()) > limits.constraint_bytes:
+            message = f"the constraint is larger than the server's {limits.constraint_bytes} bytes"
+            raise ApiError(400, message, "constraint_too_large", "response_format")
+    return constraint
+
+
+def listed_prompts(prompt: str | list[int] | list[str] | list[list[int]]) -> list[str | list[int]]:
+    """Return one prompt or several, texts or ids, as a list of them."""
+    if isinstance(prompt, str):
+        return [prompt]
+    if isinstance(prompt[0], int):
+        return [[index for index in prompt if isinstance(index, int)]]
+    return [one for one in prompt if not isinstance(one, int)]

@@ -1,4 +1,21 @@
-"""A process that serves: its socket, and its end."""
+"""The process that serves: its socket, uvicorn's settings, and an orderly shutdown.
+
+uvicorn's own settings bound connections (`limits.connections`, answered with 503), idle ones
+(`limits.keep_alive_seconds`) and the size of a request's head. Clients that send or read a byte at a time
+on purpose are left to a reverse proxy that buffers requests and times out slow clients; publish the server behind one.
+For nginx:
+
+    location /llm/ {
+        proxy_pass http://127.0.0.1:8000/;       # serve with --root_path /llm and --allowed_hosts llm.example.org
+        proxy_set_header Host $host;
+        proxy_buffering off;                     # streams arrive as they are written
+        proxy_read_timeout 600s;                 # as limits.request_seconds
+        client_header_timeout 15s;
+        client_body_timeout 30s;
+        send_timeout 60s;
+        client_max_body_size 2m;                 # as limits.body_bytes
+    }
+"""
 
 import asyncio
 import socket
@@ -10,24 +27,25 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from lit_gpt.errors import UserError
-from lit_gpt.serving.connection import TURNED_AWAY, timed_protocol
-from lit_gpt.serving.records import LOGGER, describe_fault, log_config
+from lit_gpt.serving.errors import LOGGER, describe_exception, log_config
 from lit_gpt.serving.service import Service
 
 BACKLOG = 2048
+HEAD_BYTES = 65_536
+"""Of a request's line and headers; uvicorn answers a longer one with 400."""
 LAST_SECONDS = 10
-"""Beyond the drain, for answers that say so to arrive."""
+"""Beyond the drain, for answers that report the shutdown to arrive."""
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Open the socket before anything slow, so that a taken port is known at once.
+    """Open the socket before anything slow, so that a taken port is reported at once.
 
     Args:
         host: Name or address.
         port: 0 takes any free one.
 
     Raises:
-        UserError: It cannot be had.
+        UserError: If it cannot be opened.
     """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -40,16 +58,16 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def address_of(opened: socket.socket) -> str:
-    """The URL of a socket."""
+    """Return the URL of a socket."""
     host, port = opened.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 class DrainingServer(uvicorn.Server):
-    """Ends in order: takes nothing new, finishes what it has accepted, and after `drain_seconds` says so to the rest.
+    """A server that drains: on shutdown it accepts nothing new, finishes accepted requests, and ends what is left.
 
     Args:
-        config: Of uvicorn.
+        config: uvicorn's settings.
         service: What it serves.
     """
 
@@ -58,7 +76,7 @@ class DrainingServer(uvicorn.Server):
         self._service = service
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """SIGTERM or Ctrl-C: the first begins the drain, the second ends it."""
+        """Handle SIGTERM or Ctrl-C: the first begins the drain, the second ends it."""
         if self.should_exit:
             self.force_exit = True
         self.should_exit = True
@@ -79,7 +97,8 @@ def make_server(app: ASGIApp, service: Service) -> DrainingServer:
     limits = service.limits
     config = uvicorn.Config(
         app,
-        http=timed_protocol(limits),
+        http="h11",
+        h11_max_incomplete_event_size=HEAD_BYTES,
         ws="none",
         lifespan="off",
         access_log=False,
@@ -88,7 +107,7 @@ def make_server(app: ASGIApp, service: Service) -> DrainingServer:
         proxy_headers=False,
         backlog=BACKLOG,
         limit_concurrency=limits.connections,
-        timeout_keep_alive=max(1, round(limits.header_seconds)),
+        timeout_keep_alive=limits.keep_alive_seconds,  # type: ignore[arg-type]  # seconds for asyncio's call_later
         timeout_graceful_shutdown=round(limits.drain_seconds) + LAST_SECONDS,
     )
     return DrainingServer(config, service)
@@ -102,8 +121,8 @@ def serve_until_stopped(app: ASGIApp, service: Service, opened: socket.socket) -
         service: What it serves; it is closed at the end.
         opened: From `listen`.
     """
-    raise_file_limit(2 * (service.limits.connections + TURNED_AWAY))
-    threading.excepthook = _thread_failed  # of the engine's, which else would print the exception's message
+    raise_file_limit(2 * service.limits.connections)
+    threading.excepthook = _thread_failed  # the default would print the exception's message
     try:
         make_server(app, service).run(sockets=[opened])
     finally:
@@ -112,7 +131,7 @@ def serve_until_stopped(app: ASGIApp, service: Service, opened: socket.socket) -
 
 
 def _thread_failed(failure: threading.ExceptHookArgs) -> None:
-    fault = "unknown" if failure.exc_value is None else describe_fault(failure.exc_value)
+    fault = "unknown" if failure.exc_value is None else describe_exception(failure.exc_value)
     LOGGER.critical("thread %s has died: %s", failure.thread and failure.thread.name, fault)
 
 

@@ -1,14 +1,19 @@
-"""Tools: how each kind of template has the model write a call, how a call is demanded, and how it is read.
+"""Tool calls: how each kind of template has the model write one, how a call is forced, and how it is parsed.
 
-Three forms are known, by the marks that a template itself puts around earlier calls:
-- Hermes' and Qwen's: `<tool_call>{"name": ..., "arguments": {...}}</tool_call>`, any number, text before them
-- Mistral's: `[TOOL_CALLS][{"name": ..., "arguments": {...}}, ...]`, to the end
-- Llama 3's: `{"name": ..., "parameters": {...}}`, the whole answer
+The form is found by the marks that a template itself puts around earlier calls:
+
+- Hermes and Qwen: `<tool_call>{"name": ..., "arguments": {...}}</tool_call>`, any number, text before them
+- Qwen3-Coder: `<tool_call><function=name><parameter=key>value</parameter></function></tool_call>`
+- Mistral: `[TOOL_CALLS][{"name": ..., "arguments": {...}}, ...]` or `[TOOL_CALLS]name[ARGS]{...}`, to the end
+- Granite 3: `<|tool_call|>[{"name": ..., "arguments": {...}}, ...]`, to the end
+- Llama 3: `{"name": ..., "parameters": {...}}`, the whole answer; `<|python_tag|>` may stand before it, and several
+  calls are separated by `;`
 """
 
 import json
+import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,19 +25,33 @@ class ToolForm:
     """How a call is written.
 
     Attributes:
-        opening: Before it; empty: an answer that begins with a brace is a call.
-        closing: After it; empty: it runs to the end.
+        opening: Mark before it; empty: an answer that begins with a brace is a call.
+        closing: Mark after it; empty: it extends to the end.
         arguments: The key of its arguments.
+        is_xml: Whether it is written in Qwen3-Coder's tags instead of JSON.
     """
 
     opening: str
     closing: str
     arguments: str
+    is_xml: bool = False
 
 
 HERMES = ToolForm("<tool_call>", "</tool_call>", "arguments")
+QWEN_CODER = ToolForm("<tool_call>", "</tool_call>", "arguments", is_xml=True)
 MISTRAL = ToolForm("[TOOL_CALLS]", "", "arguments")
+GRANITE = ToolForm("<|tool_call|>", "", "arguments")
 LLAMA = ToolForm("", "", "parameters")
+PYTHON_TAG = "<|python_tag|>"
+_MISTRAL_NAME = re.compile(r"\s*(?:\[TOOL_CALLS\])?\s*([\w.-]{1,64})(?:\[CALL_ID\][\w-]*)?\s*(?:\[ARGS\])?\s*(?=\{)")
+_BETWEEN_CALLS = re.compile(r"[\s;,]*")
+_XML_FUNCTION = re.compile(r"\s*<function=([^>\s]+)>(.*?)</function>\s*", re.DOTALL)
+_XML_PARAMETER = re.compile(r"\s*<parameter=([^>]+)>\n?(.*?)\n?</parameter>\s*", re.DOTALL)
+_XML_END = re.compile(r"</function>\s*(</tool_call>)")
+_CUT_OFF = re.compile(r'\s*\{\s*"name"\s*:\s*"([^"\\]*)"\s*,\s*"(?:arguments|parameters)"\s*:\s*(.*)', re.DOTALL)
+_STRING = re.compile(r'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
+_SUBSCHEMA_MAPS = frozenset({"properties", "patternProperties", "$defs", "definitions", "dependentSchemas"})
+_DATA_KEYWORDS = frozenset({"const", "enum", "default", "examples", "example"})
 
 
 @dataclass(frozen=True)
@@ -44,70 +63,102 @@ class ToolCall:
     """A JSON object."""
 
     def to_dict(self, index: int | None = None) -> dict[str, Any]:
-        """As OpenAI's API has it; with an index in a stream."""
+        """Return it as OpenAI's API has it; with an index in a stream."""
         place = {} if index is None else {"index": index}
         function = {"name": self.name, "arguments": self.arguments}
         return {**place, "id": f"call_{secrets.token_hex(12)}", "type": "function", "function": function}
 
 
 def tool_form(template: str) -> ToolForm | None:
-    """The form of a chat template, by the marks in its source; None: it has none for tools."""
-    for form in (HERMES, MISTRAL):
+    """Return the form of a chat template, by the marks in its source; None: it has none for tools."""
+    if "<function=" in template and QWEN_CODER.opening in template:
+        return QWEN_CODER
+    for form in (HERMES, MISTRAL, GRANITE):
         if form.opening in template:
             return form
-    return LLAMA if "tool_calls" in template and "parameters" in template else None
+    return LLAMA if "tool_calls" in template and "ipython" in template else None  # Llama's name of the role `tool`
 
 
 def call_constraint(form: ToolForm, functions: Sequence[dict[str, Any]]) -> Constraint:
-    """Demand one call of one of these functions, and nothing else.
+    """Force one call of one of these functions, and nothing else.
 
     Args:
-        form: Of the model; the marks around the call are the server's to write or leave out.
+        form: Of the model; the call is written as JSON, without marks around it.
         functions: `{"name": ..., "parameters": <JSON schema>}` each.
     """
-    calls = [
-        {
-            "type": "object",
-            "properties": {
-                "name": {"const": function["name"]},
-                form.arguments: function.get("parameters") or {"type": "object"},
-            },
-            "required": ["name", form.arguments],
-            "additionalProperties": False,
-        }
-        for function in functions
-    ]
+    calls = []
+    for number, function in enumerate(functions):
+        place = "#" if len(functions) == 1 else f"#/anyOf/{number}"
+        parameters = function.get("parameters") or {"type": "object"}
+        calls.append(
+            {
+                "type": "object",
+                "properties": {
+                    "name": {"const": function["name"]},
+                    form.arguments: rebased(parameters, f"{place}/properties/{form.arguments}"),
+                },
+                "required": ["name", form.arguments],
+                "additionalProperties": False,
+            }
+        )
     return Constraint("json_schema", calls[0] if len(calls) == 1 else {"anyOf": calls})
 
 
-class ToolReader:
-    """Reads an answer as it grows, and tells text from calls.
+def rebased(schema: Any, place: str) -> Any:
+    """Return a JSON schema whose local references still hold where it stands inside another schema.
 
-    Text is passed on at once, but for what may be the beginning of a call; a call is passed on when it is complete.
-    What looked like one and is none comes out as the text it is.
+    Args:
+        schema: With references to its own root: `#`, `#/$defs/...`.
+        place: JSON pointer to it in the other schema, beginning with `#`.
+    """
+    if isinstance(schema, list):
+        return [rebased(one, place) for one in schema]
+    if not isinstance(schema, dict) or "$id" in schema:  # an $id begins a resource with references of its own
+        return schema
+    result: dict[str, Any] = {}
+    for key, value in schema.items():
+        if key == "$ref" and isinstance(value, str) and value.startswith("#") and not value[1:2].isalnum():
+            result[key] = place + value[1:]
+        elif key in _SUBSCHEMA_MAPS and isinstance(value, dict):  # its keys are names, not keywords
+            result[key] = {name: rebased(one, place) for name, one in value.items()}
+        elif key in _DATA_KEYWORDS:
+            result[key] = value
+        else:
+            result[key] = rebased(value, place)
+    return result
+
+
+class ToolReader:
+    """Separates tool calls from text in an answer as it grows.
+
+    Text is passed on at once, except for what may be the beginning of a call; a call is passed on when it is complete.
+    What looked like one and is none is passed on as the text that it is.
 
     Args:
         form: Of the model.
-        names: Functions that may be called.
-        demanded: The whole answer is a call, without marks.
-        only_one: Leave out all calls but the first.
+        functions: Functions that may be called: name → JSON schema of the parameters.
+        forced: Whether the whole answer is a call, as JSON without marks.
+        only_one: Whether to drop all calls but the first.
     """
 
-    def __init__(self, form: ToolForm, names: Sequence[str], demanded: bool = False, only_one: bool = False) -> None:
+    def __init__(
+        self, form: ToolForm, functions: Mapping[str, Any], forced: bool = False, only_one: bool = False
+    ) -> None:
         self._form = form
         self._only_one = only_one
-        self._names = set(names)
+        self._functions = functions
+        self._forced = forced
         self._pending = ""
-        self._inside = demanded or not form.opening
-        """A call has been opened."""
+        self._inside = forced or not form.opening
+        """Whether a call has been opened."""
         self._bare = self._inside
-        self._ordinary = False
-        """What might have been a call without marks is a text."""
-        self._closing = "" if demanded else form.closing
+        self._is_text = False
+        """Whether what might have been a call without marks is a text."""
+        self._closing = "" if forced else form.closing
         self.num_calls = 0
 
     def feed(self, text: str) -> list[str | ToolCall]:
-        """Take more of the answer.
+        """Process more of the answer.
 
         Args:
             text: What has been added.
@@ -132,16 +183,20 @@ class ToolReader:
                     found.append(certain)
                     self._pending = self._pending[len(certain) :]
                 return found
-            if self._bare and self._pending.strip() and not self._pending.lstrip().startswith(("{", "[")):
-                self._ordinary = True
-            if self._ordinary:
+            if self._bare and not self._is_text:
+                start = self._pending.lstrip()
+                self._is_text = bool(start) and not (
+                    start.startswith(("{", "[")) or start.startswith(PYTHON_TAG) or PYTHON_TAG.startswith(start)
+                )
+            if self._is_text:
                 if self._pending:
                     found.append(self._pending)
                 self._pending = ""
                 return found
-            if not self._closing or self._closing not in self._pending:
+            end = self._closing_at()
+            if end is None:
                 return found
-            inside, _, self._pending = self._pending.partition(self._closing)
+            inside, self._pending = self._pending[:end], self._pending[end + len(self._closing) :]
             found += self._calls(inside, self._form.opening + inside + self._closing)
             self._inside = False
 
@@ -152,28 +207,105 @@ class ToolReader:
             return []
         if not self._inside:
             return [rest]
-        return self._calls(rest, rest if self._bare else self._form.opening + rest)
+        return self._calls(rest, rest if self._bare else self._form.opening + rest, at_end=True)
 
-    def _calls(self, inside: str, written: str) -> list[str | ToolCall]:
-        try:
-            value = json.loads(inside)
-        except (ValueError, RecursionError):
-            return [written]
-        calls = [self._call(item) for item in (value if isinstance(value, list) else [value])]
-        known = [call for call in calls if call is not None]
-        if not known or len(known) < len(calls):
+    def _closing_at(self) -> int | None:
+        """Where the closing mark stands that ends the open call: the first one outside of JSON strings."""
+        if not self._closing:
+            return None
+        if self._form.is_xml and self._pending.lstrip().startswith("<"):
+            ended = _XML_END.search(self._pending)
+            return None if ended is None else ended.start(1)
+        if self._closing not in self._pending:
+            return None
+        hidden = _STRING.sub(lambda string: "_" * len(string[0]), self._pending)
+        at = hidden.find(self._closing)
+        if at < 0 or '"' in hidden[:at]:  # none, or inside a string that has not ended yet
+            return None
+        return at
+
+    def _calls(self, inside: str, written: str, at_end: bool = False) -> list[str | ToolCall]:
+        calls = self._parsed(inside)
+        if calls is None and at_end and self._forced:
+            calls = self._cut_off(inside)
+        if not calls:
             return [written]
         if self._only_one:
-            known = known[: max(0, 1 - self.num_calls)]
-        self.num_calls += len(known)
-        return list(known)
+            calls = calls[: max(0, 1 - self.num_calls)]
+        self.num_calls += len(calls)
+        return list(calls)
+
+    def _parsed(self, inside: str) -> list[ToolCall] | None:
+        """The calls in a text; None if any of it is something else."""
+        if self._form.is_xml and not self._forced and inside.lstrip().startswith("<"):
+            return self._parsed_xml(inside)
+        calls: list[ToolCall] = []
+        decoder, at = json.JSONDecoder(), 0
+        inside = inside.strip().removeprefix(PYTHON_TAG)
+        while True:
+            at = _BETWEEN_CALLS.match(inside, at).end()  # type: ignore[union-attr]
+            if at == len(inside):
+                return calls
+            named = _MISTRAL_NAME.match(inside, at) if self._form is MISTRAL else None
+            try:
+                value, at = decoder.raw_decode(inside, at if named is None else named.end())
+            except (ValueError, RecursionError):
+                return None
+            if named is not None:
+                value = {"name": named[1], "arguments": value}
+            for item in value if isinstance(value, list) else [value]:
+                call = self._call(item)
+                if call is None:
+                    return None
+                calls.append(call)
 
     def _call(self, item: Any) -> ToolCall | None:
         name = item.get("name") if isinstance(item, dict) else None
-        if not isinstance(name, str) or name not in self._names:
+        if not isinstance(name, str) or name not in self._functions:
             return None
         arguments = item.get("arguments", item.get("parameters", {}))
+        if isinstance(arguments, str):  # models write JSON in a string too, as OpenAI's API has it
+            try:
+                arguments = json.loads(arguments) if arguments.strip() else {}
+            except (ValueError, RecursionError):
+                return None
+        if arguments is None:
+            arguments = {}
         return ToolCall(name, json.dumps(arguments, ensure_ascii=False)) if isinstance(arguments, dict) else None
+
+    def _parsed_xml(self, inside: str) -> list[ToolCall] | None:
+        """Calls in Qwen3-Coder's tags. A value is JSON, unless the function's schema says that it is a string."""
+        calls, at = [], 0
+        while at < len(inside):
+            function = _XML_FUNCTION.match(inside, at)
+            if function is None or function[1] not in self._functions:
+                return None
+            properties = (self._functions[function[1]] or {}).get("properties", {})
+            arguments, begin = {}, 0
+            while begin < len(function[2].rstrip()):
+                parameter = _XML_PARAMETER.match(function[2], begin)
+                if parameter is None:
+                    return None
+                arguments[parameter[1]] = _xml_value(parameter[2], properties.get(parameter[1]))
+                begin = parameter.end()
+            calls.append(ToolCall(function[1], json.dumps(arguments, ensure_ascii=False)))
+            at = function.end()
+        return calls
+
+    def _cut_off(self, inside: str) -> list[ToolCall] | None:
+        """A forced call that max_tokens has cut off: its arguments are what was written of them, as in OpenAI's API."""
+        found = _CUT_OFF.fullmatch(inside)
+        return [ToolCall(found[1], found[2])] if found and found[1] in self._functions else None
+
+
+def _xml_value(text: str, schema: Any) -> Any:
+    kind = schema.get("type") if isinstance(schema, dict) else None
+    if kind == "string" or (isinstance(kind, list) and "string" in kind and text != "null"):
+        return text
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
 
 
 def _overlap(text: str, mark: str) -> int:

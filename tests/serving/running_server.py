@@ -6,8 +6,8 @@ import threading
 
 import openai
 
+from lit_gpt.serving.admission import Limits
 from lit_gpt.serving.app import create_app
-from lit_gpt.serving.limits import Limits
 from lit_gpt.serving.model import ServedModel
 from lit_gpt.serving.server import DrainingServer, listen, make_server
 from lit_gpt.serving.service import Service

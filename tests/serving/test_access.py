@@ -6,7 +6,7 @@ import openai
 import pytest
 
 from lit_gpt.errors import UserError
-from lit_gpt.serving.access import LOOPBACK, Keys, allowed_names, host_name, read_keys
+from lit_gpt.serving.middleware import LOOPBACK, Keys, allowed_names, host_name, read_keys
 
 KEY, OTHER = "correct-horse-battery", "another-key-that-is-long"
 USER = {"model": "fake", "messages": [{"role": "user", "content": "hello"}]}

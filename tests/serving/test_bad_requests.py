@@ -8,8 +8,7 @@ import openai
 import pytest
 from running_server import RunningServer
 
-from lit_gpt.serving.body import DEEPEST
-from lit_gpt.serving.limits import Limits
+from lit_gpt.serving.admission import Limits
 
 USER = [{"role": "user", "content": "hello"}]
 CHAT = "/v1/chat/completions"
@@ -44,7 +43,6 @@ def test_no_cross_talk_between_shapes(server):
 
 
 BAD_FIELDS = {
-    "top_p 0": ({"top_p": 0}, "top_p"),
     "top_p 2": ({"top_p": 2}, "top_p"),
     "temperature": ({"temperature": -0.1}, "temperature"),
     "negative max_tokens": ({"max_tokens": -5}, "max_tokens"),
@@ -56,9 +54,9 @@ BAD_FIELDS = {
     "presence": ({"presence_penalty": 3}, "presence_penalty"),
     "no messages": ({"messages": []}, "messages"),
     "messages a string": ({"messages": "hello"}, "messages"),
-    "stop too many": ({"stop": list("abcde")}, "stop"),
+    "stop too many": ({"stop": ["a"] * 65}, "stop"),
     "stop empty": ({"stop": ""}, "stop"),
-    "stop long": ({"stop": "x" * 300}, "stop"),
+    "stop long": ({"stop": "x" * 1100}, "stop"),
     "unknown field": ({"temprature": 1}, "temprature"),
     "top_logprobs alone": ({"top_logprobs": 2}, None),
     "top_logprobs many": ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
@@ -144,7 +142,7 @@ COMPLETIONS = {
     "negative id": {"prompt": [-1]},
     "best_of": {"best_of": 3},
     "suffix": {"suffix": "end"},
-    "echo with logprobs": {"echo": True, "logprobs": 1},
+    "negative max_tokens": {"max_tokens": -1},
     "logprobs a flag": {"logprobs": 99},
 }
 
@@ -175,6 +173,7 @@ BODIES = {
     ),
     "nested deep": (b"[" * 5000 + b"]" * 5000, 400, "nested_too_deep"),
     "nested deep, open": (b'{"a":' * 15000, 400, "nested_too_deep"),
+    "deeper than the parser reads": (b'{"a":' * 201 + b"1" + b"}" * 201, 400, "nested_too_deep"),
     "a number of 5000 digits": (b'{"seed": ' + b"9" * 5000 + b"}", 400, "invalid_json"),
     "quotes and backslashes": (b'{"a": ' + b'\\"' * 40_000, 400, "invalid_json"),
     "too large": (b'{"stop": "' + b"x" * 10_000_000 + b'"}', 413, "body_too_large"),
@@ -241,13 +240,24 @@ def test_what_nests_little_but_is_large_is_no_trouble(server):
     assert (status, answer["error"]["code"]) == (400, "prompt_too_long")
 
 
-def test_deep_as_allowed(server):
-    schema = {"type": "object"}
-    for _ in range(DEEPEST // 2 - 4):
-        schema = {"type": "object", "properties": {"a": schema}}
+def test_what_the_parser_lets_in_is_not_too_deep_for_anybody(server):
+    schema, value = {"type": "object"}, "x"
+    for _ in range(90):  # two levels each; the parser takes 200
+        schema, value = {"type": "object", "properties": {"a": schema}}, [[value]]
+    call = {"id": "c", "type": "function", "function": {"name": "a", "arguments": {"a": value}}}
     tool = {"type": "function", "function": {"name": "a", "parameters": schema}}
-    status, _ = server.post(CHAT, {"model": "fake", "messages": USER, "tools": [tool], "max_tokens": 5})
-    assert status in (200, 400)
+    for change in (
+        {"tools": [tool]},
+        {"tools": [tool], "tool_choice": "required"},
+        {"messages": [{"role": "user", "content": value}]},
+        {"messages": [*USER, {"role": "assistant", "tool_calls": [call]}, {"role": "tool", "content": "1"}]},
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}},
+        {"metadata": {"a": value}},
+        {"stop": value},
+        {"logit_bias": value},
+    ):
+        status, answer = server.post(CHAT, {"model": "fake", "messages": USER, "max_tokens": 5} | change)
+        assert status in (200, 400), answer
 
 
 def test_a_model_without_a_template_says_so(serve):

@@ -11,7 +11,7 @@ import pytest
 from served_process import ServedProcess
 
 from lit_gpt.cli import main
-from lit_gpt.serving.loading import load_served
+from lit_gpt.serving.model import load_served
 
 
 @pytest.fixture(autouse=True)

@@ -245,7 +245,7 @@ def test_what_the_engine_refuses_is_the_requests_fault(real, client):
             call(model="small", **{field: [1, 99999]})
         with pytest.raises(openai.BadRequestError, match="1024|1025"):
             call(model="small", **{field: [1] * 1025})
-    assert real.service.admission.in_flight == real.service.embedding_admission.in_flight == 0
+    assert real.service.admission.in_flight == real.service.direct_admission.in_flight == 0
 
 
 def test_models_are_listed(client):

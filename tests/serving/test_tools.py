@@ -15,7 +15,7 @@ USER = [{"role": "user", "content": "hello"}]
 
 def read(form, text, sizes, **options):
     """All parts of a text that arrives in pieces, neighbouring texts joined."""
-    reader, parts, at = ToolReader(form, ["add", "look"], **options), [], 0
+    reader, parts, at = ToolReader(form, {"add": None, "look": None}, **options), [], 0
     for size in sizes:
         parts += reader.feed(text[at : at + size])
         at += size
@@ -77,7 +77,7 @@ def test_every_way_to_cut_an_answer_gives_the_same_parts(form, text, expected):
 
 
 def test_text_is_not_held_back_longer_than_it_must():
-    reader = ToolReader(HERMES, ["add"])
+    reader = ToolReader(HERMES, {"add": None})
     assert reader.feed("Hello wor") == ["Hello wor"]
     assert reader.feed("ld <") == ["ld"]  # what follows may be a call, and the space before it nothing
     assert reader.feed("b") == [" <b"]
@@ -85,7 +85,7 @@ def test_text_is_not_held_back_longer_than_it_must():
 
 
 def test_a_demanded_call_has_no_marks_and_only_one_may_be_asked_for():
-    assert read(HERMES, CALL, [], demanded=True) == [("add", ARGUMENTS)]
+    assert read(HERMES, CALL, [], forced=True) == [("add", ARGUMENTS)]
     two = f"<tool_call>{CALL}</tool_call><tool_call>{CALL}</tool_call>"
     assert len(read(HERMES, two, [])) == 2
     assert read(HERMES, two, [], only_one=True) == [("add", ARGUMENTS)]

@@ -1,4 +1,4 @@
-"""Guards around the server: what goes in and out is looked at, changed or stopped, and counted.
+"""Guards around the server: they inspect what goes in and out, redact or block it, and count what they found.
 
 A file names them, in the order in which a text passes them:
 
@@ -10,26 +10,47 @@ A file names them, in the order in which a text passes them:
       - class_path: ClassifierGuard
         init_args: {class_path: my_package.Toxicity, threshold: 0.8}
 
-A request that is stopped is answered with 400 and the code `content_filter`; an answer that is stopped ends with the
-finish_reason `content_filter`. A guard that fails lets nothing pass.
+A blocked request is answered with 400 and the code `content_filter`; a blocked answer ends with the finish_reason
+`content_filter`. A guard that fails lets nothing pass.
 """
 
+from pathlib import Path
+
+from lit_gpt.errors import UserError
+from lit_gpt.instantiate import instantiate, read_yaml
 from lit_gpt.serving.guards.base import Action, Guard, Passed, TextGuard
-from lit_gpt.serving.guards.block_list import BlockListGuard
-from lit_gpt.serving.guards.chain import GuardChain, OutputGuard
-from lit_gpt.serving.guards.classifier import ClassifierGuard
-from lit_gpt.serving.guards.config import load_guards
-from lit_gpt.serving.guards.pii import PIIGuard
+from lit_gpt.serving.guards.detectors import BlockListGuard, ClassifierGuard, PIIGuard
+
+GUARDS: dict[str, type[Guard]] = {guard.__name__: guard for guard in (PIIGuard, BlockListGuard, ClassifierGuard)}
 
 __all__ = [
+    "GUARDS",
     "Action",
     "BlockListGuard",
     "ClassifierGuard",
     "Guard",
-    "GuardChain",
-    "OutputGuard",
     "PIIGuard",
     "Passed",
     "TextGuard",
     "load_guards",
 ]
+
+
+def load_guards(file: str | Path) -> list[Guard]:
+    """Construct the guards of a YAML file, in its order.
+
+    Raises:
+        UserError: If the file cannot be read, or a guard in it is unknown or does not take its arguments.
+    """
+    content = read_yaml(file, "a YAML file of guards")
+    if not isinstance(content, dict) or list(content) != ["guards"] or not isinstance(content["guards"], list):
+        raise UserError(f"{file}: it has one field, `guards`, with a list of {{class_path: ..., init_args: ...}}")
+    if not content["guards"]:
+        raise UserError(f"{file}: guards is empty; name one, or leave --guards out")
+    try:
+        return [
+            instantiate(entry, "guard", f"guard {number}", GUARDS, Guard)
+            for number, entry in enumerate(content["guards"], start=1)
+        ]
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from error

@@ -1,30 +1,38 @@
-"""What a guard is: it looks at texts that go in and out of the server, and changes or stops them.
+"""What a guard is: it inspects texts that go in and out of the server, and redacts or blocks them.
 
-A guard gives a `TextGuard` for each text, which is fed piece by piece and gives back what may pass on. What may still
-become a match is held back until it is known, so that the text of a stream is the same as if it had been looked at
-whole. A text that is stopped passes nothing further on.
+A guard gives a `TextGuard` for each text, which is fed piece by piece and returns what may pass. What may still
+become a match is held back until it is certain, so that a stream shows the same text as if it had been checked as a
+whole. A text that is blocked passes nothing further.
+
+`SpanGuard` is the part that guards share which find spans of text. It checks the text again with each piece, from some
+characters before what is held back (a detector may use the words before a number) to the end of what has arrived.
+`open_from` says from where on the text may still change; a finding that touches that place is held back whole.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
+from lit_gpt.checks import check_one_of
 from lit_gpt.errors import UserError
 
 Action = Literal["pass", "redact", "block"]
-"""Let it be; put a tag in its place; refuse the request, or end the answer."""
+"""Ignore a finding; replace it by a tag; refuse the request or end the answer."""
 ACTIONS = ("pass", "redact", "block")
 Direction = Literal["input", "output"]
+CONTEXT_CHARACTERS = 256
+"""Characters that have passed and are checked again together with what is new."""
 
 
 @dataclass(frozen=True)
 class Passed:
-    """What a piece of text came to.
+    """The result of checking a piece of text.
 
     Attributes:
-        text: What may pass on.
+        text: What may pass.
         redacted: How many findings were replaced in it.
-        blocked: Nothing else may pass.
+        blocked: Whether nothing else may pass.
     """
 
     text: str = ""
@@ -33,11 +41,11 @@ class Passed:
 
 
 class TextGuard(ABC):
-    """Looks at one text as it grows. It is used by one thread at a time."""
+    """Checks one text as it grows. It is used by one thread at a time."""
 
     @abstractmethod
     def feed(self, text: str, last: bool = False) -> Passed:
-        """Take the next piece.
+        """Check the next piece.
 
         Args:
             text: The piece; may be empty.
@@ -46,31 +54,89 @@ class TextGuard(ABC):
 
 
 class Guard(ABC):
-    """Base of all guards; a YAML names one by `class_path`. It is shared by all requests, so it keeps no state of one.
+    """Base of all guards; a YAML names one by `class_path`. All requests share it, so it holds no state of one.
 
     Args:
         input: What to do with findings in requests.
         output: What to do with findings in answers.
 
     Raises:
-        UserError: An action is unknown, or both are `pass`.
+        UserError: If an action is unknown, or both are `pass`.
     """
 
     name = "guard"
-    """What metrics and errors call it."""
+    """Its name in metrics and errors."""
 
     def __init__(self, input: Action = "block", output: Action = "block") -> None:
         for direction, action in (("input", input), ("output", output)):
-            if action not in ACTIONS:
-                raise UserError(f"{direction} of {self.name} is {action!r}; it can be {', '.join(ACTIONS)}")
+            check_one_of(f"{direction} of {self.name}", action, ACTIONS)
         if input == output == "pass":
             raise UserError(f"{self.name} passes everything; set input or output, or leave it out")
         self.actions: dict[Direction, Action] = {"input": input, "output": output}
 
     @abstractmethod
     def text_guard(self, action: Action) -> TextGuard:
-        """Return what looks at one text.
+        """Return the checker of one text.
 
         Args:
             action: `redact` or `block`.
         """
+
+
+class Span(NamedTuple):
+    """Characters `start` to `end` of a text, and the tag that replaces them."""
+
+    start: int
+    end: int
+    tag: str
+
+
+class SpanGuard(TextGuard):
+    """Checks one text by the spans that are found in it.
+
+    Args:
+        action: `redact` or `block`.
+    """
+
+    def __init__(self, action: Action) -> None:
+        self._action = action
+        self._before = ""
+        self._held = ""
+        self._blocked = False
+
+    @abstractmethod
+    def find(self, text: str) -> Iterable[Span]:
+        """Yield the findings in a text, in order and without overlaps."""
+
+    @abstractmethod
+    def open_from(self, text: str) -> int:
+        """Return the place from which on more text could create, lengthen or remove a finding."""
+
+    def feed(self, text: str, last: bool = False) -> Passed:
+        """Check the next piece and return what may pass."""
+        if self._blocked:
+            return Passed(blocked=True)
+        self._held += text
+        whole = self._before + self._held
+        start = len(self._before)
+        end = len(whole) if last else max(start, self.open_from(whole))
+        if end == start and not last:
+            return Passed()
+        out: list[str] = []
+        redacted, at = 0, start
+        for span in self.find(whole):
+            if span.end <= start:
+                continue
+            if span.start >= end:
+                break
+            if span.end > end:
+                end = max(span.start, at)
+                break
+            if self._action == "block":
+                self._blocked = True
+                return Passed("".join([*out, whole[at : max(at, span.start)]]), redacted, True)
+            out += [whole[at : max(at, span.start)], span.tag]
+            at, redacted = max(at, span.end), redacted + 1
+        out.append(whole[at:end])
+        self._before, self._held = whole[max(0, end - CONTEXT_CHARACTERS) : end], whole[end:]
+        return Passed("".join(out), redacted)

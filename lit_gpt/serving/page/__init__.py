@@ -1,7 +1,7 @@
-"""The page at `/`: one HTML document with its own style and scripts, which asks nothing of any other place.
+"""The page at `/`: one HTML document with its own style and scripts, which loads nothing from any other host.
 
-Its parts lie beside this file, each readable alone, and are put together once. The policy that is sent with it lets the
-browser run these very scripts, by their hashes, and talk to this server alone.
+Its parts are separate files of this package and are assembled once. The content security policy that is sent with it
+lets the browser run exactly these scripts, by their hashes, and connect to this server alone.
 """
 
 import base64
@@ -11,18 +11,18 @@ from importlib import resources
 
 STYLE = "style.css"
 SCRIPTS = ("highlight.js", "markdown.js", "store.js", "api.js", "view.js", "main.js")
-"""In this order, in one scope."""
+"""Concatenated in this order, in one scope."""
 
 
 @cache
 def page_html() -> str:
-    """The whole document."""
+    """Return the whole document."""
     return _part("index.html").replace("/*style*/", _style()).replace("/*script*/", _script())
 
 
 @cache
 def content_security_policy() -> str:
-    """What the browser may do on the page: run our script, use our style, ask this server; nothing else."""
+    """Return the policy: run our script, use our style, connect to this server, and nothing else."""
     return "; ".join(
         (
             "default-src 'none'",

@@ -23,7 +23,7 @@ async function refusalOf(response) {
 }
 
 async function fetchModel() {
-  const response = await fetch("/v1/models", { headers: headers(), cache: "no-store" });
+  const response = await fetch("v1/models", { headers: headers(), cache: "no-store" });
   if (!response.ok) throw await refusalOf(response);
   return (await response.json()).data[0];
 }
@@ -76,6 +76,6 @@ function samplingFields() {
     if (settings[name] !== "" && Number.isFinite(Number(settings[name]))) body[name] = Number(settings[name]);
   }
   const stop = settings.stop.split(",").map((each) => each.trim().replace(/\\n/g, "\n")).filter(Boolean);
-  if (stop.length) body.stop = stop.slice(0, 4);
+  if (stop.length) body.stop = stop;
   return body;
 }

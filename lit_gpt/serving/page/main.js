@@ -168,12 +168,12 @@ function requestFor(messages) {
   if (!raw()) {
     const turns = messages.filter((each) => each.text).map((each) => ({ role: each.role, content: each.text }));
     const system = store.settings.system.trim();
-    return ["/v1/chat/completions", { ...body, messages: system ? [{ role: "system", content: system }, ...turns] : turns }];
+    return ["v1/chat/completions", { ...body, messages: system ? [{ role: "system", content: system }, ...turns] : turns }];
   }
   body.max_tokens ??= Math.min(200, Math.floor(model.max_model_len / 2));
   const text = messages.map((each) => each.text).join("");
   const room = Math.floor((model.max_model_len - 1 - body.max_tokens) * charactersPerToken * 0.9);
-  return ["/v1/completions", { ...body, prompt: text.slice(-Math.max(1, room)) }];
+  return ["v1/completions", { ...body, prompt: text.slice(-Math.max(1, room)) }];
 }
 
 async function answer(versions = []) {
