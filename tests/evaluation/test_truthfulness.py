@@ -8,7 +8,6 @@ import torch
 from small_chats import small_tokenizer
 from small_subjects import random_subject, train
 
-from lit_gpt.data.rows import Row
 from lit_gpt.errors import UserError
 from lit_gpt.evaluation.safety.rows import embedded_set
 from lit_gpt.evaluation.safety.truthfulness import PRIMER, Targets, TruthfulQA, is_best, targets_of, true_mass
@@ -64,6 +63,13 @@ def test_a_loop_gives_the_same(subject):
     assert result.settings["examples_before_the_question"] == 6
 
 
+def test_the_values_of_the_embedded_set_stay(subject):
+    """Pinned when the measure still asked the model itself, before it ran as a task of lm-eval."""
+    (result,) = TruthfulQA().run(subject)
+    assert result.score("mc1").value == 0.25
+    assert result.score("mc2").value == pytest.approx(0.21797, abs=1e-4)
+
+
 def test_the_two_published_forms_are_the_same(tmp_path, subject):
     rows = questions()[:4]
     plain = [
@@ -89,10 +95,10 @@ def test_a_short_context_takes_fewer_examples_and_says_so():
     (result,) = TruthfulQA().run(subject)
     shots = result.settings["examples_before_the_question"]
     assert 0 <= shots < 6
-    assert any("room for" in note for note in result.notes)
+    assert any(f"{shots} of the paper's 6 examples" in note for note in result.notes)
     (without,) = TruthfulQA(primer=False).run(subject)
     assert without.settings["examples_before_the_question"] == 0
-    assert not any("room for" in note for note in without.notes)
+    assert not any("examples fit" in note for note in without.notes)
 
 
 def test_answers_longer_than_the_context_are_left_out(tmp_path, subject):
@@ -131,7 +137,7 @@ def test_a_model_that_learned_the_truths_scores():
 )
 def test_bad_answers(value, message):
     with pytest.raises(UserError, match=message):
-        targets_of(Row({"question": "q", "mc1_targets": value}, "mc.json", 3), "mc1_targets")
+        targets_of({"question": "q", "mc1_targets": value}, "mc1_targets")
 
 
 def test_a_bad_row_is_named(tmp_path, subject):

@@ -18,6 +18,7 @@ import numpy as np
 from lm_eval.tasks import TaskManager
 
 from lit_gpt.errors import UserError
+from lit_gpt.evaluation.harness.forms import given_docs
 from lit_gpt.suggest import nearest
 
 FORMS = Path(__file__).parent / "tasks"
@@ -87,6 +88,17 @@ def find_tasks(
                 _refuse_unsafe(manager, name)
                 found.add(_loaded(manager, name))
     return found
+
+
+def task_on_docs(form: str, docs: Sequence[Mapping[str, Any]]) -> Any:
+    """Return lm-eval's task of one of our task files, on documents that have the columns which the file names."""
+    with _seeded():
+        forms = TaskManager(include_path=str(FORMS), include_defaults=False)
+        spec = {"task": form, "custom_dataset": given_docs, "dataset_kwargs": {"docs": list(docs)}}
+        loaded = forms.load({"group": "files", "task": [spec]})
+    (task,) = loaded["tasks"].values()
+    task.config.task = form
+    return task
 
 
 def form_names() -> list[str]:

@@ -20,18 +20,18 @@ Row = Mapping[str, Any]
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
-class _UnfitRowError(Exception):
-    """Says what a row lacks."""
+class UnfitRowError(UserError):
+    """A row does not have what the format needs; says what is missing, without the row's position."""
 
 
 def hellaswag(file: str, fewshot_file: str | None = None, **_: Any) -> Any:
     """HellaSwag's jsonl (Zellers et al. 2019): `ctx`, or `ctx_a`, `ctx_b` and `activity_label`; `endings`; `label`."""
-    return _splits(_hellaswag, file, fewshot_file)
+    return file_docs(_hellaswag, file, fewshot_file)
 
 
 def truthfulqa(file: str, fewshot_file: str | None = None, **_: Any) -> Any:
     """TruthfulQA's `mc_task.json` (Lin et al. 2022): `question`, `mc1_targets`, `mc2_targets` {answer: 1 or 0}."""
-    return _splits(_truthfulqa, file, fewshot_file)
+    return file_docs(_truthfulqa, file, fewshot_file)
 
 
 def mc2_scores(doc: Mapping[str, Any], results: Sequence[tuple[float, bool]]) -> dict[str, float]:
@@ -43,7 +43,7 @@ def mc2_scores(doc: Mapping[str, Any], results: Sequence[tuple[float, bool]]) ->
 
 def gsm8k(file: str, fewshot_file: str | None = None, **_: Any) -> Any:
     """GSM8K's jsonl (Cobbe et al. 2021): `question`, and `answer` that ends with `#### 42`."""
-    return _splits(_gsm8k, file, fewshot_file)
+    return file_docs(_gsm8k, file, fewshot_file)
 
 
 def multiple_choice(file: str, fewshot_file: str | None = None, **_: Any) -> Any:
@@ -52,10 +52,24 @@ def multiple_choice(file: str, fewshot_file: str | None = None, **_: Any) -> Any
     `question`; the choices as a list in `choices`, or in columns `A`, `B`, `C`, ... or `choice_1`, `choice_2`, ...;
     `answer`: the right one's letter, its text, or its number from 0 (`label` is another name for it).
     """
-    return _splits(_multiple_choice, file, fewshot_file)
+    return file_docs(_multiple_choice, file, fewshot_file)
 
 
-def _splits(read: Callable[[Row], dict[str, Any]], file: str, fewshot_file: str | None) -> Any:
+def given_docs(docs: list[dict[str, Any]], **_: Any) -> Any:
+    """Return lm-eval's dataset of documents that a measure has read already (`find.task_on_docs`)."""
+    import datasets
+
+    return datasets.DatasetDict({"test": datasets.Dataset.from_list(docs)})
+
+
+def file_docs(read: Callable[[Row], dict[str, Any]], file: str, fewshot_file: str | None) -> Any:
+    """Return lm-eval's dataset of a file: a split `test`, and of a second file a split `fewshot`.
+
+    Args:
+        read: Converts a row to a document; raises `UnfitRowError` if it cannot.
+        file: The questions.
+        fewshot_file: Examples to show before a question.
+    """
     import datasets
 
     splits = {"test": file} | ({"fewshot": fewshot_file} if fewshot_file else {})
@@ -70,7 +84,7 @@ def _rows(read: Callable[[Row], dict[str, Any]], file: str) -> list[dict[str, An
     for row in source.rows(BadInput("error")):
         try:
             rows.append(read(row.values) | {"where": row.where})
-        except _UnfitRowError as problem:
+        except UnfitRowError as problem:
             raise UserError(f"{row.where}: {problem}; its fields are {', '.join(map(repr, row.values))}") from problem
     if not rows:
         raise UserError(f"{file} holds no rows; name a file that is not empty")
@@ -96,22 +110,22 @@ def _truthfulqa(row: Row) -> dict[str, Any]:
     for name in ("mc1", "mc2"):
         value = row.get(f"{name}_targets")
         if not isinstance(value, Mapping) or not value:
-            raise _UnfitRowError(f"no '{name}_targets' that is an object of answers")
+            raise UnfitRowError(f"no '{name}_targets' that is an object of answers")
         if isinstance(value.get("choices"), Sequence) and isinstance(value.get("labels"), Sequence):
             value = dict(zip(value["choices"], value["labels"], strict=True))  # as on the hub
         if set(value.values()) != {0, 1}:
-            raise _UnfitRowError(f"'{name}_targets' needs answers labelled 1 and answers labelled 0")
+            raise UnfitRowError(f"'{name}_targets' needs answers labelled 1 and answers labelled 0")
         result |= {f"{name}_choices": list(value), f"{name}_labels": list(value.values())}
     labels = result["mc1_labels"]
     if sum(labels) != 1:
-        raise _UnfitRowError(f"'mc1_targets' has {sum(labels)} answers labelled 1, where one is the best")
+        raise UnfitRowError(f"'mc1_targets' has {sum(labels)} answers labelled 1, where one is the best")
     return result | {"gold": labels.index(1)}
 
 
 def _gsm8k(row: Row) -> dict[str, Any]:
     answer = _text(row, "answer")
     if "####" not in answer:
-        raise _UnfitRowError("the field 'answer' does not end with '#### ' and a number")
+        raise UnfitRowError("the field 'answer' does not end with '#### ' and a number")
     return {"question": _text(row, "question"), "answer": answer}
 
 
@@ -135,7 +149,7 @@ def _choices(row: Row) -> list[str]:
         present = [name for name in names if row.get(name) not in (None, "")]
         if len(present) >= 2:
             return [str(row[name]).strip() for name in present]
-    raise _UnfitRowError(
+    raise UnfitRowError(
         "no choices: neither a list 'choices', nor columns 'A', 'B', ..., nor 'choice_1', 'choice_2', ..."
     )
 
@@ -143,16 +157,16 @@ def _choices(row: Row) -> list[str]:
 def _text(row: Row, name: str, may_be_empty: bool = False) -> str:
     value = row.get(name)
     if not isinstance(value, str) or not (may_be_empty or value.strip()):
-        raise _UnfitRowError(f"no {name!r} with text")
+        raise UnfitRowError(f"no {name!r} with text")
     return value
 
 
 def _texts(row: Row, name: str) -> list[str]:
     value = row.get(name)
     if not isinstance(value, Sequence) or isinstance(value, str) or len(value) < 2:
-        raise _UnfitRowError(f"no {name!r} that is a list of two or more texts")
+        raise UnfitRowError(f"no {name!r} that is a list of two or more texts")
     if not all(isinstance(text, str) and text.strip() for text in value):
-        raise _UnfitRowError(f"{name!r} has an entry that is empty or no text")
+        raise UnfitRowError(f"{name!r} has an entry that is empty or no text")
     return [text.strip() for text in value]
 
 
@@ -162,5 +176,5 @@ def _number(row: Row, name: str, count: int) -> int:
     except ValueError:
         number = -1
     if not 0 <= number < count:
-        raise _UnfitRowError(f"{name!r} is {row.get(name)!r}, which names none of the {count} choices")
+        raise UnfitRowError(f"{name!r} is {row.get(name)!r}, which names none of the {count} choices")
     return number

@@ -132,13 +132,44 @@ class Harness(Measure):
         return {key: f"{rows.name} ({rows.fingerprint(FileHashes())[:16]})" for key, rows in files.items()}
 
 
+def ask_docs(
+    subject: Subject, task: str, docs: Sequence[Mapping[str, Any]], progress: Progress = no_progress
+) -> list[Mapping[str, Any]]:
+    """Run one of our task files on documents that are already read.
+
+    Args:
+        subject: The model; texts are opened as in training.
+        task: A file of `tasks/`, without its ending.
+        docs: One for each question, with the columns that the file names.
+        progress: Called with the number of requests done.
+
+    Returns:
+        lm-eval's sample of each document, in order: the document, the metrics, and the responses.
+    """
+    need("lm_eval", "eval", f"{task}, which runs as a task of lm-eval,")
+    from lm_eval.evaluator import evaluate
+
+    from lit_gpt.evaluation.harness.find import task_on_docs
+    from lit_gpt.evaluation.harness.model import HarnessModel
+
+    model = HarnessModel(subject, "trained", progress=progress)
+    with _quiet():
+        loaded = task_on_docs(task, docs)
+        found: Any = evaluate(model, task_dict={"tasks": {task: loaded}, "groups": {}}, bootstrap_iters=0)
+    return sorted(found["samples"][task], key=lambda sample: sample["doc_id"])
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without lm-eval's warnings, which tell of its own defaults, task by task."""
+    """Silence lm-eval: its warnings, which explain its own defaults task by task, and its progress bars."""
+    from lm_eval.api import task
+
     logger = logging.getLogger("lm_eval")
-    level = logger.level
+    level, bar = logger.level, task.tqdm
     logger.setLevel(logging.ERROR)
+    task.tqdm = lambda items, **_: items
     try:
         yield
     finally:
         logger.setLevel(level)
+        task.tqdm = bar

@@ -19,13 +19,25 @@ from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_tex
 
 from lit_gpt.data.chat import Message
 from lit_gpt.errors import UserError
-from lit_gpt.evaluation.likelihood import LogLikelihoods, Opening, TextPairs
+from lit_gpt.evaluation.likelihood import Continuation, LogLikelihoods, Opening, TextPairs
 from lit_gpt.evaluation.progress import Progress, no_progress
 from lit_gpt.evaluation.subject import Subject
 from lit_gpt.generation.params import MAX_STOPS, SamplingParams
 
 DEFAULT_MAX_GEN_TOKS = 256
 """New tokens where a task names no number, as lm-eval has it."""
+
+
+class ChoiceLogprob(tuple[float, bool]):
+    """lm-eval's (log-likelihood, is greedy), which also carries the log-probability of each token."""
+
+    token_logprobs: tuple[float, ...]
+
+    def __new__(cls, answer: Continuation) -> "ChoiceLogprob":
+        """Build it from the answer of `LogLikelihoods`."""
+        pair = super().__new__(cls, (answer.logprob, answer.is_greedy))
+        pair.token_logprobs = answer.token_logprobs
+        return pair
 
 
 class HarnessModel(LM):
@@ -65,10 +77,10 @@ class HarnessModel(LM):
         pairs = TextPairs(tokenizer, opening_ids, parse_special=chat or as_hf)
         self.likelihoods = LogLikelihoods(subject.model, tokenizer, max_batch_tokens, pairs)
 
-    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
+    def loglikelihood(self, requests: list[Instance]) -> list[ChoiceLogprob]:
         """Log-likelihood in nats of each (context, continuation), and whether greedy decoding would write it."""
         found = self.likelihoods.of_texts([request.args for request in requests], self.progress)
-        return [(one.logprob, one.is_greedy) for one in found]
+        return [ChoiceLogprob(one) for one in found]
 
     def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
         """Log-likelihood in nats of each whole text, each token predicted once with what came before in its window."""
