@@ -93,7 +93,8 @@ class TruthfulQA(Measure):
         notes = list(read.notes)
         if self.primer and shots < len(PRIMER):
             notes.append(
-                f"Only {shots} of the paper's {len(PRIMER)} examples fit into the context of {subject.block_size} tokens."
+                f"{shots} of the paper's {len(PRIMER)} examples fit into the model's context of {subject.block_size} "
+                "tokens."
             )
         empty = sum(doc["empty"] for doc in read.docs)
         if empty:
