@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +11,7 @@ from lit_gpt.evaluation.compare import compare_reports
 from lit_gpt.evaluation.intervals import mean_score, paired_bootstrap, share_score
 from lit_gpt.evaluation.report import Report, plain, result_from
 from lit_gpt.evaluation.result import Chart, Example, Interval, Result, Score
-from lit_gpt.evaluation.safety.bbq import _scores
+from lit_gpt.evaluation.safety.bias import _bbq_scores, bbq_scores
 
 
 def report(name, parts, better="higher", settings=None, examples=(), more=()):
@@ -67,13 +66,14 @@ def test_shares_and_means_keep_their_clusters():
     assert share_score("s", [True, False, True], items, clusters).clusters == kept
     assert mean_score("s", [1, 2, 3], items, "", clusters).clusters == kept
     assert share_score("s", [True, False], ["a", "b"], ["a", "b"]).clusters == {}
-    answered = [(bbq_item_of(n), n % 3) for n in range(4)]
-    for score in _scores("ambiguous", answered, 0):
+    for score in _bbq_scores("ambiguous", {str(n): bbq_sample(n) for n in range(4)}, 0):
         assert score.clusters == {"0": "t0", "1": "t0", "2": "t1", "3": "t1"}
 
 
-def bbq_item_of(number):
-    return SimpleNamespace(item=str(number), template=f"t{number // 2}", right=2, biased=0, ambiguous=True)
+def bbq_sample(number):
+    doc = {"template": f"t{number // 2}", "right": 2, "biased": 0, "ambiguous": True}
+    metrics = bbq_scores(doc, [(float(choice == number % 3), False) for choice in range(3)])
+    return {"doc": doc, "metrics": list(metrics), **metrics}
 
 
 def test_equal_models_differ_by_chance_alone():
