@@ -26,7 +26,12 @@ _NAMES = {
     str: "a string",
     NoneType: "null",
 }
-_ELEMENTS = {bool: "a list of true or false", float: "a list of finite numbers", int: "a list of whole numbers"}
+_ELEMENTS = {
+    bool: "a list of true or false",
+    float: "a list of finite numbers",
+    int: "a list of whole numbers",
+    str: "a list of strings",
+}
 
 
 def check_at_least(name: str, value: float | None, bound: float, remedy: str = "") -> None:
@@ -144,7 +149,7 @@ def _is(value: Any, kind: Any) -> bool:
         return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if kind is int:
         return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, kind)
+    return isinstance(value, origin or kind)
 
 
 def _described(kind: Any) -> str:
@@ -156,4 +161,6 @@ def _described(kind: Any) -> str:
         return options[0] if len(options) == 1 else f"one of {', '.join(options)}"
     if origin is tuple:
         return _ELEMENTS[get_args(kind)[0]]
+    if origin is not None:
+        return f"a {origin.__name__.lower()}"
     return _NAMES.get(kind) or f"a {kind.__name__} (GPTConfig.from_dict makes one)"

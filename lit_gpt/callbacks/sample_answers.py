@@ -7,7 +7,7 @@ from lightning.pytorch import LightningModule, Trainer
 
 from lit_gpt.callbacks.sample_text import SampleText
 from lit_gpt.data.chat import ChatRenderer, Message
-from lit_gpt.generation.generate import generate
+from lit_gpt.generation import generate
 from lit_gpt.models import GPT
 
 

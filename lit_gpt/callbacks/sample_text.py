@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lit_gpt.callbacks.quiet_model import data_tokenizer, must_hurry, quiet_model, takes_part, why_not, writers
 from lit_gpt.data.tokenizers import Tokenizer
 from lit_gpt.errors import UserError
-from lit_gpt.generation.generate import generate
+from lit_gpt.generation import generate
 from lit_gpt.models import GPT
 
 

@@ -106,7 +106,7 @@ def generate(
         tokenizer,
         max_batch_size=1 if prompts is None else batch_size,
         cache_tokens=cache_tokens,
-        reread_when_full=True,
+        re_prefill_when_full=True,
         compile=compile,
         speculation=speculation,
     )

@@ -26,8 +26,8 @@ from lit_gpt.evaluation.prefix_trees import Layers, ScoredText, SharedPrefix, Tr
 from lit_gpt.evaluation.progress import Progress, no_progress
 from lit_gpt.generation.text import opened
 from lit_gpt.models import GPT
+from lit_gpt.models.cache import DecodeStep
 from lit_gpt.models.head import HeadFn
-from lit_gpt.models.step_cache import StepCache
 from lit_gpt.objectives.cross_entropy import default_chunk_size
 
 Opening = Literal["auto", "trained", "hf"]
@@ -187,6 +187,8 @@ class LogLikelihoods:
         self.pairs = pairs or TextPairs(tokenizer)
         scaling = model.config.rope_scaling
         self._follows_length = scaling is not None and scaling.follows_length and model.config.positions == "rope"
+        self._branches = all(state.can_branch for state in model.new_states(1, 1))
+        """Whether several texts may go on from one beginning in one forward; recurrent layers read one text a row."""
         self.num_computed_tokens = 0
         """Tokens that went through the model since this was made, without those that fill up."""
 
@@ -240,7 +242,8 @@ class LogLikelihoods:
         try:
             with torch.inference_mode():
                 kept: dict[SharedPrefix, Layers] = {}
-                for prefix, trees in plan_trees(texts, self.max_batch_tokens, share=not self._follows_length):
+                share = self._branches and not self._follows_length
+                for prefix, trees in plan_trees(texts, self.max_batch_tokens, share=share):
                     layers = self._layers(prefix, kept)
                     for batch in self._batches(trees):
                         for number, result in self._run(batch, layers, texts):
@@ -305,12 +308,11 @@ class LogLikelihoods:
             context = torch.tensor([[len(tree.ids)] for tree in trees], device=self._device).expand_as(part.ids)
             context = context.reshape(1, -1)
         self.num_computed_tokens += sum(len(tree.ids) for tree in trees)
-        self.model(
-            part.ids.view(1, -1),
-            position_ids=part.positions.view(1, -1),
-            cache=StepCache([part], context),
-            head_fn=head,
-        )
+        if not self._branches:  # nothing is shared: each row is one text, and what fills it up comes after it
+            self.model(part.ids, head_fn=lambda hidden, *weights: head(hidden.flatten(0, 1)[None], *weights))
+            return
+        cache = DecodeStep([part], part.positions.view(1, -1), context)
+        self.model(part.ids.view(1, -1), cache=cache, head_fn=head)
 
     def _run(
         self, trees: list[Tree], prefix: Layers | None, texts: Sequence[ScoredText]

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from lit_gpt.models import GPTConfig
-from lit_gpt.models.step_cache import additive_mask
+from lit_gpt.models.cache import Part, additive_mask
 
 TREE_TOKENS = 256
 """Texts of together so few tokens make one tree, however little they share: what it attends in vain is small."""
@@ -178,8 +178,8 @@ Layers = list[tuple[Tensor, Tensor]]
 """Keys and values (1, K, P, ...) of each layer."""
 
 
-class TreesPart:
-    """Trees of one forward; a part of a `StepCache`.
+class TreesPart(Part):
+    """Trees of one forward, and the keys and values that its attention layers see.
 
     Args:
         config: The model's.
@@ -194,14 +194,14 @@ class TreesPart:
     ) -> None:
         self.config, self.prefix, self.keep = config, prefix, keep
         self.width = max(len(tree.ids) for tree in trees)
-        self.num_tokens = len(trees) * self.width
+        states = [TreeState(layer, self) for layer in range(config.n_layer)]
+        super().__init__(states, len(trees), self.width, slice(0, len(trees)))
         self.layers: Layers = []
         self.prefix_length = 0 if prefix is None else prefix[0][0].shape[2]
         self.ids = self._rows(trees, "ids", device)
         self.positions = self._rows(trees, "positions", device)
         self.is_causal = prefix is None and all(tree.is_chain for tree in trees)
         self._ends = self._rows(trees, "ends", device)
-        self._masks: dict[int | None, Tensor | None] = {}
 
     def _rows(self, trees: Sequence[Tree], name: str, device: torch.device) -> Tensor:
         """(B, T) int64, 0 where a tree has ended."""
@@ -209,10 +209,6 @@ class TreesPart:
         for row, tree in zip(rows, trees, strict=True):
             row[: len(tree.ids)] = torch.from_numpy(getattr(tree, name))
         return rows.to(device)
-
-    def rows(self, x: Tensor) -> Tensor:
-        """(1, B T, H, D) → (B, T, H, D)."""
-        return x.unflatten(1, (-1, self.width)).squeeze(0)
 
     def store(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return keys and values (B, K, S, ...) of the prefix and of k, v (B, K, T, ...), and who sees whom."""
@@ -224,9 +220,9 @@ class TreesPart:
         if self.keep:
             self.layers.append((k, v))
         window = self.config.window(layer)
-        if window not in self._masks:
-            self._masks[window] = self._mask(window, k.dtype)
-        return k, v, self._masks[window]
+        if window not in self.masks:
+            self.masks[window] = self._mask(window, k.dtype)
+        return k, v, self.masks[window]
 
     def _mask(self, window: int | None, dtype: torch.dtype) -> Tensor | None:
         if self.is_causal and self.config.positions != "alibi" and (window is None or window >= self.width):
@@ -240,3 +236,19 @@ class TreesPart:
         follows |= torch.eye(self.width, dtype=torch.bool, device=device)
         sees = torch.nn.functional.pad(follows, (self.prefix_length, 0), value=True)
         return mask.masked_fill(~sees.unsqueeze(1), -math.inf)
+
+
+class TreeState:
+    """What one attention layer sees in a forward over trees; nothing is kept for a later forward.
+
+    Args:
+        layer: From 0.
+        trees: All of the forward.
+    """
+
+    def __init__(self, layer: int, trees: TreesPart) -> None:
+        self._layer, self._trees = layer, trees
+
+    def update(self, part: Part, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return keys, values and mask as `KVState.update` does: k (B, T, K, D) and v (B, T, K, width) are new."""
+        return self._trees.store(self._layer, k.transpose(1, 2), v.transpose(1, 2))

@@ -1,12 +1,10 @@
-"""From a model to text: sampling, decoding with a cache, and the engine that serves many requests at once."""
+"""From a model to text: the engine, which serves one request or many at once, and what goes in and comes out."""
 
-from lit_gpt.generation.engine import Engine, EngineStats
-from lit_gpt.generation.generate import generate, stream
+from lit_gpt.generation.engine import Engine, EngineStats, generate
 from lit_gpt.generation.loop import EngineLoop, QueueFullError, RequestHandle
 from lit_gpt.generation.params import Completion, Constraint, SamplingParams, TokenEvent
-from lit_gpt.generation.sampling import check_sampling, keep_top_k, keep_top_p, sample
 from lit_gpt.generation.speculative import DraftModel, PromptLookup, Speculation
-from lit_gpt.generation.text import complete_texts, decode_stream, stream_text, stream_with
+from lit_gpt.generation.text import complete_texts, stream_text, stream_with
 
 __all__ = [
     "Completion",
@@ -21,14 +19,8 @@ __all__ = [
     "SamplingParams",
     "Speculation",
     "TokenEvent",
-    "check_sampling",
     "complete_texts",
-    "decode_stream",
     "generate",
-    "keep_top_k",
-    "keep_top_p",
-    "sample",
-    "stream",
     "stream_text",
     "stream_with",
 ]

@@ -1,41 +1,46 @@
-"""The engine: many requests through one model, joining and leaving between steps.
+"""The engine: many requests through one model, joining and leaving between iterations (continuous batching).
 
-A step is one forward over one row of tokens: the last token of every text that is being written, and as much of the
+An iteration is one forward over one row of tokens: the last token of every sequence that decodes, and as much of the
 waiting prompts as `prefill_chunk` allows. So the weights are read once for all of them, and a long prompt does not
-stop the others. Requests are admitted first come first served, as soon as the cache has room for all that they may
-write; what has been admitted always runs to its end, so nothing starves and nothing is taken back.
+stop the others. Requests are admitted first come first served, as soon as the cache has capacity for all that they may
+write; what has been admitted always runs to its end, so nothing starves and nothing is preempted.
 
-N tokens of a step, V vocabulary.
+An iteration in stages: end cancelled requests; admit waiting ones (`cache.Admission`); plan which tokens go through the
+model (`StepPlan`); forward; draw the next tokens (`sampler`); move finished, decoding and prefilling rows to their
+places in the cache.
+
+N tokens of an iteration, V vocabulary.
 """
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import takewhile
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lit_gpt.checks import check_at_least
 from lit_gpt.data.tokenizers import Tokenizer
 from lit_gpt.errors import UserError
-from lit_gpt.generation.admission import Admission
+from lit_gpt.generation.cache import Admission, CacheBlock, build_blocks, cache_bytes, can_truncate
 from lit_gpt.generation.constraints import build_matcher
 from lit_gpt.generation.params import Completion, SamplingParams, TokenEvent
 from lit_gpt.generation.request import Drawn, Matcher, Request
 from lit_gpt.generation.sampler import draw
 from lit_gpt.generation.speculative import Speculation
-from lit_gpt.generation.step_plan import Drawing, StepPlan
 from lit_gpt.models import GPT
-from lit_gpt.models.batch_cache import Slab, build_slabs, bytes_per_token
-from lit_gpt.models.flat import FlatModel
-from lit_gpt.models.fused import prepare_for_decoding
+from lit_gpt.models.cache import ChunkPart, DecodePart, DecodeStep, LayerState, PaddedDecodePart
+from lit_gpt.models.fused import layout_of, prepare_for_decoding
 from lit_gpt.models.gpt import softcapped_logits
-from lit_gpt.models.static_step import StaticDecoder
-from lit_gpt.models.step_cache import DecodePart, StepCache
 
 RING_MARGIN = 1
-"""A row whose last token is taken back, to be read again, still has its window; guesses add to this."""
+"""A row whose last token is taken back, to be computed again, still has its window; guesses add to this."""
+MIN_KEYS = 128
+"""Compiled decoding attends over at least this many keys: fewer shapes to compile."""
+MAX_GRAPHS = 64
+"""Shapes that are compiled before the rest runs uncompiled."""
 
 
 @dataclass(frozen=True)
@@ -57,47 +62,128 @@ class EngineStats:
     steps: int
 
 
+@dataclass(frozen=True)
+class Drawing:
+    """A request whose next token is drawn, or several, where some were guessed."""
+
+    request: Request
+    row: int
+    """Of the logits: the one after the sequence so far; the following ones come after each guess."""
+    drafts: list[int] = field(default_factory=list)
+
+
+class StepPlan:
+    """The tokens of one forward, and what is drawn after it.
+
+    Args:
+        with_contexts: Whether positions are rotated by the length of their sequence (some RoPE scalings).
+        padded: Run it with fixed shapes; then it decodes the rows of one block, and nothing else.
+    """
+
+    def __init__(self, with_contexts: bool, padded: bool = False) -> None:
+        self.padded = padded
+        self.parts: list[DecodePart | ChunkPart] = []
+        self.drawing: list[Drawing] = []
+        self.places: list[int] = []
+        """At which of the N tokens logits are needed, ascending."""
+        self.fed: list[tuple[Request, int]] = []
+        """How many tokens of each sequence are among them."""
+        self.num_prompt_tokens = 0
+        self._ids: list[int] = []
+        self._positions: list[int] = []
+        self._contexts: list[int] | None = [] if with_contexts else None
+
+    def decode(self, block: CacheBlock[Request]) -> None:
+        """Add one token for every sequence that decodes in a block."""
+        decoding = block.entries[: block.num_decoding]
+        lengths = [request.num_cached for request in decoding]
+        self.parts.append(DecodePart(block.states, lengths))
+        first = len(self.places)
+        self.places += range(len(self._ids), len(self._ids) + len(decoding))
+        self.drawing += [Drawing(request, first + row) for row, request in enumerate(decoding)]
+        self.fed += [(request, 1) for request in decoding]
+        self._ids += [request.ids[-1] for request in decoding]
+        self._positions += lengths
+        if self._contexts is not None:
+            self._contexts += [length + 1 for length in lengths]
+
+    def prefill(self, request: Request, budget: int) -> int:
+        """Add the next piece of a prompt, at most `budget` tokens; return how many."""
+        start = request.num_cached
+        count = min(len(request.ids) - start, budget)
+        assert request.block is not None
+        self.parts.append(ChunkPart(request.block.states, request.row, start, count))
+        self.fed.append((request, count))
+        self.num_prompt_tokens += count
+        self._ids += request.ids[start : start + count]
+        self._positions += range(start, start + count)
+        if self._contexts is not None:
+            self._contexts += [len(request.ids)] * count
+        if start + count == len(request.ids):
+            self.drawing.append(Drawing(request, len(self.places)))
+            self.places.append(len(self._ids) - 1)
+        return count
+
+    def verify(self, request: Request, drafts: list[int]) -> None:
+        """Add the last token of a sequence and the guesses after it."""
+        start, count = request.num_cached, 1 + len(drafts)
+        assert request.block is not None
+        self.parts.append(ChunkPart(request.block.states, request.row, start, count))
+        self.fed.append((request, 1))
+        self.drawing.append(Drawing(request, len(self.places), drafts))
+        self.places += range(len(self._ids), len(self._ids) + count)
+        self._ids += [request.ids[-1], *drafts]
+        self._positions += range(start, start + count)
+        if self._contexts is not None:
+            self._contexts += range(start + 1, start + count + 1)
+
+    def tensors(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return token ids, positions and lengths of their sequences, each (1, N) int64."""
+        contexts = None if self._contexts is None else torch.tensor([self._contexts], device=device)
+        return torch.tensor([self._ids], device=device), torch.tensor([self._positions], device=device), contexts
+
+
 class Engine:
     """Not thread-safe: one thread calls it (`EngineLoop` makes that thread).
 
     Args:
-        model: On the device where it shall run, whole on it. It is put into eval mode; its matrices are laid out for
-            decoding in place (see `lit_gpt.models.fused`).
-        tokenizer: The model's own.
+        model: On the device where it shall run. It is put into eval mode.
+        tokenizer: The model's own; None = events have tokens and no text, and only `stop_token_ids` end a request.
         max_batch_size: Requests running at once; the others wait.
-        cache_tokens: Room of the cache, in tokens; None = for `max_batch_size` texts of `max_length`.
-        prefill_chunk: Prompt tokens read in one step.
+        cache_tokens: Capacity of the cache, in tokens; None = for `max_batch_size` sequences of `max_length`.
+        prefill_chunk: Prompt tokens computed in one iteration.
         max_length: Prompt and new tokens of one request, at most; None = block_size, or `cache_tokens` if less.
-        reuse_prefixes: Copy the keys of a beginning that another text has, instead of computing them again.
-        reread_when_full: Where a text fills the context, read its last half as a fresh context and go on, instead of
-            ending it.
+        reuse_prefixes: Copy the state of a prefix that another request has cached, instead of computing it again.
+        re_prefill_when_full: Where a sequence fills the context, start a fresh context from its last half and
+            continue, instead of ending it.
         compile: Decode with fixed shapes through `torch.compile`: pays on a GPU, after some seconds for each new shape.
         speculation: Guess tokens and verify several in one forward; None = one at a time.
+        prepare: Lay out the model's matrices for decoding, in place (see `lit_gpt.models.fused`).
 
     Raises:
-        UserError: If a number is out of bounds.
+        UserError: If a number is out of bounds, or a layer's state does not allow speculation.
     """
 
     def __init__(
         self,
         model: GPT,
-        tokenizer: Tokenizer,
+        tokenizer: Tokenizer | None,
         max_batch_size: int = 16,
         cache_tokens: int | None = None,
         prefill_chunk: int = 512,
         max_length: int | None = None,
         reuse_prefixes: bool = True,
-        reread_when_full: bool = False,
+        re_prefill_when_full: bool = False,
         compile: bool = False,
         speculation: Speculation | None = None,
+        prepare: bool = True,
     ) -> None:
         block_size = model.config.block_size
         limits = {"max_batch_size": max_batch_size, "prefill_chunk": prefill_chunk}
         limits |= {"max_length": block_size if max_length is None else max_length}
         limits |= {"cache_tokens": limits["max_length"] if cache_tokens is None else cache_tokens}
         for name, value in limits.items():
-            if value < 1:
-                raise UserError(f"{name} is {value}, it must be at least 1")
+            check_at_least(name, value, 1)
         if max_length is not None and max_length > block_size:
             raise UserError(f"max_length {max_length} is longer than the model's block_size {block_size}; lower it")
         if max_length is None:
@@ -106,9 +192,9 @@ class Engine:
             cache_tokens = max_batch_size * max_length
         if cache_tokens < max_length:
             raise UserError(
-                f"cache_tokens {cache_tokens} has no room for one text of max_length {max_length}; raise it"
+                f"cache_tokens {cache_tokens} has no room for one sequence of max_length {max_length}; raise it"
             )
-        if tokenizer.vocab_size > model.config.vocab_size:
+        if tokenizer is not None and tokenizer.vocab_size > model.config.vocab_size:
             raise UserError(
                 f"the tokenizer has {tokenizer.vocab_size} tokens, the model {model.config.vocab_size}; "
                 "use the model's own tokenizer"
@@ -117,28 +203,38 @@ class Engine:
         self.max_batch_size, self.max_length = max_batch_size, max_length
         """Of one request, in tokens: prompt and what is written."""
         self.cache_tokens, self.prefill_chunk = cache_tokens, prefill_chunk
-        self.reread_when_full = reread_when_full
-        self.device = next(model.parameters()).device
-        self._dtype = model.wte.weight.dtype
-        self._compile = compile
+        self.re_prefill_when_full = re_prefill_when_full
+        if speculation is not None and not can_truncate(model):
+            kinds = {model.config.token_mixer(layer) for layer in range(model.config.n_layer)}
+            raise UserError(
+                f"speculation takes wrong guesses back, and the state of a layer of this model cannot (layers: "
+                f"{', '.join(sorted(kinds))}); leave out draft_model and draft_tokens"
+            )
+        self.device = model.wte.weight.device
+        autocast = torch.is_autocast_enabled(self.device.type)
+        self._dtype = torch.get_autocast_dtype(self.device.type) if autocast else model.wte.weight.dtype
+        self._prepares = prepare
+        self._layout: tuple[object, ...] = ()
+        self._compiled = torch.compile(self._run_padded, dynamic=False) if compile else None
         model.eval()
         self._prepare()
         self._speculation = speculation
         margin = RING_MARGIN + (0 if speculation is None else speculation.num_tokens)
-        self._slabs: list[Slab[Request]] = build_slabs(
-            model.config, cache_tokens, max_length, max_batch_size, margin, self._dtype, self.device
+        self._blocks: list[CacheBlock[Request]] = build_blocks(
+            model, cache_tokens, max_length, max_batch_size, margin, self._dtype, self.device
         )
-        self._admission = Admission(self.config, self._slabs, max_length, max_batch_size, reuse_prefixes)
+        self._cache_bytes = cache_bytes(model, cache_tokens, sum(block.max_rows for block in self._blocks), self._dtype)
+        self._admission: Admission[Request] = Admission(model, self._blocks, max_length, max_batch_size, reuse_prefixes)
         scaling = self.config.rope_scaling
-        self._depends_on_length = scaling is not None and scaling.kind in ("dynamic", "longrope")
+        self._depends_on_length = scaling is not None and scaling.follows_length
         self._known: dict[str, Request] = {}
         """All that have not ended, by their ids."""
         self._waiting: deque[Request] = deque()
-        self._reading: list[Request] = []
-        """Admitted and not yet read to the end, in order of admission."""
+        self._in_prefill: list[Request] = []
+        """Admitted, and their prompt not computed to its end, in order of admission."""
         self._cancelled: list[Request] = []
-        self._untold: list[TokenEvent] = []
-        """Of requests that have been ended in a step that then failed."""
+        self._pending_events: list[TokenEvent] = []
+        """Of requests that were ended in an iteration that then failed."""
         self._prompt_tokens = self._generated_tokens = self._steps = 0
 
     def check(self, prompt_ids: Sequence[int], params: SamplingParams) -> Matcher | None:
@@ -154,6 +250,8 @@ class Engine:
         self._check_numbers(prompt_ids, params)
         if params.constraint is None:
             return None
+        if self.tokenizer is None:
+            raise UserError("a constraint needs a tokenizer, and the engine has none")
         return build_matcher(params.constraint, self.tokenizer, self.config.vocab_size, params.stop_token_ids)
 
     def _check_numbers(self, prompt_ids: Sequence[int], params: SamplingParams) -> None:
@@ -191,8 +289,8 @@ class Engine:
             matcher = self.check(prompt_ids, params)
         else:
             self._check_numbers(prompt_ids, params)
-        reread = max(1, self.max_length // 2) if self.reread_when_full else None
-        request = Request(request_id, list(prompt_ids), params, self.tokenizer, matcher, reread)
+        num_re_prefill = max(1, self.max_length // 2) if self.re_prefill_when_full else None
+        request = Request(request_id, list(prompt_ids), params, self.tokenizer, matcher, num_re_prefill)
         self._known[request_id] = request
         self._waiting.append(request)
 
@@ -209,14 +307,14 @@ class Engine:
     @torch.inference_mode()
     def step(self) -> list[TokenEvent]:
         """One forward over all running requests; [] when there is nothing to do."""
-        if self.model.training or (self._flat is not None and not self._flat.is_current()):
+        if self.model.training or (self._prepares and layout_of(self.model) != self._layout):
             self.model.eval()
             self._prepare()
-        self._untold += self._end_cancelled()
+        self._pending_events += self._end_cancelled()
         self._admit()
         plans = [plan for plan in self._plan() if plan.parts]
         logits = [self._forward(plan) for plan in plans]
-        events, self._untold = self._untold, []
+        events, self._pending_events = self._pending_events, []
         if not plans:
             return events
         self._steps += 1
@@ -238,9 +336,9 @@ class Engine:
         return EngineStats(
             num_waiting=len(self._waiting),
             num_running=running,
-            cache_tokens_used=sum(slab.num_active * slab.capacity for slab in self._slabs),
+            cache_tokens_used=sum(block.num_active * block.capacity for block in self._blocks),
             cache_tokens_total=self.cache_tokens,
-            cache_bytes=self.cache_tokens * bytes_per_token(self.config, self._dtype),
+            cache_bytes=self._cache_bytes,
             prompt_tokens=self._prompt_tokens,
             reused_tokens=self._admission.reused_tokens,
             generated_tokens=self._generated_tokens,
@@ -294,26 +392,25 @@ class Engine:
     @torch.inference_mode()
     def fail_all(self, error: str) -> list[TokenEvent]:
         """End every request after a fault that was not any one request's; the engine is as new then."""
-        events, self._untold = self._untold, []
+        events, self._pending_events = self._pending_events, []
         events += [request.end("error", error) for request in self._known.values()]
         for request in self._known.values():
-            if request.slab is not None:
+            if request.block is not None:
                 self._admission.release(request)
         self._admission.forget()
         self._known.clear()
         self._waiting.clear()
-        self._reading.clear()
+        self._in_prefill.clear()
         self._cancelled.clear()
         return events
 
     def _prepare(self) -> None:
         """Lay the model out for decoding; again where it has been moved or given other weights since."""
-        # Parameters must stay what training can use.
-        with torch.inference_mode(False), torch.no_grad():
-            prepare_for_decoding(self.model)
-            self._flat = FlatModel.of(self.model)
-        if self._compile:
-            self._static = StaticDecoder(self._flat or self.model, self.config, self._head)
+        if self._prepares:
+            # Parameters must stay what training can use.
+            with torch.inference_mode(False), torch.no_grad():
+                prepare_for_decoding(self.model)
+            self._layout = layout_of(self.model)
 
     @torch.inference_mode()
     def _forget(self) -> None:
@@ -326,7 +423,7 @@ class Engine:
             if request.finished:
                 continue
             events.append(request.end("cancelled"))
-            if request.slab is None:
+            if request.block is None:
                 self._waiting.remove(request)
             self._settle(request)
         self._cancelled.clear()
@@ -335,42 +432,42 @@ class Engine:
     def _admit(self) -> None:
         """First come, first served: one that does not fit yet lets nobody pass."""
         while self._waiting and self._admission.place(self._waiting[0]):
-            self._reading.append(self._waiting.popleft())
+            self._in_prefill.append(self._waiting.popleft())
 
     def _plan(self) -> list[StepPlan]:
         """Every text that is being written, then pieces of prompts, in order of admission: one forward for all.
 
-        Compiled decoding has forwards of its own, one for each slab.
+        Compiled decoding has forwards of its own, one for each block.
         """
         if self._speculation is None:
-            self._start_those_read()
+            self._start_decoding()
         plans = [StepPlan(self._depends_on_length)]
-        for slab in self._slabs:
-            writing = slab.owners[: slab.num_decoding]
-            guesses = [self._guess(request) for request in writing]
+        for block in self._blocks:
+            decoding = block.entries[: block.num_decoding]
+            guesses = [self._guess(request) for request in decoding]
             if any(guesses):
-                for request, drafts in zip(writing, guesses, strict=True):
+                for request, drafts in zip(decoding, guesses, strict=True):
                     plans[0].verify(request, drafts)
-            elif writing and self._compile:
-                plans.append(StepPlan(self._depends_on_length, static=True))
-                plans[-1].decode(slab)
-            elif writing:
-                plans[0].decode(slab)
+            elif decoding and self._compiled is not None:
+                plans.append(StepPlan(self._depends_on_length, padded=True))
+                plans[-1].decode(block)
+            elif decoding:
+                plans[0].decode(block)
         budget = self.prefill_chunk
-        for request in self._reading:
+        for request in self._in_prefill:
             if budget == 0:
                 break
             if self._admission.copy_prefix(request):
-                budget -= plans[0].read_chunk(request, budget)
+                budget -= plans[0].prefill(request, budget)
         return plans
 
-    def _start_those_read(self) -> None:
+    def _start_decoding(self) -> None:
         """Prompts of which all but the last token was copied go on with those that are written, in one rectangle."""
-        for request in list(self._reading):
-            if self._admission.copy_prefix(request) and not request.is_reading:
-                assert request.slab is not None
-                request.slab.start_decoding(request.row)
-                self._reading.remove(request)
+        for request in list(self._in_prefill):
+            if self._admission.copy_prefix(request) and not request.in_prefill:
+                assert request.block is not None
+                request.block.start_decoding(request.row)
+                self._in_prefill.remove(request)
 
     def _guess(self, request: Request) -> list[int]:
         if self._speculation is None:
@@ -386,18 +483,55 @@ class Engine:
 
     def _forward(self, plan: StepPlan) -> Tensor:
         """Logits (number of draws, V): the head runs on the positions that are drawn from, and no others."""
-        ids, positions, contexts = plan.tensors(self.device)
-        if plan.static:
+        ids, positions, context_lengths = plan.tensors(self.device)
+        if plan.padded:
             (part,) = plan.parts
             assert isinstance(part, DecodePart)
-            return self._static(part.slab, ids, part.lengths, self._depends_on_length)
+            return self._forward_padded(part, ids)
         places = plan.places
 
         def head(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
             return self._head(hidden if len(places) == hidden.shape[1] else hidden[:, places], weight, bias)
 
-        forward = self.model if self._flat is None else self._flat
-        logits: Tensor = forward(ids, position_ids=positions, cache=StepCache(plan.parts, contexts), head_fn=head)
+        logits: Tensor = self.model(ids, cache=DecodeStep(plan.parts, positions, context_lengths), head_fn=head)
+        return logits
+
+    def _forward_padded(self, part: DecodePart, ids: Tensor) -> Tensor:
+        """Decode with fixed shapes: rows and keys are padded to the next power of two, one graph for each pair.
+
+        A row of padding repeats the first sequence's token, writes what that writes, and its result is dropped.
+
+        Args:
+            part: n rows of one block.
+            ids: (1, n) int64, their last tokens.
+
+        Returns:
+            (n, V).
+        """
+        assert self._compiled is not None
+        n, block_states = len(part.lengths), part.states
+        block = next(block for block in self._blocks if block.states is block_states)
+        B = min(_next_power(n), block.num_rows(block.capacity))
+        rows = torch.tensor([*range(n), *[0] * (B - n)], device=ids.device)
+        positions = torch.tensor(part.lengths, device=ids.device)[rows]
+        num_keys = min(block.capacity, max(MIN_KEYS, _next_power(max(part.lengths) + 1)))
+        context_lengths = positions[None] + 1 if self._depends_on_length else None
+        with torch._dynamo.config.patch(recompile_limit=MAX_GRAPHS):
+            logits = self._compiled(ids[:, rows], positions, rows, block.states, num_keys, context_lengths)
+        return logits[:n]
+
+    def _run_padded(
+        self,
+        ids: Tensor,
+        positions: Tensor,
+        rows: Tensor,
+        states: list[LayerState],
+        num_keys: int,
+        context_lengths: Tensor | None,
+    ) -> Tensor:
+        part = PaddedDecodePart(states, positions, rows, num_keys)
+        cache = DecodeStep([part], positions[None], context_lengths)
+        logits: Tensor = self.model(ids, cache=cache, head_fn=self._head)
         return logits
 
     def _head(self, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -439,23 +573,79 @@ class Engine:
         self._generated_tokens += 1
         scaling = self.config.rope_scaling
         if scaling is not None and scaling.kind == "longrope" and len(request.ids) == scaling.original_block_size + 1:
-            request.num_cached = 0  # another table from here on: every key has to be computed again
+            request.restart()  # another frequency table from here on: every key has to be computed again
         return event
 
     def _settle(self, request: Request) -> None:
         """Bring a request's row to where its state belongs."""
-        slab = request.slab
+        block = request.block
         if request.finished:
             self._known.pop(request.request_id)
-            if request in self._reading:
-                self._reading.remove(request)
-            if slab is not None:
+            if request in self._in_prefill:
+                self._in_prefill.remove(request)
+            if block is not None:
                 self._admission.release(request)
             return
-        assert slab is not None
-        if request.is_decoding and request.is_reading:
-            slab.reread(request.row)
-            self._reading.append(request)
-        elif not request.is_decoding and not request.is_reading:
-            slab.start_decoding(request.row)
-            self._reading.remove(request)
+        assert block is not None
+        if request.is_decoding and request.in_prefill:
+            block.re_prefill(request.row)
+            self._in_prefill.append(request)
+        elif not request.is_decoding and not request.in_prefill:
+            block.start_decoding(request.row)
+            self._in_prefill.remove(request)
+
+
+def generate(
+    model: GPT,
+    input_ids: Tensor,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    stop_tokens: Sequence[int] = (),
+    seed: int | None = None,
+) -> Tensor:
+    """Continue token ids, without a tokenizer: a short form of `Engine.generate` that leaves the weights' layout alone.
+
+    Where the context is full, a fresh one starts with its last half, so a text may become as long as one likes.
+
+    Args:
+        model: On the device of `input_ids`.
+        input_ids: (B, T) int64, at least one token and at most block_size.
+        max_new_tokens: At most.
+        temperature: Divides the logits; 0 takes the likeliest token.
+        top_k: Keep this many of the likeliest tokens.
+        top_p: Keep the likeliest tokens up to this much probability.
+        stop_tokens: A row ends with the first of them it draws; all rows ended ends it all.
+        seed: Of the draws; row i has seed + i. None = another each time.
+
+    Returns:
+        (B, T + N) int64: the prompts and what follows them; a row that has ended repeats its stop token.
+
+    Raises:
+        UserError: A prompt that is empty, too long or has an unknown token, or a setting out of bounds.
+    """
+    B = input_ids.shape[0]
+    params = SamplingParams(max_new_tokens, temperature, top_k, top_p, stop_token_ids=tuple(stop_tokens))
+    each = [replace(params, seed=None if seed is None else seed + row) for row in range(B)]
+    was_training = model.training
+    length = input_ids.shape[1] + max_new_tokens
+    limit = length if length <= model.config.block_size else None
+    engine = Engine(
+        model, None, max_batch_size=B, max_length=limit, reuse_prefixes=False, re_prefill_when_full=True, prepare=False
+    )
+    try:
+        completions = engine.generate(input_ids.tolist(), each)
+    finally:
+        model.train(was_training)
+    for completion in completions:
+        if completion.error is not None:
+            raise RuntimeError(completion.error)
+    longest = max(len(completion.token_ids) for completion in completions)
+    rows = [ids + ids[-1:] * (longest - len(ids)) for ids in (completion.token_ids for completion in completions)]
+    return torch.cat([input_ids, torch.tensor(rows, device=input_ids.device)], dim=1)
+
+
+def _next_power(number: int) -> int:
+    """Return the smallest power of two that is at least `number`."""
+    return 1 << (number - 1).bit_length()

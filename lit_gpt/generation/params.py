@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from lit_gpt.checks import check_above, check_at_least, check_between, check_one_of
 from lit_gpt.errors import UserError
-from lit_gpt.generation.sampling import check_sampling
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 """Why a request ended: a stop token or stop string; max_new_tokens or the end of the context; `cancel`; a fault."""
@@ -33,9 +33,7 @@ class Constraint:
     """The schema (a mapping or JSON text), expression or grammar; empty for `json_object`."""
 
     def __post_init__(self) -> None:
-        kinds = ("json_schema", "json_object", "regex", "grammar")
-        if self.kind not in kinds:
-            raise UserError(f"constraint kind is {self.kind!r}, it must be one of {', '.join(kinds)}")
+        check_one_of("constraint kind", self.kind, ("json_schema", "json_object", "regex", "grammar"))
         if self.source == "" and self.kind != "json_object":
             raise UserError(f"the {self.kind} constraint is empty; give it its text")
 
@@ -84,12 +82,12 @@ class SamplingParams:
     """A form that the text must have."""
 
     def __post_init__(self) -> None:
-        _at_least_one("max_new_tokens", self.max_new_tokens)
-        check_sampling(self.temperature, self.top_k, self.top_p)
-        if self.min_p is not None and not 0 <= self.min_p <= 1:
-            raise UserError(f"min_p is {self.min_p}, it must be at least 0 and at most 1, or null for all tokens")
-        if not (math.isfinite(self.repetition_penalty) and self.repetition_penalty > 0):
-            raise UserError(f"repetition_penalty is {self.repetition_penalty}, it must be positive (1: none)")
+        check_at_least("max_new_tokens", self.max_new_tokens, 1)
+        check_at_least("temperature", self.temperature, 0, "0 takes the likeliest token each time")
+        check_at_least("top_k", self.top_k, 1, "set it to null for all tokens")
+        check_between("top_p", self.top_p, 0, 1, "set it to null for all tokens", low_open=True)
+        check_between("min_p", self.min_p, 0, 1, "set it to null for all tokens")
+        check_above("repetition_penalty", self.repetition_penalty, 0, "1 is none")
         for name in ("presence_penalty", "frequency_penalty"):
             if not math.isfinite(getattr(self, name)):
                 raise UserError(f"{name} is {getattr(self, name)}, it must be a finite number (0: none)")
@@ -101,10 +99,8 @@ class SamplingParams:
         object.__setattr__(self, "stop", tuple(self.stop))
         object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
         _check_stops(self.stop)
-        if self.seed is not None and not 0 <= self.seed <= MAX_SEED:
-            raise UserError(f"seed is {self.seed}, it must be from 0 to {MAX_SEED}, or null for another each time")
-        if self.logprobs is not None and not 0 <= self.logprobs <= MAX_LOGPROBS:
-            raise UserError(f"logprobs is {self.logprobs}, it must be from 0 to {MAX_LOGPROBS}, or null for none")
+        check_between("seed", self.seed, 0, MAX_SEED, "set it to null for another each time")
+        check_between("logprobs", self.logprobs, 0, MAX_LOGPROBS, "set it to null for none")
 
     @property
     def has_penalties(self) -> bool:
@@ -164,11 +160,6 @@ class Completion:
             [event.top_logprobs for event in drawn] if with_logprobs else None,
             last.error,
         )
-
-
-def _at_least_one(name: str, value: int) -> None:
-    if value < 1:
-        raise UserError(f"{name} is {value}, it must be at least 1")
 
 
 def _check_stops(stops: tuple[str, ...]) -> None:

@@ -4,15 +4,14 @@ import math
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from lit_gpt.data.tokenizers import Tokenizer
+from lit_gpt.generation.cache import CacheEntry
 from lit_gpt.generation.detokenizer import Detokenizer, StopStrings
 from lit_gpt.generation.draws import random_seed
 from lit_gpt.generation.params import FinishReason, SamplingParams, TokenEvent
-from lit_gpt.models.batch_cache import Occupant
 
 
 class Matcher(Protocol):
@@ -36,16 +35,16 @@ class Drawn:
     top_logprobs: tuple[tuple[int, float], ...] = ()
 
 
-class Request(Occupant):
+class Request(CacheEntry):
     """The state of one request.
 
     Args:
         request_id: Its name.
         prompt_ids: At least one token.
         params: How to draw and where to end.
-        tokenizer: For its text.
+        tokenizer: For its text; None = it has none.
         matcher: Which tokens are allowed, or None for all.
-        num_reread: Tokens to go on from when the context is full; None = the request ends there.
+        num_re_prefill: Tokens to start a fresh context from when the context is full; None = the request ends there.
     """
 
     def __init__(
@@ -53,36 +52,35 @@ class Request(Occupant):
         request_id: str,
         prompt_ids: list[int],
         params: SamplingParams,
-        tokenizer: Tokenizer,
+        tokenizer: Tokenizer | None,
         matcher: Matcher | None = None,
-        num_reread: int | None = None,
+        num_re_prefill: int | None = None,
     ) -> None:
-        super().__init__()
+        max_tokens = len(prompt_ids) + params.max_new_tokens if num_re_prefill is None else None
+        super().__init__(prompt_ids, max_tokens)
         self.request_id, self.params, self.matcher = request_id, params, matcher
         self.seed = random_seed() if params.seed is None else params.seed
-        self.num_prompt, self.num_reread = len(prompt_ids), num_reread
-        self.ids = prompt_ids
-        """Of the context: the prompt and what was drawn (after a full context, the last part of it)."""
+        self.num_prompt, self.num_re_prefill = len(prompt_ids), num_re_prefill
         self.num_new = 0
-        self.prefix: tuple[Request, int] | None = None
-        """Whose keys to copy, and how many, as soon as they are there."""
-        self.finished = False
         self.fault: Exception | None = None
         """What went wrong while its next token was drawn."""
-        self._stop_ids = {*params.stop_token_ids, *(() if params.ignore_eos else tokenizer.stop_ids)}
-        self._detokenizer = Detokenizer(tokenizer, prompt_ids)
+        self._stop_ids = set(params.stop_token_ids)
+        self._detokenizer: Detokenizer | None = None
+        if tokenizer is not None:
+            self._stop_ids |= set(() if params.ignore_eos else tokenizer.stop_ids)
+            self._detokenizer = Detokenizer(tokenizer, prompt_ids)
         self._stops = StopStrings(params.stop)
         self._counts: Tensor | None = None
         self._in_prompt: Tensor | None = None
 
     @property
     def is_decoding(self) -> bool:
-        """Whether its row is among those that take one token a step."""
-        return self.slab is not None and self.row < self.slab.num_decoding
+        """Whether its row is among those that decode: one token in each engine iteration."""
+        return self.block is not None and self.row < self.block.num_decoding
 
     @property
-    def is_reading(self) -> bool:
-        """Whether more than the last token has still to be read."""
+    def in_prefill(self) -> bool:
+        """Whether more than the last token is not cached yet."""
         return len(self.ids) - self.num_cached > 1
 
     def accept(self, drawn: Drawn, max_length: int) -> TokenEvent:
@@ -96,7 +94,7 @@ class Request(Occupant):
         if token in self._stop_ids:
             text, reason = self._flush(), "stop"
         else:
-            text, stopped = self._stops.add(self._detokenizer.add(token))
+            text, stopped = self._stops.add(self._detokenizer.add(token) if self._detokenizer else "")
             complete = self.matcher is not None and self.matcher.accept(token)
             if stopped:
                 reason = "stop"
@@ -114,17 +112,17 @@ class Request(Occupant):
         return TokenEvent(self.request_id, None, text, finish_reason=reason, error=error)
 
     def _flush(self) -> str:
-        text, stopped = self._stops.add(self._detokenizer.flush())
+        text, stopped = self._stops.add(self._detokenizer.flush() if self._detokenizer else "")
         return text if stopped else text + self._stops.flush()
 
     def _is_full(self, max_length: int) -> bool:
-        """Whether the token just drawn has no place in the context any more; if it may be reread, that is arranged."""
+        """Return whether the token just drawn does not fit the context; start a fresh one where that is asked."""
         if len(self.ids) <= max_length:
             return False
-        if self.num_reread is None:
+        if self.num_re_prefill is None:
             return True
-        self.ids = self.ids[-self.num_reread :]
-        self.num_cached = 0
+        self.ids = self.ids[-self.num_re_prefill :]
+        self.restart()
         return False
 
     def penalized(self, logits: Tensor) -> Tensor:
@@ -169,11 +167,3 @@ class AllowedFirst:
         """From now on all tokens are allowed."""
         self._allowed = None
         return False
-
-
-def common_prefix(one: list[int], other: list[int]) -> int:
-    """How many tokens two texts begin with alike."""
-    length = min(len(one), len(other))
-    if one[:length] == other[:length]:
-        return length
-    return int(np.argmax(np.array(one[:length]) != np.array(other[:length])))

@@ -24,10 +24,11 @@ from torch import Tensor
 
 from lit_gpt.data.tokenizers import Tokenizer
 from lit_gpt.errors import UserError
+from lit_gpt.generation.cache import can_truncate, common_prefix
 from lit_gpt.generation.draws import uniform
-from lit_gpt.generation.request import Request, common_prefix
+from lit_gpt.generation.request import Request
 from lit_gpt.generation.sampler import candidates, invert
-from lit_gpt.models import GPT, KVCache
+from lit_gpt.models import GPT, Cache
 
 MAX_DRAFT_TOKENS = 64
 
@@ -67,15 +68,23 @@ class DraftModel:
 
     Args:
         model: On the device where it shall run.
+
+    Raises:
+        UserError: If a layer's state cannot take tokens back.
     """
 
     def __init__(self, model: GPT) -> None:
+        if not can_truncate(model):
+            raise UserError(
+                "draft_model has a layer whose recurrent state cannot take guesses back; choose a draft model with "
+                "attention layers alone"
+            )
         self._model = model.eval()
-        self._states: weakref.WeakKeyDictionary[Request, tuple[KVCache, list[int]]] = weakref.WeakKeyDictionary()
+        self._states: weakref.WeakKeyDictionary[Request, tuple[Cache, list[int]]] = weakref.WeakKeyDictionary()
 
     @torch.no_grad()
     def propose(self, request: Request, count: int) -> list[int]:
-        """Draw `count` tokens, as many as the draft model's context has room for."""
+        """Draw `count` tokens, or as many as fit into the draft model's context."""
         block_size = self._model.config.block_size
         count = min(count, block_size - len(request.ids))
         if count < 1 or max(request.ids) >= self._model.config.vocab_size:
@@ -83,9 +92,9 @@ class DraftModel:
         # The engine keeps ended requests for their beginnings; what was read of them here goes at once.
         for ended in [other for other in self._states if other.finished]:
             del self._states[ended]
-        # Room for this text alone: the engine's cache may be far smaller than full contexts for all its rows.
+        # Capacity for this sequence alone: the engine's cache may be far smaller than full contexts for all its rows.
         whole = len(request.ids) + request.params.max_new_tokens - request.num_new
-        cache, known = self._states.get(request) or (KVCache(min(block_size, whole)), [])
+        cache, known = self._states.get(request) or (Cache(self._model, 1, min(block_size, whole)), [])
         same = min(common_prefix(known, request.ids), len(request.ids) - 1)
         cache.truncate(min(same, cache.length))
         unread = request.ids[cache.length :]
@@ -96,7 +105,7 @@ class DraftModel:
         self._states[request] = cache, [*request.ids, *drafts[:-1]]
         return drafts
 
-    def _logits(self, ids: Sequence[int], cache: KVCache) -> Tensor:
+    def _logits(self, ids: Sequence[int], cache: Cache) -> Tensor:
         device = self._model.wte.weight.device
         inputs = torch.tensor([list(ids)], device=device)
         softcap = self._model.config.logit_softcap
@@ -105,7 +114,7 @@ class DraftModel:
             logits = F.linear(hidden[:, -1], weight, bias)
             return logits if softcap is None else softcap * torch.tanh(logits / softcap)
 
-        logits: Tensor = self._model(inputs, cache=cache, head_fn=last)
+        logits: Tensor = self._model(inputs, cache=cache.step(len(ids)), head_fn=last)
         return logits.float()
 
     @staticmethod

@@ -1,4 +1,8 @@
-"""Text in, text out: a prompt is encoded as the start of a document and continued piece by piece."""
+"""Text in, text out: a prompt is encoded as the start of a document and continued piece by piece.
+
+Token healing: in training a word's token carries the space before it, so a space of its own at the end of a prompt is
+a rare thing to continue from. It is taken back, and the first new token must begin with it (`_open_prompt`).
+"""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -7,9 +11,7 @@ import torch
 
 from lit_gpt.data.tokenizers import Tokenizer
 from lit_gpt.errors import UserError
-from lit_gpt.generation.detokenizer import Detokenizer
 from lit_gpt.generation.engine import Engine
-from lit_gpt.generation.generate import stream
 from lit_gpt.generation.params import Completion, SamplingParams, TokenEvent
 from lit_gpt.generation.request import AllowedFirst, Matcher
 from lit_gpt.models import GPT
@@ -28,39 +30,30 @@ def stream_text(
     """Yield the continuation of a prompt as it is drawn, until the end-of-text token.
 
     Args:
-        model: on the device where it shall run.
-        tokenizer: the model's own.
-        prompt: text to go on from; it stands at the start of a document, as in training.
-        max_new_tokens: tokens at most.
-        temperature: divides the logits; 0 takes the likeliest token.
-        top_k: keep this many of the likeliest tokens.
-        top_p: keep the likeliest tokens up to this much probability.
-        seed: of the draws; None: another each time.
+        model: On the device where it shall run.
+        tokenizer: The model's own.
+        prompt: Text to continue; it stands at the start of a document, as in training.
+        max_new_tokens: At most.
+        temperature: Divides the logits; 0 takes the likeliest token.
+        top_k: Keep this many of the likeliest tokens.
+        top_p: Keep the likeliest tokens up to this much probability.
+        seed: Of the draws; None = another each time.
 
     Raises:
-        UserError: at the call, for a prompt that is too long or a setting out of bounds.
+        UserError: At the call, for a prompt that is too long or a setting out of bounds.
     """
-    ids = tokenizer.encode(prompt).tolist()
-    device = next(model.parameters()).device
-    healed, first_allowed = "", None
-    if ids and tokenizer.decode(ids[-1:]).isspace():
-        # Token healing: in training a word's token carries the space before it, so a space of its own at the end of
-        # a prompt is a rare thing to go on from. It is taken back, and the first token must begin with it.
-        healed = tokenizer.decode(ids[-1:])
-        first_allowed = torch.zeros(model.config.vocab_size, dtype=torch.bool, device=device)
-        first_allowed[tokenizer.beginning_with(ids.pop())] = True
-    tokens = stream(
-        model,
-        torch.tensor([opened(tokenizer, ids)], device=device),
-        max_new_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        stop_tokens=tokenizer.stop_ids,
-        seed=seed,
-        first_allowed=first_allowed,
-    )
-    return _without(healed, decode_stream(tokenizer, (int(token) for token in tokens), ids))
+    params = SamplingParams(max_new_tokens, temperature, top_k, top_p, seed=seed)
+    was_training = model.training
+    engine = Engine(model, tokenizer, max_batch_size=1, re_prefill_when_full=True, prepare=False)
+    pieces = stream_with(engine, prompt, params)
+
+    def run() -> Iterator[str]:
+        try:
+            yield from pieces
+        finally:
+            model.train(was_training)
+
+    return run()
 
 
 def stream_with(engine: Engine, prompt: str, params: SamplingParams, request_id: str = "text") -> Iterator[str]:
@@ -75,7 +68,7 @@ def stream_with(engine: Engine, prompt: str, params: SamplingParams, request_id:
     Raises:
         UserError: For a prompt that is too long.
     """
-    ids, healed, matcher = _opening(engine, prompt, params)
+    ids, healed, matcher = _open_prompt(engine, prompt, params)
     engine.add(ids, params, request_id, matcher)
     return _without(healed, _pieces(engine, request_id))
 
@@ -96,7 +89,7 @@ def complete_texts(engine: Engine, prompts: Sequence[str], params: Sequence[Samp
     """
     openings: list[tuple[list[int], str, Matcher | None]] = []
     for number, (prompt, one) in enumerate(zip(prompts, params, strict=True)):
-        start, space, first = _opening(engine, prompt, one)
+        start, space, first = _open_prompt(engine, prompt, one)
         try:
             form = engine.check(start, one)
             openings.append((start, space, form if first is None else first))
@@ -123,9 +116,10 @@ def opened(tokenizer: Tokenizer, ids: list[int]) -> list[int]:
     return [*tokenizer.opening_ids, *ids] or [tokenizer.separator_id]
 
 
-def _opening(engine: Engine, prompt: str, params: SamplingParams) -> tuple[list[int], str, AllowedFirst | None]:
-    """Ids of a document that begins so; a space at its end that the first token has to begin with."""
+def _open_prompt(engine: Engine, prompt: str, params: SamplingParams) -> tuple[list[int], str, AllowedFirst | None]:
+    """Return a document's ids that begin so, the space at its end that was taken back, and what restores it."""
     tokenizer = engine.tokenizer
+    assert tokenizer is not None, "text needs a tokenizer"
     ids = tokenizer.encode(prompt).tolist()
     if not ids or params.constraint is not None or not tokenizer.decode(ids[-1:]).isspace():
         return opened(tokenizer, ids), "", None
@@ -159,30 +153,3 @@ def _without(beginning: str, pieces: Iterable[str]) -> Iterator[str]:
         beginning, piece = beginning[common:], piece[common:]
         if piece:
             yield piece
-
-
-def decode_stream(tokenizer: Tokenizer, tokens: Iterable[int], context: list[int]) -> Iterator[str]:
-    """Decode tokens as they come, never half a character.
-
-    A token may hold a part of a UTF-8 character, and some decoders treat the first token of a text differently: each
-    new piece is what a token adds to the text of the tokens just before it, held back while it ends in the middle of
-    a character.
-
-    Args:
-        tokenizer: whose ids they are.
-        tokens: ids, ended by the end-of-text token or by their own end.
-        context: ids before the first of them.
-
-    Yields:
-        Pieces of text that together are the text of all tokens.
-    """
-    detokenizer = Detokenizer(tokenizer, context)
-    for token in tokens:
-        if token in tokenizer.stop_ids:
-            break
-        piece = detokenizer.add(token)
-        if piece:
-            yield piece
-    rest = detokenizer.flush()
-    if rest:
-        yield rest

@@ -2,10 +2,12 @@
 
 from lit_gpt.models.attention import SelfAttention
 from lit_gpt.models.block import Block
-from lit_gpt.models.cache import KVCache
+from lit_gpt.models.cache import Cache, KVState, LayerState, StepState
 from lit_gpt.models.config import GPTConfig, GPTConfigOverrides, MLAConfig, MoEConfig, RopeScaling
 from lit_gpt.models.gpt import GPT
 from lit_gpt.models.head import HeadFn, LMHead
+from lit_gpt.models.latent_attention import LatentAttention
+from lit_gpt.models.mixers import Context, TokenMixer, register_token_mixer
 from lit_gpt.models.mlp import MLP
 from lit_gpt.models.presets import get_preset, preset_names
 
@@ -13,15 +15,22 @@ __all__ = [
     "GPT",
     "MLP",
     "Block",
+    "Cache",
+    "Context",
     "GPTConfig",
     "GPTConfigOverrides",
     "HeadFn",
-    "KVCache",
+    "KVState",
     "LMHead",
+    "LatentAttention",
+    "LayerState",
     "MLAConfig",
     "MoEConfig",
     "RopeScaling",
     "SelfAttention",
+    "StepState",
+    "TokenMixer",
     "get_preset",
     "preset_names",
+    "register_token_mixer",
 ]

@@ -1,39 +1,43 @@
 """Causal self-attention: multi-head, grouped-query or multi-query, with what later models added by config.
 
-B batch, T time, S keys (T and what a cache holds), C model width, H heads, K key/value heads, D head size.
+B batch, T time, S keys (T and what a state holds), C model width, H heads, K key/value heads, D head size.
 """
 
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from lit_gpt.models.attend import Scoring, attend
-from lit_gpt.models.cache import KVCache
-from lit_gpt.models.config import GPTConfig
+from lit_gpt.models.cache import KVState
 from lit_gpt.models.fused import FusedLinears
-from lit_gpt.models.masks import Mask
+from lit_gpt.models.mixers import Context, TokenMixer, register_token_mixer
 from lit_gpt.models.norms import build_norm
 from lit_gpt.models.positions import Rotation, apply_rope
-from lit_gpt.models.step_cache import StepCache
+
+if TYPE_CHECKING:
+    from lit_gpt.models.cache import Part, StepState
+    from lit_gpt.models.config import GPTConfig
 
 
-class SelfAttention(nn.Module):
-    """Each token asks (q) the tokens it may see (k) and takes in a mean of what they carry (v).
+class SelfAttention(TokenMixer):
+    """Each token compares its query with the keys of the tokens it may see, and takes a weighted mean of their values.
 
     Heads are counted from the projections' outputs, not from the config: under tensor parallelism a device holds
     only its share of them.
 
     Args:
         config: The model's shape.
-        layer: Which block this is, from 0 (its place in the cache).
+        layer: Which block this is, from 0.
     """
 
-    def __init__(self, config: GPTConfig, layer: int) -> None:
+    def __init__(self, config: "GPTConfig", layer: int) -> None:
         super().__init__()
         C, D, bias = config.n_embd, config.head_dim, config.has_attention_bias
         H, K = config.n_head, config.num_kv_heads
-        self.layer, self.head_size, self.dropout = layer, D, config.dropout
+        self.config, self.layer, self.head_size, self.dropout = config, layer, D, config.dropout
+        self.num_heads, self.num_kv_heads = H, K
+        self.slides, self.rotates = config.slides(layer), config.rotates(layer)
         self.scoring = Scoring.of(config)
         self.q_proj = nn.Linear(C, H * D, bias=bias)
         self.k_proj = nn.Linear(C, K * D, bias=bias)
@@ -47,40 +51,47 @@ class SelfAttention(nn.Module):
         self.fused: FusedLinears | None = None
 
     def fusable(self) -> list[nn.Linear]:
-        """Layers of one input (see `prepare_for_decoding`)."""
+        """Return the linear layers that share an input (see `prepare_for_decoding`)."""
         return [self.q_proj, self.k_proj, self.v_proj]
 
-    def forward(
-        self, x: Tensor, rotation: Rotation | None = None, mask: Mask = None, cache: KVCache | StepCache | None = None
-    ) -> Tensor:
-        """Attend.
+    def forward(self, x: Tensor, context: Context, state: "StepState | None" = None) -> Tensor:
+        """Attend: (B, T, C) → (B, T, C); see `TokenMixer.forward`."""
+        rotation = context.rotation(self.slides) if self.rotates else None
+        q, k, v = self.project(x, rotation, context.decoding)  # (B, T, H or K, D)
+        if state is not None:
+            y = state.map(self._attend_part, q, k, v)
+        else:
+            dropout = self.dropout if self.training else 0.0
+            q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+            y = attend(q, k, v, context.mask(self.slides), self.scoring, self.sinks, dropout).transpose(1, 2)
+        return self.drop(self.o_proj(y.flatten(2)))
+
+    def _attend_part(self, state: KVState, part: "Part", q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        keys, values, mask = state.update(part, k, v)
+        return attend(q.transpose(1, 2), keys, values, mask, self.scoring, self.sinks).transpose(1, 2)
+
+    def project(
+        self, x: Tensor, rotation: Rotation | None = None, decoding: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries (B, T, H, D), keys and values (B, T, K, D) of x (B, T, C), normalised and rotated.
 
         Args:
             x: (B, T, C).
             rotation: RoPE's tables for these positions, or None.
-            mask: From `build_masks`; None = causal, or, for one query after a cache, everything.
-            cache: Earlier keys and values, or None; a `StepCache` has masks of its own.
-
-        Returns:
-            (B, T, C).
+            decoding: Use the projections that were fused for decoding.
         """
-        q, k, v = self.project(x, rotation)
-        if isinstance(cache, StepCache):
-            q, k, v = (part.transpose(1, 2) for part in (q, k, v))
-            y = cache.attend(self.layer, (q,), k, v, self._attend_step)
-            return self.drop(self.o_proj(y.flatten(2)))
-        if cache is not None:
-            k, v = cache.update(self.layer, k, v)
-        y = attend(q, k, v, mask, self.scoring, self.sinks, self.dropout if self.training else 0.0)  # (B, H, T, D)
-        return self.drop(self.o_proj(y.transpose(1, 2).flatten(2)))
-
-    def _attend_step(self, queries: Sequence[Tensor], keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
-        return attend(queries[0].transpose(1, 2), keys, values, mask, self.scoring, self.sinks).transpose(1, 2)
-
-    def project(self, x: Tensor, rotation: Rotation | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries (B, H, T, D), keys and values (B, K, T, D) of x (B, T, C), normalised and rotated."""
         shape = (*x.shape[:2], -1, self.head_size)
-        if self.fused is not None and self.fused.serves((self.q_proj, self.k_proj, self.v_proj)):
+        if self.fused is not None and self.fused.serves((self.q_proj, self.k_proj, self.v_proj), decoding):
+            if not self.config.qk_norm:
+                # Queries and keys stand side by side: one rotation for both.
+                heads = self.num_heads + self.num_kv_heads
+                qk, v = self.fused.product(x).view(shape).split_with_sizes((heads, self.num_kv_heads), dim=2)
+                if rotation is not None:
+                    qk = apply_rope(qk, rotation).to(v.dtype)
+                q, k = qk[:, :, : self.num_heads], qk[:, :, self.num_heads :]
+                if rotation is not None and rotation.query_scale is not None:
+                    q = (q * rotation.query_scale).to(v.dtype)
+                return q, k, v
             q, k, v = self.fused(x)
         else:
             q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
@@ -94,5 +105,19 @@ class SelfAttention(nn.Module):
             q, k = apply_rope(q, rotation), apply_rope(k, rotation)
             if rotation.query_scale is not None:
                 q = q * rotation.query_scale
-        q, k = q.to(v.dtype), k.to(v.dtype)  # under autocast, norms and rotations give float32
-        return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+        return q.to(v.dtype), k.to(v.dtype), v  # under autocast, norms and rotations give float32
+
+    def new_state(self, num_rows: int, capacity: int, margin: int, dtype: torch.dtype, device: torch.device) -> KVState:
+        """Return keys and values of no tokens."""
+        shapes = ((self.num_kv_heads, self.head_size), (self.num_kv_heads, self.head_size))
+        window = self.config.window(self.layer)
+        return KVState(self.config, window, shapes, num_rows, capacity, margin, dtype, device)
+
+    @classmethod
+    def flops_per_token(cls, config: "GPTConfig", layer: int, context: int) -> int:
+        """Return the FLOPs of q kᵀ and of the weighted sum of values, forward and backward."""
+        return 6 * 2 * config.n_head * config.head_dim * min(context, config.window(layer) or context)
+
+
+register_token_mixer("attention", SelfAttention)
+register_token_mixer("sliding", SelfAttention)

@@ -33,12 +33,14 @@ def attention_maps(model: GPT, input_ids: Tensor) -> Tensor:
     maps: list[Tensor] = []
     T, device = input_ids.shape[1], input_ids.device
     # Built as for a CPU: dense, whatever kernel the device prefers.
-    masks = build_masks(model.config, None, T, None, torch.device("cpu"))
+    masks = build_masks(model.config, None, T, torch.device("cpu"))
 
     def record(module: nn.Module, args: tuple[Any, ...], _: Any) -> None:
         assert isinstance(module, (SelfAttention, LatentAttention))
-        q, k, _ = module.project(args[0], args[1])
-        mask = masks.sliding if model.config.slides(module.layer) else masks.full
+        x, context = args[:2]
+        rotation = context.rotation(module.slides) if module.rotates else None
+        q, k = (part.transpose(1, 2) for part in module.project(x, rotation)[:2])
+        mask = masks.sliding if module.slides else masks.full
         assert mask is None or isinstance(mask, Tensor)
         mask = None if mask is None else mask.to(device)
         sinks = getattr(module, "sinks", None)

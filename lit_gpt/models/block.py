@@ -3,20 +3,19 @@
 B batch, T time, C model width.
 """
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 
-from lit_gpt.models.attention import SelfAttention
-from lit_gpt.models.cache import KVCache
 from lit_gpt.models.config import GPTConfig
-from lit_gpt.models.latent_attention import LatentAttention
-from lit_gpt.models.masks import Mask
+from lit_gpt.models.mixers import Context, mixer_kind
 from lit_gpt.models.mlp import MLP
 from lit_gpt.models.moe import MixtureOfExperts
 from lit_gpt.models.norms import build_norm
-from lit_gpt.models.positions import Rotation
-from lit_gpt.models.routing import Routing
-from lit_gpt.models.step_cache import StepCache
+
+if TYPE_CHECKING:
+    from lit_gpt.models.cache import StepState
 
 
 class Block(nn.Module):
@@ -26,36 +25,28 @@ class Block(nn.Module):
 
     Args:
         config: The model's shape.
-        layer: Which block this is, from 0 (its place in the cache).
+        layer: Which block this is, from 0.
     """
 
     def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
         self.residual_scale = config.residual_scale
         self.ln1 = build_norm(config, config.n_embd)
-        self.attn = SelfAttention(config, layer) if config.mla is None else LatentAttention(config, layer)
+        # Called attn whatever it is, so that a layer's weights have one name in every model.
+        self.attn = mixer_kind(config.token_mixer(layer)).build(config, layer)
         self.ln2 = build_norm(config, config.n_embd)
         self.mlp = MixtureOfExperts(config, layer) if config.is_moe(layer) else MLP(config)
 
-    def forward(
-        self,
-        x: Tensor,
-        rotation: Rotation | None = None,
-        mask: Mask = None,
-        cache: KVCache | StepCache | None = None,
-        routing: Routing | None = None,
-    ) -> Tensor:
+    def forward(self, x: Tensor, context: Context, state: "StepState | None" = None) -> Tensor:
         """(B, T, C) → (B, T, C).
 
         Args:
             x: The residual stream.
-            rotation: See `SelfAttention`.
-            mask: See `SelfAttention`.
-            cache: See `SelfAttention`.
-            routing: Where a mixture of experts records its choices; None = nowhere.
+            context: What all layers of this forward share.
+            state: What this layer remembers of the sequences that are continued; None = training.
         """
-        x = self.join(x, self.attn(self.ln1(x), rotation, mask, cache))
-        return self.join(x, self.mlp(self.ln2(x), routing))
+        x = self.join(x, self.attn(self.ln1(x), context, state))
+        return self.join(x, self.mlp(self.ln2(x), context))
 
     def join(self, x: Tensor, branch: Tensor) -> Tensor:
         """Add a branch to the residual stream: x + residual_scale · branch."""
@@ -65,48 +56,27 @@ class Block(nn.Module):
 class ParallelBlock(Block):
     """Both halves read the same input: `x + attn(ln1(x)) + mlp(ln2(x))` (GPT-NeoX, arXiv:2204.06745)."""
 
-    def forward(
-        self,
-        x: Tensor,
-        rotation: Rotation | None = None,
-        mask: Mask = None,
-        cache: KVCache | StepCache | None = None,
-        routing: Routing | None = None,
-    ) -> Tensor:
+    def forward(self, x: Tensor, context: Context, state: "StepState | None" = None) -> Tensor:
         """(B, T, C) → (B, T, C)."""
-        return self.join(x, self.attn(self.ln1(x), rotation, mask, cache) + self.mlp(self.ln2(x), routing))
+        return self.join(x, self.attn(self.ln1(x), context, state) + self.mlp(self.ln2(x), context))
 
 
 class PostNormBlock(Block):
     """The first transformer's: `ln1(x + attn(x))`, then `ln2(x + mlp(x))` (arXiv:1706.03762)."""
 
-    def forward(
-        self,
-        x: Tensor,
-        rotation: Rotation | None = None,
-        mask: Mask = None,
-        cache: KVCache | StepCache | None = None,
-        routing: Routing | None = None,
-    ) -> Tensor:
+    def forward(self, x: Tensor, context: Context, state: "StepState | None" = None) -> Tensor:
         """(B, T, C) → (B, T, C)."""
-        x = self.ln1(self.join(x, self.attn(x, rotation, mask, cache)))
-        return self.ln2(self.join(x, self.mlp(x, routing)))
+        x = self.ln1(self.join(x, self.attn(x, context, state)))
+        return self.ln2(self.join(x, self.mlp(x, context)))
 
 
 class OutputNormBlock(Block):
     """Branches are normed where they end: `x + ln1(attn(x))`, then `x + ln2(mlp(x))` (OLMo 2, arXiv:2501.00656)."""
 
-    def forward(
-        self,
-        x: Tensor,
-        rotation: Rotation | None = None,
-        mask: Mask = None,
-        cache: KVCache | StepCache | None = None,
-        routing: Routing | None = None,
-    ) -> Tensor:
+    def forward(self, x: Tensor, context: Context, state: "StepState | None" = None) -> Tensor:
         """(B, T, C) → (B, T, C)."""
-        x = self.join(x, self.ln1(self.attn(x, rotation, mask, cache)))
-        return self.join(x, self.ln2(self.mlp(x, routing)))
+        x = self.join(x, self.ln1(self.attn(x, context, state)))
+        return self.join(x, self.ln2(self.mlp(x, context)))
 
 
 class SandwichBlock(Block):
@@ -117,17 +87,10 @@ class SandwichBlock(Block):
         self.ln1_out = build_norm(config, config.n_embd)
         self.ln2_out = build_norm(config, config.n_embd)
 
-    def forward(
-        self,
-        x: Tensor,
-        rotation: Rotation | None = None,
-        mask: Mask = None,
-        cache: KVCache | StepCache | None = None,
-        routing: Routing | None = None,
-    ) -> Tensor:
+    def forward(self, x: Tensor, context: Context, state: "StepState | None" = None) -> Tensor:
         """(B, T, C) → (B, T, C)."""
-        x = self.join(x, self.ln1_out(self.attn(self.ln1(x), rotation, mask, cache)))
-        return self.join(x, self.ln2_out(self.mlp(self.ln2(x), routing)))
+        x = self.join(x, self.ln1_out(self.attn(self.ln1(x), context, state)))
+        return self.join(x, self.ln2_out(self.mlp(self.ln2(x), context)))
 
 
 BLOCKS: dict[str, type[Block]] = {

@@ -1,53 +1,470 @@
-"""Keys and values of the tokens already seen, so that decoding computes each of them once.
+"""What a model remembers while it decodes: a state for each layer, and the parts of one decoding forward.
 
-B batch, T new tokens, S tokens in the cache, K key/value heads, D head size.
+Every token mixer makes its own state (`TokenMixer.new_state`). A state has rows, one a sequence, and owns how a row is
+stored, copied, moved and shortened; nobody else looks inside. `KVState` holds keys and values (or the latents of
+latent attention), all of them or those of a sliding window; a recurrent layer holds a matrix of fixed size.
+
+One decoding forward runs over one row of tokens, (1, N): the next token of each sequence that is being written, then
+pieces of prompts. Linear layers and norms treat them alike; token mixers go part by part (`StepState.map`):
+
+- `DecodePart`: one new token for each of the first B rows of a state, attended in one call;
+- `PaddedDecodePart`: the same with fixed shapes, for `torch.compile`;
+- `ChunkPart`: T consecutive tokens of one row (or of several rows of equal length): a piece of a prompt, or guessed
+  tokens that are being verified.
+
+A layer with a window shorter than a row keeps a ring: the key of position p is entry p mod R. Keys are rotated before
+they are stored, so their order in the ring does not matter; the mask computes each entry's position again.
+
+B rows, N tokens of the forward, T tokens of a row, S keys, H heads, K key/value heads, D head size, R ring entries.
 """
 
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
 from torch import Tensor
 
+from lit_gpt.errors import UserError
+from lit_gpt.models.positions import alibi_slopes
 
-class KVCache:
-    """Room for `max_length` tokens in every layer, allocated at first use.
+if TYPE_CHECKING:
+    from lit_gpt.models.config import GPTConfig
+    from lit_gpt.models.gpt import GPT
 
-    Allocating from the first keys takes their batch size, head count, dtype and device, so a cache needs to know
-    nothing of the model (under tensor parallelism a device holds only its own heads).
+
+class LayerState:
+    """The decoding state of one layer: tensors whose first dimension is the row, one row a sequence.
+
+    This class is right for a layer whose state has a fixed size (a recurrent one): a row is copied and moved whole,
+    and it can be continued only from where it stands. `KVState` can do more.
 
     Args:
-        max_length: Tokens that fit.
+        tensors: Each (number of rows, ...); a row of zeros is the state before the first token.
     """
 
-    def __init__(self, max_length: int) -> None:
-        self.max_length = max_length
-        self.length = 0
-        """Tokens held, the same in every layer; grows by `advance` after a whole forward."""
-        self._layers: dict[int, tuple[Tensor, Tensor]] = {}
+    can_truncate = False
+    """Whether the last tokens of a row can be taken back, which speculative decoding does with wrong guesses."""
 
-    def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store a layer's new keys and values and return all of them.
+    can_branch = False
+    """Whether several continuations of one prefix can be computed in one forward under a mask, as attention can."""
+
+    def __init__(self, *tensors: Tensor) -> None:
+        self.tensors = tensors
+
+    def reset_row(self, row: int) -> None:
+        """Forget a row: its next token is the first one of a sequence."""
+        for x in self.tensors:
+            x[row].zero_()
+
+    def copy_row(self, row: int, source: "LayerState", source_row: int, length: int) -> None:
+        """Copy the state after `length` tokens from a row of this or another state of the same layer.
+
+        Only called where `can_resume` allows it.
+        """
+        for x, y in zip(self.tensors, source.tensors, strict=True):
+            x[row].copy_(y[source_row])
+
+    def swap_rows(self, one: int, other: int, length: int) -> None:
+        """Exchange two rows, neither of which holds more than `length` tokens."""
+        for x in self.tensors:
+            kept = x[one].clone()
+            x[one].copy_(x[other])
+            x[other].copy_(kept)
+
+    def can_resume(self, num_stored: int, length: int) -> bool:
+        """Return whether a row that holds `num_stored` tokens also gives the state after its first `length`."""
+        return num_stored == length
+
+    @property
+    def bytes_per_row(self) -> int:
+        """Bytes of one row that do not grow with its tokens."""
+        return sum(x[0].numel() * x.element_size() for x in self.tensors)
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes of one more token of a row."""
+        return 0
+
+    def num_bytes(self) -> int:
+        """Return the bytes of all rows."""
+        return sum(x.numel() * x.element_size() for x in self.tensors)
+
+
+class KVState(LayerState):
+    """Keys and values of the tokens so far, or of a window of them in a ring.
+
+    Args:
+        config: Says whether windows are chunks, and whether scores fall with distance.
+        window: Tokens that a query sees; None = all before it.
+        shapes: (heads, width) of the keys and of the values; latent attention stores its latent and its rotated key.
+        num_rows: Sequences.
+        capacity: Tokens of one sequence, at most.
+        margin: Entries of a ring beyond its window: how many tokens may be taken back.
+        dtype: Of keys and values.
+        device: Where they are.
+    """
+
+    can_truncate = True
+    can_branch = True
+
+    def __init__(
+        self,
+        config: "GPTConfig",
+        window: int | None,
+        shapes: tuple[tuple[int, int], tuple[int, int]],
+        num_rows: int,
+        capacity: int,
+        margin: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        entries = capacity if window is None else min(capacity, window + margin)
+        super().__init__(
+            *(torch.zeros(num_rows, heads, entries, width, dtype=dtype, device=device) for heads, width in shapes)
+        )
+        self.config, self.window, self.size, self.margin = config, window, entries, margin
+        self.keys, self.values = self.tensors
+
+    def reset_row(self, row: int) -> None:
+        """Do nothing: entries beyond a row's length are never read."""
+
+    def copy_row(self, row: int, source: LayerState, source_row: int, length: int) -> None:
+        """Copy the first `length` tokens; a ring is copied whole."""
+        for x, y in zip(self.tensors, source.tensors, strict=True):
+            count = min(x.shape[2], y.shape[2], length)
+            x[row, :, :count] = y[source_row, :, :count]
+
+    def swap_rows(self, one: int, other: int, length: int) -> None:
+        """Exchange the first `length` tokens of two rows."""
+        for x in self.tensors:
+            first, second = x[one, :, :length], x[other, :, :length]
+            kept = first.clone()
+            first.copy_(second)
+            second.copy_(kept)
+
+    def can_resume(self, num_stored: int, length: int) -> bool:
+        """Return whether all keys before position `length` that its window asks for are still there."""
+        if self.window is None or num_stored - length <= 1:
+            return True  # a ring has one entry more than its window and the guesses after it
+        return num_stored + self.margin <= self.size  # nothing was ever overwritten
+
+    @property
+    def bytes_per_row(self) -> int:
+        """Bytes of a row that do not grow with its tokens: none."""
+        return 0
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes of the key and the value of one token, while it is inside the window."""
+        return sum(x.shape[1] * x.shape[3] * x.element_size() for x in self.tensors)
+
+    def update(self, part: "Part", k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Store the new keys and values of a part; return all that its tokens may see.
 
         Args:
-            layer: From 0.
-            k: (B, K, T, D).
-            v: (B, K, T, any width): values, or what a layer remembers beside its keys.
+            part: Which rows the tokens continue.
+            k: (B, T, K, D).
+            v: (B, T, K, any width).
 
         Returns:
-            Views (B, K, S + T, D) and (B, K, S + T, width).
+            Keys (B, K, S, D), values (B, K, S, width) and the mask that is added to scores, (B or 1, H or 1, T, S);
+            None = causal, or, for one query, everything.
         """
-        end = self.length + k.shape[2]
-        assert end <= self.max_length, f"{end} tokens in a cache of {self.max_length}"
-        if layer not in self._layers:
-            rooms = (x.new_empty(*x.shape[:2], self.max_length, x.shape[3]) for x in (k, v))
-            self._layers[layer] = next(rooms), next(rooms)
-        keys, values = self._layers[layer]
-        keys[:, :, self.length : end] = k
-        values[:, :, self.length : end] = v
-        return keys[:, :, :end], values[:, :, :end]
+        if isinstance(part, DecodePart):
+            return self._append_one(part, k, v) if len(part.lengths) == 1 else self._append(part, k, v)
+        if isinstance(part, PaddedDecodePart):
+            return self._append_padded(part, k, v)
+        assert isinstance(part, ChunkPart)
+        return self._extend(part, k.transpose(1, 2), v.transpose(1, 2))
 
-    def advance(self, num_tokens: int) -> None:
-        """Count the tokens that every layer has now stored."""
-        self.length += num_tokens
+    def _append(self, part: "DecodePart", k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """One token for each of several rows, which have different lengths: a mask hides what is beyond them."""
+        rows, entries = part.places(self.size, k.device)
+        self.keys[rows, :, entries] = k[:, 0]
+        self.values[rows, :, entries] = v[:, 0]
+        B, S = len(part.lengths), min(max(part.lengths) + 1, self.size)
+        return self.keys[:B, :, :S], self.values[:B, :, :S], self._ring_mask(part, S)
+
+    def _append_one(self, part: "DecodePart", k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """One token of one row: no mask while what it sees stands together."""
+        position, size, window = part.lengths[0], self.size, self.window
+        entry = position % size
+        self.keys[0, :, entry] = k[0, 0]
+        self.values[0, :, entry] = v[0, 0]
+        first = first_visible(position, window, self.config.chunked_window)
+        if self.config.positions != "alibi" and (position < size or (window == size and first == position - entry)):
+            begin, end = first % size, entry + 1
+            return self.keys[:1, :, begin:end], self.values[:1, :, begin:end], None
+        S = min(position + 1, size)
+        return self.keys[:1, :, :S], self.values[:1, :, :S], self._ring_mask(part, S)
+
+    def _append_padded(self, part: "PaddedDecodePart", k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """As `_append`; where the sequences stand is in tensors, never in shapes."""
+        entries = part.lengths % self.size
+        # A padding row repeats row 0: it writes what row 0 writes, to the same place.
+        self.keys[part.rows, :, entries] = k[part.rows, 0]
+        self.values[part.rows, :, entries] = v[part.rows, 0]
+        S = min(part.num_keys, self.size)
+        return self.keys[: part.num_rows, :, :S], self.values[: part.num_rows, :, :S], self._ring_mask(part, S)
+
+    def _ring_mask(self, part: "DecodePart | PaddedDecodePart", num_keys: int) -> Tensor:
+        """Return what is added to the scores of one query a row, (B, 1 or H, 1, S); built once for layers alike."""
+        key = self.window, self.size
+        if key not in part.masks:
+            device = self.keys.device
+            last = torch.as_tensor(part.lengths, device=device)[:, None]  # (B, 1)
+            entry = torch.arange(num_keys, device=device)[None]
+            # The latest position p <= last with p mod R = entry; negative where nothing was stored yet.
+            position = last - (last - entry) % self.size  # (B, S)
+            part.masks[key] = additive_mask(
+                self.config, last[:, :, None], position[:, None], self.window, self.keys.dtype
+            )
+        return part.masks[key]
+
+    def _extend(self, part: "ChunkPart", k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """T tokens for each row of a part, all of one length; k (B, K, T, D) and v (B, K, T, width)."""
+        keys, values = self.keys[part.rows], self.values[part.rows]
+        size, start, end = self.size, part.start, part.start + part.num_tokens
+        first = first_visible(start, self.window, self.config.chunked_window)
+        wraps = end > size
+        if wraps:
+            # The new keys overwrite old ones that the first queries still see: attend over a copy of both.
+            earlier = torch.arange(first, start, device=k.device) % size
+            seen = (
+                torch.cat((keys.index_select(2, earlier), k), dim=2),
+                torch.cat((values.index_select(2, earlier), v), dim=2),
+            )
+            kept = min(part.num_tokens, size)
+            entries = torch.arange(end - kept, end, device=k.device) % size
+            keys.index_copy_(2, entries, k[:, :, -kept:])
+            values.index_copy_(2, entries, v[:, :, -kept:])
+        else:
+            keys[:, :, start:end] = k
+            values[:, :, start:end] = v
+            seen = keys[:, :, first:end], values[:, :, first:end]
+        if (self.window, self.size) not in part.masks:
+            part.masks[self.window, self.size] = self._chunk_mask(part, first, k)
+        return *seen, part.masks[self.window, self.size]
+
+    def _chunk_mask(self, part: "ChunkPart", first: int, like: Tensor) -> Tensor | None:
+        start, end = part.start, part.start + part.num_tokens
+        within = self.window is None or (end - first <= self.window and not self.config.chunked_window)
+        if start == 0 and within and self.config.positions != "alibi":
+            return None  # plain causal
+        query = torch.arange(start, end, device=like.device)[None, :, None]
+        key = torch.arange(first, end, device=like.device)[None, None]
+        return additive_mask(self.config, query, key, self.window, like.dtype)
+
+
+class Part:
+    """Some consecutive tokens of a decoding forward that a token mixer handles together: B rows of T tokens each.
+
+    Args:
+        states: Of every layer; the tokens continue rows of them.
+        num_rows: B.
+        num_tokens: T, of each row.
+        rows: An index into the first dimension of a state's tensors.
+    """
+
+    def __init__(self, states: Sequence[Any], num_rows: int, num_tokens: int, rows: slice | Tensor) -> None:
+        self.states, self.num_rows, self.num_tokens, self.rows = states, num_rows, num_tokens, rows
+        self.masks: dict[Any, Any] = {}
+        """Masks that layers of one kind share."""
+
+
+class DecodePart(Part):
+    """One token more for each of the first B rows.
+
+    Args:
+        states: Of every layer.
+        lengths: Of the B rows, in tokens before this forward: the positions of the new ones.
+    """
+
+    def __init__(self, states: Sequence[Any], lengths: list[int]) -> None:
+        super().__init__(states, len(lengths), 1, slice(0, len(lengths)))
+        self.lengths = lengths
+        self._row_ids: Tensor | None = None
+        self._entries: dict[int, Tensor] = {}
+
+    def places(self, size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return row numbers, and the entry of each row's new token in a ring of `size` entries; both (B,) int64."""
+        if self._row_ids is None:
+            self._row_ids = torch.arange(len(self.lengths), device=device)
+        if size not in self._entries:
+            self._entries[size] = torch.tensor([length % size for length in self.lengths], device=device)
+        return self._row_ids, self._entries[size]
+
+
+class PaddedDecodePart(Part):
+    """As `DecodePart` with fixed shapes: a compiled graph serves every step with as many rows and keys.
+
+    Args:
+        states: Of every layer, with B rows at least.
+        lengths: (B,) int64, of the rows before this forward.
+        rows: (B,) int64: which row each is; 0 again where it is padding.
+        num_keys: S, more than every length.
+    """
+
+    def __init__(self, states: Sequence[Any], lengths: Tensor, rows: Tensor, num_keys: int) -> None:
+        super().__init__(states, lengths.shape[0], 1, rows)
+        self.rows: Tensor = rows
+        self.lengths, self.num_keys = lengths, num_keys
+
+
+class ChunkPart(Part):
+    """T consecutive tokens of one row, or of several rows of equal length.
+
+    Args:
+        states: Of every layer.
+        row: Its number; of several, the first.
+        start: Position of the first token: the row's length before this forward.
+        num_tokens: T.
+        num_rows: How many rows.
+    """
+
+    def __init__(self, states: Sequence[Any], row: int, start: int, num_tokens: int, num_rows: int = 1) -> None:
+        super().__init__(states, num_rows, num_tokens, slice(row, row + num_rows))
+        self.start = start
+
+
+class StepState:
+    """One layer's states in a decoding forward: one for each part.
+
+    Args:
+        parts: Cover the forward's tokens in order.
+        layer: From 0.
+    """
+
+    def __init__(self, parts: Sequence[Part], layer: int) -> None:
+        self.parts, self.layer = parts, layer
+
+    def map(self, function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+        """Apply a function part by part, to its own tokens and state, and join the results.
+
+        Args:
+            function: `function(state, part, *tensors)`, where each tensor holds the part's tokens, (B, T, ...); it
+                updates `state` and returns (B, T, ...).
+            tensors: Each (1, N, ...), a token's projections.
+
+        Returns:
+            (1, N, ...).
+        """
+        if len(self.parts) == 1:
+            part = self.parts[0]
+            B, T = part.num_rows, part.num_tokens
+            mine = [x.reshape(B, T, *x.shape[2:]) for x in tensors]
+            y = function(part.states[self.layer], part, *mine)
+            return y.reshape(*tensors[0].shape[:2], *y.shape[2:])
+        results = []
+        start = 0
+        for part in self.parts:
+            B, T = part.num_rows, part.num_tokens
+            end = start + B * T
+            mine = [x[:, start:end].reshape(B, T, *x.shape[2:]) for x in tensors]
+            results.append(function(part.states[self.layer], part, *mine).flatten(0, 1).unsqueeze(0))
+            start = end
+        return torch.cat(results, dim=1)
+
+
+class DecodeStep:
+    """One decoding forward, for `GPT.forward`: which tokens continue which rows.
+
+    Args:
+        parts: Cover the tokens in order.
+        position_ids: (1, N) or (T,) int64.
+        context_lengths: (1, N) int64, the length of each token's sequence, for a RoPE scaling that depends on it;
+            None = no need.
+    """
+
+    def __init__(self, parts: Sequence[Part], position_ids: Tensor, context_lengths: Tensor | None = None) -> None:
+        self.parts, self.position_ids, self.context_lengths = parts, position_ids, context_lengths
+
+    def layer(self, layer: int) -> StepState:
+        """Return the states of one layer."""
+        return StepState(self.parts, layer)
+
+
+class Cache:
+    """The states of B sequences of equal length, for calling a model by hand; the engine has blocks of its own.
+
+    Args:
+        model: What decodes.
+        batch_size: B.
+        max_length: Tokens of a sequence, at most; None = the model's block_size.
+
+    Example:
+        >>> cache = Cache(model, 1)  # doctest: +SKIP
+        >>> logits = model(prompt, cache=cache.step(prompt.shape[1]))  # doctest: +SKIP
+        >>> logits = model(token, cache=cache.step(1))  # doctest: +SKIP
+    """
+
+    def __init__(self, model: "GPT", batch_size: int, max_length: int | None = None) -> None:
+        self.block_size = model.config.block_size
+        self.max_length = self.block_size if max_length is None else max_length
+        self.batch_size = batch_size
+        self.length = 0
+        """Tokens of each sequence so far."""
+        self._device = model.wte.weight.device
+        # A margin as long as a row: windows keep all tokens too, so that any number of them can be taken back.
+        self.states = model.new_states(batch_size, self.max_length, margin=self.max_length)
+
+    def step(self, num_tokens: int) -> DecodeStep:
+        """Return what `GPT.forward` needs for the next `num_tokens` tokens of every sequence, (B, num_tokens).
+
+        Raises:
+            UserError: If the sequences become longer than the model's block_size.
+        """
+        start, end = self.length, self.length + num_tokens
+        if end > self.block_size:
+            raise UserError(
+                f"{end} tokens are more than the model's block_size {self.block_size}; "
+                "shorten the context or build the model with a larger block_size"
+            )
+        assert end <= self.max_length, f"{end} tokens in a cache of {self.max_length}"
+        part: Part = ChunkPart(self.states, 0, start, num_tokens, self.batch_size)
+        if num_tokens == 1:
+            part = DecodePart(self.states, [start] * self.batch_size)
+        self.length = end
+        return DecodeStep([part], torch.arange(start, end, device=self._device))
 
     def truncate(self, length: int) -> None:
-        """Forget all but the first `length` tokens."""
+        """Take back all but the first `length` tokens.
+
+        Raises:
+            UserError: If a layer's state cannot be shortened.
+        """
         assert 0 <= length <= self.length
+        if length < self.length and not all(state.can_truncate for state in self.states):
+            raise UserError("a layer of this model has a recurrent state, which cannot take tokens back")
         self.length = length
+
+
+def first_visible(position: int, window: int | None, chunked: bool) -> int:
+    """Return the first position that a query at `position` sees."""
+    if window is None:
+        return 0
+    return position // window * window if chunked else max(0, position - window + 1)
+
+
+def additive_mask(config: "GPTConfig", query: Tensor, key: Tensor, window: int | None, dtype: torch.dtype) -> Tensor:
+    """Return 0 where a query sees a key (less ALiBi's slope times their distance), else -inf.
+
+    Args:
+        config: Says whether windows are chunks, and whether scores fall with distance.
+        query: (B or 1, T, 1) positions.
+        key: (B or 1, 1, S) positions; negative = nothing there.
+        window: Of the layer.
+        dtype: Of the scores.
+
+    Returns:
+        (B or 1, 1 or H, T, S).
+    """
+    sees = (key <= query) & (key >= 0)
+    if window is not None:
+        sees = sees & (key >= query // window * window if config.chunked_window else key > query - window)
+    bias = torch.zeros(1, 1, 1, 1, dtype=dtype, device=query.device)
+    if config.positions == "alibi":
+        slopes = alibi_slopes(config.n_head, query.device)[None, :, None, None]
+        bias = (slopes * (key - query).unsqueeze(1)).to(dtype)
+    return torch.where(sees.unsqueeze(1), bias, -math.inf)

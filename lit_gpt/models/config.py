@@ -9,11 +9,11 @@ value itself, so that overriding one field of a preset moves what depends on it;
 import dataclasses
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, get_type_hints
 
 from lit_gpt.errors import UserError
-from lit_gpt.models import counts
+from lit_gpt.models import counts, mixers
 from lit_gpt.models.choices import Activation, Family, Norm, NormPlacement, Positions, QKNorm
 from lit_gpt.models.config_checks import check
 from lit_gpt.models.experts_config import MoEConfig
@@ -100,6 +100,11 @@ class GPTConfig:
     """The windows are fixed chunks: a token sees those before it in its own chunk of `sliding_window` (Llama 4)."""
     layer_windows: tuple[bool, ...] | None = None
     """Which layers slide: a pattern of bools that repeats over the layers; None = all when `sliding_window` is set."""
+    layer_types: tuple[str, ...] | None = None
+    """The token mixer of each layer, a pattern that repeats over the layers: `attention`, `sliding`, `latent`, or one
+    that another package registers (`register_token_mixer`); None = what `mla` and the windows say."""
+    mixer_options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """Settings of registered token mixers, by their names in `layer_types`."""
     moe: MoEConfig | None = None
     """A mixture of experts in place of MLPs, and its routing."""
     embedding_scale: float | Literal["sqrt_width"] = 1.0
@@ -176,8 +181,27 @@ class GPTConfig:
         temperature = scaling.temperature(scaling.mscale_all_dim) if scaling and scaling.mscale_all_dim else 1.0
         return self.mla.qk_head_dim**-0.5 * temperature**2  # DeepSeek's code, model.py
 
+    def token_mixer(self, layer: int) -> str:
+        """Return the kind of token mixer of layer number `layer`, as `layer_types` names it."""
+        if self.layer_types is not None:
+            return self.layer_types[layer % len(self.layer_types)]
+        if self.mla is not None:
+            return "latent"
+        return "sliding" if self.slides(layer) else "attention"
+
+    def channel_mixer(self, layer: int) -> Literal["mlp", "moe"]:
+        """Return the kind of channel mixer of layer number `layer`."""
+        return "moe" if self.is_moe(layer) else "mlp"
+
+    def mixer_options_of(self, layer: int) -> Any:
+        """Return the options of a registered token mixer: its own dataclass, from `mixer_options`."""
+        name = self.token_mixer(layer)
+        return mixers.mixer_options(name, self.mixer_options.get(name))
+
     def slides(self, layer: int) -> bool:
         """Whether layer number `layer` sees a window only."""
+        if self.layer_types is not None:
+            return self.token_mixer(layer) == "sliding"
         return self.sliding_window is not None and (_in_pattern(self.layer_windows, layer))
 
     def rotates(self, layer: int) -> bool:
@@ -311,7 +335,7 @@ def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _plain(value: Any) -> Any:
     """Tuples as lists, at any depth."""
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, tuple) else value
 

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from lit_gpt.checks import check_types
 from lit_gpt.errors import UserError
+from lit_gpt.models import mixers
 
 if TYPE_CHECKING:
     from lit_gpt.models.config import GPTConfig
@@ -105,6 +106,7 @@ def _check_layers(config: "GPTConfig") -> None:
             f"sliding_window {config.sliding_window} is longer than block_size {config.block_size}; shorten it, or set "
             "it to null for full attention"
         )
+    _check_layer_types(config)
     patterns = {
         "layer_windows": config.layer_windows,
         "rope_layers": config.rope_layers,
@@ -118,6 +120,38 @@ def _check_layers(config: "GPTConfig") -> None:
             f"moe.layers makes none of the {config.n_layer} layers a mixture of experts; raise n_layer, change "
             "moe.layers, or set moe to null"
         )
+
+
+def _check_layer_types(config: "GPTConfig") -> None:
+    if config.layer_types is None and not config.mixer_options:
+        return
+    if config.layer_types is not None and not config.layer_types:
+        raise UserError("layer_types is an empty pattern; give at least one kind, or null")
+    used = {config.token_mixer(layer) for layer in range(config.n_layer)}
+    for name in config.mixer_options:
+        if name not in used:
+            raise UserError(f"mixer_options names {name!r}, which is in no layer; the layers are {sorted(used)}")
+    if config.layer_types is None:
+        return
+    if config.layer_windows is not None:
+        raise UserError("layer_types and layer_windows both say which layers slide; set layer_windows to null")
+    if ("sliding" in used) != (config.sliding_window is not None):
+        raise UserError(
+            f"layer_types {list(config.layer_types)} and sliding_window {config.sliding_window} disagree: layers of "
+            "type sliding need sliding_window in tokens, and no other layer has one"
+        )
+    if ("latent" in used) != (config.mla is not None):
+        raise UserError(
+            f"layer_types {list(config.layer_types)} and mla disagree: layers of type latent need the sizes in mla, "
+            "and no other layer has them"
+        )
+    if config.mla is not None and used & {"attention", "sliding"}:
+        raise UserError(
+            "layer_types mixes latent layers with attention, whose heads have other sizes; choose one"
+        )
+    for layer in range(config.n_layer):
+        if config.token_mixer(layer) not in mixers.BUILT_IN:
+            config.mixer_options_of(layer)  # refuses an unknown kind, and options that the kind refuses
 
 
 def _check_residual(config: "GPTConfig") -> None:

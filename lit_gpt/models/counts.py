@@ -5,7 +5,10 @@ Shape letters: V vocabulary, C model width, H query heads, K key/value heads, D 
 
 from typing import TYPE_CHECKING
 
+import torch
+
 from lit_gpt.models.choices import GATED
+from lit_gpt.models.mixers import mixer_kind
 
 if TYPE_CHECKING:
     from lit_gpt.models.config import GPTConfig
@@ -35,14 +38,10 @@ def flops_per_token(config: "GPTConfig", context: int, causal: bool = False) -> 
     arXiv:2204.02311, appendix B. Blocks that predict further tokens (`multi_token`) count as what they are: another
     block, and another pass through the head.
     """
-    if config.mla is None:
-        width = 2 * config.n_head * config.head_dim
-    else:
-        width = config.n_head * (config.mla.qk_head_dim + config.mla.v_head_dim)
-    attention = 0
-    for layer in range(config.n_layer):
-        attention += 6 * width * min(context, config.window(layer) or context)
-    attention += config.multi_token * 6 * width * context
+    kinds = [mixer_kind(config.token_mixer(layer)).build for layer in range(config.n_layer)]
+    attention = sum(kind.flops_per_token(config, layer, context) for layer, kind in enumerate(kinds))
+    last = config.n_layer - 1
+    attention += config.multi_token * kinds[last].flops_per_token(config, last, context)
     products = num_parameters(config, embeddings=False, active=True)
     products += config.multi_token * (_prediction_ahead(config, active=True) + config.vocab_size * config.n_embd)
     return 6 * products + (attention // 2 if causal else attention)
@@ -57,10 +56,20 @@ def _linear(inputs: int, outputs: int, bias: bool) -> int:
 
 
 def _block(config: "GPTConfig", layer: int, active: bool) -> int:
-    attention = _attention(config) if config.mla is None else _latent_attention(config)
+    attention = _token_mixer(config, layer)
     mlp = _experts(config, active) if config.is_moe(layer) else _mlp(config, config.mlp_size)
     norms = 4 if config.norm_placement == "sandwich" else 2
     return attention + mlp + norms * _norm(config, config.n_embd)
+
+
+def _token_mixer(config: "GPTConfig", layer: int) -> int:
+    kind = config.token_mixer(layer)
+    if kind in ("attention", "sliding"):
+        return _attention(config)
+    if kind == "latent":
+        return _latent_attention(config)
+    with torch.device("meta"):  # built without memory, and counted
+        return sum(parameter.numel() for parameter in mixer_kind(kind).build(config, layer).parameters())
 
 
 def _attention(config: "GPTConfig") -> int:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_gpt.models.head import LMHead
@@ -41,10 +42,16 @@ class FusedLinears:
             start += size
         self._pointers = [linear.weight.data_ptr() for linear in linears]
 
-    def serves(self, linears: Sequence[nn.Module]) -> bool:
-        """Whether these are still the layers it was made of: none replaced, moved or given other weights."""
+    def serves(self, linears: Sequence[nn.Module], decoding: bool = False) -> bool:
+        """Whether these are still the layers it was made of: none replaced, moved or given other weights.
+
+        Args:
+            linears: The module's own layers now.
+            decoding: In a decoding step, whose caller has checked the layout (`is_prepared`): the only case in which
+                a compiler may use the one matrix, because addresses cannot be traced.
+        """
         if torch.compiler.is_compiling():
-            return False  # addresses cannot be traced; a compiler fuses on its own
+            return decoding
         if torch.is_grad_enabled():
             return False  # the one matrix is no parameter: the layers would get no gradient
         return all(
@@ -52,9 +59,13 @@ class FusedLinears:
             for linear, pointer in zip(linears, self._pointers, strict=True)
         )
 
+    def product(self, x: Tensor) -> Tensor:
+        """Return the layers' outputs side by side: (..., I) → (..., sum of outputs)."""
+        return F.linear(x, self.weight, self.bias)
+
     def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
         """(..., I) → the layers' outputs, views of one tensor."""
-        return nn.functional.linear(x, self.weight, self.bias).split(self.sizes, dim=-1)
+        return F.linear(x, self.weight, self.bias).split_with_sizes(self.sizes, dim=-1)
 
 
 @torch.inference_mode(False)  # in a Trainer's `validate` too: what is trained afterwards must be plain tensors
@@ -87,6 +98,19 @@ def prepare_for_decoding(model: nn.Module) -> None:
             weight = module.weight
             if weight.shape[0] >= weight.shape[1] and weight.is_contiguous() and not weight.requires_grad:
                 weight.data = weight.t().contiguous().t()
+
+
+def layout_of(model: Any) -> tuple[Any, ...]:
+    """Return what changes when a model's weights are moved or replaced: types and addresses in its last block.
+
+    Args:
+        model: A `GPT`.
+    """
+    block = model.blocks[-1]
+    modules = (*block.attn.children(), *block.mlp.children())
+    linears = [module for module in modules if isinstance(module, nn.Linear)]
+    addresses = (linear.weight.data_ptr() if _is_plain(linear) else id(linear.weight) for linear in linears)
+    return *map(type, linears), *addresses
 
 
 def _is_plain(module: nn.Module) -> bool:

@@ -14,17 +14,20 @@ from torch.utils.checkpoint import checkpoint
 
 from lit_gpt.errors import UserError
 from lit_gpt.models.block import build_block
-from lit_gpt.models.cache import KVCache
+from lit_gpt.models.cache import DecodeStep, LayerState
 from lit_gpt.models.config import GPTConfig
 from lit_gpt.models.head import HeadFn, LMHead
 from lit_gpt.models.initialization import fill, initial_value
-from lit_gpt.models.masks import LayerMasks, build_masks
+from lit_gpt.models.masks import build_masks
+from lit_gpt.models.mixers import Context
 from lit_gpt.models.multi_token import MultiTokenBlock, tokens_ahead
 from lit_gpt.models.norms import build_norm
-from lit_gpt.models.positions import build_rotations, sinusoids
+from lit_gpt.models.positions import Rotations, build_rotations, sinusoids
 from lit_gpt.models.rope_frequencies import context_lengths
 from lit_gpt.models.routing import Routing
-from lit_gpt.models.step_cache import StepCache
+
+MAX_TABLE = 16384
+"""Positions: RoPE's tables for decoding are kept for contexts of at most this length."""
 
 
 class GPT(nn.Module):
@@ -44,6 +47,7 @@ class GPT(nn.Module):
         self.config = config
         self.gradient_checkpointing = False
         """Recompute each block in the backward instead of keeping its activations: less memory, more time."""
+        self._rope_tables: Rotations | None = None
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         self.wpe = nn.Embedding(config.block_size, config.n_embd) if config.positions == "learned" else None
         self.drop = nn.Dropout(config.dropout)
@@ -64,83 +68,115 @@ class GPT(nn.Module):
         input_ids: Tensor,
         position_ids: Tensor | None = None,
         document_ids: Tensor | None = None,
-        cache: KVCache | StepCache | None = None,
+        cache: DecodeStep | None = None,
         head_fn: HeadFn | None = None,
         routing: Routing | None = None,
-        ahead_fns: Sequence[HeadFn] = (),
+        mtp_head_fns: Sequence[HeadFn] = (),
     ) -> Any:
-        """Next-token logits of every position.
+        """Return next-token logits of every position.
 
         Args:
-            input_ids: (B, T) int64.
+            input_ids: (B, T) int64; in decoding (1, N), tokens of several sequences.
             position_ids: (B, T) int64 below block_size; None = counted from 0, or from the end of the cache.
             document_ids: (B, T) int64; tokens see only their own document, and -1 marks padding, whose outputs mean
                 nothing. None = each row is one document.
-            cache: Keys and values of the tokens before; grows by T. With a `StepCache` the row is one of tokens of
-                many texts, and `position_ids` must say where each stands.
-            head_fn: What to make of the last hidden states and the head's weight instead of logits. It does its own
-                soft-capping (`logit_softcap`); `logit_scale` is in the hidden states already.
+            cache: In decoding, the states that these tokens continue; None = training, or a whole text at once.
+            head_fn: What to compute from the last hidden states and the head's weight instead of logits. It does its
+                own soft-capping (`logit_softcap`); `logit_scale` is in the hidden states already.
             routing: Where mixtures of experts record their choices and losses; None = nowhere.
-            ahead_fns: As `head_fn`, for the tokens after the next one: one each for the config's `multi_token`, in
+            mtp_head_fns: As `head_fn`, for the tokens after the next one: one each for the config's `multi_token`, in
                 training alone. None of these blocks runs where it is empty.
 
         Returns:
-            Logits (B, T, V), or what `head_fn` returns; with `ahead_fns` also the list of what they return.
+            Logits (B, T, V), or what `head_fn` returns; with `mtp_head_fns` also the list of what they return.
 
         Raises:
             UserError: If the context is longer than block_size.
         """
         T, device = input_ids.shape[1], input_ids.device
-        start = cache.length if isinstance(cache, KVCache) else 0
-        if start + T > self.config.block_size and not isinstance(cache, StepCache):
+        if cache is not None:
+            assert document_ids is None, "a row of a cache holds one document"
+            if position_ids is None:
+                position_ids = cache.position_ids
+        elif self.config.block_size < T:
             raise UserError(
-                f"{start + T} tokens are more than the model's block_size {self.config.block_size}; "
+                f"{T} tokens are more than the model's block_size {self.config.block_size}; "
                 "shorten the context or build the model with a larger block_size"
             )
-        assert cache is None or document_ids is None, "a cache holds one document a row"
         if position_ids is None:
-            position_ids = torch.arange(start, start + T, device=device)  # (T,) broadcasts over B
+            position_ids = torch.arange(T, device=device)  # (T,) broadcasts over B
         x = self.drop(self._embed(input_ids, position_ids))
         # Positions and masks are the same in every layer of a kind: once here, not once a block.
-        if isinstance(cache, StepCache):
-            lengths = cache.context
+        if cache is not None:
+            rotations = self._decoding_rotations(position_ids, cache.context_lengths)
+            context = Context(position_ids, rotations=rotations, routing=routing, decoding=True)
         else:
             lengths = context_lengths(self.config, position_ids, document_ids)
-        rotations = build_rotations(self.config, position_ids, lengths)
-        dropout = self.config.dropout if self.training else 0.0
-        if isinstance(cache, StepCache):
-            masks = LayerMasks(None, None)
-        else:
-            cached = None if cache is None else start
-            masks = build_masks(self.config, document_ids, T, cached, device, dropout, position_ids)
+            rotations = build_rotations(self.config, position_ids, lengths)
+            dropout = self.config.dropout if self.training else 0.0
+            masks = build_masks(self.config, document_ids, T, device, dropout, position_ids)
+            context = Context(position_ids, document_ids, rotations, masks, routing)
         recompute = self.gradient_checkpointing and cache is None and torch.is_grad_enabled()
         for layer, block in enumerate(self.blocks):
-            slides = self.config.slides(layer)
-            mask = masks.sliding if slides else masks.full
-            rotation = None
-            if rotations is not None and self.config.rotates(layer):
-                rotation = rotations.sliding if slides else rotations.full
             if recompute:
-                x = checkpoint(block, x, rotation, mask, None, routing, use_reentrant=False)
+                x = checkpoint(block, x, context, use_reentrant=False)
             else:
-                x = block(x, rotation, mask, cache, routing)
-        if isinstance(cache, KVCache):
-            cache.advance(T)
+                x = block(x, context, None if cache is None else cache.layer(layer))
         x = self.ln_f(x)
         result = self._head(x, head_fn)
-        if not ahead_fns:
+        if not mtp_head_fns:
             return result
-        assert cache is None, "tokens further ahead are predicted in training alone"
+        assert cache is None, "tokens beyond the next one are predicted in training alone"
         assert self.multi_token is not None
         results = []
-        for depth, (predictor, ahead_fn) in enumerate(zip(self.multi_token, ahead_fns, strict=True), start=1):
+        for depth, (predictor, mtp_head_fn) in enumerate(zip(self.multi_token, mtp_head_fns, strict=True), start=1):
             embedding = self._embed(tokens_ahead(input_ids, depth), position_ids)
             if recompute:
-                x = checkpoint(predictor, x, embedding, rotation, mask, routing, use_reentrant=False)
+                x = checkpoint(predictor, x, embedding, context, use_reentrant=False)
             else:
-                x = predictor(x, embedding, rotation, mask, routing)
-            results.append(self._head(x, ahead_fn))
+                x = predictor(x, embedding, context)
+            results.append(self._head(x, mtp_head_fn))
         return result, results
+
+    def new_states(
+        self,
+        num_rows: int,
+        capacity: int,
+        margin: int = 0,
+        dtype: torch.dtype | None = None,
+        device: torch.device | None = None,
+    ) -> list[LayerState]:
+        """Return an empty decoding state of every layer.
+
+        Args:
+            num_rows: Sequences that each holds.
+            capacity: Tokens of one sequence, at most.
+            margin: Tokens at the end of a sequence that may be taken back.
+            dtype: None = the weights' (under autocast, autocast's).
+            device: None = the weights'.
+        """
+        weight = self.wte.weight
+        device = weight.device if device is None else device
+        if dtype is None:
+            autocast = torch.is_autocast_enabled(device.type)
+            dtype = torch.get_autocast_dtype(device.type) if autocast else weight.dtype
+        return [block.attn.new_state(num_rows, capacity, margin, dtype, device) for block in self.blocks]
+
+    def _decoding_rotations(self, position_ids: Tensor, lengths: Tensor | None) -> Rotations | None:
+        """Return RoPE's tables for a decoding step: rows of a table over all positions, which is computed once."""
+        scaling = self.config.rope_scaling
+        if (
+            self.config.positions != "rope"
+            or self.config.block_size > MAX_TABLE
+            or (scaling is not None and scaling.follows_length)
+        ):
+            return build_rotations(self.config, position_ids, lengths)
+        if self._rope_tables is None or self._rope_tables.full.cos.device != position_ids.device:
+            with torch.inference_mode(False), torch.no_grad():
+                positions = torch.arange(self.config.block_size, device=position_ids.device)
+                self._rope_tables = build_rotations(self.config, positions)
+        assert self._rope_tables is not None
+        return self._rope_tables.rows(position_ids.flatten())
 
     def _head(self, x: Tensor, head_fn: HeadFn | None) -> Any:
         """What the LM head makes of normed hidden states (B, T, C)."""
@@ -172,7 +208,11 @@ class GPT(nn.Module):
         """
         self._tie()
         for name, parameter in self.named_parameters():
-            fill(parameter, initial_value(self.config, seed, name, parameter.shape))
+            value = None
+            if ".attn." in name:  # a token mixer may have rules of its own
+                owner, _, own_name = name.partition(".attn.")
+                value = self.get_submodule(f"{owner}.attn").initial_value(own_name, parameter.shape)  # type: ignore
+            fill(parameter, initial_value(self.config, seed, name, parameter.shape) if value is None else value)
         for buffer in self.buffers():  # routers' selection biases
             buffer.zero_()
 

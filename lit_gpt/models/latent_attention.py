@@ -10,36 +10,40 @@ by all heads; so a cache holds R + D' numbers a token instead of 2 H D. Two ways
 B batch, T queries, S keys, C model width, H heads, R width of the latent.
 """
 
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_gpt.models.attend import Scoring, attend
-from lit_gpt.models.cache import KVCache
+from lit_gpt.models.cache import KVState
 from lit_gpt.models.config import GPTConfig
 from lit_gpt.models.masks import Mask
+from lit_gpt.models.mixers import Context, TokenMixer, register_token_mixer
 from lit_gpt.models.norms import build_norm
 from lit_gpt.models.positions import Rotation, apply_rope
-from lit_gpt.models.step_cache import StepCache
+
+if TYPE_CHECKING:
+    from lit_gpt.models.cache import Part, StepState
 
 LATENT_NORM_EPS = 1e-6
 """Of the latents' norms: DeepSeek's code and transformers' keep it whatever the model's own."""
 
 
-class LatentAttention(nn.Module):
+class LatentAttention(TokenMixer):
     """`SelfAttention` over latents; takes and returns the same.
 
     Args:
         config: The model's shape; `mla` has the widths.
-        layer: Which block this is, from 0 (its place in the cache).
+        layer: Which block this is, from 0.
     """
 
     def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
         assert config.mla is not None
-        self.mla, self.layer, self.dropout = config.mla, layer, config.dropout
+        self.config, self.mla, self.layer, self.dropout = config, config.mla, layer, config.dropout
+        self.slides, self.rotates = config.slides(layer), config.rotates(layer)
         self.scoring = Scoring.of(config)
         C, H, R, bias = config.n_embd, config.n_head, self.mla.kv_lora_rank, config.has_attention_bias
         self.num_heads = H
@@ -54,44 +58,40 @@ class LatentAttention(nn.Module):
         self.o_proj = nn.Linear(H * self.mla.v_head_dim, C, bias=config.has_attention_out_bias)
         self.drop = nn.Dropout(config.dropout)
 
-    def forward(
-        self, x: Tensor, rotation: Rotation | None = None, mask: Mask = None, cache: KVCache | StepCache | None = None
-    ) -> Tensor:
-        """Attend.
-
-        Args:
-            x: (B, T, C).
-            rotation: RoPE's tables for these positions, over `qk_rope_head_dim` coordinates; None = not rotated.
-            mask: From `build_masks`; None = causal, or, for one query after a cache, everything.
-            cache: Earlier latents and rotated keys, or None; a `StepCache` has masks of its own.
-
-        Returns:
-            (B, T, C).
-        """
+    def forward(self, x: Tensor, context: Context, state: "StepState | None" = None) -> Tensor:
+        """Attend: (B, T, C) → (B, T, C); see `TokenMixer.forward`."""
+        rotation = context.rotation(self.slides) if self.rotates else None
         q, q_rotated = self._queries(x, rotation)
         latent, k_rotated = self._latents(x, rotation)
-        if isinstance(cache, StepCache):
-            y = cache.attend(self.layer, (q, q_rotated), latent.unsqueeze(2), k_rotated.unsqueeze(2), self._attend_step)
-            return self.drop(self.o_proj(y.flatten(2)))
-        earlier = 0
-        if cache is not None:
-            earlier = cache.length
-            stored = cache.update(self.layer, latent.unsqueeze(1), k_rotated.unsqueeze(1))
-            latent, k_rotated = (part.squeeze(1) for part in stored)
-        if earlier and self._absorbing_is_cheaper(x.shape[1], latent.shape[1]):
-            assert mask is None or isinstance(mask, Tensor)
-            y = self.absorbed(q, q_rotated, latent, k_rotated, mask)
+        if state is not None:
+            y = state.map(self._attend_part, q, q_rotated, latent, k_rotated)
         else:
-            y = self.unfolded(q, q_rotated, latent, k_rotated, mask)
+            y = self.unfolded(q, q_rotated, latent, k_rotated, context.mask(self.slides))
         return self.drop(self.o_proj(y.flatten(2)))
 
-    def _attend_step(self, queries: Sequence[Tensor], latents: Tensor, rotated: Tensor, mask: Tensor | None) -> Tensor:
-        q, q_rotated = queries
+    def _attend_part(
+        self, state: KVState, part: "Part", q: Tensor, q_rotated: Tensor, latent: Tensor, k_rotated: Tensor
+    ) -> Tensor:
+        # The state holds latents as keys and rotated keys as values, both of a single head.
+        latents, rotated, mask = state.update(part, latent.unsqueeze(2), k_rotated.unsqueeze(2))
         latents, rotated = latents.squeeze(1), rotated.squeeze(1)
         few = self._absorbing_is_cheaper(q.shape[1], latents.shape[1])
         if few and (mask is not None or q.shape[1] == 1):
             return self.absorbed(q, q_rotated, latents, rotated, mask)
         return self.unfolded(q, q_rotated, latents, rotated, mask)
+
+    def new_state(self, num_rows: int, capacity: int, margin: int, dtype: torch.dtype, device: torch.device) -> KVState:
+        """Return latents and rotated keys of no tokens."""
+        shapes = ((1, self.mla.kv_lora_rank), (1, self.mla.qk_rope_head_dim))
+        window = self.config.window(self.layer)
+        return KVState(self.config, window, shapes, num_rows, capacity, margin, dtype, device)
+
+    @classmethod
+    def flops_per_token(cls, config: GPTConfig, layer: int, context: int) -> int:
+        """Return the FLOPs of q kᵀ and of the weighted sum of values, unfolded, forward and backward."""
+        assert config.mla is not None
+        width = config.n_head * (config.mla.qk_head_dim + config.mla.v_head_dim)
+        return 6 * width * min(context, config.window(layer) or context)
 
     def _queries(self, x: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor]:
         """(B, T, H, qk_nope_head_dim) and, rotated, (B, T, H, qk_rope_head_dim)."""
@@ -123,19 +123,19 @@ class LatentAttention(nn.Module):
             q_rotated: (B, T, H, qk_rope_head_dim).
             latent: (B, S, R).
             k_rotated: (B, S, qk_rope_head_dim).
-            mask: As in `forward`.
+            mask: From `build_masks`; None = causal.
 
         Returns:
             (B, T, H, v_head_dim).
         """
-        q, k, v = self._unfold(q, q_rotated, latent, k_rotated)
+        q, k, v = (part.transpose(1, 2) for part in self._unfold(q, q_rotated, latent, k_rotated))
         if v.device.type == "cpu" and v.shape[-1] < k.shape[-1]:
             v = F.pad(v, (0, k.shape[-1] - v.shape[-1]))  # SDPA's fused CPU kernel wants one width
         y = attend(q, k, v, mask, self.scoring, None, self.dropout if self.training else 0.0)
         return y.transpose(1, 2)[..., : self.mla.v_head_dim]
 
     def project(self, x: Tensor, rotation: Rotation | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries and keys (B, H, T, qk_head_dim) and values (B, H, T, v_head_dim) of x (B, T, C), rotated."""
+        """Return queries and keys (B, T, H, qk_head_dim) and values (B, T, H, v_head_dim) of x (B, T, C), rotated."""
         return self._unfold(*self._queries(x, rotation), *self._latents(x, rotation))
 
     def _unfold(self, q: Tensor, q_rotated: Tensor, latent: Tensor, k_rotated: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -143,7 +143,7 @@ class LatentAttention(nn.Module):
         k, v = kv.split((self.mla.qk_nope_head_dim, self.mla.v_head_dim), dim=-1)
         q = torch.cat((q, q_rotated), dim=-1)
         k = torch.cat((k, k_rotated.unsqueeze(2).expand(-1, -1, self.num_heads, -1)), dim=-1)
-        return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+        return q, k, v
 
     def absorbed(self, q: Tensor, q_rotated: Tensor, latent: Tensor, k_rotated: Tensor, mask: Tensor | None) -> Tensor:
         """The same, over the latents themselves; arguments and result as in `unfolded`."""
@@ -178,3 +178,6 @@ def _latent_norm(config: GPTConfig, width: int) -> nn.LayerNorm | nn.RMSNorm:
 def _normed(norm: nn.LayerNorm | nn.RMSNorm, x: Tensor) -> Tensor:
     """The norm in its own precision: autocast leaves x narrower."""
     return norm(x.to(norm.weight.dtype)).to(x.dtype)
+
+
+register_token_mixer("latent", LatentAttention)

@@ -39,8 +39,7 @@ class LayerMasks(NamedTuple):
 def build_masks(
     config: GPTConfig,
     document_ids: Tensor | None,
-    num_queries: int,
-    num_cached: int | None,
+    num_tokens: int,
     device: torch.device,
     dropout: float = 0.0,
     position_ids: Tensor | None = None,
@@ -50,48 +49,43 @@ def build_masks(
     Args:
         config: Says which layers slide and how far, and whether scores get a bias.
         document_ids: (B, T) int64, -1 on padding; None = each row is one document.
-        num_queries: T.
-        num_cached: Keys before the first query (S = num_cached + T); None = no cache.
+        num_tokens: T, queries and keys alike.
         device: Where the model runs.
         dropout: Of attention weights in this forward; FlexAttention has none, so it then gives way to dense masks.
         position_ids: (B, T) or (T,) int64: chunks are counted from where these are 0; None = from the row's start.
     """
     plain = config.sliding_window is None and not _biases_scores(config) and not _needs_flex(config, device)
-    if document_ids is None and plain and not num_cached:
+    if document_ids is None and plain:
         return LayerMasks(None, None)
-    return _build_masks(config, document_ids, num_queries, num_cached, device, dropout, position_ids)
+    return _build_masks(config, document_ids, num_tokens, device, dropout, position_ids)
 
 
 @torch.compiler.disable  # looks at the batch on CPU, and compiles its own kernel on CUDA
 def _build_masks(
     config: GPTConfig,
     document_ids: Tensor | None,
-    num_queries: int,
-    num_cached: int | None,
+    num_tokens: int,
     device: torch.device,
     dropout: float,
     position_ids: Tensor | None,
 ) -> LayerMasks:
-    start = num_cached or 0
     # On CPU looking at the batch costs nothing; on an accelerator it would stop the host until the device is done.
     if document_ids is not None and device.type == "cpu" and is_plain_causal(document_ids):
         document_ids = None
-    # FlexAttention compiles for each length, so not for prompts, which have any.
-    use_flex = num_cached is None and dropout == 0 and flex_serves(config, device)
-    bias = _alibi(config, num_queries, start, device) if _biases_scores(config) and not use_flex else None
+    use_flex = dropout == 0 and flex_serves(config, device)
+    bias = _alibi(config, num_tokens, device) if _biases_scores(config) and not use_flex else None
 
     def build(window: int | None) -> Mask:
         # (A program that is exported for any length keeps its window: it cannot choose by the length.)
-        if window is not None and not torch.compiler.is_exporting() and window >= start + num_queries:
+        if window is not None and not torch.compiler.is_exporting() and window >= num_tokens:
             window = None
         if use_flex and (document_ids is not None or window is not None or _needs_flex(config, device)):
-            chunks = _chunks(position_ids, window, start, num_queries, device) if config.chunked_window else None
-            return flex_block_mask(document_ids, window, num_queries, device, chunks)
-        plain = document_ids is None and window is None and (start == 0 or num_queries == 1)
-        if plain and bias is None:
+            chunks = _chunks(position_ids, window, num_tokens, device) if config.chunked_window else None
+            return flex_block_mask(document_ids, window, num_tokens, device, chunks)
+        if document_ids is None and window is None and bias is None:
             return None
-        chunks = _chunks(position_ids, window, start, num_queries, device) if config.chunked_window else None
-        sees = dense_mask(document_ids, window, num_queries, start, device, chunks)
+        chunks = _chunks(position_ids, window, num_tokens, device) if config.chunked_window else None
+        sees = dense_mask(document_ids, window, num_tokens, device, chunks)
         return sees if bias is None else bias.masked_fill(~sees, -math.inf)
 
     if config.sliding_window is None:
@@ -109,42 +103,37 @@ def is_plain_causal(document_ids: Tensor) -> bool:
 def dense_mask(
     document_ids: Tensor | None,
     window: int | None,
-    num_queries: int,
-    num_cached: int,
+    num_tokens: int,
     device: torch.device,
     chunks: Tensor | None = None,
 ) -> Tensor:
-    """The mask written out: (B or 1, 1, T, S) bool, True where a query sees a key.
+    """Return the mask written out: (B or 1, 1, T, T) bool, True where a query sees a key.
 
     Args:
         document_ids: (B, T) int64, or None.
         window: Tokens a query sees, itself among them; None = all before it.
-        num_queries: T.
-        num_cached: Keys before the first query.
+        num_tokens: T.
         device: Where it is built.
-        chunks: (B or 1, S) int64: which chunk each key is in; then that, and not distance, makes the window.
+        chunks: (B or 1, T) int64: which chunk each key is in; then that, and not distance, makes the window.
     """
-    assert document_ids is None or num_cached == 0, "packed documents and a cache do not go together"
-    query = torch.arange(num_cached, num_cached + num_queries, device=device)[:, None]
-    key = torch.arange(num_cached + num_queries, device=device)[None, :]
-    sees = (key <= query)[None]  # (1, T, S)
+    query = torch.arange(num_tokens, device=device)[:, None]
+    key = torch.arange(num_tokens, device=device)[None, :]
+    sees = (key <= query)[None]  # (1, T, T)
     if window is not None and chunks is None:
         sees = sees & (query - key < window)
     if window is not None and chunks is not None:
-        sees = sees & (chunks[:, num_cached:, None] == chunks[:, None, :])
+        sees = sees & (chunks[:, :, None] == chunks[:, None, :])
     if document_ids is not None:
         sees = sees & (document_ids[:, :, None] == document_ids[:, None, :])
     return sees[:, None]
 
 
-def _chunks(
-    position_ids: Tensor | None, window: int | None, num_cached: int, num_queries: int, device: torch.device
-) -> Tensor | None:
-    """Which chunk each key is in, (B or 1, S)."""
+def _chunks(position_ids: Tensor | None, window: int | None, num_tokens: int, device: torch.device) -> Tensor | None:
+    """Return which chunk each key is in, (B or 1, T)."""
     if window is None:
         return None
-    if position_ids is None or num_cached:
-        return torch.arange(num_cached + num_queries, device=device)[None] // window
+    if position_ids is None:
+        return torch.arange(num_tokens, device=device)[None] // window
     return (position_ids if position_ids.dim() == 2 else position_ids[None]) // window
 
 
@@ -158,8 +147,8 @@ def _needs_flex(config: GPTConfig, device: torch.device) -> bool:
     return changes and flex_serves(config, device)
 
 
-def _alibi(config: GPTConfig, num_queries: int, num_cached: int, device: torch.device) -> Tensor:
-    """-slope · distance, (1, H, T, S) float32 (arXiv:2108.12409)."""
-    query = torch.arange(num_cached, num_cached + num_queries, device=device)[:, None]
-    key = torch.arange(num_cached + num_queries, device=device)[None, :]
+def _alibi(config: GPTConfig, num_tokens: int, device: torch.device) -> Tensor:
+    """Return -slope · distance, (1, H, T, T) float32 (arXiv:2108.12409)."""
+    query = torch.arange(num_tokens, device=device)[:, None]
+    key = torch.arange(num_tokens, device=device)[None, :]
     return alibi_slopes(config.n_head, device)[None, :, None, None] * (key - query).float()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lit_gpt.models.choices import GATED
 from lit_gpt.models.config import GPTConfig
 from lit_gpt.models.fused import FusedLinears
-from lit_gpt.models.routing import Routing
+from lit_gpt.models.mixers import Context
 
 
 def relu_squared(x: Tensor) -> Tensor:
@@ -78,11 +78,13 @@ class MLP(nn.Module):
         """Layers of one input (see `prepare_for_decoding`)."""
         return [self.up_proj] if self.gate_proj is None else [self.gate_proj, self.up_proj]
 
-    def forward(self, x: Tensor, routing: Routing | None = None) -> Tensor:
-        """(B, T, C) → (B, T, C); `routing` is what a mixture of experts in this place would record."""
+    def forward(self, x: Tensor, context: Context | None = None) -> Tensor:
+        """(B, T, C) → (B, T, C)."""
         if self.gate_proj is None:
             hidden = self.activation(self.up_proj(x))  # (B, T, F)
-        elif self.fused is not None and self.fused.serves((self.gate_proj, self.up_proj)):
+        elif self.fused is not None and self.fused.serves(
+            (self.gate_proj, self.up_proj), context is not None and context.decoding
+        ):
             hidden = self.activation(*self.fused(x))
         else:
             hidden = self.activation(self.gate_proj(x), self.up_proj(x))

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from lit_gpt.models.config import GPTConfig
 from lit_gpt.models.experts import Experts
+from lit_gpt.models.mixers import Context
 from lit_gpt.models.mlp import MLP
 from lit_gpt.models.router import Router, Routes
 from lit_gpt.models.routing import Routing
@@ -33,19 +34,19 @@ class MixtureOfExperts(nn.Module):
         self.shared = MLP(config, width) if width else None
         self.drop = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, routing: Routing | None = None) -> Tensor:
+    def forward(self, x: Tensor, context: Context | None = None) -> Tensor:
         """(B, T, C) → (B, T, C).
 
         Args:
             x: Hidden states.
-            routing: Where the choices are recorded; None = nowhere.
+            context: Its `routing` is where the choices are recorded; None = nowhere.
         """
         routes = self.router(x)
-        if routing is not None:
-            self._record(routing, routes)
+        if context is not None and context.routing is not None:
+            self._record(context.routing, routes)
         y = self.experts(x.flatten(0, 1), routes.experts.flatten(0, 1), routes.weights.flatten(0, 1))
         y = self.drop(y.view_as(x))
-        return y if self.shared is None else y + self.shared(x)
+        return y if self.shared is None else y + self.shared(x, context)
 
     @torch.compiler.disable  # compiled, every layer's number would make a graph of its own
     def _record(self, routing: Routing, routes: Routes) -> None:

@@ -13,11 +13,9 @@ from torch import Tensor, nn
 
 from lit_gpt.models.block import build_block
 from lit_gpt.models.config import GPTConfig
-from lit_gpt.models.masks import Mask
+from lit_gpt.models.mixers import Context
 from lit_gpt.models.moe import MixtureOfExperts
 from lit_gpt.models.norms import build_norm
-from lit_gpt.models.positions import Rotation
-from lit_gpt.models.routing import Routing
 
 
 class MultiTokenBlock(nn.Module):
@@ -46,24 +44,20 @@ class MultiTokenBlock(nn.Module):
         self,
         hidden: Tensor,
         embedding: Tensor,
-        rotation: Rotation | None = None,
-        mask: Mask = None,
-        routing: Routing | None = None,
+        context: Context,
     ) -> Tensor:
-        """The hidden states of this depth.
+        """Return the hidden states of this depth.
 
         Args:
             hidden: (B, T, C) of the depth before, after its norm.
             embedding: (B, T, C): at i, the embedding of the token at i + depth.
-            rotation: As the model's last block gets it.
-            mask: As the model's last block gets it.
-            routing: Where a mixture of experts records its choices.
+            context: As the model's blocks get it.
 
         Returns:
             (B, T, C), ready for the head.
         """
         x = self.proj(torch.cat((self.norm_hidden(hidden), self.norm_embedding(embedding)), dim=-1))
-        return self.norm(self.block(x, rotation, mask, None, routing))
+        return self.norm(self.block(x, context))
 
 
 def tokens_ahead(input_ids: Tensor, depth: int) -> Tensor:

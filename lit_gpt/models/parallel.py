@@ -26,6 +26,7 @@ from lit_gpt.errors import UserError
 from lit_gpt.models.choices import GATED
 from lit_gpt.models.config import GPTConfig
 from lit_gpt.models.gpt import GPT
+from lit_gpt.models.mixers import BUILT_IN
 
 DATA_PARALLEL, TENSOR_PARALLEL = "data_parallel", "tensor_parallel"
 """The mesh's dimensions, as Lightning's ModelParallelStrategy names them."""
@@ -85,6 +86,7 @@ def check_tensor_parallel(config: GPTConfig, size: int) -> None:
         "attention_sinks": config.attention_sinks,
         "qk_norm: projection": config.qk_norm == "projection",
         "multi_token": config.multi_token > 0,
+        "layer_types of other packages": any(name not in BUILT_IN for name in config.layer_types or ()),
     }
     for name, present in whole_heads.items():
         if present:

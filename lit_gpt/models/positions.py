@@ -30,12 +30,22 @@ class Rotation(NamedTuple):
     query_scale: Tensor | None = None
     """(B or 1, T, 1, 1) float32: what queries are multiplied by beyond the original context; None = nothing."""
 
+    def rows(self, positions: Tensor) -> "Rotation":
+        """Return the entries of some positions, (N,) int64, of a table over all of them."""
+        scale = None if self.query_scale is None else self.query_scale.index_select(1, positions)
+        return Rotation(self.cos.index_select(1, positions), self.signed_sin.index_select(1, positions), scale)
+
 
 class Rotations(NamedTuple):
     """The rotation of layers that see the whole context, and of those that slide."""
 
     full: Rotation
     sliding: Rotation
+
+    def rows(self, positions: Tensor) -> "Rotations":
+        """Return the entries of some positions, (N,) int64, of tables over all of them."""
+        full = self.full.rows(positions)
+        return Rotations(full, full if self.sliding is self.full else self.sliding.rows(positions))
 
 
 def build_rotations(config: GPTConfig, position_ids: Tensor, context_lengths: Tensor | None = None) -> Rotations | None:

@@ -178,7 +178,7 @@ class GPTModule(AdapterMixin, OptimizationMixin, EvaluationMixin):
         assert self.model is not None
         options: dict[str, Any] = {}
         if ahead_fns:
-            options["ahead_fns"] = ahead_fns
+            options["mtp_head_fns"] = ahead_fns
         if self._routers is not None and self.training and "labels" in batch:
             options["routing"] = self._routers.new_record(batch)
         return self.model(

@@ -12,7 +12,7 @@ from lit_gpt.callbacks import AttentionPicture, GracefulStop, RunCheckpoint, Sam
 from lit_gpt.callbacks.attention_picture import COLORS, GAP, picture
 from lit_gpt.data.tokenizers import Tokenizer
 from lit_gpt.errors import UserError
-from lit_gpt.generation.generate import generate
+from lit_gpt.generation import generate
 
 LETTERS = ["<|endoftext|>", *"abcdefghi "]
 

@@ -1,11 +1,10 @@
-import itertools
 from dataclasses import replace
 
 import pytest
 import torch
 
 from lit_gpt.errors import UserError
-from lit_gpt.generation import generate, stream
+from lit_gpt.generation import generate
 from lit_gpt.models import GPT, GPTConfig
 
 CONFIG = GPTConfig(n_layer=2, n_head=2, n_embd=32, block_size=32, vocab_size=61)
@@ -78,14 +77,14 @@ def test_seed_leaves_the_global_generator_alone(model):
     assert torch.equal(torch.rand(1), expected)
 
 
-def test_stream_yields_each_step_and_may_be_left(model):
-    whole = generate(model, prompt(), 10, seed=1)
-    steps = stream(model, prompt(), 10, seed=1)
-    first = list(itertools.islice(steps, 4))
-    assert torch.equal(torch.stack(first, dim=1), whole[:, 8:12])
-    assert not model.training
-    steps.close()
-    assert model.training, "the mode it had comes back, even when the stream is left half-way"
+def test_the_mode_and_the_layout_stay(model):
+    strides = {name: parameter.stride() for name, parameter in model.named_parameters()}
+    pointers = {name: parameter.data_ptr() for name, parameter in model.named_parameters()}
+    model.train()
+    generate(model, prompt(), 10, seed=1)
+    assert model.training
+    for name, parameter in model.named_parameters():
+        assert (parameter.stride(), parameter.data_ptr()) == (strides[name], pointers[name]), name
 
 
 def test_stop_tokens_end_each_row(model):
@@ -112,7 +111,7 @@ def test_dropout_is_off():
     ("ids", "settings", "message"),
     [
         (torch.zeros(1, 0, dtype=torch.int64), {}, "no tokens"),
-        (torch.zeros(1, 33, dtype=torch.int64), {}, "33 tokens, more than the model's block_size 32"),
+        (torch.zeros(1, 33, dtype=torch.int64), {}, "33 tokens, more than the 32"),
         (torch.full((1, 3), 61), {}, "token 61 is outside the model's vocabulary of 61"),
         (torch.zeros(1, 3, dtype=torch.int64), {"max_new_tokens": 0}, "max_new_tokens is 0"),
         (torch.zeros(1, 3, dtype=torch.int64), {"top_k": 0}, "top_k is 0"),
@@ -120,4 +119,4 @@ def test_dropout_is_off():
 )
 def test_refused_at_the_call(model, ids, settings, message):
     with pytest.raises(UserError, match=message):
-        stream(model, ids, **{"max_new_tokens": 4} | settings)
+        generate(model, ids, **{"max_new_tokens": 4} | settings)

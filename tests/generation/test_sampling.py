@@ -4,14 +4,16 @@ import pytest
 import torch
 
 from lit_gpt.errors import UserError
-from lit_gpt.generation import keep_top_k, keep_top_p, sample
+from lit_gpt.generation import SamplingParams
+from lit_gpt.generation.request import Request
+from lit_gpt.generation.sampler import draw, probabilities
 
 # Probabilities 0.5, 0.25, 0.15, 0.1, out of order.
 LOGITS = torch.tensor([[0.15, 0.5, 0.1, 0.25]]).log()
 
 
-def kept(logits):
-    return (logits > -math.inf)[0].tolist()
+def kept(logits=LOGITS, **settings):
+    return (probabilities(logits, [SamplingParams(**settings)] * len(logits)) > 0)[0].tolist()
 
 
 @pytest.mark.parametrize(
@@ -24,7 +26,7 @@ def kept(logits):
     ],
 )
 def test_top_k(k, expected):
-    assert kept(keep_top_k(LOGITS, k)) == expected
+    assert kept(top_k=k) == expected
 
 
 @pytest.mark.parametrize(
@@ -39,21 +41,27 @@ def test_top_k(k, expected):
     ],
 )
 def test_top_p(p, expected):
-    filtered = keep_top_p(LOGITS, p)
-    assert kept(filtered) == expected
-    assert torch.equal(filtered[filtered > -math.inf], LOGITS[filtered > -math.inf])
+    assert kept(top_p=p) == expected
+    shares = probabilities(LOGITS, [SamplingParams(top_p=p)])
+    wanted = LOGITS.exp() * torch.tensor(expected)
+    torch.testing.assert_close(shares, wanted / wanted.sum())
 
 
 def test_rows_are_filtered_each_for_itself():
     logits = torch.cat([LOGITS, LOGITS.flip(1)])
-    for filtered in (keep_top_k(logits, 2), keep_top_p(logits, 0.6)):
-        assert torch.equal(filtered[0], filtered[1].flip(0))
+    for settings in ({"top_k": 2}, {"top_p": 0.6}):
+        shares = probabilities(logits, [SamplingParams(**settings)] * 2)
+        assert torch.equal(shares[0], shares[1].flip(0))
 
 
 def frequencies(**settings):
-    generator = torch.Generator().manual_seed(0)
-    draws = sample(LOGITS.expand(20_000, 4), generator=generator, **settings)
+    draws = torch.tensor(drawn(20_000, 0, **settings))
     return draws.bincount(minlength=4) / 20_000
+
+
+def drawn(count, seed, **settings):
+    requests = [Request("x", [1], SamplingParams(seed=seed + row, **settings), None) for row in range(count)]
+    return [one.token for one in draw(LOGITS.expand(count, 4), requests)]
 
 
 @pytest.mark.parametrize(
@@ -72,11 +80,11 @@ def test_draws_follow_the_distribution(settings, expected):
 
 
 def test_temperature_zero_is_greedy():
-    assert sample(LOGITS, temperature=0).tolist() == [1]
+    assert drawn(1, 0, temperature=0) == [1]
 
 
 def test_seeded():
-    draws = [sample(LOGITS.expand(50, 4), generator=torch.Generator().manual_seed(s)).tolist() for s in (1, 1, 2)]
+    draws = [drawn(50, seed) for seed in (1, 1, 2)]
     assert draws[0] == draws[1] != draws[2]
 
 
@@ -93,4 +101,4 @@ def test_seeded():
 )
 def test_refused(settings, message):
     with pytest.raises(UserError, match=message):
-        sample(LOGITS, **settings)
+        SamplingParams(**settings)

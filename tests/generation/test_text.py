@@ -4,7 +4,8 @@ import pytest
 
 from lit_gpt.data.bpe import train_bpe
 from lit_gpt.data.tokenizers import Tokenizer
-from lit_gpt.generation import decode_stream, stream_text
+from lit_gpt.generation import stream_text
+from lit_gpt.generation.detokenizer import Detokenizer
 from lit_gpt.models import GPT, GPTConfig
 
 
@@ -22,14 +23,24 @@ def model():
 
 @pytest.mark.parametrize("text", ["def add(a, b):", "größer 漢字 🙂", "👩‍👩‍👧 é ñ"])
 def test_pieces_are_whole_characters_and_together_the_text(tokenizer, text):
-    pieces = list(decode_stream(tokenizer, tokenizer.encode(text).tolist(), []))
+    detokenizer = Detokenizer(tokenizer, [])
+    pieces = [*map(detokenizer.add, tokenizer.encode(text).tolist()), detokenizer.flush()]
     assert "".join(pieces) == text
     assert not any("\N{REPLACEMENT CHARACTER}" in piece for piece in pieces)
 
 
-def test_the_end_of_text_is_not_printed(tokenizer):
-    ids = [*tokenizer.encode("def").tolist(), tokenizer.separator_id, *tokenizer.encode("add").tolist()]
-    assert "".join(decode_stream(tokenizer, ids, [])) == "def"
+def test_the_end_of_text_is_not_printed(tokenizer, model):
+    from lit_gpt.generation import Engine, SamplingParams
+
+    bias = SamplingParams(max_new_tokens=5, temperature=0, logit_bias={tokenizer.separator_id: 100.0})
+    completion = Engine(model, tokenizer).generate([tokenizer.encode("def").tolist()], bias)[0]
+    assert (completion.token_ids, completion.text) == ([tokenizer.separator_id], "")
+
+
+def test_the_mode_comes_back(tokenizer, model):
+    model.train()
+    assert "".join(stream_text(model, tokenizer, "def", 3, seed=1))
+    assert model.training
 
 
 def test_the_same_seed_gives_the_same_text(tokenizer, model):

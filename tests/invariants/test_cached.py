@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from lit_gpt.errors import UserError
-from lit_gpt.models import GPT, KVCache
+from lit_gpt.models import GPT, Cache
 
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
 
@@ -12,9 +12,9 @@ TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
 def test_cached_equals_uncached(small_config, chunks):
     model = GPT(small_config)
     x = torch.randint(61, (2, 24), generator=torch.Generator().manual_seed(0))
-    cache, parts, start = KVCache(24), [], 0
+    cache, parts, start = Cache(model, 2, 24), [], 0
     for size in chunks:
-        parts.append(model(x[:, start : start + size], cache=cache))
+        parts.append(model(x[:, start : start + size], cache=cache.step(size)))
         start += size
         assert cache.length == start
     torch.testing.assert_close(torch.cat(parts, dim=1), model(x), **TOLERANCE)
@@ -24,18 +24,19 @@ def test_cached_equals_uncached(small_config, chunks):
 def test_truncated_cache_forgets(small_config):
     model = GPT(small_config)
     x = torch.randint(61, (1, 12), generator=torch.Generator().manual_seed(0))
-    cache = KVCache(32)
-    model(x.flip(1), cache=cache)
+    cache = Cache(model, 1, 32)
+    model(x.flip(1), cache=cache.step(12))
     cache.truncate(0)
-    model(x[:, :10], cache=cache)
-    model(x[:, :2], cache=cache)
+    model(x[:, :10], cache=cache.step(10))
+    model(x[:, :2], cache=cache.step(2))
     cache.truncate(10)
-    torch.testing.assert_close(model(x[:, 10:], cache=cache), model(x)[:, 10:], **TOLERANCE)
+    torch.testing.assert_close(model(x[:, 10:], cache=cache.step(2)), model(x)[:, 10:], **TOLERANCE)
 
 
 @torch.no_grad()
 def test_cache_may_not_outgrow_the_block(small_config):
-    model, cache = GPT(small_config), KVCache(40)
-    model(torch.zeros(1, 32, dtype=torch.int64), cache=cache)
-    with pytest.raises(UserError, match="33 tokens"):
-        model(torch.zeros(1, 1, dtype=torch.int64), cache=cache)
+    model = GPT(small_config)
+    cache = Cache(model, 1)
+    model(torch.zeros(1, 32, dtype=torch.int64), cache=cache.step(32))
+    with pytest.raises(UserError, match="33 tokens.*32"):
+        cache.step(1)

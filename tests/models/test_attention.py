@@ -41,7 +41,7 @@ def test_attend(kv_heads, window, documents):
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(2, heads, 8, 16, generator=generator) for heads in (4, kv_heads, kv_heads))
     config = GPTConfig(n_embd=64, n_head=4, n_kv_head=kv_heads, sliding_window=window)
-    masks = build_masks(config, documents, 8, None, torch.device("cpu"))
+    masks = build_masks(config, documents, 8, torch.device("cpu"))
 
     def sees(b, i, j):
         near = window is None or i - j < window
@@ -67,7 +67,7 @@ def test_changed_scores(documents, softcap, with_sinks, alibi):
         attention_softcap=softcap,
         attention_scale=0.4,
     )
-    masks = build_masks(config, documents, 8, None, torch.device("cpu"))
+    masks = build_masks(config, documents, 8, torch.device("cpu"))
     y = attend(q, k, v, masks.full, Scoring.of(config), sinks)
 
     def sees(b, i, j):
@@ -95,7 +95,7 @@ def test_heads_are_counted_from_the_projections():
         getattr(half, name).weight = torch.nn.Parameter(weight.chunk(2)[1])
     x = torch.randn(1, 5, 32)
     for ours, full in zip(half.project(x), whole.project(x), strict=True):
-        torch.testing.assert_close(ours, full.chunk(2, dim=1)[1])
+        torch.testing.assert_close(ours, full.chunk(2, dim=2)[1])
 
 
 def test_autocast_gives_the_kernel_one_dtype(small_config):

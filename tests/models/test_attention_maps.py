@@ -18,9 +18,9 @@ def test_maps_are_the_weights_the_model_uses(small_config):
     else:
         torch.testing.assert_close(totals, torch.ones(3, 2, 4, 12))
     assert (maps.triu(1) == 0).all()
-    (x, rotation, *_), expected = seen[0]
+    (x, *_), expected = seen[0]
     attention = model.blocks[1].attn
-    v = attention.project(x, rotation)[2]
+    v = attention.project(x)[2].transpose(1, 2)
     v = v.repeat_interleave(4 // v.shape[1], dim=1)
     torch.testing.assert_close(
         attention.o_proj((maps[1] @ v).transpose(1, 2).flatten(2)), expected, rtol=1e-4, atol=1e-6

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from lit_gpt.models import GPT, GPTConfig, KVCache, MLAConfig, RopeScaling
+from lit_gpt.models import GPT, Cache, Context, GPTConfig, MLAConfig, RopeScaling
 from lit_gpt.models.latent_attention import LatentAttention
-from lit_gpt.models.positions import rope_rotation
+from lit_gpt.models.positions import Rotations, rope_rotation
 
 YARN = RopeScaling("yarn", 4.0, 16, mscale=1.0, mscale_all_dim=0.7)
 
@@ -67,7 +67,8 @@ def by_hand(attention, x):
 def test_it_is_the_papers_equations(mla):
     attention = randomized(LatentAttention(small(mla), 0)).double()
     x = torch.randn(2, 9, 24, dtype=torch.float64)
-    y = attention(x, rope_rotation(small(mla), torch.arange(9)))
+    rotation = rope_rotation(small(mla), torch.arange(9))
+    y = attention(x, Context(torch.arange(9), rotations=Rotations(rotation, rotation)))
     expected = torch.stack([by_hand(attention, row) for row in x])
     torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-6)  # the rotations are float32
 
@@ -99,18 +100,19 @@ def test_decoding_absorbs_and_prompts_unfold(monkeypatch):
             name,
             lambda self, q, *rest, name=name, method=method: calls.append((name, q.shape[1])) or method(self, q, *rest),
         )
-    cache, found = KVCache(40), []
+    cache, found = Cache(model, 2, 40), []
     for start, end in ((0, 10), (10, 11), (11, 12), (12, 14), (14, 40)):
-        found.append(model(ids[:, start:end], cache=cache))
+        found.append(model(ids[:, start:end], cache=cache.step(end - start)))
     torch.testing.assert_close(torch.cat(found, 1), expected, rtol=1e-4, atol=1e-4)
     assert calls[::2] == [("unfolded", 10), ("absorbed", 1), ("absorbed", 1), ("absorbed", 2), ("unfolded", 26)]
 
 
 @torch.no_grad()
 def test_the_cache_holds_latents_alone():
-    model, cache = GPT(small()).eval(), KVCache(16)
-    model(torch.randint(31, (2, 5)), cache=cache)
-    latent, key = cache._layers[1]
+    model = GPT(small()).eval()
+    cache = Cache(model, 2, 16)
+    model(torch.randint(31, (2, 5)), cache=cache.step(5))
+    latent, key = cache.states[1].tensors
     assert latent.shape == (2, 1, 16, 12)
     assert key.shape == (2, 1, 16, 4)
 

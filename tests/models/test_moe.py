@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from lit_gpt.models import GPT, GPTConfig, MoEConfig, grouped
+from lit_gpt.models import GPT, Context, GPTConfig, MoEConfig, grouped
 from lit_gpt.models.expert_gates import weighted_hidden
 from lit_gpt.models.experts import Experts, sort_by_expert
 from lit_gpt.models.grouped import grouped_linear, grouped_mm_serves, looped_linear
@@ -245,7 +245,7 @@ def test_record_counts_real_tokens_by_row():
     documents = torch.zeros(2, 12, dtype=torch.int64)
     documents[1, 7:] = -1
     routing = Routing(documents)
-    moe(x, routing)
+    moe(x, Context(routing=routing))
     record, routes = routing.layers[4], moe.router(x)
     for row, length in ((0, 12), (1, 7)):
         assert torch.equal(record.counts[row], torch.bincount(routes.experts[row, :length].flatten(), minlength=6))
@@ -258,7 +258,7 @@ def test_record_counts_real_tokens_by_row():
 
 def test_record_has_what_the_losses_need_and_no_more():
     routing = Routing()
-    MixtureOfExperts(small({"balance_loss_weight": 0.1}))(torch.randn(2, 12, 16), routing)
+    MixtureOfExperts(small({"balance_loss_weight": 0.1}))(torch.randn(2, 12, 16), Context(routing=routing))
     assert routing.layers[0].scores is not None
     assert routing.layers[0].squared_log_z is None
     assert routing.num_tokens == 12

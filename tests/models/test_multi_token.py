@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from lit_gpt.models import GPT, GPTConfig
+from lit_gpt.models import GPT, Context, GPTConfig
 from lit_gpt.models.multi_token import tokens_ahead
+from lit_gpt.models.positions import Rotations
 from lit_gpt.modules import PretrainModule
 from lit_gpt.objectives import labels_ahead
 
@@ -34,7 +35,7 @@ def test_the_next_token_is_predicted_as_without_them():
     plain = GPT(small(multi_token=0)).eval()
     plain.load_state_dict({k: v for k, v in model.state_dict().items() if not k.startswith("multi_token.")})
     ids = torch.randint(31, (2, 12))
-    logits, ahead = model(ids, ahead_fns=[logits_fn, logits_fn])
+    logits, ahead = model(ids, mtp_head_fns=[logits_fn, logits_fn])
     assert torch.equal(logits, plain(ids))
     assert torch.equal(logits, model(ids))
     assert [part.shape for part in ahead] == [(2, 12, 31)] * 2
@@ -47,7 +48,7 @@ def test_depths_are_equations_21_to_23():
         parameter.add_(0.1 * torch.randn_like(parameter))
     ids = torch.randint(31, (1, 12))
     hidden = model.ln_f(_trunk(model, ids))
-    _, ahead = model(ids, ahead_fns=[logits_fn, logits_fn])
+    _, ahead = model(ids, mtp_head_fns=[logits_fn, logits_fn])
     from lit_gpt.models.positions import rope_rotation
 
     rotation = rope_rotation(model.config, torch.arange(12))
@@ -56,7 +57,7 @@ def test_depths_are_equations_21_to_23():
         embedding = model.wte(ids[:, depth:])
         pair = torch.cat((_rms(hidden[:, :length], part.norm_hidden), _rms(embedding, part.norm_embedding)), -1)
         cut = [table[:, :length] for table in rotation[:2]]
-        hidden = part.norm(part.block(pair @ part.proj.weight.T, type(rotation)(*cut)))
+        hidden = part.norm(part.block(pair @ part.proj.weight.T, context(type(rotation)(*cut))))
         torch.testing.assert_close(ahead[depth - 1][:, :length], hidden @ model.lm_head.weight.T)
 
 
@@ -90,7 +91,7 @@ def test_a_depth_is_transformers_mtp_layer():
     tables = Qwen3RotaryEmbedding(theirs_config)(hidden, positions)
     expected = theirs(embedding, hidden, tables, None, positions, None)
     torch.testing.assert_close(
-        ours(hidden, embedding, rope_rotation(config, positions)), expected, rtol=1e-5, atol=1e-5
+        ours(hidden, embedding, context(rope_rotation(config, positions))), expected, rtol=1e-5, atol=1e-5
     )
 
 
@@ -101,10 +102,14 @@ def test_a_depth_sees_its_tokens_and_no_later_ones():
     changed = ids.clone()
     changed[0, 8] = (ids[0, 8] + 1) % 31
     fns = [logits_fn, logits_fn]
-    for depth, (one, other) in enumerate(zip(model(ids, ahead_fns=fns)[1], model(changed, ahead_fns=fns)[1], strict=True), 1):  # fmt: skip
+    for depth, (one, other) in enumerate(zip(model(ids, mtp_head_fns=fns)[1], model(changed, mtp_head_fns=fns)[1], strict=True), 1):  # fmt: skip
         moved = (one != other).any(-1)[0]
         assert not moved[: 8 - depth].any()
         assert moved[8 - depth]
+
+
+def context(rotation):
+    return Context(rotations=Rotations(rotation, rotation))
 
 
 def batch():
@@ -123,7 +128,7 @@ def test_the_loss_is_equations_24_and_25(softcap):
     module.model = GPT(module.config)
     rows = batch()
     found = module.train().loss(rows)
-    logits, ahead = module.model(rows["input_ids"], document_ids=rows["document_ids"], ahead_fns=[logits_fn] * 2)
+    logits, ahead = module.model(rows["input_ids"], document_ids=rows["document_ids"], mtp_head_fns=[logits_fn] * 2)
     if softcap:
         ahead = [softcap * torch.tanh(part / softcap) for part in ahead]
 
@@ -152,7 +157,7 @@ def test_checkpointing_gives_the_same_gradients():
     for checkpointing in (False, True):
         model.gradient_checkpointing = checkpointing
         model.zero_grad()
-        logits, ahead = model(ids, ahead_fns=[logits_fn] * 2)
+        logits, ahead = model(ids, mtp_head_fns=[logits_fn] * 2)
         (logits.square().mean() + sum(part.square().mean() for part in ahead)).backward()
         gradients.append([p.grad.clone() for p in model.parameters()])
     for plain, recomputed in zip(*gradients, strict=True):

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import nn
 
-from lit_gpt.models import MLP, Block, GPTConfig, SelfAttention
+from lit_gpt.models import MLP, Block, Context, GPTConfig, SelfAttention
 
 
 class TextbookBlock(nn.Module):
@@ -51,7 +51,7 @@ def test_block_equals_the_textbook():
         state[f"{theirs_to_ours.get(module, module)}.{kind}"] = tensor
     ours.load_state_dict(state)  # strict: neither side has a parameter that the other lacks
     x = torch.randn(2, 10, 48)
-    torch.testing.assert_close(ours(x), textbook(x), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(ours(x, Context()), textbook(x), rtol=1e-5, atol=1e-6)
 
 
 def test_defaults_are_the_textbooks_parts():
@@ -68,6 +68,6 @@ def test_dropout_of_attention_acts_in_training_alone():
     torch.manual_seed(0)
     block = Block(GPTConfig(n_embd=48, n_head=4, dropout=0.5), layer=0)
     x = torch.randn(1, 6, 48)
-    assert not torch.equal(block(x), block(x))
+    assert not torch.equal(block(x, Context()), block(x, Context()))
     block.eval()
-    assert torch.equal(block(x), block(x))
+    assert torch.equal(block(x, Context()), block(x, Context()))

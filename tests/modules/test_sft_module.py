@@ -170,7 +170,7 @@ def test_it_learns_to_answer_and_to_stop(make_data, tmp_path):
         enable_progress_bar=False, enable_checkpointing=False, limit_val_batches=0,
     )  # fmt: skip
     trainer.fit(module, datamodule=data)
-    from lit_gpt.generation.generate import generate
+    from lit_gpt.generation import generate
 
     for row in rows:
         ids = data.renderer([{"role": "user", "content": row["prompt"]}], add_generation_prompt=True).ids

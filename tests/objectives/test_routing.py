@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from lit_gpt.models import GPTConfig, MoEConfig
+from lit_gpt.models import Context, GPTConfig, MoEConfig
 from lit_gpt.models.moe import MixtureOfExperts
 from lit_gpt.models.routing import Routing
 from lit_gpt.objectives import expert_loads, load_measures, move_selection_bias, routing_loss
@@ -18,7 +18,7 @@ def mixture(**moe):
 
 def recorded(module, x, document_ids=None):
     routing = Routing(document_ids)
-    module(x, routing)
+    module(x, Context(routing=routing))
     return routing
 
 
@@ -105,7 +105,7 @@ def test_the_balance_loss_pulls_a_skewed_router_to_uniform():
     optimizer = torch.optim.Adam(module.parameters(), lr=0.01)
     for _ in range(150):
         routing = Routing()
-        error = (module(x, routing) - target).square().mean()
+        error = (module(x, Context(routing=routing)) - target).square().mean()
         loss = error + routing_loss(routing, module.moe, torch.ones(4)) / 4
         optimizer.zero_grad()
         loss.backward()

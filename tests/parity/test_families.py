@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM
 
 from lit_gpt.checkpoints.huggingface import export_hf, import_hf
-from lit_gpt.models import KVCache
+from lit_gpt.models import Cache
 
 pytestmark = pytest.mark.parametrize(("family", "variant"), every_variant())
 
@@ -61,8 +61,8 @@ def test_cached_decoding(pair):
     # What has been rotated for a short context stays so in a cache, in transformers too.
     length = scaling.original_block_size if by_length else pair.ids.shape[1]
     ids = pair.ids[:, :length]
-    cache = KVCache(pair.ours.config.block_size)
-    pieces = [pair.ours(piece, cache=cache) for piece in (ids[:, :7], *ids[:, 7:].split(1, dim=1))]
+    cache = Cache(pair.ours, len(ids))
+    pieces = [pair.ours(piece, cache=cache.step(piece.shape[1])) for piece in (ids[:, :7], *ids[:, 7:].split(1, dim=1))]
     assert relative_difference(torch.cat(pieces, dim=1), pair.ours(ids)) < LOGITS_TOLERANCE
 
 
