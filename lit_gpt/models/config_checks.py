@@ -146,9 +146,7 @@ def _check_layer_types(config: "GPTConfig") -> None:
             "and no other layer has them"
         )
     if config.mla is not None and used & {"attention", "sliding"}:
-        raise UserError(
-            "layer_types mixes latent layers with attention, whose heads have other sizes; choose one"
-        )
+        raise UserError("layer_types mixes latent layers with attention, whose heads have other sizes; choose one")
     for layer in range(config.n_layer):
         if config.token_mixer(layer) not in mixers.BUILT_IN:
             config.mixer_options_of(layer)  # refuses an unknown kind, and options that the kind refuses
