@@ -134,7 +134,7 @@ def built(module: Any, reference: str | None = None) -> Any:
     if reference is not None:
         from lit_gpt.checkpoints.resolve import resolve_model
 
-        module._frozen.load_state_dict(dict(resolve_model(reference).load_state_dict()))
+        module.reference.model.load_state_dict(dict(resolve_model(reference).load_state_dict()))
     return module.train()
 
 
@@ -161,9 +161,9 @@ def losses(args: argparse.Namespace) -> dict:
     batch["desirable"] = torch.tensor([row["label"] for row in judged])
     batch["mismatched"] = batch_of([(row["prompt_ids"], row["KL_completion_ids"]) for row in judged])
     kto: Any = built(KTOModule(init_from=policy, beta=0.3, undesirable_weight=1.5), reference)
-    batch["reference_log_probs"] = kto.of_reference(batch)
+    batch["reference_log_probs"] = kto.scores_under_reference(batch)
     total, count = kto._mismatched_ratios(batch)
-    kto._divergence = (total / count).clamp(min=0)
+    kto._reference_point = (total / count).clamp(min=0)
     found["kto"] = float(kto.loss(batch).loss) / len(judged)
 
     reward: Any = built(RewardModule(init_from=policy, center=0.01))
@@ -195,7 +195,7 @@ def of_grpo(args: argparse.Namespace, policy: str, reference: str) -> dict:
             Answer([*row["prompt_ids"], *row["chosen_ids"]], len(row["prompt_ids"]), row["advantage"]) for row in rows
         ]
         plain = rollout_batch(answers, module.policy_loss, module.device)
-        old, _ = module._log_probs(module._frozen, plain)
+        old, _ = module._log_probs(module.reference.model, plain)
         for answer, values in zip(answers, old.split([answer.num_tokens for answer in answers]), strict=True):
             answer.old_log_probs = answer.reference_log_probs = values
         units = sum(module.policy_loss.units(answer.num_tokens, 64) for answer in answers)

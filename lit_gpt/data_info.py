@@ -7,6 +7,7 @@ attributes with the names of its fields (`tokenizer_path`, `block_size`, ...), o
 and whoever needs one that is absent says so in an error.
 """
 
+import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -41,6 +42,26 @@ class DataParallel:
         value = value.clone()
         torch.distributed.all_reduce(value, group=self.group)
         return value
+
+    def union(self, names: Iterable[str], device: torch.device) -> list[str]:
+        """Return the names that any rank has, sorted: the same list on every rank; all ranks must call it.
+
+        Args:
+            names: this rank's.
+            device: where collectives of the group work.
+        """
+        own = sorted(names)
+        if self.size == 1:
+            return own
+        # Nearly always all ranks have the same names: comparing one number avoids exchanging them.
+        digest = int.from_bytes(hashlib.sha256("\n".join(own).encode()).digest()[:7], "little")
+        extremes = torch.tensor([digest, -digest], device=device)
+        torch.distributed.all_reduce(extremes, torch.distributed.ReduceOp.MAX, group=self.group)
+        if int(extremes[0]) == -int(extremes[1]):
+            return own
+        everyone: list[Any] = [None] * self.size
+        torch.distributed.all_gather_object(everyone, own, group=self.group)
+        return sorted(set().union(*everyone))
 
 
 class Rows(Protocol):

@@ -64,6 +64,6 @@ def tokens_ahead(input_ids: Tensor, depth: int) -> Tensor:
     """At i, the token at i + depth: (B, T) int64.
 
     Row ends get tokens from the row's start, which harms nothing: a causal model shows them to nobody else, and
-    `objectives.labels_ahead` does not supervise there.
+    `objectives.mtp_labels` does not supervise there.
     """
     return input_ids.roll(-depth, dims=1)

@@ -1,48 +1,57 @@
-"""What every objective shares: a GPT under the Lightning Trainer.
+"""The base module: what every objective shares when it trains a GPT under the Lightning Trainer.
 
-The way of a step:
+One optimizer step, in `training_step`:
 
-1. The DataModule gives the micro-batches of one optimizer step (a list; a single batch counts as a list of one).
+1. The DataModule's batch is the list of micro-batches that this rank contributes to one optimizer step (a single batch
+   counts as a list of one).
 2. The supervised tokens of all micro-batches on all ranks are counted before anything is computed.
-3. Each micro-batch's summed loss is divided by that count and backpropagated, the last one by Lightning itself.
+3. The summed loss of each micro-batch is divided by that count and backpropagated: all but the last inside
+   `training_step`, the last by Lightning itself.
 
-So the loss of a step is the mean over its tokens, however they are cut into micro-batches and ranks, and Lightning
-sees one batch for one optimizer step: each interval in a Trainer's YAML counts optimizer steps.
+So the loss of a step is the mean over its tokens, however they are cut into micro-batches and ranks, and Lightning sees
+one batch for one optimizer step: each interval in a Trainer's YAML counts optimizer steps.
 
-A project of your own replaces one method: `build_model`, `build_optimizer` or `loss`.
+An objective is a subclass that implements `loss`. A project of its own usually overrides one method: `loss`,
+`build_model` or `build_optimizer`; `log_sum` reports whatever else it measures.
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.plugins.precision import MixedPrecision, Precision
+from lightning.pytorch.utilities import GradClipAlgorithmType, rank_zero_warn
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
-from torch.optim import Optimizer
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.optim import AdamW, Optimizer
+from torchmetrics import Metric
 
 from lit_gpt.adapters import AdapterConfig, trainable_counts
-from lit_gpt.batch import Batch, StepBatch
+from lit_gpt.batch import IGNORE_INDEX, Batch, StepBatch
+from lit_gpt.checkpoints.huggingface import config_to_hf
 from lit_gpt.checkpoints.resolve import ModelSource, resolve_model
+from lit_gpt.checks import check_at_least
+from lit_gpt.data.tokenizers import load_tokenizer
+from lit_gpt.data_info import DataInfo, DataParallel, read_data_info
 from lit_gpt.errors import UserError
-from lit_gpt.evaluation import language_modeling_metrics
+from lit_gpt.evaluation import LanguageModelingMetrics, language_modeling_metrics
 from lit_gpt.models import GPT, GPTConfig, GPTConfigOverrides
 from lit_gpt.models.head import HeadFn
 from lit_gpt.models.parallel import parallelize
 from lit_gpt.models.vocabulary import VOCABULARY_WEIGHTS, with_new_tokens
-from lit_gpt.modules.adapted import AdapterMixin
-from lit_gpt.modules.evaluated import EvaluationMixin
-from lit_gpt.modules.optimized import OptimizationMixin
-from lit_gpt.modules.router_training import RouterTraining
-from lit_gpt.modules.same_tokens import check_same_tokens
-from lit_gpt.modules.starting_weights import copy_whole, fit_context, warn_if_not_exportable
-from lit_gpt.objectives import TokenLoss
-from lit_gpt.optim import Schedule
+from lit_gpt.modules.adapter import AdapterTraining, check_same_adapter
+from lit_gpt.objectives import RouterTraining, TokenLoss
+from lit_gpt.optim import Schedule, ScheduledLR, check_learning_rates, parameter_groups
 
 
-class GPTModule(AdapterMixin, OptimizationMixin, EvaluationMixin):
-    """Base of all objectives: builds, shards, compiles, optimises, logs and checkpoints a GPT.
+class GPTModule(LightningModule):
+    """Base of all objectives: builds, shards, compiles, optimises, evaluates, logs and checkpoints a GPT.
 
     Args:
         preset: name of an architecture, such as `tiny` or `gpt2`; an unknown one is answered with the nearest names.
@@ -57,17 +66,24 @@ class GPTModule(AdapterMixin, OptimizationMixin, EvaluationMixin):
         max_tokens: stop after this many input tokens (or at `trainer.max_steps`, whichever comes first).
         activation_checkpointing: recompute activations in the backward pass: less memory, about a third more time.
         compile: `torch.compile` the model.
-        adapter: train a LoRA (DoRA, rsLoRA, QLoRA) beside the frozen weights of `init_from` instead of these;
+        adapter: train a LoRA (DoRA, rsLoRA, QLoRA) on the frozen weights of `init_from` instead of these weights;
             checkpoints then hold the adapter alone.
         seed: of the initial weights and of dropout.
+
+    Raises:
+        UserError: the arguments contradict each other, the data or the weights of `init_from`.
     """
 
-    trains_ahead = False
-    """Whether `loss` trains the blocks of the config's `multi_token`; where it does not, none are built."""
+    trains_mtp = False
+    """Whether `loss` trains the multi-token prediction blocks of the config's `multi_token`; if not, none are built."""
     try_it = "generate --model {run} --prompt {prompt}"
     """Words of the command that shows what a trained model does; printed at the end of a run."""
     grows_vocabulary = False
     """Whether tokens of the data that the weights of `init_from` lack get rows of their own (post-training: yes)."""
+    new_weights: tuple[str, ...] = ()
+    """Names of weights that an objective adds to the model, and that `init_from` need not have."""
+    is_language_model_loss = True
+    """Whether the loss is in nats per token, so that perplexity and bits per byte mean something."""
 
     def __init__(
         self,
@@ -84,44 +100,103 @@ class GPTModule(AdapterMixin, OptimizationMixin, EvaluationMixin):
         adapter: AdapterConfig | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__(adapter, init_from)
+        super().__init__()
+        check_at_least("max_tokens", max_tokens, 1)
+        if adapter is not None and init_from is None:
+            raise UserError("adapter is set but init_from is not: name the model that the adapter is trained on")
+        self.init_from = init_from
+        self.adapter = adapter
+        self.optimizer = optimizer
+        self.schedule = schedule or Schedule()
+        self.max_tokens = max_tokens
+        self.activation_checkpointing = activation_checkpointing
+        self.compile_model = compile
+        self.seed = seed
+
         self._source = resolve_model(init_from) if init_from is not None else None
+        self.config = self._choose_config(preset, dict(overrides or {}), vocab_size, block_size)
+        _warn_if_not_exportable(self.config)
+        self._adapter: AdapterTraining | None = None
+        if adapter is not None and self._source is not None:
+            self._adapter = AdapterTraining(adapter, str(init_from), self._source, self.config.vocab_size)
+        self._routers = None if self.config.moe is None else RouterTraining(self.config.moe)
+        self._data_info: DataInfo | None = None
+
+        self.val_metrics = LanguageModelingMetrics()
+        self.test_metrics = LanguageModelingMetrics()
+        self._corpus_metrics: dict[str, LanguageModelingMetrics] = {}
+        self.model: nn.Module | None = None  # built in `configure_model`
+
+        self.tokens_seen = 0
+        """Input tokens of the run so far, over all ranks; saved and resumed."""
+        self._configured_groups: list[dict[str, Any]] = []
+        # Sums since the last log entry: of the loss, of what it is the mean over, and of bytes; and those of `log_sum`.
+        self._loss_sums: Tensor | None = None
+        self._train_sums, self._evaluation_sums = NamedSums(), NamedSums()
+        self._loaded_sums: tuple[list[float] | None, Mapping[str, tuple[float, float]]] = (None, {})
+        self._step_values: dict[str, Any] = {}
+
+    def _choose_config(
+        self, preset: str, overrides: dict[str, Any], vocab_size: int | None, block_size: int | None
+    ) -> GPTConfig:
+        """Return the config of the preset or of `init_from`, with the overrides and the data's sizes."""
         if self._source is not None:
             config = self._source.config
             if self.grows_vocabulary and vocab_size is not None and vocab_size > config.vocab_size:
                 config = config.overridden({"vocab_size": vocab_size})
-            self.config = fit_context(config, dict(overrides or {}), vocab_size, block_size)
+            config = _fit_to_weights(config, overrides, vocab_size, block_size)
         else:
             linked = {"vocab_size": vocab_size, "block_size": block_size}
             given = {name: value for name, value in linked.items() if value is not None}
-            self.config = GPTConfig.from_preset(preset, **(given | dict(overrides or {})))
-        if self.config.multi_token and (adapter is not None or not self.trains_ahead):
-            if (overrides or {}).get("multi_token"):
+            config = GPTConfig.from_preset(preset, **(given | overrides))
+        if config.multi_token and (self.adapter is not None or not self.trains_mtp):
+            if overrides.get("multi_token"):
                 raise UserError(
-                    f"multi_token is {self.config.multi_token}, but {type(self).__name__} does not train blocks that "
+                    f"multi_token is {config.multi_token}, but {type(self).__name__} does not train blocks that "
                     "predict further tokens; set it to 0, or use PretrainModule's own loss without an adapter"
                 )
-            self.config = self.config.overridden({"multi_token": 0})
-        warn_if_not_exportable(self.config)
-        self._init_optimization(optimizer, schedule, max_tokens)
-        self.activation_checkpointing = activation_checkpointing
-        self.compile_model = compile
-        self.seed = seed
-        self.model: nn.Module | None = None
-        self._train_sums: Tensor | None = None
-        self._loaded_sums: list[float] | None = None
-        self._step_values: dict[str, Any] = {}
-        self._step_losses: dict[str, Tensor] = {}
-        self._step_num_tokens: Tensor | None = None
-        self._routers = None if self.config.moe is None else RouterTraining(self.config.moe)
+            config = config.overridden({"multi_token": 0})
+        return config
 
-    # ---- what a subclass replaces -----------------------------------------------------------------------------
+    # ---- what a subclass overrides ------------------------------------------------------------------------------
+
+    @abstractmethod
+    def loss(self, batch: Batch) -> TokenLoss:
+        """Return the loss of one micro-batch, summed (not averaged) over its supervised tokens.
+
+        Usually `self(batch, head_fn=...)`: the loss is computed inside `GPT.forward`, in place of the head. There the
+        head's weight is whole even where it is sharded (FSDP2 gathers it for the duration of the root's forward), and
+        the (tokens, vocabulary) logits, the largest tensor of a step, need never exist at once.
+        """
+
+    def num_units(self, batch: Batch) -> Tensor:
+        """Count what the loss of a step is the mean over: supervised tokens, unless an objective says otherwise.
+
+        Returns:
+            () int64, on the batch's device.
+        """
+        return (batch["labels"] != IGNORE_INDEX).sum()
+
+    def evaluation_loss(self, batch: Batch) -> TokenLoss:
+        """Return the loss in validation and test, where an objective may also update metrics of its own."""
+        return self.loss(batch)
+
+    def evaluation_metrics(self) -> dict[str, float]:
+        """Return and reset an objective's own metrics, at the end of a validation or test."""
+        return {}
 
     def build_model(self) -> nn.Module:
-        """Make the model on the device in force (the meta device), with no weights yet."""
+        """Make the model without weights (it is called with the meta device in force)."""
         return GPT(self.config)
 
-    # ---- the model --------------------------------------------------------------------------------------------
+    def build_optimizer(self, groups: list[dict[str, Any]]) -> Optimizer:
+        """Make the optimizer from the parameter groups of `lit_gpt.optim.parameter_groups`."""
+        if self.optimizer is None:
+            # Not the argument's default: a YAML that names another class would inherit AdamW's arguments.
+            return AdamW(groups, lr=6e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+        return self.optimizer(groups)
+
+    # ---- the model and its weights ------------------------------------------------------------------------------
 
     def configure_model(self) -> None:
         """Build on the meta device, shard if the strategy has a mesh, then fill in the weights."""
@@ -134,9 +209,13 @@ class GPTModule(AdapterMixin, OptimizationMixin, EvaluationMixin):
         if self.device_mesh is not None:
             assert isinstance(model, GPT), "a model of your own must be sharded in your own configure_model"
             parallelize(model, self.device_mesh)
+        # Only now is memory allocated: each process holds its shards alone.
         model.to_empty(device=self.device)
         self.init_weights(model)
-        self._add_adapter(model)
+        if self._adapter is not None:
+            if self.device_mesh is not None:
+                raise UserError("an adapter is trained on one device or with DDP; set trainer.strategy to auto or ddp")
+            self._adapter.add_to(model, self.seed, self.new_weights)
         if self.compile_model:
             # Block by block: all share one compiled graph, and the head's `head_fn` stays plain Python.
             for part in (*model.blocks, *(model.multi_token or ())) if isinstance(model, GPT) else [model]:
@@ -147,38 +226,46 @@ class GPTModule(AdapterMixin, OptimizationMixin, EvaluationMixin):
         """Fill an empty model: random by (seed, parameter name), or from `init_from`."""
         if isinstance(model, GPT):
             model.init_weights(self.seed)
-        if self._source is None or (self.trainer.ckpt_path is not None and self.adapter is None):
+        if self._source is None:
+            return
+        # On a resume the checkpoint replaces all weights, so those of `init_from` are not read; but an adapter's
+        # checkpoint holds no base.
+        if self.trainer.ckpt_path is not None and self.adapter is None:
             return
         self.load_source(model)
 
     def load_source(self, model: nn.Module) -> None:
-        """Fill a model with the weights of `init_from`."""
+        """Fill a model with the weights of `init_from`.
+
+        Raises:
+            UserError: a weight is missing or has another shape.
+        """
         assert self._source is not None
         weights = self._source.load_state_dict()
-        self._note_base(weights)
-        with torch.no_grad():
-            for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-                if name not in weights and (name in self.new_weights or self._is_new_ahead(name)):
-                    continue  # random, from `init_weights`
-                if name not in weights:
-                    raise UserError(f"{self._source.path}: no weight named {name}; is it another architecture?")
-                value = weights[name]
-                if self.grows_vocabulary and name in VOCABULARY_WEIGHTS:
-                    value = with_new_tokens(value, self.config.vocab_size, self.seed)
-                copy_whole(tensor, value)
+        if self._adapter is not None:
+            self._adapter.note_base(weights)
+        for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+            if name not in weights and (name in self.new_weights or self._is_new_mtp_block(name)):
+                continue  # keeps the random values of `init_weights`
+            if name not in weights:
+                raise UserError(f"{self._source.path}: no weight named {name}; is it another architecture?")
+            value = weights[name]
+            if self.grows_vocabulary and name in VOCABULARY_WEIGHTS:
+                value = with_new_tokens(value, self.config.vocab_size, self.seed)
+            _copy_into(tensor, value)
 
-    def _is_new_ahead(self, name: str) -> bool:
-        """Whether a weight is that of a further block of `multi_token` than the source has."""
+    def _is_new_mtp_block(self, name: str) -> bool:
+        """Return whether a weight is in a multi-token prediction block that the source does not have."""
         assert self._source is not None
         kind, _, rest = name.partition(".")
         return kind == "multi_token" and int(rest.split(".")[0]) >= self._source.config.multi_token
 
-    def forward(self, batch: Batch, head_fn: HeadFn | None = None, ahead_fns: Sequence[HeadFn] = ()) -> Any:
+    def forward(self, batch: Batch, head_fn: HeadFn | None = None, mtp_head_fns: Sequence[HeadFn] = ()) -> Any:
         """Run the model on a batch; see `GPT.forward`. In training, routers of a mixture of experts are recorded."""
         assert self.model is not None
-        options: dict[str, Any] = {}
-        if ahead_fns:
-            options["mtp_head_fns"] = ahead_fns
+        options: dict[str, Any] = {}  # a model of one's own need not know what it does not use
+        if mtp_head_fns:
+            options["mtp_head_fns"] = mtp_head_fns
         if self._routers is not None and self.training and "labels" in batch:
             options["routing"] = self._routers.new_record(batch)
         return self.model(
@@ -189,7 +276,125 @@ class GPTModule(AdapterMixin, OptimizationMixin, EvaluationMixin):
             **options,
         )
 
-    # ---- optimisation -----------------------------------------------------------------------------------------
+    # ---- the data and the ranks ---------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        """Forget an earlier run's data; the DataModule's own `setup` has run by now."""
+        self._data_info = None
+
+    @property
+    def data_info(self) -> DataInfo:
+        """What the DataModule says about the data, read once a run."""
+        # Not read in `setup`, which a subclass may override without calling this one.
+        if self._data_info is None:
+            self._data_info = read_data_info(self.trainer)
+        return self._data_info
+
+    @property
+    def data_parallel_size(self) -> int:
+        """Number of ranks that see different data (tensor-parallel ranks see the same)."""
+        return self.data_info.data_parallel.size
+
+    @property
+    def data_parallel_rank(self) -> int:
+        """This process's place among the data-parallel ranks."""
+        return self.data_info.data_parallel.rank
+
+    def sum_over_ranks(self, value: Tensor) -> Tensor:
+        """Return the sum of a tensor over the data-parallel ranks; all must call it."""
+        return self.data_info.data_parallel.sum(value)
+
+    def check_tokens(self, source: ModelSource, name: str) -> None:
+        """Refuse a model whose tokenizer is not that of the data, as far as both are known.
+
+        Raises:
+            UserError: token ids mean different tokens.
+        """
+        data = self.data_info.tokenizer_path
+        if data is not None and source.tokenizer_path is not None:
+            _check_same_tokens(data, source.tokenizer_path, name)
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Move a batch; on a CPU it is there already, and Lightning's walk through it costs 0.2 ms."""
+        if device.type == "cpu":
+            return batch
+        return super().transfer_batch_to_device(batch, device, dataloader_idx)
+
+    # ---- optimizer and schedule ---------------------------------------------------------------------------------
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Return the optimizer over named parameter groups, and the schedule in optimizer steps or tokens."""
+        assert self.model is not None
+        optimizer = self.build_optimizer(parameter_groups(self.model))
+        check_learning_rates(optimizer)
+        self._configured_groups = [
+            {key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups
+        ]
+        tokens_per_step = self.data_info.tokens_per_step
+        total = self.max_tokens if self.schedule.counts_tokens else self._total_steps()
+
+        def factor(step: int) -> float:
+            # The current step counts as done up to its last token, so that the first one does not train at nearly 0.
+            now = self.tokens_seen + (tokens_per_step or 1) - 1 if self.schedule.counts_tokens else step
+            return self.schedule.factor(now, total)
+
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": ScheduledLR(optimizer, factor), "interval": "step"},
+        }
+
+    def _total_steps(self) -> int | None:
+        """Return the optimizer steps of the whole run, from whichever limit the user set."""
+        limits = []
+        if self.max_tokens is not None and self.data_info.tokens_per_step is not None:
+            limits.append(-(-self.max_tokens // self.data_info.tokens_per_step))
+        if self.trainer.max_steps >= 0:
+            limits.append(self.trainer.max_steps)
+        if self.trainer.max_epochs not in (None, -1) and self.schedule.needs_total:
+            # Lightning makes the training loader for this number. It must be made again afterwards, because the
+            # position in a checkpoint is given only to a loader that is made after the checkpoint's loops are restored.
+            steps_per_run = self.trainer.estimated_stepping_batches
+            self.trainer.fit_loop._combined_loader = None
+            limits.append(int(steps_per_run))
+        return min(limits) if limits else None
+
+    def _restore_configured_settings(self) -> None:
+        """Let the YAML's optimizer settings win over a checkpoint's, and print what changed."""
+        for group, configured in zip(self.trainer.optimizers[0].param_groups, self._configured_groups, strict=False):
+            for key, value in configured.items():
+                if key in ("lr", "initial_lr"):  # `ScheduledLR` has set them
+                    continue
+                if group.get(key) != value:
+                    name = configured.get("name", "the optimizer")
+                    self.print(f"resume: {key} of {name} is {value} (the checkpoint had {group.get(key)})")
+                    group[key] = value
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
+        """Do nothing: `training_step` clears the gradients before the first micro-batch.
+
+        Lightning calls this between `training_step` and the backward pass of the loss that it returned, which would
+        discard the gradients of all micro-batches but the last.
+        """
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip as the Trainer says, also in bf16-mixed with a fused optimizer.
+
+        Lightning refuses to clip for an optimizer that can unscale gradients itself, as fused ones can, even when
+        there is no scaler whose gradients could be scaled.
+        """
+        precision = self.trainer.precision_plugin
+        if isinstance(precision, MixedPrecision) and precision.scaler is None and gradient_clip_val:
+            algorithm = GradClipAlgorithmType(gradient_clip_algorithm or "norm")
+            Precision.clip_gradients(precision, optimizer, gradient_clip_val, algorithm)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
+    # ---- one optimizer step -------------------------------------------------------------------------------------
 
     def on_fit_start(self) -> None:
         """Refuse data in other tokens than those of the weights that the run starts from.
@@ -197,34 +402,30 @@ class GPTModule(AdapterMixin, OptimizationMixin, EvaluationMixin):
         Raises:
             UserError: the DataModule's tokenizer is another than that of `init_from`.
         """
-        self._reset_metrics()
+        # Metrics created under `trainer.validate` hold inference tensors, which training may not add to.
+        for module in self.modules():
+            if isinstance(module, Metric):
+                module.reset()
+        self._evaluation_sums.clear()
         if self._source is not None:
             self.check_tokens(self._source, str(self.init_from))
 
-    def check_tokens(self, source: ModelSource, name: str) -> None:
-        """Refuse a model whose tokenizer is not that of the data, as far as both are known."""
-        data = self.data_info.tokenizer_path
-        if data is not None and source.tokenizer_path is not None:
-            check_same_tokens(data, source.tokenizer_path, name)
-
     def on_train_start(self) -> None:
-        """Let the YAML's optimizer settings win over a checkpoint's, and say what changed."""
-        self._keep_configured_settings()
-        self._train_sums = torch.zeros(3, device=self.device)
-        if self._loaded_sums is not None and self.trainer.is_global_zero:  # summed over ranks when they were saved
-            self._train_sums += torch.tensor(self._loaded_sums, device=self.device)
-        self._loaded_sums = None
+        """Apply the YAML's optimizer settings, take up the sums of a checkpoint, and print the model's size."""
+        self._restore_configured_settings()
+        self._loss_sums = torch.zeros(3, device=self.device)
+        self._train_sums.clear()
+        loss_sums, named_sums = self._loaded_sums
+        if self.trainer.is_global_zero:  # they were summed over ranks when they were saved: one rank takes them up
+            self._train_sums.load(named_sums)
+            if loss_sums is not None:
+                self._loss_sums += torch.tensor(loss_sums, device=self.device)
+        self._loaded_sums = None, {}
         self._stop_at_max_tokens()
         assert self.model is not None
         trained, count = trainable_counts(self.model)
         share = "" if trained == count else f", {trained / 1e6:,.2f} M ({trained / count:.1%}) of them trained"
         self.print(f"model: {count / 1e6:,.2f} M parameters{share}")
-
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Move a batch; on a CPU it is there already, and Lightning's walk through it costs 0.2 ms."""
-        if device.type == "cpu":
-            return batch
-        return super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Make dropout a function of (seed, optimizer step, data-parallel rank), so that a resumed run repeats it."""
@@ -236,19 +437,53 @@ class GPTModule(AdapterMixin, OptimizationMixin, EvaluationMixin):
             getattr(torch, self.device.type).manual_seed(seed)
 
     def training_step(self, batch: StepBatch | Batch, batch_idx: int) -> Tensor:
-        """One optimizer step: every micro-batch's loss over the token count of the whole step."""
+        """Accumulate the gradient of one optimizer step: each micro-batch's loss over the tokens of the whole step.
+
+        Why not `accumulate_grad_batches`: Lightning averages the micro-batches' mean losses, so that a token in a
+        micro-batch with few supervised tokens would weigh more than one in a full micro-batch, and the gradient would
+        depend on how a step is cut. Here all micro-batches are known, so the sums can be divided by the step's total.
+
+        Args:
+            batch: the micro-batches of this rank, or a single one.
+            batch_idx: unused.
+
+        Returns:
+            () the last micro-batch's share of the loss, which Lightning backpropagates: with it come the strategy's
+            gradient synchronisation, clipping, the optimizer and all hooks.
+        """
         micro_batches = batch if isinstance(batch, list) else [batch]
-        self._optimizer.zero_grad()
-        num_tokens = self._sum_over_ranks(self._count_units(micro_batches))
-        self._step_num_tokens, self._step_losses = num_tokens, {}
+        self.trainer.optimizers[0].zero_grad()
+        num_units = torch.stack([self.num_units(micro_batch) for micro_batch in micro_batches]).sum()
+        num_units = self.sum_over_ranks(num_units)
         if self._routers is not None:
             self._routers.begin_step()
-        # Data-parallel strategies average gradients over ranks; here they are shares of one sum.
-        scale = self.data_parallel_size / num_tokens.clamp(min=1)
+        # Data-parallel strategies average gradients over ranks; the ranks' losses are shares of one sum, so the factor
+        # `data_parallel_size` undoes that. A step without supervised tokens has loss 0 instead of 0 / 0.
+        scale = self.data_parallel_size / num_units.clamp(min=1)
+        # DDP starts its all-reduce in the backward pass of what its forward, which wraps this method, returned: the
+        # backward passes in here add to `.grad` on this rank alone, and the sum is reduced once, with the last one.
         for micro_batch in micro_batches[:-1]:
-            self.trainer.strategy.backward(self._share(micro_batch) * scale, None)
-        loss = self._share(micro_batches[-1]) * scale
+            self.trainer.strategy.backward(self._micro_batch_loss(micro_batch) * scale, None)
+        loss = self._micro_batch_loss(micro_batches[-1]) * scale
         self._stop_at_max_tokens()
+        return loss
+
+    def _micro_batch_loss(self, micro_batch: Batch) -> Tensor:
+        """Return the summed loss of a micro-batch, and add it to what is logged."""
+        token_loss = self.loss(micro_batch)
+        loss, num_units = token_loss.loss, self.num_units(micro_batch)
+        for name, part in token_loss.parts.items():
+            self.log_sum(name, part, num_units)
+        router_loss = None if self._routers is None else self._routers.take_loss()
+        if router_loss is not None:
+            loss = loss + router_loss
+            self.log_sum("router_loss", router_loss, num_units)
+        assert self._loss_sums is not None
+        self._loss_sums[0] += token_loss.cross_entropy.detach()
+        self._loss_sums[1] += num_units
+        if "num_bytes" in micro_batch:
+            self._loss_sums[2] += micro_batch["num_bytes"].sum()
+        self.tokens_seen += micro_batch["input_ids"].numel() * self.data_parallel_size
         return loss
 
     def _stop_at_max_tokens(self) -> None:
@@ -256,101 +491,310 @@ class GPTModule(AdapterMixin, OptimizationMixin, EvaluationMixin):
         if self.max_tokens is not None and self.tokens_seen >= self.max_tokens:
             self.trainer.should_stop = True
 
-    def _share(self, micro_batch: Batch) -> Tensor:
-        token_loss = self._with_routers(self.loss(micro_batch))
-        for name, part in (("router_loss", token_loss.router), ("ahead_loss", token_loss.ahead)):
-            if part is not None:
-                self._step_losses[name] = self._step_losses.get(name, 0) + part
-        assert self._train_sums is not None
-        self._train_sums[0] += token_loss.cross_entropy.detach()
-        self._train_sums[1] += self.num_units(micro_batch)
-        if "num_bytes" in micro_batch:
-            self._train_sums[2] += micro_batch["num_bytes"].sum()
-        self.tokens_seen += micro_batch["input_ids"].numel() * self.data_parallel_size
-        return token_loss.loss
-
-    def _with_routers(self, token_loss: TokenLoss) -> TokenLoss:
-        """The loss of a micro-batch, and what its routers add to it."""
-        extra = None if self._routers is None else self._routers.take_loss()
-        if extra is None:
-            return token_loss
-        return token_loss._replace(loss=token_loss.loss + extra, router=extra.detach())
-
-    def _count_units(self, micro_batches: Iterable[Batch]) -> Tensor:
-        return torch.stack([self.num_units(micro_batch) for micro_batch in micro_batches]).sum()
-
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Note the gradient norm, before the Trainer clips, and the learning rates of a step that will be logged.
-
-        Routers' selection biases move here, with the optimizer's step; a step whose gradients were dropped leaves them.
-        """
-        if self._logs_after_this_step:
+        """Note the gradient norm before clipping and the learning rates, and move the routers' selection biases."""
+        if self.logs_after_this_step:
             gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
             norm = nn.utils.get_total_norm(gradients)
             self._step_values = {
                 f"optim/lr_{group.get('name', i)}": group["lr"] for i, group in enumerate(optimizer.param_groups)
             }
             self._step_values["optim/grad_norm"] = norm.full_tensor() if isinstance(norm, DTensor) else norm
-            for name, part in self._step_losses.items():
-                assert self._step_num_tokens is not None
-                self._step_values[f"train/{name}"] = self._sum_over_ranks(part) / self._step_num_tokens
+        # `NonFiniteGuard` sets gradients to None to skip a step; then the biases stay, too.
         if self._routers is not None and any(p.grad is not None for p in optimizer.param_groups[0]["params"]):
             assert self.model is not None
-            measures = self._routers.finish_step(self.model, self._sum_over_ranks, self._logs_after_this_step)
+            measures = self._routers.finish_step(self.model, self.data_info.data_parallel, self.logs_after_this_step)
             self._step_values |= {f"router/{name}": value for name, value in measures.items()}
+
+    # ---- logging ------------------------------------------------------------------------------------------------
+
+    def log_sum(self, name: str, value: Tensor | float, count: Tensor | float) -> None:
+        """Report a mean: what is logged is the sum of `value` over the sum of `count`.
+
+        Call it in `loss` or anywhere in a step. In training the sums run over the micro-batches, steps and ranks since
+        the last entry in the log, and `train/<name>` is written with the next one; in validation and test they run over
+        the whole split (`val/<name>`, `test/<name>`). Nothing waits for the device before that. The sums are part of a
+        checkpoint, so that a resumed run logs what an uninterrupted one does. A name whose count is 0 is not logged.
+
+        Args:
+            name: of the metric, without the stage.
+            value: () sum over whatever is counted; detached here.
+            count: () how much it is the sum over: tokens, pairs, answers.
+
+        Example:
+            >>> self.log_sum("entropy", entropies.sum(), entropies.numel())  # doctest: +SKIP
+        """
+        (self._train_sums if self.training else self._evaluation_sums).add(name, value, count)
+
+    @property
+    def logs_after_this_step(self) -> bool:
+        """Whether the current optimizer step ends with an entry in the log: what is costly is measured only then."""
+        return (self.trainer.global_step + 1) % self._log_every == 0
 
     @property
     def _log_every(self) -> int:
         return max(1, int(self.trainer.log_every_n_steps))  # type: ignore[attr-defined]
 
-    @property
-    def _logs_after_this_step(self) -> bool:
-        return (self.trainer.global_step + 1) % self._log_every == 0
-
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Flush the sums that stayed on the device, every `trainer.log_every_n_steps` optimizer steps."""
-        if self.trainer.global_step % self._log_every == 0:
-            assert self._train_sums is not None
-            sums = self._sum_over_ranks(self._train_sums).tolist()
-            self._train_sums.zero_()
-            measures = self._reported(language_modeling_metrics(*sums))
-            values = {f"train/{name}": value for name, value in measures.items()}
-            self._log_now(values | self._step_values)
-            self.log("train/loss", values["train/loss"], logger=False, prog_bar=True)
+        """Log the sums that stayed on the device, every `trainer.log_every_n_steps` optimizer steps."""
+        if self.trainer.global_step % self._log_every:
+            return
+        assert self._loss_sums is not None
+        sums = self.sum_over_ranks(self._loss_sums).tolist()
+        self._loss_sums.zero_()
+        measures = self._reported(language_modeling_metrics(*sums))
+        measures |= self._train_sums.pop_means(self.data_info.data_parallel, self.device)
+        values = {f"train/{name}": value for name, value in measures.items()}
+        self._log_now(values | self._step_values)
+        self.log("train/loss", values["train/loss"], logger=False, prog_bar=True)
 
-    # ---- checkpoints ------------------------------------------------------------------------------------------
+    def _log_now(self, values: Mapping[str, Any]) -> None:
+        """Write to the loggers without Lightning's per-step bookkeeping."""
+        for logger in self.loggers:
+            logger.log_metrics({name: float(value) for name, value in values.items()}, step=self.trainer.global_step)
+
+    def _reported(self, measures: dict[str, float]) -> dict[str, float]:
+        """Return the loss alone where it is not that of a language model."""
+        return measures if self.is_language_model_loss else {"loss": measures["loss"]}
+
+    # ---- validation and test ------------------------------------------------------------------------------------
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Add a batch of the validation split."""
+        self._evaluate(batch, self.val_metrics)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the measures of the whole validation split, and of each corpus if there are several."""
+        self._log_evaluation("val", self.val_metrics)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Add a batch of the test split."""
+        self._evaluate(batch, self.test_metrics)
+
+    def on_test_epoch_end(self) -> None:
+        """Log the measures of the whole test split, and of each corpus if there are several."""
+        self._log_evaluation("test", self.test_metrics)
+
+    def _evaluate(self, batch: Batch, metrics: LanguageModelingMetrics) -> None:
+        num_units = self.num_units(batch)
+        num_bytes = batch["num_bytes"].sum() if "num_bytes" in batch else torch.zeros_like(num_units)
+        token_loss = self.evaluation_loss(batch)
+        metrics.update(token_loss.cross_entropy, num_units, num_bytes)
+        for name, part in token_loss.parts.items():
+            self.log_sum(name, part, num_units)
+        if "corpus" in batch:
+            name = batch["corpus"]
+            if name not in self._corpus_metrics:
+                self._corpus_metrics[name] = LanguageModelingMetrics().to(self.device)
+            self._corpus_metrics[name].update(token_loss.cross_entropy, num_units, num_bytes)
+
+    def _log_evaluation(self, stage: str, metrics: LanguageModelingMetrics) -> None:
+        measures = self._reported(metrics.compute()) | self.evaluation_metrics()
+        measures |= self._evaluation_sums.pop_means(self.data_info.data_parallel, self.device)
+        values = {f"{stage}/{name}": value for name, value in measures.items()}
+        metrics.reset()
+        for corpus, of_corpus in self._corpus_metrics.items():
+            values |= {f"{stage}/{corpus}/{name}": value for name, value in of_corpus.compute().items()}
+        self._corpus_metrics.clear()
+        if not self.trainer.sanity_checking:
+            self.log_dict({**values, "step": float(self.trainer.global_step)}, prog_bar=False)
+
+    # ---- checkpoints --------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Say what model this is, in plain data."""
+        """Record in plain data what model this is and where its training stands."""
+        ranks = self.data_info.data_parallel
         checkpoint["lit_gpt"] = {
             "config": self.config.to_dict(),
             "tokens_seen": self.tokens_seen,
             "seed": self.seed,
-            "train_sums": None if self._train_sums is None else self._sum_over_ranks(self._train_sums).tolist(),
+            "train_sums": None if self._loss_sums is None else ranks.sum(self._loss_sums).tolist(),
+            "named_sums": self._train_sums.totals(ranks, self.device),
         }
-        self._keep_adapter_alone(checkpoint)
+        if self._adapter is not None:
+            assert self.model is not None
+            self._adapter.drop_base(checkpoint, self.model)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another model, by the names of the fields that differ.
+        """Refuse a checkpoint of another model, naming the fields that differ, and take up its counts.
 
         Raises:
-            UserError: the checkpoint was not written by lit_gpt, or holds another architecture.
+            UserError: the checkpoint was not written by lit_gpt, or holds another architecture or adapter, or the run
+                was started with another seed.
         """
         if "lit_gpt" not in checkpoint:
             raise UserError("the checkpoint was not written by lit_gpt: it has no model configuration")
-        saved, mine = checkpoint["lit_gpt"]["config"], self.config.to_dict()
+        saved, here = checkpoint["lit_gpt"]["config"], self.config.to_dict()
         different = [
-            f"{name} is {mine.get(name)} here and {saved.get(name)} in the checkpoint"
-            for name in sorted(saved.keys() | mine.keys())
-            if saved.get(name) != mine.get(name)
+            f"{name} is {here.get(name)} here and {saved.get(name)} in the checkpoint"
+            for name in sorted(saved.keys() | here.keys())
+            if saved.get(name) != here.get(name)
         ]
         if different:
             raise UserError(
                 "the checkpoint holds another model: " + "; ".join(different) + ". Give the model those values, or "
                 "start a new run from its weights with model.init_args.init_from"
             )
-        self._check_adapter(checkpoint["lit_gpt"].get("adapter"))
+        check_same_adapter(checkpoint["lit_gpt"].get("adapter"), self._adapter)
         if self.trainer.training and checkpoint["lit_gpt"]["seed"] != self.seed:
             raise UserError(f"the run was started with seed {checkpoint['lit_gpt']['seed']}, not {self.seed}")
         self.tokens_seen = checkpoint["lit_gpt"]["tokens_seen"]
-        self._loaded_sums = checkpoint["lit_gpt"]["train_sums"]
+        self._loaded_sums = checkpoint["lit_gpt"]["train_sums"], checkpoint["lit_gpt"]["named_sums"]
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load weights; an adapter's checkpoint holds the trained ones alone, and must hold all of them.
+
+        Raises:
+            UserError: a trained weight is missing, or there are others.
+        """
+        if self._adapter is None or self.model is None:
+            return super().load_state_dict(state_dict, strict, assign)
+        result = super().load_state_dict(state_dict, False, assign)
+        if strict:
+            self._adapter.check_loaded(result, self.model)
+        return result
+
+
+# ---- sums that are logged as means ------------------------------------------------------------------------------
+
+
+class NamedSums:
+    """Named sums and their counts, which stay on the device until they are asked for."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, tuple[Tensor | float, Tensor | float]] = {}
+
+    def add(self, name: str, value: Tensor | float, count: Tensor | float) -> None:
+        """Add to a sum and to its count, without waiting for the device."""
+        value, count = (x.detach() if isinstance(x, Tensor) else x for x in (value, count))
+        if name in self._sums:
+            total, number = self._sums[name]
+            value, count = total + value, number + count
+        self._sums[name] = value, count
+
+    def totals(self, ranks: DataParallel, device: torch.device) -> dict[str, tuple[float, float]]:
+        """Return (sum, count) by name, over all ranks; all must call it, but need not have the same names."""
+        names = ranks.union(self._sums, device)
+        if not names:
+            return {}
+        pairs = [[torch.as_tensor(x, dtype=torch.float32) for x in self._sums.get(name, (0.0, 0.0))] for name in names]
+        table = torch.stack([x.to(device) for pair in pairs for x in pair])  # (2 n,)
+        values = ranks.sum(table).tolist()
+        return {name: (values[2 * i], values[2 * i + 1]) for i, name in enumerate(names)}
+
+    def pop_means(self, ranks: DataParallel, device: torch.device) -> dict[str, float]:
+        """Return sum / count by name, over all ranks, and start anew; what was counted 0 times is left out."""
+        totals = self.totals(ranks, device)
+        self.clear()
+        return {name: total / count for name, (total, count) in totals.items() if count}
+
+    def load(self, totals: Mapping[str, tuple[float, float]]) -> None:
+        """Go on from what `totals` returned; on one rank alone, because that is summed over all of them."""
+        self._sums = {name: (total, count) for name, (total, count) in totals.items()}
+
+    def clear(self) -> None:
+        """Start anew."""
+        self._sums = {}
+
+
+# ---- starting from weights --------------------------------------------------------------------------------------
+
+WEIGHTLESS = {
+    "attention_scale",
+    "attention_softcap",
+    "chunked_window",
+    "dropout",
+    "embedding_scale",
+    "init_std",
+    "layer_windows",
+    "logit_scale",
+    "logit_softcap",
+    "multi_token",
+    "norm_eps",
+    "residual_scale",
+    "rope_fraction",
+    "rope_layers",
+    "rope_local_theta",
+    "rope_scaling",
+    "rope_theta",
+    "scale_residual_init",
+    "sliding_window",
+}
+"""Fields of `GPTConfig` that hold no weights, or (`multi_token`) weights that may start at random."""
+WEIGHTLESS_MOE = {
+    "balance_loss_weight",
+    "bias_update_rate",
+    "norm_topk_prob",
+    "num_experts_per_tok",
+    "routed_scaling_factor",
+    "topk_group",
+    "z_loss_weight",
+}
+"""Fields of `MoEConfig` that hold no weights."""
+
+
+def _fit_to_weights(
+    config: GPTConfig, overrides: dict[str, Any], vocab_size: int | None, block_size: int | None
+) -> GPTConfig:
+    """Check the data's sizes against weights that exist; only fields that hold no weights may be overridden."""
+    for name, needed in (("vocab_size", vocab_size), ("block_size", block_size)):
+        if needed is not None and needed > getattr(config, name):
+            raise UserError(
+                f"the data needs {name} {needed}, but the weights of init_from have {getattr(config, name)}; "
+                "use the tokenizer and context of that model"
+            )
+    moe = overrides.get("moe")
+    fixed = sorted(overrides.keys() - WEIGHTLESS)
+    if moe and WEIGHTLESS_MOE.issuperset(moe):
+        fixed.remove("moe")
+    if fixed:
+        raise UserError(
+            f"overrides {', '.join(fixed)} would not fit the weights of init_from; only "
+            f"{', '.join(sorted(WEIGHTLESS))}, and of moe {', '.join(sorted(WEIGHTLESS_MOE))}, may differ from them"
+        )
+    return config.overridden(overrides)
+
+
+@torch.no_grad()
+def _copy_into(parameter: Tensor, value: Tensor) -> None:
+    """Copy a whole tensor into a parameter that may be sharded: each process takes its own part."""
+    if parameter.shape != value.shape:
+        raise UserError(f"a weight has shape {tuple(value.shape)} where the model has {tuple(parameter.shape)}")
+    if isinstance(parameter, DTensor):
+        # src_data_rank=None: every process has read the whole value, so nothing is communicated.
+        value = distribute_tensor(
+            value.to(parameter.device), parameter.device_mesh, parameter.placements, src_data_rank=None
+        )
+    # In place: DDP, FSDP2 and fused optimizers hold on to the parameter's own memory and its layout.
+    parameter.copy_(value)
+
+
+def _warn_if_not_exportable(config: GPTConfig) -> None:
+    """Warn before the first step of what `export` would refuse after the last."""
+    try:
+        config_to_hf(config)
+    except UserError as error:
+        rank_zero_warn(f"this model could not be exported to Hugging Face: {error}")
+
+
+def _check_same_tokens(data: Path, model: Path, name: str) -> None:
+    """Refuse data whose tokens have other ids than the model's; additional tokens on either side are fine.
+
+    Args:
+        data: folder of the data's tokenizer.
+        model: folder of the model's tokenizer.
+        name: of the model, for the message.
+
+    Raises:
+        UserError: a token that both have has another id, or an id that both use is that of different tokens.
+    """
+    one, other = (load_tokenizer(path).backend.get_vocab(with_added_tokens=True) for path in (data, model))
+    different = sum(one[token] != other[token] for token in one.keys() & other.keys())
+    # Of the tokens that only one side has, none may have an id that the other side uses.
+    common = min(len(one), len(other))
+    different += sum(index < common for token, index in one.items() if token not in other)
+    if different:
+        raise UserError(
+            f"the data's tokenizer is not that of {name}: {different:,} of its {len(one):,} tokens have other ids "
+            f"there; set data.init_args.tokenizer to {name}"
+        )

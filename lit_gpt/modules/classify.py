@@ -39,15 +39,15 @@ class ClassificationModule(ScoringModule):
         """(classes, classes) int64 on the CPU after a validation or test: rows are true classes."""
 
     def num_units(self, batch: Batch) -> Tensor:
-        """Texts; rows of padding are none."""
+        """Count the texts; rows of padding are none."""
         return rows_with_targets(batch).sum()
 
     def loss(self, batch: Batch) -> TokenLoss:
-        """Sum of the texts' losses."""
+        """Return the sum of the texts' losses."""
         return self._loss(batch, self.scores(batch))
 
     def evaluation_loss(self, batch: Batch) -> TokenLoss:
-        """The same, and its measures over the whole split."""
+        """Return the same, and update the metrics of the whole split."""
         scores = self.scores(batch)
         texts = rows_with_targets(batch)
         classes: Tensor = batch["classes"]  # type: ignore[typeddict-item]
@@ -56,7 +56,7 @@ class ClassificationModule(ScoringModule):
         return self._loss(batch, scores)
 
     def evaluation_metrics(self) -> dict[str, float]:
-        """Accuracy and mean F1; the confusion matrix is kept beside."""
+        """Return accuracy and mean F1, and store the confusion matrix as `confusion`."""
         values = {"accuracy": float(self.accuracy.compute()), "f1": float(self.f1.compute())}
         self.confusion = self.confusion_matrix.compute().cpu()
         for metric in (self.accuracy, self.f1, self.confusion_matrix):
@@ -64,7 +64,7 @@ class ClassificationModule(ScoringModule):
         return values
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
-        """Class and probability of each text.
+        """Return class and probability of each text.
 
         Returns:
             `sample_ids` (B,), `classes` (B,) int64 predicted, `probabilities` (B, classes) float32; rows of padding

@@ -1,39 +1,38 @@
-"""Distillation: a student learns to say what a teacher would."""
+"""Distillation: a student learns the next-token distributions of a teacher."""
 
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
-from torchmetrics import MeanMetric
 
 from lit_gpt.batch import IGNORE_INDEX, Batch, StepBatch
 from lit_gpt.checkpoints.resolve import resolve_model
+from lit_gpt.checks import check_above, check_between, check_one_of
 from lit_gpt.errors import UserError
 from lit_gpt.generation import Completion
 from lit_gpt.models import GPT
-from lit_gpt.models.fused import prepare_for_decoding
 from lit_gpt.models.precision import converted
-from lit_gpt.modules.rollouts import prompt_length, request_seed, with_answers
-from lit_gpt.modules.sampling import Prompt, SamplingMixin, shown_answer
+from lit_gpt.modules.rollouts import PAD_MULTIPLE, request_seed
+from lit_gpt.modules.sampling import Prompt, Sampler, shown_answer
 from lit_gpt.modules.sft import SFTModule
 from lit_gpt.objectives import TokenLoss, linear_cross_entropy, token_cross_entropy
 from lit_gpt.objectives.distillation import Divergence, linear_divergence
 
-PACKED = "lmbda is for one conversation a row; set data.init_args.packing to false"
+PACKED = "lmbda is for one conversation per row; set data.init_args.packing to false"
 
 
-class DistillModule(SamplingMixin, SFTModule):
+class DistillModule(SFTModule):
     """The divergence of the student's next tokens from the teacher's, mixed with the hard loss; the mean over a step.
 
-    Works with every DataModule whose batches have `labels`: supervised tokens are distilled. Logged beside SFT's
-    measures: `divergence`, in nats a token.
+    Works with every DataModule whose batches have `labels`: supervised tokens are distilled. Logged in addition to
+    SFT's measures: `divergence`, in nats per token.
 
     On-policy (GKD, Agarwal et al. 2023, arXiv:2306.13649, algorithm 1): with `lmbda` above 0, that share of the rows
     has its last answer replaced by one that the student draws at that moment, so that it learns from the teacher
-    where its own words lead it. Of these there is no hard loss: their divergence counts whole. Which rows, and what
-    is drawn, depends on (seed, optimizer step, row) alone. Logged then: `own_answers`, the share of rows, and
+    in the states that its own words lead to. These rows have no hard loss: their divergence counts whole. Which rows,
+    and what is drawn, depends on (seed, optimizer step, row) alone. Logged then: `own_answers`, the share of rows, and
     `own_length`, their mean tokens; some of them as text; `loss` is the cross-entropy of all that is learned from.
 
     Args:
@@ -68,32 +67,20 @@ class DistillModule(SamplingMixin, SFTModule):
         **kwargs: object,
     ) -> None:
         super().__init__(**kwargs)  # type: ignore[arg-type]
-        if divergence not in ("forward", "reverse", "jsd"):
-            raise UserError(f"divergence is {divergence!r}; it can be forward, reverse or jsd")
-        if not temperature > 0:
-            raise UserError(f"temperature is {temperature}; it must be above 0")
-        if not 0.0 <= hard_weight <= 1.0:
-            raise UserError(f"hard_weight is {hard_weight}; it must lie between 0 and 1")
-        if not 0.0 < beta < 1.0:
-            raise UserError(f"beta is {beta}; it must lie between 0 and 1")
-        if not 0.0 <= lmbda <= 1.0:
-            raise UserError(f"lmbda is {lmbda}; it must lie between 0 (the data's answers) and 1 (the student's own)")
-        for name, count in (("max_new_tokens", max_new_tokens), ("engine_batch_size", engine_batch_size)):
-            if count < 1:
-                raise UserError(f"{name} is {count}; it must be at least 1")
-        if not sample_temperature > 0:
-            raise UserError(f"sample_temperature is {sample_temperature}; it must be above 0")
-        self.lmbda, self.max_new_tokens = lmbda, max_new_tokens
-        self.sample_temperature, self.engine_batch_size = sample_temperature, engine_batch_size
-        self.num_logged_samples = num_logged_samples
-        self._own_sums: Tensor | None = None
-        self._shown: list[str] = []
+        check_one_of("divergence", divergence, get_args(Divergence))
+        check_above("temperature", temperature, 0)
+        check_between("hard_weight", hard_weight, 0, 1)
+        check_between("beta", beta, 0, 1, low_open=True, high_open=True)
+        check_between("lmbda", lmbda, 0, 1, "0: the data's answers; 1: the student's own")
+        check_above("sample_temperature", sample_temperature, 0)
+        self.lmbda, self.sample_temperature = lmbda, sample_temperature
+        self.sampler = Sampler(max_new_tokens, engine_batch_size, num_logged_samples)
         self.teacher = teacher
         self._teacher_source = resolve_model(teacher)
-        theirs = self._teacher_source.config
-        if self.config.block_size > theirs.block_size:
+        teacher_block_size = self._teacher_source.config.block_size
+        if self.config.block_size > teacher_block_size:
             raise UserError(
-                f"the teacher {teacher} has block_size {theirs.block_size}, less than the {self.config.block_size} of "
+                f"the teacher {teacher} has block_size {teacher_block_size}, less than the {self.config.block_size} of "
                 "the student; lower the data's block_size"
             )
         self.divergence: Divergence = divergence
@@ -101,11 +88,10 @@ class DistillModule(SamplingMixin, SFTModule):
         self.hard_weight = hard_weight
         self.beta = beta
         self.teacher_dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[teacher_dtype]
-        self.mean_divergence = MeanMetric()
         self.__dict__["_teacher_model"] = None  # not a submodule: it is in no checkpoint and no optimizer
 
     def configure_model(self) -> None:
-        """Build the student, and the frozen teacher beside it."""
+        """Build the student and the frozen teacher."""
         if self.model is not None:
             return
         if self.lmbda and self.device_mesh is not None:
@@ -122,27 +108,32 @@ class DistillModule(SamplingMixin, SFTModule):
         self.__dict__["_teacher_model"] = teacher.to(self.device).requires_grad_(False).eval()
 
     def on_fit_start(self) -> None:
-        """Refuse a teacher that speaks of other tokens.
+        """Refuse a teacher of other tokens, and data that cannot be answered; prepare to draw.
 
         Raises:
-            UserError: its tokenizer is another, or the data packs rows that are to be answered.
+            UserError: the teacher's tokenizer is another, or the data packs rows that are to be answered.
         """
         super().on_fit_start()
         if self.lmbda and self.data_info.packing:
             raise UserError(PACKED)
         self.check_tokens(self._teacher_source, f"the teacher {self.teacher}")
+        if self.lmbda:
+            self.sampler.prepare(self)
 
-    # ---- answers of its own -----------------------------------------------------------------------------------
+    # ---- answers of its own -------------------------------------------------------------------------------------
 
     def training_step(self, batch: StepBatch | Batch, batch_idx: int) -> Tensor:
         """Let the student answer its share of the rows, then do the step."""
         if self.lmbda == 0:
             return super().training_step(batch, batch_idx)
         micro_batches: list[Batch] = batch if isinstance(batch, list) else [batch]
-        assert self.model is not None
-        # As the engine leaves it, also after a resume: products of matrices in another layout are rounded otherwise.
-        prepare_for_decoding(self.model)
         return super().training_step(self._with_own_answers(micro_batches), batch_idx)
+
+    def sample(
+        self, prompts: Sequence[Prompt], seeds: Sequence[Sequence[int]], temperature: float
+    ) -> list[list[Completion]]:
+        """Answer prompts with the student as it is; see `Sampler.sample`."""
+        return self.sampler.sample(self, prompts, seeds, temperature)
 
     def _with_own_answers(self, micro_batches: list[Batch]) -> list[Batch]:
         step, chosen, prompts = self.trainer.global_step, [], []
@@ -151,8 +142,9 @@ class DistillModule(SamplingMixin, SFTModule):
                 raise UserError(PACKED)
             for row, number in enumerate(batch["sample_ids"].tolist()):
                 length = prompt_length(batch["labels"][row])
-                has_room = 0 < length < self.config.block_size
-                if has_room and request_seed(self.seed, "own", step, number) / 2**56 < self.lmbda:
+                fits = 0 < length < self.config.block_size
+                # The seed has 56 bits: divided by 2^56 it is a uniform draw from [0, 1).
+                if fits and request_seed(self.seed, "own", step, number) / 2**56 < self.lmbda:
                     chosen.append((place, row))
                     prompts.append({"ids": batch["input_ids"][row, :length].tolist(), "number": number})
         seeds = [[request_seed(self.seed, step, prompt["number"], 0)] for prompt in prompts]
@@ -164,7 +156,8 @@ class DistillModule(SamplingMixin, SFTModule):
                 answers[place][row] = completion
         lengths = [len(completion.token_ids) for part in answers for completion in part.values()]
         rows = sum(int((batch["labels"] != IGNORE_INDEX).any(1).sum()) for batch in micro_batches)
-        self._own_sums = torch.tensor([len(lengths), sum(lengths), rows], dtype=torch.float32, device=self.device)
+        self.log_sum("own_answers", len(lengths), rows)
+        self.log_sum("own_length", sum(lengths), len(lengths))
         return [
             with_answers(
                 batch,
@@ -175,80 +168,132 @@ class DistillModule(SamplingMixin, SFTModule):
         ]
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Add what the student drew to what is logged of this step."""
+        """Also log some of the student's answers as text."""
         super().on_before_optimizer_step(optimizer)
-        if self._own_sums is not None and self._logs_after_this_step:
-            count, tokens, rows = self._sum_over_ranks(self._own_sums).tolist()
-            self._step_values |= {"train/own_answers": count / max(rows, 1), "train/own_length": tokens / max(count, 1)}
-            self._write_answers("train")
+        if self.lmbda and self.logs_after_this_step:
+            self.sampler.write_shown(self, "train")
 
     def _show(self, prompts: Sequence[Prompt], drawn: Sequence[Sequence[Completion]]) -> None:
-        self._shown = []
-        if self._tokenizer is None or not self._logs_after_this_step:
+        sampler = self.sampler
+        sampler.shown = []
+        if sampler.tokenizer is None or not self.logs_after_this_step:
             return
-        for prompt, (completion,) in list(zip(prompts, drawn, strict=True))[: self.num_logged_samples]:
-            asked, finished = self._tokenizer.decode(prompt["ids"]), completion.finish_reason == "stop"
-            self._shown.append(shown_answer(f"row {prompt['number']}", asked, completion.text, finished))
+        for prompt, (completion,) in list(zip(prompts, drawn, strict=True))[: sampler.num_logged_samples]:
+            text, finished = sampler.tokenizer.decode(prompt["ids"]), completion.finish_reason == "stop"
+            sampler.shown.append(shown_answer(f"row {prompt['number']}", text, completion.text, finished))
 
-    # ---- the loss ---------------------------------------------------------------------------------------------
+    # ---- the loss -----------------------------------------------------------------------------------------------
 
     def loss(self, batch: Batch) -> TokenLoss:
-        """Sum over the supervised tokens."""
-        loss, apart = self._both(batch)
-        self._step_losses["divergence"] = self._step_losses.get("divergence", 0) + apart
-        return loss
+        """Return the sum over the supervised tokens."""
+        return self._distillation_loss(batch)
 
     def evaluation_loss(self, batch: Batch) -> TokenLoss:
-        """SFT's measures, and the divergence."""
+        """Return the same, and report SFT's measures as well."""
         super().evaluation_loss(batch)
-        loss, apart = self._both(batch)
-        count = self.num_units(batch)
-        self.mean_divergence.update(apart / count.clamp(min=1), count)
-        return loss
+        return self._distillation_loss(batch)
 
-    def evaluation_metrics(self) -> dict[str, float]:
-        """Token accuracy, and nats a token between student and teacher."""
-        value = float(self.mean_divergence.compute())
-        self.mean_divergence.reset()
-        return super().evaluation_metrics() | {"divergence": value}
-
-    def _both(self, batch: Batch) -> tuple[TokenLoss, Tensor]:
+    def _distillation_loss(self, batch: Batch) -> TokenLoss:
         teacher: Any = self._teacher_model
         inputs = {"position_ids": batch.get("position_ids"), "document_ids": batch.get("document_ids")}
         with torch.no_grad():
-            theirs = teacher(batch["input_ids"], head_fn=lambda hidden, *_: hidden, **inputs)
+            teacher_hidden = teacher(batch["input_ids"], head_fn=lambda hidden, *_: hidden, **inputs)  # (B, T, C_t)
 
         def head_fn(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
             labels = batch["labels"].reshape(-1)
             index: Any = batch.get("target_index")
             if index is None:
                 index = torch.nonzero(labels != IGNORE_INDEX).squeeze(1)
-            targets = labels.index_select(0, index)
+            targets = labels.index_select(0, index)  # (n,) supervised tokens
             rows = hidden.reshape(-1, hidden.shape[-1]).index_select(0, index)
-            their_rows = theirs.reshape(-1, theirs.shape[-1]).index_select(0, index)
+            teacher_rows = teacher_hidden.reshape(-1, teacher_hidden.shape[-1]).index_select(0, index)
             softcap = self.config.logit_softcap
             own: Any = batch.get("own")
             if own is None:
                 hard = linear_cross_entropy(rows, weight, bias, targets, softcap=softcap)
-                apart = self._apart(rows, weight, their_rows)
-                return self._mixed(hard.loss, apart), apart.detach(), hard.cross_entropy
-            mine = own[index // batch["labels"].shape[1]]
-            (h, t, y), (own_h, own_t, own_y) = ((rows[part], their_rows[part], targets[part]) for part in (~mine, mine))
+                divergence = self._divergence(rows, weight, teacher_rows)
+                return self._mixed(hard.loss, divergence), divergence.detach(), hard.cross_entropy
+            # Tokens of the data's answers (h, t, y) have both losses, those of the student's own the divergence alone.
+            is_own = own[index // batch["labels"].shape[1]]
+            h, t, y = (values[~is_own] for values in (rows, teacher_rows, targets))
+            own_h, own_t, own_y = (values[is_own] for values in (rows, teacher_rows, targets))
             hard = linear_cross_entropy(h, weight, bias, y, softcap=softcap)
-            apart, own_apart = self._apart(h, weight, t), self._apart(own_h, weight, own_t)
+            divergence, own_divergence = self._divergence(h, weight, t), self._divergence(own_h, weight, own_t)
             own_entropy = token_cross_entropy(own_h, weight, bias, own_y, softcap=softcap).sum()
-            loss = self._mixed(hard.loss, apart) + own_apart
-            return loss, (apart + own_apart).detach(), hard.cross_entropy + own_entropy
+            loss = self._mixed(hard.loss, divergence) + own_divergence
+            return loss, (divergence + own_divergence).detach(), hard.cross_entropy + own_entropy
 
-        loss, apart, cross_entropy = self(batch, head_fn=head_fn)
-        return TokenLoss(loss, cross_entropy), apart
+        loss, divergence, cross_entropy = self(batch, head_fn=head_fn)
+        return TokenLoss(loss, cross_entropy, {"divergence": divergence})
 
-    def _mixed(self, hard: Tensor, apart: Tensor) -> Tensor:
-        return self.hard_weight * hard + (1 - self.hard_weight) * apart
+    def _mixed(self, hard: Tensor, divergence: Tensor) -> Tensor:
+        return self.hard_weight * hard + (1 - self.hard_weight) * divergence
 
-    def _apart(self, rows: Tensor, weight: Tensor, their_rows: Tensor) -> Tensor:
+    def _divergence(self, rows: Tensor, weight: Tensor, teacher_rows: Tensor) -> Tensor:
         teacher: Any = self._teacher_model
         softcaps = (self.config.logit_softcap, self._teacher_source.config.logit_softcap)
         return linear_divergence(
-            rows, weight, their_rows, teacher.lm_head.weight, self.divergence, self.temperature, self.beta, softcaps
+            rows, weight, teacher_rows, teacher.lm_head.weight, self.divergence, self.temperature, self.beta, softcaps
         )
+
+
+# ---- replacing answers in a batch -------------------------------------------------------------------------------
+
+
+def with_answers(batch: Batch, answers: Mapping[int, Sequence[int]], num_bytes: Mapping[int, int]) -> Batch:
+    """Return a padded batch with the last answers of some rows replaced.
+
+    Args:
+        batch: one conversation a row.
+        answers: by row, the ids of the new answer, which is all that is learned of such a row.
+        num_bytes: by row, the bytes of its text.
+
+    Returns:
+        The batch, with `own` (B,) bool: which rows are replaced.
+    """
+    inputs, labels = batch["input_ids"].cpu(), batch["labels"].cpu()
+    rows = []
+    for row in range(len(inputs)):
+        end = int((labels[row] != IGNORE_INDEX).nonzero().max()) + 1 if (labels[row] != IGNORE_INDEX).any() else 1
+        ids, targets = inputs[row, :end], labels[row, :end]
+        if row in answers:
+            answer = torch.tensor(answers[row], dtype=torch.int64)
+            prompt = inputs[row, : prompt_length(labels[row])]
+            ids = torch.cat([prompt, answer[:-1]])
+            targets = torch.cat([torch.full((len(prompt) - 1,), IGNORE_INDEX), answer])
+        rows.append((ids, targets))
+    T = -(-max(len(ids) for ids, _ in rows) // PAD_MULTIPLE) * PAD_MULTIPLE
+    new_inputs = torch.zeros(len(rows), T, dtype=torch.int64)
+    new_labels = torch.full((len(rows), T), IGNORE_INDEX)
+    for row, (ids, targets) in enumerate(rows):
+        new_inputs[row, : len(ids)], new_labels[row, : len(ids)] = ids, targets
+    result: Any = dict(batch) | {
+        "input_ids": new_inputs,
+        "labels": new_labels,
+        "position_ids": torch.arange(T).expand(len(rows), T).contiguous(),
+        "target_index": (new_labels.reshape(-1) != IGNORE_INDEX).nonzero().squeeze(1),
+        "own": torch.tensor([row in answers for row in range(len(rows))]),
+    }
+    if "num_bytes" in batch:
+        old = batch["num_bytes"].tolist()
+        result["num_bytes"] = torch.tensor([num_bytes.get(row, size) for row, size in enumerate(old)])
+    moved: Batch = {
+        name: value.to(batch["input_ids"].device) if isinstance(value, Tensor) else value
+        for name, value in result.items()
+    }  # type: ignore[assignment]
+    return moved
+
+
+def prompt_length(labels: Tensor) -> int:
+    """Return the number of tokens before the last answer of a row; 0 if there is none.
+
+    Args:
+        labels: (T,), shifted: `labels[t]` is the token after position t.
+    """
+    learned = (labels != IGNORE_INDEX).tolist()
+    if not any(learned):
+        return 0
+    last = len(learned) - 1 - learned[::-1].index(True)
+    while last > 0 and learned[last - 1]:
+        last -= 1
+    return last + 1

@@ -1,21 +1,19 @@
-"""Direct preference optimisation and its kin: prefer the better of two answers."""
+"""Direct preference optimisation and related losses: prefer the better of two answers."""
 
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torchmetrics import MeanMetric
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
 
 from lit_gpt.batch import IGNORE_INDEX, Batch
-from lit_gpt.modules.precomputed import PrecomputedReference
-from lit_gpt.modules.reference import ReferenceKind
+from lit_gpt.modules.base import GPTModule
+from lit_gpt.modules.reference import ReferenceKind, ReferenceModel, score_all_rows
 from lit_gpt.objectives import LogProbs, PreferenceLoss, TokenLoss, linear_log_probs
 from lit_gpt.objectives.preferences import PairLoss
 
-MEASURES = ("chosen_reward", "rejected_reward", "margin", "accuracy", "kl", "chosen_log_prob", "rejected_log_prob")
 
-
-class DPOModule(PrecomputedReference):
+class DPOModule(GPTModule):
     """A loss on pairs of answers (Rafailov et al. 2023, arXiv:2305.18290), the mean over the pairs of a step.
 
     Logged, in training and validation: the rewards of chosen and rejected answers (beta times the log-ratio to the
@@ -46,37 +44,88 @@ class DPOModule(PrecomputedReference):
         reference: ReferenceKind = "auto",
         **kwargs: object,
     ) -> None:
-        super().__init__(reference, **kwargs)
+        super().__init__(**kwargs)  # type: ignore[arg-type]
+        choices: tuple[ReferenceKind, ...] = ("auto", "frozen", "precomputed", "disabled_adapter")
+        self.reference = ReferenceModel(reference, choices, has_adapter=self.adapter is not None)
         self.preference_loss = PreferenceLoss(loss_type, beta, label_smoothing, gamma)
-        self.means = nn.ModuleDict({name: MeanMetric() for name in MEASURES})
+        self._reference_tables: dict[str, Tensor] = {}
+        """Where the reference is precomputed: (rows of the split, 2) float32 by split."""
 
-    # ---- the reference ----------------------------------------------------------------------------------------
+    # ---- the reference ------------------------------------------------------------------------------------------
 
     @property
     def uses_reference(self) -> bool:
-        """Whether the loss has a part for the reference."""
+        """Whether the loss has a term for the reference."""
         return self.preference_loss.needs_reference
 
-    def reference_numbers(self, model: Any, batch: Batch) -> Tensor:
-        """Of the chosen and the rejected answers."""
+    def configure_model(self) -> None:
+        """Build the policy, and the reference: the first weights, also on a resume."""
+        if self.model is not None:
+            return
+        super().configure_model()
+        if self.uses_reference:
+            self.reference.build(self)
+
+    def on_fit_start(self) -> None:
+        """Compute or read the reference's log-probabilities of all rows, if they are to be precomputed."""
+        super().on_fit_start()
+        if self.uses_reference and self.reference.kind == "precomputed":
+            self._reference_tables = score_all_rows(self, self.reference, self.reference_scores, self.rows_of)
+            self.reference.release()
+
+    def on_validation_start(self) -> None:
+        """Outside a fit, leave the tables: the rows may be others than those of the last fit."""
+        super().on_validation_start()
+        if self.trainer.state.fn != TrainerFn.FITTING:
+            self._reference_tables = {}
+
+    def on_test_start(self) -> None:
+        """Leave the tables, as `on_validation_start` does."""
+        super().on_test_start()
+        self._reference_tables = {}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Also record which weights the reference has."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["lit_gpt"]["reference_sha256"] = self.reference.sha256
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse to resume with another reference.
+
+        Raises:
+            UserError: the first weights are not those that the run was started from.
+        """
+        super().on_load_checkpoint(checkpoint)
+        self.reference.check_saved(checkpoint["lit_gpt"].get("reference_sha256"), self.init_from)
+
+    def scores_under_reference(self, batch: Batch) -> Tensor:
+        """Return `reference_scores` of a batch, from the tables if there are any, else from the reference itself."""
+        if self._reference_tables:
+            split = "train" if self.training else "test" if self.trainer.testing else "val"
+            return self._reference_tables[split][self.rows_of(batch).clamp(min=0)]
+        with self.reference.active(self) as model, torch.no_grad():
+            return self.reference_scores(model, batch)
+
+    def reference_scores(self, model: Any, batch: Batch) -> Tensor:
+        """Return (pairs, 2) float32: log-probabilities of the chosen and of the rejected answers under `model`."""
         return torch.stack(self._log_probs(model, batch).chunk(2), dim=1)
 
     def rows_of(self, batch: Batch) -> Tensor:
-        """Pairs: a batch has each row twice."""
+        """Return (pairs,) int64: numbers of the pairs in their split (a batch has each twice); -1 is padding."""
         return batch["sample_ids"].chunk(2)[0]
 
-    def _reference_scores(self, batch: Batch) -> LogProbs | None:
+    def _reference_log_probs(self, batch: Batch) -> LogProbs | None:
         if not self.uses_reference:
             return None
-        chosen, rejected = self.of_reference(batch).unbind(1)
+        chosen, rejected = self.scores_under_reference(batch).unbind(1)
         return LogProbs(chosen, rejected, *_lengths(batch))
 
-    def _policy_scores(self, model: Any, batch: Batch) -> LogProbs:
-        chosen, rejected = self._log_probs(model, batch).chunk(2)
+    def _policy_log_probs(self, batch: Batch) -> LogProbs:
+        chosen, rejected = self._log_probs(self.model, batch).chunk(2)
         return LogProbs(chosen, rejected, *_lengths(batch))
 
     def _log_probs(self, model: Any, batch: Batch) -> Tensor:
-        """(B,) log-probabilities of the answers: those of their tokens, summed."""
+        """Return (B,) log-probabilities of the answers: the sums over their tokens."""
         labels = batch["labels"]
         index: Tensor = batch["target_index"]  # type: ignore[typeddict-item]
 
@@ -90,39 +139,16 @@ class DPOModule(PrecomputedReference):
         scores: Tensor = model(batch["input_ids"], position_ids=batch["position_ids"], head_fn=head_fn)
         return scores
 
-    # ---- the loss ---------------------------------------------------------------------------------------------
+    # ---- the loss -----------------------------------------------------------------------------------------------
 
     def num_units(self, batch: Batch) -> Tensor:
-        """Pairs; rows of padding are none."""
+        """Count the pairs that are no padding."""
         return _is_pair(batch).sum()
 
     def loss(self, batch: Batch) -> TokenLoss:
-        """Sum of the pairs' losses."""
-        loss, measures = self._loss_and_measures(batch)
-        for name, values in measures.items():
-            self._step_losses[name] = self._step_losses.get(name, 0) + values.sum()
-        return loss
-
-    def evaluation_loss(self, batch: Batch) -> TokenLoss:
-        """The same, and its measures over the whole split."""
-        loss, measures = self._loss_and_measures(batch)
-        pairs = _is_pair(batch)
-        for name, values in measures.items():
-            mean: Any = self.means[name]
-            mean.update(values[pairs])
-        return loss
-
-    def evaluation_metrics(self) -> dict[str, float]:
-        """Rewards, margin, accuracy, KL and log-probabilities."""
-        means: list[tuple[str, Any]] = list(self.means.items())
-        values = {name: float(mean.compute()) for name, mean in means}
-        for _, mean in means:
-            mean.reset()
-        return values
-
-    def _loss_and_measures(self, batch: Batch) -> tuple[TokenLoss, dict[str, Tensor]]:
-        reference = self._reference_scores(batch)
-        policy = self._policy_scores(self.model, batch)
+        """Return the sum of the pairs' losses."""
+        reference = self._reference_log_probs(batch)
+        policy = self._policy_log_probs(batch)
         losses, chosen, rejected = self.preference_loss(policy, reference)
         pairs = _is_pair(batch)
         total = torch.where(pairs, losses, 0.0).sum()
@@ -137,8 +163,8 @@ class DPOModule(PrecomputedReference):
             "chosen_log_prob": policy.chosen,
             "rejected_log_prob": policy.rejected,
         }
-        measures = {name: torch.where(pairs, values.detach(), 0.0) for name, values in measures.items()}
-        return TokenLoss(total, total.detach()), measures
+        parts = {name: torch.where(pairs, values.detach(), 0.0).sum() for name, values in measures.items()}
+        return TokenLoss(total, total.detach(), parts)
 
 
 def _lengths(batch: Batch) -> tuple[Tensor, Tensor]:
@@ -148,5 +174,5 @@ def _lengths(batch: Batch) -> tuple[Tensor, Tensor]:
 
 
 def _is_pair(batch: Batch) -> Tensor:
-    """(B,) bool: which of a batch's pairs are no padding."""
+    """Return (pairs,) bool: which of a batch's pairs are no padding."""
     return (batch["labels"].chunk(2)[0] != IGNORE_INDEX).any(1)

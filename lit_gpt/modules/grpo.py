@@ -1,6 +1,6 @@
-"""Reinforcement learning with group-relative advantages: try, rate, and make the better answers likelier.
+"""Reinforcement learning with group-relative advantages: draw, rate, and make the better answers likelier.
 
-The way of a step, in one process:
+One optimizer step, all in one process:
 
 1. Each prompt is answered `group_size` times by the project's engine, with the policy as it is.
 2. Rewards, plain functions of text, rate the answers. Nothing ever runs them.
@@ -10,28 +10,36 @@ The way of a step, in one process:
 A request's draws depend on (seed, rollout, place in it, trial, sample) alone, so that a resumed run repeats them.
 """
 
+import json
+import math
 from collections.abc import Sequence
 from itertools import islice
 from typing import Any
 
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
+from torch.optim import Optimizer
+from tqdm import tqdm
 
 from lit_gpt.batch import Batch, StepBatch
-from lit_gpt.data.documents import OnBadInput
+from lit_gpt.checks import check_above, check_at_least
+from lit_gpt.data.documents import SPLITS, OnBadInput
 from lit_gpt.errors import UserError
 from lit_gpt.generation import Completion
-from lit_gpt.models.fused import prepare_for_decoding
-from lit_gpt.modules.rated_answers import RatedAnswersModule
-from lit_gpt.modules.reference import ReferenceKind
+from lit_gpt.modules.base import GPTModule
+from lit_gpt.modules.reference import ReferenceKind, ReferenceModel
 from lit_gpt.modules.rollouts import Answer, RolloutBatch, chunks, request_seed, rollout_batch
-from lit_gpt.modules.sampling import Prompt
+from lit_gpt.modules.sampling import Prompt, Sampler, shown_answer
 from lit_gpt.objectives import PolicyLoss, TokenLoss, group_advantages, linear_entropy, linear_log_probs
 from lit_gpt.objectives.grpo import Average
-from lit_gpt.rewards import Reward, RewardFunction, Rewards
+from lit_gpt.rewards import Rated, Reward, RewardFunction, Rewards, Sample
+
+NUM_NAMED = 5
+"""How many skipped rewards are named at the end."""
 
 
-class GRPOModule(RatedAnswersModule):
+class GRPOModule(GPTModule):
     """Group-relative policy optimisation (Shao et al. 2024, arXiv:2402.03300), with Dr. GRPO's and DAPO's corrections.
 
     Logged in training: `reward` (the weighted sum) and each reward by name, over all answers drawn; `length` in tokens
@@ -64,7 +72,7 @@ class GRPOModule(RatedAnswersModule):
         reference: `frozen`, `disabled_adapter` or `auto`.
         dynamic_sampling: leave groups whose rewards are all equal out of the mean, and try the next of the data's
             `candidates` in their place.
-        mask_unfinished: learn nothing from answers that a limit cut off (DAPO's overlong filtering).
+        mask_unfinished: leave answers that a limit cut off out of the loss (DAPO's overlong filtering).
         completions_per_forward: answers in one forward and backward; fewer save memory and change no result.
         engine_batch_size: answers drawn at once, which bounds the cache.
         eval_samples: answers to each held-out prompt.
@@ -102,115 +110,157 @@ class GRPOModule(RatedAnswersModule):
         on_bad_input: OnBadInput = "error",
         **kwargs: object,
     ) -> None:
-        super().__init__(reference=reference, **kwargs)
-        if group_size < 2:
-            raise UserError(f"group_size is {group_size}; an answer is compared with others, so it must be at least 2")
-        counts = {"max_new_tokens": max_new_tokens, "completions_per_forward": completions_per_forward}
-        counts |= {"engine_batch_size": engine_batch_size, "eval_samples": eval_samples}
-        for name, value in counts.items():
-            if value < 1:
-                raise UserError(f"{name} is {value}; it must be at least 1")
-        if not temperature > 0:
-            raise UserError(f"temperature is {temperature}; it must be above 0, or all answers of a group are one")
-        self._init_rewards(Rewards(rewards, reward_weights, on_bad_input))
+        super().__init__(**kwargs)  # type: ignore[arg-type]
+        check_at_least("group_size", group_size, 2, "an answer is compared with the others of its group")
+        check_at_least("completions_per_forward", completions_per_forward, 1)
+        check_at_least("eval_samples", eval_samples, 1)
+        check_above("temperature", temperature, 0, "at 0 all answers of a group are the same")
+        self.sampler = Sampler(max_new_tokens, engine_batch_size, num_logged_samples)
+        choices: tuple[ReferenceKind, ...] = ("auto", "frozen", "disabled_adapter")
+        self.reference = ReferenceModel(reference, choices, has_adapter=self.adapter is not None)
+        self.rewards = Rewards(rewards, reward_weights, on_bad_input)
         self.policy_loss = PolicyLoss(clip_low, clip_high, kl_coefficient, average, unbiased_kl)
-        self.group_size, self.max_new_tokens, self.temperature = group_size, max_new_tokens, temperature
+        self.group_size, self.temperature = group_size, temperature
         self.scale_by_std, self.dynamic_sampling, self.mask_unfinished = scale_by_std, dynamic_sampling, mask_unfinished
-        self.completions_per_forward, self.engine_batch_size = completions_per_forward, engine_batch_size
+        self.completions_per_forward = completions_per_forward
         self.eval_samples = eval_samples
         self.eval_temperature = temperature if eval_temperature is None else eval_temperature
-        self.num_logged_samples = num_logged_samples
         self._groups: dict[int, list[Answer]] = {}
-        """Of the rollout in hand, by place in it, counted over all ranks."""
+        """The current rollout: answers by place in it, counted over all ranks."""
+        self._rollout_sums: dict[str, float] = {}
+        """What was measured when this rank drew its part of the current rollout."""
         self._next_update = 0
-        """Which step on the rollout in hand comes next; 0: the next one draws anew."""
-        self._shown: list[str] = []
-
-    # ---- drawing answers --------------------------------------------------------------------------------------
+        """Which step on the current rollout comes next; 0: the next step draws a new one."""
 
     @property
     def uses_reference(self) -> bool:
         """Whether there is a KL term."""
         return self.policy_loss.kl_coefficient > 0
 
+    # ---- before the first step ----------------------------------------------------------------------------------
+
     def configure_model(self) -> None:
-        """Build the policy, whole on each device."""
+        """Build the policy, whole on each device, and the reference if there is a KL term."""
+        if self.model is not None:
+            return
         if self.device_mesh is not None:
             raise UserError("GRPO draws from the whole model on each device; set trainer.strategy to auto or ddp")
         super().configure_model()
+        if self.uses_reference:
+            self.reference.build(self)
 
     def on_fit_start(self) -> None:
-        """Refuse answers that the context has no room for, and rows that cannot be rated."""
+        """Refuse answers that the context has no room for and rows that cannot be rated; prepare to draw.
+
+        Raises:
+            UserError: prompts and answers do not fit in the context, or rows cannot be rated.
+        """
         super().on_fit_start()
-        longest = self.data_info.max_prompt_tokens
-        if longest is not None and longest + self.max_new_tokens > self.config.block_size:
+        longest, new = self.data_info.max_prompt_tokens, self.sampler.max_new_tokens
+        if longest is not None and longest + new > self.config.block_size:
             raise UserError(
-                f"prompts of {longest} tokens and {self.max_new_tokens} new ones do not fit in the model's block_size "
+                f"prompts of {longest} tokens and {new} new ones do not fit in the model's block_size "
                 f"{self.config.block_size}; lower max_new_tokens, or the data's max_prompt_tokens"
             )
         self._check_rows()
+        self.sampler.prepare(self)
 
-    # ---- rollouts ---------------------------------------------------------------------------------------------
+    def _check_rows(self) -> None:
+        """Find rows that a reward will not be able to use, before the first of them is drawn.
+
+        Raises:
+            UserError: under `on_bad_input: error` if there is one; under `skip` if all are.
+        """
+        rows_of_split = self.data_info.rows
+        if rows_of_split is None or not self.rewards.check_rows:
+            return
+        unusable = num_rows = 0
+        examples: list[str] = []
+        for name in SPLITS:
+            rows = rows_of_split(name)
+            shown = {"desc": f"checking {name}", "unit": "row", "delay": 2, "leave": False}
+            for row in tqdm(range(len(rows)), disable=not self.trainer.is_global_zero, **shown):
+                problem = self.rewards.problem_of(json.loads(rows.attached(row) or "{}").get("row", {}))
+                if problem is not None:
+                    unusable += 1
+                    if len(examples) < NUM_NAMED:
+                        examples.append(f"{rows.where(row)}: {problem}")
+            num_rows += len(rows)
+        if not unusable:
+            return
+        message = f"{unusable} of {num_rows} rows cannot be rated: {'; '.join(examples)}"
+        if unusable == num_rows:
+            raise UserError(f"{message}; name the right field in the reward, or leave it out")
+        if self.rewards.bad_input.mode == "error":
+            raise UserError(f"{message}; correct them, name the right field, or set on_bad_input: skip")
+        self.print(message)
+
+    # ---- rollouts -----------------------------------------------------------------------------------------------
 
     def training_step(self, batch: StepBatch | Batch, batch_idx: int) -> Tensor:
-        """Draw and rate answers, unless this step goes on learning from the last ones; then learn."""
+        """Draw and rate answers, unless this step continues to learn from the last ones; then learn."""
         parts: list[Any] = batch if isinstance(batch, list) else [batch]
         first = parts[0]
-        slots = [group for part in parts for group in part["prompts"]]
-        start = self.data_parallel_rank * len(slots)
+        groups = [candidates for part in parts for candidates in part["prompts"]]
+        start = self.data_parallel_rank * len(groups)
         if first["update"] == 0:
-            self._groups = self._rollout(slots, start, first)
-        else:
-            # As the engine has left it, which after a resume in the middle of a rollout it has not: products of
-            # matrices in another layout are rounded otherwise.
-            assert self.model is not None
-            prepare_for_decoding(self.model)
+            self._groups = self._rollout(groups, start, first)
         assert first["update"] == self._next_update, "the data and the rollouts are out of step"
         self._next_update = (first["update"] + 1) % first["num_updates"]
-        answers = [answer for place in range(start, start + len(slots)) for answer in self._groups[place]]
-        self._token_sums = {}
+        self._log_rollout()
+        answers = [answer for place in range(start, start + len(groups)) for answer in self._groups[place]]
         rollouts: list[Batch] = list(self._batches(answers))
         return super().training_step(rollouts, batch_idx)
 
-    def _rollout(self, slots: Sequence[Sequence[Prompt]], start: int, batch: Any) -> dict[int, list[Answer]]:
-        """Answers to each slot's first candidate, or under dynamic sampling to the first whose rewards differ.
+    def sample(
+        self, prompts: Sequence[Prompt], seeds: Sequence[Sequence[int]], temperature: float
+    ) -> list[list[Completion]]:
+        """Answer prompts with the policy as it is; see `Sampler.sample`."""
+        return self.sampler.sample(self, prompts, seeds, temperature)
+
+    def _rollout(self, groups: Sequence[Sequence[Prompt]], start: int, batch: Any) -> dict[int, list[Answer]]:
+        """Answer each group's first candidate, or under dynamic sampling the first whose rewards differ.
 
         Args:
-            slots: this rank's, each with its candidates.
+            groups: this rank's, each with its candidate prompts.
             start: place of the first among those of all ranks.
             batch: says which rollout it is, and how many steps learn from it.
+
+        Returns:
+            The answers by place.
         """
-        groups: dict[int, list[Answer]] = {}
-        self._rollout_sums = dict.fromkeys((*self.measures, "answers", "rated", "signal", "groups"), 0.0)
-        self._shown = []
-        open_slots = dict(enumerate(slots, start))
-        for trial in range(max(map(len, slots))):
-            prompts = [slot[trial] for slot in open_slots.values()]
+        answers: dict[int, list[Answer]] = {}
+        self._rollout_sums = dict.fromkeys((*self._measures, "answers", "rated", "signal", "groups"), 0.0)
+        self.sampler.shown = []
+        pending = dict(enumerate(groups, start))
+        for trial in range(max(map(len, groups))):
+            prompts = [candidates[trial] for candidates in pending.values()]
             # By place and not by prompt: one that is drawn twice is answered anew.
             seeds = [
                 [request_seed(self.seed, batch["rollout"], place, trial, n) for n in range(self.group_size)]
-                for place in open_slots
+                for place in pending
             ]
             completions = self.sample(prompts, seeds, self.temperature)
             samples, rated = self._rate(prompts, completions)
             self._add_measures(samples, rated)
-            still_open = {}
+            still_pending = {}
             rewards = iter(rated.totals)
-            for (place, slot), of_prompt in zip(open_slots.items(), completions, strict=True):
-                groups[place] = group = self._group(of_prompt, list(islice(rewards, len(of_prompt))))
+            for (place, candidates), of_prompt in zip(pending.items(), completions, strict=True):
+                answers[place] = group = self._group(of_prompt, list(islice(rewards, len(of_prompt))))
                 has_signal = any(answer.advantage for answer in group)
                 self._rollout_sums["signal"] += has_signal
                 self._rollout_sums["groups"] += 1
-                if not has_signal and trial + 1 < len(slot):
-                    still_open[place] = slot
-            open_slots = still_open
-            if not self.dynamic_sampling or not open_slots:
+                if not has_signal and trial + 1 < len(candidates):
+                    still_pending[place] = candidates
+            pending = still_pending
+            if not self.dynamic_sampling or not pending:
                 break
         self._check_some_rated(self._rollout_sums["rated"])
-        self._add_log_probs([answer for group in groups.values() for answer in group], batch["num_updates"] > 1)
-        return groups
+        self._add_log_probs([answer for group in answers.values() for answer in group], batch["num_updates"] > 1)
+        return answers
 
     def _group(self, completions: Sequence[Completion], rewards: Sequence[float | None]) -> list[Answer]:
+        """Return the answers to one prompt with their advantages; a reward of None is left out of the group."""
         used = [reward for reward in rewards if reward is not None]
         advantages = iter(group_advantages(used, self.scale_by_std) if len(used) > 1 else [0.0] * len(used))
         group = []
@@ -227,20 +277,21 @@ class GRPOModule(RatedAnswersModule):
         return group
 
     def _batches(self, answers: Sequence[Answer]) -> list[RolloutBatch]:
-        """The forwards of a step. What gives no gradient is left out of them, but not out of the mean."""
+        """Return the forwards of a step; what gives no gradient is left out of them, but not out of the mean."""
         loss = self.policy_loss
-        units = sum(loss.units(answer.num_tokens, self.max_new_tokens) for answer in answers if answer.counts)
-        learned = [answer for answer in answers if self._teaches(answer)]
+        units = sum(loss.units(answer.num_tokens, self.sampler.max_new_tokens) for answer in answers if answer.counts)
+        learned = [answer for answer in answers if self._has_gradient(answer)]
+        # With nothing to learn, a prompt without an answer: under DDP every rank must have a backward pass.
         parts = chunks(learned, self.completions_per_forward) or [[Answer(answers[0].ids, len(answers[0].ids))]]
         return [rollout_batch(part, loss, self.device, 0 if place else units) for place, part in enumerate(parts)]
 
-    def _teaches(self, answer: Answer) -> bool:
+    def _has_gradient(self, answer: Answer) -> bool:
         return answer.counts and (answer.advantage != 0 or self.uses_reference)
 
     @torch.no_grad()
     def _add_log_probs(self, answers: Sequence[Answer], several_updates: bool) -> None:
-        """Note what the policy that drew, and the reference, think of each token, as far as it will be needed."""
-        learned = [answer for answer in answers if self._teaches(answer)]
+        """Store the log-probabilities under the policy that drew and under the reference, as far as they are needed."""
+        learned = [answer for answer in answers if self._has_gradient(answer)]
         model: Any = self.model
         for part in chunks(learned, self.completions_per_forward):
             batch = rollout_batch(part, self.policy_loss, self.device)
@@ -253,34 +304,124 @@ class GRPOModule(RatedAnswersModule):
                 for answer, values in zip(part, log_probs.split(sizes), strict=True):
                     answer.old_log_probs = values
             if self.uses_reference:
-                with self.reference_model() as reference:
+                with self.reference.active(self) as reference:
                     log_probs, _ = self._log_probs(reference, batch)
                 for answer, values in zip(part, log_probs.split(sizes), strict=True):
                     answer.reference_log_probs = values
 
-    # ---- the loss ---------------------------------------------------------------------------------------------
+    # ---- rewards and what is measured of answers ----------------------------------------------------------------
+
+    @property
+    def _measures(self) -> tuple[str, ...]:
+        return ("reward", *(f"reward_{name}" for name in self.rewards.names), "length", "finished")
+
+    def _rate(self, prompts: Sequence[Prompt], answers: Sequence[Sequence[Completion]]) -> tuple[list[Sample], Rated]:
+        samples = [
+            Sample(
+                prompt=prompt["messages"],
+                completion=completion.text,
+                row=prompt["row"],
+                num_tokens=len(completion.token_ids),
+                finished=completion.finish_reason == "stop",
+                where=prompt["where"],
+            )
+            for prompt, of_prompt in zip(prompts, answers, strict=True)
+            for completion in of_prompt
+        ]
+        return samples, self.rewards(samples)
+
+    def _add_measures(self, samples: Sequence[Sample], rated: Rated) -> None:
+        sums = self._rollout_sums
+        for name, value in self._sums_of(samples, rated).items():
+            sums[name] += value
+        missing = self.sampler.num_logged_samples - len(self.sampler.shown)
+        self.sampler.shown += _shown(samples, rated, missing)
+
+    def _sums_of(self, samples: Sequence[Sample], rated: Rated) -> dict[str, float]:
+        """Return the sums of all measures, and how many `answers` there are and how many are `rated`."""
+        sums = dict.fromkeys((*self._measures, "answers", "rated"), 0.0)
+        for place, sample in enumerate(samples):
+            sums["answers"] += 1
+            sums["length"] += sample.num_tokens
+            sums["finished"] += sample.finished
+            total = rated.totals[place]
+            if total is None:
+                continue
+            sums["rated"] += 1
+            sums["reward"] += total
+            for name, values in rated.by_name.items():
+                sums[f"reward_{name}"] += values[place] or 0.0
+        return sums
+
+    def _log_measures(self, sums: dict[str, float]) -> None:
+        """Report the means over all answers, and those of rewards over the rated ones."""
+        for name in self._measures:
+            self.log_sum(name, sums[name], sums["answers" if name in ("length", "finished") else "rated"])
+
+    def _log_rollout(self) -> None:
+        self._log_measures(self._rollout_sums)
+        self.log_sum("signal", self._rollout_sums["signal"], self._rollout_sums["groups"])
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Also log how many rewards were skipped so far, and the answers as text."""
+        super().on_before_optimizer_step(optimizer)
+        if not self.logs_after_this_step:
+            return
+        skipped = self.sum_over_ranks(torch.tensor(float(self.rewards.bad_input.num_skipped), device=self.device))
+        if skipped:
+            self._step_values["train/skipped_rewards"] = skipped
+        self.sampler.write_shown(self, "train")
+
+    def _check_some_rated(self, num_rated: float) -> None:
+        """Refuse to continue where a whole rollout has no reward."""
+        bad = self.rewards.bad_input
+        if bad.mode == "skip" and not self.sum_over_ranks(torch.tensor(num_rated, device=self.device)):
+            raise UserError(
+                f"every reward of a whole rollout was skipped, so that nothing can be learned; {bad.named[-1]}"
+            )
+
+    def _print_skipped(self) -> None:
+        """Print how many rewards were skipped, and the first of them."""
+        bad = self.rewards.bad_input
+        everyone: list[Any] = [(bad.num_skipped, bad.named[:NUM_NAMED])]
+        if self.data_parallel_size > 1:
+            everyone = [None] * self.data_parallel_size
+            torch.distributed.all_gather_object(everyone, (bad.num_skipped, bad.named[:NUM_NAMED]))
+        total = sum(count for count, _ in everyone)
+        if total:
+            named = [name for _, names in everyone for name in names]
+            self.print("\n  ".join([f"{total} answers had a reward that was skipped, such as", *named[:NUM_NAMED]]))
+
+    def on_fit_end(self) -> None:
+        """Print which rewards were skipped."""
+        super().on_fit_end()
+        self._print_skipped()
+
+    # ---- the loss -----------------------------------------------------------------------------------------------
 
     def num_units(self, batch: Batch) -> Tensor:
-        """What the loss of a step is the mean over: tokens of answers, answers, or a constant; see `average`."""
+        """Count what the loss of a step is the mean over: tokens of answers, answers, or a constant; see `average`."""
         units: Tensor = batch["units"]  # type: ignore[typeddict-item]
         return units
 
     def loss(self, batch: Batch) -> TokenLoss:
-        """Sum of the answers' tokens."""
+        """Return the weighted sum of the clipped objective over the answers' tokens."""
         rollout: Any = batch
-        log_probs, entropy = self._log_probs(self, batch, measure=self._logs_after_this_step)
+        log_probs, entropy = self._log_probs(self, batch, measure=self.logs_after_this_step)
+        # In a rollout's first step the policy is the one that drew: the ratio is 1, but its gradient is not 0.
         old = rollout.get("old_log_probs", log_probs.detach())
         terms = self.policy_loss(log_probs, old, rollout["advantages"], rollout.get("reference_log_probs"))
         total = (terms.loss * rollout["weights"]).sum()
-        here = (rollout["weights"] > 0).to(terms.kl.dtype)
-        sums = {"clip_fraction": (terms.clipped * here).sum(), "kl": (terms.kl * here).sum(), "tokens": here.sum()}
-        sums["entropy"] = here.new_zeros(()) if entropy is None else (entropy * here).sum()
-        for name, value in sums.items():
-            self._token_sums[name] = self._token_sums.get(name, 0) + value
+        learned = (rollout["weights"] > 0).to(terms.kl.dtype)
+        self.log_sum("clip_fraction", (terms.clipped * learned).sum(), learned.sum())
+        if self.uses_reference:
+            self.log_sum("kl", (terms.kl * learned).sum(), learned.sum())
+        if entropy is not None:
+            self.log_sum("entropy", (entropy * learned).sum(), learned.sum())
         return TokenLoss(total, total.detach())
 
     def _log_probs(self, model: Any, batch: Any, measure: bool = False) -> tuple[Tensor, Tensor | None]:
-        """(n,) log-probabilities of the answers' tokens at the temperature they are drawn at, and the entropy there.
+        """Return (n,) log-probabilities of the answers' tokens at the temperature of the draws, and the entropy there.
 
         Args:
             model: the policy (this module, which records routers, or its model) or the reference.
@@ -288,14 +429,16 @@ class GRPOModule(RatedAnswersModule):
             measure: whether the entropy is wanted.
         """
         index, labels = batch["target_index"], batch["labels"]
-        warmth, softcap = self.temperature, self.config.logit_softcap
+        temperature, softcap = self.temperature, self.config.logit_softcap
 
         def head_fn(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
             rows = hidden.reshape(-1, hidden.shape[-1]).index_select(0, index)
             cap = softcap
-            if warmth != 1:  # the head is linear, and cap · tanh(z / cap) / t = (cap / t) · tanh((z / t) / (cap / t))
-                rows, bias = rows / warmth, None if bias is None else bias / warmth
-                cap = None if softcap is None else softcap / warmth
+            if temperature != 1:
+                # Dividing hidden states instead of logits: the head is linear, and with a soft cap
+                # cap · tanh(z / cap) / t = (cap / t) · tanh((z / t) / (cap / t)).
+                rows, bias = rows / temperature, None if bias is None else bias / temperature
+                cap = None if softcap is None else softcap / temperature
             targets = labels.reshape(-1).index_select(0, index)
             log_probs = linear_log_probs(rows, weight, bias, targets, softcap=cap)
             return log_probs, linear_entropy(rows, weight, bias, cap) if measure else None
@@ -308,11 +451,54 @@ class GRPOModule(RatedAnswersModule):
         )
         return result
 
-    # ---- checkpoints ------------------------------------------------------------------------------------------
+    # ---- held-out prompts ---------------------------------------------------------------------------------------
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Answer and rate held-out prompts."""
+        self._evaluate_prompts(batch, batch_idx)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Answer and rate prompts of the test split."""
+        self._evaluate_prompts(batch, batch_idx)
+
+    def _evaluate_prompts(self, batch: Any, batch_idx: int) -> None:
+        prompts = [candidates[0] for candidates in batch["prompts"]]
+        seeds = [
+            [request_seed(self.seed, "evaluation", prompt["number"], n) for n in range(self.eval_samples)]
+            for prompt in prompts
+        ]
+        samples, rated = self._rate(prompts, self.sample(prompts, seeds, self.eval_temperature))
+        if batch_idx == 0:
+            self.sampler.shown = _shown(samples, rated, self.sampler.num_logged_samples, self.eval_samples)
+        self._log_measures(self._sums_of(samples, rated))
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the mean rewards; those before the first step too, if there is a sanity check."""
+        self._log_rewards("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the mean rewards."""
+        self._log_rewards("test")
+
+    def _log_rewards(self, stage: str) -> None:
+        means = self._evaluation_sums.pop_means(self.data_info.data_parallel, self.device)
+        reward = means.setdefault("reward", math.nan)  # NaN where every reward was skipped
+        values = {f"{stage}/{name}": value for name, value in (means | {"loss": -reward}).items()}
+        self.sampler.write_shown(self, stage)
+        if self.trainer.sanity_checking:  # what Lightning would not log
+            self._log_now(values)
+            self.print(f"held-out reward before training: {reward:.4f}")
+            return
+        self.log_dict({**values, "step": float(self.trainer.global_step)}, prog_bar=False)
+        if self.trainer.state.fn != TrainerFn.FITTING:
+            self._print_skipped()
+
+    # ---- checkpoints --------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Also keep the rollout in hand, if more steps are to learn from it."""
+        """Also save which weights the reference has, and the current rollout if more steps are to learn from it."""
         super().on_save_checkpoint(checkpoint)
+        checkpoint["lit_gpt"]["reference_sha256"] = self.reference.sha256
         if not self._next_update:
             return
         groups = {place: [answer.to_plain() for answer in group] for place, group in self._groups.items()}
@@ -324,15 +510,33 @@ class GRPOModule(RatedAnswersModule):
         checkpoint["lit_gpt"]["rollout"] = {
             "next_update": self._next_update,
             "groups": {place: group for part in everyone for place, group in part.items()},
-            "sums": dict(zip(self._rollout_sums, self._sum_over_ranks(sums).tolist(), strict=True)),
+            "sums": dict(zip(self._rollout_sums, self.sum_over_ranks(sums).tolist(), strict=True)),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take up the rollout in hand."""
+        """Take up the current rollout.
+
+        Raises:
+            UserError: the reference is another than that of the run so far.
+        """
         super().on_load_checkpoint(checkpoint)
+        self.reference.check_saved(checkpoint["lit_gpt"].get("reference_sha256"), self.init_from)
         saved = checkpoint["lit_gpt"].get("rollout")
         if saved is not None:
             self._next_update = saved["next_update"]
             self._groups = {n: [Answer(**answer) for answer in group] for n, group in saved["groups"].items()}
-            mine = self.trainer.is_global_zero
-            self._rollout_sums = {name: value if mine else 0.0 for name, value in saved["sums"].items()}
+            # They were summed over ranks when they were saved: one rank takes them up.
+            here = self.trainer.is_global_zero
+            self._rollout_sums = {name: value if here else 0.0 for name, value in saved["sums"].items()}
+
+
+def _shown(samples: Sequence[Sample], rated: Rated, count: int, stride: int = 1) -> list[str]:
+    """Return the first completions as Markdown, with their rewards."""
+    texts = []
+    for place in range(0, len(samples), stride)[: max(count, 0)]:
+        sample = samples[place]
+        parts = {name: values[place] for name, values in rated.by_name.items()}
+        rewards = ", ".join(f"{name} {'skipped' if v is None else f'{v:.3g}'}" for name, v in parts.items())
+        title = f"{sample.where}: {rewards}"
+        texts.append(shown_answer(title, sample.prompt[-1]["content"], sample.completion, sample.finished))
+    return texts

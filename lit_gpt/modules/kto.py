@@ -4,15 +4,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import MeanMetric
 
 from lit_gpt.batch import IGNORE_INDEX, Batch, StepBatch
-from lit_gpt.errors import UserError
+from lit_gpt.checks import check_above
 from lit_gpt.modules.dpo import DPOModule
 from lit_gpt.modules.reference import ReferenceKind
 from lit_gpt.objectives import TokenLoss, kto_loss
-
-KTO_MEASURES = ("desirable_reward", "undesirable_reward", "kl")
 
 
 class KTOModule(DPOModule):
@@ -40,39 +37,42 @@ class KTOModule(DPOModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(beta=beta, reference=reference, **kwargs)
-        if desirable_weight <= 0 or undesirable_weight <= 0:
-            raise UserError(f"the weights are {desirable_weight} and {undesirable_weight}; they must be above 0")
+        check_above("desirable_weight", desirable_weight, 0)
+        check_above("undesirable_weight", undesirable_weight, 0)
         self.weights = (desirable_weight, undesirable_weight)
-        self.means = torch.nn.ModuleDict({name: MeanMetric() for name in KTO_MEASURES})
-        self._divergence: Tensor | None = None
+        self._reference_point: Tensor | None = None
+        """() z_0 of the current optimizer step."""
 
     def num_units(self, batch: Batch) -> Tensor:
-        """Answers; rows of padding are none."""
+        """Count the answers; rows of padding are none."""
         return _is_answer(batch).sum()
 
     def training_step(self, batch: StepBatch | Batch, batch_idx: int) -> Tensor:
         """Find the step's reference point without gradients, then do the step."""
         parts: list[Any] = batch if isinstance(batch, list) else [batch]
-        micro_batches: list[Batch] = [part | {"reference_log_probs": self.of_reference(part)} for part in parts]
+        micro_batches: list[Batch] = [
+            part | {"reference_log_probs": self.scores_under_reference(part)} for part in parts
+        ]
+        # Over the whole step before any loss is computed: a mean of each micro-batch would change with its size.
         sums = torch.stack([self._mismatched_ratios(micro_batch) for micro_batch in micro_batches]).sum(0)
-        self._divergence = _mean_above_0(*self._sum_over_ranks(sums))
+        self._reference_point = _mean_above_0(*self.sum_over_ranks(sums))
         return super().training_step(micro_batches, batch_idx)
 
-    def reference_numbers(self, model: Any, batch: Batch) -> Tensor:
-        """Of the answers, and of the answers to other prompts."""
+    def reference_scores(self, model: Any, batch: Batch) -> Tensor:
+        """Return (rows, 2): log-probabilities of the answers, and of answers to other prompts, under `model`."""
         mismatched: Batch = batch["mismatched"]  # type: ignore[typeddict-item]
         return torch.stack([self._log_probs(model, batch), self._log_probs(model, mismatched)], dim=1)
 
     def rows_of(self, batch: Batch) -> Tensor:
-        """Single answers."""
+        """Return (rows,) int64: numbers of the answers in their split; -1 is padding."""
         return batch["sample_ids"]
 
     @torch.no_grad()
     def _mismatched_ratios(self, batch: Batch) -> Tensor:
-        """(2,): sum of the log-ratios of answers to other prompts, and their number."""
+        """Return (2,): the sum of the log-ratios of answers to other prompts, and their number."""
         mismatched: Batch = batch["mismatched"]  # type: ignore[typeddict-item]
         reference: Tensor = batch["reference_log_probs"][:, 1]  # type: ignore[typeddict-item]
-        # Without dropout, as the reference point of what the policy is, not of one draw of it.
+        # Without dropout: the reference point of the policy itself, not of one draw of it.
         assert self.model is not None
         training = self.model.training
         self.model.eval()
@@ -81,36 +81,26 @@ class KTOModule(DPOModule):
         answers = _is_answer(mismatched)
         return torch.stack([torch.where(answers, ratios, 0.0).sum(), answers.sum().to(ratios.dtype)])
 
-    def _loss_and_measures(self, batch: Batch) -> tuple[TokenLoss, dict[str, Tensor]]:
+    def loss(self, batch: Batch) -> TokenLoss:
+        """Return the sum of the answers' losses."""
         rows: Any = batch
-        if "reference_log_probs" not in batch:  # a training step has brought them
-            rows = rows | {"reference_log_probs": self.of_reference(batch)}
-        divergence = self._divergence
-        if not self.training or divergence is None:
-            divergence = _mean_above_0(*self._mismatched_ratios(rows))
+        if "reference_log_probs" not in batch:  # a training step has added them
+            rows = rows | {"reference_log_probs": self.scores_under_reference(batch)}
+        reference_point = self._reference_point
+        if not self.training or reference_point is None:
+            reference_point = _mean_above_0(*self._mismatched_ratios(rows))
         reference: Tensor = rows["reference_log_probs"][:, 0]
         desirable: Tensor = batch["desirable"]  # type: ignore[typeddict-item]
         policy = self._log_probs(self.model, batch)
-        losses, rewards = kto_loss(policy, reference, desirable, divergence, self.preference_loss.beta, *self.weights)
+        losses, rewards = kto_loss(
+            policy, reference, desirable, reference_point, self.preference_loss.beta, *self.weights
+        )
         answers = _is_answer(batch)
         loss = torch.where(answers, losses, 0.0).sum()
-        measures = {
-            "desirable_reward": torch.where(answers & desirable, rewards, 0.0),
-            "undesirable_reward": torch.where(answers & ~desirable, rewards, 0.0),
-            "kl": divergence.expand(len(answers)),
-        }
-        return TokenLoss(loss, loss.detach()), {name: value.detach() for name, value in measures.items()}
-
-    def evaluation_loss(self, batch: Batch) -> TokenLoss:
-        """The same, and its measures over the whole split."""
-        loss, measures = self._loss_and_measures(batch)
-        desirable: Tensor = batch["desirable"]  # type: ignore[typeddict-item]
-        answers = _is_answer(batch)
-        chosen = {"desirable_reward": answers & desirable, "undesirable_reward": answers & ~desirable, "kl": answers}
-        for name, values in measures.items():
-            mean: Any = self.means[name]
-            mean.update(values[chosen[name]])
-        return loss
+        for name, group in (("desirable_reward", answers & desirable), ("undesirable_reward", answers & ~desirable)):
+            self.log_sum(name, torch.where(group, rewards, 0.0).sum(), group.sum())
+        self.log_sum("kl", reference_point * answers.sum(), answers.sum())
+        return TokenLoss(loss, loss.detach())
 
 
 def _mean_above_0(total: Tensor, count: Tensor) -> Tensor:

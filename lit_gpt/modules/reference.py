@@ -1,103 +1,163 @@
-"""The model that a policy is held to: a frozen copy of the first weights, or the base under a disabled adapter."""
+"""The reference model that a policy is compared with, and log-probabilities under it that are computed beforehand."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
 from lit_gpt.adapters import adapters_disabled
+from lit_gpt.atomic import whole_file
+from lit_gpt.batch import Batch
 from lit_gpt.checkpoints.adapters import hash_weights
+from lit_gpt.checks import check_one_of
 from lit_gpt.errors import UserError
 from lit_gpt.models import GPT
 from lit_gpt.modules.base import GPTModule
 
 ReferenceKind = Literal["auto", "frozen", "precomputed", "disabled_adapter"]
+SPLITS = ("train", "val", "test")
 
 
-class ReferencedModule(GPTModule):
-    """A `GPTModule` with a reference beside it, where `uses_reference` says so.
+class ReferenceModel:
+    """The weights that a run started from: a frozen copy, or the base under the disabled adapter.
+
+    It is no submodule of the module that holds it, so it is in no checkpoint and no optimizer. On a resume it is built
+    from the first weights again, whose hash is in the checkpoint.
 
     Args:
-        reference: `frozen`, `disabled_adapter` (no second model in memory), or `auto`: the latter if there is an
-            adapter.
-        kwargs: see `GPTModule`.
+        kind: `frozen`; `precomputed` (frozen, and released once all rows are scored); `disabled_adapter` (no second
+            model in memory); or `auto`: the last if there is an adapter, else `frozen`.
+        choices: kinds that the objective supports.
+        has_adapter: whether the run trains an adapter.
+
+    Raises:
+        UserError: the kind is not among the choices, or needs an adapter that is not there.
     """
 
-    references: tuple[ReferenceKind, ...] = ("auto", "frozen", "disabled_adapter")
-    """What a subclass can be told to use."""
-
-    def __init__(self, reference: ReferenceKind = "auto", **kwargs: object) -> None:
-        super().__init__(**kwargs)  # type: ignore[arg-type]
-        if reference not in self.references:
-            raise UserError(f"reference is {reference!r}; it can be one of {', '.join(self.references)}")
-        if reference == "disabled_adapter" and self.adapter is None:
+    def __init__(self, kind: ReferenceKind, choices: Sequence[ReferenceKind], has_adapter: bool) -> None:
+        check_one_of("reference", kind, choices)
+        if kind == "disabled_adapter" and not has_adapter:
             raise UserError("reference is disabled_adapter, but there is no adapter; set adapter, or reference: frozen")
-        if reference == "auto":
-            reference = "frozen" if self.adapter is None else "disabled_adapter"
-        self.reference: ReferenceKind = reference
-        self._first_sha256: str | None = None
-        # Not a submodule: it is in no checkpoint and no optimizer.
-        self.__dict__["_frozen"] = None
+        if kind == "auto":
+            kind = "disabled_adapter" if has_adapter else "frozen"
+        self.kind: ReferenceKind = kind
+        self.model: GPT | None = None
+        """The frozen copy; None under a disabled adapter and once it is released."""
+        self.sha256: str | None = None
+        """Content hash of the frozen copy's weights."""
 
-    @property
-    def uses_reference(self) -> bool:
-        """Whether the loss has a part for the reference."""
-        return True
+    def build(self, policy: GPTModule) -> None:
+        """Make the frozen copy, if one is needed.
 
-    def configure_model(self) -> None:
-        """Build the policy, and the frozen reference beside it: the first weights, also on a resume."""
-        if self.model is not None:
+        Raises:
+            UserError: the policy is sharded, which the copy would not be.
+        """
+        if self.kind == "disabled_adapter":
             return
-        if self.uses_reference and self.reference == "frozen" and self.device_mesh is not None:
+        if self.kind == "frozen" and policy.device_mesh is not None:
             raise UserError("a frozen reference is not sharded; set reference: precomputed")
-        super().configure_model()
-        if self.uses_reference and self.reference != "disabled_adapter":
-            self._build_frozen()
-
-    def _build_frozen(self) -> None:
         with torch.device("meta"):
-            first = self.build_model()
-        first.to_empty(device=self.device)
-        assert isinstance(first, GPT)
-        first.init_weights(self.seed)
-        if self._source is not None:
-            self.load_source(first)
-        first.requires_grad_(False).eval()
-        self._first_sha256 = hash_weights(dict(first.named_parameters()), self.config)
-        self.__dict__["_frozen"] = first
+            model = policy.build_model()
+        model.to_empty(device=policy.device)
+        assert isinstance(model, GPT)
+        model.init_weights(policy.seed)
+        if policy.init_from is not None:
+            policy.load_source(model)
+        model.requires_grad_(False).eval()
+        self.sha256 = hash_weights(dict(model.named_parameters()), policy.config)
+        self.model = model
+
+    def release(self) -> None:
+        """Free the frozen copy's memory; it is built again if it is asked for."""
+        self.model = None
 
     @contextmanager
-    def reference_model(self) -> Iterator[Any]:
-        """Within it, the reference: a second model, or this one with its adapter off."""
-        if self.reference != "disabled_adapter":
-            if self._frozen is None:  # given up for tables, which other rows are not in
-                self._build_frozen()
-            yield self._frozen
-            return
-        assert isinstance(self.model, nn.Module)
-        training = self.model.training
-        self.model.eval()
-        with adapters_disabled(self.model):
+    def active(self, policy: GPTModule) -> Iterator[Any]:
+        """Yield the reference: a second model, or the policy's own with its adapter disabled and without dropout."""
+        if self.kind != "disabled_adapter":
+            if self.model is None:  # released for tables, which hold no other rows
+                self.build(policy)
             yield self.model
-        self.model.train(training)
+            return
+        model = policy.model
+        assert isinstance(model, nn.Module)
+        training = model.training
+        model.eval()
+        with adapters_disabled(model):
+            yield model
+        model.train(training)
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Also say which weights the reference has."""
-        super().on_save_checkpoint(checkpoint)
-        checkpoint["lit_gpt"]["reference_sha256"] = self._first_sha256
+    def check_saved(self, sha256: str | None, init_from: str | None) -> None:
+        """Refuse to resume with another reference.
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse to go on against another reference.
+        Args:
+            sha256: `sha256` of the run so far, as its checkpoint has it.
+            init_from: how the user named the first weights.
 
         Raises:
             UserError: the first weights are not those that the run was started from.
         """
-        super().on_load_checkpoint(checkpoint)
-        saved = checkpoint["lit_gpt"].get("reference_sha256")
-        if saved is not None and self._first_sha256 is not None and saved != self._first_sha256:
+        if sha256 is not None and self.sha256 is not None and sha256 != self.sha256:
             raise UserError(
-                f"the run was started from other weights than {self.init_from} has now, so its reference is gone; "
-                "bring those weights back, or start a new run"
+                f"the run was started from other weights than {init_from} has now, so its reference is gone; bring "
+                "those weights back, or start a new run"
             )
+
+
+@torch.no_grad()
+def score_all_rows(
+    policy: GPTModule,
+    reference: ReferenceModel,
+    score: Callable[[Any, Batch], Tensor],
+    rows_of: Callable[[Batch], Tensor],
+) -> dict[str, Tensor]:
+    """Return what the reference says of every row, computed once and stored in the run's folder.
+
+    Args:
+        policy: the module, which knows data, ranks and device.
+        reference: the reference model.
+        score: (model, batch) → (rows, 2) float32.
+        rows_of: batch → (rows,) int64 numbers of its rows in their split; -1 is padding.
+
+    Returns:
+        (rows of the split, 2) float32 by split.
+
+    Raises:
+        UserError: the DataModule has no rows.
+    """
+    info = policy.data_info
+    if info.rows is None or info.scoring_batches is None:
+        raise UserError(
+            "reference: precomputed needs a DataModule of rows, such as PreferenceDataModule; set reference: frozen"
+        )
+    tables = {}
+    for split in SPLITS:
+        rows = info.rows(split)
+        path = Path(policy.trainer.default_root_dir) / "reference" / f"{split}.safetensors"
+        key = {"rows": rows.fingerprint, "weights": str(reference.sha256), "kind": type(policy).__name__}
+        if path.exists() and _metadata(path) == key:
+            tables[split] = load_file(path)["log_probs"].to(policy.device)
+            continue
+        table = torch.zeros(len(rows), 2, device=policy.device)
+        for batch in info.scoring_batches(split):
+            batch = policy.transfer_batch_to_device(batch, policy.device, 0)
+            numbers = rows_of(batch)
+            is_row = numbers >= 0
+            with reference.active(policy) as model:
+                table[numbers[is_row]] = score(model, batch)[is_row]
+        tables[split] = table = policy.sum_over_ranks(table)  # each row was scored by one rank, and is 0 elsewhere
+        if policy.trainer.is_global_zero:
+            with whole_file(path) as temporary:
+                save_file({"log_probs": table.cpu()}, temporary, metadata=key)
+    return tables
+
+
+def _metadata(path: Path) -> dict[str, str] | None:
+    with safe_open(path, framework="pt") as file:
+        metadata: dict[str, str] | None = file.metadata()
+        return metadata

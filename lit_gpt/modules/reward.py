@@ -1,15 +1,12 @@
 """Reward models: a number for an answer, learned from which of two is better."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchmetrics import MeanMetric
 from torchmetrics.classification import BinaryCalibrationError
 
 from lit_gpt.batch import Batch
-from lit_gpt.errors import UserError
+from lit_gpt.checks import check_at_least
 from lit_gpt.modules.scoring import ScoringModule, rows_with_targets
 from lit_gpt.objectives import TokenLoss
 
@@ -17,9 +14,9 @@ from lit_gpt.objectives import TokenLoss
 class RewardModule(ScoringModule):
     r"""Bradley–Terry: :math:`-\log\sigma(r(x, y_c) - r(x, y_r))`, the mean over a step (Ouyang et al. 2022).
 
-    Logged in validation: the loss, the accuracy (share of pairs in the right order), the mean margin, and the
+    Logged: the loss, the accuracy (share of pairs in the right order) and the mean margin; in validation also the
     calibration error (Guo et al. 2017): how far the predicted probability that an answer is the better one lies from
-    how often it is, over ten bins, both ways round of each pair.
+    how often it is, over ten bins, with each pair in both orders.
 
     Args:
         center: coefficient of (r_c + r_r)², which keeps rewards around 0 (Eisenstein et al. 2023: 0.01).
@@ -30,53 +27,48 @@ class RewardModule(ScoringModule):
 
     def __init__(self, center: float = 0.0, **kwargs: object) -> None:
         super().__init__(num_outputs=1, **kwargs)
-        if center < 0:
-            raise UserError(f"center is {center}; it must be at least 0")
+        check_at_least("center", center, 0)
         self.center = center
-        self.accuracy, self.margin = MeanMetric(), MeanMetric()
         self.calibration = BinaryCalibrationError(n_bins=10, norm="l1", validate_args=False)
 
     def num_units(self, batch: Batch) -> Tensor:
-        """Pairs; rows of padding are none."""
-        return rows_with_targets(batch).chunk(2)[0].sum()
+        """Count the pairs; rows of padding are none."""
+        return _is_pair(batch).sum()
 
     def loss(self, batch: Batch) -> TokenLoss:
-        """Sum of the pairs' losses."""
-        loss, margins = self._loss_and_margins(batch)
-        correct = torch.where(rows_with_targets(batch).chunk(2)[0], (margins > 0).float(), 0.0)
-        self._step_losses["accuracy"] = self._step_losses.get("accuracy", 0) + correct.sum()
-        return loss
+        """Return the sum of the pairs' losses."""
+        return self._loss_and_margins(batch)[0]
 
     def evaluation_loss(self, batch: Batch) -> TokenLoss:
-        """The same, and its measures over the whole split."""
+        """Return the same, and update the calibration error."""
         loss, margins = self._loss_and_margins(batch)
-        margins = margins[rows_with_targets(batch).chunk(2)[0]]
-        if len(margins) == 0:  # with several devices the last batch may be padding alone
-            return loss
-        self.accuracy.update((margins > 0).float())
-        self.margin.update(margins)
-        better = torch.sigmoid(margins)
-        ones = torch.ones_like(better, dtype=torch.int64)
-        self.calibration.update(torch.cat([better, 1 - better]), torch.cat([ones, 1 - ones]))
+        better = torch.sigmoid(margins[_is_pair(batch)])
+        if len(better):  # with several devices the last batch may be padding alone
+            # Both orders of each pair: with the chosen answer always first, every pair would be a positive.
+            ones = torch.ones_like(better, dtype=torch.int64)
+            self.calibration.update(torch.cat([better, 1 - better]), torch.cat([ones, 1 - ones]))
         return loss
 
     def evaluation_metrics(self) -> dict[str, float]:
-        """Accuracy, margin and calibration error."""
-        metrics: dict[str, Any] = {
-            "accuracy": self.accuracy,
-            "margin": self.margin,
-            "calibration_error": self.calibration,
-        }
-        values = {name: float(metric.compute()) for name, metric in metrics.items()}
-        for metric in metrics.values():
-            metric.reset()
-        return values
+        """Return the calibration error."""
+        value = float(self.calibration.compute())
+        self.calibration.reset()
+        return {"calibration_error": value}
 
     def _loss_and_margins(self, batch: Batch) -> tuple[TokenLoss, Tensor]:
         chosen, rejected = self.scores(batch).squeeze(1).chunk(2)
+        margins = (chosen - rejected).detach()
         losses = -F.logsigmoid(chosen - rejected)
-        shown = torch.where(rows_with_targets(batch).chunk(2)[0], losses, 0.0).sum()
+        pairs = _is_pair(batch)
+        reported = torch.where(pairs, losses, 0.0).sum().detach()  # without the centering term
         if self.center:
             losses = losses + self.center * (chosen + rejected).square()
-        total = torch.where(rows_with_targets(batch).chunk(2)[0], losses, 0.0).sum()
-        return TokenLoss(total, shown.detach()), (chosen - rejected).detach()
+        total = torch.where(pairs, losses, 0.0).sum()
+        self.log_sum("accuracy", torch.where(pairs, (margins > 0).float(), 0.0).sum(), pairs.sum())
+        self.log_sum("margin", torch.where(pairs, margins, 0.0).sum(), pairs.sum())
+        return TokenLoss(total, reported), margins
+
+
+def _is_pair(batch: Batch) -> Tensor:
+    """Return (pairs,) bool: which of a batch's pairs are no padding."""
+    return rows_with_targets(batch).chunk(2)[0]

@@ -5,96 +5,121 @@ from typing import Any
 
 import torch
 
-from lit_gpt.checkpoints.resolve import ModelSource
+from lit_gpt.checks import check_at_least
 from lit_gpt.data.chat import ChatRenderer
 from lit_gpt.data.tokenizers import Tokenizer, load_tokenizer
 from lit_gpt.errors import UserError
 from lit_gpt.generation import Completion, Engine, SamplingParams
-from lit_gpt.models import GPTConfig
-from lit_gpt.modules.ranks import RanksMixin
+from lit_gpt.models.fused import prepare_for_decoding
+from lit_gpt.modules.base import GPTModule
 
 Prompt = dict[str, Any]
+"""A prompt of a batch; its token ids are `ids`."""
 
 
-class SamplingMixin(RanksMixin):
-    """A module with a `model` that can answer prompts as it is, on the device where it trains."""
+class Sampler:
+    """Draws answers from a module's model as it is, on the device where it trains.
 
-    config: GPTConfig
-    max_new_tokens: int
-    """Of an answer."""
-    engine_batch_size: int
-    """Answers drawn at once, which bounds the cache."""
-    num_logged_samples: int = 0
-    """Answers written to the log as text each time."""
-    _source: ModelSource | None
-    _tokenizer: Tokenizer | None = None
-    _stop_ids: tuple[int, ...] = ()
-    _shown: list[str]
-    """Answers in hand, as `shown_answer` has them."""
+    Args:
+        max_new_tokens: tokens of an answer at most.
+        engine_batch_size: answers drawn at once, which bounds the KV cache.
+        num_logged_samples: answers written to the log as text each time.
+
+    Raises:
+        UserError: a number is out of its bounds.
+    """
+
+    def __init__(self, max_new_tokens: int, engine_batch_size: int, num_logged_samples: int) -> None:
+        check_at_least("max_new_tokens", max_new_tokens, 1)
+        check_at_least("engine_batch_size", engine_batch_size, 1)
+        check_at_least("num_logged_samples", num_logged_samples, 0)
+        self.max_new_tokens = max_new_tokens
+        self.engine_batch_size = engine_batch_size
+        self.num_logged_samples = num_logged_samples
+        self.shown: list[str] = []
+        """The latest answers, as `shown_answer` renders them."""
+        self.tokenizer: Tokenizer | None = None
+        self.stop_ids: tuple[int, ...] = ()
+
+    def prepare(self, module: GPTModule) -> None:
+        """Lay out the weights for decoding, once, before the first optimizer step.
+
+        The same product is rounded differently in another memory layout. So the layout must be the same in every step,
+        also after a resume in the middle of a rollout, when the first step draws nothing; and a parameter's layout must
+        not change between optimizer steps, because the optimizer's moments and DDP's buckets have the layout that the
+        parameter had when they were made. After this, the engine finds nothing to lay out.
+        """
+        assert module.model is not None
+        prepare_for_decoding(module.model)
 
     def sample(
-        self, prompts: Sequence[Prompt], seeds: Sequence[Sequence[int]], temperature: float
+        self, module: GPTModule, prompts: Sequence[Prompt], seeds: Sequence[Sequence[int]], temperature: float
     ) -> list[list[Completion]]:
         """Answer prompts with the model as it is.
 
         Args:
+            module: has the model.
             prompts: have their token ids as `ids`.
-            seeds: for each prompt one for each answer.
+            seeds: for each prompt one per answer.
             temperature: of the draws.
 
         Returns:
             For each prompt its answers.
+
+        Raises:
+            UserError: neither the data nor `init_from` has a tokenizer.
         """
         if not prompts:
             return []
-        if self._tokenizer is None:
-            self._load_tokenizer()
-        assert self._tokenizer is not None
-        model: Any = self.model
+        if self.tokenizer is None:
+            self._load_tokenizer(module)
+        assert self.tokenizer is not None
+        model: Any = module.model
         training = model.training
         requests = [(prompt["ids"], seed) for prompt, each in zip(prompts, seeds, strict=True) for seed in each]
         longest = max(len(ids) for ids, _ in requests)
         params = [
             SamplingParams(
-                max_new_tokens=self.max_new_tokens, temperature=temperature, seed=seed, stop_token_ids=self._stop_ids
+                max_new_tokens=self.max_new_tokens, temperature=temperature, seed=seed, stop_token_ids=self.stop_ids
             )
             for _, seed in requests
         ]
         # A new engine each time: its cache is free again while the policy learns. Without autocast, because the cache
-        # is of the weights' type.
-        with torch.autocast(self.device.type, enabled=False):
+        # has the dtype of the weights.
+        with torch.autocast(module.device.type, enabled=False):
             engine = Engine(
                 model,
-                self._tokenizer,
+                self.tokenizer,
                 max_batch_size=min(self.engine_batch_size, len(requests)),
-                max_length=min(self.config.block_size, longest + self.max_new_tokens),
+                max_length=min(module.config.block_size, longest + self.max_new_tokens),
             )
-            done = iter(engine.generate([ids for ids, _ in requests], params))
+            completions = iter(engine.generate([ids for ids, _ in requests], params))
         model.train(training)
-        return [[next(done) for _ in each] for each in seeds]
+        return [[next(completions) for _ in each] for each in seeds]
 
-    def _load_tokenizer(self) -> None:
-        path = self.data_info.tokenizer_path
-        if path is None and self._source is not None:
-            path = self._source.tokenizer_path
+    def _load_tokenizer(self, module: GPTModule) -> None:
+        path = module.data_info.tokenizer_path
+        if path is None and module._source is not None:
+            path = module._source.tokenizer_path
         if path is None:
             raise UserError("there is no tokenizer: give a DataModule that has one, or an init_from with its own")
-        self._tokenizer = load_tokenizer(path)
-        self._stop_ids = ChatRenderer(self._tokenizer).stop_ids
+        self.tokenizer = load_tokenizer(path)
+        self.stop_ids = ChatRenderer(self.tokenizer).stop_ids
 
-    def _write_answers(self, stage: str) -> None:
-        """Write the answers in hand to every logger that takes text."""
-        if not self._shown or not self.trainer.is_global_zero:
+    def write_shown(self, module: GPTModule, stage: str) -> None:
+        """Write the latest answers to every logger that takes text."""
+        if not self.shown or not module.trainer.is_global_zero:
             return
-        for logger in self.loggers:
+        # In training the current step is not counted yet.
+        step = module.trainer.global_step + (stage == "train")
+        for logger in module.loggers:
             writer: Any = getattr(logger, "experiment", None)
             if hasattr(writer, "add_text"):
-                step = self.trainer.global_step + (stage == "train")
-                writer.add_text(f"{stage}/completions", "\n\n---\n\n".join(self._shown), step)
+                writer.add_text(f"{stage}/completions", "\n\n---\n\n".join(self.shown), step)
 
 
 def shown_answer(title: str, prompt: str, answer: str, finished: bool) -> str:
-    """An answer as Markdown, prompt and answer as they are."""
+    """Return prompt and answer verbatim, as Markdown."""
     prompt, answer = ("\n".join(f"    {line}" for line in text.splitlines()) or "    " for text in (prompt, answer))
     end = "" if finished else " (cut off by a limit)"
     return f"{title}\n\n{prompt}\n\nwas answered{end}:\n\n{answer}"

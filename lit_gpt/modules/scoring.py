@@ -1,4 +1,4 @@
-"""Objectives whose model gives a few numbers a text instead of a next token: a linear layer on the last hidden state.
+"""Objectives whose model gives a few numbers per text instead of next tokens: a linear layer on the last hidden state.
 
 The numbers are read where the stop token (or whatever is the last target of a row) would be predicted: the model has
 then seen the whole text.
@@ -15,10 +15,10 @@ SCORE = "score"
 
 
 class ScoringModule(GPTModule):
-    """Base of reward models and classifiers: a GPT with a layer `score` of (outputs, C) beside the LM head.
+    """Base of reward models and classifiers: a GPT with a layer `score` of (outputs, C) next to the LM head.
 
     Args:
-        num_outputs: numbers a text.
+        num_outputs: numbers per text.
         kwargs: see `GPTModule`.
     """
 
@@ -31,7 +31,7 @@ class ScoringModule(GPTModule):
         self.num_outputs = num_outputs
 
     def build_model(self) -> nn.Module:
-        """Make the GPT and its score layer; an LM head of its own takes no part, so it is frozen."""
+        """Make the GPT and its score layer; an untied LM head takes no part in the loss, so it is frozen."""
         model = GPT(self.config)
         setattr(model, SCORE, nn.Linear(self.config.n_embd, self.num_outputs, bias=False))
         if not self.config.tie_embeddings:
@@ -39,7 +39,7 @@ class ScoringModule(GPTModule):
         return model
 
     def scores(self, batch: Batch) -> Tensor:
-        """Returns (B, outputs) float32: the score of each row; one of padding has the score of its first position."""
+        """Return (B, outputs) float32: the score of each row; a row of padding has the score of its first position."""
         targets = batch["labels"] != IGNORE_INDEX
         positions = torch.arange(targets.shape[1], device=targets.device)
         last = torch.where(targets, positions, 0).amax(1)  # (B,)
@@ -54,5 +54,5 @@ class ScoringModule(GPTModule):
 
 
 def rows_with_targets(batch: Batch) -> Tensor:
-    """Returns (B,) bool: which rows are no padding."""
+    """Return (B,) bool: which rows are no padding."""
     return (batch["labels"] != IGNORE_INDEX).any(1)

@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics.classification import MulticlassAccuracy
 
 from lit_gpt.batch import IGNORE_INDEX, Batch
 from lit_gpt.modules.base import GPTModule
@@ -18,7 +17,7 @@ class SFTModule(GPTModule):
     The loss of a step is the mean over all its supervised tokens, whatever the lengths of its rows. The head runs on
     supervised positions alone, which saves its share of the prompts. Validation logs loss, perplexity and accuracy of
     these tokens. Tokens that the tokenizer has and the weights of `init_from` lack (those of a chat template) get
-    rows of their own, which start at the mean of the others (`lit_gpt.models.vocabulary`).
+    rows of their own, which start as the mean of the others (`lit_gpt.models.vocabulary`).
 
     Args:
         z_loss: coefficient of the z-loss; 0 leaves it out.
@@ -30,28 +29,21 @@ class SFTModule(GPTModule):
     def __init__(self, z_loss: float = 0.0, **kwargs: object) -> None:
         super().__init__(**kwargs)  # type: ignore[arg-type]
         self.z_loss = z_loss
-        self.token_accuracy = MulticlassAccuracy(self.config.vocab_size, average="micro", validate_args=False)
 
     def loss(self, batch: Batch) -> TokenLoss:
-        """Cross-entropy of the supervised tokens, summed, inside the head."""
+        """Return the summed cross-entropy of the supervised tokens, computed inside the head."""
         return self(batch, head_fn=partial(self._on_targets, batch, self._cross_entropy))
 
     def evaluation_loss(self, batch: Batch) -> TokenLoss:
-        """The same, and the tokens that the model would have written."""
+        """Return the same, and report the share of supervised tokens that the model finds likeliest."""
         token_loss, predictions, labels = self(batch, head_fn=partial(self._on_targets, batch, self._with_predictions))
-        answers = labels != IGNORE_INDEX
-        if answers.any():  # with several devices the last batch may be padding alone
-            self.token_accuracy.update(predictions[answers], labels[answers])
+        supervised = labels != IGNORE_INDEX
+        self.log_sum("token_accuracy", ((predictions == labels) & supervised).sum(), supervised.sum())
         return token_loss
 
-    def evaluation_metrics(self) -> dict[str, float]:
-        """Share of the supervised tokens that are the likeliest ones."""
-        accuracy = float(self.token_accuracy.compute())
-        self.token_accuracy.reset()
-        return {"token_accuracy": accuracy}
-
     def _on_targets(self, batch: Batch, head_fn: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Any:
-        labels = batch["labels"].reshape(-1)
+        """Apply `head_fn` to the supervised positions alone."""
+        labels = batch["labels"].reshape(-1)  # (B · T,)
         rows = hidden.reshape(-1, hidden.shape[-1])
         if "target_index" in batch:
             index: Tensor = batch["target_index"]  # type: ignore[typeddict-item]

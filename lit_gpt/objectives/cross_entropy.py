@@ -27,14 +27,14 @@ CHUNK_BYTES_GPU = 512 * 2**20
 class TokenLoss(NamedTuple):
     """Sums over supervised tokens. Divide by the number of tokens of the whole step, never of a micro-batch."""
 
+    # A NamedTuple and not a dataclass: FSDP2 finds the tensors in what the root's forward returns through pytrees, and
+    # a dataclass is none.
     loss: Tensor
-    """() nats: what is minimised (cross-entropy, the z-loss, and the two below)."""
+    """() nats: what is minimised (cross-entropy, the z-loss, and whatever an objective adds)."""
     cross_entropy: Tensor
-    """() nats, detached: the cross-entropy of the next token alone."""
-    router: Tensor | None = None
-    """(), detached: the part of the loss that evens out routers; None without a mixture of experts."""
-    ahead: Tensor | None = None
-    """() nats, detached: the mean over depths of the cross-entropy of tokens further ahead; None without them."""
+    """() nats, detached: the cross-entropy of the next token alone; what is logged as `loss`."""
+    parts: dict[str, Tensor] = {}  # noqa: RUF012  (never written to)
+    """Further sums by name, each (): logged as `<stage>/<name>`, divided by the same count as the loss."""
 
 
 def linear_cross_entropy(
@@ -212,3 +212,22 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None, None, None, None]:
         hidden, weight, bias = (None if grad is None else grad * grad_loss.to(grad.dtype) for grad in ctx.saved_tensors)
         return hidden, weight, bias, None, None, None, None, None
+
+
+def mtp_labels(labels: Tensor, document_ids: Tensor | None, depth: int) -> Tensor:
+    """Return the targets of a multi-token prediction depth (DeepSeek-V3, arXiv:2412.19437, section 2.2).
+
+    Args:
+        labels: (B, T) int64, shifted by one already.
+        document_ids: (B, T) int64, or None.
+        depth: k, from 1.
+
+    Returns:
+        (B, T) int64: at position i the label of i + k if that is in the same document, else `IGNORE_INDEX`.
+    """
+    shifted = torch.full_like(labels, IGNORE_INDEX)
+    shifted[:, :-depth] = labels[:, depth:]
+    if document_ids is not None:
+        same = document_ids[:, depth:] == document_ids[:, :-depth]
+        shifted[:, :-depth] = torch.where(same, shifted[:, :-depth], IGNORE_INDEX)
+    return shifted

@@ -1,14 +1,18 @@
-"""Losses and measures of a mixture of experts' routing, from the record of a forward.
+"""Routing of a mixture of experts in training: losses and measures from the record of a forward, and moving biases.
 
 B batch, E experts, k experts a token, L mixtures in the model.
 """
 
 import math
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from lit_gpt.batch import IGNORE_INDEX, Batch
+from lit_gpt.data_info import DataParallel
 from lit_gpt.models.experts_config import MoEConfig
+from lit_gpt.models.moe import MixtureOfExperts
 from lit_gpt.models.routing import Routing
 
 
@@ -88,3 +92,62 @@ def load_measures(loads: Tensor) -> dict[str, float]:
         "max_load_worst": largest.max().item(),
         "entropy": entropy.mean().item(),
     }
+
+
+class RouterTraining:
+    """The routers' side of one optimizer step: their losses, their loads, and the biases that even out the loads.
+
+    `GPTModule` asks for a record before each forward, takes the routers' loss after it, and closes the step before the
+    optimizer moves. Everything stays on the device until a step is logged. E experts, L mixtures in the model.
+
+    Args:
+        moe: has the weights of the losses and the rate of the biases.
+    """
+
+    def __init__(self, moe: MoEConfig) -> None:
+        self.moe = moe
+        self._open: list[tuple[Routing, Tensor]] = []
+        self._loads: dict[int, Tensor] = {}
+
+    def begin_step(self) -> None:
+        """Forget the previous step."""
+        self._open.clear()
+        self._loads.clear()
+
+    def new_record(self, batch: Batch) -> Routing:
+        """Return a record for one forward over this batch, whose rows are weighted by their supervised tokens."""
+        routing = Routing(batch.get("document_ids"))
+        self._open.append((routing, (batch["labels"] != IGNORE_INDEX).sum(1)))
+        return routing
+
+    def take_loss(self) -> Tensor | None:
+        """Return the summed loss of the forwards since the last call and add up their loads; None without forwards."""
+        losses = [routing_loss(routing, self.moe, weights) for routing, weights in self._open]
+        for layer, load in expert_loads([routing for routing, _ in self._open]).items():
+            self._loads[layer] = self._loads[layer] + load if layer in self._loads else load
+        self._open.clear()
+        return torch.stack(losses).sum() if losses else None
+
+    @torch.no_grad()
+    def finish_step(self, model: nn.Module, ranks: DataParallel, measure: bool) -> dict[str, Any]:
+        """Move the selection biases, once all micro-batches are in.
+
+        Args:
+            model: has the routers.
+            ranks: the loads are those of all ranks.
+            measure: whether the loads are wanted for the log, which waits for the device.
+
+        Returns:
+            `max_load`, `max_load_worst` and `entropy`, if wanted.
+        """
+        if not self._loads or not (measure or self.moe.bias_update_rate):
+            return {}
+        layers = sorted(self._loads)
+        loads = ranks.sum(torch.stack([self._loads[layer] for layer in layers]))  # (L, E)
+        if self.moe.bias_update_rate:
+            by_layer = dict(zip(layers, loads, strict=True))
+            for module in model.modules():
+                if isinstance(module, MixtureOfExperts) and module.layer in by_layer:
+                    assert module.router.selection_bias is not None
+                    move_selection_bias(module.router.selection_bias, by_layer[module.layer], self.moe.bias_update_rate)
+        return load_measures(loads) if measure else {}

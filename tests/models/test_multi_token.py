@@ -8,7 +8,7 @@ from lit_gpt.models import GPT, Context, GPTConfig
 from lit_gpt.models.multi_token import tokens_ahead
 from lit_gpt.models.positions import Rotations
 from lit_gpt.modules import PretrainModule
-from lit_gpt.objectives import labels_ahead
+from lit_gpt.objectives import mtp_labels
 
 
 def small(**changes):
@@ -21,12 +21,12 @@ def logits_fn(hidden, weight, bias):
     return F.linear(hidden, weight, bias)
 
 
-def test_labels_ahead_stay_in_their_document():
+def test_mtp_labels_stay_in_their_document():
     labels = torch.tensor([[1, 2, 3, 4, -100, 6]])
     documents = torch.tensor([[0, 0, 0, 1, 1, 1]])
-    assert labels_ahead(labels, None, 1).tolist() == [[2, 3, 4, -100, 6, -100]]
-    assert labels_ahead(labels, documents, 1).tolist() == [[2, 3, -100, -100, 6, -100]]
-    assert labels_ahead(labels, documents, 2).tolist() == [[3, -100, -100, 6, -100, -100]]
+    assert mtp_labels(labels, None, 1).tolist() == [[2, 3, 4, -100, 6, -100]]
+    assert mtp_labels(labels, documents, 1).tolist() == [[2, 3, -100, -100, 6, -100]]
+    assert mtp_labels(labels, documents, 2).tolist() == [[3, -100, -100, 6, -100, -100]]
     assert tokens_ahead(torch.arange(5)[None], 2).tolist() == [[2, 3, 4, 0, 1]]
 
 
@@ -144,11 +144,11 @@ def test_the_loss_is_equations_24_and_25(softcap):
 
     further = (entropy(ahead[0], 1) + entropy(ahead[1], 2)) / 2
     torch.testing.assert_close(found.cross_entropy, entropy(logits, 0).detach(), rtol=1e-5, atol=1e-4)
-    torch.testing.assert_close(found.ahead, further.detach(), rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(found.parts["mtp_loss"], further.detach(), rtol=1e-5, atol=1e-4)
     torch.testing.assert_close(found.loss, entropy(logits, 0) + 0.3 * further, rtol=1e-5, atol=1e-4)
     found.loss.backward()
     assert all(p.grad is not None for p in module.model.parameters())
-    assert module.eval().loss(rows).ahead is None
+    assert module.eval().loss(rows).parts == {}
 
 
 def test_checkpointing_gives_the_same_gradients():

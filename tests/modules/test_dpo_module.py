@@ -88,14 +88,14 @@ def test_frozen_and_precomputed_references_are_the_same(run, tmp_path):
     assert one.losses == pytest.approx(other.losses, rel=1e-5)
     for a, b in zip(frozen.model.parameters(), computed.model.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
-    assert computed._frozen is None, "no second model in memory"
+    assert computed.reference.model is None, "no second model in memory"
     assert (tmp_path / "runs" / "computed" / "reference" / "train.safetensors").exists()
 
 
 def test_a_disabled_adapter_is_the_frozen_base(run):
     adapter = AdapterConfig(rank=4, train_embeddings=True)
     disabled, _, one = run("disabled", adapter=adapter, lr=1e-2)
-    assert disabled.reference == "disabled_adapter"
+    assert disabled.reference.kind == "disabled_adapter"
     _, _, other = run("frozen", adapter=adapter, reference="frozen", lr=1e-2)
     assert one.losses == pytest.approx(other.losses, rel=1e-5)
     assert one.losses[-1] < 0.69
@@ -116,7 +116,7 @@ def test_every_loss_trains(run, loss_type):
     extra = {"robust": {"label_smoothing": 0.1}, "simpo": {"beta": 2.0}}.get(loss_type, {})
     _, trainer, record = run(loss_type, max_steps=4, loss_type=loss_type, **extra)
     assert all(map(math.isfinite, record.losses))
-    assert (trainer.lightning_module._frozen is None) == (loss_type == "simpo")
+    assert (trainer.lightning_module.reference.model is None) == (loss_type == "simpo")
 
 
 @pytest.mark.parametrize("reference", ["frozen", "precomputed", "disabled_adapter"])

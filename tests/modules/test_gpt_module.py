@@ -207,7 +207,7 @@ def test_blocks_ahead_are_built_only_where_they_are_trained(tmp_path, fit):
         pass
 
     class Ahead(OwnLoss):
-        trains_ahead = True
+        trains_mtp = True
 
         def loss(self, batch):
             return PretrainModule.loss(self, batch)

@@ -268,7 +268,7 @@ def test_dynamic_sampling_tries_the_next_prompt(run):
 def test_unfinished_answers_can_be_left_out(run):
     module, _, _ = run(max_steps=1, mask_unfinished=True, max_new_tokens=1)
     answers = [answer for group in module._groups.values() for answer in group]
-    stops = set(module._stop_ids)
+    stops = set(module.sampler.stop_ids)
     assert all(answer.counts == (answer.ids[-1] in stops) for answer in answers)
 
 

@@ -99,7 +99,7 @@ def test_frozen_and_precomputed_references_are_the_same(fit, tmp_path):
     assert one.losses == pytest.approx(other.losses, rel=1e-5)
     for a, b in zip(frozen.model.parameters(), computed.model.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
-    assert computed._frozen is None, "no second model in memory"
+    assert computed.reference.model is None, "no second model in memory"
     kept = tmp_path / "runs" / "computed" / "reference" / "train.safetensors"
     before = kept.stat().st_mtime_ns
     resumed = fit("computed", max_steps=5, ckpt_path="last", reference="precomputed")[0]
@@ -113,7 +113,7 @@ def test_frozen_and_precomputed_references_are_the_same(fit, tmp_path):
 def test_mistakes(fit):
     with pytest.raises(UserError, match=r"rows\.jsonl:1: its label is None"):
         fit(rows=[{"prompt": "a", "completion": "b"}])
-    with pytest.raises(UserError, match="weights"):
+    with pytest.raises(UserError, match="desirable_weight"):
         KTOModule(desirable_weight=0.0)
     fit(
         rows=[{**row, "ok": str(row["label"])} | {"label": 5} for row in ROWS],

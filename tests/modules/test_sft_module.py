@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from lit_gpt.checkpoints.bundle import save_bundle
 from lit_gpt.data.bpe import train_bpe
 from lit_gpt.data.rows.loader import RowEvaluationLoader
+from lit_gpt.data_info import DataParallel
 from lit_gpt.datamodules import InstructionDataModule
 from lit_gpt.errors import UserError
 from lit_gpt.models import GPT, GPTConfig
@@ -119,11 +120,13 @@ def test_the_head_runs_on_the_answers_alone(make_data):
     pretrain = PretrainModule(overrides=SMALL | {"vocab_size": data.vocab_size})
     pretrain.model = module.model
     torch.testing.assert_close(module.loss(batch).loss, pretrain.loss(plain).loss)
-    module.evaluation_loss(batch)
+    module.eval().evaluation_loss(batch)
     predictions = module.model(batch["input_ids"], batch["position_ids"], batch["document_ids"]).argmax(-1)
     answers = batch["labels"] != -100
     expected = (predictions == batch["labels"])[answers].float().mean().item()
-    assert module.evaluation_metrics() == {"token_accuracy": pytest.approx(expected)}
+    assert module._evaluation_sums.pop_means(DataParallel(), module.device) == {
+        "token_accuracy": pytest.approx(expected)
+    }
 
 
 def test_new_tokens_get_sound_rows():

@@ -1,0 +1,95 @@
+"""An adapter's life in a run: added to the frozen base, saved without it, and checked when a checkpoint is loaded."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from lit_gpt.adapters import AdapterConfig, add_adapter, trained_names
+from lit_gpt.checkpoints.adapters import adapter_info, hash_weights
+from lit_gpt.checkpoints.resolve import ModelSource
+from lit_gpt.checkpoints.step import PREFIX
+from lit_gpt.errors import UserError
+
+
+class AdapterTraining:
+    """The adapter that a module trains instead of the weights of `init_from`.
+
+    Args:
+        config: kind, rank and targets of the adapter.
+        init_from: how the user named the base model.
+        source: the base model.
+        vocab_size: entries of the token table; more than the base has means that the data brings new tokens.
+    """
+
+    def __init__(self, config: AdapterConfig, init_from: str, source: ModelSource, vocab_size: int) -> None:
+        self.config = config
+        self.init_from = init_from
+        self.base_sha256: str | None = None
+        """Content hash of the base's weights, known once they are loaded."""
+        self._source = source
+        # New tokens' rows are trained even if the user did not ask for it: they start as the mean of the others.
+        trains = config.train_embeddings
+        self.trains_embeddings = vocab_size > source.config.vocab_size if trains is None else trains
+
+    def note_base(self, weights: Mapping[str, Tensor]) -> None:
+        """Remember which weights the adapter belongs to."""
+        self.base_sha256 = hash_weights(weights, self._source.config)
+
+    def add_to(self, model: nn.Module, seed: int, also_trained: tuple[str, ...]) -> None:
+        """Freeze the base and insert the adapter.
+
+        Args:
+            model: the base with its weights.
+            seed: of the adapter's initial weights.
+            also_trained: names of weights that an objective adds to the model; they stay trained.
+        """
+        add_adapter(model, self.config, seed, self.trains_embeddings)
+        for name in also_trained:
+            model.get_parameter(name).requires_grad_(True)
+
+    def drop_base(self, checkpoint: dict[str, Any], model: nn.Module) -> None:
+        """Leave the base out of a Lightning checkpoint, and record which one it is."""
+        assert self.base_sha256 is not None
+        checkpoint["lit_gpt"]["adapter"] = adapter_info(self.config, self.init_from, self.base_sha256)
+        trained = _trained_keys(model)
+        weights = checkpoint["state_dict"]
+        checkpoint["state_dict"] = {name: value for name, value in weights.items() if name in trained}
+
+    def check_loaded(self, result: Any, model: nn.Module) -> None:
+        """Check what `load_state_dict(strict=False)` reports: all trained weights loaded, and nothing else.
+
+        Raises:
+            UserError: a trained weight is missing, or there are others.
+        """
+        wrong = sorted(_trained_keys(model).intersection(result.missing_keys)) + result.unexpected_keys
+        if wrong:
+            raise UserError(f"the checkpoint's adapter does not fit this one: {', '.join(wrong[:5])}")
+
+
+def check_same_adapter(saved: dict[str, Any] | None, current: AdapterTraining | None) -> None:
+    """Refuse a checkpoint of another adapter, or of one that was trained on another base.
+
+    Args:
+        saved: the checkpoint's `adapter` entry; None: it has no adapter.
+        current: the adapter of the module that loads it; None: it has none.
+
+    Raises:
+        UserError: they differ.
+    """
+    here = None if current is None else current.config.to_dict()
+    there = None if saved is None else saved["config"]
+    if here != there:
+        raise UserError(f"the checkpoint's adapter is {there}, this run's is {here}; give the module the same one")
+    if saved is None or current is None or current.base_sha256 is None:
+        return
+    if saved["base_sha256"] != current.base_sha256:
+        raise UserError(
+            f"the checkpoint's adapter was trained on {saved['base']}, whose weights differ from those of "
+            f"{current.init_from} now (SHA-256 {saved['base_sha256'][:12]}..., not {current.base_sha256[:12]}...)"
+        )
+
+
+def _trained_keys(model: nn.Module) -> set[str]:
+    """Return the names of the trained weights as they stand in a Lightning checkpoint."""
+    return {f"{PREFIX}{name}" for name in trained_names(model)}
