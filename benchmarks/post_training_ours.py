@@ -16,12 +16,12 @@ import torch
 
 from lit_gpt.batch import IGNORE_INDEX
 from lit_gpt.checkpoints.bundle import save_bundle
+from lit_gpt.data.batches import RowBatchBuilder
 from lit_gpt.data.bpe import train_bpe
 from lit_gpt.data.chat import ChatRenderer
 from lit_gpt.data.documents import BadInput
 from lit_gpt.data.instructions import PreferenceEncoder, chat_tokenizer
 from lit_gpt.data.instructions.stdlib import StdlibPreferences
-from lit_gpt.data.rows.batches import RowBatchBuilder
 from lit_gpt.datamodules import InstructionDataModule, PreferenceDataModule, PromptDataModule
 from lit_gpt.models import GPT, GPTConfig
 from lit_gpt.modules import DistillModule, DPOModule, GRPOModule, KTOModule, RewardModule, SFTModule

@@ -27,6 +27,21 @@ def default_cache_dir() -> Path:
     return Path("~/.cache/lit_gpt").expanduser()
 
 
+def make_cache_dir(path: Path) -> None:
+    """Create the cache's folder if it is missing.
+
+    Raises:
+        UserError: if it cannot be created.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"cache_dir {path} cannot be made ({error.strerror}); set it (or LIT_GPT_CACHE) to a folder that can be "
+            "written"
+        ) from error
+
+
 def say(line: str) -> None:
     """Tells the user one line, on stderr, where the progress bars are."""
     print(line, file=sys.stderr, flush=True)

@@ -1,12 +1,17 @@
-"""Loaders that visit a split once, in a fixed order: windows for a loss over all of it, or document by document.
+"""Loaders that visit a split once: windows for a loss over all of it, document by document, or corpus by corpus.
 
 Every rank yields the same number of batches, the last ones empty (all labels -100) where they do not come out even:
 ranks that stopped early would leave the others waiting in a collective operation.
+
+A Trainer may stop after the first batches (`limit_val_batches`). The first windows of a split are those of its first
+files, and say little about the rest; so a loader that is told of the limit (`sample_first`) begins with a random
+sample, the same one every time.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import cast
+from itertools import accumulate
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -14,18 +19,19 @@ from torch.utils.data import DataLoader, Dataset
 
 from lit_gpt.batch import Batch
 from lit_gpt.data.batches import BatchBuilder
+from lit_gpt.data.sampler import hash_integers, permute
 from lit_gpt.data.shards import TokenSplit
 from lit_gpt.errors import UserError
 
+SAMPLE_KEY = hash_integers(0, 4)  # fixed: evaluations are compared across steps and runs, whatever their seed
+
 
 class OrderedLoader(Dataset[Batch], ABC):
-    """Batch j of the split goes to rank j mod W.
+    """Batch j of a split's items (windows, rows, prompts) goes to rank j mod W.
 
     Args:
-        split: Token stream.
-        builder: Makes batches.
-        block_size: T, tokens of a window at most.
-        batch_size: Windows of a batch.
+        num_items: Number of items in the split.
+        batch_size: B, items of a batch.
         rank: This process's place among those that see different data.
         world_size: W, their number.
         num_workers: Processes that read ahead; 0 reads in this one.
@@ -34,33 +40,28 @@ class OrderedLoader(Dataset[Batch], ABC):
 
     def __init__(
         self,
-        split: TokenSplit,
-        builder: BatchBuilder,
-        block_size: int,
+        num_items: int,
         batch_size: int,
         rank: int = 0,
         world_size: int = 1,
         num_workers: int = 0,
         pin_memory: bool = False,
     ) -> None:
-        if split.num_tokens < 2:
-            raise UserError(
-                f"no document fell into the {split.name} split; raise {split.name}_fraction, add documents (a file is "
-                "one, unless document_separator cuts it), or set the fraction to 0 to go without"
-            )
-        self.split = split
-        self.builder = builder
-        self.block_size = block_size
+        self.num_items = num_items
         self.batch_size = batch_size
         self.rank = rank
         self.world_size = world_size
         self.num_workers = num_workers
         self.pin_memory = pin_memory
-        self.num_windows = self._count_windows()
+        self._shuffled = False
 
     def __len__(self) -> int:
-        """Batches of each rank."""
-        return -(-self.num_windows // (self.batch_size * self.world_size))
+        """Return the number of batches of each rank."""
+        return -(-self.num_items // (self.batch_size * self.world_size))
+
+    def sample_first(self, num_batches: int) -> None:
+        """Let each rank's first `num_batches` batches be a random sample of the split, because no more will be read."""
+        self._shuffled = num_batches < len(self)
 
     def __iter__(self) -> Iterator[Batch]:
         indices = range(len(self))
@@ -78,18 +79,54 @@ class OrderedLoader(Dataset[Batch], ABC):
 
     def __getitem__(self, index: int) -> Batch:
         first = (index * self.world_size + self.rank) * self.batch_size
-        return self._batch(np.arange(first, first + self.batch_size, dtype=np.int64))
+        places = np.arange(first, first + self.batch_size, dtype=np.int64)
+        there = places < self.num_items
+        places[there] = self._items(places[there])
+        return self._batch(places)
+
+    def _items(self, places: np.ndarray) -> np.ndarray:
+        """Return the items at these places of the order: (n,) int64."""
+        # Any beginning of a random permutation is a random sample.
+        return permute(places, self.num_items, SAMPLE_KEY) if self._shuffled else places
+
+    @abstractmethod
+    def _batch(self, items: np.ndarray) -> Batch:
+        """Return the batch of these items: (B,) int64; numbers from `num_items` on stand for empty rows."""
+
+
+class TokenLoader(OrderedLoader):
+    """Batches of windows of a token split.
+
+    Args:
+        split: Token stream.
+        builder: Makes batches.
+        block_size: T, tokens of a window at most.
+        batch_size: Windows of a batch.
+        kwargs: Arguments of `OrderedLoader`.
+
+    Raises:
+        UserError: if the split is empty.
+    """
+
+    def __init__(
+        self, split: TokenSplit, builder: BatchBuilder, block_size: int, batch_size: int, *args: Any, **kwargs: Any
+    ) -> None:
+        if split.num_tokens < 2:
+            raise UserError(
+                f"no document fell into the {split.name} split; name {split.name}_files, add documents (a file is one, "
+                f"unless document_separator cuts it), raise {split.name}_fraction, or set it to 0 to go without"
+            )
+        self.split = split
+        self.builder = builder
+        self.block_size = block_size
+        super().__init__(self._count_windows(), batch_size, *args, **kwargs)
 
     @abstractmethod
     def _count_windows(self) -> int:
-        """Returns the number of windows in the split."""
-
-    @abstractmethod
-    def _batch(self, windows: np.ndarray) -> Batch:
-        """Returns the batch of these windows; numbers past the last one are empty rows."""
+        """Return the number of windows in the split."""
 
 
-class EvaluationLoader(OrderedLoader):
+class EvaluationLoader(TokenLoader):
     """Windows side by side from the start of the split: every token but the first is a target exactly once.
 
     The bytes of all batches (`num_bytes`) hence add up to those of the split's documents. `sample_ids` is the number of
@@ -99,13 +136,13 @@ class EvaluationLoader(OrderedLoader):
     def _count_windows(self) -> int:
         return -(-(self.split.num_tokens - 1) // self.block_size)
 
-    def _batch(self, windows: np.ndarray) -> Batch:
-        targets = np.clip(self.split.num_tokens - 1 - windows * self.block_size, 0, self.block_size)
-        rows = np.zeros((len(windows), self.block_size + 1), dtype=np.int64)
-        for row, window, count in zip(rows, windows.tolist(), targets.tolist(), strict=True):
+    def _batch(self, items: np.ndarray) -> Batch:
+        targets = np.clip(self.split.num_tokens - 1 - items * self.block_size, 0, self.block_size)
+        rows = np.zeros((len(items), self.block_size + 1), dtype=np.int64)
+        for row, window, count in zip(rows, items.tolist(), targets.tolist(), strict=True):
             if count:
                 row[: count + 1] = self.split.read(window * self.block_size, count + 1)
-        return self.builder(rows, windows, targets)
+        return self.builder(rows, items, targets)
 
 
 class DocumentBatch(Batch, total=False):
@@ -117,7 +154,7 @@ class DocumentBatch(Batch, total=False):
     """B names of sources, with the line or row after a colon where the source has several; "" for an empty row."""
 
 
-class DocumentLoader(OrderedLoader):
+class DocumentLoader(TokenLoader):
     """Documents one by one, each in as many windows as it needs; no row holds two.
 
     The targets of a document are its tokens and the separator that closes it. Rows are as long as the longest in the
@@ -126,23 +163,24 @@ class DocumentLoader(OrderedLoader):
 
     def _count_windows(self) -> int:
         targets = self.split.document_lengths() + 1
-        self._ends = np.cumsum(-(-targets // self.block_size))
+        self._ends = np.cumsum(-(-targets // self.block_size))  # (documents,) windows up to the end of each document
         return int(self._ends[-1])
 
-    def _batch(self, windows: np.ndarray) -> Batch:
-        documents = np.searchsorted(self._ends, windows, side="right")
+    def _batch(self, items: np.ndarray) -> Batch:
+        documents = np.searchsorted(self._ends, items, side="right")
         rows: list[np.ndarray] = []
         sources: list[str] = []
-        for window, index in zip(windows.tolist(), documents.tolist(), strict=True):
+        for window, index in zip(items.tolist(), documents.tolist(), strict=True):
             if index == len(self._ends):
                 rows.append(np.empty(0, dtype=np.int64))
                 sources.append("")
                 continue
             span = self.split.document(index)
-            place = window - (int(self._ends[index - 1]) if index else 0)
+            place = window - (int(self._ends[index - 1]) if index else 0)  # of the window in its document
             begin = place * self.block_size
             count = min(self.block_size, span.num_tokens + 1 - begin)
             row = self.split.read(span.start + begin, min(count + 1, span.num_tokens + 1 - begin))
+            # The separator that closes the document opens the next one in the stream, or is missing at the end of it.
             closed = np.append(row.astype(np.int64), self.builder.separator_id)
             rows.append(closed[: count + 1])
             sources.append(f"{span.source}:{span.record}" if span.record else span.source)
@@ -150,7 +188,47 @@ class DocumentLoader(OrderedLoader):
         table = np.zeros((len(rows), max(int(lengths.max()), 1) + 1), dtype=np.int64)
         for target, row in zip(table, rows, strict=True):
             target[: len(row)] = row
-        batch = cast(DocumentBatch, self.builder(table, windows, lengths))
+        batch = cast(DocumentBatch, self.builder(table, items, lengths))
         batch["document_index"] = torch.from_numpy(np.where(documents < len(self._ends), documents, -1))
         batch["sources"] = sources
         return batch
+
+
+class AlternatingLoader:
+    """Evaluation loaders of several corpora in turns; each batch is of one of them and names it in `corpus`.
+
+    In turns, and not one after the other, so that a loop that stops early (`limit_val_batches`) has visited them all.
+
+    Args:
+        loaders: Loader of each corpus, by name.
+    """
+
+    def __init__(self, loaders: dict[str, TokenLoader]) -> None:
+        self.loaders = loaders
+
+    def __len__(self) -> int:
+        return sum(map(len, self.loaders.values()))
+
+    def sample_first(self, num_batches: int) -> None:
+        """Let the first batches be a random sample of every corpus, unless `num_batches` are all there are."""
+        if num_batches < len(self):
+            for loader in self.loaders.values():
+                loader.sample_first(0)  # in turns: how many of its batches are read depends on the other corpora
+
+    def __iter__(self) -> Iterator[Batch]:
+        rest = [(name, iter(loader)) for name, loader in self.loaders.items()]
+        sizes = [loader.split.num_documents for loader in self.loaders.values()]
+        first_document = dict(zip(self.loaders, accumulate(sizes, initial=0), strict=False))
+        while rest:
+            for name, batches in list(rest):
+                batch = next(batches, None)
+                if batch is None:
+                    rest = [pair for pair in rest if pair[0] != name]
+                    continue
+                batch["corpus"] = name
+                fields: dict[str, Any] = batch  # type: ignore[assignment]
+                if "document_index" in fields:  # counted through all corpora
+                    index = fields["document_index"]
+                    fields["document_index"] = torch.where(index >= 0, index + first_document[name], index)
+                    fields["sources"] = [f"{name}/{source}" if source else "" for source in fields["sources"]]
+                yield batch

@@ -1,13 +1,23 @@
 """The training loader: optimizer step s takes samples [s G, (s + 1) G), whatever the ranks, workers and restarts.
 
-In stages: the sampler says where samples begin; each rank reads its contiguous share of a step's G samples, as
-micro-batches; a step's micro-batches are one item. The loader's state is the number of samples handed out, the same on
-all ranks, and moves on before an item is yielded: what the Trainer saves while it works on a step already counts that
-step, so that a resumed run begins with the next one.
+In stages:
+
+1. A `WindowOrder` says which T + 1 tokens sample p is: a pure function of data, seed and p. `Mixture` is the order over
+   prepared corpora: `MixtureSampler` (mixture.py) says which corpus sample p is from and how many samples of that
+   corpus came before it, and the corpus's `WindowSampler` (sampler.py) which window that is. A single corpus is a
+   mixture of one. `StreamOrder` (streaming/blocks.py) is the order over text that is read while the model trains.
+2. A `StepSource` makes optimizer steps: item s is this rank's contiguous share of the step's G samples, as a list of
+   micro-batches. `WindowSteps` makes them of windows; those of separate rows and of prompts are in `rows/loader.py` and
+   `datamodules/prompts.py`.
+3. `StepLoader` goes through the steps, in this process or with workers, and moves its state on before it yields an
+   item: what the Trainer saves while it works on a step already counts that step, so that a resumed run begins with the
+   next one. The state is the number of samples handed out, the same on all ranks, and what their order depends on.
+
+Shapes: G samples of an optimizer step over all ranks, T tokens of a window (read with one more, the last target).
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,233 +26,347 @@ from torch.utils.data import DataLoader, Dataset
 
 from lit_gpt.batch import StepBatch
 from lit_gpt.data.batches import BatchBuilder
-from lit_gpt.data.sampler import WindowSampler
+from lit_gpt.data.mixture import MixtureSampler, Phase
+from lit_gpt.data.provenance import Piece, trace_window
+from lit_gpt.data.sampler import WindowSampler, hash_integers
 from lit_gpt.data.shards import TokenSplit
 from lit_gpt.errors import UserError
 
-BLOCK_STEPS = 64  # starts are computed for so many steps at once; alone they cost as much as the batch
+BLOCK_STEPS = 64  # windows are located for this many steps at once; one at a time costs as much as the batch itself
 
 
-class StepDataset(Dataset[StepBatch], ABC):
-    """Item s is this rank's share of optimizer step s; a subclass says which rows that is.
+# ------------------------------------------------------------------ which window a sample is
+
+
+class WindowOrder(ABC):
+    """Which window of which token stream each training sample is: a pure function of the sample's number.
+
+    Attributes:
+        block_size: T, tokens of a window.
+        epoch_samples: Samples of one epoch; None: the data does not say.
+        num_samples: Samples until the data is used up; None: without end.
+        numbers_corpora: Whether batches say in `corpus_ids` which corpus each row is from.
+    """
+
+    block_size: int
+    epoch_samples: int | None = None
+    num_samples: int | None = None
+    numbers_corpora: bool = False
+
+    @abstractmethod
+    def locate(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the part of the data that each sample is from, and where in it the sample's window begins.
+
+        Args:
+            samples: (n,) int64 numbers of samples, ascending.
+
+        Returns:
+            (n,) int64 number of the part (a corpus, a block of a stream) and (n,) int64 start.
+        """
+
+    @abstractmethod
+    def read(self, part: int, start: int, length: int) -> np.ndarray:
+        """Return `length` tokens of a part from `start` on."""
+
+    @abstractmethod
+    def trace(self, samples: np.ndarray) -> list[list[Piece]]:
+        """Return, for each sample, the documents that its T + 1 tokens are from."""
+
+    @abstractmethod
+    def identity(self) -> dict[str, Any]:
+        """Return what the order depends on, by the name of the option; a checkpoint with other values is refused."""
+
+    @abstractmethod
+    def state(self, position: int) -> dict[str, Any]:
+        """Return what a checkpoint saves beside `identity` when `position` samples were handed out."""
+
+    @abstractmethod
+    def check(self, state: Mapping[str, Any]) -> None:
+        """Refuse a checkpoint for which there is a better explanation than "another value of an option".
+
+        Raises:
+            UserError: if the order would change.
+        """
+
+    @abstractmethod
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take in a checkpoint whose `identity` is this one's.
+
+        Raises:
+            UserError: if the order of the samples before its position would have been another.
+        """
+
+
+class Mixture(WindowOrder):
+    """Token streams of one or several corpora, and the order in which windows are drawn from them.
 
     Args:
-        builder: Makes batches.
+        names: Names of the corpora; None: there is one, without a name. Its windows are chosen by `seed` itself, its
+            batches have no `corpus_ids` and its checkpoints no weights.
+        splits: Their token streams.
+        sampler: Says which corpus a sample is from; None: all are from the one.
         block_size: T, tokens of a window.
-        global_batch_size: G, sequences of a step over all ranks.
-        micro_batch_size: Sequences of a micro-batch; divides the share.
-        rank: Which share.
-        world_size: Number of shares; divides G.
+        seed: Chooses the order of each corpus's windows.
+
+    Raises:
+        UserError: if a stream is shorter than a window.
     """
 
     def __init__(
         self,
-        builder: BatchBuilder,
+        names: Sequence[str] | None,
+        splits: Sequence[TokenSplit],
+        sampler: MixtureSampler | None,
         block_size: int,
+        seed: int,
+    ) -> None:
+        self.numbers_corpora = names is not None
+        self.names = [""] if names is None else list(names)
+        self.splits = list(splits)
+        self.sampler = MixtureSampler([Phase(0, (1.0,))], [None]) if sampler is None else sampler
+        self.block_size = block_size
+        self.seed = seed
+        self.num_samples = self.sampler.num_samples
+        if names is None:
+            self.windows = [WindowSampler(split.num_tokens, block_size, seed) for split in splits]
+        else:
+            self.windows = corpus_samplers(names, splits, block_size, seed)
+        # An epoch is as many windows as all corpora have, or all that their epoch caps allow.
+        self.epoch_samples = sum(self.num_windows) if self.num_samples is None else self.num_samples
+
+    @property
+    def num_windows(self) -> list[int]:
+        """Windows of each corpus."""
+        return [sampler.num_windows for sampler in self.windows]
+
+    def locate(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the corpus and the start of each sample's window: (n,) int64 each; `samples` is ascending."""
+        corpora, draws = self.sampler.assign(samples)
+        starts = np.empty(len(samples), dtype=np.int64)
+        for corpus, sampler in enumerate(self.windows):
+            chosen = corpora == corpus
+            starts[chosen] = sampler.starts(draws[chosen])
+        return corpora, starts
+
+    def read(self, part: int, start: int, length: int) -> np.ndarray:
+        """Return `length` tokens of corpus `part` from `start` on."""
+        return self.splits[part].read(start, length)
+
+    def trace(self, samples: np.ndarray) -> list[list[Piece]]:
+        """Return, for each sample, the documents that its T + 1 tokens are from."""
+        located = zip(*(part.tolist() for part in self.locate(samples)), strict=True)
+        return [
+            trace_window(self.splits[corpus], start, self.block_size + 1, self.names[corpus])
+            for corpus, start in located
+        ]
+
+    def drawn(self, num_samples: int) -> dict[str, int]:
+        """Return how often each corpus is drawn in the first samples."""
+        return dict(zip(self.names, self.sampler.drawn(num_samples), strict=True))
+
+    def wanted(self, num_samples: int) -> dict[str, float]:
+        """Return how many of the first samples the weights ask for from each corpus."""
+        return dict(zip(self.names, self.sampler.wanted(num_samples), strict=True))
+
+    def identity(self) -> dict[str, Any]:
+        """Return corpora, seed and block size."""
+        data: dict[str, Any] = {"corpus": self.splits[0].fingerprint}
+        if self.numbers_corpora:
+            # A list, because the sequence of the corpora counts: it decides which draws and windows each of them gets.
+            data = {"corpora": [[name, split.fingerprint] for name, split in zip(self.names, self.splits, strict=True)]}
+        return data | {"seed": self.seed, "block_size": self.block_size}
+
+    def state(self, position: int) -> dict[str, Any]:
+        """Return the weights that were in force up to `position`."""
+        return {"weights": self.sampler.past(position)} if self.numbers_corpora else {}
+
+    def check(self, state: Mapping[str, Any]) -> None:
+        """Refuse a checkpoint of the same corpora in another sequence."""
+        saved, own = [list(pair) for pair in state.get("corpora", [])], self.identity().get("corpora", [])
+        if saved != own and sorted(saved) == sorted(own):
+            raise UserError(
+                f"the checkpoint was trained with the corpora in the order {_names(saved)}, this run has "
+                f"{_names(own)}: other windows would be drawn; restore that order"
+            )
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Refuse other weights up to the saved position; from there on they may differ."""
+        saved = [list(segment) for segment in state.get("weights", [])]
+        own = self.state(state["position"]).get("weights", [])
+        if saved != own:
+            size = state["global_batch_size"]
+            raise UserError(
+                f"the checkpoint was trained with other weights of the mixture: {self._weights_text(saved, size)}; "
+                f"this run would have had {self._weights_text(own, size)}. Restore the weights and the schedule as far "
+                "as the run has come (later changes may differ; write `at` in steps if the run has another length "
+                "now), or start a new run from the weights (init_from)"
+            )
+
+    def _weights_text(self, segments: Sequence[Sequence[float]], global_batch_size: int) -> str:
+        return "; ".join(
+            f"from step {int(start) // global_batch_size} "
+            + ", ".join(f"{name} {weight:.4g}" for name, weight in zip(self.names, weights, strict=True))
+            for start, *weights in segments
+        )
+
+
+def corpus_samplers(
+    names: Sequence[str], splits: Sequence[TokenSplit], block_size: int, seed: int
+) -> list[WindowSampler]:
+    """Return the sampler of each corpus, each with an order of its own.
+
+    Raises:
+        UserError: naming the corpus that is shorter than a window.
+    """
+    samplers = []
+    for number, (name, split) in enumerate(zip(names, splits, strict=True)):
+        try:
+            samplers.append(WindowSampler(split.num_tokens, block_size, hash_integers(seed, number)))
+        except UserError as error:
+            raise UserError(f"corpus {name}: {error}") from None
+    return samplers
+
+
+def _names(corpora: Sequence[Sequence[str]]) -> str:
+    return ", ".join(name for name, _ in corpora)
+
+
+# ------------------------------------------------------------------ optimizer steps
+
+
+class StepSource(Dataset[StepBatch], ABC):
+    """A data set of optimizer steps: item s is this rank's micro-batches of step s, a pure function of s.
+
+    Args:
+        global_batch_size: G, samples of a step over all ranks.
+        num_steps: Steps of an epoch.
+        end: Steps until the data is used up; None: without end.
+    """
+
+    def __init__(self, global_batch_size: int, num_steps: int, end: int | None = None) -> None:
+        self.global_batch_size = global_batch_size
+        self.num_steps = num_steps
+        self.end = end
+
+    @abstractmethod
+    def __getitem__(self, step: int) -> StepBatch:
+        """Return this rank's micro-batches of a step, counted from 0."""
+
+    @abstractmethod
+    def identity(self) -> dict[str, Any]:
+        """Return what the order depends on, by the name of the option; a checkpoint with other values is refused."""
+
+    def state(self, position: int) -> dict[str, Any]:
+        """Return what a checkpoint saves beside `identity` when `position` samples were handed out."""
+        return {}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Check that a checkpoint was made with the order of this run, and take in what else it saved.
+
+        Raises:
+            UserError: if an option has another value than in the saved run.
+        """
+        for key, own in self.identity().items():
+            if state.get(key) != own:
+                raise UserError(
+                    f"the checkpoint was trained with {key} {state.get(key)}, this run has {own}: its order of "
+                    "samples would change; restore that value, or start a new run from the weights (init_from)"
+                )
+
+
+class WindowSteps(StepSource):
+    """Optimizer steps made of token windows.
+
+    Args:
+        order: Says which window a sample is.
+        builder: Makes batches.
+        global_batch_size: G, windows of a step over all ranks.
+        micro_batch_size: Windows of a micro-batch; divides the rank's share.
+        rank: This process's place among those that see different data.
+        world_size: Number of these processes; divides G.
+        num_steps: Steps of an epoch; None: as many as the order says, at least one.
+
+    Raises:
+        UserError: if the sizes do not divide, or the data allow less than one step.
+    """
+
+    def __init__(
+        self,
+        order: WindowOrder,
+        builder: BatchBuilder,
         global_batch_size: int,
         micro_batch_size: int,
-        rank: int,
-        world_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        num_steps: int | None = None,
     ) -> None:
+        check_batch_sizes(global_batch_size, micro_batch_size, world_size)
+        end = None if order.num_samples is None else order.num_samples // global_batch_size
+        if end == 0:
+            raise UserError(
+                f"max_epochs of the mixture leave {order.num_samples} windows, fewer than one step of "
+                f"global_batch_size {global_batch_size}; raise them"
+            )
+        if num_steps is None:
+            assert order.epoch_samples is not None, "an order without epochs needs num_steps"
+            num_steps = max(1, order.epoch_samples // global_batch_size)
+        super().__init__(global_batch_size, num_steps, end)
+        self.order = order
         self.builder = builder
-        self.block_size = block_size
-        self.global_batch_size = global_batch_size
         self.micro_batch_size = micro_batch_size
         self.share = global_batch_size // world_size
         self.rank = rank
-
-    @abstractmethod
-    def rows(self, step: int, samples: np.ndarray) -> np.ndarray:
-        """Returns (share, T + 1) int64 tokens of this rank's samples in a step.
-
-        Args:
-            step: The optimizer step, from 0.
-            samples: (share,) int64 numbers of its samples, ascending.
-        """
+        self._block = -1  # number of the block of steps that is located, and where its windows are: (steps, share)
+        self._parts = self._starts = np.empty((0, 0), dtype=np.int64)
 
     def __getitem__(self, step: int) -> StepBatch:
+        parts, starts = self._locate(step)
         samples = self._samples(step, 1)[0]
-        rows = self.rows(step, samples)
+        length = self.order.block_size + 1
+        rows = np.empty((self.share, length), dtype=np.int64)
+        for row, part, start in zip(rows, parts.tolist(), starts.tolist(), strict=True):
+            row[:] = self.order.read(part, start, length)
         size = self.micro_batch_size
-        return [self.builder(rows[i : i + size], samples[i : i + size]) for i in range(0, self.share, size)]
+        batches = [self.builder(rows[i : i + size], samples[i : i + size]) for i in range(0, self.share, size)]
+        if self.order.numbers_corpora:
+            corpora = torch.from_numpy(parts.copy())
+            for number, batch in enumerate(batches):
+                batch["corpus_ids"] = corpora[number * size : (number + 1) * size]
+        return batches
 
     def _samples(self, step: int, num_steps: int) -> np.ndarray:
-        """Returns (num_steps, share) numbers of this rank's samples, ascending."""
+        """Return the (num_steps, share) numbers of this rank's samples, ascending."""
         first = np.arange(step, step + num_steps, dtype=np.int64) * self.global_batch_size + self.rank * self.share
         return first[:, None] + np.arange(self.share, dtype=np.int64)
 
-
-class StepReader(StepDataset):
-    """Steps from one token stream.
-
-    Args:
-        split: Token stream.
-        sampler: Says where samples begin.
-        builder: Makes batches.
-        global_batch_size: G, sequences of a step over all ranks.
-        micro_batch_size: Sequences of a micro-batch; divides the share.
-        rank: Which share.
-        world_size: Number of shares; divides G.
-    """
-
-    def __init__(
-        self,
-        split: TokenSplit,
-        sampler: WindowSampler,
-        builder: BatchBuilder,
-        global_batch_size: int,
-        micro_batch_size: int,
-        rank: int,
-        world_size: int,
-    ) -> None:
-        super().__init__(builder, sampler.block_size, global_batch_size, micro_batch_size, rank, world_size)
-        self.split = split
-        self.sampler = sampler
-        self._block = -1
-        self._starts = np.empty((0, 0), dtype=np.int64)
-
-    def rows(self, step: int, samples: np.ndarray) -> np.ndarray:
-        """Returns the windows that the sampler names."""
+    def _locate(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the parts and starts of this rank's windows of a step: (share,) int64 each."""
         block, place = divmod(step, BLOCK_STEPS)
         if block != self._block:
-            starts = self.sampler.starts(self._samples(block * BLOCK_STEPS, BLOCK_STEPS).reshape(-1))
-            self._starts = starts.reshape(BLOCK_STEPS, self.share)
+            first = block * BLOCK_STEPS
+            steps = BLOCK_STEPS if self.end is None else min(BLOCK_STEPS, self.end - first)
+            parts, starts = self.order.locate(self._samples(first, steps).reshape(-1))
+            self._parts, self._starts = parts.reshape(steps, self.share), starts.reshape(steps, self.share)
             self._block = block
-        length = self.block_size + 1
-        rows = np.empty((self.share, length), dtype=np.int64)
-        for row, start in zip(rows, self._starts[place].tolist(), strict=True):
-            row[:] = self.split.read(start, length)
-        return rows
+        return self._parts[place], self._starts[place]
 
+    def identity(self) -> dict[str, Any]:
+        """Return the order's identity and the global batch size."""
+        return self.order.identity() | {"global_batch_size": self.global_batch_size}
 
-class StepLoader:
-    """Sized, resumable, endless in its epochs: each `iter` goes on where the last one stopped.
+    def state(self, position: int) -> dict[str, Any]:
+        """Return the order's state at `position`."""
+        return self.order.state(position)
 
-    An epoch is `len` steps; `iter` runs to the next multiple of `len`, so that a run resumed within an epoch finishes
-    that one first.
-
-    Args:
-        steps: Item s is this rank's share of optimizer step s.
-        num_steps: Steps of an epoch.
-        global_batch_size: G, sequences of an optimizer step over all ranks.
-        identity: What the order depends on, by the name that a user gives it: a checkpoint with other values is
-            refused.
-        num_workers: Processes that read ahead; 0 reads in this one, which is fastest unless assembling is dear.
-        pin_memory: Put batches where a GPU fetches them faster.
-    """
-
-    def __init__(
-        self,
-        steps: Dataset[StepBatch],
-        num_steps: int,
-        global_batch_size: int,
-        identity: dict[str, Any],
-        num_workers: int = 0,
-        pin_memory: bool = False,
-    ) -> None:
-        self._steps = steps
-        self._length = num_steps
-        self._identity = identity
-        self._position = 0
-        self.global_batch_size = global_batch_size
-        self.num_workers = num_workers
-        self.pin_memory = pin_memory
-
-    def __len__(self) -> int:
-        return self._length
-
-    def __iter__(self) -> Iterator[StepBatch]:
-        step = self._position // self.global_batch_size
-        steps = range(step, (step // self._length + 1) * self._length)
-        for step, batch in zip(steps, self._read(steps), strict=True):
-            self._position = (step + 1) * self.global_batch_size
-            yield batch
-
-    def _read(self, steps: range) -> Iterator[StepBatch]:
-        if self.num_workers == 0 and not self.pin_memory:
-            return map(self._steps.__getitem__, steps)
-        return iter(
-            DataLoader(
-                self._steps,
-                batch_size=None,
-                sampler=steps,
-                num_workers=self.num_workers,
-                pin_memory=self.pin_memory,
-                # Its own generator: the loader must not draw from the global one, which dropout uses.
-                generator=torch.Generator(),
-            )
-        )
-
-    def seek(self, step: int) -> None:
-        """Makes optimizer step `step`, counted from 0, the next one."""
-        self._position = step * self.global_batch_size
-
-    def state_dict(self) -> dict[str, Any]:
-        """Returns the position in the global order, and what that order depends on."""
-        return {"position": self._position, **self._identity}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes to a saved position.
-
-        Raises:
-            UserError: if seed, corpus, block size or global batch size are not those of the saved run.
-        """
-        for key, own in self._identity.items():
-            if state_dict.get(key) != own:
-                raise UserError(
-                    f"the checkpoint was trained with {key} {state_dict.get(key)}, this run has {own}: its order of "
-                    "samples would change; restore that value, or start a new run from the weights (init_from)"
-                )
-        self._position = state_dict["position"]
-
-
-class TrainingLoader(StepLoader):
-    """Optimizer steps from one token stream; an epoch is max(1, N // G) of them, for N windows.
-
-    Args:
-        split: Token stream of the train split.
-        builder: Makes batches.
-        block_size: T, tokens of a window.
-        global_batch_size: G, sequences of an optimizer step over all ranks.
-        micro_batch_size: Sequences of a micro-batch.
-        seed: Chooses the order of the windows.
-        rank: This process's place among those that see different data.
-        world_size: Number of these processes.
-        num_workers: Processes that read ahead; 0 reads in this one, which is fastest unless assembling is dear.
-        pin_memory: Put batches where a GPU fetches them faster.
-
-    Raises:
-        UserError: if the sizes do not divide or the stream is shorter than a window.
-    """
-
-    def __init__(
-        self,
-        split: TokenSplit,
-        builder: BatchBuilder,
-        block_size: int,
-        global_batch_size: int,
-        micro_batch_size: int,
-        seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-        num_workers: int = 0,
-        pin_memory: bool = False,
-    ) -> None:
-        check_batch_sizes(global_batch_size, micro_batch_size, world_size)
-        sampler = WindowSampler(split.num_tokens, block_size, seed)
-        steps = StepReader(split, sampler, builder, global_batch_size, micro_batch_size, rank, world_size)
-        num_steps = max(1, sampler.num_windows // global_batch_size)
-        identity = {
-            "corpus": split.fingerprint,
-            "seed": seed,
-            "block_size": block_size,
-            "global_batch_size": global_batch_size,
-        }
-        super().__init__(steps, num_steps, global_batch_size, identity, num_workers, pin_memory)
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Check a checkpoint against the order of this run."""
+        self.order.check(state)
+        super().restore(state)
+        self.order.restore(state)
 
 
 def check_batch_sizes(global_batch_size: int, micro_batch_size: int, world_size: int) -> None:
-    """Refuses sizes that do not divide.
+    """Refuse sizes that do not divide.
 
     Raises:
         UserError: if `global_batch_size` is no multiple of `world_size`, or the share of each rank no multiple of
@@ -262,3 +386,82 @@ def check_batch_sizes(global_batch_size: int, micro_batch_size: int, world_size:
             f"micro_batch_size {micro_batch_size} does not divide the {share} sequences that each of {world_size} "
             f"devices takes of a step; set it to {' or '.join(map(str, nearest))}, or to auto"
         )
+
+
+# ------------------------------------------------------------------ the loader
+
+
+class StepLoader:
+    """A sized, resumable loader: each `iter` continues where the last one stopped.
+
+    An epoch has `len` steps, and so has each pass, wherever it begins. The Trainer ends a pass earlier itself: at
+    `limit_train_batches`, or in the epoch in which it was resumed, of which it counts the steps that were done. If the
+    end of a pass were computed here, from the position alone, an epoch of another length than `len` would be cut short.
+
+    Args:
+        steps: Item s is this rank's share of optimizer step s.
+        num_workers: Processes that read ahead; 0 reads in this one, which is fastest unless assembling is slow.
+        pin_memory: Put batches where a GPU fetches them faster.
+        repeat_steps: Go through this many steps again and again, to see whether a model can overfit them; None: do not.
+    """
+
+    def __init__(
+        self, steps: StepSource, num_workers: int = 0, pin_memory: bool = False, repeat_steps: int | None = None
+    ) -> None:
+        self.steps = steps
+        self.global_batch_size = steps.global_batch_size
+        self.num_workers = num_workers
+        self.pin_memory = pin_memory
+        self.repeat_steps = repeat_steps
+        self._position = 0  # samples handed out
+
+    def __len__(self) -> int:
+        return self.steps.num_steps
+
+    def __iter__(self) -> Iterator[StepBatch]:
+        first, end = self._position // self.global_batch_size, self.steps.end
+        last = first + len(self)
+        if end is not None and self.repeat_steps is None:
+            if first >= end:
+                raise UserError(
+                    f"the mixture is used up after {end} steps: every corpus has reached its max_epochs; raise them, "
+                    "or let the run end there"
+                )
+            last = min(last, end)
+        for step, batch in zip(range(first, last), self._read(range(first, last)), strict=True):
+            self._position = (step + 1) * self.global_batch_size
+            yield batch
+
+    def _read(self, steps: range) -> Iterator[StepBatch]:
+        repeat = self.repeat_steps
+        indices: Iterable[int] = steps if repeat is None else (step % repeat for step in steps)
+        if self.num_workers == 0 and not self.pin_memory:
+            return map(self.steps.__getitem__, indices)
+        return iter(
+            DataLoader(
+                self.steps,
+                batch_size=None,
+                sampler=indices,
+                num_workers=self.num_workers,
+                pin_memory=self.pin_memory,
+                # Its own generator: the loader must not draw from the global one, which dropout uses.
+                generator=torch.Generator(),
+            )
+        )
+
+    def seek(self, step: int) -> None:
+        """Make optimizer step `step`, counted from 0, the next one."""
+        self._position = step * self.global_batch_size
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the position in the global order, and what that order depends on."""
+        return {"position": self._position, **self.steps.identity(), **self.steps.state(self._position)}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Go to a saved position.
+
+        Raises:
+            UserError: if seed, data, block size or global batch size are not those of the saved run.
+        """
+        self.steps.restore(state_dict)
+        self._position = state_dict["position"]

@@ -1,10 +1,13 @@
-"""Which window of the token stream is sample p: a pure function of (seed, p), with no list kept and no state.
+"""Which window or row is sample p: a pure function of (seed, p), with no list kept and no state.
 
 A shuffled list of all windows would take 8 bytes a window on every process, and its order would have to be saved. Here
 a keyed permutation of {0, ..., N-1} is computed for the samples that are asked for: a Feistel network over
 Z_a x Z_b with a*b just above N, walked along its cycle until it is back inside (Black & Rogaway 2002, "Ciphers with
 Arbitrary Finite Domains"). Each round adds a hash of one half to the other, which can be undone whatever the hash is:
 the whole is a bijection.
+
+`WindowSampler` is the order of the windows of a token stream, `RowSampler` that of rows, which it can also group by
+length.
 """
 
 import math
@@ -18,16 +21,20 @@ from lit_gpt.errors import UserError
 _ROUNDS = 8
 _MASK = (1 << 64) - 1
 
+GROUP_STEPS = 32
+"""Steps whose samples are sorted together: with 32, padding is a few per cent and steps still differ at random. Never
+more than an epoch's, and never those of two epochs, or copies of one row would meet in a step."""
+
 
 def _mix(values: np.ndarray) -> np.ndarray:
-    """SplitMix64's finaliser (Steele et al. 2014) of uint64 values: every input bit stirs every output bit."""
+    """Return SplitMix64's finaliser (Steele et al. 2014) of uint64 values: every input bit affects every output bit."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))
 
 
 def hash_integers(*integers: int) -> int:
-    """Returns a 64-bit hash of integers (the same on every machine and in every process)."""
+    """Return a 64-bit hash of integers (the same on every machine and in every process)."""
     state = np.zeros(1, dtype=np.uint64)
     for integer in integers:
         state = _mix(state + np.uint64((integer + 0x9E3779B97F4A7C15) & _MASK))
@@ -35,7 +42,7 @@ def hash_integers(*integers: int) -> int:
 
 
 def permute(index: np.ndarray, size: int, key: int) -> np.ndarray:
-    """Maps indices through the permutation of {0, ..., size - 1} that `key` chooses.
+    """Map indices through the permutation of {0, ..., size - 1} that `key` chooses.
 
     Args:
         index: (n,) integers in [0, size).
@@ -89,7 +96,7 @@ class WindowSampler:
         self.num_windows = num_tokens // block_size
 
     def starts(self, samples: np.ndarray) -> np.ndarray:
-        """Returns the positions in the stream where samples' windows begin.
+        """Return the positions in the stream where samples' windows begin.
 
         Args:
             samples: (n,) int64 numbers of samples, from 0 without end.
@@ -105,3 +112,55 @@ class WindowSampler:
             offset = hash_integers(self.seed, epoch, 1) % self.num_tokens
             starts[chosen] = (offset + windows * self.block_size) % self.num_tokens
         return starts
+
+
+class RowSampler:
+    """Says which samples are in optimizer step s.
+
+    A sample is what makes one row of a batch: a single row of the data, or several packed into one. Sample p of the
+    endless sequence belongs to epoch p // N and is number perm(seed, epoch)(p mod N) of N, so that each epoch visits
+    every one once. Where rows are padded, those of similar length should share a step: the samples of `GROUP_STEPS`
+    steps are sorted by length and dealt out again, and the order of these steps is shuffled.
+
+    Args:
+        num_samples: N.
+        global_batch_size: G, samples of a step.
+        seed: Chooses the order.
+        lengths: (N,) int64: group samples of similar length; None: do not.
+    """
+
+    def __init__(self, num_samples: int, global_batch_size: int, seed: int, lengths: np.ndarray | None = None) -> None:
+        self.num_samples = num_samples
+        self.global_batch_size = global_batch_size
+        self.seed = seed
+        self.lengths = lengths
+        self.group_steps = min(GROUP_STEPS, max(1, num_samples // global_batch_size))
+        self._group = -1
+        self._grouped = np.empty((0, 0), dtype=np.int64)
+
+    def step(self, step: int) -> np.ndarray:
+        """Return the (G,) int64 numbers of the samples of a step."""
+        size = self.global_batch_size
+        if self.lengths is None:
+            return self._shuffled(np.arange(step * size, (step + 1) * size, dtype=np.int64))
+        group, place = divmod(step, self.group_steps)
+        if group != self._group:
+            first = group * self.group_steps * size
+            places = np.arange(first, first + self.group_steps * size, dtype=np.int64)
+            samples = self._shuffled(places)
+            # Where a group reaches into the next epoch, each epoch's share is sorted by itself: else two copies
+            # of one row would meet in a step.
+            by_length = np.lexsort((-self.lengths[samples], places // self.num_samples))
+            samples = samples[by_length].reshape(self.group_steps, size)
+            key = hash_integers(self.seed, group, 2)
+            self._grouped = samples[permute(np.arange(self.group_steps), self.group_steps, key)]
+            self._group = group
+        return self._grouped[place]
+
+    def _shuffled(self, positions: np.ndarray) -> np.ndarray:
+        epochs, places = np.divmod(positions, self.num_samples)
+        samples = np.empty(len(positions), dtype=np.int64)
+        for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
+            chosen = epochs == epoch
+            samples[chosen] = permute(places[chosen], self.num_samples, hash_integers(self.seed, epoch, 0))
+        return samples

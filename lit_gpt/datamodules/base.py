@@ -1,228 +1,185 @@
-"""The DataModule under all others: documents in, token shards in a cache, batches out.
+"""What every DataModule shares: sizes of batches, ranks, the training loader and `DataInfo`.
 
-`prepare_data` (one process a node) makes what is missing in the cache: the tokenizer, then the shards. `setup` opens
-them. A subclass says where its documents come from, in one method:
-
-    class LyricsDataModule(TokenDataModule):
-        def documents(self):
-            for path in sorted(Path("lyrics").glob("*.txt")):
-                yield path.read_text()
+`StepDataModule` knows nothing of where data comes from. `WindowDataModule` (windows.py) is the branch of token windows:
+text, prepared corpora and mixtures, streams. `RowDataModule` (rows.py) is the branch of separate rows: conversations,
+preferences, labelled texts, prompts.
 
 Everything works with a stock `lightning.Trainer`, and with none: `dm.prepare_data(); dm.setup("fit");
 dm.train_dataloader()`.
 """
 
-from collections.abc import Iterable, Sequence
-from functools import cached_property
+from abc import abstractmethod
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-from lit_gpt.data.bpe import Pattern, check_vocab_size
-from lit_gpt.data.cache import default_cache_dir
-from lit_gpt.data.corpus_spec import CorpusSpec
-from lit_gpt.data.documents import Document, OnBadInput, Source, SplitName
-from lit_gpt.data.prepare import check_room, corpus_path, prepare_corpus
-from lit_gpt.data.sampler import WindowSampler
-from lit_gpt.data.shards import TokenCorpus
-from lit_gpt.data.sources import IterableSource
-from lit_gpt.data.tokenizer_cache import keep_tokenizer, kept_tokenizer_path, prepare_tokenizer, trained_tokenizer_path
-from lit_gpt.data.tokenizers import Tokenizer, load_tokenizer
-from lit_gpt.datamodules.windows import WindowDataModule
-from lit_gpt.errors import UserError
+import torch
+from lightning import LightningDataModule
 
-DEFAULT_VOCAB_SIZE = 4096
+from lit_gpt.checks import check_at_least
+from lit_gpt.data.cache import say
+from lit_gpt.data.evaluation_loader import AlternatingLoader, OrderedLoader
+from lit_gpt.data.loader import StepLoader, StepSource, check_batch_sizes
+from lit_gpt.data_info import DataInfo, read_data_parallel
+
+Value = TypeVar("Value")
+Evaluation = TypeVar("Evaluation", bound=OrderedLoader | AlternatingLoader)
+
+SMALLEST_DEFAULT_BATCH = 8
+STEPS_OF_SMALL_EPOCH = 8
+"""A default global batch size is halved until an epoch has this many steps."""
 
 
-class TokenDataModule(WindowDataModule):
-    """Batches of fixed-length token windows from a corpus of documents.
+class StepDataModule(LightningDataModule):
+    """Batches of optimizer steps.
 
     A training batch is the list of micro-batches that this device contributes to one optimizer step; evaluation
-    batches are single ones. Which windows a step sees depends on corpus, seed and step alone.
+    batches are single ones. Which samples a step sees depends on data, seed and step alone.
 
-    The attributes `vocab_size` (what the model needs: as configured, or that of the tokenizer) and `block_size` are
-    known from the start, and `tokenizer_path` says where the tokenizer will be; `corpus` is there after `setup`.
+    The attributes `vocab_size` and `block_size` are known from the start.
 
     Args:
-        block_size: Tokens of a window: the context length that the model is trained on.
-        global_batch_size: Sequences of one optimizer step over all devices (32 if neither this nor
-            `global_batch_tokens` is given).
-        global_batch_tokens: The same in tokens, a multiple of `block_size`; give one of the two.
+        block_size: Tokens of a sequence at most: the context length that the model is trained on.
+        global_batch_size: Sequences of one optimizer step over all devices.
         micro_batch_size: Sequences that a device takes at once; `auto` takes its whole share of a step. Smaller ones
             save memory and change no result.
         eval_batch_size: Sequences of an evaluation batch on each device; null takes `micro_batch_size`, at most 32.
-        tokenizer: Tokenizer to use: a Hugging Face folder, a `tokenizer.json`, a folder with GPT-2's `encoder.json`
-            and `vocab.bpe`, or a name on the hub. Null trains a byte-level BPE on the train split.
-        vocab_size: Entries of the tokenizer to train (4,096 if null). With a `tokenizer` it may only be larger than
-            that one's, which pads the model's vocabulary.
-        tokenizer_pattern: How a tokenizer that is trained splits text into words.
-        val_fraction: Share of the documents held out for validation, chosen by each document's hash; 0 for none.
-        test_fraction: Share held out for the test; 0 for none.
-        isolate_documents: Documents in one window do not see each other and each has positions from 0; false
-            repeats recipes that pack without isolation.
-        seed: Chooses the order of the training windows.
+        seed: Chooses the order of the training samples.
         num_workers: Processes that assemble batches ahead; 0 assembles them in this one, which is fast enough for
             all but the smallest models.
-        on_bad_input: What happens at a file or row that cannot be read: `error` stops and names it, `skip` leaves it
-            out, counts and names it.
-        predict_split: Split that `predict` goes through document by document.
-        cache_dir: Where tokenizers and shards are kept; null means `$LIT_GPT_CACHE`, else
-            `$XDG_CACHE_HOME/lit_gpt`, else `~/.cache/lit_gpt`.
-        prepare_threads: Threads that tokenise; null takes one a core.
 
     Raises:
-        UserError: for sizes that contradict each other, a tokenizer that cannot be loaded, and, while preparing, for
-            bad, empty or too short input and a disk without room.
+        UserError: for sizes that contradict each other.
     """
+
+    vocab_size: int
+    pins_memory = True
+    """Whether training batches are tensors that a GPU fetches faster from pinned memory."""
 
     def __init__(
         self,
         block_size: int = 256,
-        global_batch_size: int | None = None,
-        global_batch_tokens: int | None = None,
+        global_batch_size: int = 32,
         micro_batch_size: int | Literal["auto"] = "auto",
         eval_batch_size: int | None = None,
-        tokenizer: str | None = None,
-        vocab_size: int | None = None,
-        tokenizer_pattern: Pattern = "gpt2",
-        val_fraction: float = 0.01,
-        test_fraction: float = 0.01,
-        isolate_documents: bool = True,
         seed: int = 0,
         num_workers: int = 0,
-        on_bad_input: OnBadInput = "error",
-        predict_split: SplitName = "test",
-        cache_dir: str | None = None,
-        prepare_threads: int | None = None,
     ) -> None:
-        super().__init__(
-            block_size=block_size,
-            global_batch_size=global_batch_size,
-            global_batch_tokens=global_batch_tokens,
-            micro_batch_size=micro_batch_size,
-            eval_batch_size=eval_batch_size,
-            isolate_documents=isolate_documents,
-            seed=seed,
-            num_workers=num_workers,
-            predict_split=predict_split,
-        )
-        self.tokenizer = tokenizer
-        self.tokenizer_pattern: Pattern = tokenizer_pattern
-        self.vocab_size = self._resolve_vocab_size(vocab_size)
-        self.val_fraction = val_fraction
-        self.test_fraction = test_fraction
-        self.on_bad_input: OnBadInput = on_bad_input
-        self.cache_dir = default_cache_dir() if cache_dir is None else Path(cache_dir).expanduser()
-        self.prepare_threads = prepare_threads
-        self._folders: tuple[Path, Path] | None = None
+        super().__init__()
+        check_at_least("block_size", block_size, 1)
+        check_at_least("global_batch_size", global_batch_size, 1)
+        check_at_least("micro_batch_size", None if micro_batch_size == "auto" else micro_batch_size, 1)
+        check_at_least("eval_batch_size", eval_batch_size, 1)
+        check_at_least("num_workers", num_workers, 0, "0: this process assembles batches")
+        self.block_size = block_size
+        self.global_batch_size = global_batch_size
+        self.micro_batch_size = micro_batch_size
+        self.eval_batch_size = eval_batch_size
+        self.seed = seed
+        self.num_workers = num_workers
 
-    # ------------------------------------------------------------------ what a subclass says
-
-    def documents(self) -> Iterable[str | Document]:
-        """Yields the corpus's documents, each time the same ones in the same order; subclasses implement it.
-
-        A pass over all of them finds their hash, which the cache goes by: it should be much cheaper than tokenising.
-        """
-        raise NotImplementedError(f"{type(self).__name__} must implement documents() or sources()")
-
-    def sources(self) -> Sequence[Source]:
-        """Returns the corpus's sources; by default one made of `documents`. Override it for several, or for files."""
-        return [IterableSource(self.documents, name=type(self).__name__)]
-
-    # ------------------------------------------------------------------ preparing and opening
-
-    @cached_property
-    def spec(self) -> CorpusSpec:
-        """What the corpus is made of."""
-        return CorpusSpec(self.sources(), self.val_fraction, self.test_fraction, self.on_bad_input)
-
-    @cached_property
-    def _given_tokenizer(self) -> Tokenizer | None:
-        return None if self.tokenizer is None else load_tokenizer(self.tokenizer)
-
-    def _resolve_vocab_size(self, vocab_size: int | None) -> int:
-        if self._given_tokenizer is None:
-            size = DEFAULT_VOCAB_SIZE if vocab_size is None else vocab_size
-            check_vocab_size(size)
-            return size
-        own = self._given_tokenizer.vocab_size
-        if vocab_size is not None and vocab_size < own:
-            raise UserError(
-                f"vocab_size {vocab_size} is smaller than the {own} entries of the tokenizer {self.tokenizer}; set it "
-                f"to null or to at least {own}"
-            )
-        return own if vocab_size is None else vocab_size
+    # ------------------------------------------------------------------ what a subclass provides
 
     @property
+    @abstractmethod
     def tokenizer_path(self) -> Path:
         """Hugging Face folder of the tokenizer; it exists after `prepare_data`."""
-        if self._folders is not None:
-            return self._folders[0]
-        if self._given_tokenizer is not None:
-            return kept_tokenizer_path(self._given_tokenizer, self.cache_dir)
-        return trained_tokenizer_path(self.spec, self.cache_dir, self.vocab_size, self.tokenizer_pattern)
 
-    def prepare_data(self) -> None:
-        """Makes the tokenizer and the token shards, unless the cache has them."""
-        self._check_batch_sizes()
-        try:
-            self.cache_dir.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(
-                f"cache_dir {self.cache_dir} cannot be made ({error.strerror}); set it (or LIT_GPT_CACHE) to a folder "
-                "that can be written"
-            ) from error
-        if self._given_tokenizer is not None:
-            tokenizer = self._given_tokenizer
-            tokenizer_path = keep_tokenizer(tokenizer, self.cache_dir)
-        else:
-            if not self.tokenizer_path.exists():
-                check_room(self.spec, self.cache_dir, self.vocab_size)
-            tokenizer_path = prepare_tokenizer(self.spec, self.cache_dir, self.vocab_size, self.tokenizer_pattern)
-            tokenizer = load_tokenizer(tokenizer_path)
-        corpus = prepare_corpus(self.spec, tokenizer, self.cache_dir, self.prepare_threads)
-        self._folders = (tokenizer_path, corpus)
+    @abstractmethod
+    def lineage(self) -> dict[str, Any]:
+        """Return which data, tokenizer and order made the batches, by content hash (JSON values)."""
 
-    def setup(self, stage: str) -> None:
-        """Opens the corpus and checks that it has what `stage` needs.
+    @abstractmethod
+    def train_steps(self) -> StepSource:
+        """Return the data set of this rank's optimizer steps."""
+
+    @property
+    def tokens_per_step(self) -> int | None:
+        """Input tokens of one optimizer step over all devices, where every step has as many."""
+        return None
+
+    @property
+    def data_info(self) -> DataInfo:
+        """What the module and its callbacks may know about the data; complete after `setup`."""
+        return DataInfo(
+            tokenizer_path=self.tokenizer_path,
+            vocab_size=self.vocab_size,
+            block_size=self.block_size,
+            tokens_per_step=self.tokens_per_step,
+            lineage=self.lineage,
+        )
+
+    # ------------------------------------------------------------------ loaders
+
+    def train_dataloader(self) -> StepLoader:
+        """Return the resumable loader of optimizer steps.
+
+        It begins with the Trainer's next step: a second `fit` of the same Trainer continues with the data, too. A
+        checkpoint that is resumed sets the position after this.
+        """
+        steps = self.train_steps()
+        pin_memory = self.pins_memory and torch.cuda.is_available()
+        loader = StepLoader(steps, self.num_workers, pin_memory, self._repeated_steps(steps.num_steps))
+        if self.trainer is not None:
+            loader.seek(self.trainer.fit_loop.epoch_loop.batch_progress.total.ready)
+        return loader
+
+    def _repeated_steps(self, num_steps: int) -> int | None:
+        """Return the number of steps that `overfit_batches` repeats; None: it is not set."""
+        overfit = 0 if self.trainer is None else self.trainer.overfit_batches
+        if not overfit:
+            return None
+        return max(1, min(num_steps, overfit if isinstance(overfit, int) else int(num_steps * overfit)))
+
+    def _limited(self, loader: Evaluation, split: str) -> Evaluation:
+        """Make the part of an evaluation loader that the Trainer's limit admits a random sample of the split."""
+        limit = 1.0 if self.trainer is None else getattr(self.trainer, f"limit_{split}_batches")
+        loader.sample_first(limit if isinstance(limit, int) else int(len(loader) * limit))
+        return loader
+
+    # ------------------------------------------------------------------ processes and sizes
+
+    def _ranks(self) -> dict[str, int]:
+        """Return this process's place among those that see different data, as arguments of a loader."""
+        ranks = read_data_parallel(self.trainer)
+        return {"rank": ranks.rank, "world_size": ranks.size}
+
+    def _evaluation_processes(self) -> dict[str, Any]:
+        """Return what an evaluation loader has to know about the processes that share the work."""
+        return self._ranks() | {"num_workers": self.num_workers, "pin_memory": torch.cuda.is_available()}
+
+    def _broadcast(self, value: Value) -> Value:
+        """Return the value of rank 0: it alone has prepared the data and knows the folders."""
+        return value if self.trainer is None else self.trainer.strategy.broadcast(value)
+
+    def _trainer_steps(self) -> int | None:
+        """Return the Trainer's `max_steps`; None: they are not limited."""
+        limit = -1 if self.trainer is None else self.trainer.max_steps
+        return None if limit < 1 else limit
+
+    def _check_batch_sizes(self) -> None:
+        check_batch_sizes(self.global_batch_size, self._micro_batch_size(), self._ranks()["world_size"])
+
+    def _micro_batch_size(self) -> int:
+        share = self.global_batch_size // self._ranks()["world_size"]
+        return max(1, share) if self.micro_batch_size == "auto" else self.micro_batch_size
+
+    def _eval_batch_size(self) -> int:
+        return min(self._micro_batch_size(), 32) if self.eval_batch_size is None else self.eval_batch_size
+
+    def _shrink_default_batch(self, num_samples: int) -> None:
+        """Halve a default global batch size that would leave an epoch of a small data set few steps.
+
+        The result depends on the data alone, not on the number of devices: a run may be resumed on another number.
 
         Args:
-            stage: `fit`, `validate`, `test` or `predict`.
+            num_samples: Samples of an epoch.
         """
-        tokenizer, corpus = self._names_of_rank_zero()
-        self._folders = (self.cache_dir / "tokenizers" / tokenizer, self.cache_dir / "corpora" / corpus)
-        self._corpus = TokenCorpus(self._folders[1])
-        if stage == "fit":
-            self._check_batch_sizes()
-            WindowSampler(self.corpus.split("train").num_tokens, self.block_size, self.seed)
-        if stage == "validate" or (stage == "fit" and self.val_fraction > 0):
-            self._evaluation_loader("val")
-        if stage == "test":
-            self._evaluation_loader("test")
-
-    def _names_of_rank_zero(self) -> tuple[str, str]:
-        """Returns the names of the tokenizer's and the corpus's folder; only rank 0 hashes the sources for them."""
-        trainer = self.trainer
-        names = None
-        if self._folders is not None:
-            names = (self._folders[0].name, self._folders[1].name)
-        elif trainer is None or trainer.is_global_zero:
-            tokenizer = self._given_tokenizer
-            if tokenizer is None:
-                if not self.tokenizer_path.exists():
-                    raise UserError("the corpus is not prepared: call prepare_data() before setup()")
-                tokenizer = load_tokenizer(self.tokenizer_path)
-            names = (self.tokenizer_path.name, corpus_path(self.spec, tokenizer, self.cache_dir).name)
-        if trainer is not None:
-            names = trainer.strategy.broadcast(names)
-        assert names is not None
-        return names
-
-    def lineage(self) -> dict[str, Any]:
-        """Returns which documents, tokenizer and order made the batches, by content hash (JSON values)."""
-        lineage = super().lineage()
-        lineage["tokenizer"]["given"] = self.tokenizer
-        return lineage
-
-    def val_dataloader(self) -> Any:
-        """Returns the loader of the validation windows; none if `val_fraction` is 0 and no file is held out."""
-        return super().val_dataloader() if self.val_fraction == 0 else self._evaluation_loader("val")
+        size = self.global_batch_size
+        while size > SMALLEST_DEFAULT_BATCH and num_samples // size < STEPS_OF_SMALL_EPOCH:
+            size //= 2
+        if size != self.global_batch_size and self.micro_batch_size == "auto":
+            self.global_batch_size = size
+            if self.trainer is None or self.trainer.is_global_zero:
+                say(
+                    f"global_batch_size: {size}, because an epoch has {num_samples:,} sequences; set it to have another"
+                )

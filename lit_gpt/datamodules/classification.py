@@ -1,6 +1,7 @@
 """Labelled texts, for classification."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,9 @@ from lit_gpt.batch import Batch
 from lit_gpt.data.classification import STDLIB_PACKAGES, ClassificationEncoder, StdlibOrigins
 from lit_gpt.data.instructions.encoder import tokenizer_folder
 from lit_gpt.data.rows import RowSource, RowSplit
-from lit_gpt.data.rows.loader import BuildBatch
+from lit_gpt.data.rows.loader import Collator, SequenceCollator
 from lit_gpt.data.tokenizers import Tokenizer, load_tokenizer
+from lit_gpt.data_info import DataInfo
 from lit_gpt.datamodules.rows import RowDataModule
 from lit_gpt.errors import UserError
 
@@ -26,29 +28,37 @@ class ClassificationDataModule(RowDataModule):
 
     def __init__(self, classes: list[str], **kwargs: Any) -> None:
         if len(set(classes)) != len(classes) or len(classes) < 2:
-            raise UserError(f"classes is {classes}; give two different names or more")
+            raise UserError(f"classes is {classes}; give at least two different names")
         super().__init__(**kwargs)
         self.classes = [str(name) for name in classes]
 
     def load_tokenizer(self) -> tuple[Tokenizer, list[str]]:
-        """Returns the model's tokenizer as it is."""
+        """Return the model's tokenizer as it is."""
         return load_tokenizer(tokenizer_folder(self.tokenizer)), []
 
     def encoder(self) -> ClassificationEncoder:
-        """Returns what encodes a text and its class."""
+        """Return what encodes a text and its class."""
         return ClassificationEncoder(self.chat_tokenizer, self.classes, self.block_size, self.long_rows, self.columns)
 
-    def build_batch(self, length: int | None = None) -> BuildBatch:
-        """Returns how texts become a batch, with `classes` (B,) int64 beside."""
-        builder = self.batch_builder(length)
+    def collator(self, length: int | None = None) -> Collator:
+        """Return what makes a batch of texts, with `classes` (B,) int64."""
+        return ClassCollator(self.batch_builder(length))
 
-        def build(split: RowSplit, samples: Sequence[np.ndarray], numbers: np.ndarray) -> Batch:
-            batch: Any = builder([[split.sequence(row) for row in rows.tolist()] for rows in samples], numbers)
-            classes = split.number("class")
-            batch["classes"] = torch.tensor([int(classes[rows[0]]) if len(rows) else 0 for rows in samples])
-            return batch
+    @property
+    def data_info(self) -> DataInfo:
+        """What the module and its callbacks may know about the data; complete after `setup`."""
+        return replace(super().data_info, classes=self.classes)
 
-        return build
+
+class ClassCollator(SequenceCollator):
+    """Makes a batch of texts, with the numbers of their classes."""
+
+    def __call__(self, split: RowSplit, samples: Sequence[np.ndarray], numbers: np.ndarray) -> Batch:
+        """Return the batch of these samples, with `classes` (B,) int64; 0 for an empty row."""
+        batch: Any = super().__call__(split, samples, numbers)
+        classes = split.number("class")
+        batch["classes"] = torch.tensor([int(classes[rows[0]]) if len(rows) else 0 for rows in samples])
+        return batch
 
 
 class StdlibClassificationDataModule(ClassificationDataModule):
@@ -75,5 +85,5 @@ class StdlibClassificationDataModule(ClassificationDataModule):
         self.max_lines = max_lines
 
     def row_sources(self) -> Sequence[RowSource]:
-        """Returns the functions of the packages."""
+        """Return the functions of the packages."""
         return [StdlibOrigins(self.classes, self.max_lines)]

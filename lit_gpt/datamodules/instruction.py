@@ -1,14 +1,16 @@
 """Instructions and conversations, for supervised fine-tuning."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from lit_gpt.data.instructions import InstructionEncoder, StdlibInstructions
 from lit_gpt.data.rows import RowSource, RowSplit
-from lit_gpt.data.rows.packing import pack
+from lit_gpt.data.rows.loader import pack
 from lit_gpt.data.sampler import hash_integers
+from lit_gpt.data_info import DataInfo
 from lit_gpt.datamodules.rows import RowDataModule
 
 
@@ -20,8 +22,8 @@ class InstructionDataModule(RowDataModule):
 
     Args:
         packing: Put short conversations side by side in rows of `block_size` tokens, where they do not see each
-            other (best-fit decreasing; `global_batch_size` counts these rows). False: one a row, padded, rows of like
-            length together.
+            other (best-fit decreasing; `global_batch_size` counts these rows). False: one per row, padded, rows of
+            similar length together.
         kwargs: Arguments of `RowDataModule`.
 
     Example:
@@ -35,7 +37,7 @@ class InstructionDataModule(RowDataModule):
         self.packing = packing
 
     def encoder(self) -> InstructionEncoder:
-        """Returns what renders a conversation."""
+        """Return what renders a conversation."""
         return InstructionEncoder(self.renderer, self.block_size, self.long_rows, self.columns, self.system_prompt)
 
     @property
@@ -43,8 +45,13 @@ class InstructionDataModule(RowDataModule):
         """Input tokens of one optimizer step over all devices, if rows are packed."""
         return self.global_batch_size * self.block_size if self.packing else None
 
+    @property
+    def data_info(self) -> DataInfo:
+        """What the module and its callbacks may know about the data; complete after `setup`."""
+        return replace(super().data_info, packing=self.packing)
+
     def samples(self, split: RowSplit) -> list[np.ndarray]:
-        """Returns the conversations in each row of a batch."""
+        """Return the conversations in each row of a batch."""
         if not self.packing:
             return super().samples(split)
         return pack(split.lengths() - 1, self.block_size, hash_integers(self.seed, 3))
@@ -79,5 +86,5 @@ class StdlibInstructionDataModule(InstructionDataModule):
         self.max_lines = max_lines
 
     def row_sources(self) -> Sequence[RowSource]:
-        """Returns the functions of the standard library."""
+        """Return the functions of the standard library."""
         return [StdlibInstructions(max_lines=self.max_lines)]

@@ -1,11 +1,32 @@
-"""A corpus that `python -m lit_gpt prepare` has made: its shards are opened, nothing is read or tokenised again."""
+"""Corpora that `python -m lit_gpt prepare` has made: their shards are opened, nothing is read or tokenised again.
 
+`PreparedDataModule` opens one; `MixtureDataModule` draws from several in exact proportions, which may change during the
+run.
+"""
+
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lit_gpt.data.prepared import open_prepared, padded_vocab_size
-from lit_gpt.data.sampler import WindowSampler
+from lit_gpt.batch import Batch
+from lit_gpt.checks import check_above
+from lit_gpt.data.cache import say
+from lit_gpt.data.documents import SplitName
+from lit_gpt.data.evaluation_loader import AlternatingLoader, TokenLoader
+from lit_gpt.data.loader import Mixture, corpus_samplers
+from lit_gpt.data.mixture import (
+    MixtureChange,
+    MixtureCorpus,
+    MixtureSampler,
+    WeightsMode,
+    first_weights,
+    plan_phases,
+)
+from lit_gpt.data.prepared import PreparedCorpus, open_prepared, padded_vocab_size
+from lit_gpt.data.shards import TokenCorpus, TokenSplit
+from lit_gpt.data_info import DataInfo
 from lit_gpt.datamodules.windows import WindowDataModule
+from lit_gpt.errors import UserError
 
 
 class PreparedDataModule(WindowDataModule):
@@ -38,19 +59,217 @@ class PreparedDataModule(WindowDataModule):
         """Hugging Face folder of the tokenizer."""
         return self._tokenizer_path
 
-    def prepare_data(self) -> None:
-        """Checks the sizes; there is nothing to make."""
-        self._check_batch_sizes()
-
     def setup(self, stage: str) -> None:
-        """Opens the corpus and checks that it has what `stage` needs.
+        """Open the corpus and check that it has what `stage` needs.
 
         Args:
             stage: `fit`, `validate`, `test` or `predict`.
         """
         self._corpus = open_prepared(self.path, self.tokenizer).corpus
+        self._check_stage(stage)
+
+
+class MixtureDataModule(WindowDataModule):
+    """Training windows from several prepared corpora by weight; validation of each of them, and of all together.
+
+    Which corpus and which of its windows a sample is, is computed from the seed and the sample's number: a run is
+    resumed bit for bit, and goes on with another number of devices. The proportions are those of the weights to within
+    about one sample, not by luck. A weight is a share of the training tokens: all windows are `block_size` long, and
+    none holds tokens of two corpora. `MixtureProportions` logs what was drawn beside what was wanted.
+
+    Validation goes through the held-out windows of all corpora: `val/loss` is over all, `val/<name>/loss` over one.
+
+    Args:
+        corpora: The corpora: `path`, and `weight`, `max_epochs`, `name` where wanted.
+        weights: `tokens`: in proportion to the corpora's sizes. `temperature`: to size ** (1 / temperature).
+            `explicit`: as each corpus's `weight` says. Null: `explicit` if the corpora have weights, else `tokens`.
+        temperature: For `weights: temperature`: 1 is by size, larger values draw small corpora more often.
+        schedule: Changes of the weights over the run, in order, such as `{at: 0.8, weights: {web: 0.3, books: 0.7}}`.
+        total_steps: Optimizer steps that shares in `schedule` refer to; null takes `trainer.max_steps`.
+        tokenizer: Folder of the tokenizer that made all corpora; null finds it beside them.
+        vocab_size: Entries of the model's vocabulary; null takes the tokenizer's, more pads it.
+        kwargs: Arguments of `WindowDataModule`.
+
+    Raises:
+        UserError: if a corpus is missing, was made with another tokenizer than the first or is shorter than a window,
+            or weights and schedule cannot be used.
+    """
+
+    def __init__(
+        self,
+        corpora: list[MixtureCorpus],
+        weights: WeightsMode | None = None,
+        temperature: float = 1.0,
+        schedule: list[MixtureChange] | None = None,
+        total_steps: int | None = None,
+        tokenizer: str | None = None,
+        vocab_size: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if not corpora:
+            raise UserError("the mixture has no corpora; name at least one prepared corpus")
+        self.corpora = list(corpora)
+        self.names = [corpus.name or Path(corpus.path).name for corpus in corpora]
+        if len(set(self.names)) < len(self.names):
+            raise UserError(f"the mixture's corpora are called {', '.join(self.names)}; give each a `name` of its own")
+        given = any(corpus.weight is not None for corpus in corpora)
+        self.weights: WeightsMode = weights or ("explicit" if given else "tokens")
+        self.temperature = temperature
+        self.schedule = list(schedule or [])
+        self.total_steps = total_steps
+        self.tokenizer = tokenizer
+        self._opened: list[PreparedCorpus] = []
+        first = self._open()[0]
+        self._tokenizer_path = first.tokenizer_path
+        self.vocab_size = padded_vocab_size(vocab_size, first.tokenizer.vocab_size, "the corpora's tokenizer")
+
+    @property
+    def tokenizer_path(self) -> Path:
+        """Hugging Face folder of the tokenizer."""
+        return self._tokenizer_path
+
+    @property
+    def mixture(self) -> Mixture:
+        """Corpora and order of the training samples.
+
+        Raises:
+            UserError: before `setup`.
+        """
+        if not isinstance(self._order, Mixture):
+            raise UserError("the mixture is not open yet: call setup('fit') first")
+        return self._order
+
+    @property
+    def data_info(self) -> DataInfo:
+        """What the module and its callbacks may know about the data; complete after `setup`."""
+        return replace(super().data_info, mixture=self._order if isinstance(self._order, Mixture) else None)
+
+    @property
+    def corpus(self) -> TokenCorpus:
+        """The first corpus: its tokenizer, separator and byte lengths are those of all."""
+        return self._opened[0].corpus
+
+    def _open(self) -> list[PreparedCorpus]:
+        opened = [open_prepared(corpus.path, self.tokenizer) for corpus in self.corpora]
+        for corpus, prepared in zip(self.corpora, opened, strict=True):
+            if prepared.tokenizer.fingerprint != opened[0].tokenizer.fingerprint:
+                raise UserError(
+                    f"{corpus.path} was made with another tokenizer than {self.corpora[0].path}: their ids mean "
+                    "different things; prepare all corpora of a mixture with one tokenizer"
+                )
+        self._opened = opened
+        return opened
+
+    def setup(self, stage: str) -> None:
+        """Open the corpora and, for training, lay out the order.
+
+        Args:
+            stage: `fit`, `validate`, `test` or `predict`.
+        """
+        self._open()
+        self._check_stage(stage)
         if stage == "fit":
-            self._check_batch_sizes()
-            WindowSampler(self.corpus.split("train").num_tokens, self.block_size, self.seed)
-        elif stage in ("validate", "test"):
-            self._evaluation_loader("val" if stage == "validate" else "test")
+            self._check_length()
+
+    def _num_train_windows(self) -> int:
+        """Return the windows of all corpora."""
+        return sum(prepared.corpus.split("train").num_tokens // self.block_size for prepared in self._opened)
+
+    def make_order(self) -> Mixture:
+        """Return the order in which windows are drawn from the corpora, and print the weights."""
+        splits = [prepared.corpus.split("train") for prepared in self._opened]
+        tokens = [split.num_tokens for split in splits]
+        weights = [corpus.weight for corpus in self.corpora]
+        first = first_weights(self.weights, self.names, tokens, weights, self.temperature)
+        phases = plan_phases(first, self.names, self.schedule, self._total_steps(), self.global_batch_size)
+        samplers = corpus_samplers(self.names, splits, self.block_size, self.seed)
+        caps = []
+        for name, corpus, sampler in zip(self.names, self.corpora, samplers, strict=True):
+            check_above(f"max_epochs of the corpus {name}", corpus.max_epochs, 0, "null sets no cap")
+            caps.append(None if corpus.max_epochs is None else int(corpus.max_epochs * sampler.num_windows))
+        mixture = Mixture(self.names, splits, MixtureSampler(phases, caps), self.block_size, self.seed)
+        if self.trainer is None or self.trainer.is_global_zero:
+            self._print_weights(mixture)
+        return mixture
+
+    def _total_steps(self) -> int | None:
+        if self.total_steps is not None:
+            return self.total_steps
+        return self._trainer_steps()
+
+    def _print_weights(self, mixture: Mixture) -> None:
+        total = self._total_steps()
+        ends = None if total is None else total * self.global_batch_size
+        segments = [s for s in mixture.sampler.segments if ends is None or s.start < ends]
+        for number, segment in enumerate(segments):
+            if 3 <= number < len(segments) - 2 and len(segments) > 6:  # the stairs of a gradual change
+                if number == 3:
+                    say("mixture …")
+                continue
+            shares = ", ".join(f"{n} {100 * w:.4g} %" for n, w in zip(self.names, segment.weights, strict=True))
+            say(f"mixture from step {segment.start // self.global_batch_size:,}: {shares}")
+
+    def _check_length(self) -> None:
+        """Refuse a run that is longer than the epoch caps allow."""
+        end, trainer = self.mixture.num_samples, self.trainer
+        if end is None or trainer is None:
+            return
+        available = end // self.global_batch_size
+        asked = [limit for limit in (self._trainer_steps(), self._trainer_epochs_in_steps(available)) if limit]
+        if asked and min(asked) > available:
+            raise UserError(
+                f"the mixture is used up after {available} steps, when every corpus with a weight has reached its "
+                f"max_epochs, and the run has {min(asked)}; raise max_epochs of the corpora, or lower "
+                "trainer.max_steps or trainer.max_epochs"
+            )
+
+    def _trainer_epochs_in_steps(self, steps_per_epoch: int) -> int | None:
+        """Return the optimizer steps of the Trainer's `max_epochs`; None: they are not limited."""
+        assert self.trainer is not None
+        epochs, limit = self.trainer.max_epochs, self.trainer.limit_train_batches
+        if epochs is None or epochs < 0:
+            return None
+        return epochs * (min(steps_per_epoch, limit) if isinstance(limit, int) else int(steps_per_epoch * limit))
+
+    def lineage(self) -> dict[str, Any]:
+        """Return which corpora, weights, tokenizer and order made the batches (JSON values)."""
+        corpora = {
+            name: prepared.corpus.lineage() | {"weight": corpus.weight, "max_epochs": corpus.max_epochs}
+            for name, prepared, corpus in zip(self.names, self._opened, self.corpora, strict=True)
+        }
+        lineage = self._order_lineage() | {
+            "corpora": corpora,
+            "weights": self.weights,
+            "temperature": self.temperature,
+            "tokenizer": {
+                "path": str(self.tokenizer_path),
+                "vocab_size": self.corpus.vocab_size,
+                "fingerprint": self.corpus.manifest["tokenizer"],
+            },
+        }
+        if isinstance(self._order, Mixture):
+            lineage["segments"] = [
+                {"step": s.start / self.global_batch_size, "weights": dict(zip(self.names, s.weights, strict=True))}
+                for s in self._order.sampler.segments
+            ]
+        return lineage
+
+    # ------------------------------------------------------------------ evaluation
+
+    def _holds_out(self, split: SplitName) -> bool:
+        """Return whether any corpus has the split."""
+        return any(prepared.corpus.split(split).num_tokens for prepared in self._opened)
+
+    def _evaluated_split(self, batch: Batch, split: SplitName) -> TokenSplit:
+        """Return the tokens of the corpus that an evaluation batch names."""
+        return self._opened[self.names.index(batch["corpus"])].corpus.split(split)
+
+    def _evaluation_loader(self, kind: type[TokenLoader], split: SplitName) -> AlternatingLoader:
+        """Return the loader of a split of all corpora, in turns."""
+        splits = {n: prepared.corpus.split(split) for n, prepared in zip(self.names, self._opened, strict=True)}
+        # A corpus need not hold anything out.
+        loaders = {name: self._token_loader(kind, tokens) for name, tokens in splits.items() if tokens.num_tokens}
+        if not loaders:
+            raise UserError(f"no corpus of the mixture has a {split} split; prepare one with {split}_fraction above 0")
+        return AlternatingLoader(loaders)

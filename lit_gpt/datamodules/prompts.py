@@ -1,24 +1,27 @@
 """Prompts to be answered by the model itself, for reinforcement learning."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
 
 from lit_gpt.batch import Batch, StepBatch
-from lit_gpt.data.loader import StepLoader
+from lit_gpt.checks import check_at_least, check_between
+from lit_gpt.data.documents import SplitName
+from lit_gpt.data.evaluation_loader import OrderedLoader
+from lit_gpt.data.loader import StepSource
 from lit_gpt.data.prompts import LongPrompts, PromptEncoder, StdlibPrompts
 from lit_gpt.data.rows import RowSource, RowSplit
-from lit_gpt.data.rows.order import SampleOrder
+from lit_gpt.data.sampler import RowSampler
+from lit_gpt.data_info import DataInfo
 from lit_gpt.datamodules.rows import RowDataModule
-from lit_gpt.errors import UserError
 
 
 class PromptBatch(Batch, total=False):
-    """Prompts of one rank in one optimizer step, or of an evaluation batch; plain data beside `Batch`'s tensors."""
+    """Prompts of one rank in one optimizer step, or of an evaluation batch, as plain Python values."""
 
     prompts: list[list[dict[str, Any]]]
     """For each group the prompts that it may be sampled for, in order of trial: `ids`, `messages`, `row`, `where`,
@@ -59,20 +62,18 @@ class PromptDataModule(RowDataModule):
     ) -> None:
         super().__init__(long_rows=long_rows, **kwargs)
         self.max_prompt_tokens = self.block_size // 2 if max_prompt_tokens is None else max_prompt_tokens
-        if not 1 <= self.max_prompt_tokens < self.block_size:
-            raise UserError(
-                f"max_prompt_tokens is {self.max_prompt_tokens}; it must be at least 1 and below block_size "
-                f"{self.block_size}, which prompt and answer share"
-            )
-        for name, value in (("candidates", candidates), ("updates_per_rollout", updates_per_rollout)):
-            if value < 1:
-                raise UserError(f"{name} is {value}; it must be at least 1")
+        remedy = f"prompt and answer share the block_size {self.block_size}"
+        check_between("max_prompt_tokens", self.max_prompt_tokens, 1, self.block_size, remedy, high_open=True)
+        check_at_least("candidates", candidates, 1)
+        check_at_least("updates_per_rollout", updates_per_rollout, 1)
         self._long_prompts: LongPrompts = long_rows
         self.candidates = candidates
         self.updates_per_rollout = updates_per_rollout
 
+    pins_memory = False  # batches are mostly Python values
+
     def encoder(self) -> PromptEncoder:
-        """Returns what renders a prompt."""
+        """Return what renders a prompt."""
         return PromptEncoder(
             self.renderer,
             self.max_prompt_tokens,
@@ -81,31 +82,21 @@ class PromptDataModule(RowDataModule):
             self.system_prompt,
         )
 
-    def train_dataloader(self) -> StepLoader:
-        """Returns the resumable loader; an epoch meets every prompt once."""
-        split = self.store.split("train")
-        rank, world_size = self._ranks()
-        size = self.global_batch_size * self.candidates
-        order = SampleOrder(len(split), size, self.seed)
-        share = self.global_batch_size // world_size
-        steps = PromptSteps(
-            split, order, self.candidates, self.updates_per_rollout, slice(rank * share, (rank + 1) * share)
-        )
-        identity = {
-            "rows": split.fingerprint,
-            "seed": self.seed,
-            "global_batch_size": self.global_batch_size,
-            "candidates": self.candidates,
-            "updates_per_rollout": self.updates_per_rollout,
-            **self._identity(),
-        }
-        num_steps = max(1, len(split) // size) * self.updates_per_rollout
-        return StepLoader(steps, num_steps, self.global_batch_size, identity, self.num_workers)
+    @property
+    def data_info(self) -> DataInfo:
+        """What the module and its callbacks may know about the data; complete after `setup`."""
+        return replace(super().data_info, max_prompt_tokens=self.max_prompt_tokens)
 
-    def _evaluation_loader(self, name: Any) -> Any:
-        split = self.store.split(name)
-        rank, world_size = self._ranks()
-        return PromptEvaluationLoader(split, self._eval_batch_size(), rank, world_size) if len(split) else []
+    def train_steps(self) -> StepSource:
+        """Return the data set of this rank's optimizer steps; an epoch visits every prompt once."""
+        sampler = RowSampler(len(self._split("train")), self.global_batch_size * self.candidates, self.seed)
+        updates = self.updates_per_rollout
+        return PromptSteps(
+            self._split("train"), sampler, self.candidates, updates, **self._ranks(), options=self._identity()
+        )
+
+    def _evaluation_loader(self, split: SplitName) -> OrderedLoader:
+        return PromptEvaluationLoader(self._split(split), self._eval_batch_size(), **self._ranks())
 
 
 class StdlibPromptDataModule(PromptDataModule):
@@ -127,65 +118,76 @@ class StdlibPromptDataModule(PromptDataModule):
         self.max_lines = max_lines
 
     def row_sources(self) -> Sequence[RowSource]:
-        """Returns the functions of the standard library."""
+        """Return the functions of the standard library."""
         return [StdlibPrompts(max_lines=self.max_lines)]
 
 
-class PromptSteps(Dataset[StepBatch]):
-    """Item s: this rank's prompts of optimizer step s, the same for all updates on one rollout.
+class PromptSteps(StepSource):
+    """Optimizer steps made of prompts: item s has this rank's prompts, the same for all updates on one rollout.
 
     Args:
         split: The rows.
-        order: Says which rows a rollout has, candidates side by side.
-        candidates: For each group.
+        sampler: Says which rows a rollout has, candidates side by side.
+        candidates: Prompts for each group.
         num_updates: Optimizer steps on one rollout.
-        share: Which groups of a step are this rank's.
+        rank: This process's place among those that see different data.
+        world_size: Number of these processes.
+        options: What else the order depends on, by the name of the option.
     """
 
-    def __init__(self, split: RowSplit, order: SampleOrder, candidates: int, num_updates: int, share: slice) -> None:
+    def __init__(
+        self,
+        split: RowSplit,
+        sampler: RowSampler,
+        candidates: int,
+        num_updates: int,
+        rank: int,
+        world_size: int,
+        options: dict[str, Any],
+    ) -> None:
+        groups = sampler.global_batch_size // candidates
+        super().__init__(groups, max(1, len(split) // sampler.global_batch_size) * num_updates)
         self.split = split
-        self.order = order
+        self.sampler = sampler
         self.candidates = candidates
         self.num_updates = num_updates
-        self.share = share
+        self.options = options
+        share = groups // world_size
+        self.share = slice(rank * share, (rank + 1) * share)
 
     def __getitem__(self, step: int) -> StepBatch:
         rollout, update = divmod(step, self.num_updates)
-        groups = self.order.step(rollout).reshape(-1, self.candidates)[self.share]
+        groups = self.sampler.step(rollout).reshape(-1, self.candidates)[self.share]
         return [prompt_batch(self.split, groups, rollout, update, self.num_updates)]
 
+    def identity(self) -> dict[str, Any]:
+        """Return rows, seed and sizes."""
+        sizes = {"global_batch_size": self.global_batch_size, "candidates": self.candidates}
+        order = {"seed": self.sampler.seed, **sizes, "updates_per_rollout": self.num_updates}
+        return {"rows": self.split.fingerprint, **order, **self.options}
 
-class PromptEvaluationLoader:
-    """Every prompt once; batch j goes to rank j mod W, and all ranks have as many, the last perhaps empty.
+
+class PromptEvaluationLoader(OrderedLoader):
+    """Every prompt once.
 
     Args:
         split: The rows.
-        batch_size: Prompts of a batch.
-        rank: This process's place among those that see different data.
-        world_size: W, their number.
+        args: Arguments of `OrderedLoader` from `batch_size` on.
+        kwargs: The same by name.
     """
 
-    def __init__(self, split: RowSplit, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(self, split: RowSplit, *args: Any, **kwargs: Any) -> None:
+        super().__init__(len(split), *args, **kwargs)
         self.split = split
-        self.batch_size = batch_size
-        self.rank = rank
-        self.world_size = world_size
 
-    def __len__(self) -> int:
-        """Batches of each rank."""
-        return -(-len(self.split) // (self.batch_size * self.world_size))
-
-    def __iter__(self) -> Iterator[Batch]:
-        rows = np.arange(len(self.split), dtype=np.int64)
-        for index in range(len(self)):
-            first = (index * self.world_size + self.rank) * self.batch_size
-            yield prompt_batch(self.split, rows[first : first + self.batch_size, None])
+    def _batch(self, items: np.ndarray) -> Batch:
+        return prompt_batch(self.split, items[items < self.num_items, None])
 
 
 def prompt_batch(
     split: RowSplit, groups: np.ndarray, rollout: int = 0, update: int = 0, num_updates: int = 1
 ) -> PromptBatch:
-    """Makes a batch of (groups, candidates) rows; its tensors are the first candidates, padded on the right."""
+    """Return the batch of (groups, candidates) rows; its tensors are the first candidates, padded on the right."""
     prompts = [[_prompt(split, row) for row in candidates] for candidates in groups.tolist()]
     first = [candidates[0]["ids"] for candidates in prompts]
     ids = torch.zeros(len(first), max(map(len, first), default=0), dtype=torch.int64)
@@ -202,5 +204,5 @@ def prompt_batch(
 
 
 def _prompt(split: RowSplit, row: int) -> dict[str, Any]:
-    kept = json.loads(split.attached(row))
-    return {"ids": split.sequence(row)[0].tolist(), "number": row, "where": split.where(row), **kept}
+    stored = json.loads(split.attached(row))
+    return {"ids": split.sequence(row)[0].tolist(), "number": row, "where": split.where(row), **stored}

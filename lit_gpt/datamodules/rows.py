@@ -1,47 +1,47 @@
-"""What every DataModule of separate rows shares: reading, preparing, ranks and loaders, whatever a row becomes.
+"""What every DataModule of separate rows shares: reading, preparing and evaluating them, whatever a row becomes.
 
-`prepare_data` (one process a node) encodes what the cache lacks; `setup` opens it. A subclass says which encoder its
+`prepare_data` (one process per node) encodes what the cache lacks; `setup` opens it. A subclass says which encoder its
 rows need and how a batch is made of them.
 """
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-import torch
-from lightning import LightningDataModule
 
 from lit_gpt.batch import Batch
-from lit_gpt.data.cache import default_cache_dir, say
+from lit_gpt.data.batches import RowBatchBuilder
+from lit_gpt.data.cache import default_cache_dir, make_cache_dir, say
 from lit_gpt.data.chat import ChatRenderer
 from lit_gpt.data.documents import OnBadInput, SplitName
+from lit_gpt.data.evaluation_loader import OrderedLoader
 from lit_gpt.data.files import expand_files
 from lit_gpt.data.instructions import LongRows, chat_tokenizer
-from lit_gpt.data.loader import StepLoader, check_batch_sizes
+from lit_gpt.data.loader import StepSource
 from lit_gpt.data.rows import FileRows, HubRows, RowEncoder, RowSource, RowSplit, RowStore, prepare_rows
-from lit_gpt.data.rows.batches import RowBatchBuilder
-from lit_gpt.data.rows.loader import BuildBatch, RowEvaluationLoader, RowSteps, row_step_loader, sequences_batch
-from lit_gpt.data.rows.order import SampleOrder
+from lit_gpt.data.rows.loader import Collator, RowEvaluationLoader, RowSteps, SequenceCollator
+from lit_gpt.data.sampler import RowSampler
 from lit_gpt.data.sources import HubDataset
 from lit_gpt.data.tokenizer_cache import keep_tokenizer, kept_tokenizer_path
 from lit_gpt.data.tokenizers import Tokenizer
-from lit_gpt.data_info import DataInfo, read_data_parallel
+from lit_gpt.data_info import DataInfo
+from lit_gpt.datamodules.base import StepDataModule
 from lit_gpt.errors import UserError
 
+DEFAULT_GLOBAL_BATCH_SIZE = 16
 
-class RowDataModule(LightningDataModule):
+
+class RowDataModule(StepDataModule):
     """Batches of rows rendered with a chat template.
-
-    A training batch is the list of micro-batches that this device contributes to one optimizer step; evaluation
-    batches are single ones. Which rows a step sees depends on rows, seed and step alone.
 
     `vocab_size` (the tokenizer's, with the template's tokens) and `block_size` are known from the start.
 
     Args:
-        tokenizer: The model's: a tokenizer folder, a hub name, or a run, checkpoint or bundle, whose own is meant.
+        tokenizer: The model's tokenizer: a tokenizer folder, a hub name, or a run, checkpoint or bundle that has one.
         chat_template: `chatml`, `llama3`, `gemma`, `qwen`, `mistral`, `alpaca`, or a Jinja file; null takes the
             tokenizer's own. Special tokens that it names and the tokenizer lacks are added.
         chat_tokens: Further special tokens to add.
@@ -54,18 +54,15 @@ class RowDataModule(LightningDataModule):
         block_size: Tokens of a row at most: the context.
         long_rows: A longer row is cut off at its end (`cut`), left out (`drop`) or an error; the first two are
             counted. Under `cut`, a row whose prompt alone is longer is bad input: nothing would be left to learn.
-        global_batch_size: Rows of a batch in one optimizer step over all devices.
-        micro_batch_size: Rows that a device takes at once; `auto` takes its whole share of a step. Smaller ones save
-            memory and change no result.
-        eval_batch_size: Rows of an evaluation batch on each device; null takes `micro_batch_size`, at most 32.
+        global_batch_size: Rows of a batch in one optimizer step over all devices; null takes 16, or 8 where an epoch
+            of few rows would have few steps.
         val_fraction: Share of the rows held out for validation, chosen by the hash of each row's prompt.
         test_fraction: Share held out for the test.
-        seed: Chooses the order.
-        num_workers: Processes that assemble batches ahead; 0 assembles them in this one.
         on_bad_input: What happens at a file or row that cannot be used: `error` stops and names it, `skip` leaves it
             out, counts and names it.
-        cache_dir: Where tokens are kept; null means `$LIT_GPT_CACHE`, else `$XDG_CACHE_HOME/lit_gpt`, else
+        cache_dir: Where tokens are stored; null means `$LIT_GPT_CACHE`, else `$XDG_CACHE_HOME/lit_gpt`, else
             `~/.cache/lit_gpt`.
+        kwargs: Arguments of `StepDataModule`.
 
     Raises:
         UserError: for sizes that contradict each other, a template that cannot be learned from, and, while preparing,
@@ -85,26 +82,16 @@ class RowDataModule(LightningDataModule):
         system_prompt: str | None = None,
         block_size: int = 1024,
         long_rows: LongRows = "cut",
-        global_batch_size: int = 16,
-        micro_batch_size: int | Literal["auto"] = "auto",
-        eval_batch_size: int | None = None,
+        global_batch_size: int | None = None,
         val_fraction: float = 0.05,
         test_fraction: float = 0.0,
-        seed: int = 0,
-        num_workers: int = 0,
         on_bad_input: OnBadInput = "error",
         cache_dir: str | None = None,
+        **kwargs: Any,
     ) -> None:
-        super().__init__()
-        sizes = {
-            "block_size": block_size,
-            "global_batch_size": global_batch_size,
-            "micro_batch_size": micro_batch_size,
-            "eval_batch_size": eval_batch_size,
-        }
-        for name, value in sizes.items():
-            if isinstance(value, int) and value < 1:
-                raise UserError(f"{name} is {value}; it must be at least 1")
+        size = DEFAULT_GLOBAL_BATCH_SIZE if global_batch_size is None else global_batch_size
+        super().__init__(block_size=block_size, global_batch_size=size, **kwargs)
+        self._has_default_batch = global_batch_size is None
         self.tokenizer = tokenizer
         self.chat_template = chat_template
         self.files = files
@@ -113,15 +100,9 @@ class RowDataModule(LightningDataModule):
         self.test_files = test_files
         self.columns = columns
         self.system_prompt = system_prompt
-        self.block_size = block_size
         self.long_rows: LongRows = long_rows
-        self.global_batch_size = global_batch_size
-        self.micro_batch_size = micro_batch_size
-        self.eval_batch_size = eval_batch_size
         self.val_fraction = val_fraction
         self.test_fraction = test_fraction
-        self.seed = seed
-        self.num_workers = num_workers
         self.on_bad_input: OnBadInput = on_bad_input
         self.cache_dir = default_cache_dir() if cache_dir is None else Path(cache_dir).expanduser()
         self.chat_tokens = tuple(chat_tokens or ())
@@ -129,27 +110,28 @@ class RowDataModule(LightningDataModule):
         self.vocab_size = self.chat_tokenizer.vocab_size
         self._folder: Path | None = None
         self._store: RowStore | None = None
+        self._train_samples: list[np.ndarray] | None = None
 
-    # ------------------------------------------------------------------ what a subclass says
+    # ------------------------------------------------------------------ what a subclass provides
 
     @abstractmethod
     def encoder(self) -> RowEncoder:
-        """Returns what turns a row into tokens."""
+        """Return what turns a row into tokens."""
 
     def load_tokenizer(self) -> tuple[Tokenizer, list[str]]:
-        """Returns the tokenizer with the chat template in it, and the tokens that are new in it."""
+        """Return the tokenizer with the chat template in it, and the tokens that are new in it."""
         return chat_tokenizer(self.tokenizer, self.chat_template, self.chat_tokens)
 
-    def build_batch(self, length: int | None = None) -> BuildBatch:
-        """Returns how rows become a batch.
+    def collator(self, length: int | None = None) -> Collator:
+        """Return what makes a batch of rows; an object that can be pickled, because workers may be spawned.
 
         Args:
             length: Positions of a row; None: as many as the longest needs.
         """
-        return sequences_batch(self.batch_builder(length))
+        return SequenceCollator(self.batch_builder(length))
 
     def row_sources(self) -> Sequence[RowSource]:
-        """Returns where rows come from: what is held out by name, then the other files, then the data sets."""
+        """Return where rows come from: what is held out by name, then the other files, then the data sets."""
         found: list[RowSource] = []
         taken: set[Path] = set()  # a file is in one split, the first of these that names it
         named: list[tuple[str | list[str] | None, SplitName | None]] = [(self.test_files, "test")]
@@ -167,7 +149,7 @@ class RowDataModule(LightningDataModule):
         return found
 
     def samples(self, split: RowSplit) -> list[np.ndarray]:
-        """Returns, for each row of a training batch, the rows of the split that are in it: one each, unpacked."""
+        """Return, for each row of a training batch, the rows of the split that are in it: one each, unpacked."""
         return [np.array([row], dtype=np.int64) for row in range(len(split))]
 
     # ------------------------------------------------------------------ preparing and opening
@@ -182,21 +164,10 @@ class RowDataModule(LightningDataModule):
         """Hugging Face folder of the tokenizer with template and new tokens; it exists after `prepare_data`."""
         return kept_tokenizer_path(self.chat_tokenizer, self.cache_dir)
 
-    @property
-    def tokens_per_step(self) -> int | None:
-        """Input tokens of one optimizer step over all devices, where every step has as many."""
-        return None
-
     def prepare_data(self) -> None:
-        """Keeps the tokenizer and encodes the rows, unless the cache has them."""
+        """Store the tokenizer and encode the rows, unless the cache has them."""
         self._check_batch_sizes()
-        try:
-            self.cache_dir.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(
-                f"cache_dir {self.cache_dir} cannot be made ({error.strerror}); set it (or LIT_GPT_CACHE) to a folder "
-                "that can be written"
-            ) from error
+        make_cache_dir(self.cache_dir)
         keep_tokenizer(self.chat_tokenizer, self.cache_dir)
         if self.new_tokens:
             say(f"tokenizer: added {', '.join(self.new_tokens)} for the chat template")
@@ -204,47 +175,31 @@ class RowDataModule(LightningDataModule):
         self._folder = prepare_rows(self.row_sources(), self.encoder(), self.cache_dir, *fractions, self.on_bad_input)
 
     def setup(self, stage: str) -> None:
-        """Opens the rows and checks that there are some for `stage`.
+        """Open the rows and check that there are some for `stage`.
 
         Args:
             stage: `fit`, `validate`, `test` or `predict`.
         """
-        name = None if self._folder is None else self._folder.name
-        if self.trainer is not None:
-            name = self.trainer.strategy.broadcast(name)  # only one process has hashed the sources
+        name = self._broadcast(None if self._folder is None else self._folder.name)
         if name is None:
             raise UserError("the rows are not prepared: call prepare_data() before setup()")
         self._store = RowStore(self.cache_dir / "rows" / name)
+        self._train_samples = None
+        needed: dict[str, SplitName] = {"fit": "train", "validate": "val", "test": "test", "predict": "test"}
+        split = needed.get(stage)
+        if split is not None and not len(self._split(split)):
+            remedy = f"raise {split}_fraction, or name {split}_files"
+            if split == "train":
+                remedy = "lower val_fraction and test_fraction, or add rows"
+            raise UserError(f"no row fell into the {split} split; {remedy}")
+        if stage == "fit" and self._has_default_batch:
+            self._shrink_default_batch(len(self._samples()))
         self._check_batch_sizes()
-        needed: dict[str, list[SplitName]] = {
-            "fit": ["train"],
-            "validate": ["val"],
-            "test": ["test"],
-            "predict": ["test"],
-        }
-        for split in needed.get(stage, []):
-            if not len(self.store.split(split)):
-                raise UserError(
-                    f"no row fell into the {split} split; "
-                    + ("lower val_fraction and test_fraction, or add rows" if split == "train" else
-                       f"raise {split}_fraction, or name {split}_files")
-                )  # fmt: skip
 
     @property
     def data_info(self) -> DataInfo:
         """What the module and its callbacks may know about the data; complete after `setup`."""
-        return DataInfo(
-            tokenizer_path=self.tokenizer_path,
-            vocab_size=self.vocab_size,
-            block_size=self.block_size,
-            tokens_per_step=self.tokens_per_step,
-            max_prompt_tokens=getattr(self, "max_prompt_tokens", None),
-            packing=getattr(self, "packing", False),
-            classes=getattr(self, "classes", None),
-            lineage=self.lineage,
-            rows=lambda split: self.store.split(split),
-            scoring_batches=self.scoring_batches,
-        )
+        return replace(super().data_info, rows=self._split, scoring_batches=self.scoring_batches)
 
     @property
     def store(self) -> RowStore:
@@ -257,8 +212,11 @@ class RowDataModule(LightningDataModule):
             raise UserError("the rows are not open yet: call prepare_data() and setup() first")
         return self._store
 
+    def _split(self, name: SplitName) -> RowSplit:
+        return self.store.split(name)
+
     def lineage(self) -> dict[str, Any]:
-        """Returns which rows, tokenizer and order made the batches, by content hash (JSON values)."""
+        """Return which rows, tokenizer and order made the batches, by content hash (JSON values)."""
         return {
             "class": f"{type(self).__module__}.{type(self).__qualname__}",
             **self._identity(),
@@ -275,50 +233,49 @@ class RowDataModule(LightningDataModule):
         }
 
     def _identity(self) -> dict[str, Any]:
-        """What the order depends on beside rows, seed and global batch size."""
+        """Return what the order depends on beside rows, seed and global batch size."""
         return {"block_size": self.block_size}
 
     # ------------------------------------------------------------------ batches
 
-    def train_dataloader(self) -> StepLoader:
-        """Returns the resumable loader of optimizer steps."""
-        split = self.store.split("train")
-        samples = self.samples(split)
-        rank, world_size = self._ranks()
-        order = SampleOrder(len(samples), self.global_batch_size, self.seed, self._lengths(split))
-        build = self.build_batch(self._row_length)
-        steps = RowSteps(split, samples, order, build, self._micro_batch_size(), rank, world_size)
-        return row_step_loader(steps, self._identity(), world_size, self.num_workers, torch.cuda.is_available())
+    def train_steps(self) -> StepSource:
+        """Return the data set of this rank's optimizer steps."""
+        split, samples = self._split("train"), self._samples()
+        sampler = RowSampler(len(samples), self.global_batch_size, self.seed, self._lengths(split))
+        collate = self.collator(self._row_length)
+        options = self._identity()
+        return RowSteps(split, samples, sampler, collate, self._micro_batch_size(), **self._ranks(), options=options)
+
+    def _samples(self) -> list[np.ndarray]:
+        """Return the samples of the train split: packing many rows takes seconds, so it is done once."""
+        if self._train_samples is None:
+            self._train_samples = self.samples(self._split("train"))
+        return self._train_samples
 
     def val_dataloader(self) -> Any:
-        """Returns the loader of the validation rows; none if nothing is held out."""
-        return self._evaluation_loader("val")
+        """Return the loader of the validation rows; none if nothing is held out."""
+        return self._limited(self._evaluation_loader("val"), "val") if len(self._split("val")) else []
 
     def test_dataloader(self) -> Any:
-        """Returns the loader of the test rows."""
-        return self._evaluation_loader("test")
+        """Return the loader of the test rows."""
+        return self._limited(self._evaluation_loader("test"), "test") if len(self._split("test")) else []
 
     def predict_dataloader(self) -> Any:
-        """Returns the loader of the test rows."""
-        return self._evaluation_loader("test")
+        """Return the loader of the test rows."""
+        return self._evaluation_loader("test") if len(self._split("test")) else []
 
     def scoring_batches(self, split: SplitName) -> Iterator[Batch]:
-        """Yields this rank's share of all rows of a split, once, for log-probabilities computed beforehand."""
-        rows = self.store.split(split)
+        """Yield this rank's share of all rows of a split, once, for log-probabilities computed beforehand."""
+        rows = self._split(split)
         if len(rows):
-            rank, world_size = self._ranks()
-            yield from RowEvaluationLoader(rows, self.build_batch(), self._eval_batch_size(), rank, world_size)
+            yield from RowEvaluationLoader(rows, self.collator(), self._eval_batch_size(), **self._ranks())
 
-    def _evaluation_loader(self, name: SplitName) -> Any:
-        split = self.store.split(name)
-        if not len(split):
-            return []
-        rank, world_size = self._ranks()
-        pin_memory = torch.cuda.is_available()
-        return RowEvaluationLoader(split, self.build_batch(), self._eval_batch_size(), rank, world_size, pin_memory)
+    def _evaluation_loader(self, split: SplitName) -> OrderedLoader:
+        rows, size = self._split(split), self._eval_batch_size()
+        return RowEvaluationLoader(rows, self.collator(), size, **self._evaluation_processes())
 
     def batch_builder(self, length: int | None = None) -> RowBatchBuilder:
-        """Returns what packs or pads sequences."""
+        """Return what packs or pads sequences."""
         tokenizer: Tokenizer = self.chat_tokenizer
         return RowBatchBuilder(tokenizer.separator_id, tokenizer.byte_lengths, length)
 
@@ -328,20 +285,5 @@ class RowDataModule(LightningDataModule):
         return None
 
     def _lengths(self, split: RowSplit) -> np.ndarray | None:
-        """Lengths to group samples by; None: do not."""
+        """Return the lengths to group samples by; None: do not."""
         return split.lengths()
-
-    def _check_batch_sizes(self) -> None:
-        check_batch_sizes(self.global_batch_size, self._micro_batch_size(), self._ranks()[1])
-
-    def _micro_batch_size(self) -> int:
-        share = self.global_batch_size // self._ranks()[1]
-        return max(1, share) if self.micro_batch_size == "auto" else self.micro_batch_size
-
-    def _eval_batch_size(self) -> int:
-        return min(self._micro_batch_size(), 32) if self.eval_batch_size is None else self.eval_batch_size
-
-    def _ranks(self) -> tuple[int, int]:
-        """Returns (rank, number) among the processes that see different data; (0, 1) without a Trainer."""
-        ranks = read_data_parallel(self.trainer)
-        return ranks.rank, ranks.size

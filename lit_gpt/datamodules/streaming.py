@@ -7,23 +7,18 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from lit_gpt.batch import Batch
+from lit_gpt.checks import check_at_least
 from lit_gpt.data.batches import BatchBuilder
-from lit_gpt.data.cache import default_cache_dir
+from lit_gpt.data.cache import default_cache_dir, make_cache_dir
 from lit_gpt.data.corpus_spec import CorpusSpec
 from lit_gpt.data.documents import SPLITS, BadInput, Document, OnBadInput, SplitName
 from lit_gpt.data.hub import HubDataset
-from lit_gpt.data.loader import StepLoader
 from lit_gpt.data.prepare import prepare_corpus
 from lit_gpt.data.prepared import padded_vocab_size
-from lit_gpt.data.provenance import Piece
 from lit_gpt.data.shards import TokenCorpus
 from lit_gpt.data.sources import IterableSource
-from lit_gpt.data.streaming.blocks import BlockStore
+from lit_gpt.data.streaming.blocks import BlockStore, StreamOrder
 from lit_gpt.data.streaming.documents import DocumentStream, HubStream, RemoteFiles
-from lit_gpt.data.streaming.loader import StreamLoader, StreamOrder
 from lit_gpt.data.streaming.tokens import Cursor, TokenReader
 from lit_gpt.data.tokenizer_cache import keep_tokenizer, kept_tokenizer_path
 from lit_gpt.data.tokenizers import Tokenizer, load_tokenizer
@@ -59,9 +54,9 @@ class StreamingDataModule(WindowDataModule):
         val_documents: Documents to hold out for validation; 0 for none.
         test_documents: Documents to hold out for the test; 0 for none.
         steps_per_epoch: Optimizer steps that the Trainer shall call an epoch; null takes `trainer.max_steps`.
-        cache_dir: Where blocks are kept; null means `$LIT_GPT_CACHE`, else `$XDG_CACHE_HOME/lit_gpt`, else
+        cache_dir: Where blocks are stored; null means `$LIT_GPT_CACHE`, else `$XDG_CACHE_HOME/lit_gpt`, else
             `~/.cache/lit_gpt`.
-        cache_gigabytes: Disk that blocks may take, at least two blocks' worth.
+        cache_gigabytes: Disk space that blocks may take, at least two blocks' worth.
         on_bad_input: What happens at a row that cannot be read: `error` stops and names it, `skip` leaves it out.
         prepare_threads: Threads that tokenise ahead.
         kwargs: Arguments of `WindowDataModule`.
@@ -96,12 +91,11 @@ class StreamingDataModule(WindowDataModule):
                 "StreamingDataModule needs a tokenizer before it can read: give tokenizer a folder (python -m lit_gpt "
                 "tokenizer train makes one from a sample) or a name on the hub"
             )
-        least = {"block_windows": (block_windows, 1), "val_documents": (val_documents, 0)}
-        least |= {"test_documents": (test_documents, 0), "prepare_threads": (prepare_threads, 1)}
-        least |= {"steps_per_epoch": (1 if steps_per_epoch is None else steps_per_epoch, 1)}
-        for name, (value, bound) in least.items():
-            if value < bound:
-                raise UserError(f"{name} is {value}; it must be at least {bound}")
+        check_at_least("block_windows", block_windows, 1)
+        check_at_least("val_documents", val_documents, 0)
+        check_at_least("test_documents", test_documents, 0)
+        check_at_least("prepare_threads", prepare_threads, 1)
+        check_at_least("steps_per_epoch", steps_per_epoch, 1)
         BadInput(on_bad_input)
         self.files = files
         self.dataset = dataset
@@ -122,7 +116,7 @@ class StreamingDataModule(WindowDataModule):
     # ------------------------------------------------------------------ what is read
 
     def stream(self, shuffled: bool = True) -> DocumentStream:
-        """Returns the documents; override it for a stream of your own.
+        """Return the documents; override it for a stream of your own.
 
         Args:
             shuffled: Whether shards are read in the order that the seed chooses, or as they are listed (which decides
@@ -145,7 +139,7 @@ class StreamingDataModule(WindowDataModule):
         return kept_tokenizer_path(self._tokenizer, self.cache_dir)
 
     def _first_documents(self, begin: int, count: int) -> Iterator[Document]:
-        """Yields the documents with a text from number `begin` on, in the order in which the stream lists them."""
+        """Yield the documents with a text from number `begin` on, in the order in which the stream lists them."""
         bad_input = BadInput(self.on_bad_input)
         with closing(self.stream(shuffled=False).documents(0, None, bad_input)) as documents:  # type: ignore[type-var]
             with_text = (document for document, _ in documents if document.text)
@@ -154,8 +148,9 @@ class StreamingDataModule(WindowDataModule):
     # ------------------------------------------------------------------ preparing and opening
 
     def prepare_data(self) -> None:
-        """Keeps the tokenizer and tokenises the documents that are held out; the stream is read as it is needed."""
+        """Store the tokenizer and tokenise the documents that are held out; the stream is read as it is needed."""
         self._check_batch_sizes()
+        make_cache_dir(self.cache_dir)
         keep_tokenizer(self._tokenizer, self.cache_dir)
         if self.val_documents + self.test_documents == 0:
             return
@@ -178,24 +173,18 @@ class StreamingDataModule(WindowDataModule):
         self._held_out = prepare_corpus(spec, self._tokenizer, self.cache_dir, self.prepare_threads)
 
     def setup(self, stage: str) -> None:
-        """Opens what is held out and, for training, the stream.
+        """Open what is held out and, for training, the stream.
 
         Args:
             stage: `fit`, `validate`, `test` or `predict`.
         """
         if self.val_documents + self.test_documents:
-            name = None if self._held_out is None else self._held_out.name
-            if self.trainer is not None:
-                name = self.trainer.strategy.broadcast(name)
+            name = self._broadcast(None if self._held_out is None else self._held_out.name)
             if name is None:
                 raise UserError("the held-out documents are not prepared: call prepare_data() before setup()")
             self._held_out = self.cache_dir / "corpora" / name
             self._corpus = TokenCorpus(self._held_out)
-        if stage == "fit":
-            self._check_batch_sizes()
-            self.__dict__.pop("order", None)
-        elif stage in ("validate", "test"):
-            self._evaluation_loader("val" if stage == "validate" else "test")
+        self._check_stage(stage)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -203,26 +192,25 @@ class StreamingDataModule(WindowDataModule):
         held_out = [self.val_documents, self.test_documents]
         return sha256_json([self.stream().fingerprint(), self._tokenizer.fingerprint, held_out, self.on_bad_input])
 
-    @cached_property
-    def order(self) -> StreamOrder:
-        """Which window of the stream a training sample is."""
+    def make_order(self) -> StreamOrder:
+        """Return which window of the stream a training sample is."""
         tokens = self.block_windows * self.block_size
         key = sha256_json([self.fingerprint, tokens])[:24]
         dtype = self._tokenizer.dtype
         keep = int(self.cache_gigabytes * 1e9) // (tokens * dtype.itemsize)
-        store = BlockStore(self.cache_dir / "streams" / key, self._open_reader, tokens, dtype, keep)
-        return StreamOrder(store, self.block_size, self.block_windows, self.seed)
-
-    def _open_reader(self, cursor: Cursor) -> TokenReader:
         held_out: set[str] = set()
         if self._corpus is not None:
             splits = [self._corpus.split(name) for name in SPLITS]
             held_out = {split.document(i).sha256 for split in splits for i in range(split.num_documents)}
-        bad_input = BadInput(self.on_bad_input)
-        return TokenReader(self.stream(), self._tokenizer, cursor, bad_input, held_out, self.prepare_threads)
+        # Not a method of this DataModule: workers that are spawned get a copy, and a DataModule holds its Trainer.
+        open_reader = partial(
+            _open_reader, self.stream(), self._tokenizer, frozenset(held_out), self.on_bad_input, self.prepare_threads
+        )
+        store = BlockStore(self.cache_dir / "streams" / key, open_reader, tokens, dtype, keep)
+        return StreamOrder(store, self.block_size, self.block_windows, self.seed, self.fingerprint)
 
     def lineage(self) -> dict[str, Any]:
-        """Returns which stream, tokenizer and order made the batches (JSON values)."""
+        """Return which stream, tokenizer and order made the batches (JSON values)."""
         return self._order_lineage() | {
             "stream": self.stream().describe(),
             "fingerprint": self.fingerprint,
@@ -236,30 +224,30 @@ class StreamingDataModule(WindowDataModule):
             },
         }
 
-    def provenance(self, batch: Batch, split: SplitName = "train") -> list[list[Piece]]:
-        """Returns the documents of a batch's windows; see `WindowDataModule.provenance`."""
-        if split != "train":
-            return super().provenance(batch, split)
-        return self.order.trace(batch["sample_ids"].numpy().astype(np.int64))
-
     # ------------------------------------------------------------------ batches
 
-    def train_dataloader(self) -> StepLoader:
-        """Returns the resumable loader of optimizer steps."""
-        limit = -1 if self.trainer is None else self.trainer.max_steps
-        return StreamLoader(
-            self.order,
-            self._builder(),
-            self.fingerprint,
-            num_steps=self.steps_per_epoch or (limit if limit > 0 else ENDLESS_STEPS),
-            global_batch_size=self.global_batch_size,
-            micro_batch_size=self._micro_batch_size(),
-            **self._processes(),
-        )
+    def _num_train_windows(self) -> None:
+        """Return None: nobody knows how long a stream is."""
 
-    def val_dataloader(self) -> Any:
-        """Returns the loader of the validation windows; none if nothing is held out."""
-        return self._evaluation_loader("val") if self.val_documents else []
+    def _steps_per_epoch(self) -> int:
+        """Return the optimizer steps that the Trainer shall call an epoch."""
+        return self.steps_per_epoch or self._trainer_steps() or ENDLESS_STEPS
+
+    def _holds_out(self, split: SplitName) -> bool:
+        """Return whether documents are held out for a split."""
+        return (self.val_documents if split == "val" else self.test_documents) > 0
 
     def _builder(self) -> BatchBuilder:
         return BatchBuilder(self._tokenizer.separator_id, self._tokenizer.byte_lengths, self.isolate_documents)
+
+
+def _open_reader(
+    stream: DocumentStream,
+    tokenizer: Tokenizer,
+    held_out: frozenset[str],
+    on_bad_input: OnBadInput,
+    num_threads: int,
+    cursor: Cursor,
+) -> TokenReader:
+    """Return a reader of the stream's tokens from a cursor on."""
+    return TokenReader(stream, tokenizer, cursor, BadInput(on_bad_input), held_out, num_threads)

@@ -1,13 +1,205 @@
-"""Any mix of local files and Hugging Face data sets."""
+"""Text as a corpus: documents in, token shards in a cache, windows out.
+
+`prepare_data` (one process per node) makes what is missing in the cache: the tokenizer, then the shards. `setup` opens
+them. A subclass of `TokenDataModule` says where its documents come from, in one method:
+
+    class LyricsDataModule(TokenDataModule):
+        def documents(self):
+            for path in sorted(Path("lyrics").glob("*.txt")):
+                yield path.read_text()
+
+`TextDataModule` reads files and Hugging Face data sets, `StdlibDataModule` the Python standard library.
+"""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
-from lit_gpt.data.documents import Source, SplitName
-from lit_gpt.data.sources import FileSource, HubDataset, HubSource, expand_files
-from lit_gpt.datamodules.base import TokenDataModule
+from lit_gpt.data.bpe import Pattern, check_vocab_size
+from lit_gpt.data.cache import default_cache_dir, make_cache_dir
+from lit_gpt.data.corpus_spec import CorpusSpec
+from lit_gpt.data.documents import Document, OnBadInput, Source, SplitName
+from lit_gpt.data.evaluation_loader import EvaluationLoader
+from lit_gpt.data.prepare import check_room, corpus_path, prepare_corpus
+from lit_gpt.data.shards import TokenCorpus
+from lit_gpt.data.sources import FileSource, HubDataset, HubSource, IterableSource, expand_files
+from lit_gpt.data.stdlib import stdlib_source
+from lit_gpt.data.tokenizer_cache import keep_tokenizer, kept_tokenizer_path, prepare_tokenizer, trained_tokenizer_path
+from lit_gpt.data.tokenizers import Tokenizer, load_tokenizer
+from lit_gpt.datamodules.windows import WindowDataModule
 from lit_gpt.errors import UserError
+
+DEFAULT_VOCAB_SIZE = 4096
+
+
+class TokenDataModule(WindowDataModule):
+    """Token windows from a corpus of documents.
+
+    `tokenizer_path` says from the start where the tokenizer will be, and `vocab_size` is what the model needs: as
+    configured, or that of the tokenizer.
+
+    Args:
+        tokenizer: Tokenizer to use: a Hugging Face folder, a `tokenizer.json`, a folder with GPT-2's `encoder.json`
+            and `vocab.bpe`, or a name on the hub. Null trains a byte-level BPE on the train split.
+        vocab_size: Entries of the tokenizer to train (4,096 if null). With a `tokenizer` it may only be larger than
+            that one's, which pads the model's vocabulary.
+        tokenizer_pattern: How a tokenizer that is trained splits text into words.
+        val_fraction: Share of the documents held out for validation, chosen by each document's hash; 0 for none.
+        test_fraction: Share held out for the test; 0 for none.
+        on_bad_input: What happens at a file or row that cannot be read: `error` stops and names it, `skip` leaves it
+            out, counts and names it.
+        cache_dir: Where tokenizers and shards are stored; null means `$LIT_GPT_CACHE`, else
+            `$XDG_CACHE_HOME/lit_gpt`, else `~/.cache/lit_gpt`.
+        prepare_threads: Threads that tokenise; null takes one per core.
+        kwargs: Arguments of `WindowDataModule`.
+
+    Raises:
+        UserError: for sizes that contradict each other, a tokenizer that cannot be loaded, and, while preparing, for
+            bad, empty or too short input and a disk without space.
+    """
+
+    def __init__(
+        self,
+        tokenizer: str | None = None,
+        vocab_size: int | None = None,
+        tokenizer_pattern: Pattern = "gpt2",
+        val_fraction: float = 0.01,
+        test_fraction: float = 0.01,
+        on_bad_input: OnBadInput = "error",
+        cache_dir: str | None = None,
+        prepare_threads: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.tokenizer = tokenizer
+        self.tokenizer_pattern: Pattern = tokenizer_pattern
+        self.vocab_size = self._resolve_vocab_size(vocab_size)
+        self.val_fraction = val_fraction
+        self.test_fraction = test_fraction
+        self.on_bad_input: OnBadInput = on_bad_input
+        self.cache_dir = default_cache_dir() if cache_dir is None else Path(cache_dir).expanduser()
+        self.prepare_threads = prepare_threads
+        self._folders: tuple[Path, Path] | None = None  # of the tokenizer and the corpus, once they are known
+        self._last_documents: Iterable[str | Document] | None = None
+
+    # ------------------------------------------------------------------ what a subclass provides
+
+    def documents(self) -> Iterable[str | Document]:
+        """Yield the corpus's documents, each time the same ones in the same order; subclasses implement it.
+
+        A pass over all of them finds their hash, which the cache goes by: it should be much cheaper than tokenising.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must implement documents() or sources()")
+
+    def sources(self) -> Sequence[Source]:
+        """Return the corpus's sources; by default one made of `documents`. Override it for several, or for files."""
+        return [IterableSource(self._fresh_documents, name=type(self).__name__)]
+
+    def _fresh_documents(self) -> Iterable[str | Document]:
+        """Return `documents()`, which must be readable from its beginning.
+
+        Raises:
+            UserError: if it is an iterator that was returned before, and is used up.
+        """
+        found = self.documents()
+        if isinstance(found, Iterator) and found is self._last_documents:
+            raise UserError(
+                f"{type(self).__name__}.documents() returned the same iterator twice, which is used up after the first "
+                "pass; make a new one at each call (write documents() with yield), or return a list"
+            )
+        self._last_documents = found
+        return found
+
+    # ------------------------------------------------------------------ preparing and opening
+
+    @cached_property
+    def spec(self) -> CorpusSpec:
+        """What the corpus is made of."""
+        return CorpusSpec(self.sources(), self.val_fraction, self.test_fraction, self.on_bad_input)
+
+    @cached_property
+    def _given_tokenizer(self) -> Tokenizer | None:
+        return None if self.tokenizer is None else load_tokenizer(self.tokenizer)
+
+    def _resolve_vocab_size(self, vocab_size: int | None) -> int:
+        if self._given_tokenizer is None:
+            size = DEFAULT_VOCAB_SIZE if vocab_size is None else vocab_size
+            check_vocab_size(size)
+            return size
+        own = self._given_tokenizer.vocab_size
+        if vocab_size is not None and vocab_size < own:
+            raise UserError(
+                f"vocab_size {vocab_size} is smaller than the {own} entries of the tokenizer {self.tokenizer}; set it "
+                f"to null or to at least {own}"
+            )
+        return own if vocab_size is None else vocab_size
+
+    @property
+    def tokenizer_path(self) -> Path:
+        """Hugging Face folder of the tokenizer; it exists after `prepare_data`."""
+        if self._folders is not None:
+            return self._folders[0]
+        if self._given_tokenizer is not None:
+            return kept_tokenizer_path(self._given_tokenizer, self.cache_dir)
+        return trained_tokenizer_path(self.spec, self.cache_dir, self.vocab_size, self.tokenizer_pattern)
+
+    def prepare_data(self) -> None:
+        """Make the tokenizer and the token shards, unless the cache has them."""
+        self._check_batch_sizes()
+        make_cache_dir(self.cache_dir)
+        if self._given_tokenizer is not None:
+            tokenizer = self._given_tokenizer
+            tokenizer_path = keep_tokenizer(tokenizer, self.cache_dir)
+        else:
+            if not self.tokenizer_path.exists():
+                check_room(self.spec, self.cache_dir, self.vocab_size)
+            tokenizer_path = prepare_tokenizer(self.spec, self.cache_dir, self.vocab_size, self.tokenizer_pattern)
+            tokenizer = load_tokenizer(tokenizer_path)
+        corpus = prepare_corpus(self.spec, tokenizer, self.cache_dir, self.prepare_threads)
+        self._folders = (tokenizer_path, corpus)
+
+    def setup(self, stage: str) -> None:
+        """Open the corpus and checks that it has what `stage` needs.
+
+        Args:
+            stage: `fit`, `validate`, `test` or `predict`.
+        """
+        tokenizer, corpus = self._names_of_rank_zero()
+        self._folders = (self.cache_dir / "tokenizers" / tokenizer, self.cache_dir / "corpora" / corpus)
+        self._corpus = TokenCorpus(self._folders[1])
+        self._check_stage(stage)
+        if stage == "fit" and self.val_fraction > 0:
+            self._evaluation_loader(EvaluationLoader, "val")  # refuses an empty split before the first step
+
+    def _names_of_rank_zero(self) -> tuple[str, str]:
+        """Return the names of the tokenizer's and the corpus's folder; only rank 0 hashes the sources for them."""
+        trainer = self.trainer
+        names = None
+        if self._folders is not None:
+            names = (self._folders[0].name, self._folders[1].name)
+        elif trainer is None or trainer.is_global_zero:
+            tokenizer = self._given_tokenizer
+            if tokenizer is None:
+                if not self.tokenizer_path.exists():
+                    raise UserError("the corpus is not prepared: call prepare_data() before setup()")
+                tokenizer = load_tokenizer(self.tokenizer_path)
+            names = (self.tokenizer_path.name, corpus_path(self.spec, tokenizer, self.cache_dir).name)
+        names = self._broadcast(names)
+        assert names is not None
+        return names
+
+    def lineage(self) -> dict[str, Any]:
+        """Return which documents, tokenizer and order made the batches, by content hash (JSON values)."""
+        lineage = super().lineage()
+        lineage["tokenizer"]["given"] = self.tokenizer
+        return lineage
+
+    def _holds_out(self, split: SplitName) -> bool:
+        """Return whether a split is asked for; by fraction, or by the files that a subclass names."""
+        fraction = self.val_fraction if split == "val" else self.test_fraction
+        return fraction > 0 or super()._holds_out(split)
 
 
 class TextDataModule(TokenDataModule):
@@ -56,7 +248,7 @@ class TextDataModule(TokenDataModule):
         self.document_separator = document_separator
 
     def sources(self) -> Sequence[Source]:
-        """Returns what is held out by name, then the other files, then the data sets."""
+        """Return what is held out by name, then the other files, then the data sets."""
         found: list[Source] = []
         taken: set[str] = set()  # a file is in one split, the first of these that names it
         named: list[tuple[str | list[str] | None, SplitName | None]] = [(self.test_files, "test")]
@@ -71,3 +263,27 @@ class TextDataModule(TokenDataModule):
             hub = HubDataset(spec) if isinstance(spec, str) else spec
             found.append(HubSource(hub, self.text_field))
         return found
+
+
+class StdlibDataModule(TokenDataModule):
+    """The source of this machine's Python standard library, without its tests: about 12 MB in 700 files.
+
+    Args:
+        vocab_size: Entries of the byte-level BPE tokenizer that is trained on it.
+        val_fraction: Share of the files held out for validation, chosen by each file's hash.
+        test_fraction: Share of the files held out for the test.
+        kwargs: Arguments of `TokenDataModule`.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int | None = 4096,
+        val_fraction: float = 0.05,
+        test_fraction: float = 0.05,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(vocab_size=vocab_size, val_fraction=val_fraction, test_fraction=test_fraction, **kwargs)
+
+    def sources(self) -> Sequence[Source]:
+        """Return the standard library."""
+        return [stdlib_source()]

@@ -10,7 +10,7 @@ from small_texts import make_texts
 
 from lit_gpt.batch import StepBatch
 from lit_gpt.data.batches import BatchBuilder
-from lit_gpt.data.loader import TrainingLoader
+from lit_gpt.data.loader import Mixture, StepLoader, WindowSteps
 from lit_gpt.data.sampler import WindowSampler
 from lit_gpt.data.shards import TokenCorpus
 from lit_gpt.errors import UserError
@@ -23,17 +23,19 @@ def corpus(make_corpus: Callable[..., TokenCorpus]) -> TokenCorpus:
     return make_corpus(make_texts(60, seed=1))
 
 
-def loader(corpus: TokenCorpus, **kwargs) -> TrainingLoader:
+def loader(corpus: TokenCorpus, **kwargs) -> StepLoader:
+    settings = {"block_size": T, "global_batch_size": G, "micro_batch_size": G, "seed": 3, "num_workers": 0} | kwargs
+    block_size, seed, num_workers = (settings.pop(name) for name in ("block_size", "seed", "num_workers"))
+    order = Mixture(None, [corpus.split("train")], None, block_size, seed)
     builder = BatchBuilder(corpus.separator_id, corpus.byte_lengths, True)
-    defaults = {"block_size": T, "global_batch_size": G, "micro_batch_size": G, "seed": 3}
-    return TrainingLoader(corpus.split("train"), builder, **(defaults | kwargs))
+    return StepLoader(WindowSteps(order, builder, **settings), num_workers)
 
 
-def endless(made: TrainingLoader) -> itertools.chain[StepBatch]:
+def endless(made: StepLoader) -> itertools.chain[StepBatch]:
     return itertools.chain.from_iterable(iter(made) for _ in itertools.count())
 
 
-def steps(made: TrainingLoader, count: int) -> list[list[tuple[int, tuple[int, ...]]]]:
+def steps(made: StepLoader, count: int) -> list[list[tuple[int, tuple[int, ...]]]]:
     """(sample id, tokens) of each sequence, for `count` steps over as many epochs as it takes."""
     return [
         [
@@ -84,7 +86,7 @@ def test_resume_is_exact(corpus: TokenCorpus, num_workers: int) -> None:
         assert steps(_resumed(corpus, state, num_workers), 1) == steps(_resumed(corpus, state, 0), 1)
 
 
-def _resumed(corpus: TokenCorpus, state: dict, num_workers: int) -> TrainingLoader:
+def _resumed(corpus: TokenCorpus, state: dict, num_workers: int) -> StepLoader:
     made = loader(corpus, num_workers=num_workers)
     made.load_state_dict(state)
     return made

@@ -15,7 +15,7 @@ from lit_gpt.atomic import whole_folder
 from lit_gpt.callbacks import MixtureProportions
 from lit_gpt.data.bpe import train_bpe
 from lit_gpt.data.corpus_spec import CorpusSpec
-from lit_gpt.data.mixture_plan import MixtureCorpus
+from lit_gpt.data.mixture import MixtureCorpus
 from lit_gpt.data.prepare import prepare_corpus
 from lit_gpt.data.sources import IterableSource
 from lit_gpt.datamodules import MixtureDataModule
@@ -91,7 +91,7 @@ if __name__ == "__main__":
         root, last_step, devices=devices, strategy=strategy, callbacks=[callback], log_every_n_steps=5
     )
     schedule = json.loads((root / "schedule.json").read_text())
-    from lit_gpt.data.mixture_plan import MixtureChange
+    from lit_gpt.data.mixture import MixtureChange
 
     data = mixture(root, micro_batch_size=2, total_steps=40, schedule=[MixtureChange(**change) for change in schedule])
     trainer.fit(module, data, ckpt_path=sys.argv[4] if len(sys.argv) > 4 else None)

@@ -142,8 +142,8 @@ def test_split_is_by_prompt_and_stays_when_rows_are_added(make):
 def test_evaluation_sees_every_row_once(make, world_size):
     data = make()
     split = data.store.split("val")
-    build = data.build_batch()
-    loaders = [RowEvaluationLoader(split, build, 4, rank, world_size) for rank in range(world_size)]
+    collate = data.collator()
+    loaders = [RowEvaluationLoader(split, collate, 4, rank, world_size) for rank in range(world_size)]
     assert len({len(loader) for loader in loaders}) == 1
     texts = sorted(text for loader in loaders for batch in loader for text in learned(data, batch))
     assert len(texts) == len(split)

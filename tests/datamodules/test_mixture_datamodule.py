@@ -12,7 +12,7 @@ from mixing import NAMES, G, Recorder, make_corpora, mixture, text
 from recording import stock_trainer
 
 from lit_gpt.callbacks import MixtureProportions
-from lit_gpt.data.mixture_plan import MixtureChange, MixtureCorpus, plan_phases
+from lit_gpt.data.mixture import MixtureChange, MixtureCorpus, plan_phases
 from lit_gpt.data.tokenizers import load_tokenizer
 from lit_gpt.datamodules import PreparedDataModule
 from lit_gpt.errors import UserError

@@ -169,7 +169,7 @@ def test_a_batch_of_padding_alone_counts_nothing(fit, kind):
     module, _, _, data = fit(kind, max_steps=1)
     split = data.store.split("val")
     module.eval()
-    empty = RowEvaluationLoader(split, data.build_batch(), 4, rank=len(split), world_size=len(split) + 1)[0]
+    empty = RowEvaluationLoader(split, data.collator(), 4, rank=len(split), world_size=len(split) + 1)[0]
     assert module.num_units(empty) == 0
     assert float(module.evaluation_loss(empty).loss) == 0.0
 

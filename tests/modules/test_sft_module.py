@@ -208,6 +208,6 @@ def test_a_batch_of_padding_alone_counts_nothing(make_data):
     module = SFTModule(overrides=SMALL | {"vocab_size": data.vocab_size})
     module.model = module.build_model()
     split = data.store.split("val")
-    empty = RowEvaluationLoader(split, data.build_batch(), 4, rank=len(split), world_size=len(split) + 1)[0]
+    empty = RowEvaluationLoader(split, data.collator(), 4, rank=len(split), world_size=len(split) + 1)[0]
     assert module.num_units(empty) == 0
     assert float(module.evaluation_loss(empty).loss.detach()) == 0.0

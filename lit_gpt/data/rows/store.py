@@ -6,7 +6,7 @@ train/mask.bin          one byte a token: 1 where it is a target
 train/ends.npy          (sequences,) int64: where each sequence ends in them
 train/rows.npy          (rows, 2) int64: number of the source's name, record
 train/numbers.npy       (rows, names) float64
-train/attached.bin      UTF-8 texts beside the rows, where there are any
+train/attached.bin      UTF-8 texts of the rows, where they have any
 train/attached_ends.npy (rows,) int64: where each ends in them
 """
 
@@ -32,6 +32,7 @@ class RowSplit:
     """
 
     def __init__(self, folder: Path, name: SplitName, manifest: dict[str, Any]) -> None:
+        self._arguments = (folder, name, manifest)
         self.name = name
         self.sequences_per_row: int = manifest["sequences_per_row"]
         self.fingerprint = f"{manifest['key']}/{name}"
@@ -48,6 +49,9 @@ class RowSplit:
         self._ids = np.empty(0, manifest["dtype"]) if empty else np.memmap(folder / "ids.bin", manifest["dtype"], "r")
         self._mask = np.empty(0, np.bool_) if empty else np.memmap(folder / "mask.bin", np.bool_, "r")
 
+    def __reduce__(self) -> tuple[type["RowSplit"], tuple[Path, SplitName, dict[str, Any]]]:
+        return RowSplit, self._arguments  # a spawned worker opens the files again: a pickled map is a copy of its file
+
     def __len__(self) -> int:
         return len(self._rows)
 
@@ -62,31 +66,31 @@ class RowSplit:
         return int(np.count_nonzero(self._mask))
 
     def sequence(self, row: int, place: int = 0) -> tuple[np.ndarray, np.ndarray]:
-        """Returns (ids, mask) of a row's sequence number `place`: (n,) int64 and (n,) bool."""
+        """Return (ids, mask) of a row's sequence number `place`: (n,) int64 and (n,) bool."""
         index = row * self.sequences_per_row + place
         start = 0 if index == 0 else int(self._ends[index - 1])
         span = slice(start, int(self._ends[index]))
         return self._ids[span].astype(np.int64), np.asarray(self._mask[span])
 
     def lengths(self) -> np.ndarray:
-        """Returns (rows,) int64: tokens of each row's longest sequence."""
+        """Return (rows,) int64: tokens of each row's longest sequence."""
         lengths = np.diff(self._ends, prepend=0)
         return lengths.reshape(-1, self.sequences_per_row).max(axis=1) if len(lengths) else lengths
 
     def number(self, name: str) -> np.ndarray:
-        """Returns (rows,) float64 of a named value."""
+        """Return (rows,) float64 of a named value."""
         place = self._number_names.index(name)
         return np.asarray(self._numbers[:, place]) if len(self) else np.empty(0)
 
     def attached(self, row: int) -> str:
-        """Returns the text that is kept beside a row; empty where rows have none."""
+        """Return the text that is stored with a row; empty where rows have none."""
         if self._attached_ends is None:
             return ""
         start = 0 if row == 0 else int(self._attached_ends[row - 1])
         return bytes(self._attached[start : int(self._attached_ends[row])]).decode("utf-8")
 
     def where(self, row: int) -> str:
-        """Returns `source:record` of a row."""
+        """Return `source:record` of a row."""
         source, record = self._rows[row].tolist()
         return f"{self._sources[source]}:{record}"
 
@@ -98,7 +102,7 @@ class RowStore:
         folder: The store.
 
     Raises:
-        UserError: if it is not there, not whole, or of another version.
+        UserError: if it is missing, incomplete, or of another version.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -111,11 +115,11 @@ class RowStore:
             raise UserError(f"{folder} was written by another version of the format; remove it and prepare it again")
 
     def split(self, name: SplitName) -> RowSplit:
-        """Opens a split."""
+        """Open a split."""
         return RowSplit(self.folder / name, name, self.manifest)
 
     def lineage(self) -> dict[str, Any]:
-        """Returns what a run's lineage keeps: content hashes and counts."""
+        """Return what a run's lineage records: content hashes and counts."""
         return {name: value for name, value in self.manifest.items() if name not in ("dtype", "skipped", "version")}
 
     def is_damaged(self) -> bool:

@@ -1,4 +1,4 @@
-"""A stream of documents → one endless stream of tokens, which can be entered at any place that it once had."""
+"""A stream of documents → one endless stream of tokens, which can be entered again at any earlier position."""
 
 import contextlib
 import os
@@ -95,7 +95,7 @@ class TokenReader:
         self._used = cursor.skip
 
     def read(self, count: int) -> tuple[np.ndarray, list[Span]]:
-        """Returns the next tokens, (count,), and the documents that they are from."""
+        """Return the next tokens, (count,), and the documents that they are from."""
         parts: list[np.ndarray] = []
         spans: list[Span] = []
         filled = 0
@@ -109,7 +109,7 @@ class TokenReader:
         return np.concatenate(parts), spans
 
     def peek(self) -> tuple[int, Span]:
-        """Returns the next token, without taking it, and its document (as at the start of a stretch)."""
+        """Return the next token, without taking it, and its document (as at the start of a stretch)."""
         current = self._document()
         return int(current.tokens[self._used]), self._span(current, 0)
 
@@ -120,11 +120,11 @@ class TokenReader:
         return Cursor(current.epoch, current.place, self._used)
 
     def close(self) -> None:
-        """Ends the threads."""
+        """Stop the threads."""
         self._encoded.close()
 
     def _document(self) -> EncodedDocument:
-        """Returns the document that the next token is from."""
+        """Return the document that the next token is from."""
         if self._current is None:
             self._current = next(self._encoded)  # `_used` is the cursor's `skip`
         if self._used >= len(self._current.tokens):
@@ -138,7 +138,7 @@ class TokenReader:
 
 
 @dataclass(frozen=True)
-class _Admitted:
+class _StreamedDocument:
     document: Document
     sha256: str
     epoch: int
@@ -147,8 +147,8 @@ class _Admitted:
 
 def _endless(
     stream: DocumentStream, cursor: Cursor, bad_input: BadInput, excluded: Container[str]
-) -> Iterator[_Admitted]:
-    """Yields the documents that train, from the cursor's on, pass after pass."""
+) -> Iterator[_StreamedDocument]:
+    """Yield the documents that train, from the cursor's on, pass after pass."""
     epoch, place = cursor.epoch, cursor.place
     while True:
         found = False
@@ -162,31 +162,31 @@ def _endless(
                 continue
             if sha256 not in excluded:
                 found = True
-                yield _Admitted(document, sha256, epoch, here)
+                yield _StreamedDocument(document, sha256, epoch, here)
         if not found and place is None:
             raise UserError(f"the stream {stream.name} has no text to train on; name one that has, or hold out less")
         epoch, place = epoch + 1, None
 
 
 def _encoded(
-    documents: Iterator[_Admitted], tokenizer: Tokenizer, num_threads: int
+    documents: Iterator[_StreamedDocument], tokenizer: Tokenizer, num_threads: int
 ) -> Generator[EncodedDocument, None, None]:
-    """Yields each document with its ids, in order, while threads encode the next batches."""
+    """Yield each document with its ids, in order, while threads encode the next batches."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # our threads take the place of the library's
     separator = np.array([tokenizer.separator_id], dtype=tokenizer.dtype)
 
-    def encode(batch: list[_Admitted]) -> list[EncodedDocument]:
-        ids = tokenizer.encode_batch([admitted.document.text for admitted in batch])
+    def encode(batch: list[_StreamedDocument]) -> list[EncodedDocument]:
+        ids = tokenizer.encode_batch([streamed.document.text for streamed in batch])
         return [
-            # The text is not needed any more, and a batch waits with its neighbours.
+            # Without the text, which is not needed any more: several batches wait here.
             EncodedDocument(
                 np.concatenate([separator, tokens]),
-                Document("", admitted.document.source, admitted.document.record),
-                admitted.sha256,
-                admitted.epoch,
-                admitted.place,
+                Document("", streamed.document.source, streamed.document.record),
+                streamed.sha256,
+                streamed.epoch,
+                streamed.place,
             )
-            for admitted, tokens in zip(batch, ids, strict=True)
+            for streamed, tokens in zip(batch, ids, strict=True)
         ]
 
     pool = ThreadPoolExecutor(num_threads)
@@ -201,12 +201,12 @@ def _encoded(
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _batches(documents: Iterator[_Admitted]) -> Generator[list[_Admitted], None, None]:
-    batch: list[_Admitted] = []
+def _batches(documents: Iterator[_StreamedDocument]) -> Generator[list[_StreamedDocument], None, None]:
+    batch: list[_StreamedDocument] = []
     size = 0
-    for admitted in documents:
-        batch.append(admitted)
-        size += len(admitted.document.text)
+    for streamed in documents:
+        batch.append(streamed)
+        size += len(streamed.document.text)
         if size >= _BATCH_CHARACTERS:
             yield batch
             batch, size = [], 0

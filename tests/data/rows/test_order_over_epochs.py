@@ -5,13 +5,13 @@ import itertools
 import numpy as np
 import pytest
 
-from lit_gpt.data.rows.order import SampleOrder
+from lit_gpt.data.sampler import RowSampler
 
 
 @pytest.mark.parametrize(("num_samples", "size"), [(1100, 16), (333, 8)])
 def test_copies_of_a_row_do_not_meet_where_epochs_do(num_samples, size):
     lengths = np.random.default_rng(0).integers(10, 200, num_samples)
-    order = SampleOrder(num_samples, size, seed=0, lengths=lengths)
+    order = RowSampler(num_samples, size, seed=0, lengths=lengths)
     steps = 10 * num_samples // size
     chosen = [order.step(step) for step in range(steps)]
     # Those that are left are chance: the end of one epoch and the beginning of the next in one step.
@@ -24,6 +24,6 @@ def test_copies_of_a_row_do_not_meet_where_epochs_do(num_samples, size):
 
 def test_a_group_within_an_epoch_is_sorted_as_one():
     lengths = np.random.default_rng(1).integers(10, 200, 512)
-    order = SampleOrder(512, 8, seed=3, lengths=lengths)
+    order = RowSampler(512, 8, seed=3, lengths=lengths)
     spans = sorted(((s := lengths[order.step(step)]).max(), s.min()) for step in range(32))
     assert all(shorter[0] <= longer[1] for shorter, longer in itertools.pairwise(spans))

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from lit_gpt.data.rows.order import SampleOrder
-from lit_gpt.data.rows.packing import pack
+from lit_gpt.data.rows.loader import pack
+from lit_gpt.data.sampler import RowSampler
 
 
 def best_fit_decreasing(lengths, capacity):
@@ -36,22 +36,20 @@ def test_pack_nothing():
 @pytest.mark.parametrize("size", [1, 4, 7])
 def test_every_sample_once_an_epoch(size, grouped):
     lengths = np.arange(100) % 13
-    order = SampleOrder(100, size, seed=5, lengths=lengths if grouped else None)
+    order = RowSampler(100, size, seed=5, lengths=lengths if grouped else None)
     # Whole epochs end together with whole groups of steps after so many samples.
     steps = int(np.lcm(100, order.group_steps * size)) // size
     seen = np.concatenate([order.step(step) for step in range(steps)])
     assert (np.bincount(seen, minlength=100) == len(seen) // 100).all()
-    again = SampleOrder(100, size, seed=5, lengths=lengths if grouped else None)
+    again = RowSampler(100, size, seed=5, lengths=lengths if grouped else None)
     for step in (steps - 1, 3, 40, 0):
         assert (again.step(step) == order.step(step)).all()
-    assert any(
-        (SampleOrder(100, size, seed=6).step(s) != SampleOrder(100, size, seed=5).step(s)).any() for s in range(5)
-    )
+    assert any((RowSampler(100, size, seed=6).step(s) != RowSampler(100, size, seed=5).step(s)).any() for s in range(5))
 
 
 def test_like_lengths_meet():
     lengths = np.random.default_rng(0).integers(1, 1000, 2000)
-    grouped, plain = SampleOrder(2000, 8, 0, lengths), SampleOrder(2000, 8, 0)
+    grouped, plain = RowSampler(2000, 8, 0, lengths), RowSampler(2000, 8, 0)
 
     def padding(order):
         rows = [lengths[order.step(step)] for step in range(100)]
@@ -61,5 +59,5 @@ def test_like_lengths_meet():
 
 
 def test_a_step_larger_than_the_data():
-    order = SampleOrder(3, 8, seed=0)
+    order = RowSampler(3, 8, seed=0)
     assert sorted(np.concatenate([order.step(0), order.step(1), order.step(2)]).tolist()) == sorted([0, 1, 2] * 8)
