@@ -17,14 +17,14 @@ STDLIB_PACKAGES = ("asyncio", "email", "idlelib", "multiprocessing", "tkinter", 
 
 
 class ClassificationEncoder:
-    """A text after the token that opens documents, closed by it; the place of that last token is where it is judged.
+    """Encodes a text between two separator tokens; the class is read at the position of the last one.
 
     Args:
         tokenizer: Makes the ids.
         classes: Names of the classes.
         block_size: A longer text keeps its beginning (`cut`) or is left out (`drop`).
         long_rows: Which, or `error`.
-        columns: Our name of a field (`text`, `label`) → the data's.
+        columns: Our name of a field (`text`, `label`) → the name in the data.
     """
 
     def __init__(
@@ -43,22 +43,24 @@ class ClassificationEncoder:
         self.columns = dict(columns or {})
 
     def fingerprint(self) -> str:
-        """Returns a hash of everything that decides the result."""
+        """Return a hash of everything that decides the result."""
         parts = [self.tokenizer.fingerprint, self.classes, self.block_size, self.long_rows, self.columns]
         return sha256_json(["classification", *parts])
 
     def __call__(self, row: Row) -> EncodedRow | str:
-        """Encodes a row.
+        """Encode a row.
 
         Raises:
             UserError: if a field is missing or empty, or its class is none of those named.
         """
         values = renamed(row.values, self.columns)
         for name in ("text", "label"):
-            if values.get(name) is None:
+            if name not in values:
                 raise UserError(
                     f"no field {name!r}; its fields are {', '.join(map(repr, values)) or 'none'} (set columns)"
                 )
+            if values[name] is None:
+                raise UserError(f"its {name} is null")
         text, label = values["text"], str(values["label"])
         if not isinstance(text, str) or not text.strip():
             raise UserError("its text is empty" if isinstance(text, str) else f"its text is {type(text).__name__}")
@@ -103,11 +105,11 @@ class StdlibOrigins(StdlibInstructions):
         self.packages = tuple(packages)
 
     def fingerprint(self, hashes: FileHashes) -> str:
-        """Returns a hash of the files and the packages."""
+        """Return a hash of the files and the packages."""
         return sha256_json([super().fingerprint(hashes), self.packages])
 
     def rows(self, bad_input: BadInput) -> Iterator[Row]:
-        """Yields the functions, file by file."""
+        """Yield the functions, file by file."""
         for name, path in self.files:
             package = name.split("/")[0]
             if package not in self.packages:

@@ -1,9 +1,10 @@
 """What a corpus is made of, and the one pass over its documents that everything else is built on."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 
-from lit_gpt.data.documents import BadInput, Document, OnBadInput, Source, SplitName
+from lit_gpt.data.documents import SPLITS, BadInput, Document, OnBadInput, Source, SplitName
 from lit_gpt.data.split import check_fractions, choose_split, document_hash, uniform
 from lit_gpt.errors import UserError
 
@@ -68,6 +69,8 @@ class Admitted:
 class Reading:
     """One pass over a corpus's documents, with its counts.
 
+    Each document goes to one split, by its hash or as its source says. A single document is cut by position instead.
+
     Attributes:
         num_empty: Documents without a single character: left out, and no fault.
         bad_input: What could not be read.
@@ -79,9 +82,21 @@ class Reading:
         self.bad_input = BadInput(spec.on_bad_input)
 
     def __iter__(self) -> Iterator[Admitted]:
-        number = 0
-        spec = self.spec
-        for source in spec.sources:
+        documents = self._documents()
+        first = next(documents, None)
+        if first is None:
+            return
+        second = next(documents, None)
+        if second is None and first.split is None:
+            yield from self._by_position(first)
+            return
+        for number, found in enumerate(chain([first], [] if second is None else [second], documents)):
+            split = found.split or choose_split(found.digest, self.spec.val_fraction, self.spec.test_fraction)
+            yield Admitted(number, found.document, found.digest, found.num_bytes, split)
+
+    def _documents(self) -> Iterator["_Found"]:
+        """Yield the documents that go into the corpus, with the split that their source names, if it does."""
+        for source in self.spec.sources:
             for document in source.documents(self.bad_input):
                 if not document.text:
                     self.num_empty += 1
@@ -92,9 +107,45 @@ class Reading:
                     self.bad_input.reject(document.where, "the text holds a lone surrogate, which is no Unicode text")
                     continue
                 num_bytes = len(document.text) if document.text.isascii() else len(document.text.encode())
-                split = source.split or choose_split(digest, spec.val_fraction, spec.test_fraction)
-                yield Admitted(number, document, digest, num_bytes, split)
+                yield _Found(document, digest, num_bytes, source.split)
+
+    def _by_position(self, found: "_Found") -> Iterator[Admitted]:
+        """Yield the parts of the only document: its hash would put all of it into one split.
+
+        The beginning is for training, what follows for validation and the end for the test.
+        """
+        text = found.document.text
+        held_out = {"val": self.spec.val_fraction, "test": self.spec.test_fraction}
+        begin, number, share = 0, 0, 1.0 - sum(held_out.values())
+        for split in SPLITS:
+            if split != "train":
+                share += held_out[split]
+            end = len(text) if share >= 1.0 - 1e-9 else _cut(text, begin, round(share * len(text)))
+            part, begin = text[begin:end], max(begin, end)
+            if part:
+                document = replace(found.document, text=part)
+                yield Admitted(number, document, document_hash(part), len(part.encode()), split)
                 number += 1
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    document: Document
+    digest: bytes
+    num_bytes: int
+    split: SplitName | None
+
+
+def _cut(text: str, begin: int, end: int) -> int:
+    """Return the place after the last line break, or else the last space, in the 200 characters before `end`.
+
+    Backwards, so that the small parts, which come after `end`, never become empty.
+    """
+    for mark in "\n ":
+        found = text.rfind(mark, max(begin, end - 200), end)
+        if found > begin:
+            return found + 1
+    return end
 
 
 def training_texts(spec: CorpusSpec, sample_bytes: int, corpus_bytes: int | None) -> Iterator[str]:

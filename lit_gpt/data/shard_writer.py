@@ -1,8 +1,8 @@
-"""Writes one split's shards, so that a kill at any moment leaves finished shards and nothing that only looks so.
+"""Writes one split's shards, so that a process that is killed leaves finished shards and nothing that looks like one.
 
 In stages, for each shard: tokens and document records go to `.tmp-` files; when the shard is full these are synced
 and renamed, and then `shard-NNNNN.json` is written, which says that the shard is finished and which document comes
-next. A new start keeps the unbroken row of finished shards and throws everything else away.
+next. A new start uses the unbroken sequence of finished shards and deletes everything else.
 """
 
 import contextlib
@@ -26,14 +26,14 @@ SHARD_TOKENS = 1 << 25
 
 @dataclass(frozen=True)
 class Finished:
-    """A finished shard, and the number (over all splits) of the first document that it leaves to the next."""
+    """A finished shard, and the number (over all splits) of the first document of the next."""
 
     shard: Shard
     next_document: int
 
 
 def finished_shards(folder: Path, itemsize: int) -> list[Finished]:
-    """Returns the split's unbroken row of finished shards and deletes every other file in its folder.
+    """Return the split's unbroken sequence of finished shards, and delete every other file in its folder.
 
     Args:
         folder: The split's folder, created if missing.
@@ -55,7 +55,7 @@ def finished_shards(folder: Path, itemsize: int) -> list[Finished]:
 
 
 def forget_progress(folder: Path) -> None:
-    """Removes a split's notes about finished shards, once the manifest lists these."""
+    """Remove a split's notes about finished shards, once the manifest lists these."""
     for path in folder.glob("shard-*.json"):
         path.unlink(missing_ok=True)
 
@@ -75,12 +75,12 @@ def _read_finished(folder: Path, number: int, itemsize: int) -> Finished | None:
 
 
 class _HashedFile:
-    """A file that is written beside its place and knows its own SHA-256."""
+    """A file that is written under a temporary name and hashed on the way."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._beside = path.with_name(TEMPORARY + path.name)
-        self._file: BinaryIO = open(self._beside, "wb", buffering=1 << 20)  # noqa: SIM115 (closed in finish, abandon)
+        self._temporary = path.with_name(TEMPORARY + path.name)
+        self._file: BinaryIO = open(self._temporary, "wb", buffering=1 << 20)  # noqa: SIM115 (closed in finish, abandon)
         self._digest = hashlib.sha256()
 
     def write(self, array: np.ndarray) -> None:
@@ -92,13 +92,13 @@ class _HashedFile:
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
-        os.replace(self._beside, self.path)
+        os.replace(self._temporary, self.path)
         return self._digest.hexdigest()
 
     def abandon(self) -> None:
         with contextlib.suppress(OSError):  # closing flushes, which fails again on a full disk
             self._file.close()
-        self._beside.unlink(missing_ok=True)
+        self._temporary.unlink(missing_ok=True)
 
 
 class SplitWriter:
@@ -110,7 +110,7 @@ class SplitWriter:
         shard_tokens: Size at which a shard is finished.
 
     Attributes:
-        finished: Shards that are on disk for good, those of an earlier start included.
+        finished: Shards that are complete on disk, those of an earlier start included.
     """
 
     def __init__(self, folder: Path, dtype: np.dtype[Any], shard_tokens: int = SHARD_TOKENS) -> None:
@@ -127,7 +127,7 @@ class SplitWriter:
         return self.finished[-1].next_document if self.finished else 0
 
     def add(self, tokens: np.ndarray, num_bytes: int, source: int, record: int, sha256: bytes, number: int) -> None:
-        """Appends one document.
+        """Append one document.
 
         Args:
             tokens: (n,) its ids, the separator first.
@@ -156,7 +156,7 @@ class SplitWriter:
             self.finish_shard()
 
     def finish_shard(self) -> None:
-        """Puts the open shard on disk for good, if there is one."""
+        """Complete the open shard on disk, if there is one."""
         if self._open is None:
             return
         digests = [file.finish() for file in self._open]
@@ -172,7 +172,7 @@ class SplitWriter:
         self._num_tokens = self._num_documents = self._num_bytes = 0
 
     def abandon(self) -> None:
-        """Removes the shard that is not finished."""
+        """Remove the shard that is not finished."""
         for file in self._open or ():
             file.abandon()
         self._open = None

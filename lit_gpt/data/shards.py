@@ -109,7 +109,7 @@ class TokenSplit:
         return sha256_json([self.dtype.str, [shard.sha256 for shard in self.shards]])
 
     def read(self, start: int, length: int) -> np.ndarray:
-        """Returns `length` tokens from position `start` on, going round at the end.
+        """Return `length` tokens from position `start` on, going round at the end.
 
         Args:
             start: Position in the stream, at least 0; taken modulo its length.
@@ -135,7 +135,7 @@ class TokenSplit:
         return np.concatenate(parts)
 
     def document(self, index: int) -> DocumentSpan:
-        """Returns the span of document `index`, counted from 0 through the split."""
+        """Return the span of document `index`, counted from 0 through the split."""
         if not 0 <= index < self.num_documents:
             raise IndexError(f"document {index} of {self.num_documents}")
         number = bisect_right(self._document_ends, index)
@@ -155,7 +155,7 @@ class TokenSplit:
         )
 
     def document_at(self, position: int) -> int:
-        """Returns the index of the document that holds the token at `position` of the stream."""
+        """Return the index of the document that holds the token at `position` of the stream."""
         position %= self.num_tokens
         number = bisect_right(self._token_ends, position)
         shard = self.shards[number]
@@ -165,7 +165,7 @@ class TokenSplit:
         return self._document_ends[number] - shard.num_documents + place
 
     def document_lengths(self) -> np.ndarray:
-        """Returns the tokens of every document, separators not counted: (num_documents,) int64."""
+        """Return the tokens of every document, separators not counted: (num_documents,) int64."""
         lengths = [np.empty(0, dtype=np.int64)]
         for shard in self.shards:
             offsets = self._map(shard.documents, DOCUMENT)["offset"].astype(np.int64)
@@ -198,10 +198,10 @@ class TokenCorpus:
         path: Its folder.
 
     Raises:
-        UserError: if the folder is no whole corpus: no manifest, another format, a file missing or of another size.
+        UserError: if the folder is no complete corpus: no manifest, another format, a file missing or of another size.
 
     Attributes:
-        manifest: What `manifest.json` says.
+        manifest: Contents of `manifest.json`.
         vocab_size: Number of ids of the tokenizer that made it.
         separator_id: Token that opens each document.
         fingerprint: Hash of all its tokens and its tokenizer.
@@ -231,7 +231,7 @@ class TokenCorpus:
                 raise UserError(f"{path / file} is damaged: {found} bytes instead of {size}; delete the folder {path}")
 
     def split(self, name: SplitName) -> TokenSplit:
-        """Returns one split; it may be empty."""
+        """Return one split; it may be empty."""
         return self._splits[name]
 
     @cached_property
@@ -240,7 +240,7 @@ class TokenCorpus:
         return np.fromfile(self.path / "byte_lengths.bin", dtype="<i8")
 
     def verify(self) -> None:
-        """Reads every file again and compares its SHA-256.
+        """Read every file again and compares its SHA-256.
 
         Raises:
             UserError: naming the first file that differs.
@@ -252,7 +252,7 @@ class TokenCorpus:
                         raise UserError(f"{self.path / file} is damaged: its content is not what was written")
 
     def lineage(self) -> dict[str, Any]:
-        """Returns what made the corpus: sources, tokenizer, split sizes and hashes (JSON values)."""
+        """Return what made the corpus: its sources, tokenizer, split sizes and hashes (JSON values)."""
         splits = {
             name: {
                 "documents": split.num_documents,
@@ -262,12 +262,12 @@ class TokenCorpus:
             }
             for name, split in self._splits.items()
         }
-        kept = ("key", "sources", "tokenizer", "val_fraction", "test_fraction", "num_skipped", "num_empty")
+        recorded = ("key", "sources", "tokenizer", "val_fraction", "test_fraction", "num_skipped", "num_empty")
         return {
             "path": str(self.path),
             "fingerprint": self.fingerprint,
             "splits": splits,
-            **{key: self.manifest[key] for key in kept},
+            **{key: self.manifest[key] for key in recorded},
         }
 
     def _expected_sizes(self) -> dict[str, int]:

@@ -22,6 +22,7 @@ from lit_gpt.data.streaming.documents import DocumentStream, HubStream, RemoteFi
 from lit_gpt.data.streaming.tokens import Cursor, TokenReader
 from lit_gpt.data.tokenizer_cache import keep_tokenizer, kept_tokenizer_path
 from lit_gpt.data.tokenizers import Tokenizer, load_tokenizer
+from lit_gpt.datamodules.text import unescape
 from lit_gpt.datamodules.windows import WindowDataModule
 from lit_gpt.errors import UserError
 from lit_gpt.hashing import sha256_json
@@ -31,7 +32,7 @@ ENDLESS_STEPS = 1_000_000_000
 
 
 class StreamingDataModule(WindowDataModule):
-    """Training windows from a stream that is tokenised on the fly.
+    r"""Training windows from a stream that is tokenised on the fly.
 
     The stream is cut into blocks of `block_windows` windows, and the windows of each block are permuted. So the order
     is a pure function of stream, seed and step; a run is resumed exactly from (block, offset) without reading the
@@ -49,7 +50,7 @@ class StreamingDataModule(WindowDataModule):
         tokenizer: Tokenizer folder, `tokenizer.json`, or name on the hub; `tokenizer train` makes one.
         vocab_size: Entries of the model's vocabulary; null takes the tokenizer's, more pads it.
         text_field: Field or column that holds the text.
-        document_separator: String at which plain text files are cut into documents.
+        document_separator: String at which plain text files are cut into documents; `\n` means a line break.
         block_windows: Windows of a block: more of them mix better and need more disk and a longer start.
         val_documents: Documents to hold out for validation; 0 for none.
         test_documents: Documents to hold out for the test; 0 for none.
@@ -102,7 +103,7 @@ class StreamingDataModule(WindowDataModule):
         self.tokenizer = tokenizer
         self.vocab_size = padded_vocab_size(vocab_size, self._tokenizer.vocab_size, f"the tokenizer {tokenizer}")
         self.text_field = text_field
-        self.document_separator = document_separator
+        self.document_separator = unescape(document_separator)
         self.block_windows = block_windows
         self.val_documents = val_documents
         self.test_documents = test_documents

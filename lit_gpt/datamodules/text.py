@@ -203,13 +203,14 @@ class TokenDataModule(WindowDataModule):
 
 
 class TextDataModule(TokenDataModule):
-    """Text from files, folders, glob patterns and Hugging Face data sets.
+    r"""Text from files, folders, glob patterns and Hugging Face data sets.
 
     Files are read by their suffix: `.jsonl`, `.ndjson`, `.csv`, `.tsv` and `.parquet` hold a document a row, any other
     UTF-8 text (txt, md, code) is one document; each may be compressed (`.gz`, `.zst`). A folder is everything below it
     but hidden entries. The split into train, validation and test goes by each document's hash, so it never moves when
     data are added; `val_files` and `test_files` are held out whatever their hash, also where `files` names
-    them too (with both fractions 0 they alone are).
+    them too (with both fractions 0 they alone are). A corpus of a single document is split by position: its end is
+    held out.
 
     Args:
         files: Files, folders or glob patterns (`**` crosses folders) to train on.
@@ -218,7 +219,8 @@ class TextDataModule(TokenDataModule):
         test_files: Files, folders or patterns whose documents are all for the test.
         text_field: Field or column that holds the text in jsonl, csv, parquet and data sets.
         document_separator: String at which plain text files are cut into documents (a blank line, or the
-            `<|endoftext|>` that some corpora are joined with); null keeps each file whole.
+            `<|endoftext|>` that some corpora are joined with); null keeps each file whole. `\n` and `\t` mean a
+            line break and a tab.
         kwargs: Arguments of `TokenDataModule`.
 
     Example:
@@ -245,7 +247,7 @@ class TextDataModule(TokenDataModule):
         self.val_files = val_files
         self.test_files = test_files
         self.text_field = text_field
-        self.document_separator = document_separator
+        self.document_separator = unescape(document_separator)
 
     def sources(self) -> Sequence[Source]:
         """Return what is held out by name, then the other files, then the data sets."""
@@ -263,6 +265,11 @@ class TextDataModule(TokenDataModule):
             hub = HubDataset(spec) if isinstance(spec, str) else spec
             found.append(HubSource(hub, self.text_field))
         return found
+
+
+def unescape(separator: str | None) -> str | None:
+    r"""Return a separator as it was meant on a command line, where a line break is typed as `\n`."""
+    return separator and separator.replace("\\r", "\r").replace("\\n", "\n").replace("\\t", "\t")
 
 
 class StdlibDataModule(TokenDataModule):

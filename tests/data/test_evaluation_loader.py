@@ -60,6 +60,25 @@ def test_evaluation_is_the_same_each_time_and_with_workers(corpus: TokenCorpus) 
         assert all(np.array_equal(a[key], b[key]) and np.array_equal(a[key], c[key]) for key in a)
 
 
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_limited_evaluation_sees_a_random_sample(corpus: TokenCorpus, world_size: int) -> None:
+    def windows(limit: int | None) -> list[int]:
+        loaders = ranks(EvaluationLoader, corpus, world_size)
+        for made in loaders:
+            if limit is not None:
+                made.sample_first(limit)
+        rounds = zip(*loaders, strict=True)
+        return [window for batches in rounds for batch in batches for window in batch["sample_ids"].tolist()]
+
+    whole, limited = windows(None), windows(3)
+    assert whole == list(range(len(whole)))
+    assert sorted(limited) == whole, "still every window once"
+    first = limited[: 3 * 3 * world_size]
+    assert max(first) > len(whole) // 2, "not only the split's beginning"
+    assert windows(2)[: 6 * world_size] == first[: 6 * world_size], "the same sample, whatever the limit"
+    assert windows(len(whole)) == whole, "no limit: no other order"
+
+
 def test_inputs_are_what_stands_before_the_targets(corpus: TokenCorpus) -> None:
     (made,) = ranks(EvaluationLoader, corpus)
     split = corpus.split("train")
@@ -104,5 +123,5 @@ def test_an_empty_split_is_an_error_with_a_remedy(make_corpus: Callable[..., Tok
     corpus = make_corpus(["only one"])
     builder = BatchBuilder(corpus.separator_id, corpus.byte_lengths, True)
     for kind in (EvaluationLoader, DocumentLoader):
-        with pytest.raises(UserError, match="no document fell into the val split; raise val_fraction"):
+        with pytest.raises(UserError, match="val split; name val_files, .* raise val_fraction"):
             kind(corpus.split("val"), builder, 8, 2)

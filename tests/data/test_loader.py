@@ -11,7 +11,8 @@ from small_texts import make_texts
 from lit_gpt.batch import StepBatch
 from lit_gpt.data.batches import BatchBuilder
 from lit_gpt.data.loader import Mixture, StepLoader, WindowSteps
-from lit_gpt.data.sampler import WindowSampler
+from lit_gpt.data.mixture import MixtureSampler, Phase
+from lit_gpt.data.sampler import WindowSampler, hash_integers
 from lit_gpt.data.shards import TokenCorpus
 from lit_gpt.errors import UserError
 
@@ -92,12 +93,31 @@ def _resumed(corpus: TokenCorpus, state: dict, num_workers: int) -> StepLoader:
     return made
 
 
-def test_a_resumed_epoch_ends_where_it_would_have_ended(corpus: TokenCorpus) -> None:
+def test_a_pass_is_as_long_as_any_other_wherever_it_begins(corpus: TokenCorpus) -> None:
+    """The Trainer counts the steps of an epoch; a pass that ended before it would cut the epoch short."""
     made = loader(corpus)
-    state = made.state_dict() | {"position": 5 * G}
-    made.load_state_dict(state)
-    assert len(list(made)) == len(made) - 5
+    made.load_state_dict(made.state_dict() | {"position": 5 * G})
     assert len(list(made)) == len(made)
+    assert made.state_dict()["position"] == (5 + len(made)) * G
+
+
+def test_steps_can_be_repeated(corpus: TokenCorpus) -> None:
+    expected = steps(loader(corpus), 2)
+    made = StepLoader(loader(corpus).steps, repeat_steps=2)
+    assert steps(made, 2 * len(made) + 1) == [expected[step % 2] for step in range(2 * len(made) + 1)]
+    assert made.state_dict()["position"] == (2 * len(made) + 1) * G
+
+
+def test_a_mixture_of_one_is_the_corpus(corpus: TokenCorpus) -> None:
+    """One code path: a named corpus alone differs in nothing but its seed and its name in the batch."""
+    split, builder = corpus.split("train"), BatchBuilder(corpus.separator_id, corpus.byte_lengths, True)
+    named = Mixture(["web"], [split], MixtureSampler([Phase(0, (1.0,))], [None]), T, seed=3)
+    single = Mixture(None, [split], None, T, seed=hash_integers(3, 0))
+    for step in (0, 1, 63, 64, 1000):
+        (batch,), (same,) = (WindowSteps(order, builder, G, G)[step] for order in (named, single))
+        assert batch.pop("corpus_ids").tolist() == [0] * G
+        assert batch.keys() == same.keys()
+        assert all(torch.equal(batch[key], same[key]) for key in batch)
 
 
 def test_one_two_one_ranks_take_the_same_samples_in_the_same_order(corpus: TokenCorpus) -> None:

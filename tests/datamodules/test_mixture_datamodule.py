@@ -92,7 +92,7 @@ def test_resume_is_exact_and_elastic(root: Path, num_workers: int) -> None:
         data = ready(mixture(root, schedule=schedule, num_workers=num_workers, micro_batch_size=2))
         shares = []
         for rank in range(ranks):
-            data._ranks = lambda rank=rank, ranks=ranks: (rank, ranks)
+            data._ranks = lambda rank=rank, ranks=ranks: {"rank": rank, "world_size": ranks}
             loader = data.train_dataloader()
             if state is not None:
                 loader.load_state_dict(state)

@@ -88,7 +88,7 @@ def test_resume_is_exact_elastic_and_needs_no_cache(root: Path, num_workers: int
         shares = []
         for rank in range(ranks):
             data = stream(root, f"fresh-{number}", micro_batch_size=2, num_workers=num_workers)
-            data._ranks = lambda rank=rank, ranks=ranks: (rank, ranks)
+            data._ranks = lambda rank=rank, ranks=ranks: {"rank": rank, "world_size": ranks}
             loader = ready(data).train_dataloader()
             if state is not None:
                 loader.load_state_dict(state)
@@ -231,7 +231,7 @@ def test_held_out_documents_are_not_trained_on(root: Path) -> None:
     assert data.corpus.split("test").num_documents == 4
     assert sum(int(b["num_bytes"].sum()) for b in data.val_dataloader()) == data.corpus.split("val").num_bytes
     loader = ready(stream(root, block_windows=160)).train_dataloader()
-    trained = tokenizer.decode(np.concatenate([loader.order.store.tokens(block)[:-1] for block in range(6)]))
+    trained = tokenizer.decode(np.concatenate([loader.steps.order.store.tokens(block)[:-1] for block in range(6)]))
     for number, text in enumerate(texts()):
         assert (text.split(" ", 2)[2] in trained) == (number % 3 > 0 or number // 3 >= 11)
     without = ready(stream(root, val_documents=0, test_documents=0))

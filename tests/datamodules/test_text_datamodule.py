@@ -6,6 +6,7 @@ import pytest
 from recording import text_data
 
 from lit_gpt.data.sources import HubDataset
+from lit_gpt.data.tokenizers import load_tokenizer
 from lit_gpt.datamodules import StdlibDataModule, TextDataModule, TokenDataModule
 from lit_gpt.errors import UserError
 
@@ -163,3 +164,41 @@ def test_the_command_line_knows_and_explains_every_argument(folder: Path) -> Non
         ]
         assert undescribed == []
         assert "Tokens of a window" in " ".join(described.format_help().split())
+
+
+def test_a_single_file_is_split_by_position(tmp_path: Path) -> None:
+    text = "".join(f"line {i} of the story\n" for i in range(300))
+    (tmp_path / "story.txt").write_text(text)
+    settings = {"block_size": 16, "vocab_size": 300, "cache_dir": str(tmp_path / "cache")}
+    data = TextDataModule(files=str(tmp_path / "story.txt"), **settings)
+    data.prepare_data()
+    data.setup("fit")
+    parts = []
+    tokenizer = load_tokenizer(data.tokenizer_path)
+    for name in ("train", "val", "test"):
+        split = data.corpus.split(name)
+        assert split.num_documents == 1
+        parts.append(tokenizer.decode(split.read(1, split.num_tokens - 1).tolist()))
+    assert "".join(parts) == text
+    assert [part.endswith("\n") for part in parts] == [True] * 3
+    assert len(parts[1]) == pytest.approx(0.01 * len(text), rel=0.5)
+    assert len(list(data.val_dataloader())) > 0
+    whole = TextDataModule(files=str(tmp_path / "story.txt"), val_fraction=0.0, test_fraction=0.0, **settings)
+    whole.prepare_data()
+    whole.setup("fit")
+    assert whole.corpus.split("train").num_bytes == len(text)
+
+
+def test_a_separator_typed_on_a_command_line(tmp_path: Path) -> None:
+    (tmp_path / "poems.txt").write_text("\n\n".join(f"poem {i} " + "la " * 20 for i in range(50)))
+    data = TextDataModule(
+        files=str(tmp_path / "poems.txt"),
+        document_separator=r"\n\n",
+        block_size=8,
+        vocab_size=300,
+        val_fraction=0.2,
+        cache_dir=str(tmp_path / "cache"),
+    )
+    data.prepare_data()
+    data.setup("fit")
+    assert sum(data.corpus.split(name).num_documents for name in ("train", "val", "test")) == 50

@@ -1,4 +1,4 @@
-"""What an objective makes of a row: sequences of tokens, which of them are learned, and numbers beside them."""
+"""What an objective makes of a row: sequences of tokens, which of them are learned, and numbers that belong to them."""
 
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
@@ -22,7 +22,7 @@ class EncodedRow:
         split_key: Text whose hash decides the split: the prompt.
         numbers: Further values of the row, such as a label, by name; every row has the same names.
         notes: What happened to it ("cut"), each counted.
-        attached: Text that is kept beside the tokens, such as what a reward compares an answer with.
+        attached: Text that is stored with the tokens, such as what a reward compares an answer with.
     """
 
     sequences: tuple[EncodedSequence, ...]
@@ -38,11 +38,11 @@ class RowEncoder(Protocol):
     vocab_size: int
 
     def fingerprint(self) -> str:
-        """Returns a hash of everything that decides the result: tokenizer, template, lengths."""
+        """Return a hash of everything that decides the result: tokenizer, template, lengths."""
         ...
 
     def __call__(self, row: Row) -> EncodedRow | str:
-        """Encodes a row, or leaves it out by a rule: then returns the rule's name, under which it is counted.
+        """Encode a row, or leaves it out by a rule: then returns the rule's name, under which it is counted.
 
         Raises:
             UserError: if the row cannot be used; the caller names its file and place.
