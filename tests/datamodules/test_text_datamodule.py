@@ -60,9 +60,10 @@ def test_a_file_held_out_by_name_is_not_trained_on(folder: Path) -> None:
     assert sorted(names) == [f"{i:02}.txt" for i in range(40)]
 
 
-def test_one_file_needs_a_separator_to_be_split(folder: Path) -> None:
-    (folder / "one.txt").write_text("\n\n".join(f"paragraph {i} of one file" for i in range(60)))
-    data = text_data(folder, files=str(folder / "one.txt"), val_fraction=0.001)
+def test_a_few_documents_may_all_fall_into_one_split(folder: Path) -> None:
+    for name in ("one", "two"):
+        (folder / f"{name}.txt").write_text("\n\n".join(f"paragraph {i} of file {name}" for i in range(60)))
+    data = text_data(folder, files=str(folder / "*.txt"), val_fraction=0.001)
     data.prepare_data()
     with pytest.raises(UserError, match=r"no document fell into the val split; .* document_separator"):
         data.setup("fit")
