@@ -19,6 +19,7 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter
 from lit_gpt.commands import COMMANDS
 from lit_gpt.errors import find_user_error
 from lit_gpt.extras import versions
+from lit_gpt.quiet import silence_libraries
 
 TRAINER_COMMANDS = {
     "fit": "train a model: pretraining, and every other objective (config: trainer, model, data)",
@@ -76,6 +77,7 @@ def main(args: list[str] | None = None) -> int:
         can put right; 130 or 143 for a training run that Ctrl-C or SIGTERM ended after it had saved its checkpoint.
     """
     words = sys.argv[1:] if args is None else args
+    silence_libraries()
     try:
         if words and words[0] in TRAINER_COMMANDS:
             from lit_gpt.lightning_cli import run

@@ -6,11 +6,9 @@ short errors that name the nearest key.
 
 import dataclasses
 import difflib
-import logging
 import os
 import re
 import sys
-import warnings
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -180,11 +178,6 @@ def run(args: list[str]) -> int:
     Returns:
         The exit status; 128 + the signal's number if one stopped the run.
     """
-    # An advertisement at every start, and a deprecation that only Lightning can mend.
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
-        lambda record: "Tip:" not in record.getMessage()
-    )
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     sys.path.insert(0, str(Path.cwd()))  # `class_path: my_module.MyModule` from the folder one stands in
     cli = CLI(args)
     if torch.distributed.is_initialized():

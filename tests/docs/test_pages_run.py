@@ -34,9 +34,9 @@ def workspace(tmp_path_factory):
     shutil.copytree(ROOT / "configs", folder / "configs")
     (folder / "texts").mkdir()
     sentences = ["The ship sailed at dawn. ", "A cold wind blew from the north. ", "Nobody on deck spoke a word. "]
-    for number in range(40):
+    for number in range(150):
         text = "".join(sentences[(number * n) % 3] + f"It was day {number * n}. " for n in range(1, 30))
-        (folder / "texts" / f"{number:02}.txt").write_text(text)
+        (folder / "texts" / f"{number:03}.txt").write_text(text)
     run("python -m lit_gpt fit --config configs/quickstart.yaml" + SHORT, folder)
     return folder
 

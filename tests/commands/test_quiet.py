@@ -1,0 +1,94 @@
+"""Standard error of each command holds what is ours, or a line of Lightning's that this list allows: nothing else."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+ALLOWED = [
+    r"Seed set to \d+",
+    r"(GPU|TPU|HPU) available: .*",
+    r"`Trainer(\.fit)?.*",  # limits that were set, and why the run has ended
+    r"\[rank: \d\] .*",
+    r"(Restoring states|Restored all states|Loaded model weights) from the checkpoint.*",
+    # ours
+    r"(tokenizer|corpus|rows|model|resume|config|run|pipeline|data|checkpoint|measured?|merged|wrote|quantiz\w*)\b.*",
+    r"step \d+.*",
+    r"\d\d-\w+: .*",  # a cleaning step and its counts
+    r"measure \d+ .*",
+    r".*\d+%.*",  # our progress bars
+    r"To (resume|continue|try|chat|generate|sample).*|python -m lit_gpt .*",
+]
+SHORT = ["--trainer.max_steps", "2", "--trainer.val_check_interval", "2", "--trainer.limit_val_batches", "1"]
+
+
+def standard_error(folder: Path, *words: str, status: int = 0) -> list[str]:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-m", "lit_gpt", *words]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == status, done.stderr
+    return [line for line in re.split(r"[\r\n]+", done.stderr) if line.strip()]
+
+
+def unexpected(lines: list[str]) -> list[str]:
+    return [line for line in lines if not any(re.fullmatch(pattern, line.strip()) for pattern in ALLOWED)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("quiet")
+    (folder / "texts").mkdir()
+    for number in range(60):
+        (folder / "texts" / f"{number}.txt").write_text(f"It was day {number}. The wind was cold. " * 8)
+    (folder / "fit.yaml").write_text(
+        "trainer: {name: base}\n"
+        "model: {class_path: PretrainModule, init_args: {preset: tiny, overrides: {n_layer: 1, n_head: 2, n_embd: 32, "
+        "intermediate_size: 64}}}\n"
+        "data: {class_path: TextDataModule, init_args: {files: texts, vocab_size: 300, block_size: 32, "
+        "global_batch_size: 4, val_fraction: 0.2, num_workers: 0}}\n"
+    )
+    assert unexpected(standard_error(folder, "fit", "--config", "fit.yaml", *SHORT)) == []
+    return folder
+
+
+def test_fit_is_quiet(folder):
+    assert (folder / "runs" / "base" / "checkpoints").is_dir()  # the fixture has looked at its screen
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("generate", "--model", "runs/base", "--prompt", "It", "--max_new_tokens", "3"),
+        ("validate", "--config", "runs/base/config.yaml", "--ckpt_path", "last"),
+        ("export", "--model", "runs/base", "--out", "exported"),
+        ("quantize", "--model", "runs/base", "--out", "small", "--files", "texts/1.txt"),
+        ("evaluate", "--model", "runs/base", "--config", "eval.yaml"),
+        ("prepare", "--config", "recipe.yaml"),
+        ("doctor",),
+    ],
+    ids=lambda words: words[0],
+)
+def test_a_command_is_quiet(folder, words):
+    (folder / "eval.yaml").write_text(
+        "measures: [{class_path: LanguageModeling, init_args: {texts: {files: texts/2.txt}}}]\n"
+    )
+    (folder / "recipe.yaml").write_text(
+        "out: corpus\nsources: [{files: texts}]\nsteps: [{length: {min_chars: 10}}]\ntokenizer: {vocab_size: 300}\n"
+    )
+    assert unexpected(standard_error(folder, *words)) == []
+
+
+@pytest.mark.slow
+def test_an_import_and_an_adapter_are_quiet(folder):
+    standard_error(folder, "export", "--model", "runs/base", "--out", "published")
+    (folder / "published" / "lit_gpt.json").unlink()
+    (folder / "published" / "manifest.json").unlink()
+    assert unexpected(standard_error(folder, "import", "--model", "published", "--out", "imported")) == []
+    adapter = ["--model.init_args.init_from", "runs/base", "--model.init_args.adapter.rank", "2"]
+    adapter += ["--model.init_args.overrides", "null"]
+    lines = standard_error(folder, "fit", "--config", "fit.yaml", "--trainer.name", "adapter", *adapter, *SHORT)
+    assert unexpected(lines) == []
