@@ -493,7 +493,9 @@ class Engine:
         def head(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
             return self._head(hidden if len(places) == hidden.shape[1] else hidden[:, places], weight, bias)
 
-        logits: Tensor = self.model(ids, cache=DecodeStep(plan.parts, positions, context_lengths), head_fn=head)
+        logits: Tensor = self.model(
+            ids, cache=DecodeStep(plan.parts, positions, context_lengths, self._prepares), head_fn=head
+        )
         return logits
 
     def _forward_padded(self, part: DecodePart, ids: Tensor) -> Tensor:
@@ -530,7 +532,7 @@ class Engine:
         context_lengths: Tensor | None,
     ) -> Tensor:
         part = PaddedDecodePart(states, positions, rows, num_keys)
-        cache = DecodeStep([part], positions[None], context_lengths)
+        cache = DecodeStep([part], positions[None], context_lengths, self._prepares)
         logits: Tensor = self.model(ids, cache=cache, head_fn=self._head)
         return logits
 

@@ -57,31 +57,32 @@ class SelfAttention(TokenMixer):
     def forward(self, x: Tensor, context: Context, state: "StepState | None" = None) -> Tensor:
         """Attend: (B, T, C) → (B, T, C); see `TokenMixer.forward`."""
         rotation = context.rotation(self.slides) if self.rotates else None
-        q, k, v = self.project(x, rotation, context.decoding)  # (B, T, H or K, D)
+        q, k, v = self.project(x, rotation, context.prepared)  # (B, T, H or K, D)
         if state is not None:
             y = state.map(self._attend_part, q, k, v)
         else:
             dropout = self.dropout if self.training else 0.0
             q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
             y = attend(q, k, v, context.mask(self.slides), self.scoring, self.sinks, dropout).transpose(1, 2)
-        return self.drop(self.o_proj(y.flatten(2)))
+        y = self.o_proj(y.flatten(2))
+        return self.drop(y) if self.training else y
 
     def _attend_part(self, state: KVState, part: "Part", q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         keys, values, mask = state.update(part, k, v)
         return attend(q.transpose(1, 2), keys, values, mask, self.scoring, self.sinks).transpose(1, 2)
 
     def project(
-        self, x: Tensor, rotation: Rotation | None = None, decoding: bool = False
+        self, x: Tensor, rotation: Rotation | None = None, prepared: bool = False
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries (B, T, H, D), keys and values (B, T, K, D) of x (B, T, C), normalised and rotated.
 
         Args:
             x: (B, T, C).
             rotation: RoPE's tables for these positions, or None.
-            decoding: Use the projections that were fused for decoding.
+            prepared: See `Context`.
         """
         shape = (*x.shape[:2], -1, self.head_size)
-        if self.fused is not None and self.fused.serves((self.q_proj, self.k_proj, self.v_proj), decoding):
+        if self.fused is not None and (prepared or self.fused.serves((self.q_proj, self.k_proj, self.v_proj))):
             if not self.config.qk_norm:
                 # Queries and keys stand side by side: one rotation for both.
                 heads = self.num_heads + self.num_kv_heads
@@ -99,7 +100,7 @@ class SelfAttention(TokenMixer):
         if self.norms_heads:
             q, k = q.view(shape), k.view(shape)
         if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
+            q, k = self.q_norm(q, prepared), self.k_norm(k, prepared)
         q, k = q.view(shape), k.view(shape)
         if rotation is not None:
             q, k = apply_rope(q, rotation), apply_rope(k, rotation)

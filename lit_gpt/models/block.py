@@ -45,8 +45,8 @@ class Block(nn.Module):
             context: What all layers of this forward share.
             state: What this layer remembers of the sequences that are continued; None = training.
         """
-        x = self.join(x, self.attn(self.ln1(x), context, state))
-        return self.join(x, self.mlp(self.ln2(x), context))
+        x = self.join(x, self.attn(self.ln1(x, context.prepared), context, state))
+        return self.join(x, self.mlp(self.ln2(x, context.prepared), context))
 
     def join(self, x: Tensor, branch: Tensor) -> Tensor:
         """Add a branch to the residual stream: x + residual_scale · branch."""
@@ -58,7 +58,10 @@ class ParallelBlock(Block):
 
     def forward(self, x: Tensor, context: Context, state: "StepState | None" = None) -> Tensor:
         """(B, T, C) → (B, T, C)."""
-        return self.join(x, self.attn(self.ln1(x), context, state) + self.mlp(self.ln2(x), context))
+        return self.join(
+            x,
+            self.attn(self.ln1(x, context.prepared), context, state) + self.mlp(self.ln2(x, context.prepared), context),
+        )
 
 
 class PostNormBlock(Block):
@@ -89,8 +92,8 @@ class SandwichBlock(Block):
 
     def forward(self, x: Tensor, context: Context, state: "StepState | None" = None) -> Tensor:
         """(B, T, C) → (B, T, C)."""
-        x = self.join(x, self.ln1_out(self.attn(self.ln1(x), context, state)))
-        return self.join(x, self.ln2_out(self.mlp(self.ln2(x), context)))
+        x = self.join(x, self.ln1_out(self.attn(self.ln1(x, context.prepared), context, state)))
+        return self.join(x, self.ln2_out(self.mlp(self.ln2(x, context.prepared), context)))
 
 
 BLOCKS: dict[str, type[Block]] = {

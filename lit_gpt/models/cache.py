@@ -353,9 +353,12 @@ class StepState:
         if len(self.parts) == 1:
             part = self.parts[0]
             B, T = part.num_rows, part.num_tokens
+            shape = tensors[0].shape[:2]
+            if shape == (B, T):
+                return function(part.states[self.layer], part, *tensors)
             mine = [x.reshape(B, T, *x.shape[2:]) for x in tensors]
             y = function(part.states[self.layer], part, *mine)
-            return y.reshape(*tensors[0].shape[:2], *y.shape[2:])
+            return y.reshape(*shape, *y.shape[2:])
         results = []
         start = 0
         for part in self.parts:
@@ -375,10 +378,18 @@ class DecodeStep:
         position_ids: (1, N) or (T,) int64.
         context_lengths: (1, N) int64, the length of each token's sequence, for a RoPE scaling that depends on it;
             None = no need.
+        prepared: Whether the weights are laid out for decoding (`prepare_for_decoding`) and still the ones laid out.
     """
 
-    def __init__(self, parts: Sequence[Part], position_ids: Tensor, context_lengths: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        parts: Sequence[Part],
+        position_ids: Tensor,
+        context_lengths: Tensor | None = None,
+        prepared: bool = False,
+    ) -> None:
         self.parts, self.position_ids, self.context_lengths = parts, position_ids, context_lengths
+        self.prepared = prepared
 
     def layer(self, layer: int) -> StepState:
         """Return the states of one layer."""

@@ -42,16 +42,13 @@ class FusedLinears:
             start += size
         self._pointers = [linear.weight.data_ptr() for linear in linears]
 
-    def serves(self, linears: Sequence[nn.Module], decoding: bool = False) -> bool:
-        """Whether these are still the layers it was made of: none replaced, moved or given other weights.
+    def serves(self, linears: Sequence[nn.Module]) -> bool:
+        """Return whether these are still the layers it was made of: none replaced, moved or given other weights.
 
-        Args:
-            linears: The module's own layers now.
-            decoding: In a decoding step, whose caller has checked the layout (`is_prepared`): the only case in which
-                a compiler may use the one matrix, because addresses cannot be traced.
+        An engine checks the whole model once an iteration instead (`layout_of`).
         """
         if torch.compiler.is_compiling():
-            return decoding
+            return False  # addresses cannot be traced
         if torch.is_grad_enabled():
             return False  # the one matrix is no parameter: the layers would get no gradient
         return all(

@@ -109,7 +109,7 @@ class GPT(nn.Module):
         # Positions and masks are the same in every layer of a kind: once here, not once a block.
         if cache is not None:
             rotations = self._decoding_rotations(position_ids, cache.context_lengths)
-            context = Context(position_ids, rotations=rotations, routing=routing, decoding=True)
+            context = Context(position_ids, rotations=rotations, routing=routing, prepared=cache.prepared)
         else:
             lengths = context_lengths(self.config, position_ids, document_ids)
             rotations = build_rotations(self.config, position_ids, lengths)
@@ -122,7 +122,7 @@ class GPT(nn.Module):
                 x = checkpoint(block, x, context, use_reentrant=False)
             else:
                 x = block(x, context, None if cache is None else cache.layer(layer))
-        x = self.ln_f(x)
+        x = self.ln_f(x, context.prepared)
         result = self._head(x, head_fn)
         if not mtp_head_fns:
             return result

@@ -39,8 +39,8 @@ class Context(NamedTuple):
     """Who attends to whom in training; in decoding each layer's state knows."""
     routing: "Routing | None" = None
     """Where mixtures of experts record their choices; None = nowhere."""
-    decoding: bool = False
-    """Whether layers get a state. Weights that were fused for decoding are used then."""
+    prepared: bool = False
+    """Decoding by an engine, which has laid out the weights for it and checked this iteration that they still are."""
 
     def rotation(self, slides: bool) -> "Rotation | None":
         """Return RoPE's tables for layers that see a window (`slides`) or the whole context."""

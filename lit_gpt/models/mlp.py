@@ -82,10 +82,11 @@ class MLP(nn.Module):
         """(B, T, C) → (B, T, C)."""
         if self.gate_proj is None:
             hidden = self.activation(self.up_proj(x))  # (B, T, F)
-        elif self.fused is not None and self.fused.serves(
-            (self.gate_proj, self.up_proj), context is not None and context.decoding
+        elif self.fused is not None and (
+            (context is not None and context.prepared) or self.fused.serves((self.gate_proj, self.up_proj))
         ):
             hidden = self.activation(*self.fused(x))
         else:
             hidden = self.activation(self.gate_proj(x), self.up_proj(x))
-        return self.drop(self.down_proj(hidden))
+        y = self.down_proj(hidden)
+        return self.drop(y) if self.training else y
