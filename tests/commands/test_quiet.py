@@ -59,16 +59,19 @@ def test_fit_is_quiet(folder):
     assert (folder / "runs" / "base" / "checkpoints").is_dir()  # the fixture has looked at its screen
 
 
+# Each starts a process, a few seconds long: the plain tier looks at two commands, the slow one at all.
 @pytest.mark.parametrize(
     "words",
     [
         ("generate", "--model", "runs/base", "--prompt", "It", "--max_new_tokens", "3"),
-        ("validate", "--config", "runs/base/config.yaml", "--ckpt_path", "last"),
-        ("export", "--model", "runs/base", "--out", "exported"),
-        ("quantize", "--model", "runs/base", "--out", "small", "--files", "texts/1.txt"),
-        ("evaluate", "--model", "runs/base", "--config", "eval.yaml"),
-        ("prepare", "--config", "recipe.yaml"),
-        ("doctor",),
+        pytest.param(("validate", "--config", "runs/base/config.yaml", "--ckpt_path", "last"), marks=pytest.mark.slow),
+        pytest.param(("export", "--model", "runs/base", "--out", "exported"), marks=pytest.mark.slow),
+        pytest.param(
+            ("quantize", "--model", "runs/base", "--out", "small", "--files", "texts/1.txt"), marks=pytest.mark.slow
+        ),
+        pytest.param(("evaluate", "--model", "runs/base", "--config", "eval.yaml"), marks=pytest.mark.slow),
+        pytest.param(("prepare", "--config", "recipe.yaml"), marks=pytest.mark.slow),
+        pytest.param(("doctor",), marks=pytest.mark.slow),
     ],
     ids=lambda words: words[0],
 )
