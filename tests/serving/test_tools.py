@@ -5,7 +5,18 @@ import json
 import pytest
 
 from lit_gpt.data.chat import load_chat_template
-from lit_gpt.serving.tools import HERMES, LLAMA, MISTRAL, ToolCall, ToolReader, call_constraint, tool_form
+from lit_gpt.serving.tools import (
+    GRANITE,
+    HERMES,
+    LLAMA,
+    MISTRAL,
+    QWEN_CODER,
+    ToolCall,
+    ToolReader,
+    call_constraint,
+    rebased,
+    tool_form,
+)
 
 CALL = '{"name": "add", "arguments": {"a": 1, "b": [2, {"c": "</x>"}]}}'
 ARGUMENTS = {"a": 1, "b": [2, {"c": "</x>"}]}
@@ -15,7 +26,11 @@ USER = [{"role": "user", "content": "hello"}]
 
 def read(form, text, sizes, **options):
     """All parts of a text that arrives in pieces, neighbouring texts joined."""
-    reader, parts, at = ToolReader(form, {"add": None, "look": None}, **options), [], 0
+    reader, parts, at = (
+        ToolReader(form, {"add": {"properties": {"text": {"type": "string"}}}, "look": None}, **options),
+        [],
+        0,
+    )
     for size in sizes:
         parts += reader.feed(text[at : at + size])
         at += size
@@ -63,6 +78,41 @@ ANSWERS = {
     "llama": (LLAMA, '{"name": "look", "parameters": {"x": 1}}', [("look", {"x": 1})]),
     "llama, only text": (LLAMA, 'Sure: {"name": "look"} it is {', ['Sure: {"name": "look"} it is {']),
     "llama, JSON that is no call": (LLAMA, '{"answer": 42}', ['{"answer": 42}']),
+    "mistral, names before arguments": (
+        MISTRAL,
+        '[TOOL_CALLS]add[ARGS]{"a": 1}[TOOL_CALLS]look[CALL_ID]abc123def[ARGS]{}',
+        [("add", {"a": 1}), ("look", {})],
+    ),
+    "granite": (GRANITE, f"<|tool_call|>[{CALL}]", [("add", ARGUMENTS)]),
+    "llama, python tag": (LLAMA, '<|python_tag|>{"name": "look", "parameters": {"x": 1}}', [("look", {"x": 1})]),
+    "llama, several": (
+        LLAMA,
+        '{"name": "look", "parameters": {}}; {"name": "add", "parameters": {"x": ";"}}',
+        [("look", {}), ("add", {"x": ";"})],
+    ),
+    "llama, python tag and a text": (LLAMA, "<|python_tag|>print(1)", ["<|python_tag|>print(1)"]),
+    "arguments in a string": (
+        HERMES,
+        '<tool_call>{"name": "add", "arguments": "{\\"a\\": 1}"}</tool_call>',
+        [("add", {"a": 1})],
+    ),
+    "arguments null": (HERMES, '<tool_call>{"name": "add", "arguments": null}</tool_call>', [("add", {})]),
+    "closing mark in a string": (
+        HERMES,
+        '<tool_call>{"name": "add", "arguments": {"a": "x</tool_call>\\" y"}}</tool_call> done',
+        [("add", {"a": 'x</tool_call>" y'}), " done"],
+    ),
+    "qwen coder": (
+        QWEN_CODER,
+        "Well.\n<tool_call>\n<function=add>\n<parameter=a>\n1\n</parameter>\n<parameter=text>\n12\n\n3</tool_call>\n</parameter>\n"
+        "</function>\n</tool_call>\n<tool_call><function=look>\n</function></tool_call>",
+        ["Well.", ("add", {"a": 1, "text": "12\n\n3</tool_call>"}), ("look", {})],
+    ),
+    "qwen coder, unknown name": (
+        QWEN_CODER,
+        "<tool_call><function=rm></function></tool_call>",
+        ["<tool_call><function=rm></function></tool_call>"],
+    ),
     "empty": (HERMES, "", []),
 }
 
@@ -102,6 +152,33 @@ def test_the_constraint_of_a_demanded_call():
     assert [one["properties"]["name"]["const"] for one in schema["anyOf"]] == ["a", "b"]
     assert schema["anyOf"][1]["properties"]["parameters"] == {"type": "object"}
     assert call_constraint(HERMES, functions[:1]).source["required"] == ["name", "arguments"]
+
+
+def test_references_of_a_forced_call_still_hold():
+    """Of pydantic's nested models: the root of `#/$defs/...` moves with the schema."""
+    defs = {"Color": {"enum": ["red"]}, "Node": {"properties": {"next": {"$ref": "#/$defs/Node"}}}}
+    properties = {
+        "color": {"$ref": "#/$defs/Color"},
+        "$ref": {"type": "string"},
+        "same": {"const": {"$ref": "#/x"}},
+        "all": {"$ref": "#"},
+    }
+    parameters = {"type": "object", "properties": properties, "$defs": defs}
+    schema = call_constraint(LLAMA, [{"name": "b"}, {"name": "a", "parameters": parameters}]).source
+    inner = schema["anyOf"][1]["properties"]["parameters"]
+    place = "#/anyOf/1/properties/parameters"
+    assert inner["properties"]["color"] == {"$ref": f"{place}/$defs/Color"}
+    assert inner["$defs"]["Node"]["properties"]["next"] == {"$ref": f"{place}/$defs/Node"}
+    assert inner["properties"]["all"] == {"$ref": place}
+    assert inner["properties"]["$ref"] == {"type": "string"}
+    assert inner["properties"]["same"] == {"const": {"$ref": "#/x"}}
+    assert rebased({"$id": "https://x", "$ref": "#/a"}, "#/b") == {"$id": "https://x", "$ref": "#/a"}
+
+
+def test_a_forced_call_that_is_cut_off_keeps_what_was_written():
+    reader = ToolReader(HERMES, {"add": None}, forced=True)
+    assert reader.feed('{"name": "add", "arguments": {"a": [1, 2') == []
+    assert reader.finish() == [ToolCall("add", '{"a": [1, 2')]
 
 
 def test_an_answer_that_nests_without_end_is_a_text():
