@@ -11,6 +11,7 @@ import threading
 import weakref
 from decimal import Decimal, InvalidOperation
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import torch
@@ -21,6 +22,8 @@ from lit_gpt.errors import UserError
 from lit_gpt.extras import need
 from lit_gpt.generation.params import Constraint
 
+DEAD_END = "no token can continue the constraint"
+"""In the error of a request whose constraint turned out to have no complete text from where it stands."""
 MAX_MULTIPLE = 10_000
 """The least common multiple of all `multipleOf` of a schema. The library makes an automaton with as many states, in
 time that grows with their square and that none of its limits bound: 999983 took 21 s, four of two digits for ever."""
@@ -59,7 +62,7 @@ class GrammarMatcher:
         self._raise_errors(RuntimeError)
         allowed = np.unpackbits(words, bitorder="little").astype(bool)[: logits.shape[0]]
         if not allowed.any():
-            raise RuntimeError("no token can continue the form")
+            raise RuntimeError(DEAD_END)
         seen = torch.from_numpy(allowed).to(logits.device)
         if seen.shape[0] < logits.shape[0]:
             seen = torch.nn.functional.pad(seen, (0, logits.shape[0] - seen.shape[0]), value=False)
@@ -69,7 +72,10 @@ class GrammarMatcher:
         """Take in a drawn token; returns True when the form is complete and nothing may follow it."""
         self._matcher.consume_token(token)
         self._raise_errors(RuntimeError)
-        return bool(self._matcher.is_stopped())
+        stopped = bool(self._matcher.is_stopped())
+        if stopped and not self._matcher.is_accepting():  # the parser gave up before the text was complete
+            raise RuntimeError(DEAD_END)
+        return stopped
 
     def _raise_errors(self, kind: type[Exception]) -> None:
         if self._matcher.is_error():
@@ -108,6 +114,7 @@ def compile_constraint(constraint: Constraint) -> str:
             schema = json.loads(schema) if isinstance(schema, str) else schema
             text = json.dumps(schema, ensure_ascii=False)
             _check_multiples(text)
+            _check_finite(schema)
             grammar = LLMatcher.grammar_from_json_schema(text, defaults={"whitespace_flexible": False})
         except UserError:
             raise
@@ -124,6 +131,75 @@ def compile_constraint(constraint: Constraint) -> str:
     if refused:
         raise UserError(f"the {constraint.kind} constraint is refused: {_first_line(messages[0])}")
     return str(grammar)
+
+
+def _check_finite(schema: Any) -> None:
+    """Refuse a JSON schema that no finite value follows: one that requires itself.
+
+    Which schemas a finite value can follow is a least fixed point over the references: at first none that refers to
+    another is known to, then all those whose required parts are known to, until nothing changes.
+
+    Raises:
+        UserError: If the root is not among them.
+    """
+    known: set[str] = set()
+
+    def is_finite(part: Any) -> bool:
+        if not isinstance(part, dict):
+            return True
+        reference = part.get("$ref")
+        if isinstance(reference, str) and reference.startswith("#") and reference not in known:
+            referenced.add(reference)
+            return False
+        properties = part.get("properties")
+        required = part.get("required")
+        if isinstance(properties, dict) and isinstance(required, list):
+            if not all(is_finite(properties.get(name)) for name in required if isinstance(name, str)):
+                return False
+        minimum = part.get("minItems", 0)
+        if isinstance(minimum, int) and minimum > 0:
+            first = part.get("prefixItems")
+            items = [*(first if isinstance(first, list) else ()), part.get("items")]
+            if not all(map(is_finite, items[:minimum])):
+                return False
+        if not all(is_finite(one) for one in _listed(part, "allOf")):
+            return False
+        return all(any(map(is_finite, _listed(part, name))) for name in ("anyOf", "oneOf") if _listed(part, name))
+
+    while True:
+        referenced: set[str] = set()
+        if is_finite(schema):
+            return
+        # A referenced part may refer to further ones, so those are collected until there are no more.
+        seen: set[str] = set()
+        found: set[str] = set()
+        while referenced - seen:
+            reference = (referenced - seen).pop()
+            seen.add(reference)
+            if is_finite(_at(schema, reference)):
+                found.add(reference)
+        if not found:
+            cycle = ", ".join(sorted(seen))
+            raise UserError(f"no finite value follows the JSON schema: {cycle} requires itself; make a part optional")
+        known |= found
+
+
+def _listed(schema: dict[str, Any], name: str) -> list[Any]:
+    value = schema.get(name)
+    return value if isinstance(value, list) else []
+
+
+def _at(schema: Any, reference: str) -> Any:
+    """The part of a schema that a reference such as `#/$defs/Node` names; None if there is none."""
+    for key in reference.removeprefix("#").split("/")[1:]:
+        key = unquote(key).replace("~1", "/").replace("~0", "~")
+        if isinstance(schema, list) and key.isdigit() and int(key) < len(schema):
+            schema = schema[int(key)]
+        elif isinstance(schema, dict):
+            schema = schema.get(key)
+        else:
+            return None
+    return schema
 
 
 def _guidance_tokenizer(tokenizer: Tokenizer, vocab_size: int, stop_ids: tuple[int, ...]) -> Any:
@@ -164,4 +240,7 @@ def _check_multiples(text: str) -> None:
 
 
 def _first_line(text: str) -> str:
-    return (text.strip().splitlines() or ["no reason given"])[0]
+    """The line of a message that says most: of a parse error the reason at its end, else the first."""
+    lines = [line.strip() for line in text.strip().splitlines()] or ["no reason given"]
+    reason = next((line.removeprefix("error: ") for line in lines if line.startswith("error: ")), None)
+    return lines[0] if reason is None else f"{lines[0].rstrip(':')}: {reason}"

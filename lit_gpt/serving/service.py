@@ -15,6 +15,7 @@ from dataclasses import InitVar, dataclass, field
 
 from starlette.requests import Request
 
+from lit_gpt.generation.constraints import DEAD_END
 from lit_gpt.generation.loop import QueueFullError, RequestHandle
 from lit_gpt.generation.params import SamplingParams, TokenEvent
 from lit_gpt.serving.admission import Admission, Limits, Ticket
@@ -212,6 +213,9 @@ class ActiveRequest:
             self._metrics.ended.labels(event.finish_reason).inc()
             if self._tokens.get(index, 0) > 1:
                 self._metrics.between_tokens.observe((now - self._first[index]) / (self._tokens[index] - 1))
+        if event.finish_reason == "error" and DEAD_END in (event.error or ""):
+            message = "no complete answer follows the schema, expression or grammar from here on; change it"
+            raise ApiError(400, message, "constraint_dead_end", "response_format")
         if event.finish_reason == "error":
             raise ApiError(500, "the request failed in the model; other requests go on", "generation_failed")
         if event.finish_reason == "cancelled":

@@ -96,3 +96,48 @@ def test_the_draws_are_the_models_own_among_what_is_allowed(engine):
         logits = engine.model(torch.tensor([[1, 2]]))[0, -1]
     a, b = (int(tokenizer.encode(letter)[0]) for letter in "ab")
     assert completion.text == ("a" if logits[a] > logits[b] else "b")
+
+
+NODE = {"type": "object", "properties": {"next": {"$ref": "#/$defs/Node"}}, "required": ["next"]}
+PAIR = {"type": "object", "properties": {"other": {"$ref": "#/$defs/Other"}}, "required": ["other"]}
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"$ref": "#/$defs/Node", "$defs": {"Node": NODE}},
+        {"type": "object", "properties": {"me": {"$ref": "#"}}, "required": ["me"]},
+        {"type": "array", "items": {"$ref": "#"}, "minItems": 1},
+        {"anyOf": [{"$ref": "#/$defs/Node"}, {"$ref": "#/$defs/Node"}], "$defs": {"Node": NODE}},
+        {
+            "$ref": "#/$defs/Node",
+            "$defs": {"Node": PAIR, "Other": {"allOf": [{"$ref": "#/$defs/Node"}]}},
+        },
+    ],
+)
+def test_a_schema_that_requires_itself_is_refused_at_the_start(schema):
+    with pytest.raises(UserError, match=r"#"):
+        compile_constraint(Constraint("json_schema", schema))
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"$ref": "#/$defs/Node", "$defs": {"Node": {**NODE, "required": []}}},
+        {
+            "$ref": "#/$defs/Node",
+            "$defs": {
+                "Node": {**NODE, "properties": {"next": {"anyOf": [{"$ref": "#/$defs/Node"}, {"type": "null"}]}}}
+            },
+        },
+        {"$ref": "#/$defs/Node", "$defs": {"Node": PAIR, "Other": {"enum": ["a", "b"]}}},
+        {"type": "object", "properties": {"required": {"type": "string"}}, "required": ["required"]},
+    ],
+)
+def test_a_schema_that_refers_to_itself_and_ends_is_taken(schema):
+    assert compile_constraint(Constraint("json_schema", schema))
+
+
+def test_a_wrong_expression_says_what_is_wrong():
+    with pytest.raises(UserError, match="unclosed"):
+        compile_constraint(Constraint("regex", "(a"))

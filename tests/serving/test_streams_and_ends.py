@@ -8,6 +8,7 @@ import threading
 import openai
 import pytest
 
+from lit_gpt.generation.constraints import DEAD_END
 from lit_gpt.serving.admission import Limits
 
 USER = [{"role": "user", "content": "hello"}]
@@ -140,6 +141,19 @@ def test_a_fault_in_a_step_fails_its_requests_and_no_later_one(serve):
         assert "4711" not in json.dumps(answer)
         assert server.post("/v1/chat/completions", CHAT)[0] == 200
         assert server.request("GET", "/health")[0] == 200
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_constraint_without_an_end_is_the_clients_error(serve, stream):
+    with serve(lambda prompt, params: "fine") as server:
+        server.engine.step, step = (lambda: server.engine.fail_all(f"RuntimeError: {DEAD_END}")), server.engine.step
+        with pytest.raises(openai.APIError) as caught:
+            for _ in server.client().chat.completions.create(stream=True, **CHAT) if stream else ():
+                pass
+            server.client().chat.completions.create(**CHAT)
+        assert caught.value.code == "constraint_dead_end"
+        server.engine.step = step
+        assert server.post("/v1/chat/completions", CHAT)[0] == 200
 
 
 def test_a_dead_engine_is_told_of(serve):
