@@ -28,7 +28,7 @@ from lit_gpt.callbacks import (
     TokenProgressBar,
 )
 from lit_gpt.callbacks.run_folder import require_fresh
-from lit_gpt.checkpoints.runs import find_best, find_last_whole, list_checkpoints
+from lit_gpt.checkpoints.resolve import find_best, find_last_whole, list_checkpoints
 from lit_gpt.errors import UserError
 from lit_gpt.plugins import AtomicCheckpointIO
 

@@ -11,7 +11,7 @@ import textwrap
 import pytest
 
 from lit_gpt.atomic import TEMPORARY, remove_leftovers, remove_whole, whole_file, whole_folder
-from lit_gpt.checkpoints.manifest import verify, write_manifest
+from lit_gpt.checkpoints.provenance import verify, write_manifest
 from lit_gpt.errors import UserError
 
 
@@ -96,7 +96,7 @@ CHILD = textwrap.dedent(
     import os, signal, sys
     from pathlib import Path
     from lit_gpt import atomic
-    from lit_gpt.checkpoints import manifest
+    from lit_gpt.checkpoints import provenance
 
     place, target = sys.argv[1], Path(sys.argv[2])
     die = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
@@ -104,7 +104,7 @@ CHILD = textwrap.dedent(
         if hasattr(module, place):
             setattr(module, place, die)
             break
-    with atomic.whole_folder(target, manifest.write_manifest) as folder:
+    with atomic.whole_folder(target, provenance.write_manifest) as folder:
         (folder / "a").write_text("new" * 1000)
         if place == "inside":
             die()

@@ -26,7 +26,7 @@ from torch.utils._pytree import tree_map
 
 from lit_gpt.atomic import whole_file
 from lit_gpt.callbacks.run_folder import run_dir_of
-from lit_gpt.checkpoints.runs import list_checkpoints
+from lit_gpt.checkpoints.resolve import list_checkpoints
 from lit_gpt.errors import UserError
 
 LAG = 4

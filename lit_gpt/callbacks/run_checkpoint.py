@@ -18,8 +18,8 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from lit_gpt.atomic import whole_file
 from lit_gpt.callbacks.run_folder import run_dir_of
-from lit_gpt.checkpoints.manifest import verify_sizes
-from lit_gpt.checkpoints.runs import BEST, list_checkpoints, read_best
+from lit_gpt.checkpoints.provenance import verify_sizes
+from lit_gpt.checkpoints.resolve import BEST, list_checkpoints, read_best
 from lit_gpt.checkpoints.step import CHECKPOINTS, checkpoint_name
 from lit_gpt.errors import UserError
 

@@ -13,9 +13,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_gpt.atomic import whole_file
 from lit_gpt.checkpoints.bundle import copy_tokenizer
-from lit_gpt.checkpoints.lineage import LINEAGE, code_versions, collect_lineage, hash_tokenizer
-from lit_gpt.checkpoints.resolve import TOKENIZER
-from lit_gpt.checkpoints.runs import list_checkpoints
+from lit_gpt.checkpoints.provenance import LINEAGE, code_versions, collect_lineage, hash_tokenizer
+from lit_gpt.checkpoints.resolve import TOKENIZER, list_checkpoints
 from lit_gpt.data_info import DataInfo, read_data_info
 from lit_gpt.errors import UserError
 

@@ -30,8 +30,7 @@ from lit_gpt.adapters.inject import plain_name
 from lit_gpt.atomic import whole_folder
 from lit_gpt.checkpoints.bundle import CONFIG, check_free, tokenizer_in, write_json
 from lit_gpt.checkpoints.huggingface import FAMILIES
-from lit_gpt.checkpoints.lineage import LINEAGE
-from lit_gpt.checkpoints.manifest import verify, write_manifest
+from lit_gpt.checkpoints.provenance import LINEAGE, verify, write_manifest
 from lit_gpt.data.tokenizers import load_tokenizer
 from lit_gpt.errors import UserError
 from lit_gpt.models import GPT, GPTConfig

@@ -23,9 +23,8 @@ from torch import Tensor
 from lit_gpt.atomic import whole_folder
 from lit_gpt.checkpoints.huggingface import export_hf, open_hf
 from lit_gpt.checkpoints.huggingface.tensors import read_json
-from lit_gpt.checkpoints.lineage import LINEAGE
-from lit_gpt.checkpoints.manifest import MANIFEST, verify, write_manifest
 from lit_gpt.checkpoints.model_card import CARD, CardFacts, Opens, model_card
+from lit_gpt.checkpoints.provenance import LINEAGE, MANIFEST, verify, write_manifest
 from lit_gpt.data.chat import stop_token_ids
 from lit_gpt.data.tokenizers import TOKENIZER_FILES, Tokenizer, load_tokenizer
 from lit_gpt.errors import UserError

@@ -1,4 +1,4 @@
-"""README.md of a bundle: what is known of a model, for whoever meets it next (Mitchell et al. 2019, arXiv:1810.03993).
+"""The model card, README.md of a bundle: what is known about a model (Mitchell et al. 2019, arXiv:1810.03993).
 
 Everything in it was recorded: the lineage (data, tokenizer, code), the checkpoint's step and best validation, the
 run's configuration, the newest evaluation and the verdict of its gate. What nobody recorded (licence, intended use) is
@@ -8,29 +8,31 @@ a line to fill in. The front matter is Hugging Face's (huggingface.co/docs/hub/m
 import json
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
-from lit_gpt.checkpoints.card_tables import FILL_IN, Rows, data_rows, licences, lineage_rows, run_config, training_rows
-from lit_gpt.checkpoints.lineage import without_paths
-from lit_gpt.checkpoints.runs import read_best
-from lit_gpt.checkpoints.step import CHECKPOINTS, step_of
+from lit_gpt.checkpoints.provenance import without_paths
 from lit_gpt.data.chat.template import has_template
 from lit_gpt.data.tokenizers import Tokenizer
 from lit_gpt.models import GPTConfig
 
 CARD = "README.md"
 Opens = Literal["transformers", "llama.cpp", "torch", "lit_gpt"]
+FILL_IN = "*to fill in*"
+_MAX_SOURCES = 12
+
+Rows = list[tuple[str, Any]]
+"""A table of two columns; a row without a value is omitted."""
 _MAX_SCORES = 4
 
 
 @dataclass(frozen=True)
 class CardFacts:
-    """What a card says beyond model, tokenizer and lineage; all of it may be unknown."""
+    """Facts for a card beyond model, tokenizer and lineage; all of them may be unknown."""
 
     name: str = ""
     training: Mapping[str, Any] = field(default_factory=dict)
@@ -38,27 +40,9 @@ class CardFacts:
     results: Sequence[Mapping[str, Any]] = ()
     """Of an evaluation's report: each with `title` and `scores`."""
     evaluated: str = ""
-    """When, and by which plan."""
+    """When it was evaluated, and by which plan."""
     gate: Mapping[str, Any] | None = None
-    """`passed`, and `verdicts` with `key` and `reason`; None: none was held against these weights."""
-
-
-def training_facts(checkpoint: Path) -> dict[str, Any]:
-    """Return what lies beside a checkpoint of a run: its step, the best validation and the run's configuration.
-
-    Args:
-        checkpoint: As `ModelSource.path`; {} comes of a folder that is no checkpoint in a run.
-    """
-    if checkpoint.parent.name != CHECKPOINTS:
-        return {}
-    facts: dict[str, Any] = {"step": step_of(checkpoint)}
-    best = read_best(checkpoint.parent)
-    if best is not None and best["checkpoint"] == checkpoint.name:
-        facts |= {"monitor": best["monitor"], "value": best["value"]}
-    config = checkpoint.parent.parent / "config.yaml"
-    if config.is_file():
-        facts["config"] = without_paths(yaml.safe_load(config.read_text(encoding="utf-8")))
-    return facts
+    """`passed`, and `verdicts` with `key` and `reason`; None: these weights were checked against no gate."""
 
 
 def model_card(
@@ -75,9 +59,9 @@ def model_card(
         config: The model's.
         tokenizer: None: it has none.
         lineage: See `collect_lineage`.
-        facts: What else is known.
+        facts: Further facts.
         dtype: Of the weights; None: they are quantised by lit_gpt.
-        opens: What opens it, beside lit_gpt.
+        opens: The library that opens it, besides lit_gpt.
     """
     origin = _plain(without_paths(lineage.get("imported_from") or lineage.get("init_from")))
     name = _plain(facts.name)
@@ -123,7 +107,7 @@ def _front_matter(config: GPTConfig, origin: str | None, opens: Opens) -> str:
 
 
 def _plain(name: Any) -> Any:
-    """A name that ends no line and no code span."""
+    """A name without line ends and backticks, so that it ends no line and no code span."""
     return None if name is None else " ".join(str(name).replace("`", "'").split())
 
 
@@ -191,15 +175,15 @@ def _quoted(text: str) -> str:
 def _evaluation(facts: CardFacts) -> str:
     lines = ["## Evaluation", ""]
     if not facts.results:
-        return "\n".join([*lines, f"None is recorded beside these weights. {FILL_IN}"])
+        return "\n".join([*lines, f"None is recorded for these weights. {FILL_IN}"])
     lines += [f"Measured {' '.join(facts.evaluated.split())}." if facts.evaluated else "", ""]
     lines += ["| measure | score | value | interval | items |", "|---|---|---|---|---|"]
     for result in facts.results:
         scores = list(result["scores"])
         lines += [_score_line(str(result["title"]), score) for score in scores[:_MAX_SCORES]]
     if facts.gate is None:
-        return "\n".join([*lines, "", "These weights were held against no gate."])
-    verdict = "passed" if facts.gate["passed"] else "**FAILED**, and exported all the same"
+        return "\n".join([*lines, "", "These weights were checked against no gate."])
+    verdict = "passed" if facts.gate["passed"] else "**FAILED**, and exported nevertheless"
     lines += ["", f"Gate: {verdict}."]
     lines += [f"- `{_plain(line['key'])}`: {_plain(line['reason'])}" for line in facts.gate["verdicts"]]
     return "\n".join(lines)
@@ -214,3 +198,114 @@ def _score_line(title: str, score: Mapping[str, Any]) -> str:
 
 def _number(value: float | None) -> str:
     return "not a number" if value is None else f"{value:.4g}"
+
+
+def data_rows(lineage: Mapping[str, Any]) -> Rows:
+    """Return the training data: sources and sizes."""
+    corpus = lineage.get("corpus")
+    if not corpus:
+        return [("training data", FILL_IN)]
+    rows: Rows = [("read by", str(corpus.get("class", "")).rpartition(".")[2])]
+    for part in _with_key(corpus, "splits"):
+        sources = [_source(source) for source in part.get("sources") or ()]
+        more = len(sources) - _MAX_SOURCES
+        shown = ", ".join(sources[:_MAX_SOURCES]) + (f" and {more:,} more" if more > 0 else "")
+        rows.append((f"sources{f' ({len(sources):,})' if len(sources) > 1 else ''}", shown))
+        for split, numbers in part["splits"].items():
+            if isinstance(numbers, Mapping):
+                rows.append((f"`{split}`", _numbers(numbers)))
+    return rows
+
+
+def _source(source: Any) -> str:
+    if not isinstance(source, Mapping):
+        return str(source)
+    name = source.get("name") or source.get("path") or source.get("kind", "")
+    details = [f"{source['num_files']:,} files"] if source.get("num_files") else []
+    details += [str(source["license"])] if source.get("license") else []
+    return f"{name} ({', '.join(details)})" if details else str(name)
+
+
+def _numbers(numbers: Mapping[str, Any]) -> str:
+    counted = {key.removeprefix("num_"): value for key, value in numbers.items() if isinstance(value, int)}
+    return ", ".join(f"{value:,} {name}" for name, value in counted.items())
+
+
+def licences(lineage: Mapping[str, Any]) -> str:
+    """Return the licences declared by the sources of a corpus, and which declare none; empty if none does."""
+    corpus = lineage.get("corpus") or {}
+    found = sorted({str(part["license"]) for part in _with_key(corpus, "license")})
+    sources = [source for part in _with_key(corpus, "sources") for source in part["sources"] or ()]
+    undeclared = [_source(source) for source in sources if not (isinstance(source, Mapping) and source.get("license"))]
+    if found and undeclared:
+        more = len(undeclared) - _MAX_SOURCES
+        named = ", ".join(undeclared[:_MAX_SOURCES]) + (f" and {more:,} more" if more > 0 else "")
+        found.append(f"{FILL_IN} of {named}")
+    return "; ".join(found)
+
+
+def _with_key(value: Any, key: str) -> Iterator[Mapping[str, Any]]:
+    """Yield every mapping with the key, at any depth."""
+    if isinstance(value, Mapping):
+        if key in value:
+            yield value
+        for inner in value.values():
+            yield from _with_key(inner, key)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _with_key(inner, key)
+
+
+def training_rows(lineage: Mapping[str, Any], training: Mapping[str, Any]) -> Rows:
+    """Return how the model was trained."""
+    corpus = lineage.get("corpus") or {}
+    step, batch, block = training.get("step"), corpus.get("global_batch_size"), corpus.get("block_size")
+    tokens = f"{step * batch * block:,} at most, padding included" if step and batch and block else None
+    config = training.get("config") or {}
+    model = config.get("model") or {}
+    arguments = model.get("init_args") or {}
+    optimizer = arguments.get("optimizer") or {}
+    schedule = arguments.get("schedule") or {}
+    value = training.get("value")
+    which = ", before the weights were quantised" if lineage.get("quantized") else ""
+    return [
+        ("objective", str(model.get("class_path", "")).rpartition(".")[2]),
+        ("started from", without_paths(lineage.get("init_from"))),
+        ("optimizer steps", step),
+        ("tokens read", tokens),
+        ("batch", batch and block and f"{batch:,} sequences of {block:,} tokens"),
+        ("optimizer", _called(optimizer)),
+        ("schedule", _called(schedule)),
+        ("precision", (config.get("trainer") or {}).get("precision")),
+        (f"best `{training.get('monitor')}`", None if value is None else f"{value:.4f}{which}"),
+    ]
+
+
+def _called(part: Any) -> str:
+    """`AdamW(lr=0.001, ...)` of a class_path with init_args."""
+    if not isinstance(part, Mapping) or "class_path" not in part:
+        return ""
+    arguments = ", ".join(f"{key}={value}" for key, value in (part.get("init_args") or {}).items())
+    return f"{str(part['class_path']).rpartition('.')[2]}({arguments})"
+
+
+def lineage_rows(lineage: Mapping[str, Any]) -> Rows:
+    """Return the hashes of the inputs, and the versions of the code."""
+    hashes = [(name.removesuffix("_sha256"), f"`{lineage[name]}`") for name in lineage if name.endswith("_sha256")]
+    code = ", ".join(f"{name} {value}" for name, value in (lineage.get("code") or {}).items() if value)
+    rows = [(f"SHA-256 of {name}", value) for name, value in hashes if value != "`None`"]
+    rounding = dict(lineage.get("quantized") or {})
+    groups = f" in groups of {rounding['group_size']}" if rounding.get("group_size") else ""
+    quantized = f"{rounding['method']}{groups}, from `{rounding['source']}`" if rounding else None
+    imported = ("imported from", without_paths(lineage.get("imported_from")))
+    return [*rows, imported, ("quantised", quantized), ("code", code)]
+
+
+def run_config(config: Mapping[str, Any] | None) -> str:
+    """Return the run's whole configuration in a collapsed section."""
+    if not config:
+        return ""
+    written = yaml.safe_dump(config, sort_keys=False, allow_unicode=True).rstrip()
+    longest = max(map(len, re.findall("`+", written)), default=0)
+    fence = "`" * max(3, longest + 1)  # a prompt or a template in it may hold a fence of its own
+    return f"<details>\n<summary>The run's configuration</summary>\n\n{fence}yaml\n{written}\n{fence}\n\n</details>"

@@ -1,15 +1,18 @@
 """One name for a model: `--model <run | checkpoint | bundle | Hugging Face folder or hub name>`.
 
-A run stands for its best checkpoint where a validation has chosen one, else for its newest; a damaged one is
-named and passed over. Every file is verified before anything is read from it.
+A run stands for its best checkpoint where a validation has chosen one, else for its newest; a damaged one is named and
+skipped. Every file is verified before anything is read from it.
 """
 
+import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+import yaml
 from torch import Tensor
 
 from lit_gpt.checkpoints.adapters import (
@@ -21,11 +24,10 @@ from lit_gpt.checkpoints.adapters import (
 )
 from lit_gpt.checkpoints.bundle import Carried, is_bundle, read_bundle_config, read_carried, tokenizer_in
 from lit_gpt.checkpoints.huggingface import config_from_hf, open_hf
+from lit_gpt.checkpoints.huggingface.exporting import TRAINING_ONLY
 from lit_gpt.checkpoints.huggingface.tensors import read_json
-from lit_gpt.checkpoints.lineage import LINEAGE
-from lit_gpt.checkpoints.manifest import verify
+from lit_gpt.checkpoints.provenance import LINEAGE, read_manifest, verify, without_paths
 from lit_gpt.checkpoints.quantization import QuantizedBundle, is_quantized_bundle, read_quantized_bundle
-from lit_gpt.checkpoints.runs import chosen_checkpoint
 from lit_gpt.checkpoints.step import (
     AVERAGES,
     CHECKPOINTS,
@@ -41,20 +43,21 @@ from lit_gpt.checkpoints.step import (
 )
 from lit_gpt.data.tokenizers import TOKENIZER_FILES
 from lit_gpt.errors import UserError
-from lit_gpt.models import GPTConfig
+from lit_gpt.models import GPT, GPTConfig
 
+BEST = "best.json"
 TOKENIZER = "tokenizer"
 ADAPTERS = "adapters"
-"""Folder beside a base where several adapters may be kept by name."""
+"""Folder inside a base model's folder that holds adapters by name."""
 
 
 @dataclass(frozen=True)
 class ModelSource:
-    """A model that was found, its weights not read yet."""
+    """A model that was found; its weights are not read yet."""
 
     kind: Literal["checkpoint", "bundle", "hugging_face"]
     path: Path
-    """The checkpoint, bundle or Hugging Face folder itself (of a run, the checkpoint that was chosen)."""
+    """The checkpoint, bundle or Hugging Face folder itself (for a run, the chosen checkpoint)."""
     config: GPTConfig
     load_state_dict: Callable[[], Mapping[str, Tensor]]
     """Whole weights under the GPT's names, on the CPU; averaged ones where the checkpoint has them. Those of a bundle
@@ -62,15 +65,15 @@ class ModelSource:
     tokenizer_path: Path | None
     lineage: dict[str, Any] | None
     damaged: tuple[str, ...] = ()
-    """What was wrong with checkpoints that were passed over."""
+    """What was wrong with checkpoints that were skipped."""
     carried: Carried = field(default_factory=Carried)
-    """What a bundle or Hugging Face folder says beside shape and weights."""
+    """What a bundle or Hugging Face folder records besides shape and weights."""
     quantized: QuantizedBundle | None = None
-    """Of a quantised bundle, whose `load_state_dict` refuses: its weights are rounded, and only run as they are."""
+    """Set for a quantised bundle. Its `load_state_dict` raises, because its weights are rounded."""
 
 
 def language_model_weights(source: ModelSource) -> Mapping[str, Tensor]:
-    """Return the weights of a model that shall write text.
+    """Return the weights of a language model.
 
     Raises:
         UserError: it is a reward model or a classifier, which gives scores; or it is quantised.
@@ -78,18 +81,18 @@ def language_model_weights(source: ModelSource) -> Mapping[str, Tensor]:
     weights = source.load_state_dict()
     if "score.weight" in weights:
         raise UserError(
-            f"{source.path} is a reward model or a classifier: it writes no text; rate answers with `score`, "
+            f"{source.path} is a reward model or a classifier: it generates no text; rate answers with `score`, "
             "or predict with its config"
         )
     return weights
 
 
 def resolve_model(path_or_name: str | Path, averaged: bool = True, adapter: str | Path | None = None) -> ModelSource:
-    """Find a model; one with an adapter is its base with the adapter folded in.
+    """Find a model; with an adapter, it is the base with the adapter merged.
 
     Args:
         path_or_name: folder of a run, a checkpoint, a bundle or a Hugging Face model, or a name on the hub.
-        averaged: take the averaged weights of a checkpoint that has them (`ExponentialMovingAverage`).
+        averaged: use the averaged weights of a checkpoint that has them (`ExponentialMovingAverage`).
         adapter: a run or checkpoint that trained an adapter on this model, or a folder in peft's format; a plain name
             is also looked for in the model's own `adapters/`.
 
@@ -147,7 +150,7 @@ def resolve_adapter(path_or_name: str | Path, averaged: bool = True) -> SavedAda
 
 
 def _saved_adapter(path: Path, averaged: bool) -> SavedAdapter | None:
-    """The adapter of a verified checkpoint, None if that holds whole weights."""
+    """The adapter of a verified checkpoint; None if it holds whole weights."""
     header, config = read_adapter_header(path), read_config(path)
     if header is None or config is None:
         return None
@@ -166,21 +169,21 @@ def _saved_adapter(path: Path, averaged: bool) -> SavedAdapter | None:
 
 
 def _run_of(checkpoint: Path) -> tuple[Path | None, Path | None]:
-    """The folder of a checkpoint's run and of that run's tokenizer, where there are such."""
+    """The folder of a checkpoint's run and of the run's tokenizer; None where there is none."""
     run_dir = checkpoint.parent.parent if checkpoint.parent.name == CHECKPOINTS else None
     has_tokenizer = run_dir is not None and (run_dir / TOKENIZER).is_dir()
     return run_dir, run_dir / TOKENIZER if run_dir is not None and has_tokenizer else None
 
 
 def _on_its_base(saved: SavedAdapter, averaged: bool, damaged: tuple[str, ...] = ()) -> ModelSource:
-    """A model from an adapter alone: its base is found by the name that it had in training."""
+    """A model from an adapter alone; its base is found by the name that it had in training."""
     if not saved.base:
         raise UserError(f"{saved.path} is an adapter that names no base; give --model <base> --adapter {saved.path}")
     try:
         base = resolve_model(saved.base, averaged)
     except UserError as error:
         raise UserError(
-            f"{saved.path} is an adapter for {saved.base}, which is not to be had here ({error}); give --model <base> "
+            f"{saved.path} is an adapter for {saved.base}, which cannot be found here ({error}); give --model <base> "
             f"--adapter {saved.path}"
         ) from error
     return replace(_adapted(base, saved), damaged=damaged)
@@ -204,7 +207,7 @@ def _from_run(run_dir: Path, averaged: bool) -> ModelSource:
 
 
 def _from_checkpoint(path: Path, averaged: bool, damaged: tuple[str, ...] = ()) -> ModelSource:
-    # Generating needs the weights alone; hashing the optimizer's state would take three times as long.
+    # Generation needs only the weights; hashing the optimizer's state as well would take three times as long.
     verify(path, None if is_sharded(path) else [name for name in (WEIGHTS, AVERAGES) if (path / name).exists()])
     saved = _saved_adapter(path, averaged)
     if saved is not None:
@@ -278,7 +281,7 @@ def _download(name: str) -> Path:
     weights = ["*.safetensors", "*.safetensors.index.json"]
     try:
         folder = Path(huggingface_hub.snapshot_download(name, allow_patterns=wanted + weights, ignore_patterns=["*/*"]))
-        if not any(folder.glob("*.safetensors")):  # older models have pickles alone, which load with weights_only
+        if not any(folder.glob("*.safetensors")):  # older models have pickles only, which load with weights_only
             weights = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
             folder = Path(
                 huggingface_hub.snapshot_download(name, allow_patterns=wanted + weights, ignore_patterns=["*/*"])
@@ -287,5 +290,117 @@ def _download(name: str) -> Path:
     except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
-            f"model {name!r} is neither a folder here nor can it be had from the Hugging Face hub: {reason}"
+            f"model {name!r} is neither a folder here nor available from the Hugging Face hub: {reason}"
         ) from error
+
+
+# ------------------------------------------------------------------ checkpoints of a run
+
+
+def list_checkpoints(run_dir: Path) -> list[Path]:
+    """Return the checkpoints of a run, newest first: by when they were saved, then by step.
+
+    After a resume from an earlier checkpoint, the newest may have fewer steps than an abandoned one.
+    """
+    folders = [path for path in (Path(run_dir) / CHECKPOINTS).glob("step-*.ckpt") if step_of(path) is not None]
+    return sorted(folders, key=lambda path: (_saved_at(path), step_of(path) or 0), reverse=True)
+
+
+def find_last_whole(run_dir: str | Path) -> tuple[Path, list[str]]:
+    """Return a run's newest complete checkpoint, and what is wrong with each newer one.
+
+    Raises:
+        UserError: the run has no checkpoint, or no complete one (each is named with what is wrong).
+    """
+    damaged: list[str] = []
+    for path in list_checkpoints(Path(run_dir)):
+        try:
+            verify(path)
+            return path, damaged
+        except UserError as error:
+            damaged.append(str(error))
+    if damaged:
+        raise UserError(f"every checkpoint in {run_dir} is damaged: " + "; ".join(damaged))
+    raise UserError(f"there is no checkpoint in {run_dir}; start the run without --ckpt_path")
+
+
+def find_best(run_dir: str | Path) -> Path:
+    """Return a run's checkpoint with the best validation.
+
+    Raises:
+        UserError: no validation has chosen one, or it is gone or damaged.
+    """
+    folder = Path(run_dir) / CHECKPOINTS
+    record = read_best(folder)
+    if record is None:
+        raise UserError(f"{folder / BEST} names no checkpoint: no validation has run; use --ckpt_path last")
+    path = folder / record["checkpoint"]
+    verify(path)
+    return path
+
+
+def read_best(checkpoints: Path) -> dict[str, Any] | None:
+    """Return `best.json` of a run's checkpoints (`checkpoint`, `step`, `monitor`, `value`) if it names one."""
+    try:
+        record = json.loads((checkpoints / BEST).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    sound = isinstance(record, dict) and {"checkpoint", "step", "monitor", "value"} <= record.keys()
+    return record if sound and (checkpoints / record["checkpoint"]).is_dir() else None
+
+
+def chosen_checkpoint(run_dir: Path) -> tuple[Path, tuple[str, ...]]:
+    """Return the checkpoint that stands for a run, and what is wrong with those that were skipped."""
+    damaged: list[str] = []
+    path = None
+    if read_best(run_dir / CHECKPOINTS) is not None:
+        try:
+            path = find_best(run_dir)
+        except UserError as error:
+            damaged.append(str(error))
+    if path is None:
+        path, others = find_last_whole(run_dir)
+        damaged += [other for other in others if other not in damaged]
+    return path, tuple(damaged)
+
+
+def _saved_at(path: Path) -> float:
+    try:
+        return float(read_manifest(path)["saved_at"])
+    except (UserError, KeyError, TypeError, ValueError):  # damaged: it is reported when it is verified
+        return path.stat().st_mtime
+
+
+# ------------------------------------------------------------------ use of a model
+
+
+def finished_model(config: GPTConfig, weights: Mapping[str, Tensor]) -> GPT:
+    """Build a model in eval mode, frozen, without dropout and without multi-token blocks.
+
+    Args:
+        config: its shape.
+        weights: whole, or quantised ones of the same shapes, under the GPT's names; the model shares these tensors.
+    """
+    with torch.device("meta"):
+        network = GPT(replace(config, dropout=0.0, multi_token=0)).eval().requires_grad_(False)
+    kept = {name: weights[name] for name in weights if not name.startswith(TRAINING_ONLY)}
+    network.load_state_dict(kept, assign=True)
+    return network
+
+
+def training_facts(checkpoint: Path) -> dict[str, Any]:
+    """Return what a run records about a checkpoint: its step, the best validation and the run's configuration.
+
+    Args:
+        checkpoint: As `ModelSource.path`; for a folder that is not a checkpoint of a run, {} is returned.
+    """
+    if checkpoint.parent.name != CHECKPOINTS:
+        return {}
+    facts: dict[str, Any] = {"step": step_of(checkpoint)}
+    best = read_best(checkpoint.parent)
+    if best is not None and best["checkpoint"] == checkpoint.name:
+        facts |= {"monitor": best["monitor"], "value": best["value"]}
+    config = checkpoint.parent.parent / "config.yaml"
+    if config.is_file():
+        facts["config"] = without_paths(yaml.safe_load(config.read_text(encoding="utf-8")))
+    return facts

@@ -1,28 +1,49 @@
 """A checkpoint: the folder `step-00001234.ckpt/` of one optimizer step.
 
-    model.safetensors   the LightningModule's weights, a tied matrix once      (or shards/, see `sharded.py`)
-    ema.safetensors     averaged weights, where a callback keeps them
+    model.safetensors   the LightningModule's weights, a tied matrix once      (or shards/, see below)
+    ema.safetensors     averaged weights, where a callback maintains them
     state.pt            the rest of Lightning's checkpoint; loads with `weights_only=True`
     manifest.json       sizes and SHA-256, written last
 
-The model's configuration stands in the header of `model.safetensors` as well, so that generating from a checkpoint
-reads neither the optimizer's state nor its hash.
+The model's configuration is also in the header of `model.safetensors`, so that generating from a checkpoint reads
+neither the optimizer's state nor its hash.
+
+**Plain data.** A checkpoint holds plain data and tensors, nothing that names code. `torch.load(weights_only=True)`
+refuses everything else, but only when the checkpoint is needed; so `to_plain` checks at save time, where the value's
+place in the checkpoint can be named and nothing is lost yet.
+
+**Shards.** `shards/` is written by torch.distributed.checkpoint (DCP). Each process writes its own pieces; the file
+`.metadata` says which piece of which tensor is where, so that any other number of processes can load them. Only tensors
+are stored there: `state_dict.<weight>`, `optimizer_0.<weight>.<moment>`, and whatever else is sharded like the weights
+(`ema.<weight>`). The options of the optimizer's parameter groups are plain data and stay in `state.pt`. DCP reads
+`.metadata` with `pickle.load` and plain values with `weights_only=False`, which would let a file choose code to run.
+The reader here allows DCP's own record classes and torch's dtypes only; the planners load tensors alone.
 """
 
+import enum
+import io
 import json
+import pickle
 import re
-from pathlib import Path
+from collections import Counter, OrderedDict
+from collections.abc import Mapping
+from pathlib import Path, PurePath
 from typing import Any
 
+import numpy as np
 import torch
+import torch.distributed.checkpoint as dcp
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, _EmptyStateDictLoadPlanner
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.planner import ReadItem
+from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
 
 from lit_gpt.atomic import whole_folder
-from lit_gpt.checkpoints.manifest import verify, write_manifest
-from lit_gpt.checkpoints.plain import to_plain
-from lit_gpt.checkpoints.sharded import join_optimizers, read_shards
+from lit_gpt.checkpoints.provenance import verify, write_manifest
 from lit_gpt.errors import UserError
 
 WEIGHTS = "model.safetensors"
@@ -37,6 +58,9 @@ TIED = "tied_weights"
 """Entry of a sharded checkpoint's state: other names of weights that are saved once."""
 PREFIX = "model."
 """Of the GPT's weights among the LightningModule's."""
+_SCALARS = (type(None), bool, int, float, complex, str, bytes)
+_PLAIN_TYPES = (torch.Size, torch.dtype, torch.device)
+OPTIMIZER = "optimizer_"
 _NAME = re.compile(r"step-(\d+)\.ckpt")
 
 
@@ -52,12 +76,12 @@ def step_of(path: Path) -> int | None:
 
 
 def is_sharded(folder: Path) -> bool:
-    """Whether a checkpoint was saved in shards, one or more files a process."""
+    """Return whether a checkpoint was saved in shards, one or more files per process."""
     return (folder / SHARDS).is_dir()
 
 
 def write_checkpoint(checkpoint: dict[str, Any], folder: Path) -> None:
-    """Write Lightning's checkpoint dict as a folder, whole or not at all.
+    """Write Lightning's checkpoint dict as a folder, atomically.
 
     Raises:
         UserError: a value could not be loaded back safely (named by its place), or the disk is full.
@@ -77,7 +101,7 @@ def write_checkpoint(checkpoint: dict[str, Any], folder: Path) -> None:
 def read_checkpoint(folder: Path) -> dict[str, Any]:
     """Verify a checkpoint and return Lightning's dict, all tensors on the CPU and whole.
 
-    A sharded checkpoint is put together, so that it can be resumed on one device.
+    A sharded checkpoint is assembled, so that it can be resumed on one device.
 
     Raises:
         UserError: naming the file that is missing, cut off or damaged.
@@ -104,7 +128,7 @@ def read_model_weights(folder: Path, prefix: str = PREFIX, averaged: bool = True
     Args:
         folder: a verified checkpoint.
         prefix: of the wanted names, which is cut off.
-        averaged: put averaged weights in the place of those they average, in the same dtype, if there are any.
+        averaged: replace weights by their averages, in the same dtype, if there are any.
     """
     if is_sharded(folder):
         weights = retie(read_shards(folder / SHARDS, "state_dict")["state_dict"], read_state(folder, mmap=True)[TIED])
@@ -119,7 +143,7 @@ def read_model_weights(folder: Path, prefix: str = PREFIX, averaged: bool = True
 
 
 def retie(weights: dict[str, Tensor], tied: dict[str, str]) -> dict[str, Tensor]:
-    """Bring back the names of tensors that were saved once under another name."""
+    """Restore the names of tensors that were saved once under another name."""
     return weights | {alias: weights[kept] for alias, kept in tied.items()}
 
 
@@ -135,7 +159,7 @@ def read_state(folder: Path, mmap: bool = False) -> dict[str, Any]:
 
 
 def save_weights(weights: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
-    """Write tensors as safetensors, exactly, each one once; aliases are remembered in the header."""
+    """Write tensors as safetensors, exactly, each one once; aliases are recorded in the header."""
     kept: dict[str, Tensor] = {}
     tied: dict[str, str] = {}
     first: dict[Any, str] = {}
@@ -143,7 +167,7 @@ def save_weights(weights: dict[str, Tensor], path: Path, metadata: dict[str, str
         if not isinstance(tensor, Tensor):
             raise UserError(
                 f"checkpoint['state_dict'][{name!r}] is a {type(tensor).__name__}, and weights are tensors; "
-                "keep it in on_save_checkpoint instead of get_extra_state"
+                "save it in on_save_checkpoint instead of get_extra_state"
             )
         view = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
         if tensor.numel() and view in first:
@@ -187,7 +211,7 @@ def read_config(folder: Path) -> dict[str, Any] | None:
 
 
 def read_adapter_header(folder: Path) -> dict[str, Any] | None:
-    """Return what a checkpoint says of the adapter that it holds instead of whole weights; None: it holds those."""
+    """Return the description of the adapter that a checkpoint holds; None if it holds whole weights instead."""
     if is_sharded(folder):
         return None
     with safe_open(folder / WEIGHTS, framework="pt") as file:
@@ -203,3 +227,192 @@ def _without_shared_memory(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         result[name] = tensor.clone() if tensor.numel() and place in seen else tensor
         seen.add(place)
     return result
+
+
+# ------------------------------------------------------------------ plain data
+
+
+def to_plain(value: Any, place: str = "checkpoint") -> Any:
+    """Return a copy that `torch.load(weights_only=True)` gives back; tensors are shared, not copied.
+
+    Args:
+        value: any nesting of dicts, lists, tuples and sets around scalars and tensors.
+        place: what to call `value` in an error; keys and indices are added to it.
+
+    Raises:
+        UserError: something in it has no plain form, with its place.
+    """
+    kind = type(value)
+    if kind in _SCALARS or kind in _PLAIN_TYPES:
+        return value
+    if isinstance(value, Tensor):
+        return _plain_tensor(value, place)
+    if isinstance(value, enum.Enum):
+        return to_plain(value.value, place)
+    if isinstance(value, PurePath):
+        return str(value)
+    if isinstance(value, np.generic):
+        return to_plain(value.item(), place)
+    if isinstance(value, Mapping):
+        items = ((_plain_key(key, place), to_plain(item, f"{place}[{key!r}]")) for key, item in value.items())
+        return kind(items) if kind is OrderedDict else Counter(dict(items)) if kind is Counter else dict(items)
+    if isinstance(value, list | tuple):  # a named tuple loses its name: its class would have to be imported
+        items_ = [to_plain(item, f"{place}[{i}]") for i, item in enumerate(value)]
+        return items_ if isinstance(value, list) else tuple(items_)
+    if kind is set:
+        return {to_plain(item, f"{place}{{...}}") for item in value}
+    for base in (int, float, str):  # a subclass of a scalar
+        if isinstance(value, base):
+            return base(value)
+    raise UserError(
+        f"{place} is a {kind.__module__}.{kind.__qualname__}, which cannot be checkpointed: a checkpoint holds plain "
+        "data and tensors only, so that loading it never runs code. Save numbers, strings, lists, dicts or tensors "
+        "instead, or leave it out (save_hyperparameters(ignore=[...]), state_dict of the callback or DataModule)"
+    )
+
+
+def _plain_key(key: Any, place: str) -> Any:
+    return to_plain(key, f"the key {key!r} of {place}")
+
+
+def _plain_tensor(value: Tensor, place: str) -> Tensor:
+    if type(value) in (Tensor, nn.Parameter) or type(value) in torch.serialization.get_safe_globals():
+        return value
+    raise UserError(
+        f"{place} is a {type(value).__module__}.{type(value).__qualname__}, a tensor of its own kind that a checkpoint "
+        "does not load back; save a plain tensor (of a sharded one, full_tensor())"
+    )
+
+
+# ------------------------------------------------------------------ shards
+
+_RECORDS = {
+    "torch.distributed.checkpoint.metadata": {
+        "BytesStorageMetadata",
+        "ChunkStorageMetadata",
+        "Metadata",
+        "MetadataIndex",
+        "StorageMeta",
+        "TensorProperties",
+        "TensorStorageMetadata",
+        "_MEM_FORMAT_ENCODING",
+    },
+    "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
+    "torch.serialization": {"_get_layout"},
+    "torch": {"Size"},
+    "pathlib": {"PosixPath", "WindowsPath"},
+    "pathlib._local": {"PosixPath", "WindowsPath"},
+}
+
+
+class _RecordUnpickler(pickle.Unpickler):
+    """Allows the classes of DCP's `.metadata` and torch's dtypes; every other name is refused."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
+        if is_dtype or name in _RECORDS.get(module, ()):
+            return super().find_class(module, name)
+        raise UserError(f"the shards' .metadata names {module}.{name}, which no checkpoint needs: it is not loaded")
+
+
+class ShardReader(dcp.FileSystemReader):
+    """DCP's reader, with `.metadata` read as data alone."""
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        """Read `.metadata`; see the base class."""
+        path = Path(self.path) / ".metadata"
+        with open(path, "rb") as file:
+            try:
+                metadata = _RecordUnpickler(file).load()
+            except (pickle.UnpicklingError, EOFError, AttributeError, TypeError) as error:
+                raise UserError(f"{path} is damaged ({error}); use another checkpoint") from None
+        if not isinstance(metadata, Metadata):
+            raise UserError(f"{path} holds a {type(metadata).__name__} instead of metadata; use another checkpoint")
+        return metadata
+
+
+class _Tensors(DefaultLoadPlanner):
+    """Loads tensors in place and refuses everything else."""
+
+    def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
+        raise UserError(f"{read_item.dest_index.fqn} in the shards is not a tensor; only tensors are loaded from there")
+
+
+class _WholeTensors(_Tensors, _EmptyStateDictLoadPlanner):
+    """The same, assembling each tensor in this one process."""
+
+
+def load_into(state: dict[str, Any], shards: Path) -> None:
+    """Fill a nested dict of (sharded) tensors in place; every process of the group calls it.
+
+    Raises:
+        UserError: a tensor is missing, or has another shape than the model's.
+    """
+    reader = ShardReader(shards)
+    reader.read_metadata()  # an error here reaches the user as it is, not through DCP's own
+    try:
+        dcp.load(state, storage_reader=reader, planner=_Tensors())
+    except CheckpointException as error:
+        first = next(iter(error.failures.values()))[0] if error.failures else error
+        raise UserError(f"{shards} does not fit the model: {first}") from error
+
+
+def read_shards(shards: Path, entry: str | None = None) -> dict[str, Any]:
+    """Assemble sharded tensors in one process.
+
+    Args:
+        shards: the folder.
+        entry: read this entry alone, such as `state_dict`; None: all.
+
+    Returns:
+        Nested dicts of whole tensors on the CPU, by entry.
+    """
+    state: dict[str, Any] = {}
+    reader = ShardReader(shards)
+    reader.read_metadata()
+    planner = _WholeTensors(None if entry is None else {entry})
+    _load_state_dict(state, storage_reader=reader, planner=planner, no_dist=True)
+    return state
+
+
+def join_optimizers(tensors: dict[str, Any], states: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Combine the tensors of `shards/` and the plain parts of `state.pt`, in torch's form by index.
+
+    Args:
+        tensors: what `read_shards` or `load_into` gave; its `optimizer_<i>` entries are taken out.
+        states: `{"state": {name: plain values}, "param_groups": [...]}` of each optimizer, by parameter name.
+    """
+    for i, state in enumerate(states):
+        for name, moments in tensors.pop(f"{OPTIMIZER}{i}", {}).items():
+            state["state"].setdefault(name, {}).update(moments)
+    return [by_index(state) for state in states]
+
+
+def saved_tensors(shards: Path) -> dict[tuple[str, ...], tuple[torch.Size, torch.dtype]]:
+    """Return size and dtype of each tensor by its place, such as `("optimizer_0", "model.wte.weight", "exp_avg")`."""
+    metadata = ShardReader(shards).read_metadata()
+    places = metadata.planner_data or {}
+    return {
+        places.get(name, (name,)): (entry.size, entry.properties.dtype)
+        for name, entry in metadata.state_dict_metadata.items()
+        if isinstance(entry, TensorStorageMetadata)
+    }
+
+
+def by_index(state: dict[str, Any]) -> dict[str, Any]:
+    """Turn an optimizer's state by parameter name into torch's own form, by index in the order of its groups."""
+    names = [name for group in state["param_groups"] for name in group["params"]]
+    index = {name: i for i, name in enumerate(names)}
+    groups = [{**group, "params": [index[name] for name in group["params"]]} for group in state["param_groups"]]
+    return {"state": {index[name]: item for name, item in state.get("state", {}).items()}, "param_groups": groups}
+
+
+def by_name(state: dict[str, Any], names: list[str]) -> dict[str, Any]:
+    """Turn `Optimizer.state_dict()` into a state by parameter name.
+
+    Args:
+        state: by index.
+        names: of the parameters, in the order of the optimizer's groups.
+    """
+    groups = [{**group, "params": [names[i] for i in group["params"]]} for group in state["param_groups"]]
+    return {"state": {names[i]: item for i, item in state["state"].items()}, "param_groups": groups}

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lit_gpt.atomic import whole_file
 from lit_gpt.checkpoints.bundle import torch_dtype
-from lit_gpt.checkpoints.finished import finished_model
+from lit_gpt.checkpoints.resolve import finished_model
 from lit_gpt.errors import UserError
 from lit_gpt.models import GPT, GPTConfig
 from lit_gpt.models.precision import converted

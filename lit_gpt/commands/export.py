@@ -181,7 +181,8 @@ def _facts(source: "ModelSource", model: str, out: str, dtype: str, allow_failed
     """What the card says of training and evaluation, after the gate."""
     from pathlib import Path
 
-    from lit_gpt.checkpoints.model_card import CardFacts, training_facts
+    from lit_gpt.checkpoints.model_card import CardFacts
+    from lit_gpt.checkpoints.resolve import training_facts
     from lit_gpt.evaluation.report import newest_report
 
     gate = _refuse_failed(model, allow_failed_gate)

@@ -49,10 +49,10 @@ def quantize(
         device: where to quantise and measure; auto takes the accelerator if there is one.
     """
     from lit_gpt.checkpoints.bundle import check_free, torch_dtype
-    from lit_gpt.checkpoints.manifest import write_manifest
-    from lit_gpt.checkpoints.model_card import CardFacts, training_facts
+    from lit_gpt.checkpoints.model_card import CardFacts
+    from lit_gpt.checkpoints.provenance import write_manifest
     from lit_gpt.checkpoints.quantization import check_scheme, save_quantized_bundle
-    from lit_gpt.checkpoints.resolve import language_model_weights, resolve_model
+    from lit_gpt.checkpoints.resolve import language_model_weights, resolve_model, training_facts
     from lit_gpt.errors import UserError
     from lit_gpt.evaluation.language_modeling import measure_cost
     from lit_gpt.evaluation.texts import Texts

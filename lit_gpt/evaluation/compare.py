@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lit_gpt.atomic import whole_folder
-from lit_gpt.checkpoints.lineage import without_paths
+from lit_gpt.checkpoints.provenance import without_paths
 from lit_gpt.errors import UserError
 from lit_gpt.evaluation.intervals import paired_bootstrap, resampled_clusters
 from lit_gpt.evaluation.report import (

@@ -26,8 +26,7 @@ import torch
 
 from lit_gpt.atomic import temporary_beside, whole_folder
 from lit_gpt.checkpoints.bundle import is_bundle
-from lit_gpt.checkpoints.lineage import code_versions, without_paths
-from lit_gpt.checkpoints.manifest import MANIFEST, hash_files, read_manifest
+from lit_gpt.checkpoints.provenance import MANIFEST, code_versions, hash_files, read_manifest, without_paths
 from lit_gpt.checkpoints.resolve import ADAPTERS, CHECKPOINTS, resolve_adapter, resolve_model
 from lit_gpt.checkpoints.step import SHARDS
 from lit_gpt.data.chat import load_chat_template

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from lit_gpt.checkpoints.lineage import without_paths
+from lit_gpt.checkpoints.provenance import without_paths
 from lit_gpt.data.corpus_spec import Admitted, CorpusSpec, Reading
 from lit_gpt.data.documents import BadInput, Document, OnBadInput, Source, SplitName
 from lit_gpt.data.files import FileSource

@@ -154,7 +154,8 @@ def _check_finite(schema: Any) -> None:
         properties = part.get("properties")
         required = part.get("required")
         if isinstance(properties, dict) and isinstance(required, list):
-            if not all(is_finite(properties.get(name)) for name in required if isinstance(name, str)):
+            named = [properties.get(name) for name in required if isinstance(name, str)]
+            if not all(map(is_finite, named)):
                 return False
         minimum = part.get("minItems", 0)
         if isinstance(minimum, int) and minimum > 0:

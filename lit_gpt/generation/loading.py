@@ -7,8 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lit_gpt.checkpoints.finished import finished_model
-from lit_gpt.checkpoints.resolve import ModelSource, language_model_weights, resolve_model
+from lit_gpt.checkpoints.resolve import ModelSource, finished_model, language_model_weights, resolve_model
 from lit_gpt.data.chat import ChatRenderer, load_chat_template, template_of
 from lit_gpt.data.chat.template import has_template
 from lit_gpt.data.tokenizers import Tokenizer, load_tokenizer

@@ -6,8 +6,7 @@ from itertools import islice
 import torch
 from torch import Tensor, nn
 
-from lit_gpt.checkpoints.finished import finished_model
-from lit_gpt.checkpoints.resolve import resolve_model
+from lit_gpt.checkpoints.resolve import finished_model, resolve_model
 from lit_gpt.data.chat import ChatRenderer, Message
 from lit_gpt.data.documents import BadInput
 from lit_gpt.data.instructions import InstructionEncoder

@@ -21,20 +21,25 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
 from lit_gpt.atomic import publish, raise_if_disk_full, remove_leftovers, temporary_beside
-from lit_gpt.checkpoints.manifest import verify, write_manifest
-from lit_gpt.checkpoints.plain import to_plain
-from lit_gpt.checkpoints.sharded import OPTIMIZER, by_index, by_name, join_optimizers, load_into, saved_tensors
+from lit_gpt.checkpoints.provenance import verify, write_manifest
 from lit_gpt.checkpoints.step import (
+    OPTIMIZER,
     SHARDS,
     STATE,
     TIED,
     WEIGHTS,
+    by_index,
+    by_name,
     is_sharded,
+    join_optimizers,
+    load_into,
     read_averages,
     read_state,
     read_weights,
     retie,
     save_state,
+    saved_tensors,
+    to_plain,
 )
 from lit_gpt.errors import UserError
 from lit_gpt.plugins.checkpoint_io import AtomicCheckpointIO

@@ -13,7 +13,7 @@ from lightning.pytorch import Callback
 from tiny_run import TinyModule
 
 from lit_gpt.callbacks import ExponentialMovingAverage, GracefulStop, RunCheckpoint
-from lit_gpt.checkpoints.runs import find_last_whole
+from lit_gpt.checkpoints.resolve import find_last_whole
 from lit_gpt.checkpoints.step import read_checkpoint
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM]

@@ -7,7 +7,7 @@ import torch
 from tiny_run import ListLogger, TinyLoader, TinyModule
 
 from lit_gpt.callbacks import NonFiniteGuard, RunCheckpoint, nonfinite_guard
-from lit_gpt.checkpoints.runs import find_last_whole
+from lit_gpt.checkpoints.resolve import find_last_whole
 from lit_gpt.errors import UserError
 
 

@@ -11,9 +11,8 @@ from tiny_run import TinyModule
 
 from lit_gpt.callbacks import RunCheckpoint
 from lit_gpt.callbacks.run_checkpoint import superfluous
-from lit_gpt.checkpoints.manifest import verify
-from lit_gpt.checkpoints.resolve import resolve_model
-from lit_gpt.checkpoints.runs import find_best, find_last_whole
+from lit_gpt.checkpoints.provenance import verify
+from lit_gpt.checkpoints.resolve import find_best, find_last_whole, resolve_model
 from lit_gpt.checkpoints.step import step_of
 from lit_gpt.errors import UserError
 

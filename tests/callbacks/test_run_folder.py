@@ -7,7 +7,7 @@ from lightning.pytorch import LightningDataModule
 from tiny_run import CONFIG, TinyModule
 
 from lit_gpt.callbacks import RunCheckpoint, RunFolder
-from lit_gpt.checkpoints.runs import find_last_whole
+from lit_gpt.checkpoints.resolve import find_last_whole
 from lit_gpt.errors import UserError
 from lit_gpt.hashing import sha256_json
 

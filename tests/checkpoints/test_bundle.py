@@ -8,7 +8,7 @@ import torch
 import transformers
 
 from lit_gpt.checkpoints.bundle import load_bundle, save_bundle
-from lit_gpt.checkpoints.manifest import verify
+from lit_gpt.checkpoints.provenance import verify
 from lit_gpt.data.tokenizers import Tokenizer
 from lit_gpt.errors import UserError
 from lit_gpt.models import GPT, GPTConfig

@@ -6,7 +6,7 @@ import socket
 import subprocess
 from pathlib import Path
 
-from lit_gpt.checkpoints.lineage import collect_lineage, git_commit, hash_tokenizer, without_paths
+from lit_gpt.checkpoints.provenance import collect_lineage, git_commit, hash_tokenizer, without_paths
 from lit_gpt.hashing import sha256_json
 
 

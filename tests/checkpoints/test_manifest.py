@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from lit_gpt.checkpoints.manifest import MANIFEST, verify, verify_sizes, write_manifest
+from lit_gpt.checkpoints.provenance import MANIFEST, verify, verify_sizes, write_manifest
 from lit_gpt.errors import UserError
 
 

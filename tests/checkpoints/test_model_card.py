@@ -8,8 +8,9 @@ import yaml
 from small_chats import small_tokenizer, tokenizer_folder
 
 from lit_gpt.checkpoints.bundle import save_bundle
-from lit_gpt.checkpoints.manifest import verify
-from lit_gpt.checkpoints.model_card import CardFacts, model_card, training_facts
+from lit_gpt.checkpoints.model_card import CardFacts, model_card
+from lit_gpt.checkpoints.provenance import verify
+from lit_gpt.checkpoints.resolve import training_facts
 from lit_gpt.models import GPT, GPTConfig
 
 CONFIG = GPTConfig(n_layer=2, n_head=2, n_embd=16, block_size=16, vocab_size=300)

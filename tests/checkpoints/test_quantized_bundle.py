@@ -11,9 +11,9 @@ from small_chats import small_tokenizer, tokenizer_folder
 from torch import nn
 
 from lit_gpt.checkpoints.bundle import Carried, save_bundle
-from lit_gpt.checkpoints.manifest import write_manifest
+from lit_gpt.checkpoints.provenance import write_manifest
 from lit_gpt.checkpoints.quantization import Quantization, quantizable_layers, save_quantized_bundle
-from lit_gpt.checkpoints.quantization.layers import pack_int4, unpack_int4
+from lit_gpt.checkpoints.quantization.scheme import pack_int4, unpack_int4
 from lit_gpt.checkpoints.resolve import resolve_model
 from lit_gpt.errors import UserError
 from lit_gpt.generation import Engine, SamplingParams

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from small_chats import tokenizer_folder
 
-from lit_gpt.checkpoints.manifest import write_manifest
+from lit_gpt.checkpoints.provenance import write_manifest
 from lit_gpt.checkpoints.quantization import Quantization, save_quantized_bundle
 from lit_gpt.errors import UserError
 from lit_gpt.generation.loading import load_for_generation

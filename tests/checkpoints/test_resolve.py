@@ -11,8 +11,7 @@ from safetensors.torch import load_file
 
 from lit_gpt.checkpoints.bundle import save_bundle
 from lit_gpt.checkpoints.huggingface import export_hf
-from lit_gpt.checkpoints.resolve import resolve_model
-from lit_gpt.checkpoints.runs import find_best, find_last_whole
+from lit_gpt.checkpoints.resolve import find_best, find_last_whole, resolve_model
 from lit_gpt.checkpoints.step import checkpoint_name, write_checkpoint
 from lit_gpt.errors import UserError
 from lit_gpt.models import GPT, GPTConfig

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 
-from lit_gpt.checkpoints.sharded import by_index, by_name, join_optimizers, load_into, read_shards, saved_tensors
+from lit_gpt.checkpoints.step import by_index, by_name, join_optimizers, load_into, read_shards, saved_tensors
 from lit_gpt.errors import UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.distributed is.*")

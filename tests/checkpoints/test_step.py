@@ -9,7 +9,6 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from lit_gpt.checkpoints.plain import to_plain
 from lit_gpt.checkpoints.step import (
     checkpoint_name,
     read_checkpoint,
@@ -18,6 +17,7 @@ from lit_gpt.checkpoints.step import (
     read_weights,
     save_weights,
     step_of,
+    to_plain,
     write_checkpoint,
 )
 from lit_gpt.errors import UserError

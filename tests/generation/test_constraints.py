@@ -9,6 +9,7 @@ from small_chats import small_tokenizer
 
 from lit_gpt.errors import UserError
 from lit_gpt.generation import Constraint, Engine, SamplingParams, Speculation
+from lit_gpt.generation.constraints import compile_constraint
 from lit_gpt.models import GPT, GPTConfig
 
 SCHEMA = {

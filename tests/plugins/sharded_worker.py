@@ -17,7 +17,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from torch.utils.data import DataLoader
 
 from lit_gpt.callbacks import ExponentialMovingAverage, RunCheckpoint, SampleText
-from lit_gpt.checkpoints.runs import find_last_whole
+from lit_gpt.checkpoints.resolve import find_last_whole
 from lit_gpt.errors import UserError
 from lit_gpt.models import GPT, GPTConfig
 from lit_gpt.models.parallel import parallelize

@@ -5,7 +5,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch.utils.data import DataLoader
 
-from lit_gpt.checkpoints.manifest import verify
+from lit_gpt.checkpoints.provenance import verify
 from lit_gpt.errors import UserError
 from lit_gpt.plugins import AtomicCheckpointIO
 

@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from lit_gpt.checkpoints.manifest import verify
-from lit_gpt.checkpoints.resolve import resolve_model
-from lit_gpt.checkpoints.runs import find_last_whole
+from lit_gpt.checkpoints.provenance import verify
+from lit_gpt.checkpoints.resolve import find_last_whole, resolve_model
 from lit_gpt.checkpoints.step import read_checkpoint
 from lit_gpt.models import GPT
 

@@ -8,8 +8,8 @@ import psutil
 import torch
 from torch import Tensor
 
-from lit_gpt.checkpoints.finished import finished_model
 from lit_gpt.checkpoints.quantization.scheme import need_torchao
+from lit_gpt.checkpoints.resolve import finished_model
 from lit_gpt.errors import UserError
 from lit_gpt.models import GPTConfig
 from lit_gpt.models.precision import converted

@@ -1,9 +1,21 @@
 """Quantised models: linear layers in 8 or 4 bits, through torchao, in a bundle of their own that holds data alone."""
 
-from lit_gpt.checkpoints.quantization.bundle import CALLBACK, save_quantized_bundle, trained_for
-from lit_gpt.checkpoints.quantization.layers import check_scheme, quantizable_layers, quantize_weight
-from lit_gpt.checkpoints.quantization.reading import QuantizedBundle, is_quantized_bundle, read_quantized_bundle
-from lit_gpt.checkpoints.quantization.scheme import Method, Quantization, need_torchao
+from lit_gpt.checkpoints.quantization.bundle import (
+    CALLBACK,
+    QuantizedBundle,
+    is_quantized_bundle,
+    read_quantized_bundle,
+    save_quantized_bundle,
+    trained_for,
+)
+from lit_gpt.checkpoints.quantization.scheme import (
+    Method,
+    Quantization,
+    check_scheme,
+    need_torchao,
+    quantizable_layers,
+    quantize_weight,
+)
 
 __all__ = [
     "CALLBACK",
