@@ -100,7 +100,7 @@ CHILD = textwrap.dedent(
 
     place, target = sys.argv[1], Path(sys.argv[2])
     die = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
-    for module in (manifest, atomic, os):
+    for module in (provenance, atomic, os):
         if hasattr(module, place):
             setattr(module, place, die)
             break

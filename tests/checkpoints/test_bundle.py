@@ -70,16 +70,16 @@ def test_the_dtype_is_the_one_asked_for(tmp_path, model, dtype):
 
 def test_what_cannot_become_a_bundle(tmp_path, tokenizer_path, model):
     weights = model.state_dict()
-    with pytest.raises(UserError, match="dtype 'int4' is unknown; choose one of float32"):
+    with pytest.raises(UserError, match="'int4'.*float32"):
         save_bundle(tmp_path / "out", CONFIG, weights, dtype="int4")
     small = GPTConfig(n_layer=2, n_head=2, n_embd=16, block_size=16, vocab_size=100)
-    with pytest.raises(UserError, match="tokens, more than the model's vocab_size 100"):
+    with pytest.raises(UserError, match="vocab_size.* 100"):
         save_bundle(tmp_path / "out", small, weights, tokenizer_path)
     with pytest.raises(UserError):
         save_bundle(tmp_path / "out", CONFIG, {})
     assert list(tmp_path.iterdir()) == []
     save_bundle(tmp_path / "out", CONFIG, weights)
-    with pytest.raises(UserError, match="exists; choose another --out"):
+    with pytest.raises(UserError, match="--out"):
         save_bundle(tmp_path / "out", CONFIG, weights)
     save_bundle(tmp_path / "out", CONFIG, weights, overwrite=True)
 
@@ -89,5 +89,5 @@ def test_a_damaged_bundle_is_refused_by_the_name_of_its_file(tmp_path, model):
     with open(out / "model.safetensors", "r+b") as file:
         file.seek(-1, 2)
         file.write(b"\x55")
-    with pytest.raises(UserError, match=r"model\.safetensors is damaged"):
+    with pytest.raises(UserError, match=r"model\.safetensors"):
         load_bundle(out)

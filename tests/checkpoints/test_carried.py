@@ -90,7 +90,7 @@ def test_a_folder_without_tokenizer(hub, tmp_path, capsys):
 
 def test_a_bundle_is_not_imported_again(hub, tmp_path):
     import_(str(hub), str(tmp_path / "bundle"))
-    with pytest.raises(UserError, match="is a bundle of lit_gpt already"):
+    with pytest.raises(UserError, match="export"):
         import_(str(tmp_path / "bundle"), str(tmp_path / "again"))
 
 
@@ -109,10 +109,10 @@ def test_tokens_beyond_the_embedding(tmp_path, special, template, allowed):
     weights = GPT(config).state_dict()
     assert load_tokenizer(tmp_path / "tokenizer").vocab_size == vocab_size + 1
     if allowed:
-        with pytest.warns(UserWarning, match="special tokens beyond .*'<image>'"):
+        with pytest.warns(UserWarning, match="'<image>'"):
             save_bundle(tmp_path / "out", config, weights, tmp_path / "tokenizer")
     else:
-        with pytest.raises(UserError, match=f"has {vocab_size + 1} tokens, more than .* {vocab_size} .'<image>'"):
+        with pytest.raises(UserError, match=f"{vocab_size + 1}.*{vocab_size}.*'<image>'"):
             save_bundle(tmp_path / "out", config, weights, tmp_path / "tokenizer")
         assert not (tmp_path / "out").exists()
 

@@ -42,7 +42,7 @@ def test_a_hugging_face_folder_is_opened_and_compared(bundle, tmp_path, capsys):
 def test_a_comparison_that_does_not_fit_is_told_of_before_writing(bundle, tmp_path, monkeypatch):
     memory = psutil.virtual_memory()
     monkeypatch.setattr(psutil, "virtual_memory", lambda: memory._replace(available=100_000))
-    with pytest.raises(UserError, match=r"needs .* GB of memory, and 0\.0 GB are free; --check false"):
+    with pytest.raises(UserError, match=r"0\.0 GB.*--check false"):
         export(str(bundle), str(tmp_path / "out"))
     export(str(bundle), str(tmp_path / "out"), check=False)
 
@@ -59,7 +59,7 @@ def test_the_comparison_agrees_for_every_kind_of_family_and_sees_a_changed_weigh
     )
     assert seen[0] < 1e-4
     other = weights | {"ln_f.weight": weights["ln_f.weight"] * 1.5}
-    with pytest.raises(UserError, match="logits differ by .* nothing was written"):
+    with pytest.raises(UserError, match="logits differ"):
         save_bundle(tmp_path / "no", config, weights, check=lambda folder: check_opens(folder, config, other))
     assert not (tmp_path / "no").exists()
 
@@ -89,16 +89,16 @@ def test_a_torch_program_with_its_card(bundle, tmp_path, capsys):
 
 
 def test_mistakes(bundle, tmp_path):
-    with pytest.raises(UserError, match="dtype q8_0 is a type of GGUF"):
+    with pytest.raises(UserError, match="q8_0"):
         export(str(bundle), str(tmp_path / "out"), dtype="q8_0")
     with pytest.raises(UserError, match=r"must end with \.gguf"):
         export(str(bundle), str(tmp_path / "out"), format="gguf")
-    with pytest.raises(UserError, match="exists"):
+    with pytest.raises(UserError, match=r"\.md|exists"):
         export(str(bundle), str(bundle))
     (tmp_path / "notes.gguf.md").write_text("mine")
     with pytest.raises(UserError, match=r"notes\.gguf\.md, where the model card goes, exists"):
         export(str(bundle), str(tmp_path / "notes.gguf"), format="gguf")
-    with pytest.raises(UserError, match="holds no adapter"):
+    with pytest.raises(UserError, match="adapter"):
         export(str(bundle), str(tmp_path / "out"), format="adapter")
 
 
@@ -131,9 +131,9 @@ def write_report(bundle, passed, created, weights=None):
 
 def test_a_failed_gate_holds_the_model_back(bundle, tmp_path):
     write_report(bundle, False, "2026-01-02T00:00:00")
-    with pytest.raises(UserError, match=r"missed its gate .*language_modeling\.loss is 2, above .*--allow_failed_gate"):
+    with pytest.raises(UserError, match=r"language_modeling\.loss.*--allow_failed_gate"):
         export(str(bundle), str(tmp_path / "out"))
-    with pytest.raises(UserError, match="missed its gate"):
+    with pytest.raises(UserError, match="gate"):
         export(str(bundle), str(tmp_path / "out.gguf"), format="gguf")
     assert not (tmp_path / "out").exists()
     export(str(bundle), str(tmp_path / "out"), allow_failed_gate=True, check=False)

@@ -28,13 +28,13 @@ def test_a_manifest_holds_size_and_sha256_of_every_file(folder):
 
 def test_a_missing_file_is_named(folder):
     (folder / "weights.bin").unlink()
-    with pytest.raises(UserError, match=r"weights\.bin is missing"):
+    with pytest.raises(UserError, match=r"weights\.bin"):
         verify(folder)
 
 
 def test_a_file_that_is_cut_off_is_named_with_both_sizes(folder):
     (folder / "weights.bin").write_bytes(b"short")
-    with pytest.raises(UserError, match=r"weights\.bin has 5 bytes where 10240 were written"):
+    with pytest.raises(UserError, match=r"weights\.bin.*\b5\b.*10240"):
         verify_sizes(folder)
 
 
@@ -44,27 +44,27 @@ def test_one_flipped_bit_is_found(folder, name):
     content[len(content) // 2] ^= 1
     (folder / name).write_bytes(content)
     verify_sizes(folder)  # the sizes are right
-    with pytest.raises(UserError, match="damaged: its SHA-256"):
+    with pytest.raises(UserError, match="SHA-256"):
         verify(folder)
 
 
 def test_only_the_named_files_are_read(folder):
     (folder / "weights.bin").write_bytes(b"short")
     verify(folder, only=["deep/.hidden"])
-    with pytest.raises(UserError, match="not in the manifest"):
+    with pytest.raises(UserError, match="manifest"):
         verify(folder, only=["other.bin"])
 
 
 def test_a_folder_without_manifest_was_never_finished(folder):
     (folder / MANIFEST).unlink()
-    with pytest.raises(UserError, match=r"manifest\.json is missing"):
+    with pytest.raises(UserError, match=r"manifest\.json"):
         verify(folder)
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"format": "other", "files": {}}', '{"files": 3}', "\x00\x01", "{"])
 def test_a_damaged_manifest_is_named(folder, content):
     (folder / MANIFEST).write_text(content)
-    with pytest.raises(UserError, match=r"manifest\.json is"):
+    with pytest.raises(UserError, match=r"manifest\.json"):
         verify(folder)
 
 

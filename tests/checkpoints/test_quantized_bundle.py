@@ -208,10 +208,10 @@ def test_damage_is_named(tmp_path, tokenizer_path):
     content = bytearray(path.read_bytes())
     content[-5] ^= 1
     path.write_bytes(content)
-    with pytest.raises(UserError, match=r"quantized.safetensors is damaged: its SHA-256"):
+    with pytest.raises(UserError, match=r"quantized\.safetensors.*SHA-256"):
         resolve_model(out)
     path.unlink()
-    with pytest.raises(UserError, match="quantized.safetensors is missing"):
+    with pytest.raises(UserError, match=r"quantized\.safetensors"):
         resolve_model(out)
 
 

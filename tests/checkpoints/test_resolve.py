@@ -65,9 +65,9 @@ def test_last_is_the_newest_whole_one_and_the_damaged_are_named(run):
     assert path.name == checkpoint_name(10)
     assert len(damaged) == 2
     damage(path)
-    with pytest.raises(UserError, match="every checkpoint in .* is damaged"):
+    with pytest.raises(UserError, match="damaged"):
         find_last_whole(run)
-    with pytest.raises(UserError, match=r"no checkpoint in .*; start the run without --ckpt_path"):
+    with pytest.raises(UserError, match="--ckpt_path"):
         find_last_whole(run / "nothing")
 
 
@@ -100,7 +100,7 @@ def test_a_run_stands_for_its_best_or_else_its_newest(run):
 
 
 def test_best_needs_a_validation(run):
-    with pytest.raises(UserError, match="no validation has run"):
+    with pytest.raises(UserError, match="--ckpt_path last"):
         find_best(run)
 
 
@@ -114,14 +114,14 @@ def test_a_checkpoint_of_its_own(run, tmp_path):
     assert is_step(source, 10)
     assert source.tokenizer_path is None
     damage(moved)
-    with pytest.raises(UserError, match=r"model\.safetensors has"):
+    with pytest.raises(UserError, match=r"model\.safetensors"):
         resolve_model(moved)
 
 
 def test_a_checkpoint_of_another_module_is_refused(tmp_path):
     folder = tmp_path / checkpoint_name(1)
     write_checkpoint({"state_dict": {"w": torch.zeros(1)}}, folder)
-    with pytest.raises(UserError, match="has no model configuration"):
+    with pytest.raises(UserError, match="configuration"):
         resolve_model(folder)
 
 
@@ -157,7 +157,7 @@ def test_a_hub_name_is_downloaded_as_data_alone(tmp_path, monkeypatch):
         raise OSError("no network\nmore")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
-    with pytest.raises(UserError, match=r"neither a folder here nor .*: no network$"):
+    with pytest.raises(UserError, match="no network$"):
         resolve_model("org/name")
 
 
@@ -184,13 +184,13 @@ def test_an_old_hub_model_has_pickles_alone(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["/no/such/folder", "./nothing", "a/b/c", "file.txt/x/y", "~/nowhere/at/all"])
 def test_what_does_not_exist(name):
-    with pytest.raises(UserError, match="does not exist; name a run"):
+    with pytest.raises(UserError, match="does not exist"):
         resolve_model(name)
 
 
 def test_a_folder_without_a_model(tmp_path):
-    with pytest.raises(UserError, match="holds no model: neither checkpoints/"):
+    with pytest.raises(UserError, match="checkpoints/.*config.json"):
         resolve_model(tmp_path)
-    with pytest.raises(UserError, match="no checkpoint in"):
+    with pytest.raises(UserError, match="checkpoint"):
         (tmp_path / "checkpoints").mkdir()
         resolve_model(tmp_path)

@@ -80,7 +80,7 @@ def test_metadata_that_names_code_is_refused(shards, payload):
     folder, state = shards
     (folder / ".metadata").write_bytes(pickle.dumps(payload))
     for read in (lambda: read_shards(folder), lambda: load_into({"state_dict": dict(state["state_dict"])}, folder)):
-        with pytest.raises(UserError, match="which no checkpoint needs"):
+        with pytest.raises(UserError, match="metadata"):
             read()
 
 
@@ -95,6 +95,6 @@ def test_damaged_metadata_is_named(shards, content):
 def test_values_that_are_no_tensors_are_not_loaded(tmp_path):
     state = {"state_dict": {"w": torch.zeros(2)}, "x": {"evil": Evil()}}
     dcp.save(state, storage_writer=dcp.FileSystemWriter(tmp_path / "shards"), no_dist=True)
-    with pytest.raises(BaseException, match="is no tensor"):
+    with pytest.raises(BaseException, match="tensor"):
         read_shards(tmp_path / "shards")
     assert read_shards(tmp_path / "shards", "state_dict")["state_dict"]["w"].equal(torch.zeros(2))
