@@ -76,7 +76,7 @@ def test_the_card_says_what_was_recorded():
     assert "SHA-256 of tokenizer" not in found
     assert "| Language modelling | bits_per_byte (bits) | 1.235 | 1.2 to 1.3 | 31 |" in card
     assert "| Language modelling | loss | not a number |  | 31 |" in card
-    assert "Gate: **FAILED**, and exported all the same." in card
+    assert "Gate: **FAILED**, and exported nevertheless." in card
     assert "- `language_modeling.bits_per_byte`: 1.235, above the maximum of 1.1" in card
     assert "/home" not in card
     assert "made from `first`" in card
@@ -89,7 +89,7 @@ def test_the_card_of_a_model_of_which_nothing_is_known():
     card = model_card(CONFIG, None, {}, CardFacts(), None, "lit_gpt")
     assert rows(card)["training data"] == "*to fill in*"
     assert rows(card)["tokenizer"] == "none in this folder"
-    assert "None is recorded beside these weights." in card
+    assert "None is recorded for these weights." in card
     assert "transformers" not in card
     imported = model_card(
         CONFIG, None, {"imported_from": "openai-community/gpt2"}, CardFacts("x"), "float16", "llama.cpp"
