@@ -186,10 +186,10 @@ def time_tokenising(documents: list[str], folder: Path, workers: int) -> dict[st
 
     from lit_gpt.data.bpe import train_bpe
     from lit_gpt.data.corpus_spec import CorpusSpec
-    from lit_gpt.data.documents import BadInput
     from lit_gpt.data.pipeline.document_shards import shard_path, writing_lines
     from lit_gpt.data.pipeline.tokenise import CleanDocuments
     from lit_gpt.data.prepare import prepare_corpus
+    from lit_gpt.data.records import BadInput
 
     size = sum(map(len, documents))
     tokenizer = train_bpe(documents[: max(1, 4_000_000 // 2000)], 16_384)

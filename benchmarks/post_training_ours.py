@@ -19,9 +19,9 @@ from lit_gpt.checkpoints.bundle import save_bundle
 from lit_gpt.data.batches import RowBatchBuilder
 from lit_gpt.data.bpe import train_bpe
 from lit_gpt.data.chat import ChatRenderer
-from lit_gpt.data.documents import BadInput
 from lit_gpt.data.instructions import PreferenceEncoder, chat_tokenizer
 from lit_gpt.data.instructions.stdlib import StdlibPreferences
+from lit_gpt.data.records import BadInput
 from lit_gpt.datamodules import InstructionDataModule, PreferenceDataModule, PromptDataModule
 from lit_gpt.models import GPT, GPTConfig
 from lit_gpt.modules import DistillModule, DPOModule, GRPOModule, KTOModule, RewardModule, SFTModule
@@ -101,9 +101,9 @@ def material(args: argparse.Namespace) -> dict:
 
 def pair_ids(encoder: PreferenceEncoder, row: dict) -> dict | None:
     """Ids of the prompt and of both answers, as `PreferenceDataModule` has them."""
-    from lit_gpt.data.rows import Row
+    from lit_gpt.data.records import Record
 
-    encoded = encoder(Row(row, "rows", 1))
+    encoded = encoder(Record(row, "rows", 1))
     if isinstance(encoded, str):
         return None
     chosen, rejected = encoded.sequences

@@ -40,8 +40,9 @@ def generate(
     Args:
         model: a run's folder, a checkpoint, a bundle, or a Hugging Face folder or hub name.
         prompt: text to go on from; empty: the start of a document; `-`: all of standard input.
-        prompts: file of prompts, or `-` for standard input: lines of text, or JSON lines with `prompt` (and `id`) if
-            its name ends in `.jsonl` or its first line is a JSON object. The answers are JSON lines.
+        prompts: file of prompts, or `-` for standard input: a line of text each, or the records with a field `prompt`
+            (and `id`, ...) of JSON, JSON lines (which standard input may hold, too), CSV, TSV, Parquet or Arrow. The
+            answers are JSON lines.
         out: file for the JSON lines; null: standard output. With a single prompt, JSON instead of text.
         max_new_tokens: tokens to write at most; the end-of-text token ends it sooner.
         temperature: of the softmax; 0 takes the likeliest token each time.
@@ -189,25 +190,27 @@ def _constraint(json_schema: str | None, regex: str | None, grammar: str | None)
 
 
 def _read_prompts(name: str) -> list[dict[str, Any]]:
-    """Prompts of a file or of standard input, empty lines left out."""
-    import json
+    """Return the prompts of a file or of standard input, each with the fields that came with it."""
+    import tempfile
+    from pathlib import Path
 
+    from lit_gpt.data.records import BadInput, FileRecords, TextField
     from lit_gpt.errors import UserError
 
-    lines = [line for line in _read(name).splitlines() if line.strip()]
-    if not lines:
-        raise UserError(f"{'standard input' if name == '-' else name} has no prompts")
-    if not (name.endswith(".jsonl") or lines[0].lstrip().startswith('{"')):
-        return [{"prompt": line} for line in lines]
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise UserError(f"line {number} of {name} is not JSON: {error}") from error
-        if not isinstance(row, dict) or not isinstance(row.get("prompt"), str):
-            raise UserError(f'line {number} of {name} is no object with a text under "prompt"')
-        rows.append(row)
+    shown = "standard input" if name == "-" else name
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(name).expanduser()
+        if name == "-":
+            text = _read(name)
+            path = Path(folder, "prompts.jsonl" if text.lstrip().startswith('{"') else "prompts.txt")
+            path.write_text(text, encoding="utf-8")
+        # Of a plain text each line is a prompt; of a table or JSON each record.
+        source = FileRecords([(shown, path)], text_field="prompt", document_separator="\n")
+        bad_input = BadInput(remedy="mend or remove it")
+        prompt = TextField("prompt")
+        rows = [dict(record.values) for record in source.records(bad_input) if prompt.document(record, bad_input)]
+    if not rows:
+        raise UserError(f"{shown} has no prompts")
     return rows
 
 

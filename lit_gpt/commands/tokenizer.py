@@ -109,8 +109,7 @@ def measure(
     import sys
     from pathlib import Path
 
-    from lit_gpt.data.hostile_text import HOSTILE
-    from lit_gpt.data.tokenizer_measure import measure_tokenizer, table
+    from lit_gpt.data.tokenizer_measure import HOSTILE, measure_tokenizer, table
     from lit_gpt.data.tokenizer_sample import TokenizerSample
     from lit_gpt.data.tokenizers import load_tokenizer
     from lit_gpt.errors import UserError

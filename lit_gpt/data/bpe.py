@@ -8,8 +8,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal
 
-from lit_gpt.data.pieces import pieces
-from lit_gpt.data.tokenizers import END_OF_TEXT, Tokenizer
+from lit_gpt.data.tokenizers import END_OF_TEXT, Tokenizer, pieces
 from lit_gpt.errors import UserError
 
 Pattern = Literal["gpt2", "gpt4"]
@@ -36,7 +35,7 @@ _PIECE_CHARACTERS = 1 << 14
 
 
 def check_vocab_size(vocab_size: int, special_tokens: Sequence[str] = ()) -> None:
-    """Raises a `UserError` if the bytes and special tokens alone would not fit."""
+    """Raise a `UserError` if the bytes and special tokens alone would not fit."""
     least = 257 + len([token for token in special_tokens if token != END_OF_TEXT])
     if vocab_size < least:
         raise UserError(f"vocab_size {vocab_size} is below {least}: 256 bytes and the special tokens; raise it")
@@ -50,7 +49,7 @@ def train_bpe(
     show_progress: bool = False,
     split_digits: bool = False,
 ) -> Tokenizer:
-    """Trains on texts, in one pass; memory grows with the number of distinct words, not with the text.
+    """Train on texts, in one pass; memory grows with the number of distinct words, not with the text.
 
     Args:
         texts: The training texts.

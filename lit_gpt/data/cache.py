@@ -43,24 +43,24 @@ def make_cache_dir(path: Path) -> None:
 
 
 def say(line: str) -> None:
-    """Tells the user one line, on stderr, where the progress bars are."""
+    """Tell the user one line, on stderr, where the progress bars are."""
     print(line, file=sys.stderr, flush=True)
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Writes `data` to `path` so that a reader finds the old content or the whole new one."""
+    """Write `data` to `path` so that a reader finds the old content or the whole new one."""
     with whole_file(path) as beside:
         beside.write_bytes(data)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes `value` as indented JSON, atomically and with the same bytes for the same value."""
+    """Write `value` as indented JSON, atomically and with the same bytes for the same value."""
     write_atomic(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 @contextlib.contextmanager
 def exclusive(path: Path, purpose: str, announce: bool = True) -> Iterator[None]:
-    """Holds the lock file `path`; another process that holds it is waited for.
+    """Hold the lock file `path`; another process that holds it is waited for.
 
     Args:
         path: Lock file; created if missing, never removed (removing it would let two processes in).
@@ -85,7 +85,7 @@ def exclusive(path: Path, purpose: str, announce: bool = True) -> Iterator[None]
 def check_disk_space(
     folder: Path, needed_bytes: int, purpose: str, remedy: str = "set cache_dir (or LIT_GPT_CACHE) to a larger disk"
 ) -> None:
-    """Refuses to begin what would not fit.
+    """Refuse to begin what would not fit.
 
     Args:
         folder: Where it would be written; it need not exist yet.

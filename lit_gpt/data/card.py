@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from lit_gpt.data.cache import write_atomic, write_json
-from lit_gpt.data.documents import SPLITS
 from lit_gpt.data.pipeline.recipe import Recipe
 from lit_gpt.data.pipeline.sources.code import LANGUAGES
+from lit_gpt.data.records import SPLITS
 from lit_gpt.data.shards import DOCUMENT, TokenCorpus
 from lit_gpt.data.tokenizers import Tokenizer, load_tokenizer
 from lit_gpt.pages import render_page
@@ -330,5 +330,5 @@ def _tokens_by_source(sources: Mapping[str, list[int]]) -> list[tuple[str, int, 
 
 def _origin(described: Mapping[str, Any]) -> str:
     """Return where a source reads from."""
-    origin = described.get("path") or described.get("class_path") or described.get("from") or ""
+    origin = described.get("path") or described.get("class_path") or described.get("name") or ""
     return ", ".join(map(str, origin)) if isinstance(origin, list) else str(origin)

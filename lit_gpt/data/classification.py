@@ -3,11 +3,10 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
-from lit_gpt.data.documents import BadInput
 from lit_gpt.data.instructions.forms import renamed
 from lit_gpt.data.instructions.stdlib import StdlibInstructions, described_functions
-from lit_gpt.data.rows.encoding import EncodedRow, EncodedSequence
-from lit_gpt.data.rows.sources import Row
+from lit_gpt.data.records import BadInput, Record
+from lit_gpt.data.rows.store import EncodedRow, EncodedSequence
 from lit_gpt.data.tokenizers import Tokenizer
 from lit_gpt.errors import UserError
 from lit_gpt.hashing import FileHashes, sha256_json
@@ -47,7 +46,7 @@ class ClassificationEncoder:
         parts = [self.tokenizer.fingerprint, self.classes, self.block_size, self.long_rows, self.columns]
         return sha256_json(["classification", *parts])
 
-    def __call__(self, row: Row) -> EncodedRow | str:
+    def __call__(self, row: Record) -> EncodedRow | str:
         """Encode a row.
 
         Raises:
@@ -108,7 +107,7 @@ class StdlibOrigins(StdlibInstructions):
         """Return a hash of the files and the packages."""
         return sha256_json([super().fingerprint(hashes), self.packages])
 
-    def rows(self, bad_input: BadInput) -> Iterator[Row]:
+    def rows(self, bad_input: BadInput) -> Iterator[Record]:
         """Yield the functions, file by file."""
         for name, path in self.files:
             package = name.split("/")[0]
@@ -117,4 +116,4 @@ class StdlibOrigins(StdlibInstructions):
             text = path.read_text(encoding="utf-8")
             for function in described_functions(text):
                 if function.body.count("\n") < self.max_lines:
-                    yield Row({"text": function.body, "label": package}, name, function.line)
+                    yield Record({"text": function.body, "label": package}, name, function.line)

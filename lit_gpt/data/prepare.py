@@ -26,10 +26,9 @@ from tqdm import tqdm
 
 from lit_gpt.data.cache import check_disk_space, exclusive, say, write_atomic, write_json
 from lit_gpt.data.corpus_spec import Admitted, CorpusSpec, Reading
-from lit_gpt.data.documents import SPLITS, SplitName
+from lit_gpt.data.records import SPLITS, SplitName, corpus_fingerprint, total_bytes
 from lit_gpt.data.shard_writer import SHARD_TOKENS, SplitWriter, forget_progress
 from lit_gpt.data.shards import FORMAT, FORMAT_VERSION, TokenCorpus
-from lit_gpt.data.sources import corpus_fingerprint, total_bytes
 from lit_gpt.data.tokenizers import Tokenizer
 from lit_gpt.errors import UserError
 from lit_gpt.hashing import FileHashes, sha256_json
@@ -40,14 +39,14 @@ _IN_FLIGHT_BYTES = 32 << 20  # text handed to the threads and not yet written
 
 
 def corpus_path(spec: CorpusSpec, tokenizer: Tokenizer, cache_dir: Path, shard_tokens: int = SHARD_TOKENS) -> Path:
-    """Returns the folder of the corpus that these settings give, whether it exists yet or not."""
+    """Return the folder of the corpus that these settings give, whether it exists yet or not."""
     content = corpus_fingerprint(spec.sources, FileHashes.of_cache(cache_dir))
     key = [content, tokenizer.fingerprint, spec.val_fraction, spec.test_fraction, shard_tokens, FORMAT_VERSION]
     return cache_dir / "corpora" / sha256_json(key)[:24]
 
 
 def check_room(spec: CorpusSpec, cache_dir: Path, vocab_size: int, present_bytes: int = 0) -> None:
-    """Refuses to begin if the shards would not fit on the disk.
+    """Refuse to begin if the shards would not fit on the disk.
 
     Args:
         spec: The corpus.
@@ -71,7 +70,7 @@ def prepare_corpus(
     folder: Path | None = None,
     key: str | None = None,
 ) -> Path:
-    """Tokenises a corpus into shards, unless the cache has it; goes on where an interrupted start stopped.
+    """Tokenise a corpus into shards, unless the cache has it; goes on where an interrupted start stopped.
 
     Args:
         spec: The corpus.
@@ -124,7 +123,7 @@ def prepare_corpus(
 
 
 def _is_whole(folder: Path, spec: CorpusSpec) -> bool:
-    """Returns whether the folder is a finished corpus; a damaged one is reported and made anew."""
+    """Return whether the folder is a finished corpus; a damaged one is reported and made anew."""
     if not (folder / "manifest.json").exists():
         return False
     try:
@@ -187,12 +186,14 @@ def _fill(
     if bad.num_skipped:
         more = f" and {bad.num_skipped - 5} more" if bad.num_skipped > 5 else ""
         say(f"skipped {bad.num_skipped} that could not be read: {'; '.join(bad.named[:5])}{more}")
+    for note in bad.encoding_notes():
+        say(note)
 
 
 def _encoded(
     documents: Iterable[Admitted], tokenizer: Tokenizer, num_threads: int
 ) -> Generator[tuple[Admitted, np.ndarray], None, None]:
-    """Yields each document with its ids (separator first), in order, while threads encode the next ones."""
+    """Yield each document with its ids (separator first), in order, while threads encode the next ones."""
     # Our threads take the place of the library's own, which would warn at every later fork.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     separator = np.array([tokenizer.separator_id], dtype=tokenizer.dtype)

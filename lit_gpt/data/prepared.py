@@ -27,7 +27,7 @@ class PreparedCorpus:
 
 
 def open_prepared(path: str | Path, tokenizer: str | Path | None = None) -> PreparedCorpus:
-    """Opens a prepared corpus.
+    """Open a prepared corpus.
 
     Args:
         path: The `out` of a `prepare` recipe, or a folder of token shards itself.
@@ -66,7 +66,7 @@ def _candidates(shards: Path) -> list[Path]:
 
 
 def padded_vocab_size(vocab_size: int | None, own: int, name: str) -> int:
-    """Returns the model's vocabulary for a tokenizer of `own` entries.
+    """Return the model's vocabulary for a tokenizer of `own` entries.
 
     Args:
         vocab_size: What the user wants; None takes the tokenizer's.

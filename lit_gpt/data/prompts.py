@@ -10,12 +10,11 @@ from collections.abc import Iterator, Mapping
 from typing import Literal
 
 from lit_gpt.data.chat import ChatRenderer, Message, check_messages, normalise_messages
-from lit_gpt.data.documents import BadInput
 from lit_gpt.data.instructions.encoder import prompt_key
 from lit_gpt.data.instructions.forms import instruction_text, parsed, renamed, tools_of, turns_of, with_system
 from lit_gpt.data.instructions.stdlib import StdlibInstructions, described_functions
-from lit_gpt.data.rows.encoding import EncodedRow, EncodedSequence
-from lit_gpt.data.rows.sources import Row
+from lit_gpt.data.records import BadInput, Record
+from lit_gpt.data.rows.store import EncodedRow, EncodedSequence
 from lit_gpt.errors import UserError
 from lit_gpt.hashing import sha256_json
 
@@ -26,7 +25,7 @@ DROPPED = "left out as longer than max_prompt_tokens"
 def prompt_of(
     row: Mapping[str, object], columns: Mapping[str, str] | None = None, system_prompt: str | None = None
 ) -> list[Message]:
-    """Reads a row; an answer at the end of `messages` is left away.
+    """Read a row; an answer at the end of `messages` is left away.
 
     Raises:
         UserError: if it has no prompt, or its roles are out of order.
@@ -83,14 +82,14 @@ class PromptEncoder:
         self.vocab_size = renderer.tokenizer.vocab_size
 
     def fingerprint(self) -> str:
-        """Returns a hash of everything that decides the tokens."""
+        """Return a hash of everything that decides the tokens."""
         return sha256_json([
             type(self).__name__, self.renderer.tokenizer.fingerprint, self.renderer.template.source,
             self.max_prompt_tokens, self.long_rows, self.columns, self.system_prompt,
         ])  # fmt: skip
 
-    def __call__(self, row: Row) -> EncodedRow | str:
-        """Encodes a row.
+    def __call__(self, row: Record) -> EncodedRow | str:
+        """Encode a row.
 
         Raises:
             UserError: if it has no prompt, one that is too long (under `error`), or fields that are no JSON.
@@ -123,8 +122,8 @@ class StdlibPrompts(StdlibInstructions):
     name = "functions to write, of the Python standard library"
     version = 1
 
-    def rows(self, bad_input: BadInput) -> Iterator[Row]:
-        """Yields the functions, file by file; of each prompt the first."""
+    def rows(self, bad_input: BadInput) -> Iterator[Record]:
+        """Yield the functions, file by file; of each prompt the first."""
         seen: set[str] = set()
         for name, path in self.files:
             text = path.read_text(encoding="utf-8")
@@ -132,4 +131,4 @@ class StdlibPrompts(StdlibInstructions):
                 if function.completion.count("\n") < self.max_lines and function.prompt not in seen:
                     seen.add(function.prompt)
                     values = {"prompt": function.prompt, "signature": function.signature}
-                    yield Row({**values, "completion": function.completion}, name, function.line, split_key=text)
+                    yield Record({**values, "completion": function.completion}, name, function.line, split_key=text)

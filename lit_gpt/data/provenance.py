@@ -36,7 +36,7 @@ class Piece:
 
 
 def trace_window(split: TokenSplit, start: int, length: int, corpus: str = "") -> list[Piece]:
-    """Returns the documents of a window, in order.
+    """Return the documents of a window, in order.
 
     Args:
         split: Token stream.

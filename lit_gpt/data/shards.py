@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from lit_gpt.data.documents import SPLITS, SplitName
+from lit_gpt.data.records import SPLITS, SplitName
 from lit_gpt.errors import UserError
 from lit_gpt.hashing import sha256_file, sha256_json
 

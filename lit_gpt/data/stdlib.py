@@ -7,14 +7,14 @@ of cases more than code that one would want to imitate.
 import sysconfig
 from pathlib import Path
 
-from lit_gpt.data.files import FileSource
+from lit_gpt.data.records import FileRecords
 from lit_gpt.errors import UserError
 
 EXCLUDED_FOLDERS = frozenset({"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"})
 
 
 def stdlib_files(root: Path | None = None) -> list[tuple[str, Path]]:
-    """Lists the standard library's `.py` files as (name below its folder, path), sorted by name.
+    """List the standard library's `.py` files as (name below its folder, path), sorted by name.
 
     Args:
         root: Folder of the library; this interpreter's by default.
@@ -34,7 +34,7 @@ def stdlib_files(root: Path | None = None) -> list[tuple[str, Path]]:
 
 
 def _is_utf8(path: Path) -> bool:
-    """Returns whether the file is UTF-8: the few that declare another encoding are not part of the corpus."""
+    """Return whether the file is UTF-8: the few that declare another encoding are not part of the corpus."""
     try:
         path.read_bytes().decode()
     except (UnicodeDecodeError, OSError):
@@ -42,6 +42,6 @@ def _is_utf8(path: Path) -> bool:
     return True
 
 
-def stdlib_source(root: Path | None = None) -> FileSource:
-    """Returns the standard library as a source."""
-    return FileSource(stdlib_files(root), name="Python standard library")
+def stdlib_source(root: Path | None = None) -> FileRecords:
+    """Return the standard library as a source."""
+    return FileRecords(stdlib_files(root), name="Python standard library")

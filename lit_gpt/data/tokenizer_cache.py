@@ -13,7 +13,7 @@ from lit_gpt.atomic import whole_folder
 from lit_gpt.data.bpe import Pattern, check_vocab_size, train_bpe
 from lit_gpt.data.cache import exclusive, say
 from lit_gpt.data.corpus_spec import CorpusSpec, training_texts
-from lit_gpt.data.sources import corpus_fingerprint, total_bytes
+from lit_gpt.data.records import corpus_fingerprint, total_bytes
 from lit_gpt.data.tokenizers import Tokenizer
 from lit_gpt.errors import UserError
 from lit_gpt.hashing import FileHashes, sha256_json
@@ -30,7 +30,7 @@ def trained_tokenizer_path(
     special_tokens: Sequence[str] = (),
     sample_bytes: int = TOKENIZER_SAMPLE_BYTES,
 ) -> Path:
-    """Returns the folder of the tokenizer that these settings give, whether it exists yet or not."""
+    """Return the folder of the tokenizer that these settings give, whether it exists yet or not."""
     content = corpus_fingerprint(spec.sources, FileHashes.of_cache(cache_dir))
     key = [content, spec.val_fraction, spec.test_fraction, vocab_size, pattern, list(special_tokens), sample_bytes]
     return cache_dir / "tokenizers" / f"bpe-{vocab_size}-{sha256_json(key)[:16]}"
@@ -44,7 +44,7 @@ def prepare_tokenizer(
     special_tokens: Sequence[str] = (),
     sample_bytes: int = TOKENIZER_SAMPLE_BYTES,
 ) -> Path:
-    """Trains a byte-level BPE tokenizer on the train split, unless the cache has it.
+    """Train a byte-level BPE tokenizer on the train split, unless the cache has it.
 
     Args:
         spec: The corpus.
@@ -96,13 +96,13 @@ def keep_tokenizer(tokenizer: Tokenizer, cache_dir: Path) -> Path:
 
 
 def kept_tokenizer_path(tokenizer: Tokenizer, cache_dir: Path) -> Path:
-    """Returns where `keep_tokenizer` puts a tokenizer."""
+    """Return where `keep_tokenizer` puts a tokenizer."""
     content = {name: data.decode("latin-1") for name, data in tokenizer.folder_files().items()}
     return cache_dir / "tokenizers" / f"kept-{sha256_json(content)[:16]}"
 
 
 def _shown(texts: Iterable[str], total: int | None, what: str) -> Iterator[str]:
-    """Passes texts on and shows their bytes in a progress bar."""
+    """Pass texts on and shows their bytes in a progress bar."""
     with tqdm(total=total, unit="B", unit_scale=True, desc=what, disable=None) as bar:
         for text in texts:
             yield text

@@ -4,8 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from lit_gpt.data.corpus_spec import CorpusSpec, training_texts
-from lit_gpt.data.documents import OnBadInput
-from lit_gpt.data.files import FileSource
+from lit_gpt.data.records import FileFormat, FileRecords, OnBadInput
 from lit_gpt.errors import UserError
 
 # A file may hold much less text than its size says (JSON's escapes, other columns): look at so many times more.
@@ -21,12 +20,14 @@ class WeightedFiles:
         weight: Share of the sample's bytes, in proportion to the other sources' weights.
         text_field: Field or column that holds the text in jsonl, csv and parquet.
         document_separator: String at which plain text files are cut into documents; null keeps each whole.
+        format: How files are written, where their suffix does not say it: encoding, quoting, delimiter.
     """
 
     files: str | list[str]
     weight: float = 1.0
     text_field: str = "text"
     document_separator: str | None = None
+    format: FileFormat | None = None
 
 
 @dataclass
@@ -46,7 +47,7 @@ class SampledSource:
     taken_bytes: int = 0
 
     def texts(self) -> Iterator[str]:
-        """Yields the sample of this source."""
+        """Yield the sample of this source."""
         self.taken_bytes = 0
         for text in training_texts(self.spec, self.sample_bytes, self.num_bytes):
             self.taken_bytes += len(text.encode())
@@ -85,9 +86,9 @@ class TokenizerSample:
         self._shares = [source.weight / sum(other.weight for other in sources) for source in sources]
         self.sources = []
         for source, share in zip(sources, self._shares, strict=True):
-            files = FileSource(source.files, source.text_field, source.document_separator)
+            files = FileRecords(source.files, source.text_field, source.document_separator, format=source.format)
             spec = CorpusSpec([files], val_fraction, test_fraction, on_bad_input)
-            self.sources.append(SampledSource(spec, files.num_bytes(), max(1, int(sample_bytes * share))))
+            self.sources.append(SampledSource(spec, files.num_bytes() or 0, max(1, int(sample_bytes * share))))
         self._settled = len(sources) == 1
 
     def __iter__(self) -> Iterator[str]:
@@ -96,7 +97,7 @@ class TokenizerSample:
             yield from source.texts()
 
     def _settle(self) -> None:
-        """Finds how much of each source there is, and lowers all shares to what the scarcest allows."""
+        """Find how much of each source there is, and lowers all shares to what the scarcest allows."""
         if self._settled:
             return
         for source in self.sources:

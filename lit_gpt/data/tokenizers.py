@@ -6,17 +6,55 @@ tokens, so that data cannot forge a document's end.
 """
 
 import json
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lit_gpt.data.byte_lengths import token_byte_lengths
-from lit_gpt.data.pieces import PIECE_CHARACTERS, pieces
 from lit_gpt.errors import UserError
 from lit_gpt.hashing import sha256_json
+
+# Encoding needs some hundred bytes for every byte of text until it is done, so a long text is cut where a tokenizer
+# would cut it anyway. A piece ends before a space that is between two words: pre-tokenizers (GPT-2's and GPT-4's
+# patterns, SentencePiece's `▁`) begin a new word exactly there, hence the ids of the pieces, joined, are the whole's.
+PIECE_CHARACTERS = 1 << 17
+_BETWEEN_WORDS = re.compile(r"(?<=[\w!-~])(?= [\w!-~])")
+
+
+def pieces(text: str, limit: int = PIECE_CHARACTERS) -> Iterator[str]:
+    """Yield `text` in pieces of at most `limit` characters.
+
+    A stretch of `limit` characters without a space between words (base64, some scripts) is cut where it is full; only
+    there can a token differ from that of the uncut text.
+
+    Args:
+        text: Any text.
+        limit: Characters in a piece.
+    """
+    start = 0
+    while len(text) - start > limit:
+        end = _last_cut(text, start, start + limit)
+        yield text[start:end]
+        start = end
+    if start < len(text):
+        yield text[start:]
+
+
+def _last_cut(text: str, start: int, end: int) -> int:
+    """Return the last place between words in text[start + 1 : end], or `end`."""
+    width = 256
+    while True:
+        low = max(start + 1, end - width)
+        cuts = [match.start() for match in _BETWEEN_WORDS.finditer(text, low, end)]
+        if cuts:
+            return cuts[-1]
+        if low == start + 1:
+            return end
+        width *= 8
+
 
 END_OF_TEXT = "<|endoftext|>"
 # Tried in this order where no configuration names the end of text.
@@ -100,7 +138,7 @@ class Tokenizer:
         return np.dtype("<u2" if self.vocab_size <= 1 << 16 else "<u4")
 
     def encode(self, text: str) -> np.ndarray:
-        """Returns the ids of a text, of any length, without adding special tokens: (n,) of `dtype`.
+        """Return the ids of a text, of any length, without adding special tokens: (n,) of `dtype`.
 
         Raises:
             UserError: if the text holds a lone surrogate, which is no Unicode text and has no bytes.
@@ -108,7 +146,7 @@ class Tokenizer:
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Returns the ids of several texts; long ones go through the tokenizer piece by piece."""
+        """Return the ids of several texts; long ones go through the tokenizer piece by piece."""
         encoded: list[np.ndarray] = []
         short = [text for text in texts if len(text) <= PIECE_CHARACTERS]
         of_short = iter(self._encode(short))
@@ -131,11 +169,11 @@ class Tokenizer:
         return [np.fromiter(ids := encoding.ids, dtype=self.dtype, count=len(ids)) for encoding in encodings]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Returns the text of ids, special tokens included."""
+        """Return the text of ids, special tokens included."""
         return str(self.backend.decode([int(index) for index in ids], skip_special_tokens=False))
 
     def beginning_with(self, index: int) -> list[int]:
-        """Returns the ids of all tokens whose text begins with that of token `index`, itself included."""
+        """Return the ids of all tokens whose text begins with that of token `index`, itself included."""
         start = self.backend.id_to_token(index)
         return [other for token, other in self.backend.get_vocab().items() if token.startswith(start)]
 
@@ -162,7 +200,7 @@ class Tokenizer:
         return self
 
     def folder_files(self) -> dict[str, bytes]:
-        """Returns name and content of each file of its Hugging Face tokenizer folder."""
+        """Return name and content of each file of its Hugging Face tokenizer folder."""
         if self.files is not None:
             return self.files
         self.backend.encode_special_tokens = False  # a switch for our training data, not part of the tokenizer
@@ -184,14 +222,14 @@ class Tokenizer:
         }
 
     def save(self, folder: Path) -> None:
-        """Writes a folder that `transformers.AutoTokenizer.from_pretrained` opens."""
+        """Write a folder that `transformers.AutoTokenizer.from_pretrained` opens."""
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in self.folder_files().items():
             (folder / name).write_bytes(content)
 
 
 def check_unicode(text: str) -> None:
-    """Refuses what is no Unicode text: a lone surrogate, half of a character that UTF-16 writes in two.
+    """Refuse what is no Unicode text: a lone surrogate, half of a character that UTF-16 writes in two.
 
     Raises:
         UserError: naming the first one and its place.
@@ -206,14 +244,14 @@ def check_unicode(text: str) -> None:
 
 
 def is_local_tokenizer(path_or_name: str) -> bool:
-    """Returns whether this names something on this disk, there or not, and nothing on the hub."""
+    """Return whether this names something on this disk, there or not, and nothing on the hub."""
     path = Path(path_or_name).expanduser()
     looks_like_a_path = path.is_absolute() or path_or_name.startswith((".", "~")) or path.suffix == ".json"
     return path.exists() or looks_like_a_path or path_or_name.count("/") > 1
 
 
 def load_tokenizer(path_or_name: str | Path, separator: str | None = None) -> Tokenizer:
-    """Loads a tokenizer.
+    """Load a tokenizer.
 
     Args:
         path_or_name: A Hugging Face tokenizer or model folder, a `tokenizer.json`, a folder with GPT-2's
@@ -279,7 +317,7 @@ def _from_gpt2_files(vocabulary: Path, merges: Path) -> Any:
 
 
 def _named_separator(folder: Path) -> str | None:
-    """Returns the `eos_token` that the folder's configuration names."""
+    """Return the `eos_token` that the folder's configuration names."""
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         if (folder / name).exists():
             try:
@@ -301,3 +339,59 @@ def _download(name: str) -> Path:
         raise UserError(
             f"tokenizer {name!r} is neither a file or folder here nor can it be had from the hub: {reason}"
         ) from error
+
+
+# How many UTF-8 bytes of text each token stands for turns a loss per token into bits per byte: the loss per token
+# cannot be compared between tokenizers (one with longer tokens has fewer and harder ones), the nats of a text divided
+# by its bytes and ln 2 can. A byte-level token is exactly that many bytes; special tokens are none, because no text
+# holds them.
+_BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+
+
+def byte_alphabet() -> dict[str, int]:
+    """Return the character that byte-level BPE writes for each byte (GPT-2's `bytes_to_unicode`, inverted)."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in set(printable)]
+    alphabet = {chr(byte): byte for byte in printable}
+    return alphabet | {chr(256 + place): byte for place, byte in enumerate(others)}
+
+
+def _component_types(component: Any) -> set[str]:
+    """Return the types in a tokenizer.json component, looking into sequences."""
+    if isinstance(component, list):
+        return set().union(*map(_component_types, component)) if component else set()
+    if not isinstance(component, dict):
+        return set()
+    inner = [value for key, value in component.items() if key in ("decoders", "pretokenizers", "normalizers")]
+    return {str(component.get("type"))} | _component_types(inner)
+
+
+def token_byte_lengths(backend: Any, vocab_size: int) -> np.ndarray:
+    """Return the bytes of text that each token stands for.
+
+    Byte-level vocabularies are exact. SentencePiece-like ones count `▁` as the space it is and `<0x0A>` as one byte,
+    so that a `▁` that the tokenizer itself puts before a text counts one byte too many. Anything else counts the
+    token's own characters.
+
+    Args:
+        backend: A `tokenizers.Tokenizer`.
+        vocab_size: Length of the table; ids that no token has get 0.
+
+    Returns:
+        (vocab_size,) int64; 0 for special tokens.
+    """
+    state = json.loads(backend.to_str())
+    byte_level = "ByteLevel" in _component_types(state["decoder"]) | _component_types(state["pre_tokenizer"])
+    added = {token["id"]: token for token in state["added_tokens"]}
+    alphabet = byte_alphabet()
+    lengths = np.zeros(vocab_size, dtype=np.int64)
+    for token, index in backend.get_vocab(with_added_tokens=True).items():
+        if index in added:
+            lengths[index] = 0 if added[index]["special"] else len(token.encode())
+        elif byte_level and all(character in alphabet for character in token):
+            lengths[index] = len(token)
+        elif _BYTE_TOKEN.fullmatch(token):
+            lengths[index] = 1
+        else:
+            lengths[index] = len(token.replace("▁", " ").encode())
+    return lengths

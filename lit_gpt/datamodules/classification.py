@@ -10,7 +10,8 @@ import torch
 from lit_gpt.batch import Batch
 from lit_gpt.data.classification import STDLIB_PACKAGES, ClassificationEncoder, StdlibOrigins
 from lit_gpt.data.instructions.encoder import tokenizer_folder
-from lit_gpt.data.rows import RowSource, RowSplit
+from lit_gpt.data.records import RecordSource
+from lit_gpt.data.rows import RowSplit
 from lit_gpt.data.rows.loader import Collator, SequenceCollator
 from lit_gpt.data.tokenizers import Tokenizer, load_tokenizer
 from lit_gpt.data_info import DataInfo
@@ -22,15 +23,17 @@ class ClassificationDataModule(RowDataModule):
     """Texts with a class each: `text` and `label` (other names by `columns`). No chat template takes part.
 
     Args:
-        classes: Names of the classes, as they stand in `label`; the model has one output each.
+        classes: Names of the classes, as they stand in `label` (a number stands for its digits); the model has one
+            output each.
         kwargs: Arguments of `RowDataModule`.
     """
 
-    def __init__(self, classes: list[str], **kwargs: Any) -> None:
-        if len(set(classes)) != len(classes) or len(classes) < 2:
+    def __init__(self, classes: list[str | int], **kwargs: Any) -> None:
+        names = [str(name) for name in classes]
+        if len(set(names)) != len(names) or len(names) < 2:
             raise UserError(f"classes is {classes}; give at least two different names")
         super().__init__(**kwargs)
-        self.classes = [str(name) for name in classes]
+        self.classes = names
 
     def load_tokenizer(self) -> tuple[Tokenizer, list[str]]:
         """Return the model's tokenizer as it is."""
@@ -74,16 +77,16 @@ class StdlibClassificationDataModule(ClassificationDataModule):
 
     def __init__(
         self,
-        classes: list[str] | None = None,
+        classes: list[str | int] | None = None,
         max_lines: int = 40,
         val_fraction: float = 0.1,
         test_fraction: float = 0.1,
         **kwargs: Any,
     ) -> None:
-        packages = list(STDLIB_PACKAGES) if classes is None else classes
+        packages: list[str | int] = list(STDLIB_PACKAGES) if classes is None else classes
         super().__init__(classes=packages, val_fraction=val_fraction, test_fraction=test_fraction, **kwargs)
         self.max_lines = max_lines
 
-    def row_sources(self) -> Sequence[RowSource]:
+    def row_sources(self) -> Sequence[RecordSource]:
         """Return the functions of the packages."""
         return [StdlibOrigins(self.classes, self.max_lines)]

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from lit_gpt.data.instructions import InstructionEncoder, StdlibInstructions
-from lit_gpt.data.rows import RowSource, RowSplit
+from lit_gpt.data.records import RecordSource
+from lit_gpt.data.rows import RowSplit
 from lit_gpt.data.rows.loader import pack
 from lit_gpt.data.sampler import hash_integers
 from lit_gpt.data_info import DataInfo
@@ -85,6 +86,6 @@ class StdlibInstructionDataModule(InstructionDataModule):
         super().__init__(val_fraction=val_fraction, test_fraction=test_fraction, **kwargs)
         self.max_lines = max_lines
 
-    def row_sources(self) -> Sequence[RowSource]:
+    def row_sources(self) -> Sequence[RecordSource]:
         """Return the functions of the standard library."""
         return [StdlibInstructions(max_lines=self.max_lines)]

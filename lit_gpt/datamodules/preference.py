@@ -10,7 +10,8 @@ from lit_gpt.batch import Batch
 from lit_gpt.data.batches import RowBatchBuilder
 from lit_gpt.data.instructions import InstructionEncoder, PreferenceEncoder
 from lit_gpt.data.instructions.stdlib import StdlibPreferences
-from lit_gpt.data.rows import EncodedRow, Row, RowSource, RowSplit
+from lit_gpt.data.records import Record, RecordSource
+from lit_gpt.data.rows import EncodedRow, RowSplit
 from lit_gpt.data.rows.loader import Collator, SequenceCollator
 from lit_gpt.datamodules.rows import RowDataModule
 from lit_gpt.errors import UserError
@@ -75,7 +76,7 @@ class StdlibPreferenceDataModule(PreferenceDataModule):
         super().__init__(val_fraction=val_fraction, test_fraction=test_fraction, **kwargs)
         self.max_lines = max_lines
 
-    def row_sources(self) -> Sequence[RowSource]:
+    def row_sources(self) -> Sequence[RecordSource]:
         """Return the pairs of the standard library."""
         return [StdlibPreferences(max_lines=self.max_lines)]
 
@@ -83,7 +84,7 @@ class StdlibPreferenceDataModule(PreferenceDataModule):
 class FeedbackEncoder(InstructionEncoder):
     """An instruction and its answer, with whether the answer is a good one."""
 
-    def __call__(self, row: Row) -> EncodedRow | str:
+    def __call__(self, row: Record) -> EncodedRow | str:
         """Encode a row.
 
         Raises:
@@ -96,7 +97,7 @@ class FeedbackEncoder(InstructionEncoder):
             raise UserError(f"its label is {label!r}; it must be true or false (set columns: {{label: ...}})")
         others = {field: column for field, column in self.columns.items() if field != "label"}
         plain = InstructionEncoder(self.renderer, self.block_size, self.long_rows, others, self.system_prompt)
-        encoded = plain(Row(values, row.source, row.record))
+        encoded = plain(Record(values, row.source, row.record))
         if isinstance(encoded, str):
             return encoded
         return EncodedRow(encoded.sequences, encoded.split_key, {"desirable": float(label in _GOOD)}, encoded.notes)

@@ -11,7 +11,6 @@ from typing import Any
 from lit_gpt.batch import Batch
 from lit_gpt.checks import check_above
 from lit_gpt.data.cache import say
-from lit_gpt.data.documents import SplitName
 from lit_gpt.data.evaluation_loader import AlternatingLoader, TokenLoader
 from lit_gpt.data.loader import Mixture, corpus_samplers
 from lit_gpt.data.mixture import (
@@ -23,6 +22,7 @@ from lit_gpt.data.mixture import (
     plan_phases,
 )
 from lit_gpt.data.prepared import PreparedCorpus, open_prepared, padded_vocab_size
+from lit_gpt.data.records import SplitName
 from lit_gpt.data.shards import TokenCorpus, TokenSplit
 from lit_gpt.data_info import DataInfo
 from lit_gpt.datamodules.windows import WindowDataModule

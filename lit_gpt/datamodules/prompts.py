@@ -10,11 +10,11 @@ import torch
 
 from lit_gpt.batch import Batch, StepBatch
 from lit_gpt.checks import check_at_least, check_between
-from lit_gpt.data.documents import SplitName
 from lit_gpt.data.evaluation_loader import OrderedLoader
 from lit_gpt.data.loader import StepSource
 from lit_gpt.data.prompts import LongPrompts, PromptEncoder, StdlibPrompts
-from lit_gpt.data.rows import RowSource, RowSplit
+from lit_gpt.data.records import RecordSource, SplitName
+from lit_gpt.data.rows import RowSplit
 from lit_gpt.data.sampler import RowSampler
 from lit_gpt.data_info import DataInfo
 from lit_gpt.datamodules.rows import RowDataModule
@@ -117,7 +117,7 @@ class StdlibPromptDataModule(PromptDataModule):
         super().__init__(val_fraction=val_fraction, test_fraction=test_fraction, **kwargs)
         self.max_lines = max_lines
 
-    def row_sources(self) -> Sequence[RowSource]:
+    def row_sources(self) -> Sequence[RecordSource]:
         """Return the functions of the standard library."""
         return [StdlibPrompts(max_lines=self.max_lines)]
 

@@ -17,15 +17,22 @@ from lit_gpt.batch import Batch
 from lit_gpt.data.batches import RowBatchBuilder
 from lit_gpt.data.cache import default_cache_dir, make_cache_dir, say
 from lit_gpt.data.chat import ChatRenderer
-from lit_gpt.data.documents import OnBadInput, SplitName
 from lit_gpt.data.evaluation_loader import OrderedLoader
-from lit_gpt.data.files import expand_files
 from lit_gpt.data.instructions import LongRows, chat_tokenizer
 from lit_gpt.data.loader import StepSource
-from lit_gpt.data.rows import FileRows, HubRows, RowEncoder, RowSource, RowSplit, RowStore, prepare_rows
+from lit_gpt.data.records import (
+    FileFormat,
+    FileRecords,
+    HubDataset,
+    HubRecords,
+    OnBadInput,
+    RecordSource,
+    SplitName,
+    expand_files,
+)
+from lit_gpt.data.rows import RowEncoder, RowSplit, RowStore, prepare_rows
 from lit_gpt.data.rows.loader import Collator, RowEvaluationLoader, RowSteps, SequenceCollator
 from lit_gpt.data.sampler import RowSampler
-from lit_gpt.data.sources import HubDataset
 from lit_gpt.data.tokenizer_cache import keep_tokenizer, kept_tokenizer_path
 from lit_gpt.data.tokenizers import Tokenizer
 from lit_gpt.data_info import DataInfo
@@ -45,11 +52,13 @@ class RowDataModule(StepDataModule):
         chat_template: `chatml`, `llama3`, `gemma`, `qwen`, `mistral`, `alpaca`, or a Jinja file; null takes the
             tokenizer's own. Special tokens that it names and the tokenizer lacks are added.
         chat_tokens: Further special tokens to add.
-        files: json, jsonl, csv, tsv or parquet files, folders or patterns to train on; each also as .gz or .zst.
+        files: JSON, JSON lines, CSV, TSV, Parquet or Arrow files, folders or patterns to train on; each also as .gz,
+            .zst, .bz2 or .xz.
         datasets: Hugging Face data sets: names, or mappings with `path`, `name`, `split`, ...
         val_files: Files whose rows are all for validation.
         test_files: Files whose rows are all for the test.
         columns: Our name of a field → the name that the data has for it.
+        format: How files are written, where their suffix does not say it: encoding, quoting, delimiter.
         system_prompt: Given to rows that have none.
         block_size: Tokens of a row at most: the context.
         long_rows: A longer row is cut off at its end (`cut`), left out (`drop`) or an error; the first two are
@@ -79,6 +88,7 @@ class RowDataModule(StepDataModule):
         val_files: str | list[str] | None = None,
         test_files: str | list[str] | None = None,
         columns: dict[str, str] | None = None,
+        format: FileFormat | None = None,
         system_prompt: str | None = None,
         block_size: int = 1024,
         long_rows: LongRows = "cut",
@@ -99,6 +109,7 @@ class RowDataModule(StepDataModule):
         self.val_files = val_files
         self.test_files = test_files
         self.columns = columns
+        self.format = format
         self.system_prompt = system_prompt
         self.long_rows: LongRows = long_rows
         self.val_fraction = val_fraction
@@ -130,18 +141,18 @@ class RowDataModule(StepDataModule):
         """
         return SequenceCollator(self.batch_builder(length))
 
-    def row_sources(self) -> Sequence[RowSource]:
+    def row_sources(self) -> Sequence[RecordSource]:
         """Return where rows come from: what is held out by name, then the other files, then the data sets."""
-        found: list[RowSource] = []
+        found: list[RecordSource] = []
         taken: set[Path] = set()  # a file is in one split, the first of these that names it
         named: list[tuple[str | list[str] | None, SplitName | None]] = [(self.test_files, "test")]
         for patterns, split in [*named, (self.val_files, "val"), (self.files, None)]:
             files = [(name, path) for name, path in expand_files(patterns or []) if path.resolve() not in taken]
             taken |= {path.resolve() for _, path in files}
             if files:
-                found.append(FileRows(files, split))
+                found.append(FileRecords(files, split=split, format=self.format))
         specs = self.datasets if isinstance(self.datasets, list) else [self.datasets] if self.datasets else []
-        found += [HubRows(HubDataset(spec) if isinstance(spec, str) else spec) for spec in specs]
+        found += [HubRecords(HubDataset(spec) if isinstance(spec, str) else spec) for spec in specs]
         if not found:
             raise UserError(
                 f"{type(self).__name__} has nothing to read; set files (json, jsonl, csv, parquet) or datasets"

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
@@ -11,14 +12,23 @@ from lit_gpt.checks import check_at_least
 from lit_gpt.data.batches import BatchBuilder
 from lit_gpt.data.cache import default_cache_dir, make_cache_dir
 from lit_gpt.data.corpus_spec import CorpusSpec
-from lit_gpt.data.documents import SPLITS, BadInput, Document, OnBadInput, SplitName
-from lit_gpt.data.hub import HubDataset
 from lit_gpt.data.prepare import prepare_corpus
 from lit_gpt.data.prepared import padded_vocab_size
+from lit_gpt.data.records import (
+    SPLITS,
+    BadInput,
+    Document,
+    FileFormat,
+    HubDataset,
+    HubRecords,
+    IterableRecords,
+    OnBadInput,
+    SplitName,
+)
+from lit_gpt.data.records.remote import RemoteRecords
 from lit_gpt.data.shards import TokenCorpus
-from lit_gpt.data.sources import IterableSource
 from lit_gpt.data.streaming.blocks import BlockStore, StreamOrder
-from lit_gpt.data.streaming.documents import DocumentStream, HubStream, RemoteFiles
+from lit_gpt.data.streaming.documents import DocumentStream
 from lit_gpt.data.streaming.tokens import Cursor, TokenReader
 from lit_gpt.data.tokenizer_cache import keep_tokenizer, kept_tokenizer_path
 from lit_gpt.data.tokenizers import Tokenizer, load_tokenizer
@@ -51,6 +61,7 @@ class StreamingDataModule(WindowDataModule):
         vocab_size: Entries of the model's vocabulary; null takes the tokenizer's, more pads it.
         text_field: Field or column that holds the text.
         document_separator: String at which plain text files are cut into documents; `\n` means a line break.
+        format: How files are written, where their suffix does not say it: encoding, quoting, delimiter.
         block_windows: Windows of a block: more of them mix better and need more disk and a longer start.
         val_documents: Documents to hold out for validation; 0 for none.
         test_documents: Documents to hold out for the test; 0 for none.
@@ -74,6 +85,7 @@ class StreamingDataModule(WindowDataModule):
         vocab_size: int | None = None,
         text_field: str = "text",
         document_separator: str | None = None,
+        format: FileFormat | None = None,
         block_windows: int = 8192,
         val_documents: int = 1000,
         test_documents: int = 0,
@@ -104,6 +116,7 @@ class StreamingDataModule(WindowDataModule):
         self.vocab_size = padded_vocab_size(vocab_size, self._tokenizer.vocab_size, f"the tokenizer {tokenizer}")
         self.text_field = text_field
         self.document_separator = unescape(document_separator)
+        self.format = format
         self.block_windows = block_windows
         self.val_documents = val_documents
         self.test_documents = test_documents
@@ -125,10 +138,12 @@ class StreamingDataModule(WindowDataModule):
         """
         if self.dataset:
             spec = HubDataset(self.dataset) if isinstance(self.dataset, str) else self.dataset
-            return HubStream(spec, self.text_field)
+            return DocumentStream(HubRecords(replace(spec, streaming=True), self.text_field))
         assert self.files
-        folder = self.cache_dir / "streams"
-        return RemoteFiles(self.files, folder, self.text_field, self.document_separator, shuffled, self.seed)
+        files = RemoteRecords(
+            self.files, self.cache_dir / "streams", self.text_field, self.document_separator, self.format
+        )
+        return DocumentStream(files, shuffled, self.seed)
 
     @cached_property
     def _tokenizer(self) -> Tokenizer:
@@ -161,7 +176,7 @@ class StreamingDataModule(WindowDataModule):
             ("test", self.val_documents, self.test_documents),
         ]
         sources = [
-            IterableSource(
+            IterableRecords(
                 partial(self._first_documents, begin, count),
                 name=f"held out for {split}",
                 version=sha256_json([version, begin, count]),

@@ -20,11 +20,21 @@ from typing import Any
 from lit_gpt.data.bpe import Pattern, check_vocab_size
 from lit_gpt.data.cache import default_cache_dir, make_cache_dir
 from lit_gpt.data.corpus_spec import CorpusSpec
-from lit_gpt.data.documents import Document, OnBadInput, Source, SplitName
 from lit_gpt.data.evaluation_loader import EvaluationLoader
 from lit_gpt.data.prepare import check_room, corpus_path, prepare_corpus
+from lit_gpt.data.records import (
+    Document,
+    FileFormat,
+    FileRecords,
+    HubDataset,
+    HubRecords,
+    IterableRecords,
+    OnBadInput,
+    RecordSource,
+    SplitName,
+    expand_files,
+)
 from lit_gpt.data.shards import TokenCorpus
-from lit_gpt.data.sources import FileSource, HubDataset, HubSource, IterableSource, expand_files
 from lit_gpt.data.stdlib import stdlib_source
 from lit_gpt.data.tokenizer_cache import keep_tokenizer, kept_tokenizer_path, prepare_tokenizer, trained_tokenizer_path
 from lit_gpt.data.tokenizers import Tokenizer, load_tokenizer
@@ -93,9 +103,9 @@ class TokenDataModule(WindowDataModule):
         """
         raise NotImplementedError(f"{type(self).__name__} must implement documents() or sources()")
 
-    def sources(self) -> Sequence[Source]:
+    def sources(self) -> Sequence[RecordSource]:
         """Return the corpus's sources; by default one made of `documents`. Override it for several, or for files."""
-        return [IterableSource(self._fresh_documents, name=type(self).__name__)]
+        return [IterableRecords(self._fresh_documents, name=type(self).__name__)]
 
     def _fresh_documents(self) -> Iterable[str | Document]:
         """Return `documents()`, which must be readable from its beginning.
@@ -205,8 +215,8 @@ class TokenDataModule(WindowDataModule):
 class TextDataModule(TokenDataModule):
     r"""Text from files, folders, glob patterns and Hugging Face data sets.
 
-    Files are read by their suffix: `.jsonl`, `.ndjson`, `.csv`, `.tsv` and `.parquet` hold a document a row, any other
-    UTF-8 text (txt, md, code) is one document; each may be compressed (`.gz`, `.zst`). A folder is everything below it
+    Files are read by their suffix: JSON, JSON lines, CSV, TSV, Parquet and Arrow hold a document a record, any other
+    text (txt, md, code) is one document; each may be compressed (.gz, .zst, .bz2, .xz). A folder is everything below it
     but hidden entries. The split into train, validation and test goes by each document's hash, so it never moves when
     data are added; `val_files` and `test_files` are held out whatever their hash, also where `files` names
     them too (with both fractions 0 they alone are). A corpus of a single document is split by position: its end is
@@ -221,6 +231,7 @@ class TextDataModule(TokenDataModule):
         document_separator: String at which plain text files are cut into documents (a blank line, or the
             `<|endoftext|>` that some corpora are joined with); null keeps each file whole. `\n` and `\t` mean a
             line break and a tab.
+        format: How files are written, where their suffix does not say it: encoding, quoting, delimiter.
         kwargs: Arguments of `TokenDataModule`.
 
     Example:
@@ -237,6 +248,7 @@ class TextDataModule(TokenDataModule):
         test_files: str | list[str] | None = None,
         text_field: str = "text",
         document_separator: str | None = None,
+        format: FileFormat | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -248,10 +260,11 @@ class TextDataModule(TokenDataModule):
         self.test_files = test_files
         self.text_field = text_field
         self.document_separator = unescape(document_separator)
+        self.format = format
 
-    def sources(self) -> Sequence[Source]:
+    def sources(self) -> Sequence[RecordSource]:
         """Return what is held out by name, then the other files, then the data sets."""
-        found: list[Source] = []
+        found: list[RecordSource] = []
         taken: set[str] = set()  # a file is in one split, the first of these that names it
         named: list[tuple[str | list[str] | None, SplitName | None]] = [(self.test_files, "test")]
         for patterns, split in [*named, (self.val_files, "val"), (self.files, None)]:
@@ -259,11 +272,11 @@ class TextDataModule(TokenDataModule):
             taken |= {os.path.realpath(path) for _, path in files}
             if files:
                 name = patterns if isinstance(patterns, str) else ", ".join(patterns or ())
-                found.append(FileSource(files, self.text_field, self.document_separator, split, name))
+                found.append(FileRecords(files, self.text_field, self.document_separator, split, name, self.format))
         specs = self.datasets if isinstance(self.datasets, list) else [self.datasets] if self.datasets else []
         for spec in specs:
             hub = HubDataset(spec) if isinstance(spec, str) else spec
-            found.append(HubSource(hub, self.text_field))
+            found.append(HubRecords(hub, self.text_field))
         return found
 
 
@@ -291,6 +304,6 @@ class StdlibDataModule(TokenDataModule):
     ) -> None:
         super().__init__(vocab_size=vocab_size, val_fraction=val_fraction, test_fraction=test_fraction, **kwargs)
 
-    def sources(self) -> Sequence[Source]:
+    def sources(self) -> Sequence[RecordSource]:
         """Return the standard library."""
         return [stdlib_source()]

@@ -10,10 +10,10 @@ from typing import Any
 from lit_gpt.batch import Batch
 from lit_gpt.checks import check_one_of
 from lit_gpt.data.batches import BatchBuilder
-from lit_gpt.data.documents import SPLITS, SplitName
 from lit_gpt.data.evaluation_loader import AlternatingLoader, DocumentLoader, EvaluationLoader, TokenLoader
 from lit_gpt.data.loader import Mixture, StepSource, WindowOrder, WindowSteps
 from lit_gpt.data.provenance import Piece, trace_window
+from lit_gpt.data.records import SPLITS, SplitName
 from lit_gpt.data.shards import TokenCorpus, TokenSplit
 from lit_gpt.data_info import DataInfo
 from lit_gpt.datamodules.base import StepDataModule

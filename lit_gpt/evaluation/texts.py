@@ -12,13 +12,20 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from lit_gpt.checkpoints.provenance import without_paths
-from lit_gpt.data.corpus_spec import Admitted, CorpusSpec, Reading
-from lit_gpt.data.documents import BadInput, Document, OnBadInput, Source, SplitName
-from lit_gpt.data.files import FileSource
-from lit_gpt.data.hub import HubDataset, HubSource
+from lit_gpt.data.corpus_spec import Admitted, CorpusSpec, Reading, uniform
 from lit_gpt.data.prepared import PreparedCorpus, open_prepared
-from lit_gpt.data.sources import IterableSource
-from lit_gpt.data.split import uniform
+from lit_gpt.data.records import (
+    BadInput,
+    Document,
+    FileFormat,
+    FileRecords,
+    HubDataset,
+    HubRecords,
+    IterableRecords,
+    OnBadInput,
+    RecordSource,
+    SplitName,
+)
 from lit_gpt.data.stdlib import stdlib_source
 from lit_gpt.errors import UserError
 from lit_gpt.evaluation.result import Result
@@ -30,7 +37,8 @@ class Texts:
     """Documents from exactly one place.
 
     Attributes:
-        files: Files, folders or glob patterns: txt, md, code, json, jsonl, csv, tsv, parquet, also as .gz or .zst.
+        files: Files, folders or glob patterns: text, code, JSON, JSON lines, CSV, TSV, Parquet,
+            Arrow, also as .gz, .zst, .bz2 or .xz.
         stdlib: The source of this machine's Python standard library.
         corpus: Folder of a prepared corpus (`prepare`'s out, or token shards); its tokens are decoded again.
         hub: A Hugging Face data set: {path: ..., name: ..., split: ...}.
@@ -42,6 +50,7 @@ class Texts:
         document_separator: String at which plain text files are cut into documents; null keeps a file whole.
         on_bad_input: error stops at a file or row that cannot be read, skip leaves it out and counts it.
         name: What the report calls them; null: where they come from.
+        format: How files are written, where their suffix does not say it: encoding, quoting, delimiter.
     """
 
     files: str | list[str] | None = None
@@ -56,6 +65,7 @@ class Texts:
     document_separator: str | None = None
     on_bad_input: OnBadInput = "error"
     name: str | None = None
+    format: FileFormat | None = None
 
     def __post_init__(self) -> None:
         places = {"files": self.files, "stdlib": self.stdlib, "corpus": self.corpus, "hub": self.hub}
@@ -84,16 +94,16 @@ class Texts:
         """
         return ReadTexts(self)
 
-    def _source(self) -> Source:
+    def _source(self) -> RecordSource:
         if self.stdlib:
             return stdlib_source()
         if self.hub is not None:
-            return HubSource(self.hub, self.text_field)
+            return HubRecords(self.hub, self.text_field)
         if self.files is not None:
-            return FileSource(self.files, self.text_field, self.document_separator)
+            return FileRecords(self.files, self.text_field, self.document_separator, format=self.format)
         assert self.corpus is not None
         found = open_prepared(self.corpus)
-        return IterableSource(lambda: _decoded(found, self.split), name=str(self.corpus))
+        return IterableRecords(lambda: _decoded(found, self.split), name=str(self.corpus))
 
 
 @dataclass

@@ -8,9 +8,8 @@ from torch import Tensor, nn
 
 from lit_gpt.checkpoints.resolve import finished_model, resolve_model
 from lit_gpt.data.chat import ChatRenderer, Message
-from lit_gpt.data.documents import BadInput
 from lit_gpt.data.instructions import InstructionEncoder
-from lit_gpt.data.rows import Row
+from lit_gpt.data.records import BadInput, Record
 from lit_gpt.data.tokenizers import load_tokenizer
 from lit_gpt.errors import UserError
 from lit_gpt.models import GPT
@@ -62,12 +61,12 @@ class RewardScorer:
         return scores.squeeze(1).tolist()
 
     def rate_rows(
-        self, rows: Iterable[Row], bad_input: BadInput, columns: Mapping[str, str] | None = None, batch_size: int = 8
-    ) -> Iterator[tuple[list[Row], list[float]]]:
+        self, rows: Iterable[Record], bad_input: BadInput, columns: Mapping[str, str] | None = None, batch_size: int = 8
+    ) -> Iterator[tuple[list[Record], list[float]]]:
         """Yields rows of instructions and their rewards, in batches; what cannot be rated goes to `bad_input`."""
         encoder = InstructionEncoder(self.renderer, self.model.config.block_size, columns=columns)
 
-        def encoded() -> Iterator[tuple[Row, list[int]]]:
+        def encoded() -> Iterator[tuple[Record, list[int]]]:
             for row in rows:
                 try:
                     result = encoder(row)

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from lit_gpt.batch import Batch, StepBatch
 from lit_gpt.checks import check_above, check_at_least
-from lit_gpt.data.documents import SPLITS, OnBadInput
+from lit_gpt.data.records import SPLITS, OnBadInput
 from lit_gpt.errors import UserError
 from lit_gpt.generation import Completion
 from lit_gpt.modules.base import GPTModule

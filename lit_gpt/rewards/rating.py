@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from lit_gpt.data.documents import BadInput, OnBadInput
+from lit_gpt.data.records import BadInput, OnBadInput
 from lit_gpt.errors import UserError
 from lit_gpt.rewards.sample import Reward, RewardFunction, Sample, reward_name
 

@@ -12,9 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lit_gpt.checkpoints.bundle import DTYPES
-from lit_gpt.data.byte_lengths import byte_alphabet
 from lit_gpt.data.chat import ChatRenderer, Message
-from lit_gpt.data.tokenizers import Tokenizer
+from lit_gpt.data.tokenizers import Tokenizer, byte_alphabet
 from lit_gpt.errors import UserError
 from lit_gpt.generation import Engine, Speculation
 from lit_gpt.generation.engine import EngineStats

@@ -10,7 +10,7 @@ from small_texts import make_texts
 from lit_gpt.data.bpe import train_bpe
 from lit_gpt.data.corpus_spec import CorpusSpec
 from lit_gpt.data.prepare import prepare_corpus
-from lit_gpt.data.sources import IterableSource
+from lit_gpt.data.records import IterableRecords
 
 NUM_DOCUMENTS = 150
 
@@ -24,7 +24,7 @@ def prepare(cache: Path, seconds: float = 0.0, num_threads: int = 2) -> Path:
             time.sleep(seconds)
             yield text
 
-    spec = CorpusSpec([IterableSource(documents, "slow", version="1")], val_fraction=0.1, test_fraction=0.1)
+    spec = CorpusSpec([IterableRecords(documents, "slow", version="1")], val_fraction=0.1, test_fraction=0.1)
     return prepare_corpus(spec, tokenizer, cache, num_threads, shard_tokens=600)
 
 

@@ -14,11 +14,10 @@ from small_texts import make_texts
 
 from lit_gpt import atomic
 from lit_gpt.data import prepare, shard_writer
-from lit_gpt.data.corpus_spec import CorpusSpec, training_texts
+from lit_gpt.data.corpus_spec import CorpusSpec, choose_split, document_hash, training_texts
 from lit_gpt.data.prepare import prepare_corpus
+from lit_gpt.data.records import FileRecords, IterableRecords
 from lit_gpt.data.shards import TokenCorpus
-from lit_gpt.data.sources import FileSource, IterableSource
-from lit_gpt.data.split import choose_split, document_hash
 from lit_gpt.data.tokenizer_cache import prepare_tokenizer
 from lit_gpt.data.tokenizers import Tokenizer, load_tokenizer
 from lit_gpt.errors import UserError
@@ -141,12 +140,12 @@ def test_a_prepared_corpus_is_found_again_and_a_damaged_one_made_anew(
 
 
 def spec_of(texts: list[str], **kwargs) -> CorpusSpec:
-    return CorpusSpec([IterableSource(lambda: texts, "texts")], **kwargs)
+    return CorpusSpec([IterableRecords(lambda: texts, "texts")], **kwargs)
 
 
 def test_documents_go_to_the_split_of_their_hash_or_their_source(tmp_path: Path, tokenizer: Tokenizer) -> None:
     texts, held_out = make_texts(80, seed=2), make_texts(5, seed=8)
-    sources = [IterableSource(lambda: texts, "texts"), IterableSource(lambda: held_out, "held out", split="test")]
+    sources = [IterableRecords(lambda: texts, "texts"), IterableRecords(lambda: held_out, "held out", split="test")]
     corpus = TokenCorpus(prepare_corpus(CorpusSpec(sources, 0.2, 0.0), tokenizer, tmp_path))
     for name in ("train", "val"):
         expected = [text for text in texts if choose_split(document_hash(text), 0.2, 0.0) == name]
@@ -176,13 +175,13 @@ def test_bad_input_late_in_a_corpus_leaves_nothing(tmp_path: Path, tokenizer: To
     rows = ['{"text": "' + text + '"}\n' for text in make_texts(100)]
     path.write_text("".join(rows) + "no json\n", encoding="utf-8")
     with pytest.raises(UserError, match=r"rows\.jsonl:101: the line is not JSON"):
-        prepare_corpus(CorpusSpec([FileSource(str(path))]), tokenizer, tmp_path / "cache", shard_tokens=300)
+        prepare_corpus(CorpusSpec([FileRecords(str(path))]), tokenizer, tmp_path / "cache", shard_tokens=300)
     assert everything(tmp_path / "cache") == []
 
 
 def test_an_empty_corpus(tmp_path: Path, tokenizer: Tokenizer) -> None:
     (tmp_path / "empty.txt").touch()
-    spec = CorpusSpec([FileSource(str(tmp_path / "empty.txt"))])
+    spec = CorpusSpec([FileRecords(str(tmp_path / "empty.txt"))])
     with pytest.raises(UserError, match=r"the corpus is empty: .*empty\.txt hold no text"):
         prepare_corpus(spec, tokenizer, tmp_path / "cache")
     with pytest.raises(UserError, match="the corpus is empty"):
@@ -201,7 +200,7 @@ def test_no_room_is_seen_before_tokenising(
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
     monkeypatch.setattr(Tokenizer, "encode_batch", lambda *args: pytest.fail("tokenised"))
     with pytest.raises(UserError, match=r"needs about 25\.0 kB in .*, and 1\.0 kB are free; make room"):
-        prepare_corpus(CorpusSpec([FileSource(str(path))]), tokenizer, tmp_path / "cache")
+        prepare_corpus(CorpusSpec([FileRecords(str(path))]), tokenizer, tmp_path / "cache")
     assert everything(tmp_path / "cache") == []
 
 
@@ -274,7 +273,7 @@ def test_readers_hold_little_of_a_long_corpus(tmp_path: Path, tokenizer: Tokeniz
         ahead.append(produced - written)
         original(self, *args)
 
-    spec = CorpusSpec([IterableSource(documents, "stream", version="1")])
+    spec = CorpusSpec([IterableRecords(documents, "stream", version="1")])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(prepare, "_BATCH_BYTES", 1000)
         patch.setattr(shard_writer.SplitWriter, "add", add)

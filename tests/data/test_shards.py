@@ -9,10 +9,9 @@ from small_texts import make_texts
 
 from lit_gpt.data import shards
 from lit_gpt.data.corpus_spec import CorpusSpec
-from lit_gpt.data.documents import Document
 from lit_gpt.data.prepare import prepare_corpus
+from lit_gpt.data.records import Document, IterableRecords
 from lit_gpt.data.shards import TokenCorpus, TokenSplit
-from lit_gpt.data.sources import IterableSource
 from lit_gpt.data.tokenizers import Tokenizer
 from lit_gpt.errors import UserError
 
@@ -110,7 +109,7 @@ def test_damage_is_named(corpus: TokenCorpus) -> None:
 
 def test_sources_are_numbered_once(tmp_path: Path, tokenizer: Tokenizer) -> None:
     documents = [Document(f"text {i}", f"file {i % 3}") for i in range(9)]
-    spec = CorpusSpec([IterableSource(lambda: documents, "mine")])
+    spec = CorpusSpec([IterableRecords(lambda: documents, "mine")])
     split = TokenCorpus(prepare_corpus(spec, tokenizer, tmp_path)).split("train")
     assert split.source_names == ["file 0", "file 1", "file 2"]
     assert [split.document(i).source for i in range(9)] == [d.source for d in documents]

@@ -2,7 +2,7 @@ import hashlib
 
 import pytest
 
-from lit_gpt.data.split import check_fractions, choose_split, document_hash, uniform
+from lit_gpt.data.corpus_spec import check_fractions, choose_split, document_hash, uniform
 from lit_gpt.errors import UserError
 
 

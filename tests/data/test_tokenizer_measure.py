@@ -8,8 +8,7 @@ from small_texts import make_texts
 from lit_gpt.cli import main
 from lit_gpt.commands.tokenizer import measure, train
 from lit_gpt.data.bpe import train_bpe
-from lit_gpt.data.hostile_text import HOSTILE
-from lit_gpt.data.tokenizer_measure import count_words, encoding_speed, measure_tokenizer, table
+from lit_gpt.data.tokenizer_measure import HOSTILE, count_words, encoding_speed, measure_tokenizer, table
 from lit_gpt.data.tokenizer_sample import TokenizerSample, WeightedFiles
 from lit_gpt.data.tokenizers import Tokenizer, load_tokenizer
 from lit_gpt.errors import UserError

@@ -11,8 +11,7 @@ import transformers
 from small_texts import make_texts
 
 from lit_gpt.data.bpe import train_bpe
-from lit_gpt.data.pieces import pieces
-from lit_gpt.data.tokenizers import Tokenizer, load_tokenizer
+from lit_gpt.data.tokenizers import Tokenizer, load_tokenizer, pieces
 from lit_gpt.errors import UserError
 
 HOSTILE = "naïve 漢字🙂‍👩 \u202e\u0000\ufeff a\u0301 \r\n\t  <|endoftext|> 12345 don't\n\n  x=1;\n"

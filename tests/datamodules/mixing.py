@@ -17,7 +17,7 @@ from lit_gpt.data.bpe import train_bpe
 from lit_gpt.data.corpus_spec import CorpusSpec
 from lit_gpt.data.mixture import MixtureCorpus
 from lit_gpt.data.prepare import prepare_corpus
-from lit_gpt.data.sources import IterableSource
+from lit_gpt.data.records import IterableRecords
 from lit_gpt.datamodules import MixtureDataModule
 
 NAMES = ("web", "books", "code")
@@ -35,7 +35,7 @@ def make_corpora(folder: Path, vocab_size: int = 300) -> dict[str, Path]:
     tokenizer = train_bpe([t for name in NAMES for t in texts[name]], vocab_size)
     paths = {}
     for name in NAMES:
-        spec = CorpusSpec([IterableSource(lambda name=name: texts[name], name)], val_fraction=0.15, test_fraction=0.15)
+        spec = CorpusSpec([IterableRecords(lambda name=name: texts[name], name)], val_fraction=0.15, test_fraction=0.15)
         made = prepare_corpus(spec, tokenizer, folder / "cache", 1)
         paths[name] = folder / "corpora" / name
         paths[name].mkdir(parents=True)

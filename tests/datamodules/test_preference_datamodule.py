@@ -6,9 +6,9 @@ import pytest
 import torch
 from small_chats import alpaca_rows, tokenizer_folder
 
-from lit_gpt.data.documents import BadInput
 from lit_gpt.data.instructions import preference_of
 from lit_gpt.data.instructions.stdlib import StdlibPreferences
+from lit_gpt.data.records import BadInput
 from lit_gpt.datamodules import PreferenceDataModule
 from lit_gpt.errors import UserError
 

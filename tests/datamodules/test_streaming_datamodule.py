@@ -14,11 +14,9 @@ import pytest
 from recording import stock_trainer
 from streamed import Recorder, make_stream, stream, texts
 
-from lit_gpt.data.documents import BadInput
-from lit_gpt.data.hub import HubDataset
-from lit_gpt.data.readers import read_file
-from lit_gpt.data.streaming.documents import RemoteFiles
-from lit_gpt.data.streaming.remote import list_remote
+from lit_gpt.data.records import BadInput, HubDataset, read_records
+from lit_gpt.data.records.remote import RemoteRecords, list_remote
+from lit_gpt.data.streaming.documents import DocumentStream
 from lit_gpt.data.tokenizers import load_tokenizer
 from lit_gpt.errors import UserError
 
@@ -158,7 +156,7 @@ def test_a_shard_that_changes_without_changing_its_size_is_another(root: Path, f
 
 def test_a_server_that_says_no_version_is_warned_of(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fsspec.filesystem("memory").pipe_file(f"/{root.name}/plain.txt", b"text")
-    monkeypatch.setattr("lit_gpt.data.streaming.remote._VERSIONS", ())
+    monkeypatch.setattr("lit_gpt.data.records.remote._VERSIONS", ())
     with pytest.warns(UserWarning, match=r"1 shards of .* no checksum, ETag or date, such as memory://.*plain\.txt"):
         assert list_remote(f"memory://{root.name}/plain.txt")[0].version == ""
 
@@ -169,20 +167,20 @@ def test_two_streams_share_the_copies_in_a_cache(root: Path, monkeypatch: pytest
         memory.pipe_file(f"/{root.name}/shared/{number}.txt", f"text {number}".encode())
 
     def read() -> set[str]:
-        files = RemoteFiles(f"memory://{root.name}/shared/*.txt", root / "copies")
-        return {document.text for document, _ in files.documents(0, None, BadInput())}
+        files = RemoteRecords(f"memory://{root.name}/shared/*.txt", root / "copies")
+        return {document.text for document, _ in DocumentStream(files).documents(0, None, BadInput())}
 
     def copies() -> list[Path]:
         return [path for path in (root / "copies" / "shards").iterdir() if path.suffix != ".lock"]
 
     def read_after_another(path: Path, *arguments):
         with monkeypatch.context() as patch:
-            patch.setattr("lit_gpt.data.streaming.documents.read_file", read_file)
+            patch.setattr("lit_gpt.data.records.source.read_records", read_records)
             assert read() == {"text 0", "text 1"}  # all of it, just before the first opens its copy
         assert path in copies()
-        return read_file(path, *arguments)
+        return read_records(path, *arguments)
 
-    monkeypatch.setattr("lit_gpt.data.streaming.documents.read_file", read_after_another)
+    monkeypatch.setattr("lit_gpt.data.records.source.read_records", read_after_another)
     assert read() == {"text 0", "text 1"}
     assert not copies()  # the last one to read a copy deletes it
 

@@ -5,7 +5,7 @@ import jsonargparse
 import pytest
 from recording import text_data
 
-from lit_gpt.data.sources import HubDataset
+from lit_gpt.data.records import HubDataset
 from lit_gpt.data.tokenizers import load_tokenizer
 from lit_gpt.datamodules import StdlibDataModule, TextDataModule, TokenDataModule
 from lit_gpt.errors import UserError

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lit_gpt.data.compression import open_bytes
+from lit_gpt.data.records.compression import open_bytes
 
 PACKAGE = Path(__file__).parent / "package"
 NUM_FILES = 60

@@ -5,8 +5,8 @@ import random
 
 import pytest
 
-from lit_gpt.data.cleaning.benchmark_files import read_benchmark
 from lit_gpt.data.cleaning.words import match_words
+from lit_gpt.data.records.benchmarks import read_benchmark
 from lit_gpt.errors import UserError
 from lit_gpt.evaluation.result import Result, Score
 from lit_gpt.evaluation.safety.contamination import Benchmark, Contamination, Overlap, read_records, records_of
@@ -134,8 +134,8 @@ def test_what_cannot_be_told_again_is_noted(pasted):
 def test_lines_of_a_csv_count_its_header(tmp_path):
     file = tmp_path / "b.csv"
     file.write_text("q\n" + "\n".join(questions(3, 1)) + "\n")
-    assert records_of(["b.csv:2", "b.csv:4"], file) == {"b.csv:2": "1", "b.csv:4": "3"}
-    assert records_of(["0", "2"], file) == {"0": "1", "2": "3"}
+    assert records_of(["b.csv:2", "b.csv:4"], file) == {"b.csv:2": "2", "b.csv:4": "4"}
+    assert records_of(["0", "2"], file) == {"0": "2", "2": "4"}
 
 
 def test_bad_settings(pasted, tmp_path):

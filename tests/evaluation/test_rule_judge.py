@@ -2,7 +2,7 @@
 
 import pytest
 
-from lit_gpt.data.rows import Row
+from lit_gpt.data.records import Record
 from lit_gpt.errors import UserError
 from lit_gpt.evaluation.plan import make_plan
 from lit_gpt.evaluation.safety.endpoint_judge import EndpointJudge
@@ -104,7 +104,7 @@ def test_kappa_equals_the_formula_by_hand():
 
 def labelled(*rows: tuple[str, str]) -> ReadRows:
     values = [{"prompt": "p", "answer": answer, "verdict": said} for answer, said in rows]
-    return ReadRows([Row(one, "labels.csv", number) for number, one in enumerate(values, 2)], {}, ())
+    return ReadRows([Record(one, "labels.csv", number) for number, one in enumerate(values, 2)], {}, ())
 
 
 def test_agreement_is_counted_against_labels():

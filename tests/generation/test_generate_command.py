@@ -94,7 +94,7 @@ def test_forms_and_guesses(bundle, tmp_path, capsys):
         (["--num_samples", 0], "num_samples must be at least 1"),
         (["--top_p", 2], "top_p is 2"),
         (["--prompt", "a", "--prompts", "b"], "choose one"),
-        (["--prompts", "nowhere.txt"], "nowhere.txt cannot be read"),
+        (["--prompts", "nowhere.txt"], "nowhere.txt: it cannot be read"),
         (["--prompt", "word " * 200], "more than the 64 that fit"),
         (["--regex", "(", "--prompt", "x"], "refused"),
         (["--regex", "a", "--grammar", "b"], "one form"),

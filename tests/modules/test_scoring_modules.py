@@ -15,7 +15,7 @@ from lit_gpt.cli import build_parser
 from lit_gpt.commands.export import export
 from lit_gpt.commands.score import score
 from lit_gpt.data.classification import StdlibOrigins
-from lit_gpt.data.documents import BadInput
+from lit_gpt.data.records import BadInput
 from lit_gpt.data.rows.loader import RowEvaluationLoader
 from lit_gpt.datamodules import ClassificationDataModule, PreferenceDataModule
 from lit_gpt.errors import UserError

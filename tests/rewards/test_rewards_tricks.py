@@ -4,8 +4,8 @@ import ast
 
 import pytest
 
-from lit_gpt.data.documents import BadInput
 from lit_gpt.data.instructions.stdlib import StdlibInstructions
+from lit_gpt.data.records import BadInput
 from lit_gpt.rewards import ExactAnswer, PythonFunction, Sample, UsesArguments
 from lit_gpt.rewards.live_code import live_body
 

@@ -51,7 +51,7 @@ class Message(TypedDict, total=False):
 
 
 def normalise_messages(messages: object) -> list[Message]:
-    """Returns messages with plain text contents, known role names, and tool arguments as objects.
+    """Return messages with plain text contents, known role names, and tool arguments as objects.
 
     Args:
         messages: Rows as people have them: contents that are null or lists of text parts, tool calls whose arguments
@@ -66,7 +66,7 @@ def normalise_messages(messages: object) -> list[Message]:
 
 
 def check_messages(messages: Sequence[Message], for_training: bool = False) -> None:
-    """Refuses an order of roles that no model is trained on, and empty turns.
+    """Refuse an order of roles that no model is trained on, and empty turns.
 
     The order: at most one system message, first; then the user; then user and assistant in turn. Tool results stand
     between an assistant's message with tool calls and the assistant's next one.

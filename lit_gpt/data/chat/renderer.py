@@ -74,7 +74,7 @@ class ChatRenderer:
         tools: Sequence[Tool] | None = None,
         needs_mask: bool = True,
     ) -> RenderedChat:
-        """Renders a conversation.
+        """Render a conversation.
 
         Args:
             messages: The turns; they are normalised here.
@@ -139,7 +139,7 @@ class ChatRenderer:
         return tuple(dict.fromkeys((last, self.tokenizer.separator_id)))
 
     def check(self) -> None:
-        """Renders a conversation of one turn, to meet what is wrong with the template before the data.
+        """Render a conversation of one turn, to meet what is wrong with the template before the data.
 
         Raises:
             UserError: if it does not render, its special tokens are missing, or it does not say where answers are.
@@ -229,7 +229,7 @@ class ChatRenderer:
         return self._special.sub(lambda match: match[0][0] + guard + match[0][1:], text)
 
     def _encode(self, text: str, start: int, end: int, guard: str) -> list[int]:
-        """Returns the ids of `text[start:end]`, as they are with what stands before it."""
+        """Return the ids of `text[start:end]`, as they are with what stands before it."""
         before = next((token for token in self._special_texts if text.endswith(token, 0, start)), "")
         ids: list[int] = []
         try:
@@ -253,7 +253,7 @@ class ChatRenderer:
 
 
 def _without_opening_space(backend: Any) -> Any:
-    """Returns a tokenizer that puts no space before a text, or None if this one puts none.
+    """Return a tokenizer that puts no space before a text, or None if this one puts none.
 
     SentencePiece's (Llama 2, Mistral 7B) do; in the middle of a text that has been cut apart it would be a new space.
     """
@@ -299,7 +299,7 @@ def render(
     tools: Sequence[Tool] | None = None,
     template: ChatTemplate | None = None,
 ) -> list[int]:
-    """Returns the ids of a conversation that the model is to go on with.
+    """Return the ids of a conversation that the model is to go on with.
 
     Args:
         tokenizer: Makes the ids.
@@ -323,19 +323,19 @@ def render_text(
     tools: Sequence[Tool] | None = None,
     template: ChatTemplate | None = None,
 ) -> str:
-    """Returns the text that `render` tokenises."""
+    """Return the text that `render` tokenises."""
     turns = normalise_messages(messages)
     check_messages(turns)
     return _renderer(tokenizer, template)(turns, add_generation_prompt, tools, needs_mask=False).text
 
 
 def stop_token_ids(tokenizer: Tokenizer, template: ChatTemplate | None = None) -> tuple[int, ...]:
-    """Returns the ids that end an answer (see `ChatRenderer.stop_ids`)."""
+    """Return the ids that end an answer (see `ChatRenderer.stop_ids`)."""
     return _renderer(tokenizer, template).stop_ids
 
 
 def _replace(value: Any, change: Any) -> Any:
-    """Copies plain data with every string in it changed."""
+    """Copy plain data with every string in it changed."""
     if isinstance(value, str):
         return change(value)
     if isinstance(value, dict):

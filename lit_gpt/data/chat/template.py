@@ -49,7 +49,7 @@ class ChatTemplate:
 
 
 def load_chat_template(name_or_file: str | Path) -> ChatTemplate:
-    """Loads a preset by its name, or a Jinja file.
+    """Load a preset by its name, or a Jinja file.
 
     Raises:
         UserError: if it is neither, or the file is no text.
@@ -71,7 +71,7 @@ def load_chat_template(name_or_file: str | Path) -> ChatTemplate:
 
 
 def template_of(tokenizer: Tokenizer) -> ChatTemplate:
-    """Returns the template that a tokenizer's folder holds: `chat_template.jinja`, or in `tokenizer_config.json`.
+    """Return the template that a tokenizer's folder holds: `chat_template.jinja`, or in `tokenizer_config.json`.
 
     Raises:
         UserError: if it has none.
@@ -92,7 +92,7 @@ def template_of(tokenizer: Tokenizer) -> ChatTemplate:
 
 
 def has_template(tokenizer: Tokenizer) -> bool:
-    """Returns whether a tokenizer's folder holds a chat template."""
+    """Return whether a tokenizer's folder holds a chat template."""
     try:
         template_of(tokenizer)
     except UserError:
@@ -101,7 +101,7 @@ def has_template(tokenizer: Tokenizer) -> bool:
 
 
 def with_chat_template(tokenizer: Tokenizer, template: ChatTemplate, extra_tokens: tuple[str, ...] = ()) -> Tokenizer:
-    """Returns a tokenizer whose folder holds the template, and whose vocabulary holds the template's special tokens.
+    """Return a tokenizer whose folder holds the template, and whose vocabulary holds the template's special tokens.
 
     New tokens are appended, so that every old id stays what it was.
 

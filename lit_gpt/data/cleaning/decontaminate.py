@@ -18,8 +18,8 @@ import numpy as np
 
 from lit_gpt.checks import check_at_least, check_list
 from lit_gpt.data.cleaning.base import Doc, Rejected, Transform
-from lit_gpt.data.cleaning.benchmark_files import read_benchmark
 from lit_gpt.data.cleaning.words import UInt64Array, match_words, n_gram_hashes, word_hashes
+from lit_gpt.data.records.benchmarks import read_benchmark
 from lit_gpt.errors import UserError
 from lit_gpt.hashing import sha256_file
 

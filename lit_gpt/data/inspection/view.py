@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 
 from lit_gpt.batch import IGNORE_INDEX
-from lit_gpt.data.byte_lengths import byte_alphabet
 from lit_gpt.data.provenance import Piece
-from lit_gpt.data.tokenizers import Tokenizer
+from lit_gpt.data.tokenizers import Tokenizer, byte_alphabet
 
 _SUFFIX = "input_ids"
 

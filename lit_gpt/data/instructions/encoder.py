@@ -8,8 +8,8 @@ from typing import Literal
 from lit_gpt.data.chat import ChatRenderer, Tool, load_chat_template, template_of, with_chat_template
 from lit_gpt.data.chat.messages import Message
 from lit_gpt.data.instructions.forms import conversation_of
-from lit_gpt.data.rows.encoding import EncodedRow, EncodedSequence
-from lit_gpt.data.rows.sources import Row
+from lit_gpt.data.records import Record
+from lit_gpt.data.rows.store import EncodedRow, EncodedSequence
 from lit_gpt.data.tokenizers import Tokenizer, load_tokenizer
 from lit_gpt.errors import UserError
 from lit_gpt.hashing import sha256_json
@@ -53,14 +53,14 @@ class InstructionEncoder:
         self._renders_reasoning = "reasoning_content" in renderer.template.source
 
     def fingerprint(self) -> str:
-        """Returns a hash of everything that decides the tokens."""
+        """Return a hash of everything that decides the tokens."""
         return sha256_json([
             type(self).__name__, self.renderer.tokenizer.fingerprint, self.renderer.template.source, self.block_size,
             self.long_rows, self.columns, self.system_prompt,
         ])  # fmt: skip
 
-    def __call__(self, row: Row) -> EncodedRow | str:
-        """Encodes a row.
+    def __call__(self, row: Record) -> EncodedRow | str:
+        """Encode a row.
 
         Raises:
             UserError: if it has no usable form, or its prompt alone fills the context.
@@ -76,7 +76,7 @@ class InstructionEncoder:
         return EncodedRow((sequence,), prompt_key(conversation.prompt), notes=notes)
 
     def sequence(self, messages: list[Message], tools: list[Tool]) -> tuple[EncodedSequence, bool] | str:
-        """Returns tokens and mask of checked messages and whether their end was cut off, or the rule they fell to.
+        """Return tokens and mask of checked messages and whether their end was cut off, or the rule they fell to.
 
         Raises:
             UserError: if no token of an answer is within the context, or `long_rows` is `error`.
@@ -103,14 +103,14 @@ class InstructionEncoder:
 
 
 def prompt_key(prompt: list[Message]) -> str:
-    """Returns the text whose hash decides a row's split: rows with one prompt are never on both sides."""
+    """Return the text whose hash decides a row's split: rows with one prompt are never on both sides."""
     return json.dumps(prompt, sort_keys=True, ensure_ascii=False, default=str)
 
 
 def chat_tokenizer(
     path: str | Path, chat_template: str | None = None, chat_tokens: tuple[str, ...] = ()
 ) -> tuple[Tokenizer, list[str]]:
-    """Loads the tokenizer of a model, with the chat template and its special tokens in it.
+    """Load the tokenizer of a model, with the chat template and its special tokens in it.
 
     Args:
         path: A tokenizer's folder or hub name, or a run, checkpoint or bundle, whose tokenizer is meant.
@@ -133,7 +133,7 @@ def chat_tokenizer(
 
 
 def tokenizer_folder(path: str | Path) -> str | Path:
-    """Returns the tokenizer's folder of a run or checkpoint, anything else as it is."""
+    """Return the tokenizer's folder of a run or checkpoint, anything else as it is."""
     folder = Path(path).expanduser()
     for candidate in (folder / "tokenizer", folder.parent.parent / "tokenizer"):
         if folder.is_dir() and not (folder / "tokenizer.json").exists() and candidate.is_dir():

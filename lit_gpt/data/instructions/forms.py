@@ -50,7 +50,7 @@ class Conversation(NamedTuple):
 def conversation_of(
     row: Mapping[str, Any], columns: Mapping[str, str] | None = None, system_prompt: str | None = None
 ) -> Conversation:
-    """Reads a row.
+    """Read a row.
 
     Args:
         row: Its fields.
@@ -64,7 +64,7 @@ def conversation_of(
     if row.get("messages") is not None:
         messages = normalise_messages(parsed(row["messages"], "messages"))
     elif row.get("conversations") is not None:
-        messages = normalise_messages(_from_sharegpt(parsed(row["conversations"], "conversations")))
+        messages = turns_of(parsed(row["conversations"], "conversations"), "user", "conversations")
     elif "prompt" in row:
         messages = [*turns_of(row["prompt"], "user", "prompt"), *turns_of(*_answer(row, "prompt"))]
     elif "question" in row:
@@ -82,7 +82,7 @@ def conversation_of(
 
 
 def with_system(messages: list[Message], row: Mapping[str, Any], system_prompt: str | None) -> list[Message]:
-    """Returns messages that open with their own system prompt, the row's (`system`), or `system_prompt`.
+    """Return messages that open with their own system prompt, the row's (`system`), or `system_prompt`.
 
     An empty one counts as none.
 
@@ -102,7 +102,7 @@ def with_system(messages: list[Message], row: Mapping[str, Any], system_prompt: 
 
 
 def tools_of(row: Mapping[str, Any]) -> list[Tool]:
-    """Returns what the assistant may call: the row's `tools`, a list or JSON text.
+    """Return what the assistant may call: the row's `tools`, a list or JSON text.
 
     Raises:
         UserError: if they are no list of objects.
@@ -116,7 +116,7 @@ def tools_of(row: Mapping[str, Any]) -> list[Tool]:
 
 
 def renamed(row: Mapping[str, Any], columns: Mapping[str, str] | None) -> dict[str, Any]:
-    """Returns the row with our names for its fields.
+    """Return the row with our names for its fields.
 
     Raises:
         UserError: if a named column is not there.
@@ -133,17 +133,15 @@ def renamed(row: Mapping[str, Any], columns: Mapping[str, str] | None) -> dict[s
 
 
 def turns_of(value: Any, role: str, field: str) -> list[Message]:
-    """Returns messages from a text, which is one turn of `role`, or from a list of messages.
+    """Return messages from a text, which is one turn of `role`, or from a list of messages, OpenAI's or ShareGPT's.
 
     Raises:
         UserError: if it is neither.
     """
     if isinstance(value, str):
         return [Message(role=role, content=value)]  # type: ignore[typeddict-item]
-    if isinstance(value, list):
-        return normalise_messages(value)
-    if isinstance(value, Mapping):
-        return normalise_messages([value])
+    if isinstance(value, list | Mapping):
+        return normalise_messages(_from_sharegpt([value] if isinstance(value, Mapping) else value, field))
     raise UserError(f"the field {field!r} holds {type(value).__name__}, not text or messages")
 
 
@@ -160,7 +158,7 @@ def _answer(row: Mapping[str, Any], question: str) -> tuple[Any, str, str]:
 
 
 def instruction_text(row: Mapping[str, Any]) -> str:
-    """Returns Alpaca's or Dolly's instruction with its input.
+    """Return Alpaca's or Dolly's instruction with its input.
 
     Raises:
         UserError: if one of them is no text.
@@ -176,16 +174,15 @@ def instruction_text(row: Mapping[str, Any]) -> str:
     return f"{row['instruction']}\n\n{more}" if more.strip() else row["instruction"]
 
 
-def _from_sharegpt(turns: Any) -> list[dict[str, Any]]:
-    if not isinstance(turns, list):
-        raise UserError(f"the field 'conversations' holds {type(turns).__name__}, not a list")
-    messages = []
+def _from_sharegpt(turns: list[Any], field: str) -> list[Any]:
+    """Return turns with ShareGPT's `from` and `value` as OpenAI's; all others as they are."""
+    messages: list[Any] = []
     for number, turn in enumerate(turns, start=1):
-        if isinstance(turn, Mapping) and "role" in turn:
-            messages.append(dict(turn))
+        if not isinstance(turn, Mapping) or "role" in turn or not ("from" in turn or field == "conversations"):
+            messages.append(turn)
             continue
-        if not isinstance(turn, Mapping) or "from" not in turn or "value" not in turn:
-            raise UserError(f"message {number} of 'conversations' lacks 'from' or 'value'")
+        if "from" not in turn or "value" not in turn:
+            raise UserError(f"message {number} of {field!r} lacks 'from' or 'value'")
         sender = str(turn["from"])
         if sender == "function_call":
             messages.append({"role": "assistant", "content": None, "tool_calls": [parsed(turn["value"], "value")]})
@@ -197,7 +194,7 @@ def _from_sharegpt(turns: Any) -> list[dict[str, Any]]:
 
 
 def parsed(value: Any, field: str) -> Any:
-    """Reads a value that a csv or a data set keeps as JSON text.
+    """Read a value that a csv or a data set keeps as JSON text.
 
     Raises:
         UserError: if it is other text.

@@ -6,6 +6,7 @@ r"""Rows with a better and a worse answer → pairs of conversations.
 | two conversations | `chosen`, `rejected`: lists of messages that begin alike (UltraFeedback, binarized) |
 | HH-RLHF | `chosen`, `rejected`: texts of turns after "\n\nHuman:" and "\n\nAssistant:"; or the same in `prompt` |
 | Alpaca with preferences | `instruction`, `input`, `chosen`, `rejected` |
+| ShareGPT with preferences | `conversations` that end with the user, `chosen`, `rejected`: turns of from, value |
 
 A row of any form may also have `system` and `tools`. Only the last answer is compared: earlier ones, which both sides
 share, are part of the prompt.
@@ -17,9 +18,9 @@ from typing import Any, NamedTuple
 
 from lit_gpt.data.chat.messages import Message, check_messages, normalise_messages
 from lit_gpt.data.instructions.encoder import CUT, InstructionEncoder, prompt_key
-from lit_gpt.data.instructions.forms import instruction_text, renamed, tools_of, turns_of, with_system
-from lit_gpt.data.rows.encoding import EncodedRow
-from lit_gpt.data.rows.sources import Row
+from lit_gpt.data.instructions.forms import instruction_text, parsed, renamed, tools_of, turns_of, with_system
+from lit_gpt.data.records import Record
+from lit_gpt.data.rows.store import EncodedRow
 from lit_gpt.errors import UserError
 
 _TURN = re.compile(r"\n\n(Human|Assistant):")
@@ -36,7 +37,7 @@ class Preference(NamedTuple):
 def preference_of(
     row: Mapping[str, Any], columns: Mapping[str, str] | None = None, system_prompt: str | None = None
 ) -> Preference:
-    """Reads a row.
+    """Read a row.
 
     Args:
         row: Its fields.
@@ -87,11 +88,14 @@ def _side(row: Mapping[str, Any], name: str) -> list[Message]:
         return [*turns_of(row["prompt"], "user", "prompt"), *answer]
     if row.get("instruction") is not None:
         return [*turns_of(instruction_text(row), "user", "instruction"), *answer]
+    for field in ("conversations", "messages"):
+        if row.get(field) is not None:
+            return [*turns_of(parsed(row[field], field), "user", field), *answer]
     raise UserError(f"the field {name!r} holds an answer, but there is no prompt (or instruction) to it")
 
 
 def _from_hh(text: str, name: str) -> list[Message]:
-    """Reads Anthropic's form, in which turns of one speaker may follow each other: they are joined."""
+    """Read Anthropic's form, in which turns of one speaker may follow each other: they are joined."""
     messages: list[dict[str, str]] = []
     parts = _TURN.split(text)
     for speaker, content in zip(parts[1::2], parts[2::2], strict=True):
@@ -114,8 +118,8 @@ def _context(message: Message) -> Message:
 class PreferenceEncoder(InstructionEncoder):
     """Pairs: sequence 0 is the chosen side, 1 the rejected; the tokens after the shared prompt are compared."""
 
-    def __call__(self, row: Row) -> EncodedRow | str:
-        """Encodes a row.
+    def __call__(self, row: Record) -> EncodedRow | str:
+        """Encode a row.
 
         Raises:
             UserError: if it is no pair, or the shared prompt alone fills the context.

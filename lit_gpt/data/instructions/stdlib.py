@@ -8,9 +8,8 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
-from lit_gpt.data.documents import BadInput
-from lit_gpt.data.rows.sources import Row
-from lit_gpt.data.split import document_hash
+from lit_gpt.data.corpus_spec import document_hash
+from lit_gpt.data.records import BadInput, Record
 from lit_gpt.data.stdlib import stdlib_files
 from lit_gpt.hashing import FileHashes, sha256_json
 
@@ -34,18 +33,18 @@ class StdlibInstructions:
         self.max_lines = max_lines
 
     def fingerprint(self, hashes: FileHashes) -> str:
-        """Returns a hash of the files' names and contents and of what is taken from them."""
+        """Return a hash of the files' names and contents and of what is taken from them."""
         content = [[name, hashes.sha256(path)] for name, path in self.files]
         return sha256_json([self.name, self.version, content, self.max_lines, INSTRUCTION])
 
-    def rows(self, bad_input: BadInput) -> Iterator[Row]:
-        """Yields the functions, file by file."""
+    def rows(self, bad_input: BadInput) -> Iterator[Record]:
+        """Yield the functions, file by file."""
         for name, path in self.files:
             text = path.read_text(encoding="utf-8")
             for function in described_functions(text):
                 if function.completion.count("\n") < self.max_lines:
                     values = {"prompt": function.prompt, "completion": function.completion}
-                    yield Row(values, name, function.line, split_key=text)
+                    yield Record(values, name, function.line, split_key=text)
 
 
 class DescribedFunction:
@@ -79,7 +78,7 @@ class DescribedFunction:
 
 
 def described_functions(text: str) -> Iterator[DescribedFunction]:
-    """Yields the functions and methods of a module that have a docstring and something after it."""
+    """Yield the functions and methods of a module that have a docstring and something after it."""
     try:
         tree = ast.parse(text)
     except (SyntaxError, ValueError):  # templates of other versions lie in some libraries
@@ -123,8 +122,8 @@ class StdlibPreferences(StdlibInstructions):
     FILES = 8
     """Files, neighbours by hash, among which the other function is looked for."""
 
-    def rows(self, bad_input: BadInput) -> Iterator[Row]:
-        """Yields the pairs, a few files at a time."""
+    def rows(self, bad_input: BadInput) -> Iterator[Record]:
+        """Yield the pairs, a few files at a time."""
         texts = {name: path.read_text(encoding="utf-8") for name, path in self.files}
         by_hash = sorted(texts, key=lambda name: document_hash(texts[name]))
         for start in range(0, len(by_hash), self.FILES):
@@ -136,7 +135,7 @@ class StdlibPreferences(StdlibInstructions):
                 if other is not None:
                     rejected = f"{function.signature}\n{other.body}"
                     values = {"prompt": function.prompt, "chosen": function.completion, "rejected": rejected}
-                    yield Row(values, name, function.line, split_key=texts[name])
+                    yield Record(values, name, function.line, split_key=texts[name])
 
     def _is_short(self, function: DescribedFunction) -> bool:
         return function.completion.count("\n") < self.max_lines

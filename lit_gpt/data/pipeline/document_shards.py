@@ -15,8 +15,8 @@ from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 
 from lit_gpt.atomic import whole_file
-from lit_gpt.data.compression import open_bytes
 from lit_gpt.data.pipeline.progress import TaskProgress
+from lit_gpt.data.records.compression import open_bytes
 from lit_gpt.errors import UserError
 
 SUFFIX = ".jsonl.zst"

@@ -6,91 +6,19 @@ that a worker needs no list of a million files.
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from lit_gpt.data.documents import BadInput, Document
-from lit_gpt.data.files import estimated_bytes, expand_files
+from lit_gpt.data.records import Part, RecordSource
 from lit_gpt.errors import UserError
 
 NO_TEXT = "no_text_because"
 """Metadata key with which a source says why a document has no text (it is counted under this reason)."""
 
 MAX_TASKS = 20_000
-
-
-@dataclass(frozen=True)
-class Part:
-    """What one task can read by itself.
-
-    Attributes:
-        name: For messages.
-        spec: JSON value that `PartedSource.read` understands.
-        stamp: JSON value that changes when the content does; a start after a kill compares it.
-        num_bytes: Estimated bytes of text; None if unknown.
-        path: Where it lies on this disk, if it is a file.
-    """
-
-    name: str
-    spec: Any
-    stamp: Any
-    num_bytes: int | None
-    path: Path | None = None
-
-
-class PartedSource(Protocol):
-    """Where documents come from. It can be pickled."""
-
-    def parts(self) -> Iterable[Part]:
-        """Yields the parts in the order of the corpus; asked once, before the work starts."""
-        ...
-
-    def read(self, spec: Any, bad_input: BadInput) -> Iterator[Document]:
-        """Yields the documents of a part, each time the same; what cannot be read goes to `bad_input`."""
-        ...
-
-    def describe(self) -> dict[str, Any]:
-        """Returns what the card says about it (JSON values)."""
-        ...
-
-
-class FileParts:
-    """Base of the sources that read files: a part is a file; subclasses say how one is read."""
-
-    kind = "files"
-
-    def __init__(self, patterns: str | list[str]) -> None:
-        self.patterns = patterns
-
-    def files(self) -> list[tuple[str, Path]]:
-        """Lists (name, path); subclasses may leave some out."""
-        return expand_files(self.patterns)
-
-    def parts(self) -> Iterator[Part]:
-        """Yields the files."""
-        for name, path in self.files():
-            try:
-                stat = path.stat()
-            except OSError as error:  # reading it will say so, and on_bad_input decides
-                yield Part(name, [name, str(path)], f"unreadable: {error.strerror}", 0, path)
-                continue
-            yield Part(name, [name, str(path)], [stat.st_size, stat.st_mtime_ns], estimated_bytes(path), path)
-
-    def read(self, spec: Any, bad_input: BadInput) -> Iterator[Document]:
-        """Yields the documents of one file."""
-        name, path = spec
-        return self.read_file(name, Path(path), bad_input)
-
-    def read_file(self, name: str, path: Path, bad_input: BadInput) -> Iterator[Document]:
-        """Yields the documents of one file."""
-        raise NotImplementedError
-
-    def describe(self) -> dict[str, Any]:
-        """Returns kind and patterns."""
-        return {"kind": self.kind, "from": self.patterns}
 
 
 @dataclass(frozen=True)
@@ -104,7 +32,7 @@ class NamedSource:
     """
 
     name: str
-    source: PartedSource
+    source: RecordSource
     metadata: dict[str, Any]
 
 

@@ -11,11 +11,11 @@ from datatrove.pipeline.base import PipelineStep
 
 from lit_gpt.data.cache import write_json
 from lit_gpt.data.cleaning.base import Doc, Rejected
-from lit_gpt.data.documents import BadInput, Document, OnBadInput
 from lit_gpt.data.pipeline.document_shards import SUFFIX, Lines, encode_line, shard_path, writing_lines
 from lit_gpt.data.pipeline.parts import NO_TEXT, NamedSource
 from lit_gpt.data.pipeline.progress import TaskProgress
 from lit_gpt.data.pipeline.report import TransformReport, personal_data_mask, rejected_line, write_report
+from lit_gpt.data.records import BadInput, Document, OnBadInput
 
 READ = "read"
 RESERVED = ("source", "path", "record")
@@ -96,7 +96,7 @@ class ReadParts(PipelineStep):
         self.mask = mask
 
     def run(self, data: Iterable[TroveDocument] | None = None, rank: int = 0, world_size: int = 1) -> Iterator[Any]:
-        """Reads; yields nothing, so that the executor keeps nothing."""
+        """Read; yields nothing, so that the executor keeps nothing."""
         mask = personal_data_mask() if self.mask else str
         report = TransformReport(READ, 0, mask)
         bad = BadInput(self.on_bad_input)
@@ -108,7 +108,7 @@ class ReadParts(PipelineStep):
             for index, name, spec in json.loads((self.plan / f"{rank:05d}.json").read_bytes()):
                 named = self.sources[index]
                 nothing = report.documents_in, bad.num_skipped
-                for document in _guarded(named.source.read(spec, bad), name, bad):
+                for document in _guarded(named.source.read_documents(spec, bad), name, bad):
                     if (problem := _problem(document)) is not None:
                         bad.reject(f"{named.name}/{document.where}", problem)
                         continue
@@ -127,12 +127,17 @@ class ReadParts(PipelineStep):
                     rejected.write(rejected_line(doc, why, keep_text=False))
         write_report(self.reports, rank, report)
         named_bad = [mask(words) for words in bad.named]
-        write_json(self.reports / f"{rank:05d}-bad.json", {"num_skipped": bad.num_skipped, "named": named_bad})
+        value = {
+            "num_skipped": bad.num_skipped,
+            "named": named_bad,
+            "encodings": [mask(note) for note in bad.encoding_notes()],
+        }
+        write_json(self.reports / f"{rank:05d}-bad.json", value)
         yield from ()
 
 
 def _guarded(documents: Iterator[Document], name: str, bad: BadInput) -> Iterator[Document]:
-    """Passes documents on; a file that the system cannot read goes to `bad`."""
+    """Pass documents on; a file that the system cannot read goes to `bad`."""
     while True:
         try:
             document = next(documents)
@@ -145,7 +150,7 @@ def _guarded(documents: Iterator[Document], name: str, bad: BadInput) -> Iterato
 
 
 def to_doc(document: Document, named: NamedSource) -> Doc:
-    """Returns a source's document with its id and what the recipe declares about the source."""
+    """Return a source's document with its id and what the recipe declares about the source."""
     path = document.source.encode("utf-8", "backslashreplace").decode()
     own = document.metadata or {}
     metadata: dict[str, Any] = {"source": named.name, "path": path, "record": document.record}
@@ -166,7 +171,7 @@ def _no_text(doc: Doc) -> Rejected | None:
 
 
 def _problem(document: Document) -> str | None:
-    """Says what makes a document unusable, whoever made it: the user's own code may put anything into its fields."""
+    """Say what makes a document unusable, whoever made it: the user's own code may put anything into its fields."""
     if not isinstance(document.text, str):
         return f"its text is a {type(document.text).__name__}"
     record = document.record
@@ -176,7 +181,7 @@ def _problem(document: Document) -> str | None:
 
 
 def _line(doc: Doc, bad: BadInput) -> bytes | None:
-    """Returns the document as it is written, or None after rejecting it."""
+    """Return the document as it is written, or None after rejecting it."""
     try:
         doc.text.encode()
     except UnicodeEncodeError:

@@ -13,13 +13,12 @@ from lit_gpt.checks import check_above
 from lit_gpt.data.bpe import check_vocab_size, train_bpe
 from lit_gpt.data.cleaning import TRANSFORMS, CorpusTransform, Transform
 from lit_gpt.data.cleaning.base import code_stamp
-from lit_gpt.data.documents import BadInput, OnBadInput
-from lit_gpt.data.hub import HubDataset
+from lit_gpt.data.corpus_spec import check_fractions
 from lit_gpt.data.pipeline.options import ExecutorOptions
 from lit_gpt.data.pipeline.parts import NamedSource, Plan
 from lit_gpt.data.pipeline.sources import KINDS
 from lit_gpt.data.pipeline.sources.hub import HubParts
-from lit_gpt.data.split import check_fractions
+from lit_gpt.data.records import BadInput, HubDataset, OnBadInput
 from lit_gpt.data.tokenizers import is_local_tokenizer, load_tokenizer
 from lit_gpt.errors import UserError
 from lit_gpt.hashing import sha256_json

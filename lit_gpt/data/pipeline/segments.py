@@ -326,12 +326,16 @@ def _copied(part: Any) -> Any:
 
 def _merged_bad_input(folder: Path) -> dict[str, Any]:
     named: list[str] = []
+    encodings: list[str] = []
     num_skipped = 0
     for path in sorted(folder.glob("*-bad.json")):
         value = json.loads(path.read_bytes())
         num_skipped += value["num_skipped"]
         named += value["named"]
-    return {"num_skipped": num_skipped, "named": named[:100]}
+        encodings += value["encodings"]
+    for note in encodings[:5]:
+        say(note)
+    return {"num_skipped": num_skipped, "named": named[:100], "encodings": encodings[:100]}
 
 
 @contextmanager

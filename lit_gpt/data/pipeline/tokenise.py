@@ -12,10 +12,10 @@ from lit_gpt.atomic import whole_folder
 from lit_gpt.data.bpe import train_bpe
 from lit_gpt.data.cache import say
 from lit_gpt.data.corpus_spec import CorpusSpec, training_texts
-from lit_gpt.data.documents import BadInput, Document, SplitName
 from lit_gpt.data.pipeline.document_shards import read_lines, shard_paths
 from lit_gpt.data.pipeline.recipe import Recipe, tokenizer_settings
 from lit_gpt.data.prepare import prepare_corpus
+from lit_gpt.data.records import BadInput, Document, SplitName
 from lit_gpt.data.tokenizers import Tokenizer, load_tokenizer
 from lit_gpt.hashing import FileHashes, sha256_json
 

@@ -14,24 +14,22 @@ import numpy as np
 
 from lit_gpt.atomic import whole_folder
 from lit_gpt.data.cache import exclusive, say
-from lit_gpt.data.documents import SPLITS, BadInput, OnBadInput, SplitName
-from lit_gpt.data.rows.encoding import EncodedRow, RowEncoder
-from lit_gpt.data.rows.sources import Row, RowSource
-from lit_gpt.data.rows.store import FORMAT_VERSION, RowStore
-from lit_gpt.data.split import check_fractions, choose_split, document_hash
+from lit_gpt.data.corpus_spec import check_fractions, choose_split, document_hash
+from lit_gpt.data.records import SPLITS, BadInput, OnBadInput, Record, RecordSource, SplitName
+from lit_gpt.data.rows.store import FORMAT_VERSION, EncodedRow, RowEncoder, RowStore
 from lit_gpt.errors import UserError
 from lit_gpt.hashing import FileHashes, sha256_json
 
 
 def prepare_rows(
-    sources: Sequence[RowSource],
+    sources: Sequence[RecordSource],
     encoder: RowEncoder,
     cache_dir: Path,
     val_fraction: float = 0.0,
     test_fraction: float = 0.0,
     on_bad_input: OnBadInput = "error",
 ) -> Path:
-    """Encodes all rows, unless the cache has them, and says how many there are.
+    """Encode all rows, unless the cache has them, and says how many there are.
 
     Args:
         sources: Where rows come from.
@@ -63,11 +61,13 @@ def prepare_rows(
                 text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
                 (unfinished / "manifest.json").write_text(text, encoding="utf-8")
             say(f"{summary(manifest)} ({time.monotonic() - began:.1f} s, kept in {folder})")
+            for note in bad_input.encoding_notes():
+                say(note)
     return folder
 
 
 def summary(manifest: dict[str, Any]) -> str:
-    """Returns one line about a store."""
+    """Return one line about a store."""
     splits = ", ".join(
         f"{count['num_rows']:,} {name}" for name, count in manifest["splits"].items() if count["num_rows"]
     )
@@ -139,7 +139,7 @@ class _SplitWriter:
 
 def _write(
     folder: Path,
-    sources: Sequence[RowSource],
+    sources: Sequence[RecordSource],
     encoder: RowEncoder,
     fractions: tuple[float, float],
     bad_input: BadInput,
@@ -150,11 +150,10 @@ def _write(
     notes: Counter[str] = Counter()
     names: dict[str, int] = {}
     shape: tuple[int, list[str]] | None = None
-    for row, encoded in _encoded(sources, encoder, bad_input):
+    for row, split, encoded in _encoded(sources, encoder, bad_input):
         if isinstance(encoded, str):
             notes[encoded] += 1
             continue
-        split: SplitName | None = row.split
         if split is None:
             key_text = encoded.split_key if row.split_key is None else row.split_key
             split = choose_split(document_hash(key_text), *fractions)
@@ -166,7 +165,7 @@ def _write(
     splits = {name: writer.finish() for name, writer in writers.items()}
     if shape is None:
         skipped = f" ({bad_input.num_skipped} were skipped, the first: {bad_input.named[0]})" if bad_input.named else ""
-        raise UserError(f"{', '.join(source.name for source in sources)}: no row can be used{skipped}")
+        raise UserError(f"{', '.join(source.title for source in sources)}: no row can be used{skipped}")
     return {
         "version": FORMAT_VERSION,
         "key": key,
@@ -182,13 +181,14 @@ def _write(
 
 
 def _encoded(
-    sources: Sequence[RowSource], encoder: RowEncoder, bad_input: BadInput
-) -> Iterator[tuple[Row, EncodedRow | str]]:
+    sources: Sequence[RecordSource], encoder: RowEncoder, bad_input: BadInput
+) -> Iterator[tuple[Record, SplitName | None, EncodedRow | str]]:
+    """Yield each row, the split that it or its source is assigned to, and what it was encoded to."""
     for source in sources:
-        for row in source.rows(bad_input):
+        for row in source.records(bad_input):
             try:
                 encoded = encoder(row)
             except UserError as error:
                 bad_input.reject(row.where, str(error))
                 continue
-            yield row, encoded
+            yield row, row.split or source.split, encoded

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from lit_gpt.data.documents import BadInput, Document
-from lit_gpt.data.split import document_hash
+from lit_gpt.data.corpus_spec import document_hash
+from lit_gpt.data.records import BadInput, Document
 from lit_gpt.data.streaming.documents import DocumentStream
 from lit_gpt.data.tokenizers import Tokenizer
 from lit_gpt.errors import UserError

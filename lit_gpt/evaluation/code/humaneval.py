@@ -11,8 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from lit_gpt.data.documents import OnBadInput
-from lit_gpt.data.hub import HubDataset
+from lit_gpt.data.records import HubDataset, OnBadInput
 from lit_gpt.errors import UserError
 from lit_gpt.evaluation.code.sandbox import Limits, Outcome, Sandbox, check_isolation
 from lit_gpt.evaluation.intervals import mean_score

@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from lit_gpt.data.documents import BadInput
-from lit_gpt.data.rows import FileRows
+from lit_gpt.data.records import BadInput, FileRecords
 from lit_gpt.errors import UserError
 
 Row = Mapping[str, Any]
@@ -79,9 +78,9 @@ def file_docs(read: Callable[[Row], dict[str, Any]], file: str, fewshot_file: st
 
 
 def _rows(read: Callable[[Row], dict[str, Any]], file: str) -> list[dict[str, Any]]:
-    source = FileRows(file)
+    source = FileRecords(file)
     rows = []
-    for row in source.rows(BadInput("error")):
+    for row in source.records(BadInput("error")):
         try:
             rows.append(read(row.values) | {"where": row.where})
         except UnfitRowError as problem:

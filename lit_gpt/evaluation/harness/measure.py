@@ -124,12 +124,12 @@ class Harness(Measure):
         task.set_fewshot_seed(seed=seed)
 
     def _files(self, name: str) -> dict[str, str]:
-        from lit_gpt.data.rows import FileRows
+        from lit_gpt.data.records import FileRecords
         from lit_gpt.hashing import FileHashes
 
         given = {"file": self.data.get(name), "fewshot_file": self.fewshot_data.get(name)}
-        files = {key: FileRows(file) for key, file in given.items() if file is not None}
-        return {key: f"{rows.name} ({rows.fingerprint(FileHashes())[:16]})" for key, rows in files.items()}
+        files = {key: FileRecords(file) for key, file in given.items() if file is not None}
+        return {key: f"{rows.title} ({rows.fingerprint(FileHashes())[:16]})" for key, rows in files.items()}
 
 
 def ask_docs(

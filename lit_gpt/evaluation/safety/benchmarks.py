@@ -9,8 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lit_gpt.data.documents import BadInput
-from lit_gpt.data.rows import Row
+from lit_gpt.data.records import BadInput, Record
 from lit_gpt.errors import UserError
 from lit_gpt.evaluation.harness.measure import ask_docs
 from lit_gpt.evaluation.progress import Progress, no_progress
@@ -37,7 +36,7 @@ class ReadDocs:
     notes: tuple[str, ...]
 
 
-def read_docs(items: RowSet, required: Sequence[str], to_doc: Callable[[Row], Doc]) -> ReadDocs:
+def read_docs(items: RowSet, required: Sequence[str], to_doc: Callable[[Record], Doc]) -> ReadDocs:
     """Read rows as documents.
 
     Args:

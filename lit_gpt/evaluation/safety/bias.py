@@ -33,9 +33,7 @@ from dataclasses import replace
 from difflib import SequenceMatcher
 from typing import Any
 
-from lit_gpt.data.documents import OnBadInput
-from lit_gpt.data.hub import HubDataset
-from lit_gpt.data.rows import Row
+from lit_gpt.data.records import HubDataset, OnBadInput, Record
 from lit_gpt.errors import UserError
 from lit_gpt.evaluation.harness.forms import UnfitRowError, file_docs
 from lit_gpt.evaluation.intervals import bootstrap_mean, clusters_of, mean_score, share_score, wilson
@@ -275,7 +273,7 @@ class BBQ(Measure):
     def run(self, subject: Subject, progress: Progress = no_progress) -> list[Result]:
         """Ask the questions; see `Measure`."""
 
-        def to_doc(row: Row) -> Doc:
+        def to_doc(row: Record) -> Doc:
             doc = bbq_doc(row.values, self.all_wordings)
             index = row.values.get("question_index", row.record)
             return doc | {"template": f"{row.values.get('category', '')} {index}"}

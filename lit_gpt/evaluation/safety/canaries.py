@@ -32,8 +32,7 @@ from pathlib import Path
 import torch
 
 from lit_gpt.atomic import whole_folder
-from lit_gpt.data.documents import BadInput
-from lit_gpt.data.rows.reading import read_rows
+from lit_gpt.data.records import BadInput, read_records
 from lit_gpt.data.tokenizers import Tokenizer
 from lit_gpt.errors import UserError
 from lit_gpt.evaluation.intervals import mean_score, share_score
@@ -145,8 +144,8 @@ def read_canaries(file: str | Path) -> list[Canary]:
     if not path.is_file():
         raise UserError(f"there is no file of canaries {file}; write_canaries makes one")
     found = []
-    for record, row in read_rows(path, path.name, BadInput()):
-        where = f"{path.name}:{record}"
+    for record in read_records(path, path.name, BadInput()):
+        row, where = record.values, record.where
         for field in ("prefix", "secret"):
             if not isinstance(row.get(field), str) or not row[field]:
                 raise UserError(

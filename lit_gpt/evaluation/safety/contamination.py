@@ -19,11 +19,12 @@ from typing import Any
 import numpy as np
 
 from lit_gpt.checks import check_at_least
-from lit_gpt.data.cleaning.benchmark_files import read_benchmark
 from lit_gpt.data.cleaning.words import UInt64Array, match_words, n_gram_hashes, word_hashes
-from lit_gpt.data.compression import inner_suffix
-from lit_gpt.data.documents import BadInput
-from lit_gpt.data.rows.reading import SUFFIXES, read_rows
+from lit_gpt.data.records import BadInput
+from lit_gpt.data.records import read_records as records_of_file
+from lit_gpt.data.records.benchmarks import read_benchmark
+from lit_gpt.data.records.compression import inner_suffix
+from lit_gpt.data.records.formats import TABLE_SUFFIXES
 from lit_gpt.errors import UserError
 from lit_gpt.evaluation.intervals import mean_score, share_score
 from lit_gpt.evaluation.measure import Measure
@@ -389,20 +390,21 @@ def records_of(items: Sequence[str], file: Path) -> dict[str, str] | None:
         file: The benchmark.
 
     Returns:
-        Item → number of its record from 1; None if they cannot be matched.
+        Item → line or row of its record; None if they cannot be matched.
     """
-    known = inner_suffix(file) in SUFFIXES
-    lines = [record for record, _ in read_rows(file, file.name, BadInput("skip"))] if known else []
+    known = inner_suffix(file) in TABLE_SUFFIXES
+    places = [str(row.record) for row in records_of_file(file, file.name, BadInput("skip"))] if known else []
     if all(item.isdecimal() for item in items):
-        if known and max(map(int, items), default=0) >= len(lines):  # another file, or a part of it
+        if not known:
+            return {item: str(int(item) + 1) for item in items}
+        if max(map(int, items), default=0) >= len(places):  # another file, or a part of it
             return None
-        return {item: str(int(item) + 1) for item in items}
+        return {item: places[int(item)] for item in items}
     if not known:
         return None
     ends = [item.rpartition(":")[2] for item in items]
     if all(":" in item and end.isdecimal() for item, end in zip(items, ends, strict=True)):
-        places = {str(line): str(number) for number, line in enumerate(lines, start=1)}
-        return {item: places[end] for item, end in zip(items, ends, strict=True)} if set(ends) <= set(places) else None
-    if len(items) == len(lines):
-        return {item: str(number) for number, item in enumerate(items, start=1)}
+        return dict(zip(items, ends, strict=True)) if set(ends) <= set(places) else None
+    if len(items) == len(places):
+        return dict(zip(items, places, strict=True))
     return None

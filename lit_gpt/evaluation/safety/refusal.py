@@ -16,8 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from lit_gpt.data.chat import Message
-from lit_gpt.data.documents import BadInput, OnBadInput
-from lit_gpt.data.hub import HubDataset
+from lit_gpt.data.records import BadInput, HubDataset, OnBadInput
 from lit_gpt.errors import UserError
 from lit_gpt.evaluation.intervals import share_score, wilson
 from lit_gpt.evaluation.measure import Measure

@@ -11,10 +11,17 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lit_gpt.data.documents import BadInput, OnBadInput
-from lit_gpt.data.hub import HubDataset
 from lit_gpt.data.instructions.forms import renamed
-from lit_gpt.data.rows import FileRows, HubRows, Row, RowSource
+from lit_gpt.data.records import (
+    BadInput,
+    FileFormat,
+    FileRecords,
+    HubDataset,
+    HubRecords,
+    OnBadInput,
+    Record,
+    RecordSource,
+)
 from lit_gpt.errors import UserError
 from lit_gpt.hashing import FileHashes
 
@@ -28,12 +35,14 @@ class RowSet:
     """Where rows come from.
 
     Attributes:
-        files: json, jsonl, csv, tsv or parquet files; None, and no `hub`: the set of this name that comes along.
+        files: JSON, JSON lines, CSV, TSV, Parquet or Arrow files; None, and no `hub`: the set of this name that comes
+            along.
         hub: A Hugging Face data set instead, by name or with its configuration and split.
         columns: Our name of a field → the data's.
         limit: Draw so many of them, the same for every model; None: all.
         on_bad_input: error stops at a row that cannot be used, skip leaves it out and counts it.
         embedded: Name of the set that comes along.
+        format: How files are written, where their suffix does not say it: encoding, quoting, delimiter.
     """
 
     files: str | Sequence[str] | None = None
@@ -42,6 +51,7 @@ class RowSet:
     limit: int | None = None
     on_bad_input: OnBadInput = "error"
     embedded: str = ""
+    format: FileFormat | None = None
 
     def __post_init__(self) -> None:
         if self.files is not None and self.hub is not None:
@@ -67,7 +77,7 @@ class RowSet:
         bad_input = BadInput(self.on_bad_input)
         source = self._source()
         rows = []
-        for row in source.rows(bad_input):
+        for row in source.records(bad_input):
             try:
                 values = renamed(row.values, self.columns)
                 _check(values, required)
@@ -77,10 +87,10 @@ class RowSet:
                 rows.append(replace(row, values=values))
         if not rows:
             skipped = f"; {bad_input.num_skipped} were left out: {bad_input.named[0]}" if bad_input.named else ""
-            raise UserError(f"{source.name} holds no rows that can be used{skipped}; name a file that is not empty")
+            raise UserError(f"{source.title} holds no rows that can be used{skipped}; name a file that is not empty")
         total = len(rows)
         rows = rows if self.limit is None else drawn(rows, self.limit)
-        settings: dict[str, Any] = {"items": source.name, "fingerprint": source.fingerprint(FileHashes())}
+        settings: dict[str, Any] = {"items": source.title, "fingerprint": source.fingerprint(FileHashes())}
         if self.columns:
             settings["columns"] = dict(self.columns)
         notes = []
@@ -96,21 +106,21 @@ class RowSet:
             notes.append(f"{bad_input.num_skipped} rows could not be used and were left out: {bad_input.named[0]}.")
         return ReadRows(rows, settings, tuple(notes))
 
-    def _source(self) -> RowSource:
+    def _source(self) -> RecordSource:
         if self.hub is not None:
             hub = self.hub
             spec = HubDataset(hub) if isinstance(hub, str) else hub
-            return HubRows(HubDataset(**spec) if isinstance(spec, Mapping) else spec)
+            return HubRecords(HubDataset(**spec) if isinstance(spec, Mapping) else spec)
         if self.files is not None:
-            return FileRows([self.files] if isinstance(self.files, str) else list(self.files))
-        return FileRows([(self.embedded, embedded_set(self.embedded))])
+            return FileRecords(self.files, format=self.format)
+        return FileRecords([(self.embedded, embedded_set(self.embedded))])
 
 
 @dataclass(frozen=True)
 class ReadRows:
     """Rows, what somebody needs to read them again, and what was left out."""
 
-    rows: list[Row]
+    rows: list[Record]
     settings: dict[str, Any]
     notes: tuple[str, ...]
 

@@ -15,8 +15,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from lit_gpt.data.documents import OnBadInput
-from lit_gpt.data.hub import HubDataset
+from lit_gpt.data.records import HubDataset, OnBadInput
 from lit_gpt.evaluation.harness.forms import UnfitRowError, file_docs
 from lit_gpt.evaluation.intervals import bootstrap_mean, wilson
 from lit_gpt.evaluation.measure import Measure

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from lit_gpt.data.documents import BadInput
-from lit_gpt.data.instructions import StdlibInstructions, conversation_of
+from lit_gpt.data.instructions import Preference, StdlibInstructions, conversation_of, preference_of
 from lit_gpt.data.instructions.stdlib import described_functions
+from lit_gpt.data.records import BadInput
 from lit_gpt.errors import UserError
 
 USER, ANSWER = {"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}
@@ -130,3 +130,18 @@ def test_the_standard_library_has_instructions():
         assert row.values["completion"].count("\n") < 5
         assert row.values["completion"].splitlines()[0] in row.values["prompt"]
         assert row.split_key
+
+
+def test_sharegpt_preferences():
+    turns = [{"from": "system", "value": "be kind"}, {"from": "human", "value": "hi"}]
+    sides = {"chosen": {"from": "gpt", "value": "hello"}, "rejected": {"from": "gpt", "value": "go"}}
+    expected = Preference(
+        [{"role": "system", "content": "be kind"}, {"role": "user", "content": "hi"}],
+        [{"role": "assistant", "content": "hello"}],
+        [{"role": "assistant", "content": "go"}],
+    )
+    assert preference_of({"conversations": turns, **sides}) == expected
+    assert preference_of({"prompt": turns, **{name: [side] for name, side in sides.items()}}) == expected
+    assert preference_of({name: [*turns, side] for name, side in sides.items()}) == expected
+    with pytest.raises(UserError, match="lacks 'from' or 'value'"):
+        preference_of({"conversations": turns, **sides, "chosen": {"from": "gpt"}})

@@ -6,12 +6,10 @@ import json
 import pytest
 
 from lit_gpt.data.chat import CHAT_TEMPLATES, ChatRenderer, ChatTemplate, load_chat_template, with_chat_template
-from lit_gpt.data.documents import BadInput
 from lit_gpt.data.instructions import InstructionEncoder, PreferenceEncoder, conversation_of, preference_of
 from lit_gpt.data.instructions.encoder import NO_REASONING
 from lit_gpt.data.prompts import PromptEncoder, prompt_of
-from lit_gpt.data.rows import Row
-from lit_gpt.data.rows.reading import read_rows
+from lit_gpt.data.records import BadInput, Record, read_records
 from lit_gpt.errors import UserError
 
 DEEP = "[" * 100_000
@@ -25,7 +23,7 @@ def renderer(tokenizer):
 
 
 def row(**values):
-    return Row(values, "f.jsonl", 7)
+    return Record(values, "f.jsonl", 7)
 
 
 @pytest.mark.parametrize(
@@ -146,15 +144,16 @@ def test_a_quote_that_is_never_closed_swallows_no_rows(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text('p,c\na,b\nc,"d\ne,f\ng,h\n')
     bad_input = BadInput("skip")
-    assert [line.record for line in read_rows(path, "a.csv", bad_input)] == [2]
-    assert bad_input.named == ["a.csv:3: lines 3 to 5: it is no CSV (unexpected end of data); is each quote closed?"]
+    assert list(read_records(path, "a.csv", bad_input)) == []  # a file that fails half-way leaves nothing behind
+    assert len(bad_input.named) == 1
+    assert bad_input.named[0].startswith("a.csv:3: lines 3 to 5: it is no CSV (unexpected end of data); is each quote")
 
 
 def test_rows_after_a_bad_csv_row_are_read(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text('p,c\n"a"x,b\nc,"d ""q""\nd"\n')
     bad_input = BadInput("skip")
-    assert list(read_rows(path, "a.csv", bad_input)) == [(4, {"p": "c", "c": 'd "q"\nd'})]
+    assert list(read_records(path, "a.csv", bad_input)) == [Record({"p": "c", "c": 'd "q"\nd'}, "a.csv", 4)]
     assert bad_input.named[0].startswith("a.csv:2: line 2")
 
 
@@ -162,4 +161,4 @@ def test_two_columns_of_one_name(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text("p,c,c\na,b,other\n")
     with pytest.raises(UserError, match="a.csv:1: two columns are named 'c'"):
-        list(read_rows(path, "a.csv", BadInput()))
+        list(read_records(path, "a.csv", BadInput()))

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from pipeline_corpora import card, kept_documents, prepare, write_recipe
 
-from lit_gpt.data.documents import BadInput, Document
 from lit_gpt.data.pipeline.parts import NO_TEXT
 from lit_gpt.data.pipeline.reading import to_doc
 from lit_gpt.data.pipeline.recipe import make_source
+from lit_gpt.data.records import BadInput, Document
 from lit_gpt.data.shards import TokenCorpus
 from lit_gpt.errors import UserError
 
@@ -24,7 +24,7 @@ def recipe(tmp_path: Path, *sources: dict, **more) -> Path:
 
 def user_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, body: str) -> dict:
     (tmp_path / f"{name}.py").write_text(
-        f"from lit_gpt.data.documents import Document\ndef texts():\n    yield from [{body}]\n"
+        f"from lit_gpt.data.records import Document\ndef texts():\n    yield from [{body}]\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     return {"class_path": f"{name}.texts"}
@@ -55,7 +55,7 @@ def test_a_rows_own_source_path_and_record_do_not_change_where_it_came_from(tmp_
     [
         ("bad_record", "Document('a', 'book', 'chapter 1')", "book:chapter 1: its record is 'chapter 1'"),
         ("minus_record", "Document('a', 'book', -3)", "book:-3: its record is -3"),
-        ("no_text", "Document(None, 'book', 3)", "book:3: its text is a NoneType"),
+        ("no_text", "Document(None, 'book', 3)", "book:3: the field 'text' holds NoneType"),
         ("a_number", "7", "a_number.texts:1: it is a int; yield a text"),
         (
             "surrogate",
@@ -115,11 +115,11 @@ def test_a_damaged_record_of_an_archive_is_named(tmp_path):
         (path := tmp_path / "a.warc").write_bytes(data)
         source = make_source({"warc": str(path)}, 1).source
         bad = BadInput("skip")
-        assert [document.text for document in source.read(["a.warc", str(path)], bad)] == texts
+        assert [document.text for document in source.read_documents(["a.warc", str(path)], bad)] == texts
         assert len(bad.named) == 1
         assert bad.named[0].startswith(words)
         with pytest.raises(UserError, match=words):
-            list(source.read(["a.warc", str(path)], BadInput()))
+            list(source.read_documents(["a.warc", str(path)], BadInput()))
 
 
 def test_a_text_of_an_archive_that_is_too_large_is_not_loaded(tmp_path):
@@ -129,7 +129,7 @@ def test_a_text_of_an_archive_that_is_too_large_is_not_loaded(tmp_path):
     del large
     source = make_source({"warc": str(path), "max_page_bytes": 1 << 20}, 1).source
     tracemalloc.start()
-    documents = list(source.read(["a.wet.gz", str(path)], BadInput()))
+    documents = list(source.read_documents(["a.wet.gz", str(path)], BadInput()))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert [(d.text, (d.metadata or {}).get(NO_TEXT)) for d in documents] == [("", "page_too_large"), ("small", None)]

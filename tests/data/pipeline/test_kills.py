@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from pipeline_corpora import articles, digests, write_recipe
 
-from lit_gpt.data.compression import open_bytes
+from lit_gpt.data.records.compression import open_bytes
 
 SIGNALS = [signal.SIGKILL, signal.SIGTERM, signal.SIGINT]
 

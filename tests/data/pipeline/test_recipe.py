@@ -20,7 +20,7 @@ STDLIB = [{"stdlib": {}}]
         ({"sources": [{"files": "a", "html": "b"}]}, ["files and html", "two sources"]),
         ({"sources": [{"files": "a", "text_feld": "b"}]}, ["'text_feld' of source 1 (files)", "mean text_field?"]),
         ({"sources": [{"files": "a", "license": 3}]}, ["license is 3", "text"]),
-        ({"sources": [{"files": "a", "encoding": "latin"}]}, ["encoding is 'latin'", "detect"]),
+        ({"sources": [{"files": "a", "encoding": "lettin"}]}, ["encoding is 'lettin'", "detect"]),
         ({"sources": [{"hub": "roneneldan/TinyStories"}]}, ["hub: {path: roneneldan/TinyStories}"]),
         ({"sources": [{"hub": {"pat": "x"}}]}, ["'pat' of hub of source 1", "mean path?"]),
         ({"sources": [{"code": ".", "languages": ["Pyton"]}]}, ["'Pyton'", "mean Python?"]),

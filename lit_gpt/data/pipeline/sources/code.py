@@ -1,13 +1,14 @@
 """`code:` and `stdlib:`: source code, a file a document, with its path and programming language."""
 
+import dataclasses
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from lit_gpt.data.compression import inner_suffix
-from lit_gpt.data.documents import BadInput, Document
-from lit_gpt.data.pipeline.encoding import decode_any
-from lit_gpt.data.pipeline.parts import NO_TEXT, FileParts
+from lit_gpt.data.pipeline.parts import NO_TEXT
+from lit_gpt.data.records import BadInput, FileFormat, FileRecords, Record
+from lit_gpt.data.records.compression import inner_suffix
+from lit_gpt.data.records.formats import read_text
 from lit_gpt.data.stdlib import stdlib_files
 from lit_gpt.errors import UserError
 from lit_gpt.suggest import unknown_name
@@ -67,11 +68,11 @@ _GENERATED_HEAD_CHARACTERS = 500
 
 
 def programming_language(path: Path) -> str | None:
-    """Returns the language of a file by its name, or None."""
+    """Return the language of a file by its name, or None."""
     return _BY_NAME.get(path.name) or _BY_SUFFIX.get(inner_suffix(path))
 
 
-class CodeFolders(FileParts):
+class CodeFolders(FileRecords):
     """Source code: each file with its path and, as its `language`, its programming language.
 
     The step `language` asks no further; its `keep` needs the name, as in `[en, Python]`.
@@ -98,7 +99,7 @@ class CodeFolders(FileParts):
         max_line_characters: int = 1000,
         generated: bool = False,
     ) -> None:
-        super().__init__(code)
+        super().__init__(code, format=FileFormat(encoding="detect"), keep=None)
         for language in languages or ():
             if language not in LANGUAGES:
                 raise unknown_name("programming language", language, LANGUAGES, "of source code")
@@ -108,7 +109,7 @@ class CodeFolders(FileParts):
         self.generated = generated
 
     def files(self) -> list[tuple[str, Path]]:
-        """Lists the source files."""
+        """List the source files."""
         found = []
         for name, path in super().files():
             language = programming_language(path)
@@ -118,30 +119,29 @@ class CodeFolders(FileParts):
                 found.append((name, path))
         if not found:
             wanted_languages = ", ".join(self.languages) if self.languages else "a known programming language"
-            raise UserError(f"{self.patterns} holds no file in {wanted_languages}; name a folder of source code")
+            raise UserError(f"{self.name} holds no file in {wanted_languages}; name a folder of source code")
         return found
 
-    def read_file(self, name: str, path: Path, bad_input: BadInput) -> Iterator[Document]:
-        """Yields the file, or an empty document that says why it is left out."""
+    def read_file(
+        self, name: str, path: Path, bad_input: BadInput, columns: Sequence[str] | None = None
+    ) -> Iterator[Record]:
+        """Yield the file, or an empty text that says why it is left out."""
         metadata = {"language": programming_language(path) or "unknown"}
         if path.stat().st_size > self.max_bytes:
-            yield Document("", name, 0, metadata | {NO_TEXT: "file_too_large"})
+            yield Record({"text": "", **metadata, NO_TEXT: "file_too_large"}, name)
             return
-        text, encoding = decode_any(path.read_bytes())
-        if text is None:
-            bad_input.reject(name, "it is binary, or text in no encoding that could be found")
-            return
-        if encoding != "utf-8":
-            metadata["encoding"] = encoding
-        why = None
-        if any(len(line) > self.max_line_characters for line in text.splitlines()):
-            why = "minified"
-        elif not self.generated and _GENERATED.search(text, 0, _GENERATED_HEAD_CHARACTERS):
-            why = "generated"
-        yield Document("" if why else text, name, 0, metadata | ({NO_TEXT: why} if why else {}))
+        # A .json or .csv among code is code, too: its text, not its records.
+        for record in read_text(path, name, bad_input, self.format):
+            text, why = record.values["text"], None
+            if any(len(line) > self.max_line_characters for line in text.splitlines()):
+                why = "minified"
+            elif not self.generated and _GENERATED.search(text, 0, _GENERATED_HEAD_CHARACTERS):
+                why = "generated"
+            values = {"text": "" if why else text, **metadata} | ({NO_TEXT: why} if why else {})
+            yield dataclasses.replace(record, values=values)
 
 
-class StandardLibrary(FileParts):
+class StandardLibrary(FileRecords):
     """The source of this machine's Python standard library, without its tests: about 12 MB, always there.
 
     Args:
@@ -153,12 +153,14 @@ class StandardLibrary(FileParts):
     def __init__(self, stdlib: dict[str, str] | None = None) -> None:
         if stdlib:
             raise unknown_name("option", next(iter(stdlib)), [], "of stdlib")
-        super().__init__("Python standard library")
+        super().__init__("Python standard library", keep=None)
 
     def files(self) -> list[tuple[str, Path]]:
-        """Lists its modules."""
+        """List its modules."""
         return stdlib_files()
 
-    def read_file(self, name: str, path: Path, bad_input: BadInput) -> Iterator[Document]:
-        """Yields the module."""
-        yield Document(path.read_bytes().decode(), name, 0, {"language": "Python"})
+    def read_file(
+        self, name: str, path: Path, bad_input: BadInput, columns: Sequence[str] | None = None
+    ) -> Iterator[Record]:
+        """Yield the module."""
+        yield Record({"text": path.read_bytes().decode(), "language": "Python"}, name)

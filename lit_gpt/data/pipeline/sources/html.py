@@ -1,12 +1,12 @@
 """`html:`: web pages on this disk, and how a page becomes its main text (trafilatura, Barbaresi 2021, ACL demo)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
-from lit_gpt.data.compression import DAMAGED, open_bytes
-from lit_gpt.data.documents import BadInput, Document
-from lit_gpt.data.pipeline.parts import NO_TEXT, FileParts
+from lit_gpt.data.pipeline.parts import NO_TEXT
+from lit_gpt.data.records import BadInput, FileRecords, Record
+from lit_gpt.data.records.compression import DAMAGED, open_bytes
 from lit_gpt.extras import need
 
 Favor = Literal["precision", "recall", "balance"]
@@ -26,12 +26,12 @@ class MainText:
         self.tables = tables
         self.max_page_bytes = max_page_bytes
 
-    def document(self, page: bytes, source: str, record: int, metadata: dict[str, str]) -> Document:
-        """Returns the page's document; one without text says why under `NO_TEXT`."""
+    def record(self, page: bytes, source: str, number: int, metadata: dict[str, str]) -> Record:
+        """Return the page's record; one without text says why under `NO_TEXT`."""
         if len(page) > self.max_page_bytes:
-            return Document("", source, record, metadata | {NO_TEXT: "page_too_large"})
+            return Record({"text": ""} | metadata | {NO_TEXT: "page_too_large"}, source, number)
         if not page.strip():
-            return Document("", source, record, metadata | {NO_TEXT: "empty"})
+            return Record({"text": ""} | metadata | {NO_TEXT: "empty"}, source, number)
         # Not `deduplicate`: trafilatura remembers earlier pages for it, so the result would depend on their order.
         text = need("trafilatura", "data", "reading web pages").extract(
             page,
@@ -42,12 +42,12 @@ class MainText:
             deduplicate=False,
         )
         if not text:
-            return Document("", source, record, metadata | {NO_TEXT: "no_main_text"})
-        return Document(text, source, record, metadata)
+            return Record({"text": ""} | metadata | {NO_TEXT: "no_main_text"}, source, number)
+        return Record({"text": text} | metadata, source, number)
 
 
-class HtmlFiles(FileParts):
-    """Web pages: one file a page, also as .gz or .zst.
+class HtmlFiles(FileRecords):
+    """Web pages: one file a page, also as .gz, .zst, .bz2 or .xz.
 
     Args:
         html: Files, folders or glob patterns; of a folder the files that end in .html, .htm or .xhtml.
@@ -61,26 +61,30 @@ class HtmlFiles(FileParts):
     def __init__(
         self, html: str | list[str], favor: Favor = "precision", tables: bool = True, max_page_bytes: int = 8 << 20
     ) -> None:
-        super().__init__(html)
+        super().__init__(html, keep=None)
         self.main_text = MainText(favor, tables, max_page_bytes)
 
     def files(self) -> list[tuple[str, Path]]:
-        """Lists the pages."""
-        patterns = [self.patterns] if isinstance(self.patterns, str) else self.patterns
-        named = {Path(pattern).expanduser().name for pattern in patterns}
+        """List the pages."""
+        patterns = [self._named] if isinstance(self._named, str) else self._named
+        named = {Path(str(pattern)).expanduser().name for pattern in patterns}
         suffixes = {".html", ".htm", ".xhtml"}
         return [
             (name, path)
             for name, path in super().files()
-            if name in named or suffixes.intersection(path.suffixes[-2:]) or path.is_dir()  # a folder: not readable
+            if name in named
+            or suffixes.intersection(suffix.lower() for suffix in path.suffixes[-2:])
+            or path.is_dir()  # a folder that may not be read
         ]
 
-    def read_file(self, name: str, path: Path, bad_input: BadInput) -> Iterator[Document]:
-        """Yields the page's main text."""
+    def read_file(
+        self, name: str, path: Path, bad_input: BadInput, columns: Sequence[str] | None = None
+    ) -> Iterator[Record]:
+        """Yield the page's main text."""
         try:
             with open_bytes(path) as file:
                 page = file.read(self.main_text.max_page_bytes + 1)
         except DAMAGED as error:
             bad_input.reject(name, f"the compressed data are damaged ({error})")
             return
-        yield self.main_text.document(page, name, 0, {})
+        yield self.main_text.record(page, name, 0, {})

@@ -1,20 +1,20 @@
 """`class_path:`: documents from the user's own code."""
 
-import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from lit_gpt.data.cleaning.base import code_stamp
-from lit_gpt.data.documents import BadInput, Document
-from lit_gpt.data.pipeline.parts import Part
+from lit_gpt.data.records import BadInput, Part, Record, RecordSource, TextField
+from lit_gpt.data.records.source import as_record
 from lit_gpt.errors import UserError
+from lit_gpt.hashing import FileHashes, sha256_json
 from lit_gpt.instantiate import construct, import_object
 
 
-class UserSource:
+class UserSource(RecordSource):
     """Your own generator: a function, or a class with a method `documents()`, that yields the documents.
 
-    Each is a text, a mapping `{"text": ..., <metadata>}` or a `lit_gpt.data.documents.Document`; every pass yields the
+    Each is a text, a mapping `{"text": ..., <metadata>}` or a `lit_gpt.data.records.Document`; every pass yields the
     same ones in the same order. To be read by several tasks at once, the class may also have `num_parts` (int) and take
     the part as `documents(part)`.
 
@@ -26,8 +26,10 @@ class UserSource:
     """
 
     kind = "class_path"
+    text = TextField("text", keep=None)
 
     def __init__(self, class_path: str, init_args: dict[str, Any] | None = None, version: str | int = "") -> None:
+        self.name = class_path
         self.class_path = class_path
         self.init_args = init_args or {}
         self.version = version
@@ -39,40 +41,36 @@ class UserSource:
         return construct(target, self.init_args, f"source {self.class_path}")
 
     def parts(self) -> Iterator[Part]:
-        """Yields one part, or as many as the class has."""
+        """Yield one part, or as many as the class has."""
         made = self._made()
         if not hasattr(made, "documents") and not isinstance(made, Iterable):
             raise UserError(f"source {self.class_path} has no method documents() and yields nothing; give it one")
         count = int(getattr(made, "num_parts", 1))
-        stamp = [code_stamp(self.class_path, "source", self.version), self.init_args]
         for part in range(count):
-            yield Part(f"{self.class_path}#{part}", part if count > 1 else None, stamp, None)
+            yield Part(f"{self.class_path}#{part}", part if count > 1 else None, self._stamp(), None)
 
-    def read(self, spec: Any, bad_input: BadInput) -> Iterator[Document]:
-        """Yields the documents of a part."""
+    def read(self, spec: Any, bad_input: BadInput, columns: Sequence[str] | None = None) -> Iterator[Record]:
+        """Yield the records of a part."""
         made = self._made()
         name = self.class_path if spec is None else f"{self.class_path}#{spec}"
         items = made
         if hasattr(made, "documents"):
             items = made.documents() if spec is None else made.documents(spec)
-        for record, item in enumerate(items, start=1):
-            document = _document(item, name, record)
-            if document is None:
+        for number, item in enumerate(items, start=1):
+            record = as_record(item, name, number)
+            if record is None:
                 what = f"it is a {type(item).__name__}; yield a text, a mapping with a text under 'text', or a Document"
-                bad_input.reject(f"{name}:{record}", what)
+                bad_input.reject(f"{name}:{number}", what)
             else:
-                yield document
+                yield record
+
+    def fingerprint(self, hashes: FileHashes) -> str:
+        """Return a hash of the code and its arguments."""
+        return sha256_json([self.kind, self._stamp()])
+
+    def _stamp(self) -> list[Any]:
+        return [code_stamp(self.class_path, "source", self.version), self.init_args]
 
     def describe(self) -> dict[str, Any]:
-        """Returns the class and its arguments."""
+        """Return the class and its arguments."""
         return {"kind": self.kind, "class_path": self.class_path, "init_args": self.init_args, "version": self.version}
-
-
-def _document(item: object, name: str, record: int) -> Document | None:
-    if isinstance(item, str):
-        return Document(item, name, record)
-    if isinstance(item, Document):
-        return dataclasses.replace(item, metadata=item.metadata or None)
-    if isinstance(item, dict) and isinstance(item.get("text"), str):
-        return Document(item["text"], name, record, {key: value for key, value in item.items() if key != "text"})
-    return None

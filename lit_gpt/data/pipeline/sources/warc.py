@@ -3,21 +3,21 @@
 The format is ISO 28500. A document's record is the number of its record in the archive, from 1.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from lit_gpt.data.compression import DAMAGED, open_bytes
-from lit_gpt.data.documents import BadInput, Document
-from lit_gpt.data.pipeline.parts import NO_TEXT, FileParts
+from lit_gpt.data.pipeline.parts import NO_TEXT
 from lit_gpt.data.pipeline.sources.html import Favor, MainText
+from lit_gpt.data.records import BadInput, FileRecords, Record
+from lit_gpt.data.records.compression import DAMAGED, open_bytes
 from lit_gpt.extras import need
 
 _PAGE_TYPES = ("text/html", "application/xhtml+xml")
 
 
-class WarcFiles(FileParts):
-    """Web archives: .warc or .wet, also as .gz or .zst.
+class WarcFiles(FileRecords):
+    """Web archives: .warc or .wet, also as .gz, .zst, .bz2 or .xz.
 
     Args:
         warc: Files, folders or glob patterns.
@@ -31,21 +31,23 @@ class WarcFiles(FileParts):
     def __init__(
         self, warc: str | list[str], favor: Favor = "precision", tables: bool = True, max_page_bytes: int = 8 << 20
     ) -> None:
-        super().__init__(warc)
+        super().__init__(warc, keep=None)
         self.main_text = MainText(favor, tables, max_page_bytes)
 
-    def read_file(self, name: str, path: Path, bad_input: BadInput) -> Iterator[Document]:
-        """Yields the pages that were answered with 200 and are HTML, and the texts of a WET file."""
+    def read_file(
+        self, name: str, path: Path, bad_input: BadInput, columns: Sequence[str] | None = None
+    ) -> Iterator[Record]:
+        """Yield the pages that were answered with 200 and are HTML, and the texts of a WET file."""
         for number, kind, metadata, data in self._records(name, path, bad_input):
             if kind == "response":
-                yield self.main_text.document(data, name, number, metadata)
+                yield self.main_text.record(data, name, number, metadata)
             elif len(data) > self.main_text.max_page_bytes:
-                yield Document("", name, number, metadata | {NO_TEXT: "page_too_large"})
+                yield Record({"text": ""} | metadata | {NO_TEXT: "page_too_large"}, name, number)
             else:
-                yield Document(data.decode("utf-8", "replace"), name, number, metadata)
+                yield Record({"text": data.decode("utf-8", "replace")} | metadata, name, number)
 
     def _records(self, name: str, path: Path, bad_input: BadInput) -> Iterator[tuple[int, str, dict[str, str], bytes]]:
-        """Yields (number, type, metadata, content) of pages and texts; of a content, a byte more than is allowed."""
+        """Yield (number, type, metadata, content) of pages and texts; of a content, a byte more than is allowed."""
         warcio = need("warcio", "data", "reading web archives")
         from warcio.archiveiterator import ArchiveIterator
 

@@ -1,4 +1,4 @@
-"""Files behind a URL, through fsspec: which there are, and a local copy of one while it is read."""
+"""Records of files behind a URL, through fsspec: which files there are, and a local copy of one while it is read."""
 
 import contextlib
 import datetime
@@ -7,14 +7,18 @@ import hashlib
 import os
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from lit_gpt.atomic import remove_leftovers, whole_file
 from lit_gpt.data.cache import check_disk_space, say
+from lit_gpt.data.records.formats import FileFormat
+from lit_gpt.data.records.record import BadInput, Record
+from lit_gpt.data.records.source import FORMAT_VERSION, FileRecords, Part
 from lit_gpt.errors import UserError
+from lit_gpt.hashing import FileHashes, sha256_json
 
 _WAITS_SECONDS = (1.0, 5.0, 20.0)
 _CHECKSUMS = ("checksum", "md5hash", "contentmd5", "md5", "sha", "blobid", "xethash", "crc32c", "crc", "digest", "etag")
@@ -40,8 +44,67 @@ class RemoteFile:
     local: bool
 
 
+class RemoteRecords(FileRecords):
+    """Files anywhere that fsspec reaches: `s3://`, `gs://`, `hf://`, `https://`, `memory://`, plain paths.
+
+    A remote file is fetched whole into the cache before it is read, and deleted when all streams that read it there
+    have done so. A file is known by its name, its size and its version: the date of a local file (copy with `cp -p` or
+    `rsync -a` to keep it), and what the server says of a remote one (a checksum, an ETag or a date).
+
+    Args:
+        urls: Files, folders or glob patterns.
+        cache_dir: Where a copy is kept while it is read.
+        text_field: Field that holds the text of a record.
+        document_separator: String at which plain text files are cut into records.
+        format: Encoding, quoting and delimiter of the files.
+    """
+
+    kind = "remote"
+
+    def __init__(
+        self,
+        urls: str | Sequence[str],
+        cache_dir: Path,
+        text_field: str = "text",
+        document_separator: str | None = None,
+        format: FileFormat | None = None,
+    ) -> None:
+        self.urls = [urls] if isinstance(urls, str) else list(urls)
+        super().__init__(self.urls, text_field, document_separator, name=", ".join(self.urls), format=format)
+        self.cache_dir = cache_dir
+        self._remote: list[RemoteFile] | None = None
+
+    @property
+    def remote_files(self) -> list[RemoteFile]:
+        """The files, sorted by name; listed on first use."""
+        if self._remote is None:
+            self._remote = [file for url in self.urls for file in list_remote(url)]
+        return self._remote
+
+    def parts(self) -> Iterator[Part]:
+        """Yield the files."""
+        for number, file in enumerate(self.remote_files):
+            yield Part(file.url, number, [file.size, file.version], file.size, None)
+
+    def read(self, spec: Any, bad_input: BadInput, columns: Sequence[str] | None = None) -> Iterator[Record]:
+        """Yield the records of one file, of which there is a local copy meanwhile."""
+        file = self.remote_files[spec]
+        with fetched(file, self.cache_dir) as path:
+            yield from self.read_file(file.url, path, bad_input, columns)
+
+    def fingerprint(self, hashes: FileHashes) -> str:
+        """Return a hash of the files' names, sizes and versions and of how they are read."""
+        listed = [[file.url, file.size, file.version] for file in self.remote_files]
+        return sha256_json([self.kind, FORMAT_VERSION, listed, *self.reading_key()])
+
+    def describe(self) -> dict[str, Any]:
+        """Return the patterns, and number and size of the files."""
+        size = sum(file.size for file in self.remote_files)
+        return {"kind": self.kind, "name": self.name, "num_files": len(self.remote_files), "file_bytes": size}
+
+
 def list_remote(url: str) -> list[RemoteFile]:
-    """Lists the files that a URL names, sorted by name.
+    """List the files that a URL names, sorted by name.
 
     Args:
         url: A file, a folder or a glob pattern, with or without protocol.
@@ -92,7 +155,7 @@ def _remote_file(system: Any, name: str, listed: Mapping[str, Any]) -> RemoteFil
 
 
 def _version(info: Mapping[str, Any]) -> str:
-    """Returns by what a change of the file shows, empty if its file system does not say."""
+    """Return by what a change of the file shows, empty if its file system does not say."""
     values = {name.lower().replace("-", "").replace("_", ""): value for name, value in info.items()}
     for name in _VERSIONS:
         if value := values.get(name):
@@ -102,7 +165,7 @@ def _version(info: Mapping[str, Any]) -> str:
 
 
 def _asked(system: Any, name: str) -> dict[str, Any]:
-    """Asks for one file, of which a listing may say less (that of a web server gives names alone)."""
+    """Ask for one file, of which a listing may say less (that of a web server gives names alone)."""
     protocols = [system.protocol] if isinstance(system.protocol, str) else system.protocol
     more = {"expand_info": True} if "hf" in protocols else {}
     with contextlib.suppress(OSError, ValueError):
@@ -112,7 +175,7 @@ def _asked(system: Any, name: str) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def fetched(file: RemoteFile, cache_dir: Path) -> Iterator[Path]:
-    """Gives a local path of the file, fetching it if it is not on this machine, and keeps it there while it is read.
+    """Give a local path of the file, fetching it if it is not on this machine, and keeps it there while it is read.
 
     Whoever reads the copy holds a shared lock; it is fetched and deleted under the exclusive one. So streams that share
     a cache share a copy too, and the last that has read it to its end deletes it. Where reading ends early the copy
@@ -181,7 +244,7 @@ def _fetch(file: RemoteFile, target: Path) -> None:
 
 
 def _system(url: str) -> tuple[Any, str]:
-    """Returns fsspec's file system for a URL and the path in it."""
+    """Return fsspec's file system for a URL and the path in it."""
     import fsspec
 
     try:

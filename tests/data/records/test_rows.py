@@ -8,8 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lit_gpt.data.documents import BadInput
-from lit_gpt.data.rows import FileRows, IterableRows
+from lit_gpt.data.records import BadInput, FileRecords, IterableRecords
 from lit_gpt.errors import UserError
 from lit_gpt.hashing import FileHashes
 
@@ -41,7 +40,7 @@ def write(path):
 def test_rows_of_every_kind_of_file(tmp_path, suffix):
     path = tmp_path / f"rows.{suffix}"
     write(path)
-    rows = list(FileRows(str(path)).rows(BadInput()))
+    rows = list(FileRecords(str(path)).records(BadInput()))
     assert [row.values for row in rows] == ROWS
     assert {row.source for row in rows} == {path.name}
 
@@ -52,7 +51,7 @@ def test_nested_values_of_parquet(tmp_path):
         {"role": "assistant", "content": "y", "tool_calls": None},
     ]
     pq.write_table(pa.Table.from_pylist([{"messages": messages}]), tmp_path / "a.parquet")
-    (row,) = FileRows(str(tmp_path)).rows(BadInput())
+    (row,) = FileRecords(str(tmp_path)).records(BadInput())
     assert row.values["messages"] == messages
 
 
@@ -67,8 +66,7 @@ def test_nested_values_of_parquet(tmp_path):
         ("a.jsonl", b"[]\n", "a.jsonl:1: it holds a JSON list"),
         ("a.jsonl", b'{"a": "\xff"}\n', "a.jsonl:1: the line is not valid UTF-8"),
         ("a.csv", b"a,b\n1,2,3\n", "a.csv:2: it has more cells"),
-        ("a.parquet", b"no", "no readable parquet"),
-        ("a.txt", b"text", "holds no rows"),
+        ("a.parquet", b"no", "no readable Parquet"),
         ("a.json", b"[" + b"9" * 5000 + b"]", "a.json: it is not JSON"),
         ("a.jsonl", b"[" + b"9" * 5000 + b"]", "a.jsonl:1: the line is not JSON"),
         ("a.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 99)[:-9], "damaged"),
@@ -76,26 +74,26 @@ def test_nested_values_of_parquet(tmp_path):
 )
 def test_what_cannot_be_read_is_named(tmp_path, name, content, where):
     (tmp_path / name).write_bytes(content)
-    source = FileRows(str(tmp_path / name))
+    source = FileRecords(str(tmp_path / name))
     with pytest.raises(UserError, match=where.replace(".", r"\.")):
-        list(source.rows(BadInput()))
+        list(source.records(BadInput()))
     bad_input = BadInput("skip")
-    list(source.rows(bad_input))
+    list(source.records(bad_input))
     assert bad_input.num_skipped == 1
 
 
 def test_a_link_that_leads_nowhere_is_named(tmp_path):
     (tmp_path / "a.jsonl").symlink_to(tmp_path / "nowhere")
     (tmp_path / "b.jsonl").write_text('{"a": 1}\n')
-    source = FileRows(str(tmp_path))
+    source = FileRecords(str(tmp_path))
     source.fingerprint(FileHashes())
     bad_input = BadInput("skip")
-    assert [row.values for row in source.rows(bad_input)] == [{"a": 1}]
+    assert [row.values for row in source.records(bad_input)] == [{"a": 1}]
     assert "a.jsonl: it cannot be read" in bad_input.named[0]
 
 
 def test_a_changed_row_changes_the_fingerprint(tmp_path):
     hashes = FileHashes()
-    one, other = IterableRows(lambda: ROWS, "rows"), IterableRows(lambda: ROWS[:1], "rows")
-    assert one.fingerprint(hashes) == IterableRows(lambda: ROWS, "rows").fingerprint(hashes)
+    one, other = IterableRecords(lambda: ROWS, "rows"), IterableRecords(lambda: ROWS[:1], "rows")
+    assert one.fingerprint(hashes) == IterableRecords(lambda: ROWS, "rows").fingerprint(hashes)
     assert one.fingerprint(hashes) != other.fingerprint(hashes)

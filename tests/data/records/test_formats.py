@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow
@@ -9,20 +10,22 @@ import pyarrow.parquet
 import pytest
 import zstandard
 
-from lit_gpt.data import readers
-from lit_gpt.data.documents import BadInput, Document
-from lit_gpt.data.readers import read_file
+from lit_gpt.data.records import BadInput, Document, FileRecords, formats
 from lit_gpt.errors import UserError
 
 
+def documents(path: Path, bad: BadInput, field: str = "text", separator: str | None = None) -> Iterator[Document]:
+    return FileRecords([(path.name, path)], field, separator).documents(bad)
+
+
 def read(path: Path, mode: str = "error", field: str = "text", separator: str | None = None) -> list[Document]:
-    return list(read_file(path, path.name, BadInput(mode), field, separator))  # type: ignore[arg-type]
+    return list(documents(path, BadInput(mode), field, separator))  # type: ignore[arg-type]
 
 
-def skipped(path: Path, **kwargs) -> tuple[list[str], list[str]]:
+def skipped(path: Path, field: str = "text", separator: str | None = None) -> tuple[list[str], list[str]]:
     """(texts, what was named) in mode skip."""
     bad = BadInput("skip")
-    texts = [d.text for d in read_file(path, path.name, bad, kwargs.get("field", "text"), kwargs.get("separator"))]
+    texts = [document.text for document in documents(path, bad, field, separator)]
     assert bad.num_skipped == len(bad.named)
     return texts, bad.named
 
@@ -79,7 +82,7 @@ def test_a_separator_cuts_text_files(tmp_path: Path) -> None:
 
 
 def test_long_text_files_are_cut_at_line_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readers, "MAX_DOCUMENT_BYTES", 64)
+    monkeypatch.setattr(formats, "MAX_DOCUMENT_BYTES", 64)
     text = "".join(f"line {i} ß\n" for i in range(40)) + "x" * 100
     (tmp_path / "a.txt").write_text(text, encoding="utf-8")
     documents = read(tmp_path / "a.txt")
@@ -94,7 +97,7 @@ def test_long_text_files_are_cut_at_line_ends(tmp_path: Path, monkeypatch: pytes
 
 
 def test_the_separator_wins_over_long_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readers, "MAX_DOCUMENT_BYTES", 64)
+    monkeypatch.setattr(formats, "MAX_DOCUMENT_BYTES", 64)
     (tmp_path / "a.txt").write_bytes(b"good\n\n" * 30 + b"\xff bad")
     texts, named = skipped(tmp_path / "a.txt", separator="\n\n")
     assert texts == []  # a file that turns out bad late leaves nothing of its beginning
@@ -115,10 +118,10 @@ def test_the_separator_wins_over_long_files(tmp_path: Path, monkeypatch: pytest.
             "a.txt.zst: the compressed data are damaged",
         ),
         ("a.txt.zst", b"no zstandard", "a.txt.zst: the compressed data are damaged"),
-        ("a.parquet", b"PAR1 no parquet", "a.parquet: it is no readable parquet file"),
+        ("a.parquet", b"PAR1 no parquet", "a.parquet: it is no readable Parquet file"),
         ("a.csv", b"text\nok\n\xff\n", "a.csv: it is not valid UTF-8"),
         ("a.csv", b"id,body\n1,x\n", "a.csv:1: no column 'text'; its columns are 'id', 'body'"),
-        ("a.csv", b"id,text\n1\n", "a.csv:2: the field 'text' holds NoneType"),
+        ("a.csv", b"id,text\n1\n", "a.csv:2: it has fewer cells (1) than the header has columns (2)"),
     ],
 )
 def test_bad_files_are_named(tmp_path: Path, name: str, data: bytes, expected: str) -> None:
@@ -147,7 +150,7 @@ def test_bad_files_are_named(tmp_path: Path, name: str, data: bytes, expected: s
 def test_bad_lines_are_named_by_number(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: bytes, expected: str
 ) -> None:
-    monkeypatch.setattr(readers, "MAX_LINE_BYTES", 200 if b"xxx" in line else 6000)
+    monkeypatch.setattr(formats, "MAX_LINE_BYTES", 200 if b"xxx" in line else 6000)
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b'{"text": "good"}\n' + line + b'\n{"text": "also good"}\n')
     with pytest.raises(UserError, match="on_bad_input: skip") as error:
@@ -174,7 +177,7 @@ def test_a_json_file_holds_records(tmp_path: Path, content: str) -> None:
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        ('{"name": "package", "private": true}', "a.json: it holds a JSON dict, not an array of records"),
+        ('{"name": "package", "private": true}', "a.json:1: no field 'text'; its fields are 'name', 'private'"),
         ("3", "a.json: it holds a JSON int"),
         ("[1, " + "9" * 5000 + "]", "a.json: it is not JSON"),
         ("{oops", "a.json: it is not JSON"),
@@ -199,7 +202,7 @@ def test_parquet_with_large_rows_is_read_a_few_at_a_time(tmp_path: Path, use_dic
     assert path.stat().st_size < 1 << 20
     before = pyarrow.total_allocated_bytes()
     peak = 0
-    for number, document in enumerate(read_file(path, "a", BadInput(), "text", None)):
+    for number, document in enumerate(documents(path, BadInput())):
         assert document.text[0] == str(number % 3)
         assert len(document.text) == size
         peak = max(peak, pyarrow.total_allocated_bytes() - before)

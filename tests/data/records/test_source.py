@@ -4,14 +4,23 @@ from pathlib import Path
 
 import pytest
 
-from lit_gpt.data.documents import BadInput, Document, Source
-from lit_gpt.data.sources import FileSource, HubDataset, HubSource, IterableSource, corpus_fingerprint, expand_files
+from lit_gpt.data.records import (
+    BadInput,
+    Document,
+    FileRecords,
+    HubDataset,
+    HubRecords,
+    IterableRecords,
+    RecordSource,
+    corpus_fingerprint,
+    expand_files,
+)
 from lit_gpt.data.stdlib import stdlib_files
 from lit_gpt.errors import UserError
 from lit_gpt.hashing import FileHashes
 
 
-def texts(source: Source) -> list[str]:
+def texts(source: RecordSource) -> list[str]:
     return [document.text for document in source.documents(BadInput())]
 
 
@@ -46,7 +55,7 @@ def test_what_names_nothing_is_an_error(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_a_missing_file_is_an_error_in_either_mode(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist"):
-        list(FileSource(str(tmp_path / "no.txt")).documents(BadInput("skip")))
+        list(FileRecords(str(tmp_path / "no.txt")).documents(BadInput("skip")))
 
 
 def test_folders_of_the_same_name_are_told_apart_by_their_parents(tmp_path: Path) -> None:
@@ -81,7 +90,7 @@ def test_what_is_no_readable_file_is_named_and_nothing_waits_for_a_pipe(
 
     monkeypatch.setattr(os, "scandir", refuse)
     for pattern in (str(root), f"{root}/**/*.txt"):
-        source = FileSource(pattern)
+        source = FileRecords(pattern)
         source.fingerprint(FileHashes())
         source.describe()
         bad = BadInput("skip")
@@ -99,20 +108,20 @@ def test_what_is_no_readable_file_is_named_and_nothing_waits_for_a_pipe(
 def test_a_files_name_cannot_move_the_cursor(tmp_path: Path) -> None:
     (tmp_path / "a\x1b[2J\u202e.jsonl").write_text("{}\n")
     with pytest.raises(UserError) as error:
-        texts(FileSource(str(tmp_path)))
+        texts(FileRecords(str(tmp_path)))
     assert r"a\x1b[2J\u202e.jsonl:1" in str(error.value)
 
 
 def test_the_fingerprint_follows_content_and_not_place(folder: Path, tmp_path: Path) -> None:
     hashes = FileHashes()
-    before = FileSource(str(folder)).fingerprint(hashes)
+    before = FileRecords(str(folder)).fingerprint(hashes)
     moved = tmp_path / "elsewhere" / "docs"
     moved.parent.mkdir()
     folder.rename(moved)
-    assert FileSource(str(moved)).fingerprint(hashes) == before
-    assert FileSource(str(moved), document_separator="\n").fingerprint(hashes) != before
+    assert FileRecords(str(moved)).fingerprint(hashes) == before
+    assert FileRecords(str(moved), document_separator="\n").fingerprint(hashes) != before
     (moved / "b.txt").write_text("another text")
-    assert FileSource(str(moved)).fingerprint(hashes) != before
+    assert FileRecords(str(moved)).fingerprint(hashes) != before
 
 
 def test_file_hashes_are_remembered_until_the_file_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,14 +141,14 @@ def test_a_python_iterable() -> None:
     def make() -> list[str | Document]:
         return ["one", Document("two", "book", 7)]
 
-    source = IterableSource(make, "mine")
+    source = IterableRecords(make, "mine")
     assert list(source.documents(BadInput())) == [Document("one", "mine", 1), Document("two", "book", 7)]
-    assert source.fingerprint(FileHashes()) == IterableSource(make, "mine").fingerprint(FileHashes())
-    assert source.fingerprint(FileHashes()) != IterableSource(lambda: ["one"], "mine").fingerprint(FileHashes())
-    versioned = IterableSource(lambda: pytest.fail("a version needs no pass"), "mine", version="2")
+    assert source.fingerprint(FileHashes()) == IterableRecords(make, "mine").fingerprint(FileHashes())
+    assert source.fingerprint(FileHashes()) != IterableRecords(lambda: ["one"], "mine").fingerprint(FileHashes())
+    versioned = IterableRecords(lambda: pytest.fail("a version needs no pass"), "mine", version="2")
     assert versioned.fingerprint(FileHashes()) != source.fingerprint(FileHashes())
     with pytest.raises(UserError, match="mine:1 is a int"):
-        texts(IterableSource(lambda: [3], "mine"))  # type: ignore[list-item]
+        texts(IterableRecords(lambda: [3], "mine"))  # type: ignore[list-item]
 
 
 @pytest.fixture
@@ -155,29 +164,29 @@ def rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize("streaming", [False, True])
 def test_hugging_face_data_sets(rows: Path, streaming: bool) -> None:
     spec = HubDataset("json", data_files=str(rows), text_field="content", streaming=streaming)
-    source = HubSource(spec)
+    source = HubRecords(spec)
     documents = list(source.documents(BadInput()))
     assert [d.text for d in documents] == [f"row {i}" for i in range(30)]
     assert documents[4].record == 5
-    assert source.fingerprint(FileHashes()) == HubSource(spec).fingerprint(FileHashes())
-    few = HubSource(
+    assert source.fingerprint(FileHashes()) == HubRecords(spec).fingerprint(FileHashes())
+    few = HubRecords(
         HubDataset("json", data_files=str(rows), text_field="content", streaming=streaming, max_documents=3)
     )
     assert texts(few) == ["row 0", "row 1", "row 2"]
     with pytest.raises(UserError, match="no column 'text'; its columns are 'content', 'stars'"):
-        texts(HubSource(HubDataset("json", data_files=str(rows), streaming=streaming)))
+        texts(HubRecords(HubDataset("json", data_files=str(rows), streaming=streaming)))
 
 
 def test_a_local_folder_as_data_set_and_its_faults(rows: Path) -> None:
     folder = HubDataset(str(rows.parent), text_field="content")
-    assert len(texts(HubSource(folder))) == 30
+    assert len(texts(HubRecords(folder))) == 30
     bad = BadInput("skip")
-    assert list(HubSource(HubDataset(str(rows.parent), text_field="stars")).documents(bad)) == []
+    assert list(HubRecords(HubDataset(str(rows.parent), text_field="stars")).documents(bad)) == []
     assert bad.num_skipped == 30
     assert "holds int" in bad.named[0]
     for missing in (HubDataset(str(rows.parent), split="dev"), HubDataset("no-such/data-set")):
         with pytest.raises(UserError, match="cannot be loaded"):
-            texts(HubSource(missing))
+            texts(HubRecords(missing))
 
 
 def test_the_standard_library_without_its_tests(tmp_path: Path) -> None:
@@ -195,5 +204,5 @@ def test_the_standard_library_without_its_tests(tmp_path: Path) -> None:
 
 
 def test_order_of_sources_counts(folder: Path) -> None:
-    a, b = FileSource(str(folder / "a.md")), FileSource(str(folder / "b.txt"))
+    a, b = FileRecords(str(folder / "a.md")), FileRecords(str(folder / "b.txt"))
     assert corpus_fingerprint([a, b], FileHashes()) != corpus_fingerprint([b, a], FileHashes())

@@ -1,0 +1,44 @@
+"""The one reader of files and data sets: they become records, and a text is taken from a record.
+
+- `record.py`: a `Record` (its fields and its place), a `Document` (the text of one), `BadInput` (error or skip).
+- `formats.py`: one file → its records, by suffix; `compression.py` and `encoding.py` stand below it.
+- `files.py`: from files, folders and patterns to a sorted list of files.
+- `source.py`: `RecordSource` (list parts, read a part, fingerprint) and its kinds: `FileRecords`, `IterableRecords`;
+  `hub.py`: `HubRecords`; `remote.py`: `RemoteRecords`.
+
+Whoever reads anything from users goes through this package, so the same file means the same records everywhere.
+"""
+
+from lit_gpt.data.records.files import expand_files
+from lit_gpt.data.records.formats import FileFormat, read_records
+from lit_gpt.data.records.hub import HubDataset, HubRecords
+from lit_gpt.data.records.record import SPLITS, BadInput, Document, OnBadInput, Record, SplitName, TextField
+from lit_gpt.data.records.source import (
+    FileRecords,
+    IterableRecords,
+    Part,
+    RecordSource,
+    corpus_fingerprint,
+    total_bytes,
+)
+
+__all__ = [
+    "SPLITS",
+    "BadInput",
+    "Document",
+    "FileFormat",
+    "FileRecords",
+    "HubDataset",
+    "HubRecords",
+    "IterableRecords",
+    "OnBadInput",
+    "Part",
+    "Record",
+    "RecordSource",
+    "SplitName",
+    "TextField",
+    "corpus_fingerprint",
+    "expand_files",
+    "read_records",
+    "total_bytes",
+]

@@ -1,0 +1,191 @@
+"""Records of Hugging Face data sets: by name, from local files, or as `save_to_disk` left them; loaded or streamed."""
+
+import dataclasses
+import glob
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lit_gpt.data.records.files import DATASET_DICT, DATASET_STATE
+from lit_gpt.data.records.record import BadInput, Record, SplitName, TextField, no_field
+from lit_gpt.data.records.remote import list_remote
+from lit_gpt.data.records.source import Part, RecordSource
+from lit_gpt.errors import UserError
+from lit_gpt.hashing import FileHashes, sha256_json
+
+
+@dataclass(frozen=True)
+class HubDataset:
+    """A Hugging Face data set, as `datasets.load_dataset` takes it.
+
+    Args:
+        path: Name on the hub (`roneneldan/TinyStories`), a local folder (also one that `save_to_disk` wrote), or a
+            builder (`json`) with `data_files`.
+        name: Configuration (`sample-10BT`), where the data set has several.
+        split: Split of the data set to read.
+        data_files: Files for a builder, or a part of the repository's files.
+        revision: Commit, tag or branch to pin.
+        streaming: Read over the network as it goes instead of downloading first.
+        text_field: Column that holds the text; the data module's `text_field` if null.
+        max_documents: Read at most so many rows.
+    """
+
+    path: str
+    name: str | None = None
+    split: str = "train"
+    data_files: str | list[str] | None = None
+    revision: str | None = None
+    streaming: bool = False
+    text_field: str | None = None
+    max_documents: int | None = None
+
+
+class HubRecords(RecordSource):
+    """Records of one Hugging Face data set.
+
+    A downloaded data set is identified by the content hash that `datasets` gives it, a streamed one by its
+    description (pin `revision` there), and by name, size and date of the local files that it names.
+
+    Args:
+        spec: Which data set.
+        text_field: Column of the text where `spec` names none.
+        split: Our split that all records go to; None decides each by its hash.
+        keep: Further columns that become a document's metadata; None keeps all.
+    """
+
+    kind = "hub"
+
+    def __init__(
+        self,
+        spec: HubDataset,
+        text_field: str = "text",
+        split: SplitName | None = None,
+        keep: Sequence[str] | None = (),
+    ) -> None:
+        self.spec = spec
+        self.text = TextField(spec.text_field or text_field, keep)
+        self.split = split
+        self.name = "/".join(part for part in (spec.path, spec.name, spec.split) if part)
+        self._loaded: Any = None
+
+    def load(self) -> Any:
+        """Return the data set as `datasets` gives it, loaded once.
+
+        Raises:
+            UserError: if it cannot be loaded.
+        """
+        if self._loaded is None:
+            import datasets
+
+            try:
+                saved = self._saved()
+                self._loaded = self._load() if saved is None else saved
+            except (OSError, ValueError, datasets.exceptions.DatasetsError, RuntimeError) as error:
+                reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+                raise UserError(f"the data set {self.name} cannot be loaded: {reason}") from error
+        return self._loaded
+
+    def _load(self) -> Any:
+        import datasets
+
+        spec = self.spec
+        return datasets.load_dataset(
+            spec.path,
+            spec.name,
+            split=spec.split,
+            data_files=spec.data_files,
+            revision=spec.revision,
+            streaming=spec.streaming,
+        )
+
+    def _saved(self) -> Any:
+        """Return the data set of a folder that `save_to_disk` wrote, None if the path is no such folder."""
+        import datasets
+
+        folder = Path(self.spec.path).expanduser()
+        if not any((folder / name).is_file() for name in (DATASET_DICT, DATASET_STATE)):
+            return None
+        saved = datasets.load_from_disk(str(folder))
+        if isinstance(saved, dict):
+            if self.spec.split not in saved:
+                raise ValueError(f"it has the splits {', '.join(saved)} and none named {self.spec.split!r} (set split)")
+            saved = saved[self.spec.split]
+        return saved.to_iterable_dataset() if self.spec.streaming else saved
+
+    def fingerprint(self, hashes: FileHashes) -> str:
+        """Return the content's hash, or for a stream that of its description and of its local files' versions."""
+        content = self._local_versions() if self.spec.streaming else self.load()._fingerprint
+        return sha256_json([self.kind, dataclasses.asdict(self.spec), self.text.text_field, self.split, content])
+
+    def _local_versions(self) -> list[list[Any]]:
+        given = [self.spec.data_files] if isinstance(self.spec.data_files, str) else self.spec.data_files or []
+        # Within a local folder every file counts; a builder's patterns may also be URLs or parts of a repository.
+        patterns = [self.spec.path] if Path(self.spec.path).is_dir() else [url for url in given if "://" not in url]
+        paths = sorted({path for pattern in patterns for path in [pattern, *glob.glob(pattern, recursive=True)]})
+        files = [file for path in paths if os.path.exists(path) for file in list_remote(path)]
+        return [[file.url, file.size, file.version] for file in files]
+
+    def num_bytes(self) -> int | None:
+        """Return the size that the data set declares, None where it declares none or a part is read."""
+        size = None if self.spec.max_documents else self.load().info.dataset_size
+        return int(size) if size else None
+
+    def parts(self) -> Iterator[Part]:
+        """Yield the whole data set as one part."""
+        yield Part(self.name, None, None, None)
+
+    def read(self, spec: Any, bad_input: BadInput, columns: Sequence[str] | None = None) -> Iterator[Record]:
+        """Yield the rows in order, numbered from 1."""
+        dataset = self.selected(self.load(), columns)
+        for record, row in enumerate(dataset, start=1):
+            if self.spec.max_documents is not None and record > self.spec.max_documents:
+                return
+            yield Record(dict(row), self.name, record)
+
+    def read_from(
+        self, spec: Any, place: Any, bad_input: BadInput, columns: Sequence[str] | None = None
+    ) -> Iterator[tuple[Record, Any]]:
+        """Yield rows with their places: of a stream what `IterableDataset.state_dict` gives, and the row's number.
+
+        Such a place is exact as long as nothing is shuffled.
+        """
+        if not self.spec.streaming:
+            yield from super().read_from(spec, place, bad_input, columns)
+            return
+        self._loaded = None  # the object carries a position
+        dataset = self.selected(self.load(), columns)
+        record = 0
+        if place is not None:
+            dataset.load_state_dict(place["state"])
+            record = place["record"]
+        rows = iter(dataset)
+        while self.spec.max_documents is None or record < self.spec.max_documents:
+            here = {"state": dataset.state_dict(), "record": record}
+            row = next(rows, None)
+            if row is None:
+                return
+            record += 1
+            yield Record(dict(row), self.name, record), here
+
+    def selected(self, dataset: Any, columns: Sequence[str] | None) -> Any:
+        """Return the data set with these columns alone; all of them for None.
+
+        Raises:
+            UserError: if it lacks one.
+        """
+        if columns is None or dataset.column_names is None:
+            return dataset
+        for column in columns:
+            if column not in dataset.column_names:
+                raise UserError(f"{self.name}: {no_field(column, dataset.column_names, 'column')}")
+        return dataset.select_columns(list(columns))
+
+    def describe(self) -> dict[str, Any]:
+        """Return the data set's description and content hash."""
+        content = None if self.spec.streaming else self.load()._fingerprint
+        return {"kind": self.kind, "name": self.name, **dataclasses.asdict(self.spec), "fingerprint": content}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_loaded": None}

@@ -1,0 +1,227 @@
+"""What sources yield: records, the texts that are taken from them, and what happens to input that cannot be used."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from string import Formatter
+from typing import Any, Literal
+
+from lit_gpt.data.records.encoding import Encoding
+from lit_gpt.errors import UserError
+from lit_gpt.pages.text import visible
+
+SplitName = Literal["train", "val", "test"]
+SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
+OnBadInput = Literal["error", "skip"]
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One record of a file or data set: a row of a table, an object of a JSON file, a plain text.
+
+    Attributes:
+        values: Its fields.
+        source: File (relative to what the user named) or data set that it came from.
+        record: Line or row in that source, counted from 1; 0 when the source is a single text.
+        split: Split that it belongs to whatever its hash; None: its source's, or decided by a hash.
+        split_key: Text whose hash decides the split; None takes the text, or what an encoder names (the prompt).
+            Records that belong together, such as those from one file, share one.
+        encoding: Encoding of its file, where that is not UTF-8.
+    """
+
+    values: dict[str, Any]
+    source: str
+    record: int = 0
+    split: SplitName | None = None
+    split_key: str | None = None
+    encoding: str | None = None
+
+    @property
+    def where(self) -> str:
+        """`source:record`, for messages."""
+        return f"{self.source}:{self.record}" if self.record else self.source
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One text that the model is to learn as a unit: a record seen through a `TextField`.
+
+    Attributes:
+        text: The text itself.
+        source: File (relative to what the user named) or data set that it came from.
+        record: Line or row in that source, counted from 1; 0 when the source is a single document.
+        metadata: What else the source knows (URL, language, ...), JSON values; `prepare` keeps it with the text.
+    """
+
+    text: str
+    source: str
+    record: int = 0
+    metadata: dict[str, Any] | None = None
+
+    @property
+    def where(self) -> str:
+        """`source:record`, for messages."""
+        return f"{self.source}:{self.record}" if self.record else self.source
+
+
+class TextField:
+    """Takes the text out of records: one field, or a template of several.
+
+    Args:
+        text_field: Name of a field, or a template with fields in braces: `"{question} {answer}"`.
+        keep: Further fields that become a document's metadata; None keeps all.
+
+    Example:
+        >>> record = Record({"question": "2 + 2?", "answer": "4", "id": 7}, "a.jsonl", 1)
+        >>> TextField("{question} {answer}").document(record, BadInput()).text
+        '2 + 2? 4'
+    """
+
+    def __init__(self, text_field: str, keep: Sequence[str] | None = ()) -> None:
+        self.text_field = text_field
+        self._keep = keep
+        try:
+            parts = [(literal, name) for literal, name, _, _ in Formatter().parse(text_field)]
+        except ValueError as error:
+            raise UserError(
+                f"text_field {text_field!r} is no template ({error}); write each field as {{name}}"
+            ) from error
+        self._template = parts if any(name for _, name in parts) else None
+        self.fields: tuple[str, ...] = (text_field,) if self._template is None else tuple(n for _, n in parts if n)
+        """The fields that the text is made of."""
+
+    @property
+    def columns(self) -> list[str] | None:
+        """All fields that are needed; None: every one."""
+        return None if self._keep is None else list(dict.fromkeys([*self.fields, *self._keep]))
+
+    def document(self, record: Record, bad_input: "BadInput") -> Document | None:
+        """Return the record's text, or None after rejecting the record."""
+        values = record.values
+        texts = []
+        for name in self.fields:
+            text = values.get(name)
+            if not isinstance(text, str):
+                # A number has one spelling, so it may stand in a template; as a whole text it is a mistake.
+                if self._template is None or not isinstance(text, int | float) or isinstance(text, bool):
+                    bad_input.reject(record.where, _missing(values, name))
+                    return None
+                text = str(text)
+            texts.append(text)
+        if self._template is None:
+            text = texts[0]
+        else:
+            found = iter(texts)
+            text = "".join(literal + (next(found) if name else "") for literal, name in self._template)
+        metadata: dict[str, Any] | None = None
+        if self._keep is None:
+            metadata = {name: value for name, value in values.items() if name not in self.fields} or None
+        elif self._keep:
+            metadata = {name: _plain(values.get(name)) for name in self._keep}
+        if record.encoding is not None:
+            metadata = {**(metadata or {}), "encoding": record.encoding}
+        return Document(text, record.source, record.record, metadata)
+
+
+def _plain(value: Any) -> Any:
+    """Return a value of a table as JSON holds it: a struct as an object, a date as its text."""
+    if isinstance(value, dict):
+        return {str(name): _plain(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_plain(part) for part in value]
+    return value if value is None or isinstance(value, str | int | float) else str(value)
+
+
+def _missing(values: dict[str, Any], name: str) -> str:
+    if name in values:
+        return f"the field {name!r} holds {type(values[name]).__name__}, not text"
+    return no_field(name, values)
+
+
+def no_field(name: str, names: Any, kind: str = "field") -> str:
+    """Return what to say of a record or table that lacks a field."""
+    return f"no {kind} {name!r}; its {kind}s are {', '.join(map(repr, names)) or 'none'} (set text_field)"
+
+
+class BadInput:
+    """Decides about a file or a record that cannot be read: an error that names it, or counted and left out.
+
+    Args:
+        mode: `error` raises at the first; `skip` counts all and remembers the first hundred by name.
+        remedy: What an error says can be done.
+
+    Attributes:
+        num_skipped: How many files and records were left out.
+        named: The first of them, each with the reason.
+        encodings: Encoding that is not UTF-8 and that the user has not named → files that were read in it.
+    """
+
+    MAX_NAMED = 100
+
+    def __init__(
+        self, mode: OnBadInput = "error", remedy: str = "mend or remove it, or set on_bad_input: skip"
+    ) -> None:
+        if mode not in ("error", "skip"):
+            raise UserError(f"on_bad_input is {mode!r}; it can be error or skip")
+        self.mode = mode
+        self.remedy = remedy
+        self.num_skipped = 0
+        self.named: list[str] = []
+        self.encodings: dict[str, set[str]] = {}
+        self._first_read: dict[str, str] = {}
+
+    def reject(self, where: str, problem: str) -> None:
+        """Refuse the input at `where`.
+
+        Raises:
+            UserError: in mode `error`.
+        """
+        named = visible(f"{where}: {problem}")  # a file's name may hold what moves a terminal's cursor
+        if self.mode == "error":
+            raise UserError(f"{named}; {self.remedy}")
+        self._add(1, [named])
+
+    def note_encoding(self, name: str, encoding: Encoding) -> None:
+        """Remember that the file `name` was read in another encoding than UTF-8."""
+        self.encodings.setdefault(encoding.title, set()).add(name)
+        self._first_read.setdefault(encoding.title, visible(f"{name} as {encoding.describe()}"))
+
+    def encoding_notes(self) -> list[str]:
+        """Return a line for each encoding that files were read in beside UTF-8."""
+        counts = {name: len(files) - 1 for name, files in self.encodings.items()}
+        return [
+            f"read {first}" + (f" and {counts[name]:,} more files as {name}" if counts[name] else "")
+            for name, first in self._first_read.items()
+        ]
+
+    def take(self, other: "BadInput") -> None:
+        """Add what another one has counted."""
+        self._add(other.num_skipped, other.named)
+        for name, files in other.encodings.items():
+            self.encodings.setdefault(name, set()).update(files)
+        self._first_read = other._first_read | self._first_read
+
+    def _add(self, count: int, named: list[str]) -> None:
+        self.num_skipped += count
+        self.named += named[: max(0, self.MAX_NAMED - len(self.named))]
+
+
+class UnreadableFile(Exception):  # noqa: N818 (a file's state; readers raise it, `read_records` catches it)
+    """A file cannot be read to its end, so that none of its records may be used.
+
+    Attributes:
+        where: File, with the line or row where there is one.
+        problem: What is wrong.
+    """
+
+    def __init__(self, where: str, problem: str) -> None:
+        super().__init__(f"{where}: {problem}")
+        self.where = where
+        self.problem = problem
+
+
+def documents_of(records: Iterator[Record], text: TextField, bad_input: BadInput) -> Iterator[Document]:
+    """Yield the texts of records; a record without one goes to `bad_input`."""
+    for record in records:
+        document = text.document(record, bad_input)
+        if document is not None:
+            yield document

@@ -1,0 +1,311 @@
+"""Where records come from, in one form for every reader: pretraining, `prepare`, fine-tuning, benchmarks, evaluation.
+
+A `RecordSource` lists its parts (files, ranges of rows, shards), reads one part, and has a fingerprint that changes
+when its records do. Everything else follows from these three: all records in order, their texts, many tasks that read
+parts side by side, and a stream that begins again in the middle of a part.
+"""
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import count, islice
+from pathlib import Path
+from typing import Any
+
+from lit_gpt.data.records.files import content_hash, estimated_bytes, expand_files, file_bytes
+from lit_gpt.data.records.formats import FileFormat, read_records
+from lit_gpt.data.records.record import BadInput, Document, Record, SplitName, TextField, documents_of
+from lit_gpt.errors import UserError
+from lit_gpt.hashing import FileHashes, sha256_json
+
+FORMAT_VERSION = 1
+"""Part of every fingerprint of files: raise it when the same bytes come to give other records."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """What can be read by itself: a file, a range of rows, a shard of a stream.
+
+    Attributes:
+        name: For messages.
+        spec: JSON value that the source's `read` understands.
+        stamp: JSON value that changes when the content does; a start after a kill compares it.
+        num_bytes: Estimated bytes of text; None if unknown.
+        path: Where it is on this disk, if it is a file.
+    """
+
+    name: str
+    spec: Any
+    stamp: Any
+    num_bytes: int | None
+    path: Path | None = None
+
+
+class RecordSource(ABC):
+    """Where records come from. Reading it twice yields the same records in the same order; it can be pickled.
+
+    Attributes:
+        name: What messages and lineage call it.
+        split: The split that all of its records go to, or None: each by its own hash.
+        text: How a text is taken from a record.
+    """
+
+    kind = "records"
+    name: str
+    split: SplitName | None = None
+    text = TextField("text")
+
+    @property
+    def title(self) -> str:
+        """What reports call it: without the folders of this machine."""
+        return self.name
+
+    @abstractmethod
+    def parts(self) -> Iterable[Part]:
+        """Yield the parts, in the order of the corpus."""
+
+    @abstractmethod
+    def read(self, spec: Any, bad_input: BadInput, columns: Sequence[str] | None = None) -> Iterator[Record]:
+        """Yield the records of a part, in bounded memory.
+
+        Args:
+            spec: The part's.
+            bad_input: Takes what cannot be read.
+            columns: Fields that are needed: a source may leave the others out, and may refuse a table that lacks one.
+        """
+
+    @abstractmethod
+    def fingerprint(self, hashes: FileHashes) -> str:
+        """Return a hash that changes when the records, their order, their names or their texts do."""
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """Return what lineage and data card keep about it (JSON values)."""
+
+    def read_from(
+        self, spec: Any, place: Any, bad_input: BadInput, columns: Sequence[str] | None = None
+    ) -> Iterator[tuple[Record, Any]]:
+        """Yield the records of a part from a place on, each with the place at which reading begins with it.
+
+        Args:
+            spec: The part's.
+            place: As this function gave it with a record (a JSON value); None begins the part.
+            bad_input: Takes what cannot be read.
+            columns: Fields that are needed.
+        """
+        begin = place or 0
+        return zip(islice(self.read(spec, bad_input, columns), begin, None), count(begin), strict=False)
+
+    def records(self, bad_input: BadInput, columns: Sequence[str] | None = None) -> Iterator[Record]:
+        """Yield all records, part by part."""
+        for part in self.parts():
+            yield from self.read(part.spec, bad_input, columns)
+
+    def read_documents(self, spec: Any, bad_input: BadInput) -> Iterator[Document]:
+        """Yield the texts of a part."""
+        return documents_of(self.read(spec, bad_input, self.text.columns), self.text, bad_input)
+
+    def documents(self, bad_input: BadInput) -> Iterator[Document]:
+        """Yield all texts, part by part."""
+        for part in self.parts():
+            yield from self.read_documents(part.spec, bad_input)
+
+    def num_bytes(self) -> int | None:
+        """Estimate the UTF-8 bytes of all texts; None if that is unknown before reading them."""
+        sizes = [part.num_bytes for part in self.parts()]
+        return None if None in sizes else sum(size for size in sizes if size is not None)
+
+
+class FileRecords(RecordSource):
+    """Records of local files: text, JSON, JSON lines, CSV, TSV, Parquet, Arrow; each also as .gz, .zst, .bz2 or .xz.
+
+    Args:
+        files: Files, folders, glob patterns (see `expand_files`), or an already expanded list of (name, path).
+        text_field: Field that holds the text of a record, or a template of fields in braces.
+        document_separator: String at which plain text files are cut into records; None keeps a file whole.
+        split: Split that all records go to; None decides each by its hash.
+        name: What lineage calls the source; the patterns by default.
+        format: Encoding, quoting and delimiter of the files.
+        keep: Further fields that become a document's metadata; None keeps all.
+    """
+
+    kind = "files"
+
+    def __init__(
+        self,
+        files: str | Sequence[str] | list[tuple[str, Path]],
+        text_field: str = "text",
+        document_separator: str | None = None,
+        split: SplitName | None = None,
+        name: str | None = None,
+        format: FileFormat | None = None,
+        keep: Sequence[str] | None = (),
+    ) -> None:
+        self.text = TextField(text_field, keep)
+        if document_separator == "":
+            raise UserError("document_separator is empty; give a string such as '\\n\\n', or null to keep files whole")
+        self.document_separator = document_separator
+        self.format = format or FileFormat()
+        self.split = split
+        self._named = files
+        self._files: list[tuple[str, Path]] | None = None
+        if name is None and not isinstance(files, str):
+            name = _listed([item if isinstance(item, str) else item[0] for item in files])
+        self.name = str(files) if name is None else name
+
+    @property
+    def title(self) -> str:
+        """The files' names, relative to what the user named."""
+        return _listed([name for name, _ in self.files()])
+
+    def files(self) -> list[tuple[str, Path]]:
+        """List (name, path) of each file; the disk is searched once. Subclasses may leave some out."""
+        if self._files is None:
+            expanded = [] if isinstance(self._named, str) else [item for item in self._named if isinstance(item, tuple)]
+            patterns = self._named if isinstance(self._named, str) else [str(pattern) for pattern in self._named]
+            self._files = expanded or expand_files(patterns)
+        return self._files
+
+    def parts(self) -> Iterator[Part]:
+        """Yield the files."""
+        for name, path in self.files():
+            try:
+                stat = path.stat()
+            except OSError as error:  # reading it will say so, and on_bad_input decides
+                yield Part(name, [name, str(path)], f"unreadable: {error.strerror}", 0, path)
+                continue
+            yield Part(name, [name, str(path)], [stat.st_size, stat.st_mtime_ns], estimated_bytes(path), path)
+
+    def read(self, spec: Any, bad_input: BadInput, columns: Sequence[str] | None = None) -> Iterator[Record]:
+        """Yield the records of one file."""
+        name, path = spec
+        return self.read_file(name, Path(path), bad_input, columns)
+
+    def read_file(
+        self, name: str, path: Path, bad_input: BadInput, columns: Sequence[str] | None = None
+    ) -> Iterator[Record]:
+        """Yield the records of one file; subclasses read other formats."""
+        # A plain text file is a record whose text has the name by which it will be looked for.
+        field = self.text.text_field if self.text.fields == (self.text.text_field,) else "text"
+        return read_records(path, name, bad_input, self.format, columns, self.document_separator, field)
+
+    def fingerprint(self, hashes: FileHashes) -> str:
+        """Return a hash of the files' names and contents and of how they are read."""
+        content = [[name, content_hash(path, hashes)] for name, path in self.files()]
+        return sha256_json([self.kind, FORMAT_VERSION, content, *self.reading_key(), self.split])
+
+    def reading_key(self) -> list[Any]:
+        """Return what the records depend on beside the files' contents (JSON values)."""
+        return [self.text.text_field, self.document_separator, asdict(self.format)]
+
+    def describe(self) -> dict[str, Any]:
+        """Return name, number of files and their size."""
+        size = sum(file_bytes(path) for _, path in self.files())
+        return {"kind": self.kind, "name": self.name, "num_files": len(self.files()), "file_bytes": size}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_files": None}  # a worker is told which file to read
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+
+
+class IterableRecords(RecordSource):
+    """Records from a Python function.
+
+    Args:
+        make_records: Called for each pass; returns texts, dicts, `Record`s or `Document`s, each time the same ones.
+        name: What messages and lineage call it.
+        version: Changes when the records do. Without it a pass over all of them finds their hash.
+        split: Split that all records go to; None decides each by its hash.
+        text_field: Field that holds the text of a record.
+
+    Example:
+        >>> source = IterableRecords(lambda: ["one text", {"text": "another"}], name="two texts")
+        >>> [document.text for document in source.documents(BadInput())]
+        ['one text', 'another']
+    """
+
+    kind = "iterable"
+
+    def __init__(
+        self,
+        make_records: Callable[[], Iterable[str | dict[str, Any] | Record | Document]],
+        name: str,
+        version: str | None = None,
+        split: SplitName | None = None,
+        text_field: str = "text",
+    ) -> None:
+        self._make_records = make_records
+        self._fingerprint: str | None = None
+        self.name = name
+        self.version = version
+        self.split = split
+        self.text = TextField(text_field, keep=None)
+
+    def parts(self) -> Iterator[Part]:
+        """Yield the one part that there is."""
+        yield Part(self.name, None, self.version, None)
+
+    def read(self, spec: Any, bad_input: BadInput, columns: Sequence[str] | None = None) -> Iterator[Record]:
+        """Yield the function's records; those without a place of their own are numbered from 1."""
+        for number, item in enumerate(self._make_records(), start=1):
+            record = as_record(item, self.name, number, self.text.text_field)
+            if record is None:
+                raise UserError(
+                    f"{self.name}:{number} is a {type(item).__name__}; yield a text, a dict, a Record or a Document"
+                )
+            yield record
+
+    def fingerprint(self, hashes: FileHashes) -> str:
+        """Return the hash of `version`, or else of every record."""
+        if self._fingerprint is None:
+            content = self.version
+            if content is None:
+                digest = hashlib.sha256()
+                for record in self.read(None, BadInput()):
+                    values = [record.values, record.source, record.split, record.split_key]
+                    raw = json.dumps(values, default=str).encode()
+                    digest.update(len(raw).to_bytes(8, "little") + raw)
+                content = digest.hexdigest()
+            self._fingerprint = sha256_json([self.kind, self.name, content, self.split])
+        return self._fingerprint
+
+    def describe(self) -> dict[str, Any]:
+        """Return name and version."""
+        return {"kind": self.kind, "name": self.name, "version": self.version}
+
+
+def as_record(item: object, name: str, number: int, text_field: str = "text") -> Record | None:
+    """Return what somebody's code yielded as a record; None for what is none.
+
+    Args:
+        item: A text, a dict, a `Record` or a `Document`.
+        name: Source of a text or dict.
+        number: Its place there.
+        text_field: Field for the text of a text or document.
+    """
+    match item:
+        case Record():
+            return item
+        case str():
+            return Record({text_field: item}, name, number)
+        case Document():
+            return Record({text_field: item.text, **(item.metadata or {})}, item.source, item.record)
+        case dict():
+            return Record(dict(item), name, number)
+    return None
+
+
+def corpus_fingerprint(sources: Iterable[RecordSource], hashes: FileHashes) -> str:
+    """Return the hash of all that the sources hold, in order."""
+    return sha256_json([source.fingerprint(hashes) for source in sources])
+
+
+def total_bytes(sources: Iterable[RecordSource]) -> int | None:
+    """Estimate the text's bytes in all sources; None if one of them does not know."""
+    sizes = [source.num_bytes() for source in sources]
+    return None if None in sizes else sum(size for size in sizes if size is not None)
