@@ -183,21 +183,27 @@ class _File:
             return is_text and self.path.stat().st_size <= _WHOLE_FILE_BYTES
         return True  # it cannot be read at all
 
-    def encoding(self, bad_input: BadInput) -> Encoding:
+    def encoding(self, bad_input: BadInput, opened: BinaryIO | None = None) -> Encoding:
         """Return the file's encoding.
+
+        Args:
+            bad_input: Remembers an encoding that the user has not named.
+            opened: The content, opened at its beginning and not read yet, which saves opening it again.
 
         Raises:
             UnreadableFile: if it is to be found and the file is no text.
         """
         if self._encoding is None:
-            with open_bytes(self.path) as file:
-                head = file.read(4)
+            head = opened.peek(4)[:4] if isinstance(opened, io.BufferedReader) else b""
+            if len(head) < 4:
+                with open_bytes(self.path) as file:
+                    head = file.read(4)
             found = choose_encoding(head, self.format.encoding, lambda: open_bytes(self.path))
             if found is None:
                 raise UnreadableFile(self.name, "it is binary, or text in no encoding that could be found")
             self._encoding = found
         if self._encoding.name != UTF8 and self.format.encoding in (UTF8, DETECT):
-            bad_input.note_encoding(self.name, self._encoding)  # it is not what the user has named
+            bad_input.note_encoding(self.name, self._encoding)
         return self._encoding
 
     def record_encoding(self) -> str | None:
@@ -206,8 +212,12 @@ class _File:
 
     def open_utf8(self, bad_input: BadInput) -> BinaryIO:
         """Open the content as bytes in UTF-8 (a byte order mark may begin them)."""
-        encoding = self.encoding(bad_input)
         raw = open_bytes(self.path)
+        try:
+            encoding = self.encoding(bad_input, raw)
+        except BaseException:
+            raw.close()
+            raise
         return raw if encoding.name == UTF8 else cast(BinaryIO, io.BufferedReader(_Transcoder(raw, encoding.name)))
 
 
@@ -279,10 +289,10 @@ def _read_text(file: _File, bad_input: BadInput, columns: Sequence[str] | None) 
 
 def _decoded(file: _File, bad_input: BadInput) -> Iterator[str]:
     """Yield a text file's content in pieces of at most `MAX_DOCUMENT_BYTES`."""
-    encoding = file.encoding(bad_input)
-    decoder = codecs.getincrementaldecoder("utf-8-sig" if encoding.name == UTF8 else encoding.name)()
     position = 0
     with open_bytes(file.path) as stream:
+        encoding = file.encoding(bad_input, stream)
+        decoder = codecs.getincrementaldecoder("utf-8-sig" if encoding.name == UTF8 else encoding.name)()
         while True:
             data = stream.read(MAX_DOCUMENT_BYTES)
             if encoding.name == UTF8 and b"\0" in data:
@@ -431,12 +441,13 @@ def _rows_of(value: dict[str, Any]) -> list[Any]:
 def _begins_with_lines(file: _File, bad_input: BadInput) -> bool:
     """Return whether the first line is an object by itself and others follow: JSON lines under another name."""
     with file.open_utf8(bad_input) as stream:
-        first = stream.readline(MAX_LINE_BYTES)
-        while first and not first.removeprefix(codecs.BOM_UTF8).strip():
+        first = stream.readline(MAX_LINE_BYTES).removeprefix(codecs.BOM_UTF8)
+        while first and not first.strip():
             first = stream.readline(MAX_LINE_BYTES)
-        return _is_object(first.removeprefix(codecs.BOM_UTF8)) and any(
-            line.strip() for line in iter(lambda: stream.readline(MAX_LINE_BYTES), b"")
-        )
+        if not first.lstrip().startswith(b"{"):
+            return False
+        others = any(line.strip() for line in iter(lambda: stream.readline(MAX_LINE_BYTES), b""))
+        return others and _is_object(first)
 
 
 def _holds_a_line(text: str) -> bool:
