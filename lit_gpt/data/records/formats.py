@@ -334,7 +334,7 @@ def _binary(file: _File) -> str:
         if head.startswith(magic):
             return f"it is binary, not text: {what}"
     even, odd = head[::2].count(0), head[1::2].count(0)
-    if max(even, odd) >= 6 and min(even, odd) == 0:
+    if max(even, odd) >= max(2, len(head) // 4) and min(even, odd) == 0:  # every other byte of Western text
         return "it is binary, or UTF-16 without a byte order mark; in that case set encoding: utf-16-le or utf-16-be"
     return "it is binary, not text (a zero byte)"
 
