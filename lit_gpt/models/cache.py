@@ -52,6 +52,15 @@ class LayerState:
     def __init__(self, *tensors: Tensor) -> None:
         self.tensors = tensors
 
+    def read(self, part: "Part") -> tuple[Tensor, ...]:
+        """Return copies or views of the rows that a part continues, each (B, ...)."""
+        return tuple(x[part.rows] for x in self.tensors)
+
+    def write(self, part: "Part", *values: Tensor) -> None:
+        """Store the rows of a part after its tokens, each (B, ...)."""
+        for x, value in zip(self.tensors, values, strict=True):
+            x[part.rows] = part.without_padding(value)
+
     def reset_row(self, row: int) -> None:
         """Forget a row: its next token is the first one of a sequence."""
         for x in self.tensors:
@@ -202,9 +211,8 @@ class KVState(LayerState):
     def _append_padded(self, part: "PaddedDecodePart", k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """As `_append`; where the sequences stand is in tensors, never in shapes."""
         entries = part.lengths % self.size
-        # A padding row repeats row 0: it writes what row 0 writes, to the same place.
-        self.keys[part.rows, :, entries] = k[part.rows, 0]
-        self.values[part.rows, :, entries] = v[part.rows, 0]
+        self.keys[part.rows, :, entries] = part.without_padding(k)[:, 0]
+        self.values[part.rows, :, entries] = part.without_padding(v)[:, 0]
         S = min(part.num_keys, self.size)
         return self.keys[: part.num_rows, :, :S], self.values[: part.num_rows, :, :S], self._ring_mask(part, S)
 
@@ -272,6 +280,10 @@ class Part:
         self.masks: dict[Any, Any] = {}
         """Masks that layers of one kind share."""
 
+    def without_padding(self, x: Tensor) -> Tensor:
+        """Return x (B, ...) with what was computed for rows of padding replaced by what may be stored there."""
+        return x
+
 
 class DecodePart(Part):
     """One token more for each of the first B rows.
@@ -310,6 +322,10 @@ class PaddedDecodePart(Part):
         super().__init__(states, lengths.shape[0], 1, rows)
         self.rows: Tensor = rows
         self.lengths, self.num_keys = lengths, num_keys
+
+    def without_padding(self, x: Tensor) -> Tensor:
+        """Return x with row 0 in every row of padding: padding stands for row 0, and must write what that writes."""
+        return x[self.rows]
 
 
 class ChunkPart(Part):

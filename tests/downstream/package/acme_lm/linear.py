@@ -62,10 +62,10 @@ class GatedLinear(TokenMixer):
         return self.o_proj(y.flatten(2))
 
     def _continue(self, state: LayerState, part, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor) -> Tensor:
-        (matrices,) = state.tensors
+        (matrix,) = state.read(part)
         run = one_by_one if q.shape[1] == 1 else in_chunks
-        y, after = run(q, k, v, log_decay, matrices[part.rows])
-        matrices[part.rows] = after
+        y, after = run(q, k, v, log_decay, matrix)
+        state.write(part, after)
         return y
 
     def new_state(
