@@ -46,7 +46,7 @@ FEW = 6
 def material(args: argparse.Namespace) -> dict:
     """Write models, rows and ids. The second model's weights are somewhat off the first's."""
     folder, shape = Path(args.material), SHAPES[args.shape]
-    rows = [row.values for row in StdlibPreferences(max_lines=12).rows(BadInput("error"))]
+    rows = [row.values for row in StdlibPreferences(max_lines=12).records(BadInput("error"))]
     random.Random(0).shuffle(rows)
     train_bpe((f"{row['prompt']}\n{row['chosen']}" for row in rows), shape["vocab_size"] - 2).save(folder / "plain")
     tokenizer, _ = chat_tokenizer(folder / "plain", "chatml")

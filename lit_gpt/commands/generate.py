@@ -206,7 +206,7 @@ def _read_prompts(name: str) -> list[dict[str, Any]]:
             path.write_text(text, encoding="utf-8")
         # Of a plain text each line is a prompt; of a table or JSON each record.
         source = FileRecords([(shown, path)], text_field="prompt", document_separator="\n")
-        bad_input = BadInput(remedy="mend or remove it")
+        bad_input = BadInput(remedy="fix or remove it")
         prompt = TextField("prompt")
         rows = [dict(record.values) for record in source.records(bad_input) if prompt.document(record, bad_input)]
     if not rows:

@@ -100,7 +100,7 @@ def train_bpe(
 
     backend.train_from_iterator(counted(), trainer)
     # The trainer has used threads; were this process to fork now (a DataLoader's workers), the library would warn and
-    # switch itself off. It is told so here, as that warning advises.
+    # switch itself off. It is set here, as that warning advises.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if seen == 0:
         raise UserError("there is no text to train a tokenizer on; name files that hold some")

@@ -1,4 +1,4 @@
-"""Where prepared corpora and tokenizers are kept, and who may write there.
+"""The cache of prepared corpora and tokenizers: where it is, its locks and its atomic writes.
 
 Two processes that want to make the same thing take turns by an operating system lock, which dies with its process.
 """
@@ -43,14 +43,14 @@ def make_cache_dir(path: Path) -> None:
 
 
 def say(line: str) -> None:
-    """Tell the user one line, on stderr, where the progress bars are."""
+    """Print one line for the user on stderr, where the progress bars are."""
     print(line, file=sys.stderr, flush=True)
 
 
 def write_atomic(path: Path, data: bytes) -> None:
     """Write `data` to `path` so that a reader finds the old content or the whole new one."""
-    with whole_file(path) as beside:
-        beside.write_bytes(data)
+    with whole_file(path) as temporary:
+        temporary.write_bytes(data)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -91,7 +91,7 @@ def check_disk_space(
         folder: Where it would be written; it need not exist yet.
         needed_bytes: Estimate of what will be written.
         purpose: What the space is for.
-        remedy: What the user can do beside making room.
+        remedy: What the user can do besides freeing space.
 
     Raises:
         UserError: if fewer than `needed_bytes` are free.
@@ -103,5 +103,5 @@ def check_disk_space(
     if needed_bytes > free:
         raise UserError(
             f"{purpose} needs about {human_bytes(needed_bytes)} in {folder}, and {human_bytes(free)} are free; "
-            f"make room, or {remedy}"
+            f"free some space, or {remedy}"
         )

@@ -5,7 +5,7 @@ from typing import Literal
 
 from lit_gpt.data.instructions.forms import renamed
 from lit_gpt.data.instructions.stdlib import StdlibInstructions, described_functions
-from lit_gpt.data.records import BadInput, Record
+from lit_gpt.data.records import Record
 from lit_gpt.data.rows.store import EncodedRow, EncodedSequence
 from lit_gpt.data.tokenizers import Tokenizer
 from lit_gpt.errors import UserError
@@ -107,7 +107,7 @@ class StdlibOrigins(StdlibInstructions):
         """Return a hash of the files and the packages."""
         return sha256_json([super().fingerprint(hashes), self.packages])
 
-    def rows(self, bad_input: BadInput) -> Iterator[Record]:
+    def generate(self) -> Iterator[Record]:
         """Yield the functions, file by file."""
         for name, path in self.files:
             package = name.split("/")[0]

@@ -74,7 +74,7 @@ class CorpusSpec:
 
     @property
     def nothing_found(self) -> str:
-        """What to tell a user when no text was found."""
+        """The error message when no text was found."""
         share = " for the train split" if self.val_fraction or self.test_fraction else ""
         return (
             f"the corpus is empty: {self.names} hold no text{share}; name files that hold some, or lower val_fraction "
@@ -104,7 +104,8 @@ class Admitted:
 class Reading:
     """One pass over a corpus's documents, with its counts.
 
-    Each document goes to one split, by its hash or as its source says. A single document is cut by position instead.
+    Each document goes to one split, by its hash or as its source assigns it. A single document is cut by
+    position instead.
 
     Attributes:
         num_empty: Documents without a single character: left out, and no fault.

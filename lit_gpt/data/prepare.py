@@ -115,7 +115,7 @@ def prepare_corpus(
                 shutil.rmtree(folder)
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise UserError(
-                    f"the disk of {folder} is full; make room and start again (finished shards are kept), or set "
+                    f"the disk of {folder} is full; free some space and start again (finished shards stay), or set "
                     "cache_dir (or LIT_GPT_CACHE) to a larger disk"
                 ) from error
             raise
@@ -134,7 +134,7 @@ def _is_whole(folder: Path, spec: CorpusSpec) -> bool:
     skipped = corpus.manifest["num_skipped"]
     if skipped and spec.on_bad_input == "error":
         first = corpus.manifest["skipped"][0]
-        raise UserError(f"{first}; mend or remove it, or set on_bad_input: skip ({skipped} are bad in all)")
+        raise UserError(f"{first}; fix or remove it, or set on_bad_input: skip ({skipped} are bad in all)")
     for name in SPLITS:
         forget_progress(folder / name)  # a kill just after the manifest was written left them
     return True
@@ -181,7 +181,7 @@ def _fill(
     counts = ", ".join(
         f"{name} {sum(done.shard.num_tokens for done in writer.finished):,}" for name, writer in writers.items()
     )
-    say(f"corpus: {human_bytes(text_bytes)} of text, tokens: {counts}; {seconds:.1f} s, kept in {folder}")
+    say(f"corpus: {human_bytes(text_bytes)} of text, tokens: {counts}; {seconds:.1f} s, stored in {folder}")
     bad = reading.bad_input
     if bad.num_skipped:
         more = f" and {bad.num_skipped - 5} more" if bad.num_skipped > 5 else ""

@@ -13,7 +13,7 @@ TOKENIZER = "tokenizer"
 
 @dataclass(frozen=True)
 class PreparedCorpus:
-    """Token shards beside their tokenizer.
+    """Token shards with their tokenizer.
 
     Attributes:
         corpus: The shards.
@@ -31,11 +31,11 @@ def open_prepared(path: str | Path, tokenizer: str | Path | None = None) -> Prep
 
     Args:
         path: The `out` of a `prepare` recipe, or a folder of token shards itself.
-        tokenizer: The tokenizer's folder; None looks in `tokenizer/` beside the shards or above them, and in the
+        tokenizer: The tokenizer's folder; None looks in `tokenizer/` next to the shards or above them, and in the
             cache that the shards lie in.
 
     Raises:
-        UserError: if there is no whole corpus, or no tokenizer that made it.
+        UserError: if there is no complete corpus, or no tokenizer that made it.
     """
     folder = Path(path).expanduser()
     if not folder.exists():
@@ -54,7 +54,7 @@ def open_prepared(path: str | Path, tokenizer: str | Path | None = None) -> Prep
         found = load_tokenizer(candidate)
         if found.fingerprint == wanted:
             return PreparedCorpus(corpus, found, candidate)
-    raise UserError(f"the tokenizer of the corpus {path} is not beside it; name its folder with `tokenizer`")
+    raise UserError(f"the tokenizer of the corpus {path} is not next to it; name its folder with `tokenizer`")
 
 
 def _candidates(shards: Path) -> list[Path]:

@@ -1,7 +1,7 @@
-"""Prompts to be answered: rows → tokens that end where an answer begins, with the row itself beside them.
+"""Prompts to be answered: rows → tokens that end where an answer begins, stored with the row itself.
 
-A prompt may stand in any of the forms of `lit_gpt.data.instructions` without its answer: `prompt` or `messages` that
-end with the user, `question`, or `instruction` with `input`; `system` and `tools` may stand beside it. All fields of
+A prompt may have any of the forms of `lit_gpt.data.instructions` without its answer: `prompt` or `messages` that
+end with the user, `question`, or `instruction` with `input`; `system` and `tools` may accompany it. All fields of
 the row go along for the rewards.
 """
 
@@ -13,7 +13,7 @@ from lit_gpt.data.chat import ChatRenderer, Message, check_messages, normalise_m
 from lit_gpt.data.instructions.encoder import prompt_key
 from lit_gpt.data.instructions.forms import instruction_text, parsed, renamed, tools_of, turns_of, with_system
 from lit_gpt.data.instructions.stdlib import StdlibInstructions, described_functions
-from lit_gpt.data.records import BadInput, Record
+from lit_gpt.data.records import Record
 from lit_gpt.data.rows.store import EncodedRow, EncodedSequence
 from lit_gpt.errors import UserError
 from lit_gpt.hashing import sha256_json
@@ -109,7 +109,7 @@ class PromptEncoder:
             attached = json.dumps({"messages": messages, "row": fields}, ensure_ascii=False, default=str)
             attached.encode("utf-8")
         except (TypeError, ValueError) as error:
-            raise UserError(f"a field cannot be kept for the rewards: {error}") from error
+            raise UserError(f"a field cannot be stored for the rewards: {error}") from error
         return EncodedRow((EncodedSequence(ids, [False] * len(ids)),), prompt_key(messages), attached=attached)
 
 
@@ -122,7 +122,7 @@ class StdlibPrompts(StdlibInstructions):
     name = "functions to write, of the Python standard library"
     version = 1
 
-    def rows(self, bad_input: BadInput) -> Iterator[Record]:
+    def generate(self) -> Iterator[Record]:
         """Yield the functions, file by file; of each prompt the first."""
         seen: set[str] = set()
         for name, path in self.files:

@@ -7,7 +7,7 @@ from lit_gpt.data.shards import TokenSplit
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """The part of one document that stands in a window.
+    """The part of one document in a window.
 
     Attributes:
         begin: Index of its first token in the window.

@@ -51,7 +51,7 @@ def prepare_tokenizer(
         cache_dir: Root of the cache.
         vocab_size: Entries, special tokens included.
         pattern: How text is split into words.
-        special_tokens: Special tokens beside `<|endoftext|>`.
+        special_tokens: Special tokens besides `<|endoftext|>`.
         sample_bytes: Text to train on at most, an even sample by document hash.
 
     Returns:
@@ -80,7 +80,7 @@ def prepare_tokenizer(
         with whole_folder(folder) as unfinished:
             tokenizer.save(unfinished)
         seconds = time.monotonic() - began
-        say(f"tokenizer: {tokenizer.vocab_size} entries trained in {seconds:.1f} s, kept in {folder}")
+        say(f"tokenizer: {tokenizer.vocab_size} entries trained in {seconds:.1f} s, stored in {folder}")
     return folder
 
 

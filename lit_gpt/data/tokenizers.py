@@ -1,4 +1,4 @@
-"""Tokenizers: loaded from wherever they come, kept as a Hugging Face tokenizer folder.
+"""Tokenizers: loaded from several formats, stored as a Hugging Face tokenizer folder.
 
 What a folder holds decides everything else: `tokenizer.json` makes the ids, `tokenizer_config.json` names the end of
 text, which is our separator. It opens every document in the token stream; a text that spells it out gets ordinary
@@ -78,10 +78,10 @@ class Tokenizer:
     """A `tokenizers.Tokenizer` with what training needs to know about it.
 
     Args:
-        backend: The tokenizer. Truncation and padding are turned off in it, and special tokens that stand in a text
+        backend: The tokenizer. Truncation and padding are turned off in it, and special tokens that occur in a text
             are encoded as ordinary text.
         separator: Token that opens each document; None finds the end-of-text token by its usual names.
-        files: Files of the folder that it came from (name → content), kept as they are by `save`.
+        files: Files of the folder that it came from (name → content), written unchanged by `save`.
 
     Raises:
         UserError: if the vocabulary has no such token.
@@ -121,7 +121,7 @@ class Tokenizer:
 
     @cached_property
     def byte_lengths(self) -> np.ndarray:
-        """(vocab_size,) int64: UTF-8 bytes that each token stands for, 0 for special tokens."""
+        """(vocab_size,) int64: UTF-8 bytes that each token represents, 0 for special tokens."""
         return token_byte_lengths(self.backend, self.vocab_size)
 
     @property
@@ -367,7 +367,7 @@ def _component_types(component: Any) -> set[str]:
 
 
 def token_byte_lengths(backend: Any, vocab_size: int) -> np.ndarray:
-    """Return the bytes of text that each token stands for.
+    """Return the bytes of text that each token represents.
 
     Byte-level vocabularies are exact. SentencePiece-like ones count `▁` as the space it is and `<0x0A>` as one byte,
     so that a `▁` that the tokenizer itself puts before a text counts one byte too many. Anything else counts the

@@ -199,7 +199,7 @@ def test_no_room_is_seen_before_tokenising(
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
     monkeypatch.setattr(Tokenizer, "encode_batch", lambda *args: pytest.fail("tokenised"))
-    with pytest.raises(UserError, match=r"needs about 25\.0 kB in .*, and 1\.0 kB are free; make room"):
+    with pytest.raises(UserError, match=r"needs about 25\.0 kB in .*, and 1\.0 kB are free; free some space"):
         prepare_corpus(CorpusSpec([FileRecords(str(path))]), tokenizer, tmp_path / "cache")
     assert everything(tmp_path / "cache") == []
 
@@ -220,7 +220,7 @@ def test_a_disk_that_fills_up_leaves_nothing_half_written(
 
     with monkeypatch.context() as patch:
         patch.setattr(shard_writer._HashedFile, "write", write)
-        with pytest.raises(UserError, match="is full; make room"):
+        with pytest.raises(UserError, match="is full; free some space"):
             preparing.prepare(tmp_path)
     left = everything(tmp_path)
     assert not any(atomic.TEMPORARY in name for name in left)

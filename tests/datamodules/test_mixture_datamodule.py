@@ -285,7 +285,7 @@ def test_a_prepared_corpus_is_opened_as_it_lies(root: Path, tmp_path: Path) -> N
     with pytest.raises(UserError, match="vocab_size 256 is smaller than the 300 entries"):
         PreparedDataModule(str(shards), vocab_size=256)
     shutil.copytree(shards, tmp_path / "alone")
-    with pytest.raises(UserError, match="is not beside it; name its folder"):
+    with pytest.raises(UserError, match="tokenizer of the corpus"):
         PreparedDataModule(str(tmp_path / "alone"))
     assert PreparedDataModule(str(tmp_path / "alone"), tokenizer=str(data.tokenizer_path)).vocab_size == 300
     other = make_corpora(tmp_path / "other", vocab_size=310)

@@ -109,7 +109,7 @@ def test_all_pairs_are_scored_once(make):
 def test_pairs_of_the_standard_library():
     source = StdlibPreferences(max_lines=8)
     source.files = source.files[:40]
-    rows = list(source.rows(BadInput()))
+    rows = list(source.records(BadInput()))
     assert len(rows) > 30
     longer = 0
     for row in rows:

@@ -68,7 +68,7 @@ def normalise_messages(messages: object) -> list[Message]:
 def check_messages(messages: Sequence[Message], for_training: bool = False) -> None:
     """Refuse an order of roles that no model is trained on, and empty turns.
 
-    The order: at most one system message, first; then the user; then user and assistant in turn. Tool results stand
+    The order: at most one system message, first; then the user; then user and assistant in turn. Tool results come
     between an assistant's message with tool calls and the assistant's next one.
 
     Args:
@@ -89,7 +89,7 @@ def check_messages(messages: Sequence[Message], for_training: bool = False) -> N
             after = "at the beginning" if before is None else f"after {before!r}"
             raise UserError(
                 f"roles out of order: message {number} is from {role!r} {after}, where only "
-                f"{' or '.join(map(repr, allowed))} may stand"
+                f"{' or '.join(map(repr, allowed))} may come"
             )
         called = bool(message.get("tool_calls"))
         if called and role != "assistant":

@@ -57,7 +57,7 @@ class ChatRenderer:
 
         self.tokenizer = tokenizer
         self.template = template_of(tokenizer) if template is None else template
-        # A copy that recognises special tokens; ours for training data does not.
+        # A copy that recognises special tokens; the tokenizer for training data does not.
         self._backend = tokenizers.Tokenizer.from_str(tokenizer.backend.to_str())
         self._backend.encode_special_tokens = False
         self._inner = _without_opening_space(self._backend)
@@ -84,7 +84,7 @@ class ChatRenderer:
                 tokenised in one piece and its mask is False throughout.
 
         Raises:
-            UserError: if the template does not render them, or answers cannot be told from the rest.
+            UserError: if the template does not render them, or answers cannot be distinguished from the rest.
         """
         turns = normalise_messages(messages)
         described = [tool if "function" in tool else {"type": "function", "function": tool} for tool in tools or ()]
@@ -229,7 +229,7 @@ class ChatRenderer:
         return self._special.sub(lambda match: match[0][0] + guard + match[0][1:], text)
 
     def _encode(self, text: str, start: int, end: int, guard: str) -> list[int]:
-        """Return the ids of `text[start:end]`, as they are with what stands before it."""
+        """Return the ids of `text[start:end]`, as they are after the text before it."""
         before = next((token for token in self._special_texts if text.endswith(token, 0, start)), "")
         ids: list[int] = []
         try:
@@ -255,7 +255,7 @@ class ChatRenderer:
 def _without_opening_space(backend: Any) -> Any:
     """Return a tokenizer that puts no space before a text, or None if this one puts none.
 
-    SentencePiece's (Llama 2, Mistral 7B) do; in the middle of a text that has been cut apart it would be a new space.
+    SentencePiece's (Llama 2, Mistral 7B) do; in the middle of a text that has been cut it would be a new space.
     """
     import tokenizers
 

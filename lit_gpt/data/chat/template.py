@@ -44,7 +44,7 @@ class ChatTemplate:
 
     @property
     def marks_answers(self) -> bool:
-        """Whether `{% generation %}` says which part is the assistant's."""
+        """Whether `{% generation %}` marks which part is the assistant's."""
         return _GENERATION.search(self.source) is not None
 
 

@@ -122,13 +122,13 @@ def renamed(row: Mapping[str, Any], columns: Mapping[str, str] | None) -> dict[s
         UserError: if a named column is not there.
     """
     result = dict(row)
-    if any(ours in _ANSWERS for ours in columns or {}):  # the answer is named, so no other field is one
+    if any(field in _ANSWERS for field in columns or {}):  # the answer is named, so no other field is one
         result = {name: value for name, value in row.items() if name not in _ANSWERS}
-    for ours, theirs in (columns or {}).items():
-        if theirs not in row:
-            raise UserError(f"no field {theirs!r} (columns.{ours}); its fields are {', '.join(map(repr, row))}")
-        result.pop(theirs, None)
-        result[ours] = row[theirs]
+    for field, column in (columns or {}).items():
+        if column not in row:
+            raise UserError(f"no field {column!r} (columns.{field}); its fields are {', '.join(map(repr, row))}")
+        result.pop(column, None)
+        result[field] = row[column]
     return result
 
 

@@ -9,14 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lit_gpt.data.corpus_spec import document_hash
-from lit_gpt.data.records import BadInput, Record
+from lit_gpt.data.records import GeneratedRecords, Record
 from lit_gpt.data.stdlib import stdlib_files
 from lit_gpt.hashing import FileHashes, sha256_json
 
 INSTRUCTION = "Write the Python function."
 
 
-class StdlibInstructions:
+class StdlibInstructions(GeneratedRecords):
     """Rows with the fields `prompt` and `completion`.
 
     Args:
@@ -26,7 +26,6 @@ class StdlibInstructions:
 
     name = "functions of the Python standard library"
     version = 1
-    """Counts up when the rows that the same files give change, so that no cache holds the old ones."""
 
     def __init__(self, root: Path | None = None, max_lines: int = 30) -> None:
         self.files = stdlib_files(root)
@@ -37,7 +36,7 @@ class StdlibInstructions:
         content = [[name, hashes.sha256(path)] for name, path in self.files]
         return sha256_json([self.name, self.version, content, self.max_lines, INSTRUCTION])
 
-    def rows(self, bad_input: BadInput) -> Iterator[Record]:
+    def generate(self) -> Iterator[Record]:
         """Yield the functions, file by file."""
         for name, path in self.files:
             text = path.read_text(encoding="utf-8")
@@ -88,7 +87,7 @@ def described_functions(text: str) -> Iterator[DescribedFunction]:
         if not isinstance(node, ast.FunctionDef) or ast.get_docstring(node) is None or len(node.body) < 2:
             continue
         first, second = node.body[0], node.body[1]
-        # One line each: `def f(): "..."; return 1` cannot be cut apart by lines.
+        # One line each: `def f(): "..."; return 1` cannot be split by lines.
         if first.lineno == node.lineno or second.lineno <= (first.end_lineno or first.lineno):
             continue
         function = DescribedFunction(node, lines)
@@ -111,7 +110,7 @@ def _parses(source: str) -> bool:
 class StdlibPreferences(StdlibInstructions):
     """Rows with `prompt`, `chosen` and `rejected`: the function that was asked for, and another one's body.
 
-    The other is the nearest in length, so that length says nothing, and stands under the wanted signature, so that
+    The other is the nearest in length, so that length carries no information, and has the wanted signature, so that
     copying the signature says nothing either. It is from another file, but from one of the few whose hashes are
     nearest: splits are ranges of these hashes, so both sides of a pair are held out together (up to a few pairs where
     two splits meet).
@@ -122,7 +121,7 @@ class StdlibPreferences(StdlibInstructions):
     FILES = 8
     """Files, neighbours by hash, among which the other function is looked for."""
 
-    def rows(self, bad_input: BadInput) -> Iterator[Record]:
+    def generate(self) -> Iterator[Record]:
         """Yield the pairs, a few files at a time."""
         texts = {name: path.read_text(encoding="utf-8") for name, path in self.files}
         by_hash = sorted(texts, key=lambda name: document_hash(texts[name]))

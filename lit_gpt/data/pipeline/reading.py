@@ -19,7 +19,7 @@ from lit_gpt.data.records import BadInput, Document, OnBadInput
 
 READ = "read"
 RESERVED = ("source", "path", "record")
-"""Metadata by which a document is traced back. What a row itself has under these names is kept under `meta`."""
+"""Metadata by which a document is traced back. What a row itself has under these names is stored under `meta`."""
 
 _PREFIX_BYTES = 200
 
@@ -69,7 +69,7 @@ class ReadParts(PipelineStep):
         progress: Folder that shows how far the tasks have come.
         shard_bytes: Size at which a shard is finished.
         on_bad_input: What happens at what cannot be read.
-        mask: Whether personal data are replaced by tags in all that is told about a document.
+        mask: Whether personal data are replaced by tags in all that reports say about a document.
     """
 
     type = "📖 - READER"
@@ -96,7 +96,7 @@ class ReadParts(PipelineStep):
         self.mask = mask
 
     def run(self, data: Iterable[TroveDocument] | None = None, rank: int = 0, world_size: int = 1) -> Iterator[Any]:
-        """Read; yields nothing, so that the executor keeps nothing."""
+        """Read the task's parts. It yields nothing, so that the executor holds no documents in memory."""
         mask = personal_data_mask() if self.mask else str
         report = TransformReport(READ, 0, mask)
         bad = BadInput(self.on_bad_input)

@@ -4,7 +4,7 @@ A document keeps the source and the record that it was read from, so a window of
 of the file or the row of the data set.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +15,23 @@ from lit_gpt.data.corpus_spec import CorpusSpec, training_texts
 from lit_gpt.data.pipeline.document_shards import read_lines, shard_paths
 from lit_gpt.data.pipeline.recipe import Recipe, tokenizer_settings
 from lit_gpt.data.prepare import prepare_corpus
-from lit_gpt.data.records import BadInput, Document, SplitName
+from lit_gpt.data.records import BadInput, Part, Record, RecordSource
 from lit_gpt.data.tokenizers import Tokenizer, load_tokenizer
 from lit_gpt.hashing import FileHashes, sha256_json
 
 SAMPLE_MEGABYTES = 256
 
 
-class CleanDocuments:
+class CleanDocuments(RecordSource):
     """The documents that the steps left, as a source.
 
     Args:
         folder: Their shards.
         num_bytes: UTF-8 bytes of all texts.
-        one_source: Whether the recipe has a single source, whose name then need not stand before each path.
+        one_source: Whether the recipe has a single source, whose name then is not needed before each path.
     """
 
-    split: SplitName | None = None
+    kind = "prepared"
 
     def __init__(self, folder: Path, num_bytes: int, one_source: bool) -> None:
         self.folder = folder
@@ -39,24 +39,28 @@ class CleanDocuments:
         self._num_bytes = num_bytes
         self._one_source = one_source
 
+    def parts(self) -> Iterator[Part]:
+        """Yield the shards."""
+        for path in shard_paths(self.folder):
+            yield Part(path.name, str(path), None, None, path)
+
+    def read(self, spec: Any, bad_input: BadInput, columns: Sequence[str] | None = None) -> Iterator[Record]:
+        """Yield a shard's documents under the names and records that they were read from."""
+        for line in read_lines(Path(spec)):
+            metadata = line["metadata"]
+            yield Record({"text": line["text"]}, token_source(metadata, self._one_source), int(metadata["record"]))
+
     def fingerprint(self, hashes: FileHashes) -> str:
-        """Returns a hash of the shards."""
+        """Return a hash of the shards."""
         return sha256_json(["clean", [hashes.sha256(path) for path in shard_paths(self.folder)]])
 
     def num_bytes(self) -> int:
-        """Returns the bytes of all texts."""
+        """Return the bytes of all texts."""
         return self._num_bytes
 
-    def documents(self, bad_input: BadInput) -> Iterator[Document]:
-        """Yields the documents under the names and records that they were read from."""
-        for path in shard_paths(self.folder):
-            for line in read_lines(path):
-                metadata = line["metadata"]
-                yield Document(line["text"], token_source(metadata, self._one_source), int(metadata["record"]))
-
     def describe(self) -> dict[str, Any]:
-        """Returns what lineage keeps about it."""
-        return {"kind": "prepared", "name": "documents", "bytes": self._num_bytes}
+        """Return what lineage stores about it."""
+        return {"kind": self.kind, "name": "documents", "bytes": self._num_bytes}
 
 
 def token_source(metadata: dict[str, Any], one_source: bool) -> str:

@@ -1,7 +1,7 @@
 """The one reader of files and data sets: they become records, and a text is taken from a record.
 
 - `record.py`: a `Record` (its fields and its place), a `Document` (the text of one), `BadInput` (error or skip).
-- `formats.py`: one file → its records, by suffix; `compression.py` and `encoding.py` stand below it.
+- `formats.py`: one file → its records, by suffix; on top of `compression.py` and `encoding.py`.
 - `files.py`: from files, folders and patterns to a sorted list of files.
 - `source.py`: `RecordSource` (list parts, read a part, fingerprint) and its kinds: `FileRecords`, `IterableRecords`;
   `hub.py`: `HubRecords`; `remote.py`: `RemoteRecords`.
@@ -15,6 +15,7 @@ from lit_gpt.data.records.hub import HubDataset, HubRecords
 from lit_gpt.data.records.record import SPLITS, BadInput, Document, OnBadInput, Record, SplitName, TextField
 from lit_gpt.data.records.source import (
     FileRecords,
+    GeneratedRecords,
     IterableRecords,
     Part,
     RecordSource,
@@ -28,6 +29,7 @@ __all__ = [
     "Document",
     "FileFormat",
     "FileRecords",
+    "GeneratedRecords",
     "HubDataset",
     "HubRecords",
     "IterableRecords",

@@ -1,4 +1,4 @@
-"""Benchmark files → their texts, each with the record that it stands in.
+"""Benchmark files → their texts, each with its record.
 
 A record may hold several texts (question, choices, answer): each is a text of its own. Unlike in a source of documents,
 a file of which a part cannot be read is an error, because a benchmark that is half known protects half.
@@ -26,7 +26,7 @@ def read_benchmark(path: Path, fields: list[str] | None = None) -> Iterator[tupl
     name = f"benchmark {path}"
     seen: set[str] = set()
     found = False
-    bad_input = BadInput(remedy="mend it or leave it out")
+    bad_input = BadInput(remedy="fix it or leave it out")
     for record in read_records(path, name, bad_input, document_separator="\n\n"):
         seen |= record.values.keys()
         values = record.values if fields is None else [record.values[key] for key in fields if key in record.values]

@@ -29,8 +29,8 @@ _MARKS = (
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 
-# What `detect` chooses from, the commoner first: it wins where the bytes do not tell two apart. For each the languages
-# that are written in it. ISO 8859-2 stands before cp1250 because only the latter has letters at 0x80-0x9f: a file
+# What `detect` chooses from, the commoner first: it wins where the bytes do not distinguish two. For each the languages
+# that are written in it. ISO 8859-2 comes before cp1250 because only the latter has letters at 0x80-0x9f: a file
 # without any is the former's. Latin-1 is not here because cp1252 has all of its letters at the same bytes.
 _WESTERN = "english french german spanish portuguese italian nordic icelandic dutch"
 _CENTRAL = "polish czech hungarian romanian croatian german"
@@ -184,7 +184,7 @@ def _feed(decoder: codecs.IncrementalDecoder, data: bytes, final: bool = False) 
 
 
 def _decodes(open_file: Callable[[], BinaryIO], name: str) -> bool:
-    """Return whether every byte of the file stands for a character."""
+    """Return whether every byte of the file is part of a character."""
     decoder = codecs.getincrementaldecoder(name)()
     with open_file() as file:
         while data := file.read(_CHUNK_BYTES):
@@ -227,7 +227,7 @@ def _score(text: str, languages: list[str]) -> float:
     for language in languages:
         letters = _LETTERS.get(language)
         hits = float(total) if letters is None else sum(counts[letter] for letter in set(letters)) - misplaced
-        if letters is not None and letters[0] > "\u0370":  # not Latin: no letter of it stands beside one of ASCII
+        if letters is not None and letters[0] > "\u0370":  # not Latin: no letter of it is next to one of ASCII
             hits -= beside_ascii
         if language in _COMMON:
             common, share = _COMMON[language]

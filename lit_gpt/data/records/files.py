@@ -1,7 +1,7 @@
 """From what the user writes (files, folders, glob patterns) to a sorted list of files.
 
 Folders are followed through links, each folder once by its real path: a corpus may be spread over disks, and a loop of
-links ends. The folders that `datasets.Dataset.save_to_disk` writes hold Arrow files beside JSON files that describe
+links ends. The folders that `datasets.Dataset.save_to_disk` writes hold Arrow files and JSON files that describe
 them; of those the Arrow files are listed.
 """
 
@@ -26,7 +26,7 @@ DATASET_DICT = "dataset_dict.json"
 
 
 def file_bytes(path: Path) -> int:
-    """Return the size of a file; 0 for what cannot be looked at, which reading it will report."""
+    """Return the size of a file; 0 for what cannot be accessed, which reading it will report."""
     try:
         return path.stat().st_size
     except OSError:
@@ -52,13 +52,13 @@ def expand_files(patterns: str | Sequence[str]) -> list[tuple[str, Path]]:
     Args:
         patterns: A file, a folder (everything below it except hidden entries and `__pycache__`, also through links) or
             a glob pattern (`**` crosses folders), or several. Each file is taken once. Pipes, sockets and devices in
-            folders are no files. What cannot be looked at (a link that leads nowhere, a folder without permission)
+            folders are no files. What cannot be accessed (a link that leads nowhere, a folder without permission)
             stays in the list: reading it fails, and `on_bad_input` decides.
 
     Returns:
         `(name, path)` of each file, no name twice. The name starts at the folder that was named (`docs/guide/a.md` for
         `/home/me/docs`), so that it is the same wherever the corpus lies; where two folders have the same name, at the
-        nearest parents that tell them apart. Bytes of a name that are no UTF-8 are spelt out, as `\xe9`.
+        nearest parents that differ. Bytes of a name that are no UTF-8 are spelt out, as `\xe9`.
 
     Raises:
         UserError: if a pattern names nothing, or a saved data set of several splits, of which one is to be named.
@@ -124,7 +124,7 @@ def _expand(pattern: str) -> _Group:
 
 
 def _matches(parts: Sequence[str], wanted: Sequence[str]) -> bool:
-    """Return whether a path matches a pattern, part by part; `**` stands for any number of folders."""
+    """Return whether a path matches a pattern, part by part; `**` matches any number of folders."""
     if not wanted:
         return not parts
     if wanted[0] == "**":
@@ -208,7 +208,7 @@ def _state_files(folder: Path) -> list[Path]:
 
 
 def _is_text_or_broken(path: Path) -> bool:
-    """Return whether this is a file, or cannot be looked at: no folder, and no pipe, which would be waited for."""
+    """Return whether this is a file, or cannot be accessed: no folder, and no pipe, which would be waited for."""
     try:
         return stat.S_ISREG(path.stat().st_mode)
     except OSError:
@@ -220,7 +220,7 @@ def _as_text(name: str) -> str:
 
 
 def _differently_named(groups: list[_Group]) -> list[tuple[str, Path]]:
-    """Lengthen the names of groups that share one by the folders above, until no name stands for two files."""
+    """Lengthen the names of groups that share one by the folders above, until all names differ."""
     levels = [0] * len(groups)
     while True:
         owners: dict[str, int] = {}

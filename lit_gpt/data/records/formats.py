@@ -8,9 +8,9 @@ elsewhere.
 What cannot be read has two forms. A *record* that is bad (a line that is no JSON, a row with too few cells) goes to
 `BadInput` by itself. A *file* that cannot be read to its end (damaged compression, bytes that are not in its encoding,
 a quote that is never closed, a damaged table) raises `UnreadableFile` inside, and none of its records is used: under
-`on_bad_input: skip` such a file is read once to see whether it is whole before its records are passed on.
+`on_bad_input: skip` such a file is read once to check that it is complete before its records are passed on.
 
-Memory is bounded by a line, a batch of rows or `MAX_DOCUMENT_BYTES` of text; only a `.json` array is parsed as a whole.
+Memory is bounded by a line, a batch of rows or `MAX_DOCUMENT_BYTES` of text; only a `.json` array is parsed at once.
 """
 
 import codecs
@@ -54,7 +54,7 @@ Quoting = Literal["strict", "none"]
 JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
 TABLE_SUFFIXES = (*JSON_SUFFIXES, ".csv", ".tsv", ".parquet", ".arrow", ".feather")
 
-# Names under which exports keep their rows beside other things: {"version": 1, "data": [...]}.
+# Names under which exports hold their rows, next to other fields: {"version": 1, "data": [...]}.
 _ROWS_NAMES = frozenset((
     "data", "rows", "examples", "instances", "items", "records", "documents", "questions", "train", "validation", "val",
     "test",
@@ -73,7 +73,7 @@ class FileFormat:
     Args:
         encoding: `utf-8` (also UTF-16 and UTF-32 with a byte order mark), another encoding's name such as `latin-1`,
             or `detect`, which decides for each file that is not UTF-8 and reports it.
-        quoting: Of CSV and TSV. `strict`: a cell may stand in double quotes, and a quote that is never closed is an
+        quoting: Of CSV and TSV. `strict`: a cell may be in double quotes, and a quote that is never closed is an
             error. `none`: quotes are characters like any other, and a line is a row.
         delimiter: Between the cells of CSV and TSV; null: a comma for .csv, a tab for .tsv.
         column_names: Columns of CSV and TSV files whose first line is a row; null: the first line names them.
@@ -113,8 +113,8 @@ def read_records(
         format: How it is written.
         columns: Fields that are needed; None reads all. A table that lacks one is refused as a whole, and of Parquet
             and Arrow no others are read. Records of JSON hold all their fields, needed or not.
-        document_separator: String at which plain text is cut into records; None keeps a file whole. A line end in it
-            also stands for the two characters with which Windows ends a line.
+        document_separator: String at which plain text is cut into records; None does not cut it. A line end in it
+            also matches the two characters with which Windows ends a line.
         text_field: Field in which a record of plain text holds it.
     """
     file = _File(path, name, format or FileFormat(), document_separator, text_field)
@@ -503,9 +503,7 @@ def _quoted(
         except csv.Error as error:
             last = max(reader.line_num, first)
             span = f"line {first}" if last == first else f"lines {first} to {last}"
-            problem = (
-                f"{span}: it is no CSV ({error}); is each quote closed? (quoting: none takes quotes as they stand)"
-            )
+            problem = f"{span}: it is no CSV ({error}); is each quote closed? (quoting: none takes them literally)"
             if "unexpected end" in str(error):  # every row after the quote is lost in its cell
                 raise UnreadableFile(f"{file.name}:{first}", problem) from error
             bad_input.reject(f"{file.name}:{first}", problem)
@@ -585,7 +583,7 @@ def _named_errors(name: str, kind: str) -> Iterator[None]:
 def _seekable(path: Path) -> Iterator[Path | BinaryIO]:
     """Give a file whose end can be read first, as these formats need: a compressed one as a temporary copy."""
     if not is_compressed(path):
-        open(path, "rb").close()  # a file that may not be read is told as any other
+        open(path, "rb").close()  # a file that may not be read is reported as any other
         yield path
         return
     with tempfile.TemporaryFile() as copy, open_bytes(path) as source:

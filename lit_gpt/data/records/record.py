@@ -101,7 +101,7 @@ class TextField:
         for name in self.fields:
             text = values.get(name)
             if not isinstance(text, str):
-                # A number has one spelling, so it may stand in a template; as a whole text it is a mistake.
+                # A number has one spelling, so it may be part of a template; as the text itself it is a mistake.
                 if self._template is None or not isinstance(text, int | float) or isinstance(text, bool):
                     bad_input.reject(record.where, _missing(values, name))
                     return None
@@ -157,9 +157,7 @@ class BadInput:
 
     MAX_NAMED = 100
 
-    def __init__(
-        self, mode: OnBadInput = "error", remedy: str = "mend or remove it, or set on_bad_input: skip"
-    ) -> None:
+    def __init__(self, mode: OnBadInput = "error", remedy: str = "fix or remove it, or set on_bad_input: skip") -> None:
         if mode not in ("error", "skip"):
             raise UserError(f"on_bad_input is {mode!r}; it can be error or skip")
         self.mode = mode
@@ -186,7 +184,7 @@ class BadInput:
         self._first_read.setdefault(encoding.title, visible(f"{name} as {encoding.describe()}"))
 
     def encoding_notes(self) -> list[str]:
-        """Return a line for each encoding that files were read in beside UTF-8."""
+        """Return a line for each encoding other than UTF-8 in which files were read."""
         counts = {name: len(files) - 1 for name, files in self.encodings.items()}
         return [
             f"read {first}" + (f" and {counts[name]:,} more files as {name}" if counts[name] else "")

@@ -47,13 +47,13 @@ class RemoteFile:
 class RemoteRecords(FileRecords):
     """Files anywhere that fsspec reaches: `s3://`, `gs://`, `hf://`, `https://`, `memory://`, plain paths.
 
-    A remote file is fetched whole into the cache before it is read, and deleted when all streams that read it there
-    have done so. A file is known by its name, its size and its version: the date of a local file (copy with `cp -p` or
+    A remote file is fetched completely into the cache before it is read, and deleted when all streams that read it
+    there have done so. A file is known by its name, its size and its version: the date of a local file (copy with `cp -p` or
     `rsync -a` to keep it), and what the server says of a remote one (a checksum, an ETag or a date).
 
     Args:
         urls: Files, folders or glob patterns.
-        cache_dir: Where a copy is kept while it is read.
+        cache_dir: Where a copy is stored while it is read.
         text_field: Field that holds the text of a record.
         document_separator: String at which plain text files are cut into records.
         format: Encoding, quoting and delimiter of the files.
@@ -145,7 +145,7 @@ def _local_file(name: str) -> RemoteFile:
     try:
         stat = os.stat(name)
     except OSError as error:
-        raise UserError(f"{name} cannot be read: {error.strerror}; mend it, or leave it out of the pattern") from error
+        raise UserError(f"{name} cannot be read: {error.strerror}; fix it, or leave it out of the pattern") from error
     return RemoteFile(name, stat.st_size, str(stat.st_mtime_ns), True)
 
 
@@ -189,7 +189,7 @@ def fetched(file: RemoteFile, cache_dir: Path) -> Iterator[Path]:
         The path.
 
     Raises:
-        UserError: if it cannot be had after some tries, or the disk has no room.
+        UserError: if it cannot be fetched after some tries, or the disk is full.
     """
     if file.local:
         yield Path(file.url)
@@ -232,8 +232,8 @@ def _fetch(file: RemoteFile, target: Path) -> None:
     system, path = _system(file.url)
     for wait in (*_WAITS_SECONDS, None):
         try:
-            with whole_file(target) as beside:
-                system.get_file(path, str(beside))
+            with whole_file(target) as temporary:
+                system.get_file(path, str(temporary))
             return
         except (OSError, ValueError) as error:
             if wait is None or isinstance(error, FileNotFoundError | UserError):
@@ -250,7 +250,7 @@ def _system(url: str) -> tuple[Any, str]:
     try:
         system, path = fsspec.core.url_to_fs(str(Path(url).expanduser()) if "://" not in url else url)
     except ImportError as error:  # fsspec says which package its protocol needs
-        raise UserError(f"{url}: {error}; install that package beside lit_gpt") from error
+        raise UserError(f"{url}: {error}; install that package, too") from error
     except ValueError as error:
         raise UserError(f"{url}: {_reason(error)}") from error
     return system, path

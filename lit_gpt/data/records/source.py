@@ -124,7 +124,7 @@ class FileRecords(RecordSource):
     Args:
         files: Files, folders, glob patterns (see `expand_files`), or an already expanded list of (name, path).
         text_field: Field that holds the text of a record, or a template of fields in braces.
-        document_separator: String at which plain text files are cut into records; None keeps a file whole.
+        document_separator: String at which plain text files are cut into records; None does not cut.
         split: Split that all records go to; None decides each by its hash.
         name: What lineage calls the source; the patterns by default.
         format: Encoding, quoting and delimiter of the files.
@@ -145,7 +145,7 @@ class FileRecords(RecordSource):
     ) -> None:
         self.text = TextField(text_field, keep)
         if document_separator == "":
-            raise UserError("document_separator is empty; give a string such as '\\n\\n', or null to keep files whole")
+            raise UserError("document_separator is empty; give a string such as '\\n\\n', or null not to cut files")
         self.document_separator = document_separator
         self.format = format or FileFormat()
         self.split = split
@@ -197,7 +197,7 @@ class FileRecords(RecordSource):
         return sha256_json([self.kind, FORMAT_VERSION, content, *self.reading_key(), self.split])
 
     def reading_key(self) -> list[Any]:
-        """Return what the records depend on beside the files' contents (JSON values)."""
+        """Return what the records depend on besides the files' contents (JSON values)."""
         return [self.text.text_field, self.document_separator, asdict(self.format)]
 
     def describe(self) -> dict[str, Any]:
@@ -206,14 +206,42 @@ class FileRecords(RecordSource):
         return {"kind": self.kind, "name": self.name, "num_files": len(self.files()), "file_bytes": size}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_files": None}  # a worker is told which file to read
+        return {**self.__dict__, "_files": None}  # a worker gets the name of the file to read
+
+
+class GeneratedRecords(RecordSource):
+    """Records that a subclass's `generate` yields, in one part.
+
+    Attributes:
+        version: Of the generator: raise it when the records that the same input gives change, so that no cache holds
+            the old ones.
+    """
+
+    kind = "generated"
+    version: str | int | None = None
+
+    @abstractmethod
+    def generate(self) -> Iterator[Record]:
+        """Yield the records, each time the same ones."""
+
+    def parts(self) -> Iterator[Part]:
+        """Yield the one part that there is."""
+        yield Part(self.name, None, self.version, None)
+
+    def read(self, spec: Any, bad_input: BadInput, columns: Sequence[str] | None = None) -> Iterator[Record]:
+        """Yield the records."""
+        return self.generate()
+
+    def describe(self) -> dict[str, Any]:
+        """Return name and version."""
+        return {"kind": self.kind, "name": self.name, "version": self.version}
 
 
 def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
-class IterableRecords(RecordSource):
+class IterableRecords(GeneratedRecords):
     """Records from a Python function.
 
     Args:
@@ -246,11 +274,7 @@ class IterableRecords(RecordSource):
         self.split = split
         self.text = TextField(text_field, keep=None)
 
-    def parts(self) -> Iterator[Part]:
-        """Yield the one part that there is."""
-        yield Part(self.name, None, self.version, None)
-
-    def read(self, spec: Any, bad_input: BadInput, columns: Sequence[str] | None = None) -> Iterator[Record]:
+    def generate(self) -> Iterator[Record]:
         """Yield the function's records; those without a place of their own are numbered from 1."""
         for number, item in enumerate(self._make_records(), start=1):
             record = as_record(item, self.name, number, self.text.text_field)
@@ -266,17 +290,13 @@ class IterableRecords(RecordSource):
             content = self.version
             if content is None:
                 digest = hashlib.sha256()
-                for record in self.read(None, BadInput()):
+                for record in self.generate():
                     values = [record.values, record.source, record.split, record.split_key]
                     raw = json.dumps(values, default=str).encode()
                     digest.update(len(raw).to_bytes(8, "little") + raw)
                 content = digest.hexdigest()
             self._fingerprint = sha256_json([self.kind, self.name, content, self.split])
         return self._fingerprint
-
-    def describe(self) -> dict[str, Any]:
-        """Return name and version."""
-        return {"kind": self.kind, "name": self.name, "version": self.version}
 
 
 def as_record(item: object, name: str, number: int, text_field: str = "text") -> Record | None:

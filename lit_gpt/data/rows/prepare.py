@@ -1,6 +1,6 @@
 """Rows → a store in the cache, keyed by content: sources, encoder (tokenizer, template, lengths) and fractions.
 
-Reading, encoding and writing go row by row in bounded memory; the folder appears whole or not at all.
+Reading, encoding and writing go row by row in bounded memory; the folder is complete or absent.
 """
 
 import json
@@ -29,7 +29,7 @@ def prepare_rows(
     test_fraction: float = 0.0,
     on_bad_input: OnBadInput = "error",
 ) -> Path:
-    """Encode all rows, unless the cache has them, and says how many there are.
+    """Encode all rows, unless the cache has them, and report how many there are.
 
     Args:
         sources: Where rows come from.
@@ -60,7 +60,7 @@ def prepare_rows(
                 manifest = _write(unfinished, sources, encoder, (val_fraction, test_fraction), bad_input, key)
                 text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
                 (unfinished / "manifest.json").write_text(text, encoding="utf-8")
-            say(f"{summary(manifest)} ({time.monotonic() - began:.1f} s, kept in {folder})")
+            say(f"{summary(manifest)} ({time.monotonic() - began:.1f} s, stored in {folder})")
             for note in bad_input.encoding_notes():
                 say(note)
     return folder
@@ -90,7 +90,7 @@ def _is_whole(folder: Path, on_bad_input: OnBadInput) -> bool:
     if store.manifest["num_skipped"] and on_bad_input == "error":
         first = store.manifest["skipped"][0]
         count = store.manifest["num_skipped"]
-        raise UserError(f"{first}; mend or remove it, or set on_bad_input: skip ({count} are bad in all)")
+        raise UserError(f"{first}; fix or remove it, or set on_bad_input: skip ({count} are bad in all)")
     return True
 
 

@@ -73,7 +73,7 @@ class RowSplit:
     Args:
         folder: Where its arrays are.
         name: Which split.
-        manifest: Of the whole store.
+        manifest: The manifest of the store.
     """
 
     def __init__(self, folder: Path, name: SplitName, manifest: dict[str, Any]) -> None:

@@ -123,7 +123,7 @@ def test_functions_of_a_module():
 def test_the_standard_library_has_instructions():
     source = StdlibInstructions(max_lines=5)
     source.files = source.files[:60]
-    rows = list(source.rows(BadInput()))
+    rows = list(source.records(BadInput()))
     assert len(rows) > 50
     for row in rows:
         compile(row.values["completion"], "x", "exec", dont_inherit=True)

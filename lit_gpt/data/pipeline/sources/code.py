@@ -114,7 +114,7 @@ class CodeFolders(FileRecords):
         for name, path in super().files():
             language = programming_language(path)
             wanted = language is not None and (self.languages is None or language in self.languages)
-            wanted = wanted or path.is_dir()  # a folder that may not be read, which is to be told
+            wanted = wanted or path.is_dir()  # a folder that may not be read, which reading will report
             if wanted and not _COPIED_FOLDERS.intersection(Path(name).parts[1:-1]):
                 found.append((name, path))
         if not found:

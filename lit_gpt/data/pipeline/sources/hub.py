@@ -39,7 +39,7 @@ class HubParts(HubRecords):
         try:
             self.document_start = None if document_start is None else re.compile(document_start)
         except re.error as error:
-            raise UserError(f"document_start {document_start!r} is no regular expression ({error}); mend it") from error
+            raise UserError(f"document_start {document_start!r} is no regular expression ({error}); fix it") from error
 
     def parts(self) -> Iterator[Part]:
         """Yield ranges of rows, or the shards of the stream."""

@@ -10,7 +10,7 @@ class TextFiles(FileRecords):
     Args:
         files: Files, folders or glob patterns (`**` crosses folders).
         text_field: Field or column that holds the text, or a template of fields: "{question} {answer}".
-        document_separator: String at which plain text files are cut into documents; null keeps a file whole.
+        document_separator: String at which plain text files are cut into documents; null does not cut.
         encoding: `utf-8` takes any other encoding for bad input, unless a byte order mark declares it; a name such as
             `latin-1`; or `detect`, which decides for each file that is not UTF-8. A document of another encoding than
             UTF-8 keeps its name.

@@ -22,7 +22,7 @@ class UserSource(RecordSource):
         class_path: Where it is: `my_package.my_module.MySource`. Its folder must be on PYTHONPATH, or installed.
         init_args: Arguments of the class, or of the function.
         version: Changes when the documents do, so that a prepared corpus is not taken for the new one. Without it, any
-            change of the file that the code stands in counts as one.
+            change of the file with the code counts as one.
     """
 
     kind = "class_path"
