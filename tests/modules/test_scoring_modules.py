@@ -158,7 +158,7 @@ def test_mistakes():
 
 def test_origins_of_functions():
     source = StdlibOrigins(["email", "unittest"], max_lines=5)
-    rows = list(source.rows(BadInput()))
+    rows = list(source.records(BadInput()))
     assert {row.values["label"] for row in rows} == {"email", "unittest"}
     assert not any(row.values["text"].startswith("def ") for row in rows)
 

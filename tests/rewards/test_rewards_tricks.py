@@ -90,7 +90,7 @@ def test_a_long_chain_of_branches_counts_as_nothing_rather_than_failing():
 
 
 def test_functions_that_people_wrote_are_not_taken_for_tricks():
-    rows = [row for _, row in zip(range(1500), StdlibInstructions(max_lines=20).rows(BadInput()), strict=False)]
+    rows = [row for _, row in zip(range(1500), StdlibInstructions(max_lines=20).records(BadInput()), strict=False)]
     paid = [PythonFunction()(Sample([], row.values["completion"])) for row in rows]
     assert sum(paid) > 0.85 * len(rows)  # the rest are stubs, and bare returns
 

@@ -48,8 +48,8 @@ class RemoteRecords(FileRecords):
     """Files anywhere that fsspec reaches: `s3://`, `gs://`, `hf://`, `https://`, `memory://`, plain paths.
 
     A remote file is fetched completely into the cache before it is read, and deleted when all streams that read it
-    there have done so. A file is known by its name, its size and its version: the date of a local file (copy with `cp -p` or
-    `rsync -a` to keep it), and what the server says of a remote one (a checksum, an ETag or a date).
+    there have done so. A file is known by its name, its size and its version: the date of a local file (copy with
+    `cp -p` or `rsync -a` to keep it), and what the server says of a remote one (a checksum, an ETag or a date).
 
     Args:
         urls: Files, folders or glob patterns.
