@@ -18,7 +18,7 @@ from lit_gpt.adapters.config import AdapterConfig
 from lit_gpt.adapters.quantize import quantized_linear
 from lit_gpt.errors import UserError
 from lit_gpt.extras import need
-from lit_gpt.models.vocabulary import VOCABULARY_WEIGHTS
+from lit_gpt.models.head import VOCABULARY_WEIGHTS
 
 NAME = "default"
 

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lit_gpt.models.attend import attention_weights
-from lit_gpt.models.attention import SelfAttention
+from lit_gpt.models.attention import SelfAttention, attention_weights
 from lit_gpt.models.gpt import GPT
 from lit_gpt.models.latent_attention import LatentAttention
 from lit_gpt.models.masks import build_masks

@@ -20,11 +20,10 @@ from lit_gpt.models.head import HeadFn, LMHead
 from lit_gpt.models.initialization import fill, initial_value
 from lit_gpt.models.masks import build_masks
 from lit_gpt.models.mixers import Context
+from lit_gpt.models.moe import Routing
 from lit_gpt.models.multi_token import MultiTokenBlock, tokens_ahead
 from lit_gpt.models.norms import build_norm
-from lit_gpt.models.positions import Rotations, build_rotations, sinusoids
-from lit_gpt.models.rope_frequencies import context_lengths
-from lit_gpt.models.routing import Routing
+from lit_gpt.models.positions import Rotations, build_rotations, context_lengths, sinusoids
 
 MAX_TABLE = 16384
 """Positions: RoPE's tables for decoding are kept for contexts of at most this length."""

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lit_gpt.models.attend import Scoring, attend
+from lit_gpt.models.attention import Scoring, attend
 from lit_gpt.models.cache import KVState
 from lit_gpt.models.config import GPTConfig
 from lit_gpt.models.masks import Mask

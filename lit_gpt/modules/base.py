@@ -42,9 +42,8 @@ from lit_gpt.data_info import DataInfo, DataParallel, read_data_info
 from lit_gpt.errors import UserError
 from lit_gpt.evaluation import LanguageModelingMetrics, language_modeling_metrics
 from lit_gpt.models import GPT, GPTConfig, GPTConfigOverrides
-from lit_gpt.models.head import HeadFn
+from lit_gpt.models.head import VOCABULARY_WEIGHTS, HeadFn, with_new_tokens
 from lit_gpt.models.parallel import parallelize
-from lit_gpt.models.vocabulary import VOCABULARY_WEIGHTS, with_new_tokens
 from lit_gpt.modules.adapter import AdapterTraining, check_same_adapter
 from lit_gpt.objectives import RouterTraining, TokenLoss
 from lit_gpt.optim import Schedule, ScheduledLR, check_learning_rates, parameter_groups

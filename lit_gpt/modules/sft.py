@@ -17,7 +17,7 @@ class SFTModule(GPTModule):
     The loss of a step is the mean over all its supervised tokens, whatever the lengths of its rows. The head runs on
     supervised positions alone, which saves its share of the prompts. Validation logs loss, perplexity and accuracy of
     these tokens. Tokens that the tokenizer has and the weights of `init_from` lack (those of a chat template) get
-    rows of their own, which start as the mean of the others (`lit_gpt.models.vocabulary`).
+    rows of their own, which start as the mean of the others (`lit_gpt.models.head`).
 
     Args:
         z_loss: coefficient of the z-loss; 0 leaves it out.

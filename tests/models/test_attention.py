@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lit_gpt.models import GPTConfig, SelfAttention
-from lit_gpt.models.attend import Scoring, attend, attention_weights
+from lit_gpt.models.attention import Scoring, attend, attention_weights
 from lit_gpt.models.masks import build_masks
 from lit_gpt.models.positions import alibi_slopes
 

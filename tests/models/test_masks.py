@@ -3,10 +3,9 @@ import torch
 from torch.nn.attention.flex_attention import flex_attention
 
 from lit_gpt.models import GPT, GPTConfig
-from lit_gpt.models.attend import Scoring, attend
+from lit_gpt.models.attention import Scoring, attend
 from lit_gpt.models.cache import additive_mask
-from lit_gpt.models.flex import flex_block_mask
-from lit_gpt.models.masks import build_masks, dense_mask, is_plain_causal
+from lit_gpt.models.masks import build_masks, dense_mask, flex_block_mask, is_plain_causal
 
 CPU = torch.device("cpu")
 PACKED = torch.tensor([[0, 0, 0, 1, 1, 2, 2, -1], [0, 1, 1, 1, 1, 1, 1, 1]])

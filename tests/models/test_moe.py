@@ -4,14 +4,20 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from lit_gpt.models import GPT, Context, GPTConfig, MoEConfig, grouped
-from lit_gpt.models.expert_gates import weighted_hidden
-from lit_gpt.models.experts import Experts, sort_by_expert
-from lit_gpt.models.grouped import grouped_linear, grouped_mm_serves, looped_linear
+from lit_gpt.models import GPT, Context, GPTConfig, MoEConfig
+from lit_gpt.models import moe as moe_module
 from lit_gpt.models.mlp import ACTIVATIONS, GATES
-from lit_gpt.models.moe import MixtureOfExperts
-from lit_gpt.models.router import Router
-from lit_gpt.models.routing import Routing
+from lit_gpt.models.moe import (
+    Experts,
+    MixtureOfExperts,
+    Router,
+    Routing,
+    grouped_linear,
+    grouped_mm_serves,
+    looped_linear,
+    sort_by_expert,
+    weighted_hidden,
+)
 from lit_gpt.optim import MuonAdamW, parameter_groups
 
 
@@ -77,7 +83,7 @@ def test_grouped_is_looped_forward_and_backward(skewed, monkeypatch):
 
     assert grouped_mm_serves(x, moe.experts.up_proj)
     fast = run()
-    monkeypatch.setattr(grouped, "grouped_mm_serves", lambda x, weight: False)
+    monkeypatch.setattr(moe_module, "grouped_mm_serves", lambda x, weight: False)
     for ours, looped in zip(fast, run(), strict=True):
         assert (ours - looped).abs().max() <= 1e-5 * looped.abs().max()
     if skewed:

@@ -4,8 +4,15 @@ import pytest
 import torch
 
 from lit_gpt.models import GPTConfig, RopeScaling
-from lit_gpt.models.positions import alibi_slopes, apply_rope, build_rotations, rope_rotation, sinusoids
-from lit_gpt.models.rope_frequencies import context_lengths, rope_frequencies
+from lit_gpt.models.positions import (
+    alibi_slopes,
+    apply_rope,
+    build_rotations,
+    context_lengths,
+    rope_frequencies,
+    rope_rotation,
+    sinusoids,
+)
 
 CONFIG = GPTConfig(n_embd=32, n_head=4, positions="rope")
 

@@ -15,7 +15,7 @@ from lit_gpt.data_info import DataParallel
 from lit_gpt.datamodules import InstructionDataModule
 from lit_gpt.errors import UserError
 from lit_gpt.models import GPT, GPTConfig
-from lit_gpt.models.vocabulary import with_new_tokens
+from lit_gpt.models.head import with_new_tokens
 from lit_gpt.modules import PretrainModule, SFTModule
 from lit_gpt.trainer import Trainer
 

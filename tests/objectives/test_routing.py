@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from lit_gpt.models import Context, GPTConfig, MoEConfig
-from lit_gpt.models.moe import MixtureOfExperts
-from lit_gpt.models.routing import Routing
+from lit_gpt.models.moe import MixtureOfExperts, Routing
 from lit_gpt.objectives import expert_loads, load_measures, move_selection_bias, routing_loss
 
 

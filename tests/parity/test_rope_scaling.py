@@ -7,7 +7,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from lit_gpt.checkpoints.huggingface import config_to_hf
 from lit_gpt.models import GPTConfig, get_preset
-from lit_gpt.models.rope_frequencies import rope_frequencies
+from lit_gpt.models.positions import rope_frequencies
 
 LLAMA = GPTConfig.from_preset("llama-3-8b", block_size=16384)
 CONFIGS = {

@@ -12,7 +12,7 @@ from lit_gpt.checkpoints.gguf.architecture import Architecture
 from lit_gpt.checkpoints.huggingface.family import Entry, entry
 from lit_gpt.checkpoints.huggingface.layout import Permute, Split
 from lit_gpt.models import GPTConfig
-from lit_gpt.models.rope_frequencies import rope_frequencies
+from lit_gpt.models.positions import rope_frequencies
 
 _NORMS = {
     "pre": {"attn_norm": "ln1", "ffn_norm": "ln2"},
