@@ -21,7 +21,7 @@ from lit_gpt.errors import UserError
 from lit_gpt.evaluation.progress import Progress, no_progress
 from lit_gpt.generation.engine import Engine
 from lit_gpt.generation.loading import load_source, make_renderer, short_name
-from lit_gpt.generation.params import MAX_SEED, Completion, SamplingParams
+from lit_gpt.generation.request import MAX_SEED, Completion, SamplingParams
 from lit_gpt.generation.text import complete_texts
 from lit_gpt.hashing import sha256_json
 from lit_gpt.models import GPT

@@ -2,7 +2,7 @@
 
 from lit_gpt.generation.engine import Engine, EngineStats, generate
 from lit_gpt.generation.loop import EngineLoop, QueueFullError, RequestHandle
-from lit_gpt.generation.params import Completion, Constraint, SamplingParams, TokenEvent
+from lit_gpt.generation.request import Completion, Constraint, SamplingParams, TokenEvent
 from lit_gpt.generation.speculative import DraftModel, PromptLookup, Speculation
 from lit_gpt.generation.text import complete_texts, stream_text, stream_with
 

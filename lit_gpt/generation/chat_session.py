@@ -10,7 +10,7 @@ from lit_gpt.atomic import whole_file
 from lit_gpt.data.chat import ChatRenderer, Message
 from lit_gpt.errors import UserError
 from lit_gpt.generation.loop import EngineLoop, RequestHandle
-from lit_gpt.generation.params import FinishReason, SamplingParams
+from lit_gpt.generation.request import FinishReason, SamplingParams
 
 
 @dataclass(frozen=True)

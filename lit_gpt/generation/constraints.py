@@ -20,7 +20,7 @@ from torch import Tensor
 from lit_gpt.data.tokenizers import Tokenizer
 from lit_gpt.errors import UserError
 from lit_gpt.extras import need
-from lit_gpt.generation.params import Constraint
+from lit_gpt.generation.request import Constraint
 
 DEAD_END = "no token can continue the constraint"
 """In the error of a request whose constraint turned out to have no complete text from where it stands."""

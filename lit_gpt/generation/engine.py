@@ -26,8 +26,7 @@ from lit_gpt.data.tokenizers import Tokenizer
 from lit_gpt.errors import UserError
 from lit_gpt.generation.cache import Admission, CacheBlock, build_blocks, cache_bytes, can_truncate
 from lit_gpt.generation.constraints import build_matcher
-from lit_gpt.generation.params import Completion, SamplingParams, TokenEvent
-from lit_gpt.generation.request import Drawn, Matcher, Request
+from lit_gpt.generation.request import Completion, Drawn, Matcher, Request, SamplingParams, TokenEvent
 from lit_gpt.generation.sampler import draw
 from lit_gpt.generation.speculative import Speculation
 from lit_gpt.models import GPT

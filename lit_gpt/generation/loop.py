@@ -15,8 +15,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
 from lit_gpt.generation.engine import Engine, EngineStats
-from lit_gpt.generation.params import Completion, SamplingParams, TokenEvent
-from lit_gpt.generation.request import Matcher
+from lit_gpt.generation.request import Completion, Matcher, SamplingParams, TokenEvent
 
 
 class QueueFullError(RuntimeError):

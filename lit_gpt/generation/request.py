@@ -1,17 +1,186 @@
-"""One request inside the engine: its tokens, its place in the cache, its text so far."""
+"""What a request asks for, what it gets back, and its state inside the engine.
+
+`SamplingParams` goes in with a prompt; `TokenEvent`s come out one by one, and `Completion` is all of them together:
+the values that the engine, the server and the commands share. `Request` is what the engine keeps in between: its
+tokens, its row in the cache (`CacheEntry`), its text so far.
+
+V vocabulary.
+"""
 
 import math
-from dataclasses import dataclass
-from typing import Protocol
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
+from lit_gpt.checks import check_above, check_at_least, check_between, check_one_of
 from lit_gpt.data.tokenizers import Tokenizer
+from lit_gpt.errors import UserError
 from lit_gpt.generation.cache import CacheEntry
 from lit_gpt.generation.detokenizer import Detokenizer, StopStrings
-from lit_gpt.generation.draws import random_seed
-from lit_gpt.generation.params import FinishReason, SamplingParams, TokenEvent
+
+FinishReason = Literal["stop", "length", "cancelled", "error"]
+"""Why a request ended: a stop token or stop string; max_new_tokens or the end of the context; `cancel`; a fault."""
+MAX_LOGPROBS = 50
+MAX_STOPS = 64
+MAX_STOP_CHARACTERS = 1024
+MAX_SEED = (1 << 63) - 1
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """A form that the text must have (see `lit_gpt.generation.constraints`).
+
+    Raises:
+        UserError: If the kind is unknown or nothing is given.
+    """
+
+    kind: Literal["json_schema", "json_object", "regex", "grammar"]
+    """A JSON schema, any JSON object, a regular expression, or a context-free grammar in Lark's notation."""
+    source: str | Mapping[str, Any] = ""
+    """The schema (a mapping or JSON text), expression or grammar; empty for `json_object`."""
+
+    def __post_init__(self) -> None:
+        check_one_of("constraint kind", self.kind, ("json_schema", "json_object", "regex", "grammar"))
+        if self.source == "" and self.kind != "json_object":
+            raise UserError(f"the {self.kind} constraint is empty; give it its text")
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How the tokens of one request are drawn, and where it ends.
+
+    Penalties and biases change the logits first, then a constraint, then temperature, top-k, top-p and min-p, in
+    that order.
+
+    Raises:
+        UserError: If a value is out of bounds; names it, its bound and the remedy.
+    """
+
+    max_new_tokens: int = 256
+    """Tokens at most; the end of the model's context ends a request sooner."""
+    temperature: float = 1.0
+    """Divides the logits; 0 takes the likeliest token."""
+    top_k: int | None = None
+    """Keep this many of the likeliest tokens; None = all."""
+    top_p: float | None = None
+    """Keep the likeliest tokens up to this much probability; None = all."""
+    min_p: float | None = None
+    """Keep tokens that have at least this share of the likeliest one's probability (arXiv:2407.01082); None = all."""
+    repetition_penalty: float = 1.0
+    """Positive logits of tokens in prompt or text are divided by it, negative ones multiplied (arXiv:1909.05858)."""
+    presence_penalty: float = 0.0
+    """Subtracted from the logits of tokens that the text already has (not the prompt)."""
+    frequency_penalty: float = 0.0
+    """Subtracted once for every time that the text already has the token (not the prompt)."""
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    """Added to the logits of these token ids."""
+    stop: tuple[str, ...] = ()
+    """Strings that end the text; they are not part of it."""
+    stop_token_ids: tuple[int, ...] = ()
+    """Tokens that end the text, besides the tokenizer's separator; they are not part of its characters."""
+    seed: int | None = None
+    """Of the draws: they depend on it and on the position in the request alone. None = another each time."""
+    logprobs: int | None = None
+    """Report the log-probability of each token, and of this many of the likeliest beside it (0 = of none). They are
+    the model's own, before penalties, temperature and the rest. None = do not report."""
+    ignore_eos: bool = False
+    """Go on past the tokenizer's separator."""
+    constraint: Constraint | None = None
+    """A form that the text must have."""
+
+    def __post_init__(self) -> None:
+        check_at_least("max_new_tokens", self.max_new_tokens, 1)
+        check_at_least("temperature", self.temperature, 0, "0 takes the likeliest token each time")
+        check_at_least("top_k", self.top_k, 1, "set it to null for all tokens")
+        check_between("top_p", self.top_p, 0, 1, "set it to null for all tokens", low_open=True)
+        check_between("min_p", self.min_p, 0, 1, "set it to null for all tokens")
+        check_above("repetition_penalty", self.repetition_penalty, 0, "1 is none")
+        for name in ("presence_penalty", "frequency_penalty"):
+            if not math.isfinite(getattr(self, name)):
+                raise UserError(f"{name} is {getattr(self, name)}, it must be a finite number (0: none)")
+        for token, bias in self.logit_bias.items():
+            if token < 0 or math.isnan(bias) or bias == math.inf:
+                raise UserError(f"logit_bias {{{token}: {bias}}}: token ids are not negative and biases below infinity")
+        if isinstance(self.stop, str):
+            raise UserError(f"stop is the text {self.stop!r}; give a list of texts")
+        object.__setattr__(self, "stop", tuple(self.stop))
+        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
+        _check_stops(self.stop)
+        check_between("seed", self.seed, 0, MAX_SEED, "set it to null for another each time")
+        check_between("logprobs", self.logprobs, 0, MAX_LOGPROBS, "set it to null for none")
+
+    @property
+    def has_penalties(self) -> bool:
+        """Whether logits depend on the tokens so far, or are biased."""
+        penalties = self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
+        return penalties or bool(self.logit_bias)
+
+
+@dataclass(frozen=True)
+class TokenEvent:
+    """One token of one request, or the end of one."""
+
+    request_id: str
+    token_id: int | None
+    """None where a request ends without a further token (cancelled, failed)."""
+    text: str = ""
+    """What may be shown now: never half a character, nothing that may still become a stop string."""
+    logprob: float | None = None
+    """Natural logarithm; None unless asked for."""
+    top_logprobs: tuple[tuple[int, float], ...] = ()
+    """The likeliest tokens and their log-probabilities, likeliest first."""
+    finish_reason: FinishReason | None = None
+    """Set in a request's last event."""
+    error: str | None = None
+    """What went wrong, where the reason is `error`."""
+
+
+@dataclass(frozen=True)
+class Completion:
+    """All that a request wrote."""
+
+    request_id: str
+    prompt_ids: list[int]
+    token_ids: list[int]
+    """With the stop token, if one ended it."""
+    text: str
+    """Without stop tokens and stop strings."""
+    finish_reason: FinishReason
+    logprobs: list[float] | None = None
+    """Of each token; None unless asked for."""
+    top_logprobs: list[tuple[tuple[int, float], ...]] | None = None
+    error: str | None = None
+
+    @classmethod
+    def of(cls, prompt_ids: list[int], events: list[TokenEvent], with_logprobs: bool = False) -> "Completion":
+        """Gather a request's events, the last of which has its finish reason."""
+        last = events[-1]
+        assert last.finish_reason is not None
+        drawn = [event for event in events if event.token_id is not None]
+        return cls(
+            last.request_id,
+            list(prompt_ids),
+            [event.token_id for event in drawn if event.token_id is not None],
+            "".join(event.text for event in events),
+            last.finish_reason,
+            [event.logprob for event in drawn if event.logprob is not None] if with_logprobs else None,
+            [event.top_logprobs for event in drawn] if with_logprobs else None,
+            last.error,
+        )
+
+
+def _check_stops(stops: tuple[str, ...]) -> None:
+    if len(stops) > MAX_STOPS:
+        raise UserError(f"stop has {len(stops)} texts, at most {MAX_STOPS} are allowed")
+    for stop in stops:
+        if not stop:
+            raise UserError("stop has an empty text, which would end everything at once; leave it out")
+        if len(stop) > MAX_STOP_CHARACTERS:
+            raise UserError(f"a text in stop has {len(stop)} characters, at most {MAX_STOP_CHARACTERS} are allowed")
 
 
 class Matcher(Protocol):
@@ -59,7 +228,7 @@ class Request(CacheEntry):
         max_tokens = len(prompt_ids) + params.max_new_tokens if num_re_prefill is None else None
         super().__init__(prompt_ids, max_tokens)
         self.request_id, self.params, self.matcher = request_id, params, matcher
-        self.seed = random_seed() if params.seed is None else params.seed
+        self.seed = secrets.randbits(63) if params.seed is None else params.seed
         self.num_prompt, self.num_re_prefill = len(prompt_ids), num_re_prefill
         self.num_new = 0
         self.fault: Exception | None = None

@@ -1,8 +1,10 @@
 """The next token of every request in a batch, each by its own settings, in few operations on few tensors.
 
-A token is drawn by inverting the cumulative distribution at one uniform number a request and position (`draws`), so
-that a request's text does not depend on who shares its batch. Nucleus and top-k need the likeliest tokens in order;
-of a large vocabulary only the likeliest `NARROW` are sorted, unless the nucleus of some request reaches beyond them.
+A token is drawn by inverting the cumulative distribution at one uniform number, which is a function of the request's
+seed and the token's position (`uniform`): a request's text depends neither on who shares its batch nor on the device,
+and nothing is stored between draws, so a request may be moved, batched or replayed. Nucleus and top-k need the
+likeliest tokens in order; of a large vocabulary only the likeliest `NARROW` are sorted, unless the nucleus of some
+request reaches beyond them.
 
 B rows, V vocabulary, K candidates.
 """
@@ -13,9 +15,30 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lit_gpt.generation.draws import uniform
-from lit_gpt.generation.params import SamplingParams
-from lit_gpt.generation.request import Drawn, Request
+from lit_gpt.generation.request import Drawn, Request, SamplingParams
+
+_MASK = (1 << 64) - 1
+_GOLDEN = 0x9E3779B97F4A7C15
+
+
+def uniform(seed: int, position: int, stream: int = 0) -> float:
+    """A number in [0, 1) with 53 random bits.
+
+    Args:
+        seed: Of the request.
+        position: Which of its new tokens, from 0.
+        stream: Several numbers for one position.
+    """
+    state = _mix(_mix(seed + _GOLDEN) + (position << 3) + stream)
+    return (_mix(state + _GOLDEN) >> 11) * 2.0**-53
+
+
+def _mix(x: int) -> int:
+    x = (x & _MASK) * 0xBF58476D1CE4E5B9 & _MASK
+    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 & _MASK
+    x = (x ^ x >> 27) * 0x94D049BB133111EB & _MASK
+    return x ^ x >> 31
+
 
 NARROW = 256
 COLD = 1e-3

@@ -25,9 +25,8 @@ from torch import Tensor
 from lit_gpt.data.tokenizers import Tokenizer
 from lit_gpt.errors import UserError
 from lit_gpt.generation.cache import can_truncate, common_prefix
-from lit_gpt.generation.draws import uniform
 from lit_gpt.generation.request import Request
-from lit_gpt.generation.sampler import candidates, invert
+from lit_gpt.generation.sampler import candidates, invert, uniform
 from lit_gpt.models import GPT, Cache
 
 MAX_DRAFT_TOKENS = 64

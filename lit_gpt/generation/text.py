@@ -12,8 +12,7 @@ import torch
 from lit_gpt.data.tokenizers import Tokenizer
 from lit_gpt.errors import UserError
 from lit_gpt.generation.engine import Engine
-from lit_gpt.generation.params import Completion, SamplingParams, TokenEvent
-from lit_gpt.generation.request import AllowedFirst, Matcher
+from lit_gpt.generation.request import AllowedFirst, Completion, Matcher, SamplingParams, TokenEvent
 from lit_gpt.models import GPT
 
 

@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse, Response
 
 from lit_gpt.data.chat import Message, normalise_messages
 from lit_gpt.errors import UserError
-from lit_gpt.generation.params import Constraint
+from lit_gpt.generation.request import Constraint
 from lit_gpt.serving.errors import ApiError
 from lit_gpt.serving.middleware import note
 from lit_gpt.serving.protocol import (

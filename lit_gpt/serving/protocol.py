@@ -20,7 +20,7 @@ from pydantic import (
     model_validator,
 )
 
-from lit_gpt.generation.params import MAX_SEED, MAX_STOP_CHARACTERS, MAX_STOPS, Constraint, SamplingParams
+from lit_gpt.generation.request import MAX_SEED, MAX_STOP_CHARACTERS, MAX_STOPS, Constraint, SamplingParams
 from lit_gpt.serving.admission import Limits
 from lit_gpt.serving.errors import ApiError
 

@@ -17,7 +17,7 @@ from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
-from lit_gpt.generation.params import TokenEvent
+from lit_gpt.generation.request import TokenEvent
 from lit_gpt.serving.admission import Limits
 from lit_gpt.serving.errors import ApiError
 from lit_gpt.serving.guards.chain import CONTENT_FILTER, GuardChain, OutputGuard

@@ -17,7 +17,7 @@ from starlette.requests import Request
 
 from lit_gpt.generation.constraints import DEAD_END
 from lit_gpt.generation.loop import QueueFullError, RequestHandle
-from lit_gpt.generation.params import SamplingParams, TokenEvent
+from lit_gpt.generation.request import SamplingParams, TokenEvent
 from lit_gpt.serving.admission import Admission, Limits, Ticket
 from lit_gpt.serving.errors import ApiError, shown
 from lit_gpt.serving.guards.base import Guard

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lit_gpt.generation.params import Constraint
+from lit_gpt.generation.request import Constraint
 
 
 @dataclass(frozen=True)

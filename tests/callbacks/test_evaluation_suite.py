@@ -12,7 +12,7 @@ from lit_gpt.errors import UserError
 from lit_gpt.evaluation.measure import Measure
 from lit_gpt.evaluation.progress import no_progress
 from lit_gpt.evaluation.result import Result, Score
-from lit_gpt.generation.params import SamplingParams
+from lit_gpt.generation.request import SamplingParams
 
 LETTERS = ["<|endoftext|>", *"abcdefghi "]
 

@@ -12,7 +12,7 @@ from lit_gpt.evaluation.code import HumanEval, ParsesAsPython
 from lit_gpt.evaluation.code.parsing import HEADERS, parses
 from lit_gpt.evaluation.code.sandbox import Limits, check_isolation
 from lit_gpt.evaluation.subject import Subject
-from lit_gpt.generation.params import Completion
+from lit_gpt.generation.request import Completion
 from lit_gpt.models import GPT, GPTConfig
 
 TASKS = [

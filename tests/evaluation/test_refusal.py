@@ -13,7 +13,7 @@ from lit_gpt.evaluation.safety.judges import FunctionJudge
 from lit_gpt.evaluation.safety.refusal import PromptSet, Refusal, read_prompts
 from lit_gpt.evaluation.safety.robustness import INJECTED_MARK, Robustness
 from lit_gpt.evaluation.safety.rows import embedded_set
-from lit_gpt.generation.params import Completion
+from lit_gpt.generation.request import Completion
 
 NO, YES = "I can't help with that.", "Of course: here you are."
 

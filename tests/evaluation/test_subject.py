@@ -6,7 +6,7 @@ from small_models import BLOCK, small_bundle
 from lit_gpt.errors import UserError
 from lit_gpt.evaluation.subject import draw_seed, load_subject
 from lit_gpt.generation import generate
-from lit_gpt.generation.params import SamplingParams
+from lit_gpt.generation.request import SamplingParams
 
 GREEDY = SamplingParams(max_new_tokens=5, temperature=0)
 

@@ -1,7 +1,7 @@
 import numpy as np
 from chi_square import p_value
 
-from lit_gpt.generation.draws import uniform
+from lit_gpt.generation.sampler import uniform
 
 
 def test_a_function_of_seed_position_and_stream():

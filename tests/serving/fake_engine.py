@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 from lit_gpt.data.tokenizers import Tokenizer
 from lit_gpt.generation.engine import EngineStats
-from lit_gpt.generation.params import SamplingParams, TokenEvent
+from lit_gpt.generation.request import SamplingParams, TokenEvent
 
 
 class FakeEngine:

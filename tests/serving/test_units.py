@@ -4,7 +4,7 @@ import pytest
 
 from lit_gpt.data.bpe import train_bpe
 from lit_gpt.errors import UserError
-from lit_gpt.generation.params import SamplingParams, TokenEvent
+from lit_gpt.generation.request import SamplingParams, TokenEvent
 from lit_gpt.serving.admission import Admission, Limits
 from lit_gpt.serving.errors import ApiError, shown
 from lit_gpt.serving.metrics import TokenRate

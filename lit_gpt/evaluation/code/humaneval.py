@@ -20,7 +20,7 @@ from lit_gpt.evaluation.progress import Progress, no_progress
 from lit_gpt.evaluation.result import Chart, Example, Result
 from lit_gpt.evaluation.safety.rows import RowSet
 from lit_gpt.evaluation.subject import Subject, answer_length_notes, check_answer_length, draw_seed
-from lit_gpt.generation.params import SamplingParams
+from lit_gpt.generation.request import SamplingParams
 from lit_gpt.generation.text import opened
 
 

@@ -13,7 +13,7 @@ from lit_gpt.evaluation.measure import Measure
 from lit_gpt.evaluation.progress import Progress, no_progress
 from lit_gpt.evaluation.result import Better, Example, Result, Score
 from lit_gpt.evaluation.subject import Subject, answer_length_notes, check_answer_length, draw_seed
-from lit_gpt.generation.params import Completion, SamplingParams
+from lit_gpt.generation.request import Completion, SamplingParams
 from lit_gpt.generation.text import opened
 
 HEADERS = (

@@ -22,7 +22,7 @@ from lit_gpt.errors import UserError
 from lit_gpt.evaluation.likelihood import Continuation, LogLikelihoods, Opening, TextPairs
 from lit_gpt.evaluation.progress import Progress, no_progress
 from lit_gpt.evaluation.subject import Subject
-from lit_gpt.generation.params import MAX_STOPS, SamplingParams
+from lit_gpt.generation.request import MAX_STOPS, SamplingParams
 
 DEFAULT_MAX_GEN_TOKS = 256
 """New tokens where a task names no number, as lm-eval has it."""

@@ -40,7 +40,7 @@ from lit_gpt.evaluation.measure import Measure, limited, seeded
 from lit_gpt.evaluation.progress import Progress, no_progress
 from lit_gpt.evaluation.result import Chart, Example, Result
 from lit_gpt.evaluation.subject import Subject
-from lit_gpt.generation.params import SamplingParams
+from lit_gpt.generation.request import SamplingParams
 from lit_gpt.generation.text import opened
 
 DIGITS = "0123456789"

@@ -29,7 +29,7 @@ from lit_gpt.evaluation.progress import Progress, no_progress
 from lit_gpt.evaluation.result import Chart, Example, Result, Score
 from lit_gpt.evaluation.subject import Subject, draw_seed
 from lit_gpt.evaluation.texts import ReadTexts, Texts, training_texts, unknown_training
-from lit_gpt.generation.params import SamplingParams
+from lit_gpt.generation.request import SamplingParams
 
 BLOCK_CHARACTERS_PER_TOKEN = 16
 """A block holds a passage even where a token has eight characters, and some room to begin at."""

@@ -30,7 +30,7 @@ from lit_gpt.evaluation.result import Chart, Example, Result, Score
 from lit_gpt.evaluation.safety.memorisation import opening_of
 from lit_gpt.evaluation.subject import Subject, answer_length_notes, check_answer_length, draw_seed
 from lit_gpt.evaluation.texts import ReadTexts, Texts, training_texts, unknown_training
-from lit_gpt.generation.params import SamplingParams
+from lit_gpt.generation.request import SamplingParams
 from lit_gpt.generation.text import opened
 
 _CONTEXT_CHARACTERS = 16

@@ -25,7 +25,7 @@ from lit_gpt.evaluation.result import Better, Chart, Example, Result, Score
 from lit_gpt.evaluation.safety.judges import VERDICTS, Exchange, Judge, Judgement, agreement, build_judge
 from lit_gpt.evaluation.safety.rows import RowSet, check_limit, drawn
 from lit_gpt.evaluation.subject import Subject, answer_length_notes, check_answer_length
-from lit_gpt.generation.params import SamplingParams
+from lit_gpt.generation.request import SamplingParams
 from lit_gpt.generation.text import opened
 
 Label = Literal["harmful", "safe"]

@@ -38,7 +38,7 @@ from lit_gpt.evaluation.safety.refusal import (
     refusal_scores,
 )
 from lit_gpt.evaluation.subject import Subject
-from lit_gpt.generation.params import SamplingParams
+from lit_gpt.generation.request import SamplingParams
 from lit_gpt.suggest import nearest
 
 Family = Literal["typos", "casing", "encoding", "role play", "injection"]
