@@ -158,8 +158,8 @@ class CacheBlock(Generic[Entry]):
         """Give up a kept row."""
         assert row >= self.num_active
         self._swap(row, len(self.entries) - 1)
-        gone = self.entries.pop()
-        gone.block, gone.row = None, -1
+        freed = self.entries.pop()
+        freed.block, freed.row = None, -1
         if not self.entries:
             self.capacity, self.states = 0, []
 
@@ -308,11 +308,11 @@ class Admission(Generic[Entry]):
         return block
 
     def _evict(self, spared: CacheEntry | None) -> None:
-        gone = next((one for one in self._kept if one is not spared), spared)
-        assert gone is not None
-        del self._kept[gone]
-        assert gone.block is not None
-        gone.block.free(gone.row)
+        evicted = next((one for one in self._kept if one is not spared), spared)
+        assert evicted is not None
+        del self._kept[evicted]
+        assert evicted.block is not None
+        evicted.block.free(evicted.row)
 
     def _best_prefix(self, entry: Entry) -> tuple[CacheEntry | None, int]:
         """Return the entry with the longest common prefix, among those that have it cached or in prefill."""

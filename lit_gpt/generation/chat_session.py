@@ -1,4 +1,4 @@
-"""A conversation with a model: its history, what of it still fits the context, and its answers as they are written."""
+"""A conversation with a model: its history, the part that fits the context, and answers as they are generated."""
 
 import json
 import time
@@ -15,7 +15,7 @@ from lit_gpt.generation.request import FinishReason, SamplingParams
 
 @dataclass(frozen=True)
 class AnswerStats:
-    """Of the last answer."""
+    """Statistics of the last answer."""
 
     num_tokens: int
     seconds_to_first: float
@@ -23,7 +23,7 @@ class AnswerStats:
     tokens_per_second: float
     """After the first; 0 for an answer of one token."""
     finish_reason: FinishReason | None
-    """None = left before its end."""
+    """None = the reader stopped before the end."""
     num_dropped: int
     """Oldest messages that the model did not see, because the context is full."""
 
@@ -36,7 +36,7 @@ class ChatSession:
         renderer: The model's chat template.
         params: How answers are drawn; the template's stop tokens are added. With a seed, answer number i has seed + i.
         max_length: Of the context, in tokens.
-        system: What the model is told first; None = nothing.
+        system: The system message; None = none.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class ChatSession:
         self.stats: AnswerStats | None = None
 
     def reset(self) -> None:
-        """Forget the turns, not what the system said."""
+        """Forget the turns; the system message stays."""
         self.messages.clear()
 
     def save(self, path: str | Path) -> None:
@@ -74,9 +74,9 @@ class ChatSession:
             raise UserError(f"{path} cannot be written: {error}") from error
 
     def ask(self, text: str) -> Generator[str, None, None]:
-        """Yield the answer piece by piece; leaving the iterator, by an exception too, stops the model.
+        """Yield the answer piece by piece; closing the iterator, also by an exception, cancels the request.
 
-        What was written by then is the assistant's turn; a question without any answer is taken back.
+        The text generated so far becomes the assistant's turn; a question without any answer is removed.
 
         Raises:
             UserError: If the question alone is longer than the context.
@@ -85,9 +85,9 @@ class ChatSession:
         self.messages.append(Message(role="user", content=text))
         try:
             ids, num_dropped = self._prompt()
-            room = self._max_length - len(ids)
+            capacity = self._max_length - len(ids)
             seed = None if self._params.seed is None else self._params.seed + self._num_answers
-            params = replace(self._params, seed=seed, max_new_tokens=max(1, min(self._params.max_new_tokens, room)))
+            params = replace(self._params, seed=seed, max_new_tokens=max(1, min(self._params.max_new_tokens, capacity)))
             handle = self._loop.submit(ids, params)
         except Exception:
             self.messages.pop()
@@ -123,7 +123,7 @@ class ChatSession:
             self.stats = AnswerStats(num_tokens, waited, speed, reason, num_dropped)
 
     def _prompt(self) -> tuple[list[int], int]:
-        """Ids of the system's words and as many of the latest turns as fit, and how many turns were left out."""
+        """Return ids of the system message and as many of the latest turns as fit, and how many turns were dropped."""
         reserved = min(self._params.max_new_tokens, self._max_length // 4)
         users = [number for number, turn in enumerate(self.messages) if turn["role"] == "user"]
         ids: list[int] = []

@@ -1,7 +1,7 @@
-"""Output of a given form: before each token is drawn, what cannot continue the form gets probability zero.
+"""Constrained output: before each token is drawn, tokens that cannot continue the format get probability zero.
 
 Through `llguidance` (pip install -e '.[constrain]'): an Earley parser over the tokenizer's own tokens, in Rust, some
-50 µs a token. What remains is drawn as always, so the form holds and the rest of the distribution stays as it was.
+50 µs a token. The remaining tokens are drawn as usual, so the format holds and the rest of the distribution is kept.
 """
 
 import json
@@ -25,8 +25,9 @@ from lit_gpt.generation.request import Constraint
 DEAD_END = "no token can continue the constraint"
 """In the error of a request whose constraint turned out to have no complete text from where it stands."""
 MAX_MULTIPLE = 10_000
-"""The least common multiple of all `multipleOf` of a schema. The library makes an automaton with as many states, in
-time that grows with their square and that none of its limits bound: 999983 took 21 s, four of two digits for ever."""
+"""The largest least common multiple of all `multipleOf` of a schema. The library builds an automaton with as many
+states, in time that grows with their square and that none of its limits bound: 999983 took 21 s, four two-digit primes
+did not end."""
 MAX_DIGITS = 40
 _MULTIPLE = re.compile(r'"multipleOf"\s*:\s*([^\s,}\]]*)')
 _ESCAPE = re.compile(r"\\u([0-9a-fA-F]{4})")
@@ -69,7 +70,7 @@ class GrammarMatcher:
         return logits.masked_fill(~seen, -math.inf)
 
     def accept(self, token: int) -> bool:
-        """Take in a drawn token; returns True when the form is complete and nothing may follow it."""
+        """Accept a drawn token; return True when the format is complete and nothing may follow it."""
         self._matcher.consume_token(token)
         self._raise_errors(RuntimeError)
         stopped = bool(self._matcher.is_stopped())
@@ -85,23 +86,23 @@ class GrammarMatcher:
 def build_matcher(
     constraint: Constraint, tokenizer: Tokenizer, vocab_size: int, stop_ids: tuple[int, ...] = ()
 ) -> GrammarMatcher:
-    """A matcher at the beginning of a constraint's form.
+    """Return a matcher at the beginning of a constraint's format.
 
     Args:
-        constraint: The form.
+        constraint: The format.
         tokenizer: The model's.
         vocab_size: Of the model, V.
-        stop_ids: Tokens that may end the text when the form is complete, besides the separator.
+        stop_ids: Tokens that may end the text when the format is complete, besides the separator.
 
     Raises:
-        UserError: If the extra is missing, or the form is refused.
+        UserError: If the extra is missing, or the format is refused.
     """
     grammar = compile_constraint(constraint)
     return GrammarMatcher(grammar, _guidance_tokenizer(tokenizer, vocab_size, stop_ids))
 
 
 def compile_constraint(constraint: Constraint) -> str:
-    """The library's form of a constraint.
+    """Return the library's grammar of a constraint.
 
     Raises:
         UserError: If the extra is missing, or the schema, expression or grammar is refused.
@@ -204,7 +205,7 @@ def _at(schema: Any, reference: str) -> Any:
 
 
 def _guidance_tokenizer(tokenizer: Tokenizer, vocab_size: int, stop_ids: tuple[int, ...]) -> Any:
-    """The library's view of a tokenizer, made once: for a large vocabulary it takes a second."""
+    """Return the library's view of a tokenizer, built once: for a large vocabulary it takes a second."""
     from llguidance import LLTokenizer
 
     ends = (*tokenizer.stop_ids, *sorted(set(stop_ids) - set(tokenizer.stop_ids)))
@@ -217,10 +218,10 @@ def _guidance_tokenizer(tokenizer: Tokenizer, vocab_size: int, stop_ids: tuple[i
 
 
 def _check_multiples(text: str) -> None:
-    """Refuse a schema, as JSON text, or a grammar with schemas in it, whose numbers would take for ever.
+    """Refuse a schema, as JSON text, or a grammar with schemas in it, whose `multipleOf` would take too long.
 
     Raises:
-        UserError: Their common multiple is too large, or one is no positive number.
+        UserError: Their least common multiple is too large, or one is no positive number.
     """
     plain = _ESCAPE.sub(lambda found: chr(int(found[1], 16)), text)
     together = 1

@@ -1,4 +1,4 @@
-"""Text from tokens as they come: whole characters only, and nothing that a stop string may still take back."""
+"""Text from a stream of tokens: whole characters only, and nothing that may still become a stop string."""
 
 from lit_gpt.data.tokenizers import Tokenizer
 
@@ -26,7 +26,7 @@ class Detokenizer:
         self._settle(context)
 
     def add(self, token: int) -> str:
-        """The text that may be shown now; empty while a character is incomplete."""
+        """Add a token; return the text that can be shown now, empty while a character is incomplete."""
         self._pending.append(token)
         piece = self._piece()
         if piece.endswith(REPLACEMENT) and len(self._pending) < MAX_PENDING_TOKENS:
@@ -36,7 +36,7 @@ class Detokenizer:
         return piece
 
     def flush(self) -> str:
-        """What is left when no more tokens come: an incomplete character becomes a replacement character."""
+        """Return what is left at the end: an incomplete character becomes a replacement character."""
         piece = self._piece() if self._pending else ""
         self._settle(self._before + self._pending)
         return piece
@@ -51,7 +51,7 @@ class Detokenizer:
 
 
 class StopStrings:
-    """Ends a text at the first of some strings, and holds back what may become one.
+    """Ends a text at the first of some stop strings, and holds back what may become one.
 
     Args:
         stops: The strings, none of them empty.
@@ -62,7 +62,7 @@ class StopStrings:
         self._held = ""
 
     def add(self, piece: str) -> tuple[str, bool]:
-        """Take in a piece; return what may be shown, and whether a stop string was completed."""
+        """Add a piece of text; return what can be shown, and whether a stop string was completed."""
         if not self._stops:
             return piece, False
         text = self._held + piece
@@ -75,12 +75,12 @@ class StopStrings:
         return text[: len(text) - kept], False
 
     def flush(self) -> str:
-        """What was held back, when no more comes."""
+        """Return what was held back, at the end of the text."""
         text, self._held = self._held, ""
         return text
 
     def _may_begin(self, text: str) -> int:
-        """How many of the last characters could be the beginning of a stop string."""
+        """Return how many of the last characters could be the beginning of a stop string."""
         for length in range(min(len(text), max(map(len, self._stops)) - 1), 0, -1):
             if any(stop.startswith(text[-length:]) for stop in self._stops):
                 return length

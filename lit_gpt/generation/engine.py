@@ -44,26 +44,26 @@ MAX_GRAPHS = 64
 
 @dataclass(frozen=True)
 class EngineStats:
-    """What the engine is doing."""
+    """A snapshot of the engine's load."""
 
     num_waiting: int
     num_running: int
     cache_tokens_used: int
-    """Of rows that are in use, whole: what their requests may still write is reserved."""
+    """Capacity of the rows in use: what their requests may still generate is reserved."""
     cache_tokens_total: int
     cache_bytes: int
-    """What the whole cache takes at most."""
+    """Memory of the whole cache, at most."""
     prompt_tokens: int
-    """Read so far, since the engine was made (without those whose keys were reused)."""
+    """Prompt tokens computed since the engine was created (without those reused)."""
     reused_tokens: int
-    """Prompt tokens that prefix reuse has saved."""
+    """Prompt tokens that prefix reuse saved."""
     generated_tokens: int
     steps: int
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """A request whose next token is drawn, or several, where some were guessed."""
+    """A request and the logits its next token is drawn from, or several, where tokens were guessed."""
 
     request: Request
     row: int
@@ -84,7 +84,7 @@ class StepPlan:
         self.parts: list[DecodePart | ChunkPart] = []
         self.drawing: list[Drawing] = []
         self.places: list[int] = []
-        """At which of the N tokens logits are needed, ascending."""
+        """Indices among the N tokens at which logits are needed, ascending."""
         self.fed: list[tuple[Request, int]] = []
         """How many tokens of each sequence are among them."""
         self.num_prompt_tokens = 0
@@ -146,7 +146,7 @@ class Engine:
     """Not thread-safe: one thread calls it (`EngineLoop` makes that thread).
 
     Args:
-        model: On the device where it shall run. It is put into eval mode.
+        model: On the device where it runs. It is put into eval mode.
         tokenizer: The model's own; None = events have tokens and no text, and only `stop_token_ids` end a request.
         max_batch_size: Requests running at once; the others wait.
         cache_tokens: Capacity of the cache, in tokens; None = for `max_batch_size` sequences of `max_length`.
@@ -191,7 +191,7 @@ class Engine:
             cache_tokens = max_batch_size * max_length
         if cache_tokens < max_length:
             raise UserError(
-                f"cache_tokens {cache_tokens} has no room for one sequence of max_length {max_length}; raise it"
+                f"cache_tokens {cache_tokens} is less than one sequence of max_length {max_length}; raise it"
             )
         if tokenizer is not None and tokenizer.vocab_size > model.config.vocab_size:
             raise UserError(
@@ -200,7 +200,7 @@ class Engine:
             )
         self.model, self.tokenizer, self.config = model, tokenizer, model.config
         self.max_batch_size, self.max_length = max_batch_size, max_length
-        """Of one request, in tokens: prompt and what is written."""
+        """Tokens of one request, prompt and completion."""
         self.cache_tokens, self.prefill_chunk = cache_tokens, prefill_chunk
         self.re_prefill_when_full = re_prefill_when_full
         if speculation is not None and not can_truncate(model):
@@ -227,7 +227,7 @@ class Engine:
         scaling = self.config.rope_scaling
         self._depends_on_length = scaling is not None and scaling.follows_length
         self._known: dict[str, Request] = {}
-        """All that have not ended, by their ids."""
+        """All requests that have not ended, by their ids."""
         self._waiting: deque[Request] = deque()
         self._in_prefill: list[Request] = []
         """Admitted, and their prompt not computed to its end, in order of admission."""
@@ -237,11 +237,11 @@ class Engine:
         self._prompt_tokens = self._generated_tokens = self._steps = 0
 
     def check(self, prompt_ids: Sequence[int], params: SamplingParams) -> Matcher | None:
-        """Refuse a request that can never run; any thread may ask.
+        """Refuse a request that can never run; may be called from any thread.
 
         Returns:
-            What follows the request's constraint, for `add`; None = it has none. To build it may take a second, which
-            a thread of its own has, and the engine's, where every other request would wait, has not.
+            The matcher of the request's constraint, for `add`; None = it has none. Building one may take a second, so
+            the caller's thread does it, and not the engine's, where every other request would wait.
 
         Raises:
             UserError: A prompt that is empty, too long or has an unknown token, or a constraint that cannot be met.
@@ -275,9 +275,9 @@ class Engine:
 
         Args:
             prompt_ids: At least one token.
-            params: How to draw, and where to end.
-            request_id: Comes back in its events.
-            matcher: From `check`, or which tokens are allowed instead of `params.constraint`; None = `check` is asked.
+            params: How tokens are drawn, and what ends the request.
+            request_id: Names the request in its events.
+            matcher: From `check`, or which tokens are allowed instead of `params.constraint`; None = `check` is called.
 
         Raises:
             UserError: As `check`, or if the id is in use.
@@ -300,12 +300,12 @@ class Engine:
 
     @property
     def has_work(self) -> bool:
-        """Whether a step would do something."""
+        """Whether an iteration would do anything."""
         return bool(self._known)
 
     @torch.inference_mode()
     def step(self) -> list[TokenEvent]:
-        """One forward over all running requests; [] when there is nothing to do."""
+        """Run one engine iteration: a forward over all running requests; return its events, [] when idle."""
         if self.model.training or (self._prepares and layout_of(self.model) != self._layout):
             self.model.eval()
             self._prepare()
@@ -317,7 +317,7 @@ class Engine:
         if not plans:
             return events
         self._steps += 1
-        # Before any token is taken in: rows may then change places, with all that they hold.
+        # Before any token is accepted: accepting moves rows, with `num_cached` tokens of them.
         for plan in plans:
             self._prompt_tokens += plan.num_prompt_tokens
             for request, num_tokens in plan.fed:
@@ -330,7 +330,7 @@ class Engine:
         return events
 
     def stats(self) -> EngineStats:
-        """What the engine is doing."""
+        """Return a snapshot of the engine's load."""
         running = len(self._known) - len(self._waiting)
         return EngineStats(
             num_waiting=len(self._waiting),
@@ -347,10 +347,10 @@ class Engine:
     def generate(
         self, prompts: Sequence[Sequence[int]], params: SamplingParams | Sequence[SamplingParams]
     ) -> list[Completion]:
-        """Run several prompts to their ends, batched.
+        """Complete several prompts, batched.
 
-        Prefixes kept from earlier calls are forgotten first: the model's weights may have changed since. The model
-        is in eval mode meanwhile, and then in the mode it had.
+        Prefixes kept from earlier calls are freed first: the model's weights may have changed since. The model is in
+        eval mode meanwhile, and afterwards in the mode it had.
 
         Args:
             prompts: Token ids, each at least one.
@@ -390,7 +390,7 @@ class Engine:
 
     @torch.inference_mode()
     def fail_all(self, error: str) -> list[TokenEvent]:
-        """End every request after a fault that was not any one request's; the engine is as new then."""
+        """End every request after a fault that no single request caused; the engine is as new afterwards."""
         events, self._pending_events = self._pending_events, []
         events += [request.end("error", error) for request in self._known.values()]
         for request in self._known.values():
@@ -413,7 +413,7 @@ class Engine:
 
     @torch.inference_mode()
     def _forget(self) -> None:
-        """Give up what is kept of ended requests."""
+        """Free all rows of ended requests."""
         self._admission.forget()
 
     def _end_cancelled(self) -> list[TokenEvent]:
@@ -429,12 +429,12 @@ class Engine:
         return events
 
     def _admit(self) -> None:
-        """First come, first served: one that does not fit yet lets nobody pass."""
+        """Admit waiting requests, first come first served: one that does not fit yet blocks those behind it."""
         while self._waiting and self._admission.place(self._waiting[0]):
             self._in_prefill.append(self._waiting.popleft())
 
     def _plan(self) -> list[StepPlan]:
-        """Every text that is being written, then pieces of prompts, in order of admission: one forward for all.
+        """Plan one forward: every sequence that decodes, then pieces of prompts in order of admission.
 
         Compiled decoding has forwards of its own, one for each block.
         """
@@ -461,7 +461,7 @@ class Engine:
         return plans
 
     def _start_decoding(self) -> None:
-        """Prompts of which all but the last token was copied go on with those that are written, in one rectangle."""
+        """Decode requests of which all but the last token is cached (by prefix reuse) together with the others."""
         for request in list(self._in_prefill):
             if self._admission.copy_prefix(request) and not request.in_prefill:
                 assert request.block is not None
@@ -474,14 +474,14 @@ class Engine:
         left = min(request.params.max_new_tokens - request.num_new - 1, self.max_length - len(request.ids))
         scaling = self.config.rope_scaling
         if scaling is not None and scaling.kind == "longrope" and len(request.ids) <= scaling.original_block_size:
-            left = min(left, scaling.original_block_size - len(request.ids))  # beyond it all is read again
+            left = min(left, scaling.original_block_size - len(request.ids))  # beyond it, every key is computed again
         count = min(self._speculation.num_tokens, left)
         guesses = self._speculation.proposer.propose(request, count) if count > 0 else []
         # A draft model's vocabulary may be padded beyond this one's.
         return list(takewhile(lambda token: token < self.config.vocab_size, guesses))
 
     def _forward(self, plan: StepPlan) -> Tensor:
-        """Logits (number of draws, V): the head runs on the positions that are drawn from, and no others."""
+        """Return logits (number of draws, V): the head runs on the positions that are drawn from, and no others."""
         ids, positions, context_lengths = plan.tensors(self.device)
         if plan.padded:
             (part,) = plan.parts
@@ -542,7 +542,7 @@ class Engine:
         return F.linear(hidden[0], weight, bias)
 
     def _draw(self, logits: Tensor, drawings: list[Drawing]) -> list[TokenEvent]:
-        """Draw and take in the next tokens: one each in one go, then guesses one after another."""
+        """Draw and accept the next tokens: single ones batched, then guesses one after another."""
         single = [drawing for drawing in drawings if not drawing.drafts]
         events = []
         if single:
@@ -554,7 +554,7 @@ class Engine:
             request = drawing.request
             for number in range(1 + len(drawing.drafts) if drawing.drafts else 0):
                 if number > 0:
-                    request.num_cached += 1  # the guess before was right, so its keys are
+                    request.num_cached += 1  # the previous guess was right, so its cached state is too
                 row = drawing.row + number
                 drawn = draw(logits[row : row + 1], [request])[0]
                 events.append(self._accept(request, drawn))
@@ -564,7 +564,7 @@ class Engine:
         return events
 
     def _accept(self, request: Request, drawn: Drawn) -> TokenEvent:
-        """Take in a token; a fault in one request's text or form ends that request alone."""
+        """Accept a token; a fault in one request's text or constraint ends that request alone."""
         try:
             if request.fault is not None:
                 raise request.fault
@@ -578,7 +578,7 @@ class Engine:
         return event
 
     def _settle(self, request: Request) -> None:
-        """Bring a request's row to where its state belongs."""
+        """Move a request's row to the section of its block that its new state belongs to."""
         block = request.block
         if request.finished:
             self._known.pop(request.request_id)

@@ -1,4 +1,4 @@
-"""From `--model` to a model that writes."""
+"""From `--model` to a model and a tokenizer that are ready to generate."""
 
 import sys
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ def load_for_generation(model: str, device: str = "auto", adapter: str | None = 
 
     Args:
         model: A run's folder, a checkpoint, a bundle, or a Hugging Face folder or hub name.
-        device: Where to run; auto takes the accelerator if there is one.
+        device: Where it runs; auto takes the accelerator if there is one.
         adapter: A run, checkpoint or folder with an adapter that was trained on the model.
 
     Raises:
@@ -34,17 +34,17 @@ def load_source(source: ModelSource, device: str = "auto") -> tuple[GPT, Tokeniz
 
     Args:
         source: What `resolve_model` found; checkpoints that it passed over are named on standard error.
-        device: Where to run; auto takes the accelerator if there is one.
+        device: Where it runs; auto takes the accelerator if there is one.
 
     Raises:
-        UserError: It is damaged, writes no text, or has no tokenizer.
+        UserError: It is damaged, is no language model, or has no tokenizer.
     """
     place = choose_device(device)
     for problem in source.damaged:
         print(f"passed over: {problem}", file=sys.stderr)
     tokenizer = source_tokenizer(source)
     if tokenizer is None:
-        raise UserError(f"{source.path} has no tokenizer beside it, so it cannot read a prompt")
+        raise UserError(f"{source.path} has no tokenizer, so it cannot read a prompt")
     if source.quantized is not None:
         weights: Mapping[str, Tensor] = source.quantized.load_weights(place)
     else:
@@ -53,7 +53,7 @@ def load_source(source: ModelSource, device: str = "auto") -> tuple[GPT, Tokeniz
 
 
 def source_tokenizer(source: ModelSource) -> Tokenizer | None:
-    """A model's tokenizer, opening and ending texts as the model was trained; None: it has none."""
+    """Return a model's tokenizer, which opens and ends texts as in training; None = it has none."""
     if source.tokenizer_path is None:
         return None
     tokenizer = load_tokenizer(source.tokenizer_path)
@@ -63,14 +63,14 @@ def source_tokenizer(source: ModelSource) -> Tokenizer | None:
 
 
 def choose_device(device: str) -> torch.device:
-    """The device of a name; auto takes the accelerator if there is one."""
+    """Return the device of a name; auto takes the accelerator if there is one."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     return torch.device(device)
 
 
 def make_renderer(tokenizer: Tokenizer, chat_template: str | None) -> ChatRenderer | None:
-    """The model's chat template on its tokenizer; None: it has none, and none is given.
+    """Return the model's chat template on its tokenizer; None = it has none, and none is given.
 
     Args:
         tokenizer: The model's own.
@@ -85,12 +85,12 @@ def make_renderer(tokenizer: Tokenizer, chat_template: str | None) -> ChatRender
     renderer = ChatRenderer(tokenizer, template)
     if chat_template is not None:
         renderer.check()
-    renderer.stop_ids  # noqa: B018 (a template that ends no answer is told of now, not at the first request)
+    renderer.stop_ids  # noqa: B018 (a template without an end of answer is refused now, not at the first request)
     return renderer
 
 
 def short_name(model: str) -> str:
-    """A folder's own name (a checkpoint goes by its run's), or a name on the hub as it is."""
+    """Return a folder's own name (for a checkpoint, its run's), or a name on the hub as it is."""
     folder = Path(model).expanduser()
     if not folder.exists():
         return model

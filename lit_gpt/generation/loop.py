@@ -1,8 +1,8 @@
-"""`EngineLoop`: one thread that steps the engine, and handles that any thread or asyncio task may read.
+"""`EngineLoop`: one thread that runs the engine, and handles that any thread or asyncio task may read.
 
-The engine belongs to the loop's thread alone. Others leave requests and cancellations in a queue, which the thread
-empties between two steps; events go out through one queue a request. Nothing that a reader does, or fails to do, can
-stop the thread: queues grow only by what their own request writes, which `max_new_tokens` bounds.
+The engine belongs to the loop's thread alone. Other threads put requests and cancellations into a queue, which the
+thread empties between two iterations; events go out through one queue a request. Nothing that a reader does, or fails
+to do, can block the thread: a queue grows only by what its own request generates, which `max_new_tokens` bounds.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from lit_gpt.generation.request import Completion, Matcher, SamplingParams, Toke
 
 
 class QueueFullError(RuntimeError):
-    """More requests wait than the loop takes."""
+    """The waiting queue of the loop is full."""
 
 
 class RequestHandle:
@@ -72,14 +72,14 @@ class RequestHandle:
             await arrived.wait()
 
     def cancel(self) -> None:
-        """End the request within a step; safe from any thread, at any time."""
+        """End the request within one iteration; safe from any thread, at any time."""
         self._cancel(self.request_id)
 
     def result(self, timeout_seconds: float | None = None) -> Completion:
-        """Wait for the whole text.
+        """Wait for the whole completion.
 
         Raises:
-            TimeoutError: If it has not ended by then; the request goes on.
+            TimeoutError: If it has not ended by then; the request keeps running.
         """
         deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
         events: list[TokenEvent] = []
@@ -104,7 +104,7 @@ class EngineLoop:
     """Runs `engine.step()` in a thread of its own while there is work.
 
     Args:
-        engine: From now on used by nobody else.
+        engine: Used by nobody else from now on.
         max_waiting: Requests that may wait for a place in the batch; None = any number.
     """
 
@@ -151,21 +151,21 @@ class EngineLoop:
         return handle
 
     def stats(self) -> EngineStats:
-        """What the engine is doing, as of its last step; those that it has not seen yet count as waiting."""
+        """Return the engine's load as of its last iteration; requests that it has not seen yet count as waiting."""
         with self._condition:
             stats, unseen = self._stats, len(self._arrived)
         return stats if not unseen else dataclasses.replace(stats, num_waiting=stats.num_waiting + unseen)
 
     @property
     def failure(self) -> str | None:
-        """Why the thread has died, if it has."""
+        """Why the thread died; None = it did not."""
         return self._failure
 
     def close(self, drain: bool = True, timeout_seconds: float | None = None) -> None:
-        """Take no more requests, end those accepted, then end the thread.
+        """Accept no more requests, finish those accepted, then end the thread.
 
         Args:
-            drain: Let them run to their ends; False cancels them.
+            drain: Let them finish; False cancels them.
             timeout_seconds: After this long, those that still run are cancelled.
         """
         with self._condition:
@@ -187,7 +187,7 @@ class EngineLoop:
         self.close()
 
     def _num_waiting(self) -> int:
-        """Requests beyond those that run, or that the next steps will take in."""
+        """Return the number of requests beyond those that run or will be admitted next."""
         return max(0, len(self._handles) - self._engine.max_batch_size)
 
     def _cancel(self, request_id: str) -> None:
@@ -198,13 +198,13 @@ class EngineLoop:
 
     def _run(self) -> None:
         try:
-            while self._take_in():
+            while self._receive():
                 try:
                     events = self._engine.step()
                 except Exception as error:
-                    # Of the forward itself, memory for instance: whose fault it was cannot be told.
+                    # In the forward itself (out of memory, for instance): no single request can be blamed.
                     events = self._engine.fail_all(f"{type(error).__name__}: {error}")
-                self._give_out(events)
+                self._dispatch(events)
         except BaseException as error:
             self._failure = f"{type(error).__name__}: {error}"
             with self._condition:
@@ -214,8 +214,8 @@ class EngineLoop:
                 handle.put(TokenEvent(handle.request_id, None, finish_reason="error", error=self._failure))
             raise
 
-    def _take_in(self) -> bool:
-        """Wait until there is something to do; False when all is done and the loop is closing."""
+    def _receive(self) -> bool:
+        """Wait for work and pass it to the engine; return False when all is done and the loop is closing."""
         with self._condition:
             while not (self._arrived or self._cancelled or self._engine.has_work or self._closing):
                 self._condition.wait()
@@ -225,16 +225,16 @@ class EngineLoop:
                 return False
         for handle in arrived:
             try:
-                matcher, handle.matcher = handle.matcher, None  # it goes with its request
+                matcher, handle.matcher = handle.matcher, None  # the request owns it from now on
                 form = () if matcher is None else (matcher,)
                 self._engine.add(handle.prompt_ids, handle.params, handle.request_id, *form)
             except ValueError as error:
-                self._give_out([TokenEvent(handle.request_id, None, finish_reason="error", error=str(error))])
+                self._dispatch([TokenEvent(handle.request_id, None, finish_reason="error", error=str(error))])
         for request_id in cancelled:
             self._engine.cancel(request_id)
         return True
 
-    def _give_out(self, events: list[TokenEvent]) -> None:
+    def _dispatch(self, events: list[TokenEvent]) -> None:
         with self._condition:
             self._stats = self._engine.stats()
             handles = [self._handles[event.request_id] for event in events]

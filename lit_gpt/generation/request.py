@@ -32,7 +32,7 @@ MAX_SEED = (1 << 63) - 1
 
 @dataclass(frozen=True)
 class Constraint:
-    """A form that the text must have (see `lit_gpt.generation.constraints`).
+    """A format that the text must follow (see `lit_gpt.generation.constraints`).
 
     Raises:
         UserError: If the kind is unknown or nothing is given.
@@ -51,7 +51,7 @@ class Constraint:
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How the tokens of one request are drawn, and where it ends.
+    """How the tokens of one request are drawn, and what ends it.
 
     Penalties and biases change the logits first, then a constraint, then temperature, top-k, top-p and min-p, in
     that order.
@@ -83,14 +83,14 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] = ()
     """Tokens that end the text, besides the tokenizer's separator; they are not part of its characters."""
     seed: int | None = None
-    """Of the draws: they depend on it and on the position in the request alone. None = another each time."""
+    """Seed of the draws, which depend on it and on the position in the request alone. None = another each time."""
     logprobs: int | None = None
-    """Report the log-probability of each token, and of this many of the likeliest beside it (0 = of none). They are
+    """Report the log-probability of each token, and of this many of the likeliest tokens too (0 = none). They are
     the model's own, before penalties, temperature and the rest. None = do not report."""
     ignore_eos: bool = False
-    """Go on past the tokenizer's separator."""
+    """Continue past the tokenizer's separator."""
     constraint: Constraint | None = None
-    """A form that the text must have."""
+    """A format that the text must follow."""
 
     def __post_init__(self) -> None:
         check_at_least("max_new_tokens", self.max_new_tokens, 1)
@@ -128,7 +128,7 @@ class TokenEvent:
     token_id: int | None
     """None where a request ends without a further token (cancelled, failed)."""
     text: str = ""
-    """What may be shown now: never half a character, nothing that may still become a stop string."""
+    """Text that can be shown now: never half a character, nothing that may still become a stop string."""
     logprob: float | None = None
     """Natural logarithm; None unless asked for."""
     top_logprobs: tuple[tuple[int, float], ...] = ()
@@ -141,7 +141,7 @@ class TokenEvent:
 
 @dataclass(frozen=True)
 class Completion:
-    """All that a request wrote."""
+    """The whole output of a request."""
 
     request_id: str
     prompt_ids: list[int]
@@ -157,7 +157,7 @@ class Completion:
 
     @classmethod
     def of(cls, prompt_ids: list[int], events: list[TokenEvent], with_logprobs: bool = False) -> "Completion":
-        """Gather a request's events, the last of which has its finish reason."""
+        """Collect a request's events, the last of which has its finish reason."""
         last = events[-1]
         assert last.finish_reason is not None
         drawn = [event for event in events if event.token_id is not None]
@@ -184,20 +184,20 @@ def _check_stops(stops: tuple[str, ...]) -> None:
 
 
 class Matcher(Protocol):
-    """Says which tokens may come next."""
+    """Decides which tokens may come next."""
 
     def mask(self, logits: Tensor) -> Tensor:
         """(V,) logits with -inf where a token is not allowed."""
         ...
 
     def accept(self, token: int) -> bool:
-        """Take in a drawn token; returns True when nothing may follow it."""
+        """Accept a drawn token; return True when nothing may follow it."""
         ...
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """A token and what is reported of it."""
+    """A drawn token with its log-probabilities, where asked for."""
 
     token: int
     logprob: float | None = None
@@ -210,7 +210,7 @@ class Request(CacheEntry):
     Args:
         request_id: Its name.
         prompt_ids: At least one token.
-        params: How to draw and where to end.
+        params: How tokens are drawn, and what ends the request.
         tokenizer: For its text; None = it has none.
         matcher: Which tokens are allowed, or None for all.
         num_re_prefill: Tokens to start a fresh context from when the context is full; None = the request ends there.
@@ -253,7 +253,7 @@ class Request(CacheEntry):
         return len(self.ids) - self.num_cached > 1
 
     def accept(self, drawn: Drawn, max_length: int) -> TokenEvent:
-        """Take in a token: its text, and whether it is the last."""
+        """Accept a token; return its event: the text it adds, and the finish reason if it is the last."""
         token = drawn.token
         self.num_new += 1
         self.ids.append(token)
@@ -275,7 +275,7 @@ class Request(CacheEntry):
         return TokenEvent(self.request_id, token, text, drawn.logprob, drawn.top_logprobs, reason)
 
     def end(self, reason: FinishReason, error: str | None = None) -> TokenEvent:
-        """End without a further token."""
+        """End the request without a further token."""
         self.finished = True
         text = "" if reason == "error" else self._flush()
         return TokenEvent(self.request_id, None, text, finish_reason=reason, error=error)
@@ -295,7 +295,7 @@ class Request(CacheEntry):
         return False
 
     def penalized(self, logits: Tensor) -> Tensor:
-        """The logits (V,) after penalties and biases."""
+        """Return the logits (V,) after penalties and biases."""
         params = self.params
         if self._counts is None:
             self._counts = torch.zeros_like(logits)
@@ -333,6 +333,6 @@ class AllowedFirst:
         return logits if self._allowed is None else logits.masked_fill(~self._allowed, -math.inf)
 
     def accept(self, token: int) -> bool:
-        """From now on all tokens are allowed."""
+        """Allow all tokens from now on."""
         self._allowed = None
         return False

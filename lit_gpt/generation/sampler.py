@@ -22,12 +22,15 @@ _GOLDEN = 0x9E3779B97F4A7C15
 
 
 def uniform(seed: int, position: int, stream: int = 0) -> float:
-    """A number in [0, 1) with 53 random bits.
+    """Return a number in [0, 1) with 53 random bits.
+
+    A counter-based generator (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3") with the mixing
+    function of SplitMix64 (Steele et al. 2014).
 
     Args:
-        seed: Of the request.
-        position: Which of its new tokens, from 0.
-        stream: Several numbers for one position.
+        seed: The request's.
+        position: Number of its new token, from 0.
+        stream: Distinguishes several numbers for one position.
     """
     state = _mix(_mix(seed + _GOLDEN) + (position << 3) + stream)
     return (_mix(state + _GOLDEN) >> 11) * 2.0**-53
@@ -41,9 +44,11 @@ def _mix(x: int) -> int:
 
 
 NARROW = 256
+"""Tokens of a large vocabulary that are sorted for top-k and top-p."""
 COLD = 1e-3
+"""Below this temperature the largest logit is subtracted first, so that no quotient is infinite."""
 COLDEST = 1e-30
-"""Temperatures below it are zero in float32, or their quotients are infinite; the likeliest token has it all by far."""
+"""Lower temperatures are raised to it: they are 0 in float32, and the likeliest token has all probability by far."""
 
 
 @torch.no_grad()
@@ -77,7 +82,7 @@ def draw(logits: Tensor, requests: Sequence[Request]) -> list[Drawn]:
 
 
 def adjusted(logits: Tensor, requests: Sequence[Request]) -> Tensor:
-    """Logits (B, V) float32 after penalties, biases and constraints, the same tensor where there are none."""
+    """Return logits (B, V) float32 after penalties, biases and constraints; the same tensor where there are none."""
     changed: Tensor | None = None
     for row, request in enumerate(requests):
         if request.params.has_penalties or request.matcher is not None:
@@ -85,7 +90,7 @@ def adjusted(logits: Tensor, requests: Sequence[Request]) -> Tensor:
             one = request.penalized(changed[row]) if request.params.has_penalties else changed[row]
             try:
                 changed[row] = one if request.matcher is None else request.matcher.mask(one)
-            except Exception as error:  # ends this request alone; the others are drawn as always
+            except Exception as error:  # ends this request alone; the others are drawn as usual
                 request.fault = error
     return logits if changed is None else changed
 
@@ -99,7 +104,7 @@ def sample_rows(logits: Tensor, requests: Sequence[Request]) -> Tensor:
 
 
 def invert(probabilities: Tensor, numbers: Sequence[float]) -> Tensor:
-    """The first token at which the cumulative probability passes a number: (B, K) and B numbers in [0, 1) → (B,)."""
+    """Return the first token whose cumulative probability passes a number: (B, K) and B numbers in [0, 1) → (B,)."""
     wide = torch.float32 if probabilities.device.type == "mps" else torch.float64
     cumulative = probabilities.cumsum(dim=-1, dtype=wide)
     total = cumulative[:, -1:]
@@ -110,7 +115,7 @@ def invert(probabilities: Tensor, numbers: Sequence[float]) -> Tensor:
 
 
 def candidates(logits: Tensor, params: Sequence[SamplingParams]) -> tuple[Tensor, Tensor | None]:
-    """The logits after temperature, top-k, top-p and min-p.
+    """Return the logits after temperature, top-k, top-p and min-p.
 
     Args:
         logits: (B, V) float32.
@@ -138,7 +143,7 @@ def candidates(logits: Tensor, params: Sequence[SamplingParams]) -> tuple[Tensor
 
 
 def _likeliest(logits: Tensor, params: Sequence[SamplingParams]) -> tuple[Tensor, Tensor]:
-    """Top-k, then top-p of what it leaves, in descending order."""
+    """Apply top-k, then top-p to what it leaves; return logits and ids (B, K) in descending order."""
     V, device = logits.shape[-1], logits.device
     top_ks = torch.tensor([min(one.top_k or V, V) for one in params], device=device)[:, None]
     top_ps = torch.tensor([1.0 if one.top_p is None else one.top_p for one in params], device=device)[:, None]
@@ -162,7 +167,7 @@ def _likeliest(logits: Tensor, params: Sequence[SamplingParams]) -> tuple[Tensor
 
 
 def probabilities(logits: Tensor, params: Sequence[SamplingParams]) -> Tensor:
-    """What is drawn from, over the whole vocabulary: (B, V) float32; temperature 0 has one token of probability 1."""
+    """Return the distribution that is drawn from, (B, V) float32; at temperature 0 one token has probability 1."""
     rows = []
     for row, one in zip(logits.float(), params, strict=True):
         if one.temperature == 0:
@@ -175,7 +180,7 @@ def probabilities(logits: Tensor, params: Sequence[SamplingParams]) -> Tensor:
 
 
 def with_logprobs(logits: Tensor, tokens: Sequence[int], requests: Sequence[Request]) -> list[Drawn]:
-    """Tokens with the model's own log-probabilities, where they are asked for."""
+    """Return tokens with the model's own log-probabilities, where they are asked for."""
     normalized = logits.log_softmax(dim=-1)
     chosen = normalized.gather(1, torch.tensor(tokens, device=logits.device)[:, None])[:, 0].tolist()
     count = min(max(request.params.logprobs or 0 for request in requests), logits.shape[-1])

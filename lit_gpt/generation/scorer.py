@@ -18,7 +18,7 @@ SCORE = "score.weight"
 
 
 class RewardScorer:
-    """Rates the last answer of a conversation.
+    """Scores the last answer of conversations with a reward model.
 
     Args:
         model: The GPT of a reward model.
@@ -33,7 +33,7 @@ class RewardScorer:
         self._encoder = InstructionEncoder(renderer, model.config.block_size)
 
     def rate(self, conversations: Sequence[Sequence[Message]]) -> list[float]:
-        """Returns the reward of each conversation, which must end with an answer.
+        """Return the reward of each conversation, which must end with an answer.
 
         Raises:
             UserError: if a prompt alone fills the context, or a conversation has no answer.
@@ -47,7 +47,7 @@ class RewardScorer:
 
     @torch.no_grad()
     def rate_ids(self, sequences: Sequence[Sequence[int]]) -> list[float]:
-        """Returns the reward of each tokenised conversation, its stop token included."""
+        """Return the reward of each tokenised conversation, its stop token included."""
         device = self.score.device
         last = torch.tensor([len(ids) - 2 for ids in sequences], device=device)  # where the stop token is predicted
         inputs = torch.zeros(len(sequences), int(last.max()) + 1, dtype=torch.int64)
@@ -63,7 +63,7 @@ class RewardScorer:
     def rate_rows(
         self, rows: Iterable[Record], bad_input: BadInput, columns: Mapping[str, str] | None = None, batch_size: int = 8
     ) -> Iterator[tuple[list[Record], list[float]]]:
-        """Yields rows of instructions and their rewards, in batches; what cannot be rated goes to `bad_input`."""
+        """Yield rows of instructions and their rewards, in batches; rows that cannot be rated go to `bad_input`."""
         encoder = InstructionEncoder(self.renderer, self.model.config.block_size, columns=columns)
 
         def encoded() -> Iterator[tuple[Record, list[int]]]:
@@ -82,7 +82,7 @@ class RewardScorer:
 
 
 def load_scorer(model: str, device: str = "cpu", adapter: str | None = None) -> RewardScorer:
-    """Loads a run, checkpoint or adapter of `RewardModule`.
+    """Load a run, checkpoint or adapter of `RewardModule`.
 
     Raises:
         UserError: if it is another kind of model, or has no tokenizer.
@@ -92,7 +92,7 @@ def load_scorer(model: str, device: str = "cpu", adapter: str | None = None) -> 
     if SCORE not in weights or weights[SCORE].shape[0] != 1:
         raise UserError(f"{source.path} is no reward model: it has no score; train one with RewardModule")
     if source.tokenizer_path is None:
-        raise UserError(f"{source.path} has no tokenizer beside it, so it cannot read a conversation")
+        raise UserError(f"{source.path} has no tokenizer, so it cannot read a conversation")
     score = weights.pop(SCORE)
     network = finished_model(source.config, weights)
     renderer = ChatRenderer(load_tokenizer(source.tokenizer_path))

@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lit_gpt.checks import check_between
 from lit_gpt.data.tokenizers import Tokenizer
 from lit_gpt.errors import UserError
 from lit_gpt.generation.cache import can_truncate, common_prefix
@@ -33,25 +34,25 @@ MAX_DRAFT_TOKENS = 64
 
 
 class Proposer(Protocol):
-    """Guesses how a text goes on."""
+    """Guesses the next tokens of a sequence."""
 
     def propose(self, request: Request, count: int) -> list[int]:
-        """At most `count` tokens that may follow `request.ids`."""
+        """Return at most `count` tokens that may follow `request.ids`."""
         ...
 
 
 class PromptLookup:
-    """What followed the last tokens when they stood there before (Saxena 2023, "Prompt lookup decoding").
+    """Guesses what followed the last tokens where they occurred before (Saxena 2023, "Prompt lookup decoding").
 
     Args:
-        longest: Tokens that are looked for, first so many, then fewer.
+        longest: Number of last tokens to look for; fewer are tried where they do not occur.
     """
 
     def __init__(self, longest: int = 3) -> None:
         self._longest = longest
 
     def propose(self, request: Request, count: int) -> list[int]:
-        """At most `count` tokens, those after the latest match."""
+        """Return at most `count` tokens, those after the latest match."""
         ids = np.array(request.ids)
         for length in range(min(self._longest, len(ids) - 1), 0, -1):
             earlier = np.lib.stride_tricks.sliding_window_view(ids[:-1], length)
@@ -66,7 +67,7 @@ class DraftModel:
     """A smaller model with the same vocabulary.
 
     Args:
-        model: On the device where it shall run.
+        model: On the device where it runs.
 
     Raises:
         UserError: If a layer's state cannot take tokens back.
@@ -88,7 +89,7 @@ class DraftModel:
         count = min(count, block_size - len(request.ids))
         if count < 1 or max(request.ids) >= self._model.config.vocab_size:
             return []  # vocabularies of one tokenizer may be padded to different sizes
-        # The engine keeps ended requests for their beginnings; what was read of them here goes at once.
+        # The engine keeps ended requests for prefix reuse; their state here is freed at once.
         for ended in [other for other in self._states if other.finished]:
             del self._states[ended]
         # Capacity for this sequence alone: the engine's cache may be far smaller than full contexts for all its rows.
@@ -127,7 +128,7 @@ class DraftModel:
 
 @dataclass(frozen=True)
 class Speculation:
-    """How tokens are guessed, and how many at a time.
+    """Settings of speculative decoding: who guesses tokens, and how many at a time.
 
     Raises:
         UserError: If the number is out of bounds.
@@ -137,12 +138,11 @@ class Speculation:
     num_tokens: int = 4
 
     def __post_init__(self) -> None:
-        if not 1 <= self.num_tokens <= MAX_DRAFT_TOKENS:
-            raise UserError(f"draft_tokens is {self.num_tokens}, it must be from 1 to {MAX_DRAFT_TOKENS}")
+        check_between("draft_tokens", self.num_tokens, 1, MAX_DRAFT_TOKENS)
 
     @classmethod
     def of(cls, tokenizer: Tokenizer, num_tokens: int, draft: tuple[GPT, Tokenizer] | None) -> "Speculation":
-        """By a draft model and its tokenizer, or, without one, by looking up the text so far.
+        """Return speculation by a draft model with its tokenizer, or, without one, by prompt lookup.
 
         Raises:
             UserError: If the draft model has another tokenizer.

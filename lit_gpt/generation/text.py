@@ -29,7 +29,7 @@ def stream_text(
     """Yield the continuation of a prompt as it is drawn, until the end-of-text token.
 
     Args:
-        model: On the device where it shall run.
+        model: On the device where it runs.
         tokenizer: The model's own.
         prompt: Text to continue; it stands at the start of a document, as in training.
         max_new_tokens: At most.
@@ -56,13 +56,13 @@ def stream_text(
 
 
 def stream_with(engine: Engine, prompt: str, params: SamplingParams, request_id: str = "text") -> Iterator[str]:
-    """Yield the continuation of a prompt, which stands at the start of a document, as an engine writes it.
+    """Yield the continuation of a prompt, which stands at the start of a document, as an engine generates it.
 
     Args:
-        engine: With nothing else to do.
-        prompt: Text to go on from.
-        params: How to draw and where to end.
-        request_id: Name of the request meanwhile.
+        engine: Without other requests.
+        prompt: Text to continue.
+        params: How tokens are drawn, and what ends the text.
+        request_id: Name of the request in the engine.
 
     Raises:
         UserError: For a prompt that is too long.
@@ -76,15 +76,15 @@ def complete_texts(engine: Engine, prompts: Sequence[str], params: Sequence[Samp
     """Continue many prompts, batched; each stands at the start of a document.
 
     Args:
-        engine: With nothing else to do.
-        prompts: Texts to go on from.
+        engine: Without other requests.
+        prompts: Texts to continue.
         params: Of each.
 
     Yields:
         In the order of the prompts, as soon as those before are there.
 
     Raises:
-        UserError: For a prompt that is too long; says which. Then nothing has run.
+        UserError: For a prompt that is too long, with its number; then nothing has run.
     """
     openings: list[tuple[list[int], str, Matcher | None]] = []
     for number, (prompt, one) in enumerate(zip(prompts, params, strict=True)):
@@ -111,7 +111,7 @@ def complete_texts(engine: Engine, prompts: Sequence[str], params: Sequence[Samp
 
 
 def opened(tokenizer: Tokenizer, ids: list[int]) -> list[int]:
-    """A text as the model reads it: with the tokens that open a text; never empty."""
+    """Return a text as the model reads it: with the tokens that open a text; never empty."""
     return [*tokenizer.opening_ids, *ids] or [tokenizer.separator_id]
 
 
@@ -146,7 +146,7 @@ def _pieces(engine: Engine, request_id: str) -> Iterator[str]:
 
 
 def _without(beginning: str, pieces: Iterable[str]) -> Iterator[str]:
-    """Leave out a beginning that is already printed."""
+    """Yield the pieces without a beginning that is already printed."""
     for piece in pieces:
         common = min(len(beginning), len(piece))
         beginning, piece = beginning[common:], piece[common:]
