@@ -22,13 +22,11 @@ from lit_gpt.data.instructions import LongRows, chat_tokenizer
 from lit_gpt.data.loader import StepSource
 from lit_gpt.data.records import (
     FileFormat,
-    FileRecords,
     HubDataset,
-    HubRecords,
     OnBadInput,
     RecordSource,
     SplitName,
-    expand_files,
+    sources_of,
 )
 from lit_gpt.data.rows import RowEncoder, RowSplit, RowStore, prepare_rows
 from lit_gpt.data.rows.loader import Collator, RowEvaluationLoader, RowSteps, SequenceCollator
@@ -143,16 +141,7 @@ class RowDataModule(StepDataModule):
 
     def row_sources(self) -> Sequence[RecordSource]:
         """Return where rows come from: what is held out by name, then the other files, then the data sets."""
-        found: list[RecordSource] = []
-        taken: set[Path] = set()  # a file is in one split, the first of these that names it
-        named: list[tuple[str | list[str] | None, SplitName | None]] = [(self.test_files, "test")]
-        for patterns, split in [*named, (self.val_files, "val"), (self.files, None)]:
-            files = [(name, path) for name, path in expand_files(patterns or []) if path.resolve() not in taken]
-            taken |= {path.resolve() for _, path in files}
-            if files:
-                found.append(FileRecords(files, split=split, format=self.format))
-        specs = self.datasets if isinstance(self.datasets, list) else [self.datasets] if self.datasets else []
-        found += [HubRecords(HubDataset(spec) if isinstance(spec, str) else spec) for spec in specs]
+        found = sources_of(self.files, self.datasets, self.val_files, self.test_files, format=self.format)
         if not found:
             raise UserError(
                 f"{type(self).__name__} has nothing to read; set files (json, jsonl, csv, parquet) or datasets"

@@ -11,7 +11,6 @@ them. A subclass of `TokenDataModule` says where its documents come from, in one
 `TextDataModule` reads files and Hugging Face data sets, `StdlibDataModule` the Python standard library.
 """
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -25,14 +24,12 @@ from lit_gpt.data.prepare import check_room, corpus_path, prepare_corpus
 from lit_gpt.data.records import (
     Document,
     FileFormat,
-    FileRecords,
     HubDataset,
-    HubRecords,
     IterableRecords,
     OnBadInput,
     RecordSource,
     SplitName,
-    expand_files,
+    sources_of,
 )
 from lit_gpt.data.shards import TokenCorpus
 from lit_gpt.data.stdlib import stdlib_source
@@ -264,20 +261,8 @@ class TextDataModule(TokenDataModule):
 
     def sources(self) -> Sequence[RecordSource]:
         """Return what is held out by name, then the other files, then the data sets."""
-        found: list[RecordSource] = []
-        taken: set[str] = set()  # a file is in one split, the first of these that names it
-        named: list[tuple[str | list[str] | None, SplitName | None]] = [(self.test_files, "test")]
-        for patterns, split in [*named, (self.val_files, "val"), (self.files, None)]:
-            files = [(name, path) for name, path in expand_files(patterns or []) if os.path.realpath(path) not in taken]
-            taken |= {os.path.realpath(path) for _, path in files}
-            if files:
-                name = patterns if isinstance(patterns, str) else ", ".join(patterns or ())
-                found.append(FileRecords(files, self.text_field, self.document_separator, split, name, self.format))
-        specs = self.datasets if isinstance(self.datasets, list) else [self.datasets] if self.datasets else []
-        for spec in specs:
-            hub = HubDataset(spec) if isinstance(spec, str) else spec
-            found.append(HubRecords(hub, self.text_field))
-        return found
+        held_out = (self.val_files, self.test_files)
+        return sources_of(self.files, self.datasets, *held_out, self.text_field, self.document_separator, self.format)
 
 
 def unescape(separator: str | None) -> str | None:

@@ -17,7 +17,7 @@ from lit_gpt.data.corpus_spec import check_fractions
 from lit_gpt.data.pipeline.options import ExecutorOptions
 from lit_gpt.data.pipeline.parts import NamedSource, Plan
 from lit_gpt.data.pipeline.sources import KINDS
-from lit_gpt.data.pipeline.sources.hub import HubParts
+from lit_gpt.data.pipeline.sources.data import HubParts
 from lit_gpt.data.records import BadInput, HubDataset, OnBadInput
 from lit_gpt.data.tokenizers import is_local_tokenizer, load_tokenizer
 from lit_gpt.errors import UserError

@@ -11,7 +11,7 @@ Whoever reads anything from users goes through this package, so the same file me
 
 from lit_gpt.data.records.files import expand_files
 from lit_gpt.data.records.formats import FileFormat, read_records
-from lit_gpt.data.records.hub import HubDataset, HubRecords
+from lit_gpt.data.records.hub import HubDataset, HubRecords, sources_of
 from lit_gpt.data.records.record import SPLITS, BadInput, Document, OnBadInput, Record, SplitName, TextField
 from lit_gpt.data.records.source import (
     FileRecords,
@@ -42,5 +42,6 @@ __all__ = [
     "corpus_fingerprint",
     "expand_files",
     "read_records",
+    "sources_of",
     "total_bytes",
 ]

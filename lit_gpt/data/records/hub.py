@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lit_gpt.data.records.files import DATASET_DICT, DATASET_STATE
+from lit_gpt.data.records.files import DATASET_DICT, DATASET_STATE, expand_files
+from lit_gpt.data.records.formats import FileFormat
 from lit_gpt.data.records.record import BadInput, Record, SplitName, TextField, no_field
 from lit_gpt.data.records.remote import list_remote
-from lit_gpt.data.records.source import Part, RecordSource
+from lit_gpt.data.records.source import FileRecords, Part, RecordSource
 from lit_gpt.errors import UserError
 from lit_gpt.hashing import FileHashes, sha256_json
 
@@ -189,3 +190,40 @@ class HubRecords(RecordSource):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_loaded": None}
+
+
+def sources_of(
+    files: str | Sequence[str] | None = None,
+    datasets: str | HubDataset | Sequence[str | HubDataset] | None = None,
+    val_files: str | Sequence[str] | None = None,
+    test_files: str | Sequence[str] | None = None,
+    text_field: str = "text",
+    document_separator: str | None = None,
+    format: FileFormat | None = None,
+) -> list[RecordSource]:
+    """Return the sources that a DataModule's arguments name: what is held out, then the other files, then data sets.
+
+    A file that two arguments name is in one split: test before validation before the rest.
+
+    Args:
+        files: Files, folders or patterns whose records are split by hash.
+        datasets: Hugging Face data sets, by name or described.
+        val_files: Files whose records are all for validation.
+        test_files: Files whose records are all for the test.
+        text_field: Field that holds the text, or a template of fields.
+        document_separator: String at which plain text files are cut into records.
+        format: How files are written.
+    """
+    found: list[RecordSource] = []
+    taken: set[str] = set()
+    named: list[tuple[str | Sequence[str] | None, SplitName | None]] = [(test_files, "test"), (val_files, "val")]
+    for patterns, split in [*named, (files, None)]:
+        new = [(name, path) for name, path in expand_files(patterns or []) if os.path.realpath(path) not in taken]
+        taken |= {os.path.realpath(path) for _, path in new}
+        if new:
+            name = patterns if isinstance(patterns, str) else ", ".join(patterns or ())
+            found.append(FileRecords(new, text_field, document_separator, split, name, format))
+    specs = [datasets] if isinstance(datasets, str | HubDataset) else datasets or []
+    for spec in specs:
+        found.append(HubRecords(HubDataset(spec) if isinstance(spec, str) else spec, text_field))
+    return found

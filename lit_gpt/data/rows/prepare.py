@@ -165,7 +165,8 @@ def _write(
     splits = {name: writer.finish() for name, writer in writers.items()}
     if shape is None:
         skipped = f" ({bad_input.num_skipped} were skipped, the first: {bad_input.named[0]})" if bad_input.named else ""
-        raise UserError(f"{', '.join(source.title for source in sources)}: no row can be used{skipped}")
+        left_out = "".join(f"; {count:,} {note}" for note, count in notes.items())
+        raise UserError(f"{', '.join(source.title for source in sources)}: no row can be used{left_out}{skipped}")
     return {
         "version": FORMAT_VERSION,
         "key": key,

@@ -163,7 +163,7 @@ def test_detect_refuses_what_is_no_text(tmp_path):
 
 @pytest.mark.parametrize("streaming", [False, True])
 def test_hub_rows_keep_their_numbers_and_columns(tmp_path, streaming, monkeypatch):
-    monkeypatch.setattr("lit_gpt.data.pipeline.sources.hub._ROWS_OF_A_PART", 4)
+    monkeypatch.setattr("lit_gpt.data.pipeline.sources.data._ROWS_OF_A_PART", 4)
     rows = [{"text": f"row {n}", "url": f"http://{n}", "score": n / 2} for n in range(10)]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     entry = {

@@ -1,12 +1,26 @@
 """Which files a folder or pattern names: links, loops of links, saved data sets."""
 
+import datetime
+import io
 import os
 from pathlib import Path
 
 import datasets
+import pyarrow
+import pyarrow.parquet
 import pytest
+import zstandard
 
-from lit_gpt.data.records import BadInput, FileFormat, FileRecords, HubDataset, HubRecords, TextField, expand_files
+from lit_gpt.data.records import (
+    BadInput,
+    FileFormat,
+    FileRecords,
+    HubDataset,
+    HubRecords,
+    TextField,
+    expand_files,
+    sources_of,
+)
 from lit_gpt.errors import UserError
 from lit_gpt.hashing import FileHashes
 
@@ -142,3 +156,31 @@ def test_files_that_vanish_or_may_not_be_read_are_named(tmp_path: Path) -> None:
     assert [document.text for document in FileRecords(str(tmp_path)).documents(bad)] == ["b"]
     assert "a.txt: it cannot be read" in bad.named[0]
     assert os.path.basename(tmp_path) in bad.named[0]
+
+
+def test_zstandard_files_with_a_large_window(tmp_path: Path) -> None:
+    """`zstd --long=28` declares a window of 256 MiB, which the library refuses unless it is asked to allow it."""
+    parameters = zstandard.ZstdCompressionParameters.from_level(1, window_log=28)
+    data = io.BytesIO()
+    with zstandard.ZstdCompressor(compression_params=parameters).stream_writer(data, closefd=False) as writer:
+        writer.write(b'{"text": "a large window"}\n')
+    (tmp_path / "a.jsonl.zst").write_bytes(data.getvalue())
+    assert zstandard.get_frame_parameters(data.getvalue()).window_size >= 1 << 28
+    (document,) = FileRecords(str(tmp_path / "a.jsonl.zst")).documents(BadInput())
+    assert document.text == "a large window"
+
+
+def test_kept_columns_are_json_values(tmp_path: Path) -> None:
+    rows = [{"text": "a", "source": {"name": "x", "pages": [1, 2]}, "day": datetime.date(2026, 1, 2), "other": 1}]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    (document,) = FileRecords(str(tmp_path / "a.parquet"), keep=["source", "day"]).documents(BadInput())
+    assert document.metadata == {"source": {"name": "x", "pages": [1, 2]}, "day": "2026-01-02"}
+
+
+def test_a_file_that_two_arguments_name_is_in_one_split(tmp_path: Path) -> None:
+    for name in ("a.txt", "b.txt", "c.txt"):
+        (tmp_path / name).write_text(name)
+    sources = sources_of(str(tmp_path), None, str(tmp_path / "[bc].txt"), [str(tmp_path / "c.txt")])
+    found = {source.split: [document.text for document in source.documents(BadInput())] for source in sources}
+    assert found == {"test": ["c.txt"], "val": ["b.txt"], None: ["a.txt"]}
+    assert sources_of() == []
