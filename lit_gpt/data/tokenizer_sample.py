@@ -88,7 +88,7 @@ class TokenizerSample:
         for source, share in zip(sources, self._shares, strict=True):
             files = FileRecords(source.files, source.text_field, source.document_separator, format=source.format)
             spec = CorpusSpec([files], val_fraction, test_fraction, on_bad_input)
-            self.sources.append(SampledSource(spec, files.num_bytes() or 0, max(1, int(sample_bytes * share))))
+            self.sources.append(SampledSource(spec, files.num_bytes(), max(1, int(sample_bytes * share))))
         self._settled = len(sources) == 1
 
     def __iter__(self) -> Iterator[str]:

@@ -33,9 +33,9 @@ def file_bytes(path: Path) -> int:
         return 0
 
 
-def estimated_bytes(path: Path) -> int:
-    """Estimate the text in a file, in bytes, from its size and suffix."""
-    return int(file_bytes(path) * _EXPANSION.get(path.suffix.lower(), 1.0))
+def estimated_bytes(path: Path, size: int | None = None) -> int:
+    """Estimate the text in a file, in bytes, from its size (looked up if None) and suffix."""
+    return int((file_bytes(path) if size is None else size) * _EXPANSION.get(path.suffix.lower(), 1.0))
 
 
 def content_hash(path: Path, hashes: FileHashes) -> str:

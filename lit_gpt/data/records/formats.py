@@ -169,17 +169,18 @@ class _File:
         self.separator = separator
         self.text_field = text_field
         self.suffix = inner_suffix(path) if suffix is None else suffix
+        self.is_compressed = is_compressed(path)
         self._encoding: Encoding | None = None
 
     def can_fail_late(self) -> bool:
         """Return whether the file may turn out unreadable after some of its records."""
         is_plain_json = self.suffix in JSON_SUFFIXES and self.format.encoding == UTF8
-        return is_compressed(self.path) or not is_plain_json
+        return self.is_compressed or not is_plain_json
 
     def is_small(self) -> bool:
         """Return whether all records of the file fit in memory. A small compressed file or table may hold much."""
         with contextlib.suppress(OSError):
-            is_text = not is_compressed(self.path) and self.suffix not in (".parquet", ".arrow", ".feather")
+            is_text = not self.is_compressed and self.suffix not in (".parquet", ".arrow", ".feather")
             return is_text and self.path.stat().st_size <= _WHOLE_FILE_BYTES
         return True  # it cannot be read at all
 
@@ -441,11 +442,13 @@ def _rows_of(value: dict[str, Any]) -> list[Any]:
 def _begins_with_lines(file: _File, bad_input: BadInput) -> bool:
     """Return whether the first line is an object by itself and others follow: JSON lines under another name."""
     with file.open_utf8(bad_input) as stream:
+        start = stream.read(1 << 12).removeprefix(codecs.BOM_UTF8).lstrip()
+        if start and not start.startswith(b"{"):  # an array may be one line of many megabytes
+            return False
+    with file.open_utf8(bad_input) as stream:
         first = stream.readline(MAX_LINE_BYTES).removeprefix(codecs.BOM_UTF8)
         while first and not first.strip():
             first = stream.readline(MAX_LINE_BYTES)
-        if not first.lstrip().startswith(b"{"):
-            return False
         others = any(line.strip() for line in iter(lambda: stream.readline(MAX_LINE_BYTES), b""))
         return others and _is_object(first)
 

@@ -92,6 +92,15 @@ class RemoteRecords(FileRecords):
         with fetched(file, self.cache_dir) as path:
             yield from self.read_file(file.url, path, bad_input, columns)
 
+    def records(self, bad_input: BadInput, columns: Sequence[str] | None = None) -> Iterator[Record]:
+        """Yield all records, file by file."""
+        for part in self.parts():
+            yield from self.read(part.spec, bad_input, columns)
+
+    def num_bytes(self) -> int:
+        """Estimate the UTF-8 bytes of all texts from the files' sizes."""
+        return sum(file.size for file in self.remote_files)
+
     def fingerprint(self, hashes: FileHashes) -> str:
         """Return a hash of the files' names, sizes and versions and of how they are read."""
         listed = [[file.url, file.size, file.version] for file in self.remote_files]

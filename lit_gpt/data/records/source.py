@@ -109,8 +109,7 @@ class RecordSource(ABC):
 
     def documents(self, bad_input: BadInput) -> Iterator[Document]:
         """Yield all texts, part by part."""
-        for part in self.parts():
-            yield from self.read_documents(part.spec, bad_input)
+        return documents_of(self.records(bad_input, self.text.columns), self.text, bad_input)
 
     def num_bytes(self) -> int | None:
         """Estimate the UTF-8 bytes of all texts; None if that is unknown before reading them."""
@@ -176,12 +175,22 @@ class FileRecords(RecordSource):
             except OSError as error:  # reading it will say so, and on_bad_input decides
                 yield Part(name, [name, str(path)], f"unreadable: {error.strerror}", 0, path)
                 continue
-            yield Part(name, [name, str(path)], [stat.st_size, stat.st_mtime_ns], estimated_bytes(path), path)
+            num_bytes = estimated_bytes(path, stat.st_size)
+            yield Part(name, [name, str(path)], [stat.st_size, stat.st_mtime_ns], num_bytes, path)
 
     def read(self, spec: Any, bad_input: BadInput, columns: Sequence[str] | None = None) -> Iterator[Record]:
         """Yield the records of one file."""
         name, path = spec
         return self.read_file(name, Path(path), bad_input, columns)
+
+    def records(self, bad_input: BadInput, columns: Sequence[str] | None = None) -> Iterator[Record]:
+        """Yield all records, file by file."""
+        for name, path in self.files():
+            yield from self.read_file(name, path, bad_input, columns)
+
+    def num_bytes(self) -> int:
+        """Estimate the UTF-8 bytes of all texts from the files' sizes."""
+        return sum(estimated_bytes(path) for _, path in self.files())
 
     def read_file(
         self, name: str, path: Path, bad_input: BadInput, columns: Sequence[str] | None = None
