@@ -9,6 +9,7 @@ its bytes beyond ASCII, wherever in the file they are.
 
 import codecs
 import contextlib
+import io
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -112,9 +113,8 @@ def check_encoding(encoding: str) -> None:
     if encoding == DETECT:
         return
     try:
-        known = codecs.lookup(encoding)
-        b"".decode(known.name)  # codecs such as base64 are no text encodings
-    except (LookupError, TypeError, ValueError) as error:
+        io.TextIOWrapper(io.BytesIO(), encoding=encoding)  # unlike codecs.lookup it refuses base64 and its kind
+    except LookupError as error:
         near = close_matches(encoding, [DETECT, UTF8, "utf-16", "utf-32", "latin-1", *_CANDIDATES])
         raise UserError(
             f"encoding is {encoding!r}; it can be utf-8, detect or any encoding of Python's such as latin-1 or cp1252"
