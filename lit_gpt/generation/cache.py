@@ -99,8 +99,7 @@ class CacheBlock(Generic[Entry]):
         assert len(self.entries) <= self.num_rows(capacity)
         before = self.states
         fresh: list[LayerState] = []
-        for layer, block in enumerate(self.model.blocks):
-            mixer = block.attn
+        for layer, mixer in enumerate(self.model.token_mixers):
             state = mixer.new_state(self.num_rows(capacity), capacity, self.margin, self.dtype, self.device)
             if before:
                 for row, entry in enumerate(self.entries):
@@ -200,7 +199,7 @@ class CacheBlock(Generic[Entry]):
             self.entries[row], entry.row = entry, row
 
 
-class Admission(Generic[Entry]):
+class Admission:
     """Admission control: gives rows to requests, and finds prefixes that are cached already.
 
     Args:
@@ -212,18 +211,18 @@ class Admission(Generic[Entry]):
     """
 
     def __init__(
-        self, model: GPT, blocks: list[CacheBlock[Entry]], max_length: int, max_rows: int, reuse_prefixes: bool
+        self, model: GPT, blocks: Sequence[CacheBlock[Any]], max_length: int, max_rows: int, reuse_prefixes: bool
     ) -> None:
         self._scaling, self._blocks = model.config.rope_scaling, blocks
         self._max_length, self._max_rows, self._reuse = max_length, max_rows, reuse_prefixes
         self._always_full = len(blocks) == 1 and blocks[0].num_tokens >= max_rows * max_length
         self._any_prefix = can_truncate(model)
         """Whether a row gives its prefixes of (almost) any length, or only the state where it stands."""
-        self._kept: dict[Entry, None] = {}
+        self._kept: dict[CacheEntry, None] = {}
         """Ended requests whose rows are kept, the longest unused first."""
         self.reused_tokens = 0
 
-    def place(self, entry: Entry) -> bool:
+    def place(self, entry: CacheEntry) -> bool:
         """Give an entry a row; return False if there is none for now."""
         if sum(block.num_active for block in self._blocks) >= self._max_rows:
             return False
@@ -241,7 +240,7 @@ class Admission(Generic[Entry]):
         entry.prefix = None if donor is None else (donor, length)
         return True
 
-    def copy_prefix(self, entry: Entry) -> bool:
+    def copy_prefix(self, entry: CacheEntry) -> bool:
         """Copy the prefix that the entry shares, if it is cached by now; return False if it has to wait."""
         if entry.prefix is None:
             return True
@@ -258,7 +257,7 @@ class Admission(Generic[Entry]):
             self.reused_tokens += length
         return True
 
-    def release(self, entry: Entry) -> None:
+    def release(self, entry: CacheEntry) -> None:
         """Keep, or free, the row of an entry that has ended."""
         block = entry.block
         assert block is not None
@@ -273,12 +272,12 @@ class Admission(Generic[Entry]):
         while self._kept:
             self._evict(None)
 
-    def _capacity(self, entry: Entry) -> int:
+    def _capacity(self, entry: CacheEntry) -> int:
         if self._always_full or entry.max_tokens is None:
             return self._max_length
         return row_capacity(entry.max_tokens, self._max_length)
 
-    def _reuse_row(self, entry: Entry, donor: CacheEntry, length: int, capacity: int) -> bool:
+    def _reuse_row(self, entry: CacheEntry, donor: CacheEntry, length: int, capacity: int) -> bool:
         """Continue in the donor's own row, unless much of its content would be lost while another row is free."""
         block = donor.block
         assert block is not None
@@ -292,7 +291,7 @@ class Admission(Generic[Entry]):
         self.reused_tokens += length
         return True
 
-    def _find_block(self, capacity: int, cut: bool = True) -> CacheBlock[Entry] | None:
+    def _find_block(self, capacity: int, cut: bool = True) -> CacheBlock[Any] | None:
         """Return a block with a free row: of the smallest capacity that suffices, or cut anew."""
         ready = [b for b in self._blocks if b.capacity >= capacity and b.has_free_row(b.capacity)]
         if ready:
@@ -314,7 +313,7 @@ class Admission(Generic[Entry]):
         assert evicted.block is not None
         evicted.block.free(evicted.row)
 
-    def _best_prefix(self, entry: Entry) -> tuple[CacheEntry | None, int]:
+    def _best_prefix(self, entry: CacheEntry) -> tuple[CacheEntry | None, int]:
         """Return the entry with the longest common prefix, among those that have it cached or in prefill."""
         best, longest = None, MIN_PREFIX - 1
         if not self._reuse or not self._independent_of_length(entry):
@@ -338,7 +337,7 @@ class Admission(Generic[Entry]):
             return late
         return best, longest if best is not None else 0
 
-    def _best_whole_row(self, entry: Entry) -> tuple[CacheEntry | None, int]:
+    def _best_whole_row(self, entry: CacheEntry) -> tuple[CacheEntry | None, int]:
         """Return the ended entry with the most tokens, all of which the entry begins with."""
         best: CacheEntry | None = None
         for other in self._kept:
@@ -348,7 +347,7 @@ class Admission(Generic[Entry]):
                 best = other
         return best, 0 if best is None else best.num_cached
 
-    def _independent_of_length(self, entry: Entry) -> bool:
+    def _independent_of_length(self, entry: CacheEntry) -> bool:
         """Return whether the keys of a sequence are what they would be in a longer one."""
         if self._scaling is None or not self._scaling.follows_length:
             return True

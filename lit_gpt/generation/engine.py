@@ -223,7 +223,7 @@ class Engine:
             model, cache_tokens, max_length, max_batch_size, margin, self._dtype, self.device
         )
         self._cache_bytes = cache_bytes(model, cache_tokens, sum(block.max_rows for block in self._blocks), self._dtype)
-        self._admission: Admission[Request] = Admission(model, self._blocks, max_length, max_batch_size, reuse_prefixes)
+        self._admission = Admission(model, self._blocks, max_length, max_batch_size, reuse_prefixes)
         scaling = self.config.rope_scaling
         self._depends_on_length = scaling is not None and scaling.follows_length
         self._known: dict[str, Request] = {}

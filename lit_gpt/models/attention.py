@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 class Scoring(NamedTuple):
-    """What happens to q kᵀ before the softmax; ALiBi is part of the mask, or FlexAttention adds it on CUDA."""
+    """How scores q kᵀ are changed before the softmax; ALiBi is part of the mask, or FlexAttention adds it on CUDA."""
 
     scale: float
     softcap: float | None = None
@@ -41,7 +41,7 @@ class Scoring(NamedTuple):
 
     @classmethod
     def of(cls, config: GPTConfig) -> "Scoring":
-        """What a model asks for."""
+        """Return what a model's config asks for."""
         return cls(config.score_scale, config.attention_softcap, config.positions == "alibi")
 
 
@@ -54,7 +54,7 @@ def attend(
     sinks: Tensor | None = None,
     dropout: float = 0.0,
 ) -> Tensor:
-    """Attention by the kernel that fits.
+    """Compute attention with the fastest kernel that has what the arguments ask for.
 
     Args:
         q: (B, H, T, D).
@@ -86,9 +86,9 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, dr
         v,
         attn_mask=mask if mask is None or mask.dtype == torch.bool else mask.to(q.dtype),
         dropout_p=dropout,
-        # SDPA aligns its causal mask with the first key, which is right only while T = S: `build_masks` gives None
-        # to several queries only then, and a single query after a cache sees everything. (Where T is a symbol, there
-        # is no cache, and for T = 1 both are the same.)
+        # SDPA aligns its causal mask with the first key (upper left), which is right only while T = S: several queries
+        # get no mask only then, and a single query in decoding sees every stored key. (While exporting, T is a symbol
+        # that cannot be compared; nothing is cached there, and for T = 1 causal and full are the same.)
         is_causal=mask is None and (torch.compiler.is_exporting() or q.shape[2] > 1),
         scale=scale,
         enable_gqa=q.shape[1] != k.shape[1],
@@ -98,10 +98,11 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, dr
 def _with_sink_key(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, sinks: Tensor, scale: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """One key more, seen by every query, whose score is the head's sink and whose value is zero.
+    """Express attention sinks as one more key, seen by every query, with the sink as its score and a value of zero.
 
-    Queries get one coordinate more, sink / scale; the new key is 1 there and 0 elsewhere, the others are 0 there. So
-    the fast kernels compute the larger softmax, and the sinks' gradient comes through the queries.
+    Queries get one more coordinate, sink / scale; the new key is 1 there and 0 elsewhere, all other keys are 0 there.
+    So the score of the new key is scale · (sink / scale) = sink, the fast kernels compute the larger softmax, and the
+    sinks' gradient flows through the queries.
     """
     T, S = q.shape[2], k.shape[2]
     sink = (sinks / scale).to(q.dtype).view(1, -1, 1, 1).expand(q.shape[0], -1, T, 1)
@@ -117,7 +118,7 @@ def _with_sink_key(
 def _written_out(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scoring: Scoring, sinks: Tensor | None, dropout: float
 ) -> Tensor:
-    """The formula, step by step: (B, H, T, S) weights exist."""
+    """Compute attention as the formula says; (B, H, T, S) weights are stored."""
     weights = attention_weights(q, k, mask, scoring, sinks).to(v.dtype)
     if dropout:
         weights = F.dropout(weights, dropout)
@@ -126,7 +127,7 @@ def _written_out(
 
 
 def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None, scoring: Scoring, sinks: Tensor | None) -> Tensor:
-    """What each query takes from each key.
+    """Return the attention weights of each query over the keys.
 
     Args:
         q: (B, H, T, D).

@@ -1,4 +1,4 @@
-"""What attends to what: the weights that the fast kernels never write down, for looking at.
+"""Attention maps for plots: the weights that the fast kernels never store.
 
 B batch, T time, L layers, H heads, K key/value heads, D head size.
 """
@@ -18,16 +18,16 @@ from lit_gpt.models.masks import build_masks
 def attention_maps(model: GPT, input_ids: Tensor) -> Tensor:
     """Run the model once and return every head's attention weights.
 
-    The model runs as it would otherwise, in eval mode and uncompiled; it stays sharded if it is, so that under FSDP
-    every process has to call this.
+    The model runs in eval mode and uncompiled. It stays sharded if it is, so under FSDP every process has to call this.
+    Layers without attention weights (recurrent ones) are left out.
 
     Args:
         model: On the device of `input_ids`.
         input_ids: (B, T) int64, each row one document.
 
     Returns:
-        (L, B, H, T, T) float32 on CPU; row i of the last two sums to 1 over the tokens that token i may see (less what
-        an attention sink took).
+        (attention layers, B, H, T, T) float32 on CPU; row i of the last two sums to 1 over the tokens that token i may
+        see (less what an attention sink took).
     """
     maps: list[Tensor] = []
     T, device = input_ids.shape[1], input_ids.device

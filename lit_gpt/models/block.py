@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class Block(nn.Module):
     """Pre-norm, as in the textbook: `x + attn(ln1(x))`, then `x + mlp(ln2(x))` (GPT-2; arXiv:2002.04745).
 
-    What joins the residual stream is multiplied by `residual_scale`, which is 1 in most models.
+    Each branch is multiplied by `residual_scale`, which is 1 in most models, before it is added to the residual stream.
 
     Args:
         config: The model's shape.
@@ -65,7 +65,7 @@ class ParallelBlock(Block):
 
 
 class PostNormBlock(Block):
-    """The first transformer's: `ln1(x + attn(x))`, then `ln2(x + mlp(x))` (arXiv:1706.03762)."""
+    """Post-norm, as in the first transformer: `ln1(x + attn(x))`, then `ln2(x + mlp(x))` (arXiv:1706.03762)."""
 
     def forward(self, x: Tensor, context: Context, state: "StepState | None" = None) -> Tensor:
         """(B, T, C) → (B, T, C)."""
@@ -105,5 +105,5 @@ BLOCKS: dict[str, type[Block]] = {
 
 
 def build_block(config: GPTConfig, layer: int) -> Block:
-    """The block that `norm_placement` and `parallel_residual` ask for."""
+    """Return the block that `norm_placement` and `parallel_residual` ask for."""
     return (ParallelBlock if config.parallel_residual else BLOCKS[config.norm_placement])(config, layer)

@@ -1,4 +1,4 @@
-"""Parameters and FLOPs of a `GPTConfig`, counted without building the model.
+"""Parameters and FLOPs of a `GPTConfig`, computed without building the model.
 
 Shape letters: V vocabulary, C model width, H query heads, K key/value heads, D head size, F MLP width, E experts.
 """
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def num_parameters(config: "GPTConfig", embeddings: bool = True, active: bool = False) -> int:
-    """Parameters of the model; see `GPTConfig.num_parameters`."""
+    """Return the parameters of the model; see `GPTConfig.num_parameters`."""
     V, C, T = config.vocab_size, config.n_embd, config.block_size
     token_embedding = V * C
     positions = T * C if config.positions == "learned" else 0
@@ -23,14 +23,14 @@ def num_parameters(config: "GPTConfig", embeddings: bool = True, active: bool = 
     blocks = sum(_block(config, layer, active) for layer in range(config.n_layer))
     total = token_embedding + positions + blocks + _norm(config, C) + head
     if not active:  # used in training alone
-        total += config.multi_token * _prediction_ahead(config)
+        total += config.multi_token * _multi_token_block(config)
     if embeddings:
         return total
     return total - positions - (0 if config.tie_embeddings else token_embedding)
 
 
 def flops_per_token(config: "GPTConfig", context: int, causal: bool = False) -> int:
-    """Training FLOPs of one token: 6 N + 12 · layers · width · context.
+    """Return the training FLOPs of one token: 6 N + 12 · layers · width · context.
 
     N leaves out what is only looked up (the head stays: it is a matrix product, tied or not) and experts that the
     token does not go to; 6 = 2 for the multiply and add, times forward 1 + backward 2. The second term is the two
@@ -43,7 +43,7 @@ def flops_per_token(config: "GPTConfig", context: int, causal: bool = False) -> 
     last = config.n_layer - 1
     attention += config.multi_token * kinds[last].flops_per_token(config, last, context)
     products = num_parameters(config, embeddings=False, active=True)
-    products += config.multi_token * (_prediction_ahead(config, active=True) + config.vocab_size * config.n_embd)
+    products += config.multi_token * (_multi_token_block(config, active=True) + config.vocab_size * config.n_embd)
     return 6 * products + (attention // 2 if causal else attention)
 
 
@@ -111,7 +111,7 @@ def _experts(config: "GPTConfig", active: bool) -> int:
     return router + chosen * _mlp(config, config.expert_size) + shared
 
 
-def _prediction_ahead(config: "GPTConfig", active: bool = False) -> int:
-    """One block that predicts a token further: two norms, a projection of twice the width, a block, a norm."""
+def _multi_token_block(config: "GPTConfig", active: bool = False) -> int:
+    """Count one block of multi-token prediction: two norms, a projection of twice the width, a block, a norm."""
     C = config.n_embd
     return 3 * _norm(config, C) + 2 * C * C + _block(config, config.n_layer - 1, active)

@@ -61,7 +61,7 @@ class FusedLinears:
         return F.linear(x, self.weight, self.bias)
 
     def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
-        """(..., I) → the layers' outputs, views of one tensor."""
+        """Return each layer's output, views of one tensor: (..., I) → (..., O) each."""
         return F.linear(x, self.weight, self.bias).split_with_sizes(self.sizes, dim=-1)
 
 

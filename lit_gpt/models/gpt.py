@@ -19,7 +19,7 @@ from lit_gpt.models.config import GPTConfig
 from lit_gpt.models.head import HeadFn, LMHead
 from lit_gpt.models.initialization import fill, initial_value
 from lit_gpt.models.masks import build_masks
-from lit_gpt.models.mixers import Context
+from lit_gpt.models.mixers import Context, TokenMixer
 from lit_gpt.models.moe import Routing
 from lit_gpt.models.multi_token import MultiTokenBlock, tokens_ahead
 from lit_gpt.models.norms import build_norm
@@ -159,7 +159,12 @@ class GPT(nn.Module):
         if dtype is None:
             autocast = torch.is_autocast_enabled(device.type)
             dtype = torch.get_autocast_dtype(device.type) if autocast else weight.dtype
-        return [block.attn.new_state(num_rows, capacity, margin, dtype, device) for block in self.blocks]
+        return [mixer.new_state(num_rows, capacity, margin, dtype, device) for mixer in self.token_mixers]
+
+    @property
+    def token_mixers(self) -> list[TokenMixer]:
+        """The token mixer of each layer."""
+        return [block.attn for block in self.blocks]  # type: ignore[misc, union-attr]
 
     def _decoding_rotations(self, position_ids: Tensor, lengths: Tensor | None) -> Rotations | None:
         """Return RoPE's tables for a decoding step: rows of a table over all positions, which is computed once."""
@@ -178,7 +183,11 @@ class GPT(nn.Module):
         return self._rope_tables.rows(position_ids.flatten())
 
     def _head(self, x: Tensor, head_fn: HeadFn | None) -> Any:
-        """What the LM head makes of normed hidden states (B, T, C)."""
+        """Apply the LM head to normed hidden states (B, T, C).
+
+        The loss is computed in here, by `head_fn`, for two reasons: under FSDP2 the head's weight is whole only while
+        the head's own forward runs, and a loss that works in chunks never holds the full (B, T, V) logits.
+        """
         if self.config.logit_scale != 1:
             x = x * self.config.logit_scale
         if head_fn is None and self.config.logit_softcap is not None:
@@ -186,7 +195,7 @@ class GPT(nn.Module):
         return self.lm_head(x, head_fn)
 
     def _embed(self, input_ids: Tensor, position_ids: Tensor) -> Tensor:
-        """Token embeddings, scaled, with what is added for their positions: (B, T, C)."""
+        """Return token embeddings, scaled, plus learned or sinusoidal positions: (B, T, C)."""
         x = self.wte(input_ids)
         if self.config.embedding_multiplier != 1:
             # Rounded to the embedding's type first, as Gemma's own code does.
@@ -216,18 +225,18 @@ class GPT(nn.Module):
             buffer.zero_()
 
     def _tie(self) -> None:
-        """One Parameter for embedding and head: moving off the meta device, or loading by assignment, splits them."""
+        """Make embedding and head one Parameter: leaving the meta device, or loading by assignment, splits them."""
         if self.config.tie_embeddings and self.lm_head.weight is not self.wte.weight:
             self.lm_head.weight = self.wte.weight
 
 
 def softcapped_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, softcap: float) -> Tensor:
-    """Logits z as cap · tanh(z / cap) (Gemma 2, arXiv:2408.00118): (B, T, C) → (B, T, V)."""
+    """Return logits z as cap · tanh(z / cap) (Gemma 2, arXiv:2408.00118): (B, T, C) → (B, T, V)."""
     return softcap * torch.tanh(F.linear(hidden, weight, bias) / softcap)
 
 
 def _accept_missing_tied_head(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
-    """A file that stores the tied matrix once is complete."""
+    """Accept a file that stores the tied matrix once."""
     head, embedding = f"{prefix}lm_head.weight", f"{prefix}wte.weight"
     assert isinstance(module, GPT)
     if module.config.tie_embeddings and head not in state_dict and embedding in state_dict:
@@ -235,6 +244,6 @@ def _accept_missing_tied_head(module: nn.Module, state_dict: dict[str, Any], pre
 
 
 def _tie_again(module: nn.Module, _: Any) -> None:
-    """Loading by assignment makes two parameters of one matrix."""
+    """Tie again after loading: by assignment it makes two parameters of one matrix."""
     assert isinstance(module, GPT)
     module._tie()

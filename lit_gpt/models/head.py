@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 HeadFn = Callable[[Tensor, Tensor, Tensor | None], Any]
-"""`head_fn(hidden (B, T, C), weight (V, C), bias (V,) or None)` → whatever the model shall return."""
+"""`head_fn(hidden (B, T, C), weight (V, C), bias (V,) or None)` → what the model returns."""
 
 
 class LMHead(nn.Linear):
@@ -43,7 +43,7 @@ NOISE = 0.01
 
 @torch.no_grad()
 def with_new_tokens(weight: Tensor, vocab_size: int, seed: int = 0) -> Tensor:
-    """Returns the weight with rows for new tokens at its end.
+    """Return the weight with rows for new tokens at its end.
 
     Args:
         weight: (old, C) or (old,).

@@ -22,7 +22,7 @@ RESIDUAL_PROJECTIONS = ("o_proj.weight", "down_proj.weight", "experts.down_proj"
 
 
 def initial_value(config: GPTConfig, seed: int, name: str, shape: torch.Size) -> Tensor:
-    """The whole initial value of one parameter.
+    """Return the whole initial value of one parameter.
 
     Args:
         config: Says `init_std`, `scale_residual_init` and `n_layer`.

@@ -1,11 +1,11 @@
 """Multi-head latent attention (DeepSeek-V2, arXiv:2405.04434, section 2.1; also DeepSeek-V3, arXiv:2412.19437).
 
-Keys and values of all heads are unfolded from one latent a token, and the part of the keys that is rotated is shared
-by all heads; so a cache holds R + D' numbers a token instead of 2 H D. Two ways to compute the same:
+Keys and values of all heads are projected up from one latent a token, and the part of the keys that is rotated is
+shared by all heads; so a cache holds R + D' numbers a token instead of 2 H D. Two ways to compute the same:
 
 - **unfolded**, for training and prompts: keys and values are made for every head, then it is ordinary attention;
-- **absorbed**, for a few queries after a cache: q · (W_k c) = (W_kᵀ q) · c, so the queries are brought to the latents
-  instead of all the latents to the heads, and the sum of latents goes through W_v once.
+- **absorbed**, for a few queries in decoding: q · (W_k c) = (W_kᵀ q) · c, so W_k is applied to the few queries instead
+  of to all stored latents c, and W_v to the weighted mean of the latents instead of to each of them.
 
 B batch, T queries, S keys, C model width, H heads, R width of the latent.
 """
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
     from lit_gpt.models.cache import Part, StepState
 
 LATENT_NORM_EPS = 1e-6
-"""Of the latents' norms: DeepSeek's code and transformers' keep it whatever the model's own."""
+"""Epsilon of the latents' norms: DeepSeek's code and transformers use it whatever the model's own is."""
 
 
 class LatentAttention(TokenMixer):
-    """`SelfAttention` over latents; takes and returns the same.
+    """Causal attention whose keys and values come from one latent a token.
 
     Args:
         config: The model's shape; `mla` has the widths.
@@ -94,7 +94,7 @@ class LatentAttention(TokenMixer):
         return 6 * width * min(context, config.window(layer) or context)
 
     def _queries(self, x: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor]:
-        """(B, T, H, qk_nope_head_dim) and, rotated, (B, T, H, qk_rope_head_dim)."""
+        """Return queries without positions (B, T, H, qk_nope_head_dim), and rotated (B, T, H, qk_rope_head_dim)."""
         if self.q_proj is not None:
             q = self.q_proj(x)
         else:
@@ -109,14 +109,14 @@ class LatentAttention(TokenMixer):
         return plain, rotated if rotation is None else apply_rope(rotated, rotation).to(q.dtype)
 
     def _latents(self, x: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor]:
-        """What is cached of each token: its latent (B, T, R) and its rotated key (B, T, qk_rope_head_dim)."""
+        """Return what is cached of each token: latent (B, T, R) and rotated key (B, T, qk_rope_head_dim)."""
         latent, key = self.kv_a_proj(x).split((self.mla.kv_lora_rank, self.mla.qk_rope_head_dim), dim=-1)
         if rotation is not None:
             key = apply_rope(key.unsqueeze(2), rotation).squeeze(2).to(key.dtype)
         return _normed(self.kv_a_norm, latent).to(key.dtype), key
 
     def unfolded(self, q: Tensor, q_rotated: Tensor, latent: Tensor, k_rotated: Tensor, mask: Mask) -> Tensor:
-        """Attention of every head over keys and values of its own.
+        """Attend with keys and values of every head.
 
         Args:
             q: (B, T, H, qk_nope_head_dim).
@@ -146,22 +146,24 @@ class LatentAttention(TokenMixer):
         return q, k, v
 
     def absorbed(self, q: Tensor, q_rotated: Tensor, latent: Tensor, k_rotated: Tensor, mask: Tensor | None) -> Tensor:
-        """The same, over the latents themselves; arguments and result as in `unfolded`."""
+        """Attend over the latents themselves; arguments and result as in `unfolded`."""
         T = q.shape[1]
+        # kv_b_proj holds W_k and W_v of every head: (H (D + V), R). Scores: q · W_k c = (W_kᵀ q) · c, plus the part
+        # with positions, whose key all heads share. Output: W_v (Σ w c) = Σ w (W_v c).
         unfold = self.kv_b_proj.weight.unflatten(0, (self.num_heads, -1))  # (H, D + V, R)
         to_keys, to_values = unfold.split((self.mla.qk_nope_head_dim, self.mla.v_head_dim), dim=1)
-        brought = torch.einsum("bthd,hdr->bhtr", q, to_keys).flatten(1, 2)  # (B, H T, R)
-        scores = brought @ latent.mT + q_rotated.transpose(1, 2).flatten(1, 2) @ k_rotated.mT  # (B, H T, S)
+        absorbed = torch.einsum("bthd,hdr->bhtr", q, to_keys).flatten(1, 2)  # (B, H T, R)
+        scores = absorbed @ latent.mT + q_rotated.transpose(1, 2).flatten(1, 2) @ k_rotated.mT  # (B, H T, S)
         scores = scores.unflatten(1, (-1, T)) * self.scoring.scale
         if mask is not None:
             scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
-        assert mask is not None or T == 1, "several queries after a cache need a mask"
+        assert mask is not None or T == 1, "several queries in decoding need a mask"
         weights = F.softmax(scores, dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(latent.dtype)
         mean = weights.flatten(1, 2) @ latent  # (B, H T, R)
         return torch.einsum("bhtr,hvr->bthv", mean.unflatten(1, (-1, T)), to_values)
 
     def _absorbing_is_cheaper(self, num_queries: int, num_keys: int) -> bool:
-        """Compare the products of one head, in multiplications a key."""
+        """Compare the cost of both forms, in multiplications of one head for each key."""
         R, rotated = self.mla.kv_lora_rank, self.mla.qk_rope_head_dim
         plain, v = self.mla.qk_nope_head_dim, self.mla.v_head_dim
         absorbed = num_queries * (2 * R + rotated) + num_queries * R * (plain + v) / num_keys
@@ -176,7 +178,7 @@ def _latent_norm(config: GPTConfig, width: int) -> nn.LayerNorm | nn.RMSNorm:
 
 
 def _normed(norm: nn.LayerNorm | nn.RMSNorm, x: Tensor) -> Tensor:
-    """The norm in its own precision: autocast leaves x narrower."""
+    """Apply a norm in its own precision: under autocast, x is narrower."""
     return norm(x.to(norm.weight.dtype)).to(x.dtype)
 
 

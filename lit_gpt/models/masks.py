@@ -37,7 +37,7 @@ added to the scores. BlockMask: FlexAttention's."""
 
 
 class LayerMasks(NamedTuple):
-    """The mask of layers that see the whole context and of those that slide."""
+    """The masks of layers that see the whole context and of layers that slide."""
 
     full: Mask
     sliding: Mask
@@ -51,7 +51,7 @@ def build_masks(
     dropout: float = 0.0,
     position_ids: Tensor | None = None,
 ) -> LayerMasks:
-    """The masks of one forward.
+    """Return the masks of one forward.
 
     Args:
         config: Says which layers slide and how far, and whether scores get a bias.
@@ -102,7 +102,7 @@ def _build_masks(
 
 
 def is_plain_causal(document_ids: Tensor) -> bool:
-    """Whether each row is one document, with padding only after it: then causality alone isolates it."""
+    """Return whether each row is one document, with padding only after it: then causality alone isolates it."""
     before, after = document_ids[:, :-1], document_ids[:, 1:]
     return bool(((after == before) | (after == -1)).all())
 
@@ -149,7 +149,7 @@ def _biases_scores(config: GPTConfig) -> bool:
 
 
 def _needs_flex(config: GPTConfig, device: torch.device) -> bool:
-    """Whether a fast kernel on this device needs FlexAttention even without a mask: it has the scores' changes."""
+    """Return whether changed scores need FlexAttention on this device even without a mask."""
     changes = config.attention_softcap is not None or config.attention_sinks or _biases_scores(config)
     return changes and flex_serves(config, device)
 
@@ -166,7 +166,7 @@ MIN_HEAD_SIZE = 16
 
 
 def flex_serves(config: GPTConfig, device: torch.device) -> bool:
-    """Whether FlexAttention can run this model on this device."""
+    """Return whether FlexAttention can run this model on this device."""
     head_size = config.head_dim if config.mla is None else min(config.mla.qk_head_dim, config.mla.v_head_dim)
     return device.type == "cuda" and head_size >= MIN_HEAD_SIZE
 
@@ -178,7 +178,7 @@ def flex_block_mask(
     device: torch.device,
     chunks: Tensor | None = None,
 ) -> "BlockMask":
-    """The block mask of the rule that `lit_gpt.models.masks.dense_mask` writes out.
+    """Return the block mask of the rule that `dense_mask` writes out.
 
     Args:
         document_ids: (B, T) int64 or None.
@@ -214,7 +214,7 @@ def flex_attend(
     alibi: bool = False,
     sinks: Tensor | None = None,
 ) -> Tensor:
-    """Attention under a block mask.
+    """Compute attention under a block mask.
 
     Args:
         q: (B, H, T, D).
@@ -240,7 +240,8 @@ def flex_attend(
     if sinks is None:
         return run(q, k, v, change, **options)
     y, log_total = _with_log_total(run, q, k, v, change, options)
-    # One more logit in the softmax takes its share from all: total / (total + e^sink) is left.
+    # A sink is one more logit in the softmax, with a value of zero: it scales the result by
+    # total / (total + e^sink) = sigmoid(log total - sink).
     share = torch.sigmoid(log_total - sinks.to(log_total.dtype)[:, None])  # (B, H, T)
     return y * share[..., None].to(y.dtype)
 
@@ -253,7 +254,7 @@ def _with_log_total(
     change: Callable[..., Tensor] | None,
     options: dict[str, Any],
 ) -> tuple[Tensor, Tensor]:
-    """Attention, and the logarithm of each query's softmax total (B, H, T)."""
+    """Return attention, and the logarithm of each query's softmax denominator (B, H, T)."""
     from torch.nn.attention import flex_attention as module
 
     if hasattr(module, "AuxRequest"):
@@ -263,7 +264,7 @@ def _with_log_total(
 
 
 def _score_change(softcap: float | None, slopes: Tensor | None) -> Callable[..., Tensor]:
-    """What FlexAttention does to each score: cap it, then add ALiBi's bias."""
+    """Return how FlexAttention changes each score: cap it, then add ALiBi's bias."""
 
     def change(score: Tensor, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         if softcap is not None:
@@ -277,7 +278,7 @@ def _score_change(softcap: float | None, slopes: Tensor | None) -> Callable[...,
 
 @functools.cache
 def _compiled_flex_attention() -> Callable[..., Any]:
-    """FlexAttention, compiled at its first use: uncompiled it would store the whole score matrix."""
+    """Return FlexAttention, compiled at its first use: uncompiled it would store the whole score matrix."""
     from torch.nn.attention.flex_attention import flex_attention
 
     return torch.compile(flex_attention, dynamic=False)
@@ -285,7 +286,7 @@ def _compiled_flex_attention() -> Callable[..., Any]:
 
 @functools.cache
 def _create_block_mask(device_type: str) -> Callable[..., Any]:
-    """The mask's builder, compiled so that it reduces to blocks without storing (B, T, T)."""
+    """Return the builder of block masks, compiled so that it reduces to blocks without storing (B, T, T)."""
     from torch.nn.attention.flex_attention import create_block_mask
 
     build: Callable[..., Any] = create_block_mask

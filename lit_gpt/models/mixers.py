@@ -7,7 +7,6 @@ layer of another package); the *channel mixer* works on each token alone (an MLP
 B batch, T time, C model width.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class Context(NamedTuple):
-    """What all layers of one forward share; computed once by `GPT.forward`."""
+    """The inputs that all layers of one forward share; computed once by `GPT.forward`."""
 
     position_ids: "Tensor | None" = None
     """(B, T) or (T,) int64: the position of each token in its own document; None only where no layer needs it."""
@@ -121,7 +120,7 @@ class TokenMixer(nn.Module):
 class MixerKind:
     """A registered kind of token mixer."""
 
-    build: "Callable[[GPTConfig, int], TokenMixer]"
+    build: type[TokenMixer]
     options: type | None = None
     """A dataclass of what `GPTConfig.mixer_options` may say about this kind; None = it has no options."""
 
@@ -131,9 +130,7 @@ BUILT_IN = ("attention", "sliding", "latent")
 _KINDS: dict[str, MixerKind] = {}
 
 
-def register_token_mixer(
-    name: str, mixer: "Callable[[GPTConfig, int], TokenMixer]", options: type | None = None
-) -> None:
+def register_token_mixer(name: str, mixer: type[TokenMixer], options: type | None = None) -> None:
     """Add a kind of token mixer that `GPTConfig.layer_types` may name.
 
     Call it in a module that is an entry point of the group `lit_gpt.extensions` (see `lit_gpt.extensions`), so that
@@ -141,7 +138,7 @@ def register_token_mixer(
 
     Args:
         name: In configs, checkpoints and exports.
-        mixer: A subclass of `TokenMixer`: called with the config and the layer's number.
+        mixer: A subclass of `TokenMixer`, called with the config and the layer's number.
         options: A dataclass for the layer's own settings; its `__post_init__` checks them.
 
     Raises:

@@ -97,7 +97,7 @@ class Router(nn.Linear):
         return scores.topk(self.moe.num_experts_per_tok, dim=-1).indices
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Router":
-        """Follow the module to its device, but not to its precision: bfloat16 has no room for steps of 0.001."""
+        """Follow the module to its device, but not to its precision: bfloat16 cannot represent steps of 0.001."""
         before = self.selection_bias
         super()._apply(fn, recurse)
         after = self.selection_bias
@@ -107,7 +107,7 @@ class Router(nn.Linear):
 
 
 class LayerRouting(NamedTuple):
-    """One layer's choices, summed over the tokens of each row."""
+    """The choices of one layer, summed over the tokens of each row."""
 
     counts: Tensor
     """(B, E) float32: how many of the row's choices fell on each expert; sums to k times its tokens."""
@@ -118,7 +118,11 @@ class LayerRouting(NamedTuple):
 
 
 class Routing:
-    """The record of one forward.
+    """The record of one forward: what the routers of its layers chose.
+
+    Balance losses and selection biases need to know where tokens went. Layers write it down here, as sums over each
+    row of the batch, and the caller turns it into losses (`objectives/routing.py`); a forward without a record computes
+    none of this. Padding (document -1) is routed like anything else but does not count.
 
     Args:
         document_ids: (B, T) int64 as given to the model, -1 on padding; None = no padding.
@@ -185,7 +189,7 @@ CLAMP_LIMIT, CLAMP_ALPHA = 7.0, 1.702
 
 
 def weighted_hidden(kind: str, gate: Tensor | None, up: Tensor, weight: Tensor) -> Tensor:
-    """Make weight · act(up), or weight · act(gate) · up where there is a gate.
+    """Return weight · act(up), or weight · act(gate) · up where there is a gate.
 
     Args:
         kind: The model's `mlp`.
@@ -204,7 +208,11 @@ def weighted_hidden(kind: str, gate: Tensor | None, up: Tensor, weight: Tensor) 
 
 
 class _SwiGLU(torch.autograd.Function):
-    """w · silu(g) · u."""
+    """w · silu(g) · u, forward and backward written out.
+
+    Experts see k times as many rows as there are tokens, so what autograd keeps of each small operation is most of a
+    mixture's memory. These functions save gate and up alone, and work in place on what they make.
+    """
 
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor, weight: Tensor) -> Tensor:
@@ -259,7 +267,7 @@ _WRITTEN_OUT: dict[str, type[torch.autograd.Function]] = {"swiglu": _SwiGLU, "sw
 
 
 def grouped_linear(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
-    """`x[i] @ weight[g].T` for each row i of each group g, by `grouped_mm` where it serves, else by a loop.
+    """Compute `x[i] @ weight[g].T` for each row i of each group g, by `grouped_mm` where it can, else by a loop.
 
     Args:
         x: (S, I), sorted by group.
@@ -283,14 +291,14 @@ def grouped_linear(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
 
 
 def looped_linear(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
-    """The same, a group at a time: the fallback, and what the tests compare with. Arguments as `grouped_linear`'s."""
+    """Compute `grouped_linear` a group at a time: the fallback, and the oracle of the tests."""
     bounds = [0, *ends.tolist()]  # on an accelerator, the host waits here
     groups = zip(bounds[:-1], bounds[1:], weight, strict=True)
     return torch.cat([F.linear(x[start:end], matrix) for start, end, matrix in groups])
 
 
 def masked_linear(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
-    """The same without a shape that depends on a value: each matrix with all rows, E times the work."""
+    """Compute `grouped_linear` without shapes that depend on values: each matrix with all rows, E times the work."""
     row = torch.arange(x.shape[0], device=x.device)[:, None]
     y = F.linear(x, weight[0])
     for group in range(1, weight.shape[0]):
@@ -299,7 +307,7 @@ def masked_linear(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
 
 
 def grouped_mm_serves(x: Tensor, weight: Tensor) -> bool:
-    """Whether `grouped_mm` takes these: no float64, rows in pieces of 16 bytes, on CUDA compute capability 8.0."""
+    """Return whether `grouped_mm` accepts these: no float64, rows of whole 16 bytes, on CUDA compute capability 8.0."""
     if not hasattr(F, "grouped_mm") or x.device.type not in ("cpu", "cuda") or x.dtype == torch.float64:
         return False
     if any(size * x.element_size() % 16 for size in weight.shape[1:]):
@@ -373,7 +381,7 @@ class Order(NamedTuple):
     token: Tensor
     """(S,) int64: which token that is."""
     place: Tensor
-    """(N, k) int64: where each row has gone."""
+    """(N, k) int64: the place of each row."""
     expert: Tensor
     """(S,) int64: the expert at each place, ascending."""
     ends: Tensor

@@ -61,7 +61,7 @@ class MultiTokenBlock(nn.Module):
 
 
 def tokens_ahead(input_ids: Tensor, depth: int) -> Tensor:
-    """At i, the token at i + depth: (B, T) int64.
+    """Return at i the token at i + depth: (B, T) int64.
 
     Row ends get tokens from the row's start, which harms nothing: a causal model shows them to nobody else, and
     `objectives.mtp_labels` does not supervise there.

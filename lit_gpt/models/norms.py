@@ -41,7 +41,7 @@ class OffsetRMSNorm(nn.RMSNorm):
     """
 
     def reset_parameters(self) -> None:
-        """A gain of one."""
+        """Set the gain to one."""
         nn.init.zeros_(self.weight)
 
     def forward(self, x: Tensor, prepared: bool = False) -> Tensor:
@@ -69,7 +69,7 @@ def _floor(width: int, eps: float) -> Tensor:
 
 
 def build_norm(config: GPTConfig, width: int) -> LayerNorm | RMSNorm | OffsetRMSNorm:
-    """A norm over the last dimension, of size `width`."""
+    """Return a norm over the last dimension, of size `width`."""
     if config.norm == "layernorm":
         return LayerNorm(width, eps=config.norm_eps, bias=config.bias)
     return (OffsetRMSNorm if config.norm_offset else RMSNorm)(width, eps=config.norm_eps)

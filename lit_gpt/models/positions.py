@@ -27,7 +27,7 @@ def rope_frequencies(
     local: bool = False,
     context_lengths: Tensor | None = None,
 ) -> Tensor:
-    """Radians per position of each pair: theta^(-2i/R), stretched by `rope_scaling`.
+    """Return radians per position of each pair: theta^(-2i/R), stretched by `rope_scaling`.
 
     Args:
         config: Says head size, bases and scaling.
@@ -64,7 +64,7 @@ def rope_frequencies(
 
 
 def context_lengths(config: GPTConfig, position_ids: Tensor, document_ids: Tensor | None) -> Tensor | None:
-    """How long each position's own text is, so that neither other documents nor other rows change its frequencies.
+    """Return the length of each position's own text, so that other documents and rows do not change its frequencies.
 
     `transformers` takes the largest position of the whole batch for all of it; the two agree on a single text, and on
     rows of one length. A text's length is its largest position, plus one.
@@ -91,14 +91,14 @@ def context_lengths(config: GPTConfig, position_ids: Tensor, document_ids: Tenso
 
 
 def _dynamic(exponents: Tensor, theta: float, size: int, length: Tensor, scaling: RopeScaling) -> Tensor:
-    """A base that grows with the context, so that the slowest pair is stretched by what is beyond the original."""
+    """Let the base grow with the context, so that the slowest pair is stretched by what exceeds the original."""
     beyond = torch.clamp(length, min=scaling.original_block_size) / scaling.original_block_size
     base = theta * (scaling.factor * beyond - (scaling.factor - 1)) ** (size / max(size - 2, 1))
     return 1.0 / base**exponents
 
 
 def _yarn(frequencies: Tensor, theta: float, size: int, scaling: RopeScaling) -> Tensor:
-    """Equations 17 to 21 of arXiv:2309.00071: between `beta_fast` and `beta_slow` turns, a ramp over the pairs."""
+    """Apply equations 17 to 21 of arXiv:2309.00071: a ramp over the pairs between `beta_fast` and `beta_slow` turns."""
 
     def pair(turns: float) -> float:  # the pair that turns so often in the original context
         return size * math.log(scaling.original_block_size / (turns * 2 * math.pi)) / (2 * math.log(theta))
@@ -113,7 +113,7 @@ def _yarn(frequencies: Tensor, theta: float, size: int, scaling: RopeScaling) ->
 
 
 def _longrope(frequencies: Tensor, length: Tensor | None, scaling: RopeScaling) -> Tensor:
-    """Each pair's own divisor, from one of two tables by the context's length."""
+    """Divide each pair's frequency by its own divisor, from one of two tables by the context's length."""
     device = frequencies.device
     short = torch.tensor(scaling.short_factors, dtype=torch.float32, device=device)
     if length is None:
@@ -123,7 +123,7 @@ def _longrope(frequencies: Tensor, length: Tensor | None, scaling: RopeScaling) 
 
 
 def _llama3(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
-    """How often a pair turns in the original context decides how much of it is stretched."""
+    """Stretch each pair by how often it turns in the original context."""
     turns = scaling.original_block_size * frequencies / (2 * math.pi)
     span = scaling.high_freq_factor - scaling.low_freq_factor
     kept = ((turns - scaling.low_freq_factor) / span).clamp(0, 1)  # 0 = all stretched, 1 = as it was
@@ -131,7 +131,7 @@ def _llama3(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
 
 
 class Rotation(NamedTuple):
-    """What rotates the queries and keys of one layer."""
+    """RoPE's tables for the queries and keys of one layer."""
 
     cos: Tensor
     """(B or 1, T, 1, R) float32."""
@@ -147,7 +147,7 @@ class Rotation(NamedTuple):
 
 
 class Rotations(NamedTuple):
-    """The rotation of layers that see the whole context, and of those that slide."""
+    """The tables of layers that see the whole context, and of layers that slide."""
 
     full: Rotation
     sliding: Rotation
@@ -159,7 +159,7 @@ class Rotations(NamedTuple):
 
 
 def build_rotations(config: GPTConfig, position_ids: Tensor, context_lengths: Tensor | None = None) -> Rotations | None:
-    """The tables for these positions; None where the model does not rotate.
+    """Return the tables for these positions; None where the model does not rotate.
 
     Args:
         config: Says head size, bases and scaling.
@@ -177,7 +177,7 @@ def build_rotations(config: GPTConfig, position_ids: Tensor, context_lengths: Te
 def rope_rotation(
     config: GPTConfig, position_ids: Tensor, local: bool = False, context_lengths: Tensor | None = None
 ) -> Rotation:
-    """The tables of one kind of layer.
+    """Return the tables of one kind of layer.
 
     Args:
         config: Says head size, bases and scaling.
@@ -217,7 +217,7 @@ def apply_rope(x: Tensor, rotation: Rotation) -> Tensor:
 
 
 def sinusoids(position_ids: Tensor, width: int) -> Tensor:
-    """Sines and cosines of geometrically growing wavelengths (Vaswani et al. 2017, arXiv:1706.03762, section 3.5).
+    """Return sines and cosines of growing wavelengths (Vaswani et al. 2017, arXiv:1706.03762, section 3.5).
 
     Args:
         position_ids: (B, T) or (T,) int64.
@@ -232,7 +232,7 @@ def sinusoids(position_ids: Tensor, width: int) -> Tensor:
 
 
 def alibi_slopes(num_heads: int, device: torch.device | None = None) -> Tensor:
-    """How steeply each head's scores fall with distance (Press et al. 2022, arXiv:2108.12409, section 3).
+    """Return how steeply each head's scores fall with distance (Press et al. 2022, arXiv:2108.12409, section 3).
 
     Returns:
         (H,) float32: 2^(-8/H), 2^(-16/H), ... for H a power of two; else those of the next smaller power of two, then

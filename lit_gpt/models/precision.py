@@ -1,23 +1,23 @@
-"""In which floating-point type a weight is kept when a model is converted."""
+"""The floating-point type of each weight when a model is converted."""
 
 import torch
 from torch import Tensor
 
 KEPT_WIDE = (".router.selection_bias",)
-"""Endings of names of what stays float32 in every model: a bias that training moves in steps of 0.001, and that
-decides between near equals. `transformers` keeps it so too."""
+"""Endings of names of weights that stay float32 in every model: a bias that training moves in steps of 0.001, and that
+decides between near equals. `transformers` keeps it in float32 too."""
 
 
 def converted(name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
-    """A weight in another floating-point type.
+    """Return a weight in another floating-point type.
 
     Args:
-        name: Of the weight, among ours.
-        tensor: Its value, on any device (the meta device too).
-        dtype: The type asked for; None = as it is.
+        name: The weight's name in our models.
+        tensor: Its value, on any device (also meta).
+        dtype: The type asked for; None = unchanged.
 
     Returns:
-        The tensor; float32 at least where the name says so, and as it is where it holds no floating-point numbers.
+        The tensor; at least float32 for the names above, and unchanged if it holds no floating-point numbers.
     """
     if not tensor.is_floating_point():
         return tensor
