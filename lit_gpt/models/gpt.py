@@ -164,7 +164,7 @@ class GPT(nn.Module):
     @property
     def token_mixers(self) -> list[TokenMixer]:
         """The token mixer of each layer."""
-        return [block.attn for block in self.blocks]  # type: ignore[misc, union-attr]
+        return [block.attn for block in self.blocks]  # type: ignore[misc]
 
     def _decoding_rotations(self, position_ids: Tensor, lengths: Tensor | None) -> Rotations | None:
         """Return RoPE's tables for a decoding step: rows of a table over all positions, which is computed once."""
