@@ -26,7 +26,7 @@ import torch
 
 from lit_gpt.checkpoints.huggingface import config_to_hf
 from lit_gpt.models import GPT, GPTConfig, get_preset, preset_names
-from lit_gpt.models.presets.shrink import shrink
+from lit_gpt.models.families.ladder import shrink
 from lit_gpt.objectives import linear_cross_entropy
 
 BATCH = 4

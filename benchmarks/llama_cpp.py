@@ -95,7 +95,7 @@ def random_model(family: str, **changes: Any) -> Any:
     import torch
 
     from lit_gpt.models import GPT, get_preset, preset_names
-    from lit_gpt.models.presets.shrink import shrink
+    from lit_gpt.models.families.ladder import shrink
 
     preset = get_preset(next(name for name in preset_names() if get_preset(name).family == family))
     config = shrink(preset, n_layer=6, n_embd=128, n_head=4, block_size=256, vocab_size=1040)
@@ -201,7 +201,7 @@ def main() -> None:
         return
     import torch
 
-    from lit_gpt.checkpoints.gguf import ARCHITECTURES
+    from lit_gpt.checkpoints.gguf import gguf_families
     from lit_gpt.checkpoints.resolve import resolve_model
     from lit_gpt.generation.loading import load_source
 
@@ -215,7 +215,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         cases = [(path, None) for path in options.model]
-        cases += [(None, family) for family in options.families or [*ARCHITECTURES, *VARIANTS]]
+        cases += [(None, family) for family in options.families or [*gguf_families(), *VARIANTS]]
         for number, (path, family) in enumerate(cases):
             kind = kinds[number % len(kinds)]
             if path is None:

@@ -130,12 +130,12 @@ def _model_config() -> str:
 
 
 def _presets() -> str:
-    from lit_gpt.models.presets import PRESETS, get_preset
+    from lit_gpt.models.families import get_preset, preset_names
 
     lines = ["# Presets", "", "`model.init_args.preset`, counted from the config of each.", ""]
     lines += ["| preset | family | parameters | layers | width | heads | context | vocabulary |"]
     lines += ["|---|---|--:|--:|--:|--:|--:|--:|"]
-    for name in PRESETS:
+    for name in preset_names():
         c = get_preset(name)
         lines.append(
             f"| `{name}` | {c.family} | {c.num_parameters() / 1e6:,.1f} M | {c.n_layer} | {c.n_embd} | {c.n_head} | "

@@ -29,11 +29,11 @@ from lit_gpt.adapters import AdapterConfig, merged_weights
 from lit_gpt.adapters.inject import plain_name
 from lit_gpt.atomic import whole_folder
 from lit_gpt.checkpoints.bundle import CONFIG, check_free, tokenizer_in, write_json
-from lit_gpt.checkpoints.huggingface import FAMILIES
 from lit_gpt.checkpoints.provenance import LINEAGE, verify, write_manifest
 from lit_gpt.data.tokenizers import load_tokenizer
 from lit_gpt.errors import UserError
 from lit_gpt.models import GPT, GPTConfig
+from lit_gpt.models.families import get_family
 
 PEFT_CONFIG = "adapter_config.json"
 PEFT_WEIGHTS = "adapter_model.safetensors"
@@ -127,11 +127,11 @@ def save_peft_folder(out: str | Path, saved: SavedAdapter) -> Path:
     """
     out = Path(out)
     check_free(out)
-    theirs = hf_layer_names(saved.config)
+    hf_names = hf_layer_names(saved.config)
     tensors = saved.load_tensors()
     adapted = sorted({name.rpartition(".lora_")[0] for name in tensors if ".lora_" in name})
-    as_hf = all(layer in theirs for layer in adapted)
-    named = {_PEFT_PREFIX + (_renamed(name, theirs) if as_hf else name): value for name, value in tensors.items()}
+    as_hf = all(layer in hf_names for layer in adapted)
+    named = {_PEFT_PREFIX + (_renamed(name, hf_names) if as_hf else name): value for name, value in tensors.items()}
     whole = sorted({name.rpartition(".")[0] for name in tensors if ".lora_" not in name})
     with whole_folder(out, write_manifest) as folder:
         save_file({name: value.contiguous() for name, value in named.items()}, folder / PEFT_WEIGHTS)
@@ -146,8 +146,8 @@ def save_peft_folder(out: str | Path, saved: SavedAdapter) -> Path:
             "use_dora": saved.adapter.dora,
             "use_rslora": saved.adapter.rslora,
             "bias": "none",
-            "target_modules": [theirs[layer] for layer in adapted] if as_hf else adapted,
-            "modules_to_save": [theirs.get(name, name).rpartition(".")[2] for name in whole] or None,
+            "target_modules": [hf_names[layer] for layer in adapted] if as_hf else adapted,
+            "modules_to_save": [hf_names.get(name, name).rpartition(".")[2] for name in whole] or None,
         }
         write_json(folder / PEFT_CONFIG, config)
         ours = adapter_info(saved.adapter, saved.base or "", saved.base_sha256 or "")
@@ -196,12 +196,12 @@ def read_peft_folder(path: Path) -> SavedAdapter:
 
 def hf_layer_names(config: GPTConfig) -> dict[str, str]:
     """Return our name of each layer → Hugging Face's, of those whose weight is the same tensor there."""
-    entries = FAMILIES[config.family].entries(config) if config.family in FAMILIES else []
-    same = {e.ours[0]: e.theirs[0] for e in entries if len(e.ours) == len(e.theirs) == 1 and not e.steps}
+    entries = get_family(config.family).entries(config)
+    same = {e.local[0]: e.file[0] for e in entries if len(e.local) == len(e.file) == 1 and not e.transforms}
     return {
-        ours.removesuffix(".weight"): theirs.removesuffix(".weight")
-        for ours, theirs in same.items()
-        if ours.endswith(".weight") and theirs.endswith(".weight")
+        local.removesuffix(".weight"): hf.removesuffix(".weight")
+        for local, hf in same.items()
+        if local.endswith(".weight") and hf.endswith(".weight")
     }
 
 

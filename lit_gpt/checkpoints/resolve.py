@@ -24,8 +24,8 @@ from lit_gpt.checkpoints.adapters import (
 )
 from lit_gpt.checkpoints.bundle import Carried, is_bundle, read_bundle_config, read_carried, tokenizer_in
 from lit_gpt.checkpoints.huggingface import config_from_hf, open_hf
-from lit_gpt.checkpoints.huggingface.exporting import TRAINING_ONLY
 from lit_gpt.checkpoints.huggingface.tensors import read_json
+from lit_gpt.checkpoints.huggingface.writing import TRAINING_ONLY
 from lit_gpt.checkpoints.provenance import LINEAGE, read_manifest, verify, without_paths
 from lit_gpt.checkpoints.quantization import QuantizedBundle, is_quantized_bundle, read_quantized_bundle
 from lit_gpt.checkpoints.step import (

@@ -64,7 +64,7 @@ def _export_hf(source: "ModelSource", out: str, dtype: str | None, check: bool, 
     from pathlib import Path
 
     from lit_gpt.checkpoints.bundle import save_bundle, torch_dtype
-    from lit_gpt.checkpoints.huggingface.opened import check_memory, check_opens
+    from lit_gpt.checkpoints.huggingface.verify import check_memory, check_opens
     from lit_gpt.checkpoints.resolve import language_model_weights
 
     if check:

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, get_type_h
 
 from lit_gpt.errors import UserError
 from lit_gpt.models import counts, mixers
-from lit_gpt.models.choices import Activation, Family, Norm, NormPlacement, Positions, QKNorm
+from lit_gpt.models.choices import Activation, Norm, NormPlacement, Positions, QKNorm
 from lit_gpt.models.config_checks import check
 from lit_gpt.models.experts_config import MoEConfig
+from lit_gpt.models.families.registry import check_family, get_preset
 from lit_gpt.models.latent_config import MLAConfig
 from lit_gpt.models.rope_scaling import FIELDS_OF_KIND, RopeScaling
 from lit_gpt.suggest import nearest
@@ -124,11 +125,13 @@ class GPTConfig:
     """Standard deviation of initial weights."""
     scale_residual_init: bool = True
     """Projections into the residual stream start with init_std / sqrt(2 n_layer) (GPT-2)."""
-    family: Family = "gpt2"
-    """Whose weight names and config an export to Hugging Face uses; the model itself never looks at it."""
+    family: str = "gpt2"
+    """Whose weight names and config an export to Hugging Face uses (`families.family_names()`); the model itself never
+    looks at it."""
 
     def __post_init__(self) -> None:
         check(self)
+        check_family(self.family)
 
     @property
     def num_kv_heads(self) -> int:
@@ -262,8 +265,6 @@ class GPTConfig:
         Raises:
             UserError: If the preset or a field is unknown (the nearest names are given) or a value is refused.
         """
-        from lit_gpt.models.presets import get_preset
-
         return get_preset(name).overridden(overrides)
 
     def overridden(self, overrides: Mapping[str, Any]) -> "GPTConfig":

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from lit_gpt.checkpoints.huggingface import export_hf
 from lit_gpt.cli import main
 from lit_gpt.models import GPT, get_preset
-from lit_gpt.models.presets.shrink import shrink
+from lit_gpt.models.families.ladder import shrink
 
 SIZES = {"n_layer": 2, "n_embd": 32, "n_head": 4, "vocab_size": 61, "block_size": 32}
 
@@ -94,7 +94,7 @@ def pickle_with_code(folder):
 
 MISTAKES = {
     unknown_type: "model_type 'gema2' cannot be imported; nearest: gemma2",
-    quantised: "import the model's unquantised weights",
+    quantised: "of dtype",
     no_config: "holds no model: neither",
     config_is_no_json: "config.json is not JSON",
     no_weights: "has no weights: neither model.safetensors nor pytorch_model.bin",
@@ -107,7 +107,7 @@ MISTAKES = {
     tensor_left_over: "1 tensors are left over: model.layers.2.mlp.stray",
     rope_of_another_kind: "RoPE scaling of type 'spiral'; lit_gpt computes default, linear, dynamic, yarn",
     layers_of_another_kind: "layer_types chunked_attention",
-    pickle_with_code: "pytorch_model.bin is damaged, or holds more than weights and will not be run",
+    pickle_with_code: "pytorch_model.bin is damaged, or holds code",
 }
 
 

@@ -10,12 +10,12 @@ import transformers
 from small_chats import tokenizer_folder
 
 from lit_gpt.checkpoints.bundle import save_bundle
-from lit_gpt.checkpoints.huggingface.opened import check_opens
+from lit_gpt.checkpoints.huggingface.verify import check_opens
 from lit_gpt.commands.export import export
 from lit_gpt.errors import UserError
 from lit_gpt.evaluation.report import weights_sha256
 from lit_gpt.models import GPT, GPTConfig, get_preset, preset_names
-from lit_gpt.models.presets.shrink import shrink
+from lit_gpt.models.families.ladder import shrink
 
 CONFIG = GPTConfig(
     n_layer=2, n_head=2, n_embd=64, block_size=32, vocab_size=304, bias=False, norm="rmsnorm", norm_eps=1e-6,

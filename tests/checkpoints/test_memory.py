@@ -17,7 +17,7 @@ from lit_gpt.checkpoints.bundle import save_bundle
 from lit_gpt.checkpoints.huggingface import export_hf, open_hf
 from lit_gpt.checkpoints.resolve import resolve_model
 from lit_gpt.models import GPT, get_preset
-from lit_gpt.models.presets.shrink import shrink
+from lit_gpt.models.families.ladder import shrink
 
 
 def status(key):
@@ -60,7 +60,7 @@ import sys
 from pathlib import Path
 from lit_gpt.checkpoints.huggingface import export_hf
 from lit_gpt.models import GPT, get_preset
-from lit_gpt.models.presets.shrink import shrink
+from lit_gpt.models.families.ladder import shrink
 folder = Path(sys.argv[2])
 for name, width, vocab in (("tiny", 64, 64), ("large", 1024, 4096)):
     config = shrink(get_preset(sys.argv[1]), n_embd=width, vocab_size=vocab, n_layer=4)

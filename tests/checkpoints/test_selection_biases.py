@@ -10,7 +10,7 @@ from lit_gpt.checkpoints.bundle import save_bundle
 from lit_gpt.checkpoints.huggingface import export_hf, import_hf, open_hf
 from lit_gpt.errors import UserError
 from lit_gpt.models import GPT, get_preset
-from lit_gpt.models.presets.shrink import shrink
+from lit_gpt.models.families.ladder import shrink
 
 CONFIG = shrink(get_preset("deepseek-v3"), n_layer=5, n_embd=32, n_head=2, block_size=32, vocab_size=64)
 BIAS = "blocks.1.mlp.router.selection_bias"

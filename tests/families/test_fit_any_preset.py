@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from lit_gpt.models import get_preset, preset_names
-from lit_gpt.models.presets.shrink import shrink
+from lit_gpt.models.families.ladder import shrink
 
 FIRST_PRESETS = list({get_preset(name).family: name for name in reversed(preset_names())}.values())
 SIZES = {"n_layer": 2, "n_embd": 32, "n_head": 4, "block_size": 32, "vocab_size": 300}

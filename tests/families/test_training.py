@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lit_gpt.models import GPT, get_preset, preset_names
-from lit_gpt.models.presets.shrink import shrink
+from lit_gpt.models.families.ladder import shrink
 from lit_gpt.objectives import linear_cross_entropy
 
 BATCH, LENGTH = 8, 64

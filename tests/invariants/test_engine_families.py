@@ -9,7 +9,7 @@ from small_chats import small_tokenizer
 
 from lit_gpt.generation import Completion, Engine, SamplingParams
 from lit_gpt.models import GPT, RopeScaling, get_preset, preset_names
-from lit_gpt.models.presets.shrink import shrink
+from lit_gpt.models.families.ladder import shrink
 
 VOCAB, LENGTH, NEW, TIE = 300, 64, 20, 1e-4
 

@@ -7,7 +7,9 @@ import torch
 
 from lit_gpt.errors import UserError
 from lit_gpt.models import GPT, GPTConfig, get_preset, preset_names
-from lit_gpt.models.presets import PUBLISHED
+from lit_gpt.models.families import published_sizes
+
+PUBLISHED = published_sizes()
 
 LADDER = {"20m": 20e6, "50m": 50e6, "124m": 124e6, "350m": 350e6, "760m": 760e6, "1.5b": 1.5e9}
 

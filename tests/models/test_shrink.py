@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lit_gpt.models import GPT, get_preset, preset_names
-from lit_gpt.models.presets.shrink import shrink
+from lit_gpt.models.families.ladder import shrink
 
 
 @pytest.mark.parametrize("name", preset_names())

@@ -16,8 +16,9 @@ import pytest
 import torch
 import transformers
 
-from lit_gpt.checkpoints.huggingface import FAMILIES, import_hf
+from lit_gpt.checkpoints.huggingface import import_hf
 from lit_gpt.models import GPT
+from lit_gpt.models.families import family_names, get_family
 
 FOLDER = Path(__file__).parent / "variants"
 LOGITS_TOLERANCE = 1e-5
@@ -40,14 +41,14 @@ def every_variant():
     """Parameters (family, variant) of all families that have a file; that all have one is a test of its own."""
     return [
         pytest.param(family, variant, id=f"{family}: {variant}")
-        for family in FAMILIES
+        for family in family_names()
         if (FOLDER / f"{family}.py").is_file()
         for variant in variants_of(family).VARIANTS
     ]
 
 
 def their_class(family: str) -> type[transformers.PreTrainedModel]:
-    return getattr(transformers, FAMILIES[family].architecture)
+    return getattr(transformers, get_family(family).architecture)
 
 
 def build_theirs(family: str, variant: str) -> transformers.PreTrainedModel:
@@ -55,7 +56,7 @@ def build_theirs(family: str, variant: str) -> transformers.PreTrainedModel:
     torch.manual_seed(0)
     module = variants_of(family)
     arguments = module.SHAPE | module.VARIANTS[variant]
-    config = transformers.AutoConfig.for_model(FAMILIES[family].model_type, **arguments)
+    config = transformers.AutoConfig.for_model(get_family(family).model_type, **arguments)
     config._experts_implementation = "eager"  # theirs by grouped_mm has no float64
     # eager: the only one that all of them have, and that computes soft-caps and sinks
     model = their_class(family)._from_config(config, attn_implementation="eager").float().eval()

@@ -1,33 +1,30 @@
 """A family that is named anywhere is known everywhere."""
 
 from pathlib import Path
-from typing import get_args
 
 from pairs import variants_of
 
-from lit_gpt.checkpoints.huggingface import FAMILIES, MODEL_TYPES
 from lit_gpt.models import get_preset, preset_names
-from lit_gpt.models.choices import Family
+from lit_gpt.models.families import family_names, model_types
 
 FAMILIES_PAGE = (Path(__file__).parents[2] / "docs/pages/reference/families.md").read_text()
 
 
 def test_every_family_is_mapped_and_has_variants():
-    assert set(FAMILIES) == set(get_args(Family))
-    assert len(MODEL_TYPES) == len(FAMILIES)
-    for family in FAMILIES:
+    assert len(model_types()) == len(family_names())
+    for family in family_names():
         module = variants_of(family)
         assert len(module.VARIANTS) >= 2, family
 
 
 def test_every_preset_belongs_to_a_family():
-    without = set(FAMILIES) - {get_preset(name).family for name in preset_names()}
+    without = set(family_names()) - {get_preset(name).family for name in preset_names()}
     # their published values were not at hand
     assert without == {"granite_swa", "ministral"}
 
 
-def test_the_readme_names_every_family_and_preset():
-    for model_type in MODEL_TYPES:
+def test_the_documentation_names_every_family_and_preset():
+    for model_type in model_types():
         assert f"`{model_type}`" in FAMILIES_PAGE
     for name in preset_names():
         # `pythia-70m` `-160m`: a table's cell names the series once

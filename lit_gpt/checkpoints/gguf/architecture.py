@@ -1,106 +1,65 @@
-"""Which of llama.cpp's architectures a family is, and what that one cannot compute.
+"""A model as one of llama.cpp's architectures: what that cannot compute, its settings, and its tensors.
 
-A file that llama.cpp opens and computes differently would be worse than none: whatever a `GPTConfig` asks for beyond
-what the architecture's graph does is refused by name.
+Settings are GGUF's key-value pairs (`qwen3.attention.head_count`). llama.cpp's tensor names are short
+(`blk.0.attn_q.weight`); its matrices are (outputs, inputs) as ours are.
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from lit_gpt.checkpoints.huggingface import config_to_hf
 from lit_gpt.errors import UserError
 from lit_gpt.models import GPTConfig
+from lit_gpt.models.choices import GATED
+from lit_gpt.models.families import GGUFArchitecture, get_family, model_types
+from lit_gpt.models.families.family import ANY, GIVEN, MetadataValue
+from lit_gpt.models.families.weights import Entry, Permute, Split, entry
+from lit_gpt.models.positions import rope_frequencies
 
-_PLAIN: dict[str, Any] = {"sliding_window": None, "rope_fraction": 1.0, "has_attention_out_bias": False}
-"""What an architecture cannot do unless it says otherwise."""
+_DEMANDS: dict[str, Any] = {"sliding_window": None, "rope_fraction": 1.0, "has_attention_out_bias": False}
+"""What is required unless an architecture's `demands` say otherwise."""
 
-
-@dataclass(frozen=True)
-class Architecture:
-    """One of llama.cpp's."""
-
-    name: str
-    """`general.architecture`."""
-    interleaved: bool = False
-    """RoPE turns neighbours (0, 1), (2, 3), ... of a head, where ours turns its halves: rows of q and k are moved."""
-    fused_qkv: bool = False
-    """q, k and v are one matrix, end to end."""
-    fused_gate_up: bool = False
-    """Gate and up are one matrix, end to end."""
-    own_head: bool = False
-    """The file has a head of its own even where it is tied."""
-    own_width: bool = True
-    """Heads may be of a size that is not `n_embd / n_head`."""
-    demands: Mapping[str, Any] = field(default_factory=dict)
-    """Fields or properties of the config with the only value that it computes; `ANY` lifts one of `_PLAIN`."""
-    scalings: tuple[str, ...] = ("linear", "yarn")
-    """Kinds of `rope_scaling` that it computes."""
-    full_every: int | None = None
-    """Every so many layers one does not slide; None: as `attention.sliding_window_pattern` in the file says."""
-    large: int | None = None
-    """The number of layers at which scores are scaled by the width a head would have (Gemma's 27B), not by its own."""
-
-
-ANY = object()
-_LLAMA = Architecture(
-    "llama", interleaved=True, demands={"has_attention_out_bias": ANY}, scalings=("linear", "yarn", "llama3")
-)
-_QWEN3_MOE = Architecture("qwen3moe", demands={"moe.norm_topk_prob": True, "moe.layers": None})
-_WINDOWS = {"sliding_window": ANY}
-
-ARCHITECTURES: dict[str, Architecture] = {
-    "llama": _LLAMA,
-    "mistral": _LLAMA,
-    "mixtral": _LLAMA,
-    "smollm3": Architecture("smollm3", interleaved=True, demands={"has_mlp_bias": False}),
-    "qwen2": Architecture("qwen2", own_width=False),
-    "qwen3": Architecture("qwen3"),
-    "qwen3_moe": _QWEN3_MOE,
-    "gemma2": Architecture("gemma2", demands={**_WINDOWS, "tie_embeddings": True}, full_every=2, large=46),
-    "gemma3": Architecture("gemma3", demands=_WINDOWS, scalings=("linear",), full_every=6, large=62),
-    "phi3": Architecture(
-        "phi3",
-        fused_qkv=True,
-        fused_gate_up=True,
-        own_width=False,
-        demands={"rope_fraction": ANY},
-        scalings=("longrope",),
-    ),
-    "olmo2": Architecture("olmo2", own_head=True, own_width=False),
-    "olmo3": Architecture("olmo2", own_head=True, own_width=False, demands=_WINDOWS),
-    "granite": Architecture(
-        "granite", interleaved=True, demands={"has_attention_out_bias": ANY}, scalings=("linear", "yarn", "llama3")
-    ),
-    "gpt2": Architecture("gpt2", fused_qkv=True, demands={"has_attention_out_bias": ANY}, scalings=()),
-    "gpt_neox": Architecture(
-        "gptneox",
-        fused_qkv=True,
-        own_head=True,
-        demands={"has_attention_out_bias": True, "rope_fraction": ANY},
-    ),
+_NORMS = {
+    "pre": {"attn_norm": "ln1", "ffn_norm": "ln2"},
+    "output": {"post_attention_norm": "ln1", "post_ffw_norm": "ln2"},
+    "sandwich": {
+        "attn_norm": "ln1",
+        "post_attention_norm": "ln1_out",
+        "ffn_norm": "ln2",
+        "post_ffw_norm": "ln2_out",
+    },
 }
-"""By `GPTConfig.family`."""
+"""The norms of a layer by `norm_placement`: name in the file → ours."""
 
 
-def architecture_of(config: GPTConfig) -> Architecture:
-    """Return llama.cpp's architecture of a model.
+def gguf_families() -> list[str]:
+    """Return the names of the families that are written as GGUF."""
+    return [family.name for family in model_types().values() if family.gguf is not None]
+
+
+def architecture_of(config: GPTConfig) -> GGUFArchitecture:
+    """Return llama.cpp's architecture of a model, after checking that it computes what the config says.
 
     Raises:
-        UserError: Neither its family nor llama.cpp computes what the config says, with the field's name.
+        UserError: If its family or llama.cpp does not; with the field's name.
     """
-    config_to_hf(config)  # what the family itself cannot express
-    if config.family not in ARCHITECTURES:
+    config_to_hf(config)  # raises for what the family itself cannot express
+    architecture = get_family(config.family).gguf
+    if architecture is None:
         raise UserError(
-            f"family {config.family!r} is not written as GGUF, only {', '.join(ARCHITECTURES)}; use --format hf and "
+            f"family {config.family!r} is not written as GGUF, only {', '.join(gguf_families())}; use --format hf and "
             "llama.cpp's own convert_hf_to_gguf.py"
         )
-    architecture = ARCHITECTURES[config.family]
-    for name, value in {**_PLAIN, **architecture.demands}.items():
+    for name, value in {**_DEMANDS, **architecture.demands}.items():
         owner, _, part = name.rpartition(".")
         actual = getattr(getattr(config, owner) if owner else config, part)
-        if value is not ANY and actual != value:
+        if value is GIVEN and actual is None:
+            raise _refusal(architecture, name, None, "only a number")
+        if value not in (ANY, GIVEN) and actual != value:
             raise _refusal(architecture, name, actual, f"only {value!r}")
     if not architecture.own_width and config.head_dim * config.n_head != config.n_embd:
         raise _refusal(architecture, "head_size", config.head_dim, f"only n_embd / n_head = {config.n_embd}")
@@ -109,31 +68,29 @@ def architecture_of(config: GPTConfig) -> Architecture:
         raise _refusal(architecture, "rope_scaling", scaling.kind, f"only {', '.join(architecture.scalings) or None}")
     if scaling is not None and scaling.kind == "yarn" and not scaling.truncate:
         raise _refusal(architecture, "rope_scaling.truncate", False, "only true")
-    _check_layers(config, architecture)
-    if architecture.large is not None:
-        size = config.n_embd // config.n_head if config.n_layer == architecture.large else config.head_dim
-        if not math.isclose(config.score_scale, size**-0.5, rel_tol=1e-6):
-            raise _refusal(architecture, "attention_scale", config.score_scale, f"only 1 / √{size}")
-    if config.family == "gemma2" and None in (config.attention_softcap, config.logit_softcap):
-        raise _refusal(architecture, "attention_softcap or logit_softcap", None, "only numbers")
     if config.mlp == "relu2":
         raise _refusal(architecture, "mlp", config.mlp, "only gelu and gelu_tanh")
+    _check_layers(config, architecture)
     return architecture
 
 
 def differences(config: GPTConfig) -> list[str]:
-    """Say what llama.cpp computes almost but not quite as the model does."""
-    said = []
+    """Return a sentence for each thing that llama.cpp computes almost, but not exactly, as the model does."""
+    sentences = []
     if config.mlp in ("gelu", "gelu_tanh", "geglu_tanh"):
         exact = " and by tanh, where the model's is exact" if config.mlp == "gelu" else ""
-        said.append(f"llama.cpp's CPU code takes GELU from a float16 table{exact}: logits differ in the third decimal")
+        sentences.append(
+            f"llama.cpp's CPU code takes GELU from a float16 table{exact}: logits differ in the third decimal"
+        )
     if config.rope_scaling is not None and config.rope_scaling.kind == "longrope":
-        said.append("llama.cpp takes LongRoPE's long factors by the context it was started with, not by the text's")
-    return said
+        sentences.append(
+            "llama.cpp takes LongRoPE's long factors by the context it was started with, not by the text's"
+        )
+    return sentences
 
 
-def _check_layers(config: GPTConfig, architecture: Architecture) -> None:
-    """Refuse layers that slide or rotate elsewhere than the architecture's."""
+def _check_layers(config: GPTConfig, architecture: GGUFArchitecture) -> None:
+    """Raise if other layers slide or rotate than the architecture's, or scores are scaled differently."""
     layers = range(config.n_layer)
     every = architecture.full_every
     if every is not None and config.sliding_window is not None:
@@ -142,9 +99,172 @@ def _check_layers(config: GPTConfig, architecture: Architecture) -> None:
             raise _refusal(
                 architecture, "layer_windows", config.layer_windows, f"only all layers but every {every}th slide"
             )
-    if config.family == "smollm3" and any(config.rotates(layer) != bool((layer + 1) % 4) for layer in layers):
-        raise _refusal(architecture, "rope_layers", config.rope_layers, "only all layers but every fourth rotate")
+    every = architecture.unrotated_every
+    if every is not None and any(config.rotates(layer) != bool((layer + 1) % every) for layer in layers):
+        raise _refusal(architecture, "rope_layers", config.rope_layers, f"only all layers but every {every}th rotate")
+    if architecture.width_scaled_depth is not None:
+        by_width = config.n_layer == architecture.width_scaled_depth
+        size = config.n_embd // config.n_head if by_width else config.head_dim
+        if not math.isclose(config.score_scale, size**-0.5, rel_tol=1e-6):
+            raise _refusal(architecture, "attention_scale", config.score_scale, f"only 1 / √{size}")
 
 
-def _refusal(architecture: Architecture, name: str, value: Any, only: str) -> UserError:
+def _refusal(architecture: GGUFArchitecture, name: str, value: Any, only: str) -> UserError:
     return UserError(f"llama.cpp's {architecture.name!r} does not compute {name} {value!r} ({only}); use --format hf")
+
+
+def settings(config: GPTConfig, architecture: GGUFArchitecture) -> dict[str, MetadataValue]:
+    """Return the key-value pairs from which llama.cpp builds the model."""
+    values: dict[str, MetadataValue] = {
+        "vocab_size": config.vocab_size,
+        "context_length": config.block_size,
+        "embedding_length": config.n_embd,
+        "block_count": config.n_layer,
+        "feed_forward_length": config.mlp_size,
+        "attention.head_count": config.n_head,
+        "attention.head_count_kv": config.num_kv_heads,
+        "attention.key_length": config.head_dim,
+        "attention.value_length": config.head_dim,
+        f"attention.layer_norm{'_rms' if config.norm == 'rmsnorm' else ''}_epsilon": float(config.norm_eps),
+        **_rope(config),
+        **_windows(config, architecture),
+        **_mixture(config),
+        **architecture.settings(config),
+    }
+    if config.attention_softcap is not None:
+        values["attn_logit_softcapping"] = float(config.attention_softcap)
+    if config.logit_softcap is not None:
+        values["final_logit_softcapping"] = float(config.logit_softcap)
+    return {f"{architecture.name}.{key}": value for key, value in values.items()}
+
+
+def _rope(config: GPTConfig) -> dict[str, MetadataValue]:
+    if config.positions != "rope":
+        return {}
+    values: dict[str, MetadataValue] = {
+        "rope.dimension_count": config.rope_size,
+        "rope.freq_base": float(config.rope_theta),
+    }
+    if config.rope_local_theta is not None:
+        values["rope.freq_base_swa"] = float(config.rope_local_theta)
+    scaling = config.rope_scaling
+    if scaling is None or scaling.kind == "llama3":  # llama3's is a tensor (`rope_factors`)
+        return values
+    values["rope.scaling.type"] = scaling.kind
+    if scaling.kind == "longrope":
+        return {**values, "rope.scaling.attn_factor": float(scaling.rotation_scale)}
+    values["rope.scaling.factor"] = float(scaling.factor)
+    if scaling.kind == "yarn":
+        values |= {
+            "rope.scaling.original_context_length": scaling.original_block_size,
+            "rope.scaling.yarn_beta_fast": float(scaling.beta_fast),
+            "rope.scaling.yarn_beta_slow": float(scaling.beta_slow),
+            # llama.cpp computes the paper's temperature itself and multiplies it by this.
+            "rope.scaling.attn_factor": scaling.rotation_scale / scaling.temperature(1.0),
+        }
+    return values
+
+
+def _windows(config: GPTConfig, architecture: GGUFArchitecture) -> dict[str, MetadataValue]:
+    if config.sliding_window is None:
+        return {}
+    values: dict[str, MetadataValue] = {"attention.sliding_window": config.sliding_window}
+    if architecture.full_every is None:
+        pattern = [config.slides(layer) for layer in range(config.n_layer)]
+        values["attention.sliding_window_pattern"] = pattern
+    return values
+
+
+def _mixture(config: GPTConfig) -> dict[str, MetadataValue]:
+    if config.moe is None:
+        return {}
+    return {
+        "expert_count": config.moe.num_experts,
+        "expert_used_count": config.moe.num_experts_per_tok,
+        "expert_feed_forward_length": config.expert_size,
+    }
+
+
+@dataclass(frozen=True)
+class PlusOne:
+    """Store a gain whole, as llama.cpp does, where ours is stored less one (`norm_offset`)."""
+
+    def to_local(self, tensors: list[Tensor]) -> list[Tensor]:
+        """Subtract one."""
+        return [tensor - 1 for tensor in tensors]
+
+    def to_file(self, tensors: list[Tensor]) -> list[Tensor]:
+        """Add one."""
+        return [tensor + 1 for tensor in tensors]
+
+
+def weight_table(config: GPTConfig, architecture: GGUFArchitecture) -> list[Entry]:
+    """Return every tensor of the file that is one or more of ours; `rope_factors` come in addition."""
+    gain = (PlusOne(),) if config.norm_offset else ()
+    kinds = ("weight", "bias") if config.norm == "layernorm" else ("weight",)
+    table = [entry("token_embd.weight", "wte.weight")]
+    if config.positions == "learned":
+        table.append(entry("position_embd.weight", "wpe.weight"))
+    for layer in range(config.n_layer):
+        file, local = f"blk.{layer}.", f"blocks.{layer}."
+        norms = _NORMS[config.norm_placement].items()
+        table += [entry(f"{file}{a}.{kind}", f"{local}{b}.{kind}", *gain) for a, b in norms for kind in kinds]
+        table += _attention_entries(config, architecture, file, f"{local}attn.")
+        if config.is_moe(layer):
+            table.append(entry(f"{file}ffn_gate_inp.weight", f"{local}mlp.router.weight"))
+            parts = ("gate", "up", "down")
+            table += [entry(f"{file}ffn_{p}_exps.weight", f"{local}mlp.experts.{p}_proj") for p in parts]
+        else:
+            table += _mlp_entries(config, architecture, file, f"{local}mlp.")
+    table += [entry(f"output_norm.{kind}", f"ln_f.{kind}", *gain) for kind in kinds]
+    if not config.tie_embeddings or architecture.own_head:
+        table.append(entry("output.weight", "wte.weight" if config.tie_embeddings else "lm_head.weight"))
+    return table
+
+
+def rope_factors(config: GPTConfig) -> dict[str, Tensor]:
+    """Return, by name, the divisors of RoPE's frequencies that llama.cpp wants as tensors."""
+    scaling = config.rope_scaling
+    if scaling is None or scaling.kind not in ("llama3", "longrope"):
+        return {}
+    if scaling.kind == "llama3":
+        return {"rope_freqs.weight": rope_frequencies(replace(config, rope_scaling=None)) / rope_frequencies(config)}
+    both = {"long": scaling.long_factors, "short": scaling.short_factors}
+    return {f"rope_factors_{name}.weight": torch.tensor(values, dtype=torch.float32) for name, values in both.items()}
+
+
+def _attention_entries(config: GPTConfig, architecture: GGUFArchitecture, file: str, local: str) -> list[Entry]:
+    D = config.head_dim
+    heads = {"q": config.n_head, "k": config.num_kv_heads, "v": config.num_kv_heads}
+    table = []
+    for kind in ("weight", "bias") if config.has_attention_bias else ("weight",):
+        if architecture.fused_qkv:
+            parts = [f"{local}{part}_proj.{kind}" for part in heads]
+            table.append(entry(f"{file}attn_qkv.{kind}", parts, Split(tuple(n * D for n in heads.values()))))
+            continue
+        for part, n in heads.items():
+            moved = (Permute(_neighbours(n, D)),) if architecture.interleaved and part != "v" else ()
+            table.append(entry(f"{file}attn_{part}.{kind}", f"{local}{part}_proj.{kind}", *moved))
+    table.append(entry(f"{file}attn_output.weight", f"{local}o_proj.weight"))
+    if config.has_attention_out_bias:
+        table.append(entry(f"{file}attn_output.bias", f"{local}o_proj.bias"))
+    if config.qk_norm:
+        gain = (PlusOne(),) if config.norm_offset else ()
+        table += [entry(f"{file}attn_{p}_norm.weight", f"{local}{p}_norm.weight", *gain) for p in "qk"]
+    return table
+
+
+def _mlp_entries(config: GPTConfig, architecture: GGUFArchitecture, file: str, local: str) -> list[Entry]:
+    kinds = ("weight", "bias") if config.has_mlp_bias else ("weight",)
+    if architecture.fused_gate_up:
+        sizes = (config.mlp_size, config.mlp_size)
+        both = entry(f"{file}ffn_up.weight", [f"{local}{p}_proj.weight" for p in ("gate", "up")], Split(sizes))
+        return [both, entry(f"{file}ffn_down.weight", f"{local}down_proj.weight")]
+    parts = ("gate", "up", "down") if config.mlp in GATED else ("up", "down")
+    return [entry(f"{file}ffn_{part}.{kind}", f"{local}{part}_proj.{kind}") for part in parts for kind in kinds]
+
+
+def _neighbours(heads: int, size: int) -> tuple[int, ...]:
+    """Return the file's row of each of our rows, so that coordinates j and j + size/2 of a head become neighbours."""
+    half = size // 2
+    return tuple(head * size + 2 * j + side for head in range(heads) for side in range(2) for j in range(half))

@@ -2,7 +2,12 @@
 
 llama.cpp knows two of the kinds that language models use: byte-level BPE (`gpt2`: tokens in GPT-2's alphabet of bytes,
 and merges) and SentencePiece's (`llama`: pieces with `▁` for a space, bytes as `<0x0A>`, joined by score). A token of
-the second kind gets as its score the place of its merges among all, which gives the order in which pairs are joined.
+the second kind gets as its score the position of its merge in the list of merges, negated, which gives the order in
+which pairs are joined.
+
+How a byte-level tokenizer cuts text into words is built into llama.cpp and chosen by name (`tokenizer.ggml.pre`); a
+file cannot bring a pattern of its own. So the rules of tokenizer.json are compared with those of each name, and what
+matches none is refused: a text would be cut into other tokens than the model was trained on.
 """
 
 import json
@@ -10,29 +15,57 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from lit_gpt.checkpoints.gguf.metadata import Value
-from lit_gpt.checkpoints.gguf.pre_tokenizers import decides_by_merges, pre_tokenizer_name
+from lit_gpt.data.bpe import GPT2_PATTERN, GPT4_PATTERN
 from lit_gpt.data.chat import template_of
 from lit_gpt.data.chat.template import has_template
 from lit_gpt.data.tokenizers import Tokenizer
 from lit_gpt.errors import UserError
+from lit_gpt.models.families.family import MetadataValue
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 """`gguf.TokenType`."""
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 _SPACE = "▁"
 
+_DIGITS = "digits"
+"""Each digit is a word."""
 
-def vocabulary(tokenizer: Tokenizer, vocab_size: int, stop_ids: Sequence[int]) -> dict[str, Value]:
+# Source of the patterns and of what each name switches on: llama.cpp, src/llama-vocab.cpp.
+_QWEN2_PATTERN = GPT4_PATTERN.replace(r"\p{N}{1,3}", r"\p{N}")
+_TEKKEN_PATTERN = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
+    r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+_GPT4O_PATTERN = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?[\p{{Lu}}\p{{Lt}}\p{{Lm}}\p{{Lo}}\p{{M}}]*[\p{{Ll}}\p{{Lm}}\p{{Lo}}\p{{M}}]+{_CONTRACTIONS}"
+    rf"|[^\r\n\p{{L}}\p{{N}}]?[\p{{Lu}}\p{{Lt}}\p{{Lm}}\p{{Lo}}\p{{M}}]+[\p{{Ll}}\p{{Lm}}\p{{Lo}}\p{{M}}]*{_CONTRACTIONS}"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_NAMES: dict[tuple[str, ...], tuple[str, str]] = {
+    (GPT2_PATTERN,): ("gpt-2", ""),
+    (_DIGITS, GPT2_PATTERN): ("smollm", ""),
+    (GPT4_PATTERN,): ("dbrx", "llama-bpe"),
+    (GPT4_PATTERN, _DIGITS): ("qwen2", ""),
+    (_QWEN2_PATTERN,): ("qwen2", ""),
+    (_TEKKEN_PATTERN,): ("", "tekken"),
+    (_GPT4O_PATTERN,): ("gpt-4o", ""),
+}
+"""Patterns in the order in which they are applied → the name where merges decide, and the name where a word that is a
+token is taken whole (`ignore_merges`)."""
+
+
+def vocabulary(tokenizer: Tokenizer, vocab_size: int, stop_ids: Sequence[int]) -> dict[str, MetadataValue]:
     """Return the key-value pairs of a tokenizer.
 
     Args:
-        tokenizer: The model's, its `opening_ids` as the model expects them.
+        tokenizer: The model's, with the `opening_ids` that the model expects.
         vocab_size: Rows of the embedding; those beyond the tokenizer's tokens are named as unused.
         stop_ids: Tokens that end a text or an answer, the end of text first.
 
     Raises:
-        UserError: llama.cpp would cut text into other tokens.
+        UserError: If llama.cpp would cut text into other tokens.
     """
     state = json.loads(tokenizer.backend.to_str())
     if state["model"]["type"] != "BPE":
@@ -42,11 +75,11 @@ def vocabulary(tokenizer: Tokenizer, vocab_size: int, stop_ids: Sequence[int]) -
         )
     pieces = state["model"].get("byte_fallback", False)
     tokens, types = _tokens(tokenizer, state, vocab_size, pieces)
-    values: dict[str, Value] = {"tokens": tokens, "token_type": types}
+    values: dict[str, MetadataValue] = {"tokens": tokens, "token_type": types}
     merges = [pair.split(" ", 1) if isinstance(pair, str) else pair for pair in state["model"]["merges"]]
     if pieces:
         values |= {"model": "llama", "pre": "default", "scores": _scores(tokens, types, merges)}
-        values["add_space_prefix"] = _puts_space_before(state)
+        values["add_space_prefix"] = _adds_space_before(state)
         values |= _token_id("unknown", tokenizer.backend.token_to_id(state["model"]["unk_token"] or "<unk>"))
     else:
         pre = pre_tokenizer_name(state)
@@ -65,9 +98,9 @@ def vocabulary(tokenizer: Tokenizer, vocab_size: int, stop_ids: Sequence[int]) -
 
 
 def begins_with(tokenizer: Tokenizer) -> tuple[int, ...]:
-    """Return what llama.cpp shall put before every text that it reads.
+    """Return the tokens that llama.cpp is to put before every text that it reads.
 
-    It does so before conversations too. Those that a model is trained on here begin with the template's own first
+    It puts them before conversations too. Those that a model is trained on here begin with the template's own first
     token, so a model with a template of ours is not to see the end of text before it.
     """
     return () if has_template(tokenizer) and not tokenizer.is_published else tokenizer.opening_ids
@@ -78,7 +111,7 @@ def _tokens(tokenizer: Tokenizer, state: dict[str, Any], vocab_size: int, pieces
     types = [UNUSED] * vocab_size
     added = {token["id"]: token for token in state["added_tokens"]}
     for token, index in tokenizer.backend.get_vocab(with_added_tokens=True).items():
-        if index >= vocab_size:  # special tokens that the model cannot read, which the bundle warned of
+        if index >= vocab_size:  # special tokens beyond the embedding, which the bundle warned about
             continue
         tokens[index], types[index] = token, NORMAL
         if index in added:
@@ -93,10 +126,10 @@ def _tokens(tokenizer: Tokenizer, state: dict[str, Any], vocab_size: int, pieces
 
 
 def _scores(tokens: list[str], types: list[int], merges: list[list[str]]) -> list[float]:
-    """The higher the sooner: minus the place of the first merge that gives the token.
+    """Return a score for each token, higher for earlier merges: minus the index of the first merge that gives it.
 
     Raises:
-        UserError: merges that give one token are not side by side, so that no score of a token says their order.
+        UserError: If merges that give one token are not adjacent, so that no score expresses their order.
     """
     place: dict[str, int] = {}
     last = ""
@@ -104,8 +137,8 @@ def _scores(tokens: list[str], types: list[int], merges: list[list[str]]) -> lis
         token = left + right
         if token in place and token != last:
             raise UserError(
-                f"the merges of this tokenizer that give {token!r} are not side by side, so SentencePiece's scores "
-                "cannot say their order; use --format hf"
+                f"the merges of this tokenizer that give {token!r} are not adjacent, so SentencePiece's scores "
+                "cannot express their order; use --format hf"
             )
         place.setdefault(token, number)
         last = token
@@ -116,11 +149,11 @@ def _scores(tokens: list[str], types: list[int], merges: list[list[str]]) -> lis
     ]
 
 
-def _puts_space_before(state: dict[str, Any]) -> bool:
-    """Whether a space is put before a text (Llama 2, Mistral; Gemma does not).
+def _adds_space_before(state: dict[str, Any]) -> bool:
+    """Return whether a space is put before a text (Llama 2, Mistral; Gemma does not).
 
     Raises:
-        UserError: the tokenizer changes text in a way that SentencePiece in llama.cpp does not.
+        UserError: If the tokenizer changes text in a way that SentencePiece in llama.cpp does not.
     """
     rules = [rule for rule in (state["normalizer"], state["pre_tokenizer"]) if rule]
     found = False
@@ -134,16 +167,16 @@ def _puts_space_before(state: dict[str, Any]) -> bool:
         elif kind == "Prepend":
             found = True
         elif kind == "Split" and rule["pattern"] == {"String": " "}:
-            pass  # after spaces have become ▁ it cuts nothing (Gemma)
+            pass  # cuts nothing, because spaces have become ▁ by then (Gemma)
         elif not (kind == "Replace" and rule["pattern"] == {"String": " "} and rule["content"] == _SPACE):
             raise UserError(f"llama.cpp's SentencePiece has no rule of type {kind}; use --format hf")
     return found
 
 
 def _check_reachable(state: dict[str, Any], merges: list[list[str]]) -> None:
-    """Refuse a vocabulary where taking a word whole and joining it by merges may differ.
+    """Raise if taking a word whole and joining it by merges may differ.
 
-    They are the same if merges bring every token about; only then does it not matter which of the two the name means.
+    They agree if every token is a result of merges; only then does it not matter which rule the name means.
     """
     from tokenizers import models
 
@@ -152,16 +185,74 @@ def _check_reachable(state: dict[str, Any], merges: list[list[str]]) -> None:
     for token in state["model"]["vocab"]:
         if token not in added and len(by_merges.tokenize(token)) != 1:
             raise UserError(
-                f"the token {token!r} of this tokenizer is no result of its merges, and llama.cpp has the two rules "
-                "for such tokens the other way round for this way of cutting words; use --format hf"
+                f"the token {token!r} of this tokenizer is not a result of its merges, and llama.cpp has the "
+                "opposite rule for such tokens with this pre-tokenizer; use --format hf"
             )
 
 
 def _plain_jinja(tokenizer: Tokenizer) -> str:
-    """The chat template without transformers' `generation` blocks: others keep what is in them and do nothing."""
+    """Return the chat template without transformers' `generation` tags, which mean nothing to plain Jinja."""
     ended = re.sub(r"(\{%[-+]?\s*)endgeneration(\s*[-+]?%\})", r"\1endif\2", template_of(tokenizer).source)
     return re.sub(r"(\{%[-+]?\s*)generation(\s*[-+]?%\})", r"\1if true\2", ended)
 
 
-def _token_id(name: str, index: int | None) -> dict[str, Value]:
+def _token_id(name: str, index: int | None) -> dict[str, MetadataValue]:
     return {} if index is None else {f"{name}_token_id": index}
+
+
+def pre_tokenizer_name(state: dict[str, Any]) -> str:
+    """Return `tokenizer.ggml.pre`.
+
+    Args:
+        state: tokenizer.json of a byte-level BPE.
+
+    Raises:
+        UserError: If llama.cpp has no such pre-tokenizer.
+    """
+    normalizer = (state["normalizer"] or {}).get("type")
+    if normalizer not in (None, "NFC"):
+        raise _no_pre_tokenizer(f"a normalizer of type {normalizer}")
+    parts = _parts(state["pre_tokenizer"] or {})
+    merged, whole = _NAMES.get(tuple(parts), ("", ""))
+    name = whole if state["model"].get("ignore_merges") else merged
+    if not name and not (name := merged or whole):
+        raise _no_pre_tokenizer(f"the words that it cuts, {' then '.join(parts)}")
+    return name
+
+
+def decides_by_merges(name: str) -> bool:
+    """Return whether llama.cpp joins a word by merges alone under this name, even where the word is a token."""
+    return all(name != whole for _, whole in _NAMES.values() if whole)
+
+
+def _parts(rule: dict[str, Any]) -> list[str]:
+    """Return the patterns that a pre-tokenizer applies, in order."""
+    kind = rule.get("type")
+    if kind == "Sequence":
+        return [part for inner in rule["pretokenizers"] for part in _parts(inner)]
+    if kind == "ByteLevel":
+        if rule.get("add_prefix_space"):
+            raise _no_pre_tokenizer("a space that it puts before each text (add_prefix_space)")
+        return [GPT2_PATTERN] if rule.get("use_regex", True) else []
+    if kind == "Digits" and rule.get("individual_digits"):
+        return [_DIGITS]
+    if kind == "Split" and rule.get("behavior") in ("Isolated", "Removed") and "Regex" in rule["pattern"]:
+        if (rule["behavior"] == "Removed") != bool(rule.get("invert")):
+            raise _no_pre_tokenizer("text that it drops between words")
+        return [_canonical(rule["pattern"]["Regex"])]
+    raise _no_pre_tokenizer(f"a pre-tokenizer of type {kind}")
+
+
+def _canonical(pattern: str) -> str:
+    """Return the canonical spelling of a pattern."""
+    if pattern == r"\p{N}":
+        return _DIGITS
+    original = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+    return GPT2_PATTERN if pattern == original else pattern
+
+
+def _no_pre_tokenizer(what: str) -> UserError:
+    return UserError(
+        f"llama.cpp has no tokenizer with {what}, so a GGUF file would cut text into other tokens; use --format hf, or "
+        "train with tokenizer pattern gpt2 or gpt4"
+    )

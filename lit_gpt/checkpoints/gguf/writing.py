@@ -1,4 +1,4 @@
-"""A GGUF file, written as a stream: one tensor in memory at a time.
+"""A GGUF file, written as a stream (one tensor in memory at a time) and read again to verify it.
 
 Matrices are written in the type that was asked for; vectors (norms, biases), routers, learned positions and RoPE's
 factors always as float32, as llama.cpp's own converters do. A matrix whose rows cannot be cut into Q8_0's blocks of 32
@@ -17,18 +17,17 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lit_gpt.atomic import whole_file
-from lit_gpt.checkpoints.gguf.architecture import Architecture, architecture_of
-from lit_gpt.checkpoints.gguf.metadata import Value, hyperparameters
-from lit_gpt.checkpoints.gguf.reading import check_tensors
-from lit_gpt.checkpoints.gguf.table import entries, factors
+from lit_gpt.checkpoints.gguf.architecture import architecture_of, rope_factors, settings, weight_table
 from lit_gpt.checkpoints.gguf.vocabulary import vocabulary
-from lit_gpt.checkpoints.huggingface.agreement import agree
-from lit_gpt.checkpoints.huggingface.exporting import TRAINING_ONLY
-from lit_gpt.checkpoints.huggingface.family import Entry
+from lit_gpt.checkpoints.huggingface.tensors import check_names
+from lit_gpt.checkpoints.huggingface.writing import TRAINING_ONLY
 from lit_gpt.data.tokenizers import Tokenizer
 from lit_gpt.errors import UserError
 from lit_gpt.extras import need
 from lit_gpt.models import GPT, GPTConfig
+from lit_gpt.models.families import GGUFArchitecture
+from lit_gpt.models.families.family import MetadataValue
+from lit_gpt.models.families.weights import Entry
 
 GGUFType = Literal["float32", "bfloat16", "float16", "q8_0"]
 GGUF_TYPES: tuple[str, ...] = get_args(GGUFType)
@@ -39,6 +38,13 @@ _FILE_TYPES = {"float32": 0, "float16": 1, "q8_0": 7, "bfloat16": 32}
 _WIDE = ("ffn_gate_inp.weight", "position_embd.weight", "rope_")
 """Parts of names of matrices that stay float32."""
 _Q8_BLOCK = 32
+
+_RELATIVE = {"F32": 0.0, "F16": 2.0**-11, "BF16": 2.0**-8, "Q8_0": 1.0 / 127}
+"""The largest rounding error of each type: of the value itself, and for Q8_0 of the largest of its block of 32."""
+_TINY = 2.0**-24
+"""The smallest step of float16 near zero."""
+_LARGEST_MULTIPLE = 127
+"""The largest multiple of a block's scale: a scale near zero is itself rounded to float16 in Q8_0."""
 
 
 @dataclass(frozen=True)
@@ -64,22 +70,22 @@ def save_gguf(
     check: bool = True,
     show_progress: bool = False,
 ) -> GGUFReport:
-    """Write a GGUF file, whole or not at all.
+    """Write a GGUF file, atomically.
 
     Args:
         out: The file, `<name>.gguf`; it must not exist.
-        config: The model's.
+        config: The model's shape.
         state_dict: Whole weights under our names; if they are lazy, no more than one entry is in memory at a time.
-        tokenizer: The model's, its `opening_ids` as the model expects them; None: the file has none.
+        tokenizer: The model's, with the `opening_ids` that the model expects; None: the file has none.
         stop_ids: Tokens that end a text or an answer, the end of text first.
         dtype: float32, bfloat16, float16 or q8_0, for the matrices.
         name: What llama.cpp shows as the model's name; empty: the file's.
-        check: Read the file again and compare every tensor before it is called done.
+        check: Read the file again and compare every tensor before it is moved to `out`.
         show_progress: Draw a bar on standard error.
 
     Raises:
-        UserError: llama.cpp cannot compute the model or read the tokenizer, tensors are missing or left over, there is
-            something at `out`, the package `gguf` is missing, or the disk is full.
+        UserError: If llama.cpp cannot compute the model or read the tokenizer, tensors are missing or left over, `out`
+            exists, the package `gguf` is missing, or the disk is full.
     """
     out = Path(out)
     if out.suffix != ".gguf":
@@ -90,12 +96,12 @@ def save_gguf(
         raise UserError(f"dtype {dtype!r} is unknown; for GGUF choose one of {', '.join(_NAMES)}")
     architecture = architecture_of(config)
     gguf = need("gguf", "export", "a GGUF file")
-    table = entries(config, architecture)
-    needed = {name for entry in table for name in entry.ours}
+    table = weight_table(config, architecture)
+    needed = {name for entry in table for name in entry.local}
     given = {name for name in state_dict if not name.startswith(TRAINING_ONLY)}
     given -= {"lm_head.weight"} if config.tie_embeddings else set()
-    agree(f"the weights to write as {architecture.name}", missing=needed - given, leftover=given - needed)
-    extra = factors(config)
+    check_names(f"the weights to write as {architecture.name}", missing=needed - given, leftover=given - needed)
+    extra = rope_factors(config)
     kinds: Counter[str] = Counter()
     with whole_file(out) as path:
         writer = gguf.GGUFWriter(path, architecture.name)
@@ -125,25 +131,25 @@ def save_gguf(
 
 def _pairs(
     config: GPTConfig,
-    architecture: Architecture,
+    architecture: GGUFArchitecture,
     tokenizer: Tokenizer | None,
     stop_ids: Sequence[int],
     dtype: str,
     name: str,
-) -> dict[str, Value]:
-    general: dict[str, Value] = {
+) -> dict[str, MetadataValue]:
+    general: dict[str, MetadataValue] = {
         "general.type": "model",
         "general.name": name,
         "general.file_type": _FILE_TYPES[dtype],
         "general.quantization_version": 2,
     }
-    words: dict[str, Value] = {"tokenizer.ggml.model": "none"}
+    words: dict[str, MetadataValue] = {"tokenizer.ggml.model": "none"}
     if tokenizer is not None:
         words = vocabulary(tokenizer, config.vocab_size, stop_ids)
-    return general | hyperparameters(config, architecture) | words
+    return general | settings(config, architecture) | words
 
 
-def _add(writer: Any, key: str, value: Value) -> None:
+def _add(writer: Any, key: str, value: MetadataValue) -> None:
     if isinstance(value, bool):
         writer.add_bool(key, value)
     elif isinstance(value, int):
@@ -163,20 +169,58 @@ def _type_of(name: str, shape: Sequence[int], dtype: str) -> str:
 
 
 def _metas(config: GPTConfig, table: list[Entry], extra: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor's shape, in the file's order."""
+    """Yield every tensor on the meta device, in the file's order."""
     with torch.device("meta"):
-        ours = {key: value.detach() for key, value in GPT(config).state_dict().items()}
+        local = {key: value.detach() for key, value in GPT(config).state_dict().items()}
     yield from extra.items()
     for entry in table:
-        yield from entry.to_theirs(ours).items()
+        yield from entry.to_file(local).items()
 
 
 def _tensors(
     table: list[Entry], extra: Mapping[str, Tensor], state_dict: Mapping[str, Tensor]
 ) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor as float32, in the file's order, each read when its turn comes."""
+    """Yield every tensor as float32, in the file's order, each read on demand."""
     yield from extra.items()
     for entry in table:
-        theirs = entry.to_theirs({name: state_dict[name].detach().cpu().float() for name in entry.ours})
-        for name in entry.theirs:
-            yield name, theirs.pop(name).contiguous()
+        tensors = entry.to_file({name: state_dict[name].detach().cpu().float() for name in entry.local})
+        for name in entry.file:
+            yield name, tensors.pop(name).contiguous()
+
+
+def check_tensors(path: Path, expected: Iterator[tuple[str, Tensor]], total: int, show_progress: bool = False) -> None:
+    """Compare a file's tensors with those that were to be written into it.
+
+    Args:
+        path: The file.
+        expected: Names and float32 tensors, in the file's order.
+        total: How many there are.
+        show_progress: Draw a bar on standard error.
+
+    Raises:
+        UserError: If one is missing, left over, of another shape, not finite, or off by more than its type rounds.
+    """
+    gguf = need("gguf", "export", "a GGUF file")
+    stored = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
+    if len(stored) != total:
+        raise UserError(f"the file holds {len(stored)} tensors where {total} were written; nothing was kept")
+    for name, tensor in tqdm(expected, total=total, desc="checking", unit="tensor", disable=not show_progress):
+        found = stored[name]
+        kind = found.tensor_type.name
+        values = torch.from_numpy(gguf.dequantize(found.data, found.tensor_type).copy()).reshape(-1)
+        wanted = tensor.reshape(-1)
+        if values.numel() != wanted.numel() or list(reversed(found.shape.tolist())) != list(tensor.shape):
+            raise UserError(f"the file holds {name} with the shape {found.shape.tolist()}; nothing was kept")
+        if not bool(wanted.isfinite().all()):
+            raise UserError(f"{name} of the model holds numbers that are not finite; nothing was kept")
+        error, bound = (values - wanted).abs(), _RELATIVE[kind] * wanted.abs() + _TINY
+        if kind == "Q8_0":
+            error = error.reshape(-1, 32).amax(1)
+            bound = _RELATIVE[kind] * wanted.reshape(-1, 32).abs().amax(1) + _LARGEST_MULTIPLE * _TINY / 2
+        elif kind == "F32":
+            bound = torch.zeros_like(bound)
+        if not bool((error <= bound).all()):  # also when the error is NaN
+            raise UserError(
+                f"{name} came back from the file off by {float(error.max()):.3g}, more than {kind} rounds; nothing "
+                "was kept"
+            )

@@ -1,25 +1,12 @@
-"""Hugging Face folders in and out, one file a family.
+"""Hugging Face model folders: reading, writing and verifying them.
 
-Importing: config.json → `GPTConfig`, then each of the file's tensors through the family's table; whatever is left
-over, missing or of another shape is an error that lists it. Exporting is the same table read the other way.
+Reading: config.json becomes a `GPTConfig` (`config.py`), then each tensor of the files goes through the family's weight
+table (`models/families`); a tensor that is left over, missing or of another shape is an error that lists it. Writing is
+the same table in the other direction.
 """
 
-from lit_gpt.checkpoints.huggingface.exporting import export_hf
-from lit_gpt.checkpoints.huggingface.family import Entry, Family, entry
-from lit_gpt.checkpoints.huggingface.importing import import_hf, open_hf
-from lit_gpt.checkpoints.huggingface.registry import FAMILIES, MODEL_TYPES, config_from_hf, config_to_hf
-from lit_gpt.checkpoints.huggingface.weights import LazyWeights
+from lit_gpt.checkpoints.huggingface.config import config_from_hf, config_to_hf
+from lit_gpt.checkpoints.huggingface.reading import LazyWeights, import_hf, open_hf
+from lit_gpt.checkpoints.huggingface.writing import export_hf
 
-__all__ = [
-    "FAMILIES",
-    "MODEL_TYPES",
-    "Entry",
-    "Family",
-    "LazyWeights",
-    "config_from_hf",
-    "config_to_hf",
-    "entry",
-    "export_hf",
-    "import_hf",
-    "open_hf",
-]
+__all__ = ["LazyWeights", "config_from_hf", "config_to_hf", "export_hf", "import_hf", "open_hf"]

@@ -1,11 +1,11 @@
-"""Weights that the hub has in 8 or 4 bits alone, as the bfloat16 they stand for, one tensor at a time.
+"""Weights that the hub has in 8 or 4 bits alone, dequantized to bfloat16 one tensor at a time.
 
-- **FP8** (DeepSeek-V3; Mistral 4): float8 numbers beside `<name>_scale_inv`, a scale for each block of
+- **FP8** (DeepSeek-V3; Mistral 4): float8 numbers with `<name>_scale_inv`, a scale for each block of
   `weight_block_size` (arXiv:2412.19437, section 3.3), or one for the whole tensor.
-- **MXFP4** (GPT-OSS): `<name>_blocks`, two numbers a byte, the lower half first, beside `<name>_scales`, an exponent
+- **MXFP4** (GPT-OSS): `<name>_blocks`, two numbers a byte, the lower half first, with `<name>_scales`, an exponent
   for each 32 of them (OCP Microscaling Formats 1.0, section 5).
 
-Reading dequantises; nothing is quantised again on export.
+Nothing is quantized again on export.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,35 +22,35 @@ _E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 """MXFP4's magnitudes: one bit of sign before two of exponent and one of mantissa."""
 _FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 _ACTIVATIONS = ("activation_scale", "input_scale")
-"""Endings of names of scales that only quantised arithmetic needs."""
+"""Suffixes of scales that only quantized arithmetic needs."""
 
 
 def check_quantization(values: Mapping[str, Any]) -> None:
-    """Refuse a quantisation that is not undone on import.
+    """Raise if config.json has a quantization that cannot be undone on import.
 
     Args:
         values: config.json, or the language model's part of it.
 
     Raises:
-        UserError: Naming the method.
+        UserError: With the method's name.
     """
     method = _config(values).get("quant_method")
     if _config(values) and method not in _METHODS:
         raise UserError(
             f"config.json has a quantization_config of method {method!r}; lit_gpt undoes {' and '.join(_METHODS)}: "
-            "import the model's unquantised weights"
+            "import the model's unquantized weights"
         )
 
 
 def dequantized(values: Mapping[str, Any], stored: dict[str, Stored]) -> dict[str, Stored]:
-    """The same tensors under the names that an unquantised file has, each dequantised when it is read.
+    """Return the tensors under the names of an unquantized file, each dequantized when it is read.
 
     Args:
         values: config.json, or the language model's part of it.
         stored: Tensors on disk.
 
     Raises:
-        UserError: If a quantised tensor has no scales.
+        UserError: If a quantized tensor has no scales.
     """
     config = _config(values)
     if not config:
@@ -73,7 +73,7 @@ def _from_fp8(config: Mapping[str, Any], stored: dict[str, Stored]) -> dict[str,
         if tensor.dtype in _FP8:
             scales = stored.get(f"{name}_scale_inv")
             if scales is None:
-                raise UserError(f"{name} is float8 but has no {name}_scale_inv beside it; fetch the model again")
+                raise UserError(f"{name} is float8 but has no {name}_scale_inv; fetch the model again")
             read = partial(_read_fp8, tensor, scales, block_size)
             kept[name] = Stored(read, torch.bfloat16, tensor.shape)
     return kept
@@ -84,7 +84,7 @@ def _read_fp8(weight: Stored, scales: Stored, block_size: list[int] | None) -> T
 
 
 def dequantize_fp8(weight: Tensor, scales: Tensor, block_size: list[int] | None = None) -> Tensor:
-    """Float8 times the scale of its block.
+    """Multiply float8 numbers by the scale of their block.
 
     Args:
         weight: (..., M, N) float8.
@@ -133,11 +133,11 @@ def _read_mxfp4(blocks: Stored, scales: Stored) -> Tensor:
 
 
 def dequantize_mxfp4(blocks: Tensor, scales: Tensor) -> Tensor:
-    """4-bit numbers times the power of two of their group.
+    """Multiply 4-bit numbers by the power of two of their group.
 
     Args:
         blocks: (E, M, G, 16) uint8, two numbers a byte.
-        scales: (E, M, G) uint8: exponents, 127 more than they stand for.
+        scales: (E, M, G) uint8: exponents, with a bias of 127.
 
     Returns:
         (E, M, 32 G) bfloat16.
@@ -146,7 +146,7 @@ def dequantize_mxfp4(blocks: Tensor, scales: Tensor) -> Tensor:
     signed = torch.tensor([*_E2M1, *(-value for value in _E2M1)])
     pairs = torch.stack((signed.repeat(16), signed.repeat_interleave(16)), dim=1)  # (256, 2): a byte's two numbers
     out = torch.empty(E, M, G * 32, dtype=torch.bfloat16)
-    for e in range(E):  # an expert at a time: what is transient stays small
+    for e in range(E):  # an expert at a time: transient copies stay small
         values = pairs[blocks[e].int()].flatten(-2)  # (M, G, 32)
         out[e] = torch.ldexp(values, scales[e].int().unsqueeze(-1) - 127).flatten(-2)
     return out

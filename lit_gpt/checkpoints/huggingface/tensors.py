@@ -1,8 +1,8 @@
-"""The tensors of a Hugging Face folder, known by name, dtype and shape, and read one at a time when asked for.
+"""The tensors of a Hugging Face folder, known by name, dtype and shape, and read one at a time on demand.
 
-safetensors are read by `pread` into memory of their own: a memory map would keep every page that was touched, and
-importing would take twice the model. `.bin` files (pickles) load with `weights_only=True` alone, so that nothing in
-them runs.
+safetensors are read by `pread` into memory of their own: a memory map would keep every page that was touched, and an
+import would take twice the model's memory. `.bin` files (pickles) load with `weights_only=True`, so nothing in them
+runs.
 """
 
 import json
@@ -18,7 +18,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from lit_gpt.checkpoints.huggingface.writer import DTYPE_NAMES
 from lit_gpt.errors import UserError
 
 
@@ -31,7 +30,23 @@ class Stored:
     shape: tuple[int, ...]
 
 
+DTYPE_NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+"""As safetensors spells them."""
 _DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
+_LISTED = 40
 _SINGLE_AND_INDEX = (
     ("model.safetensors", "model.safetensors.index.json"),
     ("pytorch_model.bin", "pytorch_model.bin.index.json"),
@@ -39,7 +54,7 @@ _SINGLE_AND_INDEX = (
 
 
 def open_tensors(folder: Path) -> dict[str, Stored]:
-    """Every tensor in the folder; safetensors are preferred.
+    """Return every tensor in the folder; safetensors are preferred to pickles.
 
     Raises:
         UserError: If there are no weights, a shard is missing or a file is damaged.
@@ -55,7 +70,7 @@ def open_tensors(folder: Path) -> dict[str, Stored]:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object.
+    """Return the JSON object in a file.
 
     Raises:
         UserError: If the file is missing or holds no JSON object.
@@ -90,11 +105,11 @@ def _open_safetensors(file: Path) -> dict[str, Stored]:
     try:
         handle = safe_open(file, framework="pt", backend="pread")
         tensors = {}
-        for name in handle.keys():  # noqa: SIM118 (no mapping)
+        for name in handle.keys():  # noqa: SIM118 (the handle is not a mapping)
             part = handle.get_slice(name)
             if part.get_dtype() not in _DTYPES:
                 raise UserError(
-                    f"{file} has {name} of dtype {part.get_dtype()}; import the model's unquantised weights"
+                    f"{file} has {name} of dtype {part.get_dtype()}; import the model's unquantized weights"
                 )
             tensors[name] = Stored(partial(_read, handle, name, file), _DTYPES[part.get_dtype()], (*part.get_shape(),))
     except (SafetensorError, OSError) as error:
@@ -106,7 +121,7 @@ def _read(handle: Any, name: str, file: Path) -> Tensor:
     try:
         tensor: Tensor = handle.get_tensor(name)
         return tensor
-    except (SafetensorError, OSError) as error:  # cut off since it was opened
+    except (SafetensorError, OSError) as error:  # the file was truncated since it was opened
         raise UserError(f"{file} is damaged: {error}; fetch it again") from error
 
 
@@ -115,7 +130,7 @@ def _open_bin(file: Path) -> dict[str, Stored]:
         state = _load_pickle(file)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{file} is damaged, or holds more than weights and will not be run: {reason}") from error
+        raise UserError(f"{file} is damaged, or holds code, which is not run: {reason}") from error
     strays = [str(name) for name, value in state.items() if not isinstance(value, Tensor)]
     if strays:
         raise UserError(f"{file} holds more than weights: {', '.join(sorted(strays))}; fetch it again")
@@ -126,8 +141,36 @@ def _open_bin(file: Path) -> dict[str, Stored]:
 
 def _load_pickle(file: Path) -> dict[str, Any]:
     with open(file, "rb") as opened:
-        zipped = opened.read(4) == b"PK\x03\x04"  # what torch writes since 1.6; older files cannot be mapped
+        zipped = (
+            opened.read(4) == b"PK\x03\x04"
+        )  # a zip, as torch writes since 1.6; older files cannot be memory-mapped
     state = torch.load(file, map_location="cpu", weights_only=True, mmap=zipped)
     if not isinstance(state, dict):
         raise ValueError(f"a {type(state).__name__} where a dict of tensors should be")
     return state
+
+
+def check_names(where: str, missing: set[str], leftover: set[str]) -> None:
+    """Raise if tensors are missing or left over.
+
+    Args:
+        where: What holds the tensors, named in the error.
+        missing: Names that should be there and are not.
+        leftover: Names that are there and should not be.
+
+    Raises:
+        UserError: With the names, 40 of each kind at most.
+    """
+    problems = [
+        f"{len(names)} tensors {what}: {_listed(names)}"
+        for what, names in (("are missing", missing), ("are left over", leftover))
+        if names
+    ]
+    if problems:
+        raise UserError(f"{where} and the config disagree; {'; '.join(problems)}")
+
+
+def _listed(names: set[str]) -> str:
+    listed = sorted(names)
+    rest = len(listed) - _LISTED
+    return ", ".join(listed[:_LISTED]) + (f" and {rest} more" if rest > 0 else "")

@@ -31,9 +31,8 @@ from lit_gpt.checkpoints.bundle import (
     torch_dtype,
     write_json,
 )
-from lit_gpt.checkpoints.huggingface.agreement import agree
-from lit_gpt.checkpoints.huggingface.exporting import TRAINING_ONLY
-from lit_gpt.checkpoints.huggingface.tensors import read_json
+from lit_gpt.checkpoints.huggingface.tensors import check_names, read_json
+from lit_gpt.checkpoints.huggingface.writing import TRAINING_ONLY
 from lit_gpt.checkpoints.model_card import CardFacts
 from lit_gpt.checkpoints.provenance import write_manifest
 from lit_gpt.checkpoints.quantization.scheme import (
@@ -223,7 +222,7 @@ class QuantizedBundle:
         try:
             with safe_open(path, framework="pt") as file:
                 names = set(file.keys())
-                agree(str(path), missing=needed - names, leftover=names - needed)
+                check_names(str(path), missing=needed - names, leftover=names - needed)
                 for layer, size in layers.items():
                     name = f"{layer}.weight"
                     found[name] = rebuild(name, {part: file.get_tensor(f"{name}.{part}") for part in PARTS}, size)

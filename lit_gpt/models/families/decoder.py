@@ -1,0 +1,280 @@
+"""The decoder that most families share (Llama's build): config.json's keys, tensor names, and mixtures of experts.
+
+Tensor names are nearly ours and RoPE pairs coordinates as ours does, so most weights are only renamed. On the hub each
+expert is a tensor of its own; here, and in transformers' memory, the experts of a layer are stacked.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from lit_gpt.errors import UserError
+from lit_gpt.models.config import GPTConfig, MoEConfig
+from lit_gpt.models.families.config_json import (
+    demand,
+    expect,
+    longest_context,
+    optional,
+    original_context,
+    read_rope,
+    required,
+    write_rope,
+)
+from lit_gpt.models.families.family import ANY
+from lit_gpt.models.families.weights import Entry, Stack, entry
+
+LayerEntries = Callable[[GPTConfig, str, str], list[Entry]]
+"""Entries of a part of one layer, from (config, "model.layers.0.", "blocks.0.")."""
+
+PRE_NORMS = {"input_layernorm": "ln1", "post_attention_layernorm": "ln2"}
+OUTPUT_NORMS = {"post_attention_layernorm": "ln1", "post_feedforward_layernorm": "ln2"}
+SANDWICH_NORMS = {
+    "input_layernorm": "ln1",
+    "post_attention_layernorm": "ln1_out",
+    "pre_feedforward_layernorm": "ln2",
+    "post_feedforward_layernorm": "ln2_out",
+}
+"""The norms of a layer: name in files → local, by `norm_placement`."""
+
+_LLAMA: dict[str, Any] = {
+    "norm": "rmsnorm",
+    "norm_offset": False,
+    "norm_placement": "pre",
+    "parallel_residual": False,
+    "positions": "rope",
+    "rope_fraction": 1.0,
+    "rope_local_theta": None,
+    "rope_layers": None,
+    "mlp": "swiglu",
+    "has_attention_bias": False,
+    "has_attention_out_bias": False,
+    "has_mlp_bias": False,
+    "qk_norm": None,
+    "attention_softcap": None,
+    "attention_sinks": False,
+    "mla": None,
+    "moe": None,
+    "sliding_window": None,
+    "chunked_window": False,
+    "embedding_scale": 1.0,
+    "residual_scale": 1.0,
+    "logit_scale": 1.0,
+    "logit_softcap": None,
+}
+_PLAIN_MIXTURE: dict[str, Any] = {
+    "shared_intermediate_size": 0,
+    "scores": "softmax",
+    "norm_topk_prob": True,
+    "routed_scaling_factor": 1.0,
+    "n_group": 1,
+    "router_bias": False,
+    "selection_bias": False,
+}
+
+
+def demand_llama(config: GPTConfig, **differences: Any) -> None:
+    """Raise unless a config is Llama's build, except for the differences that its family has.
+
+    Args:
+        config: The model's shape; its `family` is named in errors.
+        **differences: Fields or properties with the value that the family needs, or `ANY`. `attention_scale=ANY`
+            accepts any scale of scores.
+
+    Raises:
+        UserError: With the first field that the family cannot express.
+    """
+    scale = differences.pop("attention_scale", None)
+    needed = {name: value for name, value in (_LLAMA | differences).items() if value is not ANY}
+    demand(config, **needed)
+    if scale is None and config.mla is None and config.score_scale != config.head_dim**-0.5:
+        demand(config, attention_scale=None)
+
+
+def read_shared(values: dict[str, Any], default_theta: float = 10000.0) -> dict[str, Any]:
+    """Return the fields of `GPTConfig` that Llama and most others write alike."""
+    expect(values, "hidden_act", "silu")
+    return {
+        **read_sizes(values),
+        **read_rope(values, default_theta),
+        "mlp": "swiglu",
+        "attention_bias": optional(values, "attention_bias", False),
+    }
+
+
+def read_sizes(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the sizes among these fields, and what all of these families have."""
+    n_head, n_embd = required(values, "num_attention_heads"), required(values, "hidden_size")
+    head_dim, kv_heads = values.get("head_dim"), values.get("num_key_value_heads")
+    return {
+        "n_layer": required(values, "num_hidden_layers"),
+        "n_head": n_head,
+        "n_kv_head": None if kv_heads == n_head else kv_heads,
+        "n_embd": n_embd,
+        "head_size": None if head_dim is None or head_dim * n_head == n_embd else head_dim,
+        "block_size": longest_context(values),
+        "vocab_size": required(values, "vocab_size"),
+        "dropout": values.get("attention_dropout") or 0.0,
+        "bias": False,
+        "norm": "rmsnorm",
+        "norm_eps": optional(values, "rms_norm_eps", 1e-6),
+        "positions": "rope",
+        "intermediate_size": required(values, "intermediate_size"),
+        "tie_embeddings": optional(values, "tie_word_embeddings", False),
+        "init_std": optional(values, "initializer_range", 0.02),
+        "scale_residual_init": False,  # transformers draws all matrices with initializer_range alone
+    }
+
+
+def write_shared(config: GPTConfig, rope: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Return config.json's keys; the inverse of `read_shared`.
+
+    Args:
+        config: The model's shape.
+        rope: The keys of RoPE, if the family has its own.
+    """
+    return {
+        "num_hidden_layers": config.n_layer,
+        "num_attention_heads": config.n_head,
+        "num_key_value_heads": config.num_kv_heads,
+        "hidden_size": config.n_embd,
+        "head_dim": config.head_dim,
+        "max_position_embeddings": original_context(config),
+        "attention_dropout": config.dropout,
+        "rms_norm_eps": config.norm_eps,
+        **(write_rope(config) if rope is None else rope),
+        "hidden_act": "silu",
+        "intermediate_size": config.mlp_size,
+        "attention_bias": config.has_attention_bias,
+    }
+
+
+def decoder_entries(
+    config: GPTConfig,
+    norms: dict[str, str] = PRE_NORMS,
+    attention: LayerEntries | None = None,
+    mlp: LayerEntries | None = None,
+) -> list[Entry]:
+    """Return every tensor of the checkpoint; a tied head has none of its own.
+
+    Args:
+        config: The model's shape.
+        norms: The norms of a layer, name in files → local.
+        attention: Entries of one layer's attention; None: Llama's.
+        mlp: Entries of one layer's MLP or mixture; None: Llama's gated MLP.
+    """
+    table = [entry("model.embed_tokens.weight", "wte.weight"), entry("model.norm.weight", "ln_f.weight")]
+    for layer in range(config.n_layer):
+        hf, local = f"model.layers.{layer}.", f"blocks.{layer}."
+        table += [entry(f"{hf}{a}.weight", f"{local}{b}.weight") for a, b in norms.items()]
+        table += (attention or attention_entries)(config, hf, local)
+        table += (mlp or mlp_entries)(config, hf, local)
+    if not config.tie_embeddings:
+        table.append(entry("lm_head.weight", "lm_head.weight"))
+    return table
+
+
+def attention_entries(config: GPTConfig, hf: str, local: str) -> list[Entry]:
+    """Return the entries of one layer's attention, which are only renamed."""
+    names = [f"{part}_proj.weight" for part in "qkvo"]
+    names += [f"{part}_proj.bias" for part in "qkv" if config.has_attention_bias]
+    names += ["o_proj.bias"] if config.has_attention_out_bias else []
+    names += ["q_norm.weight", "k_norm.weight"] if config.qk_norm else []
+    names += ["sinks"] if config.attention_sinks else []
+    return [entry(f"{hf}self_attn.{name}", f"{local}attn.{name}") for name in names]
+
+
+def mlp_entries(config: GPTConfig, hf: str, local: str) -> list[Entry]:
+    """Return the entries of one layer's gated MLP, which are only renamed."""
+    kinds = ("weight", "bias") if config.has_mlp_bias else ("weight",)
+    names = [f"{part}_proj.{kind}" for part in ("gate", "up", "down") for kind in kinds]
+    return [entry(f"{hf}mlp.{name}", f"{local}mlp.{name}") for name in names]
+
+
+def demand_moe(config: GPTConfig, every_layer: bool = False, one_width: bool = False, **differences: Any) -> MoEConfig:
+    """Return the mixture of a config, or raise if its family cannot express it.
+
+    Args:
+        config: The model's shape; its `family` is named in errors.
+        every_layer: All of the layers must be mixtures.
+        one_width: The experts must be as wide as `intermediate_size` says.
+        **differences: Fields of `moe` with the value that the family needs, or `ANY`, where that is not the plain
+            one: a softmax over the chosen experts.
+
+    Raises:
+        UserError: With the first field that the family cannot express.
+    """
+    family, moe = config.family, config.moe
+    if moe is None:
+        raise UserError(f"family {family!r} is a mixture of experts, but moe is null; set `family` to a dense one")
+    for name, value in (_PLAIN_MIXTURE | differences).items():
+        if value is not ANY and getattr(moe, name) != value:
+            raise UserError(
+                f"family {family!r} cannot express moe.{name} {getattr(moe, name)!r} (only {value!r}); "
+                "set `family` to one that can, or train with that value"
+            )
+    if every_layer and not all(config.is_moe(layer) for layer in range(config.n_layer)):
+        raise UserError(f"family {family!r} has experts in every layer, but moe.layers is {moe.layers}")
+    if one_width and config.expert_size != config.mlp_size:
+        raise UserError(
+            f"family {family!r} has one width: moe.intermediate_size {config.expert_size} must be intermediate_size "
+            f"{config.mlp_size}"
+        )
+    return moe
+
+
+def read_balance(values: dict[str, Any], key: str = "aux_loss_alpha") -> dict[str, Any]:
+    """Return the fields of `MoEConfig` that balance the load of experts in training.
+
+    Args:
+        values: config.json.
+        key: The family's key of the balance loss's weight. `router_aux_loss_coef` weighs a loss that is k (experts a
+            token) when balanced and a mean over the layers; ours is 1 when balanced and summed over the layers.
+    """
+    weight = values.get(key) or 0.0
+    if key == "router_aux_loss_coef":
+        weight = weight * values["num_experts_per_tok"] / values["num_hidden_layers"]
+    return {
+        "balance_loss_weight": weight,
+        "z_loss_weight": values.get("router_z_loss_coef") or 0.0,
+        "bias_update_rate": values.get("bias_update_speed") or 0.0,
+    }
+
+
+def write_balance(config: GPTConfig, key: str = "aux_loss_alpha") -> dict[str, Any]:
+    """Return the inverse of `read_balance`; transformers reads `router_aux_loss_coef` alone and keeps the others."""
+    moe = config.moe
+    assert moe is not None
+    weight = moe.balance_loss_weight
+    if key == "router_aux_loss_coef":
+        weight = float(
+            f"{weight * config.n_layer / moe.num_experts_per_tok:.12g}"
+        )  # what it was before dividing: 12 digits hide the rounding
+    rest = {"router_z_loss_coef": moe.z_loss_weight, "bias_update_speed": moe.bias_update_rate}
+    return {key: weight} | {name: value for name, value in rest.items() if value}
+
+
+def moe_or_mlp(mixture: LayerEntries) -> LayerEntries:
+    """Return entries that are the mixture's in layers that are one, and the gated MLP's in the others."""
+
+    def entries(config: GPTConfig, hf: str, local: str) -> list[Entry]:
+        layer = int(local.split(".")[1])
+        return mixture(config, hf, local) if config.is_moe(layer) else mlp_entries(config, hf, local)
+
+    return entries
+
+
+def expert_entries(config: GPTConfig, hf: str, local: str, names: dict[str, str] | None = None) -> list[Entry]:
+    """Return the entries of one layer's experts, each of them a tensor in files.
+
+    Args:
+        config: The model's shape.
+        hf: Prefix up to the expert's number: "model.layers.0.mlp.experts.".
+        local: Prefix up to the stack's name: "blocks.0.mlp.experts.".
+        names: Name of a projection in files → local, such as {"w1": "gate_proj"}.
+    """
+    assert config.moe is not None
+    names = names or {name: name for name in ("gate_proj", "up_proj", "down_proj")}
+    numbers = range(config.moe.num_experts)
+    return [
+        entry([f"{hf}{number}.{name}.weight" for number in numbers], f"{local}{stack}", Stack())
+        for name, stack in names.items()
+    ]
