@@ -169,5 +169,5 @@ def test_what_llama_cpp_would_cut_otherwise_is_refused():
     names = ["<unk>", "</s>", "a", "b", "c", "ab", "bc", "abc"]
     merges = [("a", "b"), ("ab", "c"), ("b", "c"), ("a", "bc")]  # "abc" sooner and later than "bc"
     model = models.BPE({name: i for i, name in enumerate(names)}, merges, byte_fallback=True, unk_token="<unk>")
-    with pytest.raises(UserError, match="that give 'abc' are not side by side"):
+    with pytest.raises(UserError, match="that give 'abc'"):
         vocabulary(Tokenizer(tokenizers.Tokenizer(model), "</s>"), 8, [1])
