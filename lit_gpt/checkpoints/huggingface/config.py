@@ -53,6 +53,12 @@ def config_to_hf(config: GPTConfig, **extra: Any) -> dict[str, Any]:
         UserError: If the config's family cannot express it.
     """
     family = get_family(config.family)
+    for layer in range(config.n_layer):
+        if config.token_mixer(layer) not in family.token_mixers:
+            raise UserError(
+                f"family {config.family!r} cannot express layer_types {config.token_mixer(layer)!r} of layer {layer} "
+                f"(only {', '.join(family.token_mixers)}); set `family` to one that can"
+            )
     return {
         "architectures": [family.architecture],
         "model_type": family.model_type,

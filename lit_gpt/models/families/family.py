@@ -98,5 +98,7 @@ class Family:
     config.json and the names in the folder."""
     text_part_of: tuple[str, ...] = ()
     """`model_type`s of multimodal models whose `text_config` belongs to this family unless it names another."""
+    token_mixers: tuple[str, ...] = ("attention", "sliding", "latent")
+    """Kinds of layers (`GPTConfig.token_mixer`) that config.json can express."""
     gguf: GGUFArchitecture | None = None
     """llama.cpp's architecture; None: not written as GGUF."""

@@ -1,24 +1,22 @@
 """The open registry of families and presets.
 
 Ours are listed by name alone: a lineage's file (`qwen.py`, say) is imported when one of its families or presets is
-asked for. Another package adds its own in one of two ways:
+asked for. Another package adds its own by calling `register_family` and `register_presets` in a module that is an entry
+point of the group `lit_gpt.extensions` (see `lit_gpt/extensions.py`), so that every command finds them:
 
-- it calls `register_family(family)` and `register_presets({...})`, in a module that the run imports anyway; or
-- it declares that module as an entry point, so that every command finds the family, also one that only gets a folder:
-
-      [project.entry-points."lit_gpt.families"]
-      acme = "acme_lm.family"
+    register_family(Family(name="acme", model_type="acme", ...))
+    register_presets({"acme-1b": GPTConfig(..., family="acme")})
 
 A preset is a named `GPTConfig`: a published shape, each value with its source, or a size of somebody's own.
 """
 
 import importlib
 from collections.abc import Iterator, Mapping
-from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
 
 from lit_gpt.checks import check_one_of
 from lit_gpt.errors import UserError
+from lit_gpt.extensions import load_extensions
 from lit_gpt.models.families.family import Family
 from lit_gpt.suggest import nearest
 
@@ -26,8 +24,6 @@ if TYPE_CHECKING:
     from types import ModuleType
 
     from lit_gpt.models.config import GPTConfig
-
-ENTRY_POINT_GROUP = "lit_gpt.families"
 
 _LINEAGES: dict[str, tuple[str, ...]] = {
     "ladder": (),
@@ -50,48 +46,42 @@ _LINEAGE_OF = {family: lineage for lineage, families in _LINEAGES.items() for fa
 
 _registered_families: dict[str, Family] = {}
 _registered_presets: "dict[str, GPTConfig]" = {}
-_entry_points_loaded = False
 
 
-def register_family(family: Family, replace: bool = False) -> None:
+def register_family(family: Family) -> None:
     """Add a family of another package; its name is then valid in `GPTConfig.family`.
 
-    Args:
-        family: The value to add.
-        replace: Whether to replace a registered family of that name (while trying one out in a notebook, say).
-
     Raises:
-        UserError: If its name or its model_type is taken.
+        UserError: If its name or its model_type is another family's.
     """
-    if family.name in _LINEAGE_OF or (family.name in _registered_families and not replace):
-        raise UserError(f"family {family.name!r} is registered already; choose another name")
-    others = {other.model_type: other for other in _families() if other.name != family.name}
-    if family.model_type in others:
-        taken = others[family.model_type].name
-        raise UserError(f"model_type {family.model_type!r} belongs to family {taken!r}; choose another model_type")
+    for other in _families():
+        if other == family:
+            return
+        for key in ("name", "model_type"):
+            if getattr(other, key) == getattr(family, key):
+                raise UserError(f"{key} {getattr(family, key)!r} is registered already, by family {other.name!r}")
     _registered_families[family.name] = family
 
 
-def register_presets(presets: "Mapping[str, GPTConfig]", replace: bool = False) -> None:
+def register_presets(presets: "Mapping[str, GPTConfig]") -> None:
     """Add presets of another package, of a family of its own or of any other.
 
     Args:
         presets: Configs by the name that users write in `preset:`.
-        replace: Whether to replace registered presets of the same names.
 
     Raises:
-        UserError: If a name is taken.
+        UserError: If a name is another preset's.
     """
-    taken = set(_our_presets()) | (set() if replace else set(_registered_presets))
-    for name in presets:
-        if name in taken:
+    taken = _our_presets() | _registered_presets
+    for name, config in presets.items():
+        if taken.get(name, config) != config:
             raise UserError(f"preset {name!r} is registered already; choose another name")
     _registered_presets.update(presets)
 
 
 def family_names() -> list[str]:
     """Return the names of all families, ours first."""
-    _load_entry_points()
+    load_extensions()
     return [*sorted(_LINEAGE_OF), *_registered_families]
 
 
@@ -115,13 +105,13 @@ def check_family(name: str) -> None:
 
 def model_types() -> dict[str, Family]:
     """Return all families by config.json's `model_type`."""
-    _load_entry_points()
+    load_extensions()
     return {family.model_type: family for family in _families()}
 
 
 def preset_names() -> list[str]:
     """Return the names of all presets: our own sizes, published models by lineage, then registered ones."""
-    _load_entry_points()
+    load_extensions()
     return [*_our_presets(), *_registered_presets]
 
 
@@ -133,7 +123,7 @@ def get_preset(name: str) -> "GPTConfig":
     """
     presets = _our_presets()
     if name not in presets:
-        _load_entry_points()
+        load_extensions()
         presets = presets | _registered_presets
     if name not in presets:
         raise UserError(f"unknown preset {name!r}; nearest: {nearest(name, presets)}")
@@ -157,20 +147,3 @@ def _families() -> Iterator[Family]:
 
 def _our_presets() -> "dict[str, GPTConfig]":
     return {name: preset for lineage in _LINEAGES for name, preset in _lineage(lineage).PRESETS.items()}
-
-
-def _load_entry_points() -> None:
-    """Import, once, the modules that installed packages declare; importing one registers its families."""
-    global _entry_points_loaded
-    if _entry_points_loaded:
-        return
-    _entry_points_loaded = True  # first: while a module is imported, it may look families up itself
-    for point in entry_points(group=ENTRY_POINT_GROUP):
-        try:
-            point.load()
-        except Exception as error:
-            _entry_points_loaded = False
-            raise UserError(
-                f"the entry point {point.name} = {point.value!r} of {ENTRY_POINT_GROUP} cannot be imported: "
-                f"{type(error).__name__}: {error}; mend or uninstall the package that declares it"
-            ) from error
