@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,3 +17,10 @@ def site(tmp_path_factory):
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
     subprocess.run([*pip, "--target", str(target), str(source)], check=True)
     return target
+
+
+@pytest.fixture
+def environment(site, tmp_path):
+    """The variables of a process that finds the installed package."""
+    search = os.pathsep.join([str(site), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {**os.environ, "PYTHONPATH": search, "LIT_GPT_CACHE": str(tmp_path / "cache")}

@@ -1,29 +1,15 @@
 """A package of somebody else's, pip-installed, trained through our command line by `class_path`."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 HERE = Path(__file__).parent
 
 
-@pytest.fixture(scope="module")
-def site(tmp_path_factory):
-    """Install the package into a folder of its own."""
-    target = tmp_path_factory.mktemp("site")
-    source = tmp_path_factory.mktemp("source") / "package"
-    subprocess.run(["cp", "-r", str(HERE / "package"), str(source)], check=True)
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
-    subprocess.run([*pip, "--target", str(target), str(source)], check=True)
-    return target
-
-
-def test_its_module_and_corpus_train_and_its_metrics_are_in_tensorboard(site, tmp_path):
-    environment = {**os.environ, "PYTHONPATH": str(site), "LIT_GPT_CACHE": str(tmp_path / "cache")}
+def test_its_module_and_corpus_train_and_its_metrics_are_in_tensorboard(environment, tmp_path):
     command = [sys.executable, "-m", "lit_gpt", "fit", "--config", str(HERE / "config.yaml")]
     done = subprocess.run(
         [*command, "--trainer.default_root_dir", str(tmp_path / "runs")],

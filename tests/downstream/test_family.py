@@ -1,7 +1,6 @@
 """A package of somebody else's registers an architecture; every command finds it through the package's entry point."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -64,12 +63,10 @@ for call, word in zip(calls, ["'qwen3'", "'acme_lm'", "'acme-tiny'", "'gpt2'", "
 
 
 @pytest.fixture
-def run(site, tmp_path):
+def run(environment, tmp_path):
     """Run Python where the package is installed; returns standard error."""
 
     def run(*arguments):
-        environment = {**os.environ, "LIT_GPT_CACHE": str(tmp_path / "cache")}
-        environment["PYTHONPATH"] = os.pathsep.join([str(site), *filter(None, [os.environ.get("PYTHONPATH")])])
         command = [sys.executable, *map(str, arguments)]
         done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
