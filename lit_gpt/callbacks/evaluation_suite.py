@@ -1,4 +1,4 @@
-"""`EvaluationSuite`: a small fixed evaluation every so many steps, as curves in TensorBoard."""
+"""`EvaluationSuite`: a small fixed evaluation every few optimizer steps, as curves in TensorBoard."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,6 +10,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch.distributed.tensor import DTensor
 
 from lit_gpt.callbacks.quiet_model import data_tokenizer, must_hurry, quiet_model, why_not
+from lit_gpt.checks import check_at_least
 from lit_gpt.data.tokenizers import Tokenizer
 from lit_gpt.errors import UserError
 from lit_gpt.evaluation.measure import Measure
@@ -23,9 +24,9 @@ class EvaluationSuite(Callback):
     """Measures the model in training, and logs every score as `eval/<result>.<score>`.
 
     The first process measures with the weights as they are, in their own precision, and the others wait: keep it small.
-    Training is not touched: weights, their layout in memory, random numbers and modes are afterwards as they were. A
-    measure that fails is told of and training goes on. Programs that the model writes are never run here. Where weights
-    are sharded over processes it is left out, and says so.
+    Training is not affected: weights, their layout in memory, random numbers and modes are restored afterwards. A
+    measure that fails is reported and training continues. Programs that the model writes are never run here. If weights
+    are sharded over processes, nothing is measured, with a warning.
 
     Args:
         measures: as in the YAML of an evaluation, {class_path: ..., init_args: {...}} each; from Python also measures.
@@ -48,9 +49,8 @@ class EvaluationSuite(Callback):
         max_batch_size: int = 16,
         seed: int | None = None,
     ) -> None:
-        for name, value in (("every_n_steps", every_n_steps), ("max_batch_size", max_batch_size)):
-            if value < 1:
-                raise UserError(f"{name} of EvaluationSuite is {value}, it must be at least 1")
+        check_at_least("every_n_steps of EvaluationSuite", every_n_steps, 1)
+        check_at_least("max_batch_size of EvaluationSuite", max_batch_size, 1)
         if (not measures) == (config is None):
             what = "neither is" if config is None else "both are"
             raise UserError(f"EvaluationSuite takes measures, or the config of an evaluation; {what} given")
@@ -117,7 +117,7 @@ class EvaluationSuite(Callback):
 
 
 def _plan_of(measures: list[Any]) -> Plan:
-    """A plan of measures, made ones among them."""
+    """Return a plan of measures, some of which may be instances already."""
     described = [entry for entry in measures if not isinstance(entry, Measure)]
     for entry in described:
         if not isinstance(entry, str | Mapping):
@@ -133,9 +133,10 @@ def _plan_of(measures: list[Any]) -> Plan:
 
 @contextmanager
 def _layout_kept(model: GPT) -> Iterator[None]:
-    """The engine lays matrices out for decoding in place; products of the same values then round otherwise.
+    """Restore the parameters' memory layout, which the engine changes in place for decoding.
 
-    Training goes on with the tensors that it had, so that a run is the same with and without evaluations.
+    Products of the same values in another layout round differently; so training continues with the tensors that it
+    had, and a run is bit-identical with and without evaluations.
     """
     tensors = [(parameter, parameter.data) for parameter in model.parameters()]
     fused = [(module, module.fused) for module in model.modules() if hasattr(module, "fused")]

@@ -1,4 +1,4 @@
-"""`evaluate`: what a model can do, and what it does that it should not."""
+"""`evaluate`: measure a model's abilities and safety, write a report, and check the gate."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from lit_gpt.evaluation.plan import GateRecord, Outcome, Plan, PlannedMeasure
+    from lit_gpt.evaluation.plan import GateRecord, Outcome, Plan
 
 
 def evaluate(
@@ -23,27 +23,27 @@ def evaluate(
     run_untrusted_code: bool = False,
     explain: str | None = None,
 ) -> int:
-    """Measure a model: language modelling, benchmarks, code, safety; a report, and a gate that it has to pass.
+    """Measure a model: language modelling, benchmarks, code, safety; a report, and the release gate.
 
-    Writes report.html and report.json. Exits with 0; 3 if a threshold of the gate is missed; 2 for a mistake in what
-    was asked; 1 if a measure failed by a fault of the code (the other measures' results are kept in both cases).
+    Writes report.html and report.json. Exits with 0; 3 if a threshold of the gate is missed; 2 for a mistake in the
+    request; 1 if a measure failed because of a bug (the other measures' results are saved in both cases).
 
     Args:
         model: a run's folder, a checkpoint, a bundle, or a Hugging Face folder or hub name.
         config: YAML with the measures, their settings, a seed and the gate's thresholds (configs/eval/).
-        suite: a plan that comes with the package instead of a config, such as safety.
-        compare: two models (or their reports) to compare item by item; what has not been measured yet with the given
-            config or suite is measured first.
+        suite: a built-in plan instead of a config, such as safety.
+        compare: two models (or their reports) to compare item by item; a model without a report of the given config or
+            suite is measured first.
         adapter: a run, checkpoint or peft folder with an adapter that was trained on the model.
-        out: folder of the report, replaced if it is there; null: evaluation/<name of the config>/ in the run or
-            bundle, and for models of others ./evaluation/<model>/<name of the config>/; with an adapter, a chat
-            template or a limit, the folder's name says so as well. (`export` looks for the gate's verdict there.)
-        device: where to run; auto takes the accelerator if there is one.
+        out: folder of the report, replaced if it exists; null: evaluation/<name of the config>/ in the run or bundle,
+            and for other models ./evaluation/<model>/<name of the config>/; an adapter, a chat template or a limit is
+            added to the folder's name. (`export` looks for the gate's verdict there.)
+        device: the device; auto takes the accelerator if there is one.
         chat_template: a preset (chatml, llama3, qwen, ...) or a Jinja file, instead of the model's own.
-        max_batch_size: sequences that are run at once.
-        limit: items of each measure at most, for a quick look; null: all.
-        run_untrusted_code: run programs that the model writes, in a sandbox; without it, measures that need it refuse.
-        explain: print what a measure of this name asks and takes, and stop; without a name, list all of them.
+        max_batch_size: number of sequences that run at once.
+        limit: maximum number of items of each measure, for a quick look; null: all.
+        run_untrusted_code: run programs that the model writes, in a sandbox; without it, measures that need it fail.
+        explain: print the description and options of this measure and exit; without a name, list all measures.
     """
     if explain is not None:
         from lit_gpt.evaluation.plan import explanation
@@ -101,15 +101,16 @@ def _evaluate(
     chat_template: str | None,
     max_batch_size: int,
 ) -> "tuple[Path | None, Outcome, GateRecord | None]":
-    """Measure one model and write its report; returns its page, the outcome, and the gate's verdict.
+    """Measure one model and write its report; return its page, the outcome, and the gate's verdict.
 
-    Where no measure gave a result, a report that is there already stays; then there is no page.
+    If no measure gave a result, an existing report is not replaced; then there is no page.
     """
     import sys
     import time
     from dataclasses import replace
 
     from lit_gpt.evaluation.plan import check_gate, run_plan
+    from lit_gpt.evaluation.progress import ProgressBars
     from lit_gpt.evaluation.report import (
         REPORT,
         asked_with,
@@ -128,21 +129,21 @@ def _evaluate(
     folder = report_folder(subject.path.resolve(), model) / name if out is None else out
     check_report_folder(folder, plan, subject.path)
     start = time.monotonic()
-    bars = _Bars()
+    bars = ProgressBars()
     try:
-        outcome = run_plan(plan, subject, bars.start)
+        outcome = run_plan(plan, subject, lambda planned: bars.start(planned.label))
     finally:
         bars.close()
     gate = check_gate(plan.gate, outcome.results)
     if not outcome.results and (folder / REPORT).is_file():
-        print(f"no measure gave a result; the report in {folder} stays as it was", file=sys.stderr)
+        print(f"no measure gave a result; the report in {folder} is unchanged", file=sys.stderr)
         return None, outcome, gate
     page = write_report(make_report(plan, subject, outcome, gate, time.monotonic() - start), folder)
     return page, outcome, gate
 
 
 def _compare(names: list[str], out: "Path", report_on: "Callable[[str], Path]") -> int:
-    """Compare two models, measuring what has no report yet."""
+    """Compare two models, measuring those without a report first."""
     from lit_gpt.errors import UserError
     from lit_gpt.evaluation.compare import check_comparison_folder, compare_reports, write_comparison
     from lit_gpt.pages.text import visible
@@ -189,35 +190,3 @@ def _print_scores(outcome: "Outcome", gate: "GateRecord | None") -> None:
             print(visible(f"gate missed: {verdict.key}: {verdict.reason}"))
         if gate.passed:
             print(f"gate passed: {len(gate.verdicts)} of {len(gate.verdicts)} thresholds")
-
-
-class _Bars:
-    """A progress bar for the measure that runs, on standard error."""
-
-    def __init__(self) -> None:
-        from tqdm import tqdm
-
-        self._make = tqdm
-        self._bar: tqdm | None = None
-
-    def start(self, planned: "PlannedMeasure") -> Callable[[int, int], None]:
-        """The next measure."""
-        from lit_gpt.pages.text import visible
-
-        self.close()
-        bar = self._bar = self._make(
-            desc=visible(planned.label), unit="", unit_scale=True, dynamic_ncols=True, leave=True
-        )
-
-        def progress(done: int, total: int) -> None:
-            bar.total = total
-            bar.n = done
-            bar.refresh() if done == total else bar.update(0)
-
-        return progress
-
-    def close(self) -> None:
-        """The last one has ended."""
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None

@@ -40,15 +40,15 @@ class Difference:
 
     Attributes:
         key: `<result>.<score>`.
-        title: Of the result.
+        title: Title of the result.
         first: The first model's value.
-        second: The second's.
-        difference: second - first, over the items that both have where there are such.
-        interval: Of it; None where the score has no items.
-        count: Items that both have.
-        unit: Of the score.
+        second: The second model's value.
+        difference: second - first, over the items that both have, if the score has items.
+        interval: Interval of the difference; None if the score has no items.
+        count: Number of items that both have.
+        unit: Unit of the score.
         better: Which direction is good.
-        unmatched: Items that only one of them has.
+        unmatched: Number of items that only one of them has.
     """
 
     key: str
@@ -64,7 +64,7 @@ class Difference:
 
     @property
     def verdict(self) -> str:
-        """`better` or `worse` of the second model, `different` where neither is good, "" where it may be chance."""
+        """How the second model compares: better, worse, different (neither is good), or "" if it may be chance."""
         if self.interval is None or self.interval.low <= 0 <= self.interval.high:
             return ""
         if self.better == "neither":
@@ -74,15 +74,15 @@ class Difference:
 
 @dataclass(frozen=True)
 class DifferingItem:
-    """An item on which the two differ.
+    """An item on which two models differ.
 
     Attributes:
-        key: Of the score.
-        item: Its id.
+        key: `<result>.<score>`.
+        item: Id of the item.
         first: The first model's value.
-        second: The second's.
-        first_fields: What the first report shows of it; empty: nothing.
-        second_fields: What the second shows.
+        second: The second model's value.
+        first_fields: The texts of the item in the first report; may be empty.
+        second_fields: The texts of the item in the second report.
     """
 
     key: str
@@ -95,12 +95,12 @@ class DifferingItem:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Of two reports.
+    """The comparison of two reports.
 
     Attributes:
-        names: Of the models; told apart where they are the same.
-        differences: Of each score that both have.
-        items: Where they differ most.
+        names: Names of the models, made distinct.
+        differences: One for each score that both have.
+        items: Items on which they differ most.
         notes: What could not be compared.
     """
 
@@ -114,7 +114,7 @@ def compare_reports(first: Report, second: Report, seed: int = 0) -> Comparison:
     """Compare two models by their reports.
 
     Raises:
-        UserError: The reports have no score in common.
+        UserError: If the reports have no score in common.
     """
     others = {result.name: result for result in second.results}
     differences: list[Difference] = []
@@ -123,21 +123,21 @@ def compare_reports(first: Report, second: Report, seed: int = 0) -> Comparison:
     for result in first.results:
         other = others.pop(result.name, None)
         if other is None:
-            notes.append(f"{result.name} is in the first report alone.")
+            notes.append(f"{result.name} is only in the first report.")
             continue
-        theirs = {score.name: score for score in other.scores}
+        other_scores = {score.name: score for score in other.scores}
         for score in result.scores:
-            match = theirs.get(score.name)
+            match = other_scores.get(score.name)
             if match is None:
-                notes.append(f"{result.name}.{score.name} is in the first report alone.")
+                notes.append(f"{result.name}.{score.name} is only in the first report.")
                 continue
             differences.append(_difference(result, score, match, seed))
-        if result.scores and result.scores[0].name in theirs:
-            items += _differing_items(result, other, result.scores[0], theirs[result.scores[0].name])
+        if result.scores and result.scores[0].name in other_scores:
+            items += _differing_items(result, other, result.scores[0], other_scores[result.scores[0].name])
         changed = sorted(key for key in result.settings if result.settings[key] != other.settings.get(key))
         if changed:
             notes.append(f"{result.name} was measured with other settings: {', '.join(changed)}.")
-    notes += [f"{name} is in the second report alone." for name in others]
+    notes += [f"{name} is only in the second report." for name in others]
     if not differences:
         names = ", ".join(result.name for result in first.results) or "none"
         raise UserError(
@@ -150,11 +150,11 @@ def _difference(result: Result, score: Score, match: Score, seed: int) -> Differ
     common = [item for item in score.per_item if item in match.per_item]
     interval, difference = None, match.value - score.value
     if common:
-        ours, theirs = [score.per_item[item] for item in common], [match.per_item[item] for item in common]
+        first, second = [score.per_item[item] for item in common], [match.per_item[item] for item in common]
         known = {**match.clusters, **score.clusters}
         clusters = [known.get(item, f"alone: {item}") for item in common] if known else None
-        interval = paired_bootstrap(ours, theirs, seed, resampled_clusters(clusters))
-        difference = (sum(theirs) - sum(ours)) / len(common)
+        interval = paired_bootstrap(first, second, seed, resampled_clusters(clusters))
+        difference = (sum(second) - sum(first)) / len(common)
     unmatched = len(score.per_item.keys() ^ match.per_item.keys())
     return Difference(
         f"{result.name}.{score.name}",
@@ -171,23 +171,23 @@ def _difference(result: Result, score: Score, match: Score, seed: int) -> Differ
 
 
 def _differing_items(result: Result, other: Result, score: Score, match: Score) -> list[DifferingItem]:
-    """Items of a result's first score that the two differ on most; those with something to read come first."""
-    ours = {example.item: example.fields for example in result.examples if example.item}
-    theirs = {example.item: example.fields for example in other.examples if example.item}
-    apart = {
+    """Return the items of a result's first score with the largest differences; items with texts come first."""
+    first = {example.item: example.fields for example in result.examples if example.item}
+    second = {example.item: example.fields for example in other.examples if example.item}
+    differences = {
         item: abs(match.per_item[item] - value)
         for item, value in score.per_item.items()
         if item in match.per_item and match.per_item[item] != value
     }
-    order = sorted(apart, key=lambda item: ((item in ours) + (item in theirs), apart[item]), reverse=True)
+    order = sorted(differences, key=lambda item: ((item in first) + (item in second), differences[item]), reverse=True)
     return [
         DifferingItem(
             f"{result.name}.{score.name}",
             item,
             score.per_item[item],
             match.per_item[item],
-            ours.get(item, {}),
-            theirs.get(item, {}),
+            first.get(item, {}),
+            second.get(item, {}),
         )
         for item in order[:MAX_EXAMPLES]
     ]
@@ -211,19 +211,19 @@ COMPARISON_PAGE = "comparison.html"
 def find_report(
     name: str, plan: "Plan | None", adapter: str | None = None, chat_template: str | None = None
 ) -> Path | None:
-    """The report that a name stands for.
+    """Return the report that a name refers to.
 
     Args:
         name: A report.json or its folder, or a model whose reports are looked up.
         plan: Which of a model's reports; None: its only one.
-        adapter: That the model is asked with.
-        chat_template: That it is asked through, instead of its own.
+        adapter: Adapter of the model.
+        chat_template: Chat template instead of the model's own.
 
     Returns:
-        None where the plan has not been run on these weights as it is now.
+        None if the current version of the plan has not been run on these weights.
 
     Raises:
-        UserError: Without a plan: there is no report, or there are several to choose from.
+        UserError: If no plan is given and there is no report, or several to choose from.
     """
     path = Path(name).expanduser()
     if path.is_file() or (path / REPORT).is_file():
@@ -248,18 +248,18 @@ def find_report(
 
 
 def check_comparison_folder(folder: Path) -> None:
-    """Refuse a place for a comparison before anything is measured.
+    """Raise if a comparison cannot be written to a folder, before anything is measured.
 
     Raises:
-        UserError: There is something else at `folder`, or it cannot be written.
+        UserError: If there is something else at `folder`, or it cannot be written.
     """
     check_writable(folder)
     if folder.exists() and not (folder / COMPARISON).is_file() and (folder.is_file() or any(folder.iterdir())):
-        raise UserError(f"{folder} holds something that is no comparison; choose another --out")
+        raise UserError(f"{folder} holds something that is not a comparison; choose another --out")
 
 
 def write_comparison(comparison: Comparison, folder: Path) -> Path:
-    """Write comparison.json and comparison.html, whole or not at all; returns the page.
+    """Write comparison.json and comparison.html atomically; return the path of the page.
 
     Raises:
         UserError: As `check_comparison_folder`.
@@ -270,8 +270,8 @@ def write_comparison(comparison: Comparison, folder: Path) -> Path:
     content = plain(comparison)
     for values, difference in zip(content["differences"], comparison.differences, strict=True):
         values["verdict"] = difference.verdict
-    with whole_folder(folder) as beside:
+    with whole_folder(folder) as temporary:
         text = json.dumps(content, ensure_ascii=False, indent=1, allow_nan=False)
-        (beside / COMPARISON).write_text(text + "\n", encoding="utf-8")
-        (beside / COMPARISON_PAGE).write_text(comparison_page(content), encoding="utf-8")
+        (temporary / COMPARISON).write_text(text + "\n", encoding="utf-8")
+        (temporary / COMPARISON_PAGE).write_text(comparison_page(content), encoding="utf-8")
     return folder / COMPARISON_PAGE

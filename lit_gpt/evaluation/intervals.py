@@ -26,39 +26,39 @@ from lit_gpt.evaluation.result import Better, Interval, Score
 RESAMPLES = 2000
 LEVEL = 0.95
 MAX_BOOTSTRAPPED = 50_000
-"""From so many items on, the mean is as normal as it gets, and resampling would only take time."""
+"""With more items the mean is normally distributed for practical purposes, and resampling would only take time."""
 FEW_DISCORDANT = 10
 FEW_UNITS = 5
-"""Below it there is no resampling."""
+"""With fewer units nothing is resampled: Student's t."""
 MIN_CLUSTERS = 10
-"""Of fewer documents one can say little but what passages of these very documents do."""
+"""With fewer documents, intervals are over the passages of these documents alone."""
 _AT_ONCE = 4_000_000
-"""Resampled items in memory."""
+"""Number of resampled items in memory at once."""
 
 
 C = TypeVar("C", bound=Hashable)
 
 
 def resampled_clusters(clusters: Sequence[C] | None) -> Sequence[C] | None:
-    """The clusters to draw whole; None where items are drawn: each is its own cluster, or there are too few of them."""
+    """Return the clusters to resample; None to resample items: each is its own cluster, or clusters are too few."""
     if clusters is None or len(set(clusters)) == len(clusters) or len(set(clusters)) < MIN_CLUSTERS:
         return None
     return clusters
 
 
 def wilson(successes: float, count: int, level: float = LEVEL) -> Interval | None:
-    """The interval of a share.
+    """Return Wilson's interval of a share.
 
     Args:
-        successes: How many of the items succeeded.
+        successes: Number of items that succeeded.
         count: n.
-        level: Share of repeats in which it holds the truth.
+        level: Probability with which the interval covers the true value.
 
     Returns:
         None for no items.
 
     Raises:
-        ValueError: Fewer than 0 or more than `count` successes.
+        ValueError: If fewer than 0 or more than `count` successes.
 
     Example:
         >>> interval = wilson(8, 10)
@@ -73,7 +73,7 @@ def wilson(successes: float, count: int, level: float = LEVEL) -> Interval | Non
     share = successes / count
     centre = (share + z * z / (2 * count)) / (1 + z * z / count)
     half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    low = 0.0 if successes == 0 else max(0.0, centre - half)  # exactly, where rounding would miss it
+    low = 0.0 if successes == 0 else max(0.0, centre - half)  # exactly 0, which rounding would miss
     return Interval(low, 1.0 if successes == count else min(1.0, centre + half), "Wilson", level)
 
 
@@ -85,23 +85,23 @@ def bootstrap_mean(
     level: float = LEVEL,
     bounds: tuple[float, float] = (-math.inf, math.inf),
 ) -> Interval | None:
-    """The interval of a mean; of a share (all values 0 or 1, no clusters) it is Wilson's.
+    """Return the interval of a mean; for a share (all values 0 or 1, no clusters) it is Wilson's.
 
     Args:
-        values: Of the items.
-        seed: Of the resamples.
-        clusters: What each item belongs to, where items of one document stand or fall together: whole clusters are
-            drawn then. None: each item for itself.
+        values: The items' values.
+        seed: Seed of the resamples.
+        clusters: The cluster of each item, if items of one document are correlated: whole clusters are resampled then.
+            None: items are independent.
         num_resamples: R.
-        level: Share of repeats in which it holds the truth.
-        bounds: What a mean can be.
+        level: Probability with which the interval covers the true value.
+        bounds: Smallest and largest possible mean.
 
     Returns:
-        None where fewer than two items or clusters leave nothing to resample.
+        None for fewer than two items or clusters.
     """
     numbers = np.asarray(values, dtype=np.float64)
     if clusters is None:
-        may_be_share = bounds[1] in (1.0, math.inf)  # counts that happen to be 0 or 1 are none
+        may_be_share = bounds[1] in (1.0, math.inf)  # counts that happen to be 0 or 1 are not a share
         if may_be_share and len(numbers) and np.isin(numbers, (0.0, 1.0)).all():
             return wilson(float(numbers.sum()), len(numbers), level)
         return _studentised(numbers, np.ones_like(numbers), seed, num_resamples, level, bounds, "bootstrap over items")
@@ -120,15 +120,15 @@ def bootstrap_ratio(
     num_resamples: int = RESAMPLES,
     level: float = LEVEL,
 ) -> Interval | None:
-    """The interval of a ratio of two sums over the same items, such as bits to bytes over documents.
+    """Return the interval of a ratio of two sums over the same items, such as bits per byte over documents.
 
     Args:
-        numerators: Of the items.
-        denominators: Of the items, none negative.
-        seed: Of the resamples.
+        numerators: One for each item.
+        denominators: One for each item, none negative.
+        seed: Seed of the resamples.
         unit: What the items are, for the method's name.
         num_resamples: R.
-        level: Share of repeats in which it holds the truth.
+        level: Probability with which the interval covers the true value.
 
     Returns:
         None for fewer than two items.
@@ -146,18 +146,18 @@ def paired_bootstrap(
     num_resamples: int = RESAMPLES,
     level: float = LEVEL,
 ) -> Interval | None:
-    """The interval of mean(second) - mean(first) over the same items in the same order.
+    """Return the interval of mean(second) - mean(first) over the same items in the same order.
 
-    Where right and wrong are all there is and the two disagree on fewer than ten items, resampling them says little:
-    then it is the adjusted Wald interval for paired shares (Bonett and Price 2012, J. Educ. Behav. Stat. 37).
+    If all values are 0 or 1 and the two disagree on fewer than ten items, resampling is uninformative: then it is the
+    adjusted Wald interval for paired shares (Bonett and Price 2012, J. Educ. Behav. Stat. 37).
 
     Args:
-        first: One model's values of the items.
-        second: The other's.
-        seed: Of the resamples.
+        first: One model's values.
+        second: The other model's values.
+        seed: Seed of the resamples.
         clusters: As in `bootstrap_mean`.
         num_resamples: R.
-        level: Share of repeats in which it holds the truth.
+        level: Probability with which the interval covers the true value.
     """
     if len(first) != len(second):
         raise ValueError(f"{len(first)} and {len(second)} values; both models need the same items")
@@ -167,10 +167,10 @@ def paired_bootstrap(
         won, lost, count = int((difference > 0).sum()), int((difference < 0).sum()), len(difference)
         if won + lost < FEW_DISCORDANT:
             return _paired_wald(won, lost, count, level)
-        # Values of -1, 0 and 1 are no share.
+        # The differences are -1, 0 and 1, which is not a share: the bootstrap below.
     if clusters is not None:
         if np.isin(both, (0.0, 1.0)).all() and not difference.any():
-            return _paired_wald(0, 0, len(set(clusters)), level)  # as sure as the number of clusters makes it
+            return _paired_wald(0, 0, len(set(clusters)), level)  # no more certain than the number of clusters allows
         found = bootstrap_mean(difference.tolist(), seed, clusters, num_resamples, level)
         return None if found is None else Interval(found.low, found.high, f"paired {found.method}", level)
     ones = np.ones_like(difference)
@@ -192,7 +192,10 @@ def _studentised(
     bounds: tuple[float, float],
     method: str,
 ) -> Interval | None:
-    """Of Σ sums / Σ sizes over n units: (n,) float64 each. Each resample is measured in its own standard errors."""
+    """Return the interval of Σ sums / Σ sizes over n units, (n,) float64 each.
+
+    The studentised bootstrap divides the deviation of each resample by the standard error of that resample.
+    """
     count = len(sums)
     if count < 2 or not sizes.sum():
         return None
@@ -214,8 +217,8 @@ def _studentised(
             low, high = np.quantile((centres[usable] - centre) / errors[usable], tails)
             ends = (centre - float(high) * error, centre - float(low) * error)
         else:
-            # Almost all items are equal, so that many resamples have no spread: percentiles, widened as Student's t
-            # widens the normal (Hesterberg 2015, section 5.3).
+            # Almost all items are equal, so many resamples have no spread to divide by: percentiles, widened as
+            # Student's t widens the normal (Hesterberg 2015, section 5.3).
             wide = _normal_tail(count, level)
             low, high = np.quantile(centres, [wide, 1 - wide])
             ends = (float(low), float(high))
@@ -223,7 +226,7 @@ def _studentised(
 
 
 def _ratio(sums: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(R, n) → the ratio of sums and its standard error, (R,) each; the error by linearisation."""
+    """Map (R, n) to the ratio of sums and its standard error, (R,) each; the error by linearisation."""
     count, total = sums.shape[1], sizes.sum(axis=1)
     ratio = sums.sum(axis=1) / total
     residuals = sums - ratio[:, None] * sizes
@@ -244,7 +247,7 @@ def _resampled(sums: np.ndarray, sizes: np.ndarray, seed: int, num_resamples: in
 
 
 def _student_quantile(share: float, degrees: int) -> float:
-    """Of 1 to 3 degrees of freedom, whose distribution functions are elementary."""
+    """Return a quantile of Student's t for 1 to 3 degrees of freedom, whose distribution functions are elementary."""
     if degrees == 1:
         return math.tan(math.pi * (share - 0.5))
     if degrees == 2:
@@ -258,8 +261,8 @@ def _student_quantile(share: float, degrees: int) -> float:
 
 
 def _normal_tail(count: int, level: float) -> float:
-    """The tail beyond sqrt(n / (n - 1)) t of n - 1 degrees, in the normal distribution."""
-    # Student's quantile by its expansion in 1/degrees (Abramowitz and Stegun 26.7.5): good to a per cent from 3 on.
+    """Return the normal probability beyond sqrt(n / (n - 1)) t, with t the quantile of n - 1 degrees of freedom."""
+    # Student's quantile by its expansion in 1/degrees (Abramowitz and Stegun 26.7.5): within 1 % from 3 degrees on.
     z, degrees = NormalDist().inv_cdf(0.5 + level / 2), count - 1
     t = z + (z**3 + z) / (4 * degrees) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees**2)
     return NormalDist().cdf(-math.sqrt(count / (count - 1)) * t)
@@ -273,20 +276,20 @@ def share_score(
     better: Better = "lower",
     seed: int = 0,
 ) -> Score:
-    """A share of items, with its interval.
+    """Return a share of items with its interval.
 
     Args:
-        name: Of the score.
+        name: Name of the score.
         hits: Whether each item counts.
         items: Ids of the items, all different.
         clusters: The document of each item; None: items are independent.
         better: Which direction is good.
-        seed: Of resampling.
+        seed: Seed of the resamples.
     """
     values = [float(hit) for hit in hits]
     interval = _bootstrap_interval(values, clusters, seed)
     if interval is None or interval.low == interval.high:
-        # No spread between documents: a share of 0 or 1 is as sure as the number of documents makes it.
+        # No spread between documents: a share of 0 or 1 is only as certain as the number of documents allows.
         count = len(values) if clusters is None else _num_independent(clusters)
         found = wilson(round(sum(values) / max(1, len(values)) * count), count)
         interval = None if found is None else replace(found, method="Wilson over documents" if clusters else "Wilson")
@@ -312,7 +315,7 @@ def mean_score(
     seed: int = 0,
     bounds: tuple[float, float] = (float("-inf"), float("inf")),
 ) -> Score:
-    """A mean over items, with its interval; arguments as `share_score`. Without any spread it has none."""
+    """Return a mean over items with its interval, or without one if all are equal; arguments as `share_score`."""
     interval = _bootstrap_interval(values, clusters, seed, bounds)
     if interval is not None and interval.low == interval.high:
         interval = None
@@ -335,7 +338,7 @@ def _bootstrap_interval(
 
 
 def clusters_of(items: Sequence[str], clusters: Sequence[str] | None) -> dict[str, str]:
-    """The cluster of each item, as a score keeps it: none where each item is its own."""
+    """Return item → cluster for a score; empty if each item is its own cluster."""
     if clusters is None or len(set(clusters)) == len(clusters):
         return {}
     return dict(zip(items, clusters, strict=True))
@@ -347,7 +350,7 @@ def _num_independent(clusters: Sequence[str]) -> int:
 
 
 def few_documents(clusters: Sequence[str]) -> tuple[str, ...]:
-    """What to note where intervals are over passages of a few documents."""
+    """Return a note if intervals are over passages of only a few documents."""
     number = len(set(clusters))
     if number >= MIN_CLUSTERS:
         return ()

@@ -20,12 +20,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from statistics import median
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from lit_gpt.checkpoints.resolve import ModelSource
+from lit_gpt.checks import check_at_least, check_between
 from lit_gpt.errors import UserError
 from lit_gpt.evaluation.intervals import bootstrap_ratio, paired_bootstrap
 from lit_gpt.evaluation.measure import Measure
@@ -39,12 +40,12 @@ from lit_gpt.generation.loading import load_source
 
 
 class Window(NamedTuple):
-    """One forward: `context` is read, `targets` are predicted.
+    """A part of a text: `context` is read, `targets` are predicted.
 
     Attributes:
-        start: Index of the first target among the text's own tokens, 0 for the one after the prefix.
+        start: Index of the first target among the text's own tokens; 0 is the token after the prefix.
         context: At least one token.
-        targets: At least one token, those that follow.
+        targets: At least one token, the ones after the context.
     """
 
     start: int
@@ -53,80 +54,62 @@ class Window(NamedTuple):
 
 
 def check_window(window: int | None, stride: int | None, block_size: int) -> tuple[int, int]:
-    """Return window and stride, with their defaults put in: the model's whole context, and half of the window.
+    """Return window and stride with their defaults: the model's whole context, and half of the window.
 
     Raises:
-        UserError: One of them is out of bounds.
+        UserError: If one of them is out of bounds.
     """
     width = block_size if window is None else window
-    if not 1 <= width <= block_size:
-        raise UserError(f"window is {window}; it must be from 1 to the model's context of {block_size} tokens")
+    check_between("window", width, 1, block_size, "the model's context is the longest window")
     step = max(1, width // 2) if stride is None else stride
-    if not 1 <= step <= width:
-        raise UserError(f"stride is {stride}; it must be from 1 to the window of {width} tokens")
+    check_between("stride", step, 1, width, "it must not be longer than the window")
     return width, step
 
 
 def windows(prefix: Sequence[int], ids: Sequence[int], window: int, stride: int) -> Iterator[Window]:
-    """Cut a text.
+    """Cut a text into windows.
 
     Args:
-        prefix: Tokens before it that are not predicted, at least one.
+        prefix: Tokens before the text that are not predicted, at least one.
         ids: The text's tokens, each of which is predicted exactly once.
-        window: Tokens that the model reads at once, at most: the last one is the one before the last target.
-        stride: Targets of every window but the first.
+        window: Maximum number of tokens that the model reads at once; the last one is that before the last target.
+        stride: Number of targets of every window but the first.
     """
     text = [*prefix, *ids]
     first = len(prefix)
     begin = first
     while begin < len(text):
-        room = max(1, window - first + 1) if begin == first else stride
-        end = min(begin + room, len(text))
+        count = max(1, window - first + 1) if begin == first else stride
+        end = min(begin + count, len(text))
         yield Window(begin - first, text[max(0, end - 1 - window) : begin], text[begin:end])
         begin = end
 
 
 MAX_SOURCES = 16
 SHOWN_CHARACTERS = 500
-_LONG_ENOUGH = 200
-"""Bytes of a document that is shown as easy or hard: the loss of a very short one is chance."""
+_MIN_EXAMPLE_BYTES = 200
+"""Minimum size of a document shown as easy or hard: the loss of a very short one is chance."""
 _BINS_AN_OCTAVE = 2
-
-
-class Costed(Protocol):
-    """A document and what it cost."""
-
-    name: str
-    group: str
-    text: str
-    num_bytes: int
-    num_tokens: int
-    nats: float
-
-    @property
-    def bits_per_byte(self) -> float:
-        """Its own."""
-        ...
 
 
 class PositionLosses:
     """Sums of loss by the number of tokens that a prediction is made from.
 
     Args:
-        window: The most there can be.
+        window: The largest possible number.
     """
 
     def __init__(self, window: int) -> None:
         self._sums, self._counts = np.zeros(window + 1), np.zeros(window + 1, dtype=np.int64)
 
     def add(self, num_context: int, logprobs: Sequence[float]) -> None:
-        """Take in a window: its first target is predicted from `num_context` tokens, the next from one more."""
+        """Add a window: its first target is predicted from `num_context` tokens, the next from one more."""
         places = slice(num_context, num_context + len(logprobs))
         self._sums[places] -= logprobs
         self._counts[places] += 1
 
     def chart(self) -> Chart:
-        """Mean loss in bins that widen with the context."""
+        """Return the mean loss in bins that widen with the context."""
         window = len(self._sums) - 1
         octaves = math.log2(max(window, 2))
         edges = sorted({round(2 ** (n / _BINS_AN_OCTAVE)) for n in range(int(octaves * _BINS_AN_OCTAVE) + 1)})
@@ -143,8 +126,8 @@ class PositionLosses:
         )
 
 
-def by_source(documents: Sequence[Costed]) -> Chart | None:
-    """Bits per byte of each of several sources: those that were named, else the files' topmost folders."""
+def by_source(documents: Sequence["DocumentLoss"]) -> Chart | None:
+    """Chart bits per byte of each source: those that were named, else the files' topmost folders; None for only one."""
     groups = {document.group for document in documents}
     sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
     for document in documents:
@@ -160,9 +143,9 @@ def by_source(documents: Sequence[Costed]) -> Chart | None:
     return Chart(title, "", "bits per byte", ordered, {"bits per byte": values}, "bar")
 
 
-def examples(documents: Sequence[Costed], count: int = 2) -> tuple[Example, ...]:
-    """The documents that were easiest and hardest to predict."""
-    long = sorted((d for d in documents if d.num_bytes >= _LONG_ENOUGH), key=lambda d: d.bits_per_byte)
+def examples(documents: Sequence["DocumentLoss"], count: int = 2) -> tuple[Example, ...]:
+    """Return the documents that were easiest and hardest to predict."""
+    long = sorted((d for d in documents if d.num_bytes >= _MIN_EXAMPLE_BYTES), key=lambda d: d.bits_per_byte)
     if len(long) < 2 * count:
         return ()
     shown = [("easy to predict", document) for document in long[:count]]
@@ -178,35 +161,37 @@ def examples(documents: Sequence[Costed], count: int = 2) -> tuple[Example, ...]
 
 
 FEW_DOCUMENTS = 10
-"""Below, the interval is over windows: resampling a handful of documents says nothing."""
+"""With fewer documents the interval is over windows: resampling a handful of documents says nothing."""
 _TOKENS_AT_ONCE = 1 << 16
 
 
 @dataclass
 class DocumentLoss:
-    """What one document cost.
+    """The loss of one document.
 
     Attributes:
         name: Source and record.
         group: Title of the texts that it is from.
-        text: Its beginning.
-        num_bytes: Of all its text.
-        num_tokens: Predicted.
-        nats: Sum of their losses.
-        windows: (nats, bytes by its share of the tokens) of each window.
+        text: The beginning of its text.
+        num_bytes: UTF-8 bytes of the whole text.
+        total_tokens: Tokens of the whole text.
+        num_tokens: Tokens predicted so far.
+        nats: Sum of their losses in nats.
+        windows: (loss in nats, number of predicted tokens) of each window.
     """
 
     name: str
     group: str
     text: str
     num_bytes: int
+    total_tokens: int = 0
     num_tokens: int = 0
     nats: float = 0.0
     windows: list[tuple[float, int]] = field(default_factory=list)
 
     @property
     def bits_per_byte(self) -> float:
-        """Its own."""
+        """Bits per byte of this document alone."""
         return self.nats / math.log(2) / self.num_bytes
 
 
@@ -214,12 +199,12 @@ class LanguageModeling(Measure):
     """Loss, perplexity and bits per byte over texts.
 
     Args:
-        texts: What to predict: one place, or several that are also reported one by one.
-        stride: Tokens that the window moves on by; null: half of it. Smaller is more exact and slower.
-        window: Tokens that the model reads at once; null: all of its context.
+        texts: What to predict: one source, or several that are also reported one by one.
+        stride: Tokens by which the window advances; null: half of it. Smaller is more exact and slower.
+        window: Tokens that the model reads at once; null: its whole context.
         end_of_document: Predict the token that ends a document as well (0 bytes), as validation in training does.
-        limit: Documents of each place, at most; null: all.
-        name: Of the result, where a plan has several.
+        limit: Maximum number of documents of each source; null: all.
+        name: Name of the result, needed if a plan has several.
     """
 
     def __init__(
@@ -231,16 +216,15 @@ class LanguageModeling(Measure):
         limit: int | None = None,
         name: str = "language_modeling",
     ) -> None:
-        if limit is not None and limit < 1:
-            raise UserError(f"limit is {limit}; it must be at least 1 document, or null for all")
+        check_at_least("limit", limit, 1, "null for all documents")
         self.texts = texts if isinstance(texts, list) else [texts]
         if not self.texts:
-            raise UserError("texts is an empty list; name at least one place to read from")
+            raise UserError("texts is an empty list; name at least one source")
         self.stride, self.window, self.end_of_document = stride, window, end_of_document
         self.limit, self.name = limit, name
 
     def run(self, subject: Subject, progress: Progress = no_progress) -> list[Result]:
-        """Predict all documents."""
+        """Predict all documents; progress is in bytes of text, and advances within a long document."""
         window, stride = check_window(self.window, self.stride, subject.block_size)
         positions = PositionLosses(window)
         reads = [texts.read() for texts in self.texts]
@@ -249,42 +233,53 @@ class LanguageModeling(Measure):
         documents: list[DocumentLoss] = []
         pending: list[tuple[DocumentLoss, Window]] = []
         num_pending = 0
+        predicted, read_bytes = 0.0, 0  # bytes of text whose tokens are predicted, and of all documents read so far
 
         def finish() -> None:
-            nonlocal num_pending
-            found = subject.likelihoods.of_ids([w.context for _, w in pending], [w.targets for _, w in pending])
+            """Predict the pending windows, which may be of several documents."""
+            nonlocal num_pending, predicted
+            # A window stands for its share of its document's bytes.
+            batch_bytes = sum(
+                len(one.targets) / document.total_tokens * document.num_bytes for document, one in pending
+            )
+            total = max(read_bytes, expected or 0)
+
+            def report(done: int, of: int) -> None:
+                progress(min(total, int(predicted + batch_bytes * done / of)), total)
+
+            contexts, targets = [one.context for _, one in pending], [one.targets for _, one in pending]
+            found = subject.likelihoods.of_ids(contexts, targets, report)
             for (document, one), scored in zip(pending, found, strict=True):
                 document.nats -= scored.logprob
                 document.windows.append((-scored.logprob, len(one.targets)))
                 positions.add(len(one.context), scored.token_logprobs)
+            predicted += batch_bytes
             pending.clear()
             num_pending = 0
 
-        done = 0
         for document, cut in self._cut(subject, reads, window, stride):
             documents.append(document)
+            read_bytes += document.num_bytes
             for one in cut:
                 pending.append((document, one))
                 num_pending += len(one.context) + len(one.targets)
                 document.num_tokens += len(one.targets)
                 if num_pending >= _TOKENS_AT_ONCE:
                     finish()
-            done += document.num_bytes
-            progress(done, max(done, expected or 0))
         finish()
-        progress(done, done)
+        progress(read_bytes, read_bytes)
         settings = {
             "window": window,
             "stride": stride,
             "end_of_document": self.end_of_document,
             "opening_tokens": list(_prefix(subject)),
-            "context": "each token from all before it in its document; where that is more than the window, from the "
+            "context": "each token from all before it in its document; if that is more than the window, from the "
             f"last {window - stride + 1} to {window}",
             "texts": [read.describe() for read in reads],
         }
         notes = tuple(note for read in reads for note in read.notes())
         if self.limit is not None:
-            notes += (f"The first {self.limit} documents of each place.",)
+            notes += (f"The first {self.limit} documents of each source.",)
         return [self._result(documents, positions, settings, notes, subject.seed)]
 
     def _cut(
@@ -298,7 +293,7 @@ class LanguageModeling(Measure):
                 if self.end_of_document:
                     ids.append(tokenizer.separator_id)
                 document = DocumentLoss(
-                    admitted.document.where, group, admitted.document.text[:2000], admitted.num_bytes
+                    admitted.document.where, group, admitted.document.text[:2000], admitted.num_bytes, len(ids)
                 )
                 yield document, windows(prefix, ids, window, stride)
                 if number == self.limit:
@@ -326,7 +321,7 @@ class LanguageModeling(Measure):
                 chosen = [document for document in documents if document.group == group]
                 scores.append(_bits_per_byte(f"bits_per_byte_{_snake(group)}", chosen, seed))
         if len(documents) < FEW_DOCUMENTS:
-            notes += ("So few documents that the intervals are over windows: they are about these texts alone.",)
+            notes += ("With so few documents the intervals are over windows: they are about these texts alone.",)
         charts = [positions.chart()]
         sources = by_source(documents)
         if sources is not None:
@@ -394,11 +389,15 @@ _WARM_UP, _REPEATS = 8, 3
 
 @dataclass(frozen=True)
 class ModelCost:
-    """One model's numbers."""
+    """Quality and speed of one model, to compare it before and after quantisation.
+
+    Attributes:
+        bits_per_byte: Over the documents.
+        tokens_per_second: Of one sequence at a time, decoded greedily.
+    """
 
     bits_per_byte: Score
     tokens_per_second: float
-    """Of one text at a time, decoded greedily."""
 
 
 def measure_cost(
@@ -410,16 +409,16 @@ def measure_cost(
     speed_tokens: int = 48,
     progress: Progress = no_progress,
 ) -> ModelCost:
-    """Load a model and measure_cost it.
+    """Load a model and measure it.
 
     Args:
         source: The model.
         device: Where to run.
         texts: What to predict.
-        documents: Of them, at most.
-        dtype: To convert it to; None: as it is.
-        speed_tokens: Tokens to write in each of three timings.
-        progress: Told how far the prediction is.
+        documents: Maximum number of documents.
+        dtype: The dtype to convert the model to; None: its own.
+        speed_tokens: Tokens to generate in each of three timings.
+        progress: Called with the bytes predicted.
     """
     network, tokenizer = load_source(source, str(device))
     subject = Subject("model", network if dtype is None else network.to(dtype), tokenizer)
@@ -429,7 +428,7 @@ def measure_cost(
 
 
 def increase(before: ModelCost, after: ModelCost, seed: int = 0) -> tuple[float, Interval | None]:
-    """By how much bits per byte rose, with an interval over the documents, each compared with itself."""
+    """Return by how much bits per byte rose, with an interval over the documents, paired one by one."""
     first, second = before.bits_per_byte, after.bits_per_byte
     assert first.per_item.keys() == second.per_item.keys(), "measured on the same documents"
     items = list(first.per_item)
@@ -438,7 +437,7 @@ def increase(before: ModelCost, after: ModelCost, seed: int = 0) -> tuple[float,
 
 
 def decoding_speed(subject: Subject, num_tokens: int) -> float:
-    """Tokens a second of one text, greedily from nothing: the median of three timings."""
+    """Return tokens per second of one sequence, decoded greedily from an empty prompt: the median of three timings."""
     engine = Engine(subject.model, subject.tokenizer, max_batch_size=1)
     num_tokens = min(num_tokens, engine.max_length - 1)
     prompt = [subject.tokenizer.separator_id]

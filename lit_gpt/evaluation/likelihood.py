@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lit_gpt.checks import check_at_least
 from lit_gpt.data.tokenizers import Tokenizer
 from lit_gpt.errors import UserError
 from lit_gpt.evaluation.prefix_trees import Layers, ScoredText, SharedPrefix, Tree, TreesPart, plan_trees
@@ -33,15 +34,19 @@ from lit_gpt.objectives.cross_entropy import default_chunk_size
 Opening = Literal["auto", "trained", "hf"]
 """What opens a text: the tokens of training, those of lm-eval's `hf` model, or auto: `hf` for published models."""
 AT_ONCE = 1024
-"""Whole texts whose tokens are in memory."""
+"""Number of texts that are encoded in one call."""
 
 
 class TextPairs:
-    """Encodes contexts and continuations.
+    """Encodes contexts and continuations, cut as lm-eval cuts them.
+
+    The tokens of two texts are not the tokens of their concatenation: a word's token includes the space before it. So
+    spaces at the end of a context move to the front of its continuation, context and continuation are encoded as one,
+    and the continuation is what comes after as many tokens as the context alone has.
 
     Args:
         tokenizer: The model's own.
-        opening_ids: What each text begins with; None = what texts began with in training.
+        opening_ids: Tokens that open each text; None = those of training.
         parse_special: Whether a special token spelled out in a text becomes that token, as chat templates need it.
     """
 
@@ -52,10 +57,10 @@ class TextPairs:
         self.opening_ids = list(tokenizer.opening_ids if opening_ids is None else opening_ids)
 
     def encode(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
-        """Ids of contexts, with what opens a text, and of continuations.
+        """Return the token ids of each context, including the opening tokens, and of each continuation.
 
-        An empty context becomes what opens a text, or the separator. Where the last token of a context swallows the
-        whole continuation, the continuation is encoded alone.
+        An empty context becomes the opening tokens, or the separator. If the last token of a context includes the whole
+        continuation, the continuation is encoded alone.
         """
         moved = [_with_spaces_moved(context, continuation) for context, continuation in pairs]
         contexts = list(dict.fromkeys(context for context, _ in moved))
@@ -74,20 +79,20 @@ class TextPairs:
         return encoded
 
     def encode_texts(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of texts as they stand, without what opens them."""
+        """Return the token ids of texts without opening tokens."""
         if self.parse_special:
             return [encoding.ids for encoding in self._parsing.encode_batch_fast(list(texts), add_special_tokens=False)]
         return [ids.tolist() for ids in self.tokenizer.encode_batch(texts)]
 
     def open(self, ids: list[int]) -> list[int]:
-        """A text as the model reads it; one that a chat template has opened already stays as it is."""
+        """Return a text with its opening tokens; one that a chat template has opened already is unchanged."""
         if self.opening_ids and self.parse_special and ids[: len(self.opening_ids)] == self.opening_ids:
             return ids
         return [*self.opening_ids, *ids] or opened(self.tokenizer, [])
 
     @cached_property
     def _parsing(self) -> Any:
-        """A copy that recognises special tokens; ours for training data does not."""
+        """A copy of the tokenizer that recognises special tokens; the one for training data does not."""
         import tokenizers
 
         backend = tokenizers.Tokenizer.from_str(self.tokenizer.backend.to_str())
@@ -103,14 +108,17 @@ def _with_spaces_moved(context: str, continuation: str) -> tuple[str, str]:
 def read_tokens(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, places: np.ndarray, targets: np.ndarray, softcap: float | None
 ) -> tuple[Tensor, Tensor]:
-    """Log-probability of each target at its place (M,) float32, and whether it is the likeliest token there (M,).
+    """Return the log-probability (M,) float32 of each target, and whether it is the most probable token (M,) bool.
+
+    The head runs on the requested positions only, chunk by chunk, so that no full (N, V) logits tensor exists.
 
     Args:
-        hidden: (N, C).
-        weight: (V, C).
-        bias: (V,) or None.
-        places: (M,) rows of `hidden`. Branches ask one place for several tokens; the head runs on it once.
-        targets: (M,) tokens.
+        hidden: (N, C) final hidden states.
+        weight: (V, C) weight of the LM head.
+        bias: (V,) bias of the LM head, or None.
+        places: (M,) rows of `hidden`. Branches of a tree may request several tokens at one position; the head runs on
+            it once.
+        targets: (M,) token ids.
         softcap: Logits z become cap · tanh(z / cap).
     """
     unique, which = np.unique(places, return_inverse=True)
@@ -129,7 +137,7 @@ def read_tokens(
         row, token = of_row[mine] - begin, wanted[mine]
         chosen = logits[row, token]
         highest, likeliest = logits.max(1, keepdim=True)
-        # log Σ exp z in place: the logits are most of what is read and written here.
+        # log Σ exp z, in place: the logits are most of the memory traffic here.
         total = highest + logits.sub_(highest).exp_().sum(1, keepdim=True).log_()
         logprobs[mine] = chosen - total[row, 0]
         greedy[mine] = likeliest[row, 0] == token
@@ -137,19 +145,19 @@ def read_tokens(
 
 
 BATCH_TOKENS_CPU = 1024
-"""What stays in a CPU's cache: larger batches were slower."""
+"""Fits into a CPU's cache: larger batches were measured to be slower."""
 BATCH_TOKENS = 16384
-"""What keeps an accelerator busy."""
+"""Enough to keep an accelerator busy."""
 
 
 class Continuation(NamedTuple):
-    """How a model continues a context with given tokens.
+    """The log-likelihood of a continuation.
 
     Attributes:
         logprob: Sum over its tokens, in nats.
-        is_greedy: Whether each token is the likeliest one at its place.
-        num_tokens: How many.
-        token_logprobs: Of each token, in nats.
+        is_greedy: Whether each token is the most probable one at its position.
+        num_tokens: Number of tokens.
+        token_logprobs: Log-probability of each token, in nats.
     """
 
     logprob: float
@@ -159,13 +167,13 @@ class Continuation(NamedTuple):
 
 
 class LogLikelihoods:
-    """Asks a model for log-likelihoods.
+    """Computes log-likelihoods with a model.
 
     Args:
-        model: On its device; its mode is left as it was.
+        model: On its device; its training mode is restored.
         tokenizer: The model's own.
-        max_batch_tokens: Tokens of one forward, at most; one text alone may be longer. None = what suits the device.
-        pairs: How texts become ids; None opens each text as the model was trained.
+        max_batch_tokens: Maximum number of tokens of one forward; a single text may be longer. None = chosen by device.
+        pairs: How texts become ids; None opens each text as in training.
 
     Example:
         >>> asked = LogLikelihoods(model, tokenizer)  # doctest: +SKIP
@@ -181,29 +189,28 @@ class LogLikelihoods:
     ) -> None:
         if max_batch_tokens is None:
             max_batch_tokens = BATCH_TOKENS_CPU if model.wte.weight.device.type == "cpu" else BATCH_TOKENS
-        if max_batch_tokens < 1:
-            raise UserError(f"max_batch_tokens is {max_batch_tokens}, it must be at least 1")
+        check_at_least("max_batch_tokens", max_batch_tokens, 1)
         self.model, self.tokenizer, self.max_batch_tokens = model, tokenizer, max_batch_tokens
         self.pairs = pairs or TextPairs(tokenizer)
         scaling = model.config.rope_scaling
         self._follows_length = scaling is not None and scaling.follows_length and model.config.positions == "rope"
         self._branches = all(state.can_branch for state in model.new_states(1, 1))
-        """Whether several texts may go on from one beginning in one forward; recurrent layers read one text a row."""
+        """Whether several texts can share a beginning in one forward; recurrent layers read one text in a row."""
         self.num_computed_tokens = 0
-        """Tokens that went through the model since this was made, without those that fill up."""
+        """Tokens that went through the model so far, without padding."""
 
     def of_texts(self, pairs: Sequence[tuple[str, str]], progress: Progress = no_progress) -> list[Continuation]:
-        """Log-likelihoods of continuations of texts.
+        """Return the log-likelihoods of continuations of texts.
 
         Args:
             pairs: (context, continuation); see `TextPairs` for how they are cut into tokens.
-            progress: Told how many of them are done.
+            progress: Called with the number of pairs done.
 
         Returns:
-            In order.
+            One result for each pair, in order.
 
         Raises:
-            UserError: A continuation is empty or longer than the model's context.
+            UserError: If a continuation is empty or longer than the model's context.
         """
         encoded = self.pairs.encode(pairs)
         return self.of_ids([context for context, _ in encoded], [continuation for _, continuation in encoded], progress)
@@ -214,22 +221,22 @@ class LogLikelihoods:
         continuations: Sequence[Sequence[int]],
         progress: Progress = no_progress,
     ) -> list[Continuation]:
-        """Log-likelihoods of continuations of token sequences.
+        """Return the log-likelihoods of continuations of token sequences.
 
-        What does not fit is cut off at the left: the model reads the last `block_size` of the tokens before the last
-        one, as lm-eval's `hf` model does.
+        A sequence that is too long is cut off at the left: the model reads the last `block_size` of the tokens before
+        the last one, as lm-eval's `hf` model does.
 
         Args:
-            contexts: At least one token each, with what opens a text.
+            contexts: At least one token each, including the opening tokens.
             continuations: At least one token each.
-            progress: Told how many of them are done.
+            progress: Called with the number of sequences done.
 
         Returns:
-            In order.
+            One result for each sequence, in order.
 
         Raises:
-            UserError: One of them is empty, longer than the model's context, or has a token that the model has not; or
-                the model's answer is no number.
+            UserError: If a sequence is empty, longer than the model's context, or has a token outside the vocabulary,
+                or the model returns NaN.
         """
         texts = [
             self._scored(context, continuation, number)
@@ -273,7 +280,7 @@ class LogLikelihoods:
         return ScoredText(whole[:-1], whole[-len(continuation) :])
 
     def _batches(self, trees: list[Tree]) -> list[list[Tree]]:
-        """Trees of about the same size, largest first, in rectangles of at most `max_batch_tokens`."""
+        """Batch trees of about the same size, largest first, in rectangles of at most `max_batch_tokens`."""
         batches: list[list[Tree]] = []
         for tree in sorted(trees, key=lambda tree: -len(tree.ids)):
             if not batches or (len(batches[-1]) + 1) * len(batches[-1][0].ids) > self.max_batch_tokens:
@@ -282,7 +289,7 @@ class LogLikelihoods:
         return batches
 
     def _layers(self, prefix: SharedPrefix | None, kept: dict[SharedPrefix, Layers]) -> Layers | None:
-        """Keys and values of a prefix and of those before it; `kept` holds those of its ancestors, and then its own."""
+        """Return keys and values of a shared prefix and its ancestors; `kept` caches those of the current chain."""
         if prefix is None:
             return None
         ancestors: list[SharedPrefix] = []
@@ -317,7 +324,7 @@ class LogLikelihoods:
     def _run(
         self, trees: list[Tree], prefix: Layers | None, texts: Sequence[ScoredText]
     ) -> list[tuple[int, Continuation]]:
-        """One forward: number and result of each text in it."""
+        """Run one forward; return number and result of each text in it."""
         part = TreesPart(self.model.config, trees, prefix, self._device)
         asked = [
             (number, row * part.width + places) for row, tree in enumerate(trees) for number, places in tree.predictions
@@ -337,9 +344,9 @@ class LogLikelihoods:
         for number, where in asked:
             end = begin + len(where)
             mine = tuple(values[begin:end])
-            if math.isnan(sum(mine)):  # every comparison with it is false, and would pass for an answer
+            if math.isnan(sum(mine)):  # every comparison with NaN is false, which would count as an answer
                 raise UserError(
-                    f"the model gives text {number + 1} a probability that is no number (NaN): its weights are "
+                    f"the model gives text {number + 1} the probability NaN: its weights are "
                     "damaged, or training has diverged; use an earlier checkpoint, or a wider dtype"
                 )
             results.append((number, Continuation(float(np.sum(mine)), all(hits[begin:end]), len(where), mine)))

@@ -1,11 +1,11 @@
-"""A measure: something that is asked of a model. One class each, named in the YAML by `class_path`."""
+"""The base of all measures. A YAML names a measure's class by `class_path`."""
 
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Protocol, TypeVar
 
-from lit_gpt.errors import UserError
+from lit_gpt.checks import check_at_least
 from lit_gpt.evaluation.progress import Progress, no_progress
 from lit_gpt.evaluation.result import Result
 from lit_gpt.evaluation.subject import Subject
@@ -14,7 +14,7 @@ from lit_gpt.evaluation.subject import Subject
 class Measure(ABC):
     """Base of all measures; a subclass in another project is named in the YAML by its own `class_path`.
 
-    Its arguments are its constructor's; it is picklable data and loads its files in `run`.
+    Its settings are the arguments of its constructor. It is picklable and loads its files in `run`.
     """
 
     @abstractmethod
@@ -23,42 +23,40 @@ class Measure(ABC):
 
         Args:
             subject: The model.
-            progress: Told how far it is.
+            progress: Called with what is done and the total.
 
         Returns:
             One result, or one for each task of a set of tasks.
 
         Raises:
-            UserError: A file is missing, empty or has a bad row, or the model cannot be asked (the message says what
-                would help).
+            UserError: If a file is missing, empty or has a bad row, or the model cannot be measured, with a remedy.
         """
 
     def finish(self, own: list[Result], every: Sequence[Result]) -> list[Result]:
-        """Complete its own results when every measure of the plan has run; most have nothing to add.
+        """Complete its own results after every measure of the plan has run; most have nothing to add.
 
         Args:
-            own: What `run` gave.
+            own: The results of `run`.
             every: The results of all measures.
 
         Returns:
-            Its own results, completed.
+            The completed results.
         """
         return own
 
 
 def limited(count: int, limit: int | None) -> int:
-    """Returns how many items to take: `count`, or less by the `limit` that one sets for a whole plan.
+    """Return the smaller of `count` and the `limit` of the plan.
 
     Raises:
-        UserError: The limit is below 1.
+        UserError: If the limit is below 1.
     """
-    if limit is not None and limit < 1:
-        raise UserError(f"limit is {limit}; it must be at least 1, or null for all")
+    check_at_least("limit", limit, 1, "null for all")
     return count if limit is None else min(count, limit)
 
 
 class Seeded(Protocol):
-    """A measure that draws, and may have a seed of its own."""
+    """A measure that samples and may have a seed of its own."""
 
     own_seed: int | None
     seed: int
@@ -68,7 +66,7 @@ S = TypeVar("S", bound=Seeded)
 
 
 def seeded(measure: S, seed: int) -> S:
-    """Returns a measure that was given no seed of its own, with that of the plan."""
+    """Return a copy of a measure without a seed of its own, with the plan's seed."""
     found = copy.copy(measure)
     found.own_seed = found.seed = seed
     return found

@@ -19,15 +19,15 @@ STATES = ("loss_sum", "num_tokens", "num_bytes")
 
 
 def language_modeling_metrics(loss_sum: float, num_tokens: float, num_bytes: float) -> dict[str, float]:
-    """The three measures from their sums.
+    """Return loss, perplexity and bits per byte from their sums.
 
     Args:
-        loss_sum: cross-entropy in nats over supervised tokens.
-        num_tokens: supervised tokens.
-        num_bytes: UTF-8 bytes of their text; 0: not known.
+        loss_sum: Cross-entropy in nats, summed over supervised tokens.
+        num_tokens: Number of supervised tokens.
+        num_bytes: UTF-8 bytes of their text; 0 if unknown.
 
     Returns:
-        `loss` (nats a token), `perplexity`, and `bits_per_byte` where the bytes are known.
+        `loss` (nats a token), `perplexity`, and `bits_per_byte` if the bytes are known.
     """
     loss = loss_sum / num_tokens if num_tokens else math.nan
     perplexity = math.exp(loss) if loss < 700 else math.inf
@@ -56,7 +56,7 @@ class LanguageModelingMetrics(Metric):
             self.add_state(name, torch.zeros((), dtype=_wide()), dist_reduce_fx="sum")
 
     def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = ()) -> "LanguageModelingMetrics":
-        """Follow the module to its device, but not to its precision: sums of many tokens need theirs."""
+        """Move with the module to its device, but keep float64: sums over many tokens need the precision."""
         super()._apply(fn, exclude_state)
         for name in STATES:
             setattr(self, name, getattr(self, name).to(_wide()))
@@ -70,7 +70,7 @@ class LanguageModelingMetrics(Metric):
 
         Args:
             loss_sum: () cross-entropy in nats, summed over supervised tokens.
-            num_tokens: () supervised tokens.
+            num_tokens: () number of supervised tokens.
             num_bytes: () UTF-8 bytes of their text.
         """
         self.loss_sum += loss_sum

@@ -30,17 +30,17 @@ from lit_gpt.models import GPTConfig
 from lit_gpt.models.cache import Part, additive_mask
 
 TREE_TOKENS = 256
-"""Texts of together so few tokens make one tree, however little they share: what it attends in vain is small."""
+"""Texts of together at most so many tokens make one tree even if they share little: the masked work is small."""
 MIN_PREFIX = 16
-"""Tokens of a prefix, at least."""
+"""Minimum length of a shared prefix in tokens."""
 
 
 class ScoredText(NamedTuple):
-    """A text and which of its tokens are asked for.
+    """A text and which of its tokens are predicted.
 
     Attributes:
         ids: (n,) int32, what the model reads.
-        targets: (m,) int32, m <= n: what follows its last m tokens.
+        targets: (m,) int32, m <= n: the tokens that follow its last m tokens.
     """
 
     ids: np.ndarray
@@ -54,11 +54,16 @@ class ScoredText(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class SharedPrefix:
-    """A beginning that many trees share; `parent` comes before it."""
+    """A beginning that many trees share.
+
+    Attributes:
+        parent: The shared prefix before it, if any.
+        start: Its first position: the tokens before it belong to its ancestors.
+        ids: (P,) its own tokens.
+    """
 
     parent: "SharedPrefix | None"
     start: int
-    """Its first position: the tokens before it are its parents'."""
     ids: np.ndarray
 
     @property
@@ -73,9 +78,9 @@ class Tree:
 
     Attributes:
         ids: (T,) int64.
-        positions: (T,) int64, of each token in its text.
-        ends: (T,) int64: token j is seen by tokens j to ends[j] - 1, those that follow it in a text.
-        predictions: Of each text: its number, and where in the tree its predicting tokens stand (m,).
+        positions: (T,) int64, position of each token in its text.
+        ends: (T,) int64: token j is visible to tokens j to ends[j] - 1, those that follow it in a text.
+        predictions: For each text its number, and the indices (m,) in the tree of its predicting tokens.
     """
 
     ids: np.ndarray
@@ -85,7 +90,7 @@ class Tree:
 
     @property
     def is_chain(self) -> bool:
-        """Whether it is one text, or one after the other the beginnings of one."""
+        """Whether all texts are prefixes of the longest one, so that plain causal attention is right."""
         return bool((self.ends == len(self.ids)).all())
 
 
@@ -94,11 +99,11 @@ def plan_trees(
 ) -> Iterator[tuple[SharedPrefix | None, list[Tree]]]:
     """Group texts by their beginnings.
 
-    A prefix is made where the trees after it would otherwise compute `max_tokens` / 2 tokens more.
+    A shared prefix is worth its own forward if the trees after it would otherwise compute `max_tokens` / 2 tokens more.
 
     Args:
         texts: In any order.
-        max_tokens: Tokens of one forward.
+        max_tokens: Maximum number of tokens of one forward.
         share: False makes each text a tree of its own.
 
     Yields:
@@ -108,16 +113,15 @@ def plan_trees(
     if not share:
         yield None, [_tree([text], [number], 0) for number, text in enumerate(texts)]
         return
-    # Big-endian bytes sort as the numbers do.
+    # Big-endian bytes sort in the order of the numbers.
     order = sorted(range(len(texts)), key=lambda number: texts[number].ids.astype(">u4").tobytes())
     chosen = [texts[number] for number in order]
     lengths = np.array([len(text.ids) for text in chosen])
-    common = np.array([0, *map(_common, chosen[:-1], chosen[1:])])
-    """Tokens that each text shares with the one before it."""
+    common = np.array([0, *map(_common, chosen[:-1], chosen[1:])])  # tokens shared with the text before
     new = np.concatenate(([0], np.cumsum(lengths - common)))
 
     def size(low: int, high: int, start: int) -> int:
-        """Tokens of the tree of texts `low` to `high` beyond position `start`."""
+        """Return the number of tokens of the tree of texts `low` to `high` beyond position `start`."""
         return int(new[high] - new[low + 1] + lengths[low] - start)
 
     pending: list[tuple[SharedPrefix | None, list[tuple[int, int]]]] = [(None, [(0, len(chosen))] if chosen else [])]
@@ -143,19 +147,19 @@ def plan_trees(
 
 
 def _common(one: ScoredText, other: ScoredText) -> int:
-    """How many tokens two texts begin with alike."""
+    """Return the length of the common prefix of two texts."""
     count = min(len(one.ids), len(other.ids))
     different = one.ids[:count] != other.ids[:count]
     return int(different.argmax()) if different.any() else count
 
 
 def _tree(texts: Sequence[ScoredText], numbers: Sequence[int], start: int) -> Tree:
-    """Sorted texts as one tree, without their tokens before `start`."""
+    """Merge sorted texts into one tree, without their tokens before `start`."""
     ids: list[int] = []
     positions: list[int] = []
     ends: list[int] = []
     path = np.zeros(0, dtype=np.int64)
-    """Where in the tree the tokens of the text before stand."""
+    # `path` holds the index in the tree of each token of the previous text.
     predictions = []
     before: ScoredText | None = None
     for text, number in zip(texts, numbers, strict=True):
@@ -175,18 +179,18 @@ def _tree(texts: Sequence[ScoredText], numbers: Sequence[int], start: int) -> Tr
 
 
 Layers = list[tuple[Tensor, Tensor]]
-"""Keys and values (1, K, P, ...) of each layer."""
+"""Keys and values (1, K, P, D) of each layer."""
 
 
 class TreesPart(Part):
-    """Trees of one forward, and the keys and values that its attention layers see.
+    """The trees of one forward, and the keys and values that its attention layers see.
 
     Args:
         config: The model's.
-        trees: In the rows, in order.
-        prefix: What stands before all of them; None = nothing.
-        device: Of the model.
-        keep: Keep the keys and values in `layers`, the prefix's before them; for one tree.
+        trees: One for each row.
+        prefix: Keys and values of the shared prefix before all of them; None = there is none.
+        device: The model's device.
+        keep: Store keys and values in `layers`, including the prefix's; for a single tree.
     """
 
     def __init__(
@@ -204,14 +208,14 @@ class TreesPart(Part):
         self._ends = self._rows(trees, "ends", device)
 
     def _rows(self, trees: Sequence[Tree], name: str, device: torch.device) -> Tensor:
-        """(B, T) int64, 0 where a tree has ended."""
+        """Return a field of all trees as (B, T) int64, padded with 0."""
         rows = torch.zeros(len(trees), self.width, dtype=torch.int64)
         for row, tree in zip(rows, trees, strict=True):
             row[: len(tree.ids)] = torch.from_numpy(getattr(tree, name))
         return rows.to(device)
 
     def store(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return keys and values (B, K, S, ...) of the prefix and of k, v (B, K, T, ...), and who sees whom."""
+        """Return keys and values (B, K, S, D) of the prefix and of k, v (B, K, T, D), and the attention mask."""
         if self.prefix is not None:
             k, v = (
                 torch.cat((before.expand(len(now), -1, -1, -1), now), dim=2)
@@ -226,7 +230,7 @@ class TreesPart(Part):
 
     def _mask(self, window: int | None, dtype: torch.dtype) -> Tensor | None:
         if self.is_causal and self.config.positions != "alibi" and (window is None or window >= self.width):
-            return None  # what fills up comes last, so plain causality hides it
+            return None  # padding comes last, so plain causal attention hides it
         device = self.ids.device
         before = torch.arange(self.prefix_length, device=device).expand(len(self.ids), -1)
         keys = torch.cat((before, self.positions), dim=1)  # (B, S)

@@ -1,10 +1,72 @@
-"""How far a long work is, told to whoever shows it."""
+"""Progress of a measure: how it is reported, and the bars that show it on a terminal."""
 
+import sys
 from collections.abc import Callable
+from time import monotonic
+from typing import Any
+
+from tqdm import tqdm
+
+from lit_gpt.pages.text import visible
 
 Progress = Callable[[int, int], None]
-"""Called with (done, of how many), as often as one likes."""
+"""Called with (done, total), as often as one likes."""
+_ESTIMATE_AFTER = 5.0
+"""Seconds of work from which the duration is estimated."""
+_LONG = 60.0
+"""Seconds from which the estimated duration is printed."""
 
 
 def no_progress(done: int, total: int) -> None:
-    """For those who show none."""
+    """Show nothing."""
+
+
+def part_of(progress: Progress, start: int, size: int, total: int) -> Progress:
+    """Return the progress of one part of a work, as a share of the whole.
+
+    Args:
+        progress: Progress of the whole.
+        start: What is done before this part.
+        size: What this part amounts to.
+        total: The whole.
+    """
+
+    def part(done: int, of: int) -> None:
+        progress(start + (size * done // of if of else 0), total)
+
+    return part
+
+
+class ProgressBars:
+    """A bar with the time left for the measure that runs, on standard error.
+
+    If a measure is going to take more than a minute, that is printed once, as soon as it can be estimated.
+    """
+
+    def __init__(self) -> None:
+        self._bar: tqdm[Any] | None = None
+
+    def start(self, label: str) -> Progress:
+        """Close the last bar and open the next one."""
+        self.close()
+        bar = self._bar = tqdm(desc=visible(label), unit="", unit_scale=True, dynamic_ncols=True, leave=True)
+        started, announced = monotonic(), False
+
+        def progress(done: int, total: int) -> None:
+            nonlocal announced
+            bar.total, bar.n = total, done
+            bar.refresh() if done == total else bar.update(0)
+            elapsed = monotonic() - started
+            if not announced and 0 < done < total and elapsed >= _ESTIMATE_AFTER:
+                announced = True
+                seconds = elapsed * total / done
+                if seconds > _LONG:
+                    tqdm.write(f"{visible(label)}: about {seconds / 60:.0f} minutes", file=sys.stderr)
+
+        return progress
+
+    def close(self) -> None:
+        """Close the bar that is open."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None

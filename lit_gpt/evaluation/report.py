@@ -43,10 +43,10 @@ PAGE = "report.html"
 
 
 def own_folder(path: Path) -> Path | None:
-    """The folder of the reports on a model that was found at `path`: in its run, or in the bundle.
+    """Return the folder of reports inside the run or bundle that a model was found in.
 
     Returns:
-        None for a model that is nobody's to write into: of the hub, or another project's folder.
+        None for a model that is not ours to write into: from the hub, or another project's folder.
     """
     if path.parent.name == CHECKPOINTS:
         return path.parent.parent / EVALUATION
@@ -54,20 +54,20 @@ def own_folder(path: Path) -> Path | None:
 
 
 def report_folder(path: Path, model: str) -> Path:
-    """Where reports on a model are written unless something else is said.
+    """Return the default folder of reports on a model.
 
     Args:
-        path: Where it was found.
-        model: What the user called it.
+        path: Where the model was found.
+        model: Its name as the user gave it.
     """
     return own_folder(path) or Path(EVALUATION) / short_name(model).replace("/", "--")
 
 
 def report_folders(model: str | Path) -> tuple[Path, list[Path]]:
-    """Return where a model is, and the folders in which reports on it may lie.
+    """Return where a model is, and the folders that may contain reports on it.
 
     Raises:
-        UserError: There is no such model.
+        UserError: If there is no such model.
     """
     folder = Path(model).expanduser()
     is_run = (folder / CHECKPOINTS).is_dir() or not folder.is_dir()
@@ -77,15 +77,15 @@ def report_folders(model: str | Path) -> tuple[Path, list[Path]]:
 
 
 def asked_with(model: str, adapter: str | None, chat_template: str | None) -> dict[str, Any]:
-    """What of the command makes an evaluation another one, beside its plan: each by its name and what is in it.
+    """Return the command-line options that distinguish an evaluation of one plan from another: name and content hash.
 
     Raises:
-        UserError: There is no such adapter or chat template.
+        UserError: If there is no such adapter or chat template.
     """
     found: dict[str, Any] = {}
     if adapter is not None:
-        beside = Path(model).expanduser() / ADAPTERS / adapter
-        path = resolve_adapter(beside if beside.is_dir() else adapter).path
+        in_model = Path(model).expanduser() / ADAPTERS / adapter
+        path = resolve_adapter(in_model if in_model.is_dir() else adapter).path
         found["adapter"] = {"name": short_name(adapter), "sha256": weights_sha256(path)}
     if chat_template is not None:
         source = load_chat_template(chat_template).source
@@ -94,17 +94,17 @@ def asked_with(model: str, adapter: str | None, chat_template: str | None) -> di
 
 
 def folder_name(plan: str, config: Mapping[str, Any]) -> str:
-    """The folder of a plan's report: its name, and what else makes it another one (a limit, an adapter, a template)."""
+    """Return the folder name of a report: the plan's name with limit, adapter and chat template."""
     names = [config[key]["name"] for key in ("adapter", "chat_template") if key in config]
     limit = [f"limit-{config['limit']}"] if "limit" in config else []
     return "-".join([plan, *(re.sub(r"[^\w.-]+", "-", name) for name in names), *limit])
 
 
 def check_writable(folder: Path) -> None:
-    """Try whether a folder can be written, before hours are spent on what shall lie there; leaves nothing behind.
+    """Raise if a folder cannot be written, before hours of work for its content; nothing is left behind.
 
     Raises:
-        UserError: It cannot; says why.
+        UserError: With the reason.
     """
     trial = temporary_beside(folder)
     try:
@@ -118,7 +118,7 @@ def check_writable(folder: Path) -> None:
 
 
 def weights_sha256(path: Path) -> str:
-    """One SHA-256 for the weights in a checkpoint, bundle or Hugging Face folder."""
+    """Return one SHA-256 for the weights in a checkpoint, bundle or Hugging Face folder."""
     if (path / MANIFEST).is_file():
         files = read_manifest(path)["files"]
         return sha256_json({name: entry["sha256"] for name, entry in files.items() if _is_weights(name)})
@@ -136,10 +136,10 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class Report:
-    """A report that was read.
+    """A report that was read from a file.
 
     Attributes:
-        content: All of it, plain data.
+        content: The whole report as plain data.
         results: Its results.
         file: report.json.
     """
@@ -150,7 +150,7 @@ class Report:
 
     @property
     def gate(self) -> GateRecord | None:
-        """The gate's verdict; None where the plan had no gate."""
+        """The verdict of the gate; None if the plan has no gate."""
         gate = self.content["gate"]
         if gate is None:
             return None
@@ -159,14 +159,14 @@ class Report:
 
     @property
     def model_name(self) -> str:
-        """Of the model."""
+        """Name of the model."""
         return str(self.content["model"]["name"])
 
 
 def make_report(
     plan: Plan, subject: Subject, outcome: Outcome, gate: GateRecord | None, seconds: float
 ) -> dict[str, Any]:
-    """Gather a report: plain JSON values."""
+    """Build a report of plain JSON values."""
     config = subject.model.config
     lineage = subject.lineage or {}
     model = {
@@ -200,26 +200,26 @@ def make_report(
 
 
 def check_report_folder(folder: Path, plan: Plan, path: Path) -> None:
-    """Refuse a place for a report before anything is measured.
+    """Raise if a report cannot be written to a folder, before anything is measured.
 
     Args:
-        folder: Where it shall lie.
+        folder: Folder of the report.
         plan: What will be measured.
         path: Where the model was found.
 
     Raises:
-        UserError: There is something else, it cannot be written, or it holds the failed verdict of another plan on
-            these weights, which this one shall not take away.
+        UserError: If the folder contains something else, cannot be written, or holds the failed verdict of another plan
+            on these weights, which must not be overwritten.
     """
     check_writable(folder)
     file = folder / REPORT
     if folder.exists() and not file.is_file() and (folder.is_file() or any(folder.iterdir())):
-        raise UserError(f"{folder} holds something that is no report; choose another --out, or remove it first")
+        raise UserError(f"{folder} holds something that is not a report; choose another --out, or remove it first")
     if not file.is_file():
         return
     try:
         there = read_report(file)
-    except UserError:  # a damaged report says nothing that could be lost
+    except UserError:  # a damaged report has no verdict to lose
         return
     same = _variant(there.content["name"], there.content["config"]) == _variant(plan.name, plain(plan.config))
     if there.gate is None or there.gate.passed or same:
@@ -232,22 +232,22 @@ def check_report_folder(folder: Path, plan: Plan, path: Path) -> None:
 
 
 def _variant(name: str, config: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What tells evaluations apart whose verdicts are not to replace each other."""
+    """Return what distinguishes evaluations whose verdicts must not overwrite each other."""
     return name, *(config.get(key) for key in ("adapter", "chat_template", "limit"))
 
 
 def write_report(report: Mapping[str, Any], folder: Path) -> Path:
-    """Write report.json and report.html, whole or not at all, in place of what is at `folder`.
+    """Write report.json and report.html atomically, replacing what is at `folder`.
 
     Returns:
-        The page.
+        The path of report.html.
     """
     from lit_gpt.evaluation.pages import report_page
 
-    with whole_folder(folder) as beside:
+    with whole_folder(folder) as temporary:
         text = json.dumps(report, ensure_ascii=False, indent=1, allow_nan=False)
-        (beside / REPORT).write_text(text + "\n", encoding="utf-8")
-        (beside / PAGE).write_text(report_page(report), encoding="utf-8")
+        (temporary / REPORT).write_text(text + "\n", encoding="utf-8")
+        (temporary / PAGE).write_text(report_page(report), encoding="utf-8")
     return folder / PAGE
 
 
@@ -255,10 +255,10 @@ def read_report(path: str | Path) -> Report:
     """Read a report.
 
     Args:
-        path: report.json, or the folder that it lies in.
+        path: report.json, or its folder.
 
     Raises:
-        UserError: There is none, or it is of another form.
+        UserError: If there is none, or it has another format.
     """
     file = Path(path).expanduser()
     file = file / REPORT if file.is_dir() else file
@@ -272,11 +272,11 @@ def read_report(path: str | Path) -> Report:
     except (ValueError, KeyError, TypeError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"{file} is no report of `evaluate` ({type(error).__name__}: {error})") from error
+        raise UserError(f"{file} is not a report of `evaluate` ({type(error).__name__}: {error})") from error
 
 
 def result_from(values: Mapping[str, Any]) -> Result:
-    """A result from its plain form."""
+    """Restore a result from its plain form."""
     scores = []
     for score in map(_numbers, values["scores"]):
         interval = None if score["interval"] is None else Interval(**_numbers(score["interval"]))
@@ -291,7 +291,7 @@ def result_from(values: Mapping[str, Any]) -> Result:
 
 
 def plain(value: Any) -> Any:
-    """As JSON values: dataclasses as mappings, numbers that JSON cannot hold as null."""
+    """Convert to JSON values: dataclasses to mappings, NaN and infinity to null."""
     if is_dataclass(value) and not isinstance(value, type):
         return {one.name: plain(getattr(value, one.name)) for one in fields(value)}
     if isinstance(value, Mapping):
@@ -310,12 +310,12 @@ def plain(value: Any) -> Any:
 
 
 def _unicode(text: str) -> str:
-    """A text that UTF-8 can hold: half a surrogate pair, as a judge's reply or a row may have it, is spelt out."""
+    """Escape lone surrogates, which a judge's reply or a row may contain and UTF-8 cannot encode."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _numbers(values: Mapping[str, Any]) -> dict[str, Any]:
-    """A score or interval with null numbers as not a number."""
+    """Restore null numbers of a score or interval as NaN."""
     return {key: math.nan if key in ("value", "low", "high") and item is None else item for key, item in values.items()}
 
 
@@ -331,11 +331,11 @@ def reports_of(model: str | Path) -> list[Report]:
         model: A run, checkpoint or bundle, or a Hugging Face folder that was evaluated from this working directory.
 
     Returns:
-        Empty where these weights have not been evaluated; reports on others, such as those of an earlier checkpoint or
-        of the model with an adapter, do not count.
+        Empty if these weights have not been evaluated; reports on other weights, such as an earlier checkpoint or the
+        model with an adapter, do not count.
 
     Raises:
-        UserError: There is no such model, or a report beside it is damaged.
+        UserError: If there is no such model, or a report on it is damaged.
     """
     path, folders = report_folders(model)
     files = sorted(file for folder in folders for file in folder.glob(f"*/{REPORT}"))

@@ -1,7 +1,7 @@
-"""What a measure says: scores with their intervals, what stands behind each of them, and how to read it.
+"""Results of a measure: scores with their intervals, the items behind each of them, and how to read them.
 
 A result is plain data. The report, the gate, the comparison of two models, TensorBoard and the model card all read
-this and nothing else; `report.json` is a list of them.
+results and nothing else; `report.json` contains a list of them.
 """
 
 from collections.abc import Mapping
@@ -16,10 +16,10 @@ class Interval:
     """A confidence interval of a score.
 
     Attributes:
-        low: Its lower end, in the score's unit.
-        high: Its upper end.
-        method: How it was found, such as "Wilson" or "bootstrap over documents".
-        level: Share of repeats in which it holds the truth.
+        low: Lower end, in the score's unit.
+        high: Upper end.
+        method: How it was computed, such as "Wilson" or "bootstrap over documents".
+        level: Probability with which it covers the true value.
     """
 
     low: float
@@ -33,16 +33,15 @@ class Score:
     """One number.
 
     Attributes:
-        name: Within its result, in snake case: `accuracy`, `bits_per_byte`.
+        name: Name within its result, in snake case: `accuracy`, `bits_per_byte`.
         value: The number.
-        count: How many items, documents or draws it is over.
-        interval: None where it has none (a sum over everything there is).
+        count: Number of items, documents or samples that it is over.
+        interval: None if it has none (a sum over everything there is).
         unit: "share" for numbers from 0 to 1 that the report shows in per cent; "bits", "nats", "tokens/s", ...
         better: Which direction is good.
-        per_item: Each item's part in it by the item's id, where the score is the mean of its parts: two models are
-            compared by these, item by item.
-        clusters: What each item belongs to, where items of one document or template stand or fall together; empty:
-            each item for itself.
+        per_item: Item id → value, if the score is the mean of its items' values: two models are compared by these, item
+            by item.
+        clusters: Item id → cluster, if items of one document or template are correlated; empty: items are independent.
     """
 
     name: str
@@ -57,11 +56,11 @@ class Score:
 
 @dataclass(frozen=True)
 class Example:
-    """One item, to be read by a person.
+    """One item to read in the report.
 
     Attributes:
-        title: One line: what happened, such as "leaked", "wrong", "refused a safe prompt".
-        fields: What to show under it, in order: the prompt, the answer, what was expected.
+        title: What happened, in one line, such as "leaked", "wrong", "refused a safe prompt".
+        fields: Texts to show, in order: the prompt, the answer, the expected answer.
         item: Its id in `per_item`.
     """
 
@@ -72,14 +71,14 @@ class Example:
 
 @dataclass(frozen=True)
 class Chart:
-    """A picture: lines or bars over the same x.
+    """A chart: lines or bars over the same x.
 
     Attributes:
         title: What it shows.
         x_label: With its unit.
         y_label: With its unit.
         x: Positions of lines, or names of bars.
-        series: Name → one value for each x; None where there is none.
+        series: Name → one value for each x; None if there is none.
         kind: line or bar.
     """
 
@@ -93,18 +92,18 @@ class Chart:
 
 @dataclass(frozen=True)
 class Result:
-    """What one measure says of one model.
+    """The result of one measure on one model.
 
     Attributes:
-        name: Of the measure in the report, the gate and TensorBoard: `language_modeling`, `hellaswag`; unique there.
-        title: For a person.
-        definition: What is measured, in a sentence or two that a stranger understands.
-        source: The paper or data set that it comes from.
+        name: Unique name in the report, the gate and TensorBoard: `language_modeling`, `hellaswag`.
+        title: Heading in the report.
+        definition: What is measured, in a sentence or two for readers who do not know the measure.
+        source: The paper or dataset that it comes from.
         scores: The numbers, the most important first.
-        examples: A few items, to be read.
-        charts: Pictures.
-        settings: What somebody needs to repeat it: stride, shots, seeds, hashes of the files.
-        notes: What limits it: items left out and why, what was not tried.
+        examples: A few items to read.
+        charts: Charts.
+        settings: Everything needed to repeat it: stride, shots, seeds, hashes of the files.
+        notes: Limitations: items left out and why, what was not measured.
     """
 
     name: str
@@ -122,5 +121,5 @@ class Result:
         return next(score for score in self.scores if score.name == name)
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values."""
+        """Return it as plain JSON values."""
         return asdict(self)

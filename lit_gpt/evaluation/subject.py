@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lit_gpt.checkpoints.resolve import resolve_model
+from lit_gpt.checks import check_at_least
 from lit_gpt.data.chat import ChatRenderer, Message, check_messages, normalise_messages
 from lit_gpt.data.tokenizers import Tokenizer
 from lit_gpt.errors import UserError
@@ -31,22 +32,22 @@ if TYPE_CHECKING:
 
 
 Params = SamplingParams | Sequence[SamplingParams]
-"""Settings for all texts, or one each."""
+"""Sampling parameters for all texts, or one each."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A loaded model that measures ask; its weights do not change while it lives.
+    """A loaded model that measures query; its weights must not change during its lifetime.
 
     Attributes:
-        name: What the report calls it: its folder's or hub name.
-        model: In eval mode, on its device.
+        name: Name in the report: the folder's or hub name.
+        model: The model in eval mode, on its device.
         tokenizer: The model's own.
         path: Where it was found; None for a model in training.
-        lineage: Where it comes from, if that is known.
+        lineage: Its provenance record, if known.
         chat_template: A preset or file instead of the tokenizer's own template.
-        max_batch_size: Sequences that are run at once.
-        seed: Of whatever is drawn.
+        max_batch_size: Number of sequences that run at once.
+        seed: Seed of everything that is sampled.
     """
 
     name: str
@@ -60,48 +61,48 @@ class Subject:
 
     @property
     def device(self) -> torch.device:
-        """Where it runs."""
+        """The device of the weights."""
         return next(self.model.parameters()).device
 
     @property
     def block_size(self) -> int:
-        """Tokens of the model's context: prompt and answer together."""
+        """Length of the model's context in tokens: prompt and answer together."""
         return self.model.config.block_size
 
     @cached_property
     def engine(self) -> Engine:
-        """Writes for it, batched; `engine.generate` takes token ids."""
+        """The batched generation engine; `engine.generate` takes token ids."""
         return Engine(self.model, self.tokenizer, max_batch_size=self.max_batch_size)
 
     @cached_property
     def likelihoods(self) -> "LogLikelihoods":
-        """Log-probabilities that the model gives to texts."""
+        """Log-probabilities of given texts."""
         from lit_gpt.evaluation.likelihood import LogLikelihoods
 
         return LogLikelihoods(self.model, self.tokenizer)
 
     @cached_property
     def renderer(self) -> ChatRenderer | None:
-        """The chat template on the tokenizer; None: the model has none.
+        """The chat template with the tokenizer; None if the model has none.
 
         Raises:
-            UserError: The template does not fit the tokenizer.
+            UserError: If the template does not fit the tokenizer.
         """
         return make_renderer(self.tokenizer, self.chat_template)
 
     def complete(self, texts: Sequence[str], params: Params, progress: Progress = no_progress) -> list[Completion]:
-        """Go on from texts, each opened as the model's documents were in training.
+        """Complete texts, each opened as the model's documents were in training.
 
         Args:
-            texts: To go on from.
-            params: How to draw; without a seed, each text has one that follows from the subject's and its place.
-            progress: Told how many texts are done.
+            texts: The prompts.
+            params: Sampling parameters; without a seed, each text gets one derived from the subject's and its index.
+            progress: Called with the number of texts done.
 
         Returns:
-            In the order of the texts.
+            One completion for each text, in order.
 
         Raises:
-            UserError: For a text that leaves no room in the context; says which. Then nothing has run.
+            UserError: For a text that fills the context, naming it, before anything runs.
         """
         each = self._seeded(params, len(texts))
         return self._gather(complete_texts(self.engine, texts, each), len(texts), progress)
@@ -109,18 +110,18 @@ class Subject:
     def answer(
         self, conversations: Sequence[Sequence[Message]], params: Params, progress: Progress = no_progress
     ) -> list[Completion]:
-        """Let the assistant take the next turn of conversations.
+        """Generate the assistant's next turn in conversations.
 
         Args:
-            conversations: Messages of each, the last one not the assistant's.
-            params: As `complete`; the template's stop tokens end an answer as well.
-            progress: Told how many are done.
+            conversations: Messages of each; the last one is not the assistant's.
+            params: As in `complete`; the template's stop tokens end an answer as well.
+            progress: Called with the number of conversations done.
 
         Returns:
-            In the order of the conversations.
+            One completion for each conversation, in order.
 
         Raises:
-            UserError: The model has no chat template, one does not render, or leaves no room in the context.
+            UserError: If the model has no chat template, or a conversation does not render or fills the context.
         """
         renderer = self.renderer
         if renderer is None:
@@ -144,7 +145,7 @@ class Subject:
         return self.generate(prompts, each, progress)
 
     def respond(self, prompts: Sequence[str], params: Params, progress: Progress = no_progress) -> list[Completion]:
-        """Ask as a user would: through the chat template, or where there is none as plain texts to go on from."""
+        """Answer prompts as a user would put them: through the chat template, or as plain text if there is none."""
         if self.renderer is None:
             return self.complete(prompts, params, progress)
         return self.answer([[Message(role="user", content=prompt)] for prompt in prompts], params, progress)
@@ -152,7 +153,7 @@ class Subject:
     def generate(
         self, prompts: Sequence[Sequence[int]], params: Params, progress: Progress = no_progress
     ) -> list[Completion]:
-        """Go on from token ids just as they are; arguments and errors otherwise as `complete`."""
+        """Complete prompts of token ids, taken as they are; arguments and errors otherwise as `complete`."""
         each = self._seeded(params, len(prompts))
         for number, (ids, one) in enumerate(zip(prompts, each, strict=True), start=1):
             try:
@@ -161,7 +162,7 @@ class Subject:
                 raise UserError(f"prompt {number}: {error}") from error
 
         def run() -> Iterator[Completion]:
-            # A few batches at a time: longer texts do not wait for each other, and somebody sees how far it is.
+            # A few batches at a time, so that progress is visible while the engine still fills its batch.
             at_once = 8 * self.max_batch_size
             for start in range(0, len(prompts), at_once):
                 yield from self.engine.generate(prompts[start : start + at_once], each[start : start + at_once])
@@ -176,15 +177,15 @@ class Subject:
                 done.append(completion)
                 progress(len(done), total)
         finally:
-            if self.engine.has_work:  # left by an exception: the next measure finds an engine as new
+            if self.engine.has_work:  # left by an exception: the next measure needs an empty engine
                 self.engine.fail_all("interrupted")
         return done
 
     def _seeded(self, params: Params, count: int) -> list[SamplingParams]:
-        """Settings of each text, with a seed where something is drawn and none is given."""
+        """Return the parameters of each text, with a seed if it is sampled and none is given."""
         each = [params] * count if isinstance(params, SamplingParams) else list(params)
         if len(each) != count:
-            raise ValueError(f"{count} texts and {len(each)} settings; give one for all, or one each")
+            raise ValueError(f"{count} texts and {len(each)} sampling parameters; give one for all, or one each")
         return [
             one if one.seed is not None or one.temperature == 0 else replace(one, seed=draw_seed(self.seed, number))
             for number, one in enumerate(each)
@@ -192,7 +193,7 @@ class Subject:
 
 
 def draw_seed(seed: int, number: int) -> int:
-    """A seed of its own for draw `number`: neighbouring seeds and numbers share no stream."""
+    """Return the seed of sample `number`, hashed so that neighbouring seeds and numbers give unrelated streams."""
     return int(sha256_json([seed, number])[:16], 16) & MAX_SEED
 
 
@@ -209,56 +210,55 @@ def load_subject(
     Args:
         model: A run's folder, a checkpoint, a bundle, or a Hugging Face folder or hub name.
         adapter: A run, checkpoint or folder with an adapter that was trained on it.
-        device: Where to run; auto takes the accelerator if there is one.
+        device: The device; auto takes the accelerator if there is one.
         chat_template: A preset's name or a file, instead of the tokenizer's own.
-        max_batch_size: Sequences that are run at once.
-        seed: Of whatever is drawn.
+        max_batch_size: Number of sequences that run at once.
+        seed: Seed of everything that is sampled.
 
     Raises:
-        UserError: There is no such model, it is damaged, has no tokenizer, or the template does not fit it.
+        UserError: If there is no such model, it is damaged, has no tokenizer, or the template does not fit it.
     """
-    if max_batch_size < 1:
-        raise UserError(f"max_batch_size is {max_batch_size}, it must be at least 1")
+    check_at_least("max_batch_size", max_batch_size, 1)
     source = resolve_model(model, adapter=adapter)
     network, tokenizer = load_source(source, device)
     name = short_name(model) if adapter is None else f"{short_name(model)} + {short_name(adapter)}"
     subject = Subject(name, network, tokenizer, source.path, source.lineage, chat_template, max_batch_size, seed)
     if chat_template is not None:
-        subject.renderer  # noqa: B018 (one that does not fit is told of now)
+        subject.renderer  # noqa: B018 (a template that does not fit is reported now)
     return subject
 
 
 def check_answer_length(
     max_new_tokens: int, block_size: int, lengths: Sequence[int], option: str = "max_new_tokens"
 ) -> None:
-    """Refuse answers that no prompt leaves room for, before anything is asked.
+    """Raise if no prompt leaves enough of the context for an answer, before anything runs.
 
     Args:
-        max_new_tokens: Of an answer.
-        block_size: Tokens of the model's context.
-        lengths: Tokens of the prompts; those that fill the context themselves do not count.
-        option: What the user calls the first.
+        max_new_tokens: Maximum length of an answer.
+        block_size: Length of the model's context.
+        lengths: Lengths of the prompts in tokens; those that fill the context themselves are ignored.
+        option: The user's name of `max_new_tokens`.
 
     Raises:
-        UserError: Even after the shortest prompt an answer would end where the context does.
+        UserError: If even after the shortest prompt an answer would be cut off by the end of the context.
     """
     shortest = min((length for length in lengths if length < block_size), default=1)
     most = block_size - shortest
     if max_new_tokens > most:
         after = f" after the shortest prompt of {shortest} tokens" if shortest > 1 else ""
         raise UserError(
-            f"{option} is {max_new_tokens}; the model's context of {block_size} tokens has room for at most {most} new "
-            f"ones{after}: lower it, or measure a model with a longer context"
+            f"{option} is {max_new_tokens}; the model's context of {block_size} tokens leaves at most {most} for an "
+            f"answer{after}: lower it, or measure a model with a longer context"
         )
 
 
 def answer_length_notes(max_new_tokens: int, block_size: int, lengths: Sequence[int]) -> tuple[str, ...]:
-    """What to note where some prompts leave less room than an answer may take; arguments as `check_answer_length`."""
+    """Return a note if the context cuts off the longest answers to some prompts; arguments as `check_answer_length`."""
     fitting = [length for length in lengths if length < block_size]
     number = sum(length + max_new_tokens > block_size for length in fitting)
     if not number:
         return ()
     return (
-        f"{number} of {len(fitting)} prompts leave less room in the context of {block_size} tokens than max_new_tokens "
+        f"{number} of {len(fitting)} prompts leave less of the context of {block_size} tokens than max_new_tokens "
         f"{max_new_tokens}: an answer to them ends where the context does.",
     )

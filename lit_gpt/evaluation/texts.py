@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from lit_gpt.checkpoints.provenance import without_paths
+from lit_gpt.checks import check_between
 from lit_gpt.data.corpus_spec import Admitted, CorpusSpec, Reading, uniform
 from lit_gpt.data.prepared import PreparedCorpus, open_prepared
 from lit_gpt.data.records import (
@@ -34,23 +35,23 @@ from lit_gpt.evaluation.subject import Subject
 
 @dataclass(frozen=True)
 class Texts:
-    """Documents from exactly one place.
+    """Documents from exactly one source.
 
     Attributes:
         files: Files, folders or glob patterns: text, code, JSON, JSON lines, CSV, TSV, Parquet,
             Arrow, also as .gz, .zst, .bz2 or .xz.
         stdlib: The source of this machine's Python standard library.
         corpus: Folder of a prepared corpus (`prepare`'s out, or token shards); its tokens are decoded again.
-        hub: A Hugging Face data set: {path: ..., name: ..., split: ...}.
-        split: Documents of this split alone: of `corpus` its own, else by hash with the fractions below.
-        val_fraction: As in the run whose split it is; of no meaning for `corpus`.
+        hub: A Hugging Face dataset: {path: ..., name: ..., split: ...}.
+        split: Only documents of this split: a `corpus` has its own, others are split by hash with the fractions below.
+        val_fraction: As in the run whose split it is; ignored for `corpus`.
         test_fraction: As in the run whose split it is.
         sample: Share of the documents to take, chosen by their hash.
-        text_field: Field or column of the text in json, jsonl, csv, tsv, parquet and data sets.
+        text_field: Field or column of the text in json, jsonl, csv, tsv, parquet and datasets.
         document_separator: String at which plain text files are cut into documents; null keeps a file whole.
         on_bad_input: error stops at a file or row that cannot be read, skip leaves it out and counts it.
-        name: What the report calls them; null: where they come from.
-        format: How files are written, where their suffix does not say it: encoding, quoting, delimiter.
+        name: Name in the report; null: derived from the source.
+        format: The files' format if the suffix does not tell: encoding, quoting, delimiter.
     """
 
     files: str | list[str] | None = None
@@ -73,12 +74,11 @@ class Texts:
         if len(given) != 1:
             what = f"{' and '.join(given)} are given" if given else "nothing is given"
             raise UserError(f"texts come from one of files, stdlib, corpus and hub; {what}")
-        if not 0 < self.sample <= 1:
-            raise UserError(f"sample is {self.sample}; it must be above 0 and at most 1 (all documents)")
+        check_between("sample", self.sample, 0, 1, "1 takes all documents", low_open=True)
 
     @property
     def title(self) -> str:
-        """What the report calls them."""
+        """Name in the report."""
         name = self.name
         if name is None and self.files is not None:
             name = ", ".join(Path(file).name for file in ([self.files] if isinstance(self.files, str) else self.files))
@@ -87,10 +87,10 @@ class Texts:
         return name if self.split == "all" else f"{name} ({self.split})"
 
     def read(self) -> "ReadTexts":
-        """Open them.
+        """Open the texts.
 
         Raises:
-            UserError: There is nothing under the name.
+            UserError: If the source does not exist.
         """
         return ReadTexts(self)
 
@@ -108,14 +108,14 @@ class Texts:
 
 @dataclass
 class ReadTexts:
-    """One pass over texts, and what it met.
+    """One pass over texts, with its counts.
 
     Attributes:
-        texts: What is read.
-        num_documents: So far.
-        num_bytes: UTF-8 bytes, so far.
-        num_empty: Documents without a character, left out.
-        bad_input: What could not be read.
+        texts: The texts.
+        num_documents: Number of documents so far.
+        num_bytes: UTF-8 bytes so far.
+        num_empty: Number of documents without text, which are left out.
+        bad_input: Files and rows that could not be read.
     """
 
     texts: Texts
@@ -133,7 +133,7 @@ class ReadTexts:
         """Yield the documents with hash and size.
 
         Raises:
-            UserError: A file or row cannot be read, or there is no document at all.
+            UserError: If a file or row cannot be read, or there is no document at all.
         """
         texts = self.texts
         own_split = texts.corpus is not None
@@ -144,7 +144,7 @@ class ReadTexts:
             self.num_empty = reading.num_empty
             if not own_split and texts.split not in ("all", admitted.split):
                 continue
-            # The split looks at the hash's first eight bytes, a tokenizer's sample at the next, this at the third.
+            # Independent of the split, which uses the hash's bytes 0-7, and of a tokenizer's sample, which uses 8-15.
             if uniform(admitted.digest[16:24]) >= texts.sample:
                 continue
             self.num_documents += 1
@@ -158,7 +158,7 @@ class ReadTexts:
             raise UserError(f"{texts.title} holds no text{rest}; name texts that are not empty, or take more of them")
 
     def expected_bytes(self) -> int | None:
-        """Estimate the size of all that will be read; None if that is unknown before."""
+        """Estimate the bytes that will be read; None if that is not known in advance."""
         texts, size = self.texts, self.texts._source().num_bytes()
         if size is None:
             return None
@@ -167,7 +167,7 @@ class ReadTexts:
         return int(size * held_out[texts.split] * texts.sample)
 
     def describe(self) -> dict[str, Any]:
-        """What somebody needs to read the same again: where from, how much, and the hash of all that was read."""
+        """Return what is needed to read the same texts again: source, size, and the hash of all that was read."""
         texts = self.texts
         kept = {name: value for name, value in asdict(texts).items() if value not in (None, False, "all", 1.0)}
         if texts.corpus is not None or texts.split == "all":
@@ -176,7 +176,7 @@ class ReadTexts:
         return without_paths(kept) | counts
 
     def notes(self) -> tuple[str, ...]:
-        """What was left out."""
+        """Return notes on what was left out."""
         notes = []
         if self.num_empty:
             notes.append(f"{self.num_empty} documents without any text were left out.")
@@ -189,7 +189,7 @@ class ReadTexts:
 
 
 def _decoded(prepared: PreparedCorpus, split: str) -> Iterator[Document]:
-    """The documents of a corpus's token shards as texts."""
+    """Yield the documents of a corpus's token shards, decoded to text."""
     names: list[SplitName] = ["train", "val", "test"] if split == "all" else [split]  # type: ignore[list-item]
     for name in names:
         tokens = prepared.corpus.split(name)
@@ -203,11 +203,11 @@ _FRACTIONS = ("val_fraction", "test_fraction")
 
 
 class TrainingTexts(NamedTuple):
-    """What a model was trained on, and text of the same kind that it was not.
+    """The training text of a model, and text of the same kind that was not trained on.
 
     Attributes:
-        training: The one.
-        held_out: The other; None: nobody held any out.
+        training: Training text.
+        held_out: Held-out text; None if there is none.
     """
 
     training: Texts
@@ -215,23 +215,23 @@ class TrainingTexts(NamedTuple):
 
 
 def training_texts(subject: Subject, training: Texts | None, held_out: Texts | None = None) -> TrainingTexts | None:
-    """Returns what is given, or else what the model's run says.
+    """Return the given texts, or those that the config of the model's run names.
 
     Args:
         subject: The model.
-        training: What it was trained on; None: what its run names.
-        held_out: What it was not.
+        training: Training text; None: that of its run.
+        held_out: Held-out text.
 
     Returns:
-        None where nothing is given, and the model belongs to no run on one text corpus.
+        None if nothing is given, and the model does not belong to a run on a single text corpus.
 
     Raises:
-        UserError: Held-out text is given without training text.
+        UserError: If held-out text is given without training text.
     """
     if training is not None:
         return TrainingTexts(training, held_out)
     if held_out is not None:
-        raise UserError("held_out is given without training; name both, or neither for what the model's run names")
+        raise UserError("held_out is given without training; set both, or neither to use those of the model's run")
     data = _data_of_run(subject.path)
     if data is None:
         return None
@@ -253,7 +253,7 @@ def training_texts(subject: Subject, training: Texts | None, held_out: Texts | N
 
 
 def unknown_training(name: str, title: str) -> Result:
-    """Returns the result of a measure that cannot say anything without knowing the training text."""
+    """Return the empty result of a measure that needs the training text, which is not known."""
     return Result(
         name,
         title,
@@ -261,14 +261,14 @@ def unknown_training(name: str, title: str) -> Result:
         "",
         (),
         notes=(
-            "What the model was trained on is not known: it lies in no run with one text corpus. Name it in a config "
-            "of your own, such as training: {files: ...}.",
+            "The training text is not known: the model is not part of a run on a single text corpus. Name it in a "
+            "config of your own, such as training: {files: ...}.",
         ),
     )
 
 
 def _data_of_run(path: Path | None) -> Mapping[str, Any] | None:
-    """The `data` of the run that a model lies in: the run's folder itself, or a checkpoint in it."""
+    """Return the `data` section of the config of the run that a model (run folder or checkpoint) belongs to."""
     import yaml
 
     if path is None:

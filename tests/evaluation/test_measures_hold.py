@@ -32,7 +32,7 @@ def test_a_model_that_gives_no_numbers_has_no_score():
     with torch.no_grad():
         for parameter in subject.model.parameters():
             parameter.fill_(math.nan)
-    with pytest.raises(UserError, match="no number"):
+    with pytest.raises(UserError, match="NaN"):
         CrowSPairs().run(subject)  # was: prefers a stereotype in 0 % of the pairs
 
 
@@ -148,9 +148,7 @@ def test_answers_longer_than_the_context_are_refused_before_anything_is_asked(me
     subject = random_subject(small_tokenizer())
     monkeypatch.setattr(Subject, "generate", lambda *_: pytest.fail("asked"))
     monkeypatch.setattr(Subject, "complete", lambda *_: pytest.fail("asked"))
-    with pytest.raises(
-        UserError, match=r"max_new_tokens is 300; the model's context of 256 tokens has room for at most"
-    ):
+    with pytest.raises(UserError, match=r"max_new_tokens is 300.*256 tokens"):
         measure.run(subject)
 
 
@@ -159,9 +157,9 @@ def test_answers_that_some_prompts_cut_short_are_told(tmp_path):
     file = tmp_path / "p.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     (result,) = Refusal(PromptSet(str(file)), max_new_tokens=200).run(random_subject(small_tokenizer()))
-    assert any("1 of 2 prompts leave less room" in note and "max_new_tokens 200" in note for note in result.notes)
+    assert any("1 of 2 prompts" in note and "max_new_tokens 200" in note for note in result.notes)
     check_answer_length(15, 16, [1, 5, 99])
-    with pytest.raises(UserError, match="at most 12 new ones after the shortest prompt of 4 tokens"):
+    with pytest.raises(UserError, match="max_new_tokens is 13.* 12 .*4 tokens"):
         check_answer_length(13, 16, [4, 5, 99])
 
 

@@ -152,6 +152,20 @@ def test_few_documents_say_that_their_interval_is_over_windows(subject, folder):
     assert any("first 3" in note for note in result.notes)
 
 
+def test_progress_advances_within_a_long_document(subject, tmp_path, monkeypatch):
+    monkeypatch.setattr("lit_gpt.evaluation.language_modeling._TOKENS_AT_ONCE", 256)
+    file = tmp_path / "long.txt"
+    file.write_text(LONG, encoding="utf-8")
+    ticks = []
+    LanguageModeling(Texts(files=str(file))).run(subject, lambda done, total: ticks.append((done, total)))
+    size = file.stat().st_size
+    assert {total for _, total in ticks} == {size}
+    done = [done for done, _ in ticks]
+    assert done == sorted(done)
+    assert done[-1] == size
+    assert len(set(done)) > 5
+
+
 def test_texts_come_from_one_place():
     with pytest.raises(UserError, match="files and stdlib are given"):
         Texts(files="a", stdlib=True)

@@ -1,7 +1,7 @@
-"""Code: does what a model writes parse, and does it do what was asked?
+"""Code: does what a model writes parse, and does it pass its tests?
 
-Parsing runs nothing. Running takes an explicit flag and a jail (`jail.py`) that has been tried with a harmless program
-first (`isolation.py`); where it cannot be had, nothing is run.
+Parsing runs nothing. Running requires an explicit flag, and a sandbox whose isolation has been verified with a harmless
+program first; if that fails, nothing is run.
 """
 
 from lit_gpt.evaluation.code.humaneval import HumanEval, pass_at_k

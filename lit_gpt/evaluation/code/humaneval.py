@@ -25,15 +25,15 @@ from lit_gpt.generation.text import opened
 
 
 def pass_at_k(samples: int, passed: int, k: int) -> float:
-    """Estimate it from more than k programs, without bias.
+    """Return the unbiased estimate of pass@k: the probability that at least one of k programs is right.
 
     1 - C(n - c, k) / C(n, k): the share of all choices of k among the n programs that hold one of the c right ones
-    (Chen et al. 2021, arXiv:2107.03374, equation 1). With 1 - (1 - c/n)^k in its place, the estimate is too low.
+    (Chen et al. 2021, arXiv:2107.03374, equation 1). The plug-in estimate 1 - (1 - c/n)^k is too low.
 
     Args:
-        samples: n, programs written for the task.
-        passed: c, how many of them pass its tests.
-        k: How many may be tried.
+        samples: n, number of programs written for the task.
+        passed: c, number of them that pass its tests.
+        k: Number of programs that may be tried.
 
     Raises:
         UserError: k is above n.
@@ -50,12 +50,12 @@ def pass_at_k(samples: int, passed: int, k: int) -> float:
 
 
 STOPS = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
-"""Where a function of the top level has ended (Chen et al. 2021, section 3.2)."""
+"""Strings that end a top-level function (Chen et al. 2021, section 3.2)."""
 DEFINITION = (
-    "The model goes on from a function's signature and docstring; the function passes if it meets the task's tests. "
-    "pass@k is the chance that at least one of k such functions passes, estimated without bias from {samples} of each "
-    "task. A function that fails, does not end in {seconds:g} seconds, takes more memory, processes or files than it "
-    "may, or reaches for the network has not passed."
+    "The model completes a function from its signature and docstring; the function passes if it meets the task's "
+    "tests. pass@k is the probability that at least one of k such functions passes, estimated without bias from "
+    "{samples} of each task. A function that fails, does not end in {seconds:g} seconds, exceeds its memory, processes "
+    "or files, or uses the network has not passed."
 )
 MAX_EXAMPLES = 6
 SHOWN_CHARACTERS = 2000
@@ -66,7 +66,7 @@ class Task:
     """One function to write.
 
     Attributes:
-        name: Its id.
+        name: Id of the task.
         prompt: Imports, signature and docstring.
         test: Source that defines `check(candidate)`.
         entry_point: The function's name.
@@ -78,7 +78,7 @@ class Task:
     entry_point: str
 
     def program(self, continuation: str) -> str:
-        """The function and the call of its tests."""
+        """Return the program that defines the function and runs its tests."""
         return f"{self.prompt}{continuation}\n{self.test}\ncheck({self.entry_point})\n"
 
 
@@ -90,24 +90,24 @@ class _Written:
 
 
 class HumanEval(Measure):
-    """pass@k of HumanEval's tasks, or others of its form.
+    """pass@k of HumanEval's tasks, or others in its format.
 
     Args:
         file: json, jsonl, csv or parquet, also as .gz: `task_id`, `prompt`, `test`, `entry_point`.
-        hub: A Hugging Face data set instead, such as {path: openai/openai_humaneval, split: test}.
+        hub: A Hugging Face dataset instead, such as {path: openai/openai_humaneval, split: test}.
         k: Which pass@k; none above `samples`.
-        samples: Programs of each task.
-        temperature: Of the draws; 0 takes the likeliest token (samples 1).
-        top_p: Keep the likeliest tokens up to this much probability.
-        max_new_tokens: Of each program.
-        limit: Tasks at most, the same for every model; None: all.
-        limits: What one program may use.
-        columns: Our name of a field → the data's.
+        samples: Number of programs for each task.
+        temperature: Sampling temperature; 0 decodes greedily (with samples: 1).
+        top_p: Nucleus sampling: keep the most probable tokens up to this probability.
+        max_new_tokens: Maximum length of each program.
+        limit: Number of tasks to sample, the same for every model; null: all.
+        limits: Resource limits of one program.
+        columns: Our name of a field → the dataset's.
         on_bad_input: error stops at a task that cannot be used, skip leaves it out and counts it.
-        run_untrusted_code: Whether programs may be run at all; the command line alone says so.
+        run_untrusted_code: Whether programs may be run at all; set by the command line only.
 
     Raises:
-        UserError: A number is out of bounds.
+        UserError: If a number is out of bounds.
     """
 
     def __init__(
@@ -143,15 +143,15 @@ class HumanEval(Measure):
         self.run_untrusted_code = run_untrusted_code
 
     def run(self, subject: Subject, progress: Progress = no_progress) -> list[Result]:
-        """Write, run, count.
+        """Generate the programs and run them; see `Measure`.
 
         Raises:
-            UserError: Running was not allowed, the isolation cannot be had, or the tasks cannot be read.
+            UserError: If running was not allowed, there is no isolation here, or the tasks cannot be read.
         """
         if not self.run_untrusted_code:
             raise UserError(
-                "HumanEval runs programs that the model wrote, each in a jail; to let it, say --run_untrusted_code "
-                "true on the command line. ParsesAsPython runs nothing"
+                "HumanEval runs programs that the model wrote, each in a sandbox; to allow it, add "
+                "--run_untrusted_code true to the command line. ParsesAsPython runs nothing"
             )
         check_answer_length(self.params.max_new_tokens, subject.block_size, ())
         tried = check_isolation(self.limits)
@@ -170,7 +170,7 @@ class HumanEval(Measure):
         notes = [*read.notes, *answer_length_notes(self.params.max_new_tokens, subject.block_size, lengths)]
         if too_long:
             notes.append(
-                f"{len(too_long)} tasks leave no room in the context of {subject.block_size} tokens and count as not "
+                f"{len(too_long)} tasks fill the context of {subject.block_size} tokens and count as not "
                 f"solved: {', '.join(too_long[:5])}{', ...' if len(too_long) > 5 else ''}."
             )
         return [self._result(subject, tasks, results, read.settings | {"isolation": tried}, tuple(notes))]
@@ -178,14 +178,14 @@ class HumanEval(Measure):
     def _write(
         self, subject: Subject, tasks: Sequence[Task], lengths: Sequence[int], progress: Progress
     ) -> tuple[list[tuple[Task, str]], list[str]]:
-        """Programs of all tasks that fit, and the names of the others."""
+        """Generate programs for all tasks that fit into the context; also return the names of the others."""
         jobs: list[tuple[Task, SamplingParams]] = []
         too_long = []
         for number, (task, length) in enumerate(zip(tasks, lengths, strict=True)):
             if length >= subject.block_size:
                 too_long.append(task.name)
                 continue
-            # The draws of a task follow from its place: the same whatever fits beside it.
+            # The seeds of a task depend on its index alone, so that they do not change if other tasks do not fit.
             first = number * self.samples
             seeds = [draw_seed(subject.seed, first + sample) for sample in range(self.samples)]
             jobs += [(task, replace(self.params, seed=seed)) for seed in seeds]
@@ -250,7 +250,7 @@ class HumanEval(Measure):
 
 
 def _examples(written: Sequence[_Written]) -> tuple[Example, ...]:
-    """One program of each way to end, the rarest ways last."""
+    """Return one program for each way in which programs ended, the rarest last."""
     order = [reason for reason, _ in Counter(one.outcome.reason for one in written).most_common(MAX_EXAMPLES)]
     first = {one.outcome.reason: one for one in reversed(written)}
     return tuple(

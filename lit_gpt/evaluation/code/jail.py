@@ -1,12 +1,12 @@
-"""Runs one program where it can do no harm: a script of its own, which `sandbox` starts and nothing imports.
+"""Run one program in isolation: a script that `sandbox` starts and nothing imports.
 
-Linux only. Stages: where it is root, a mount namespace and a new root, then root is given up for good (a limit on
-processes does not bind root) → user, pid, network, ipc and host name namespaces (for others than root the new root is
-built now) → process 1 of the new pid namespace, whose end is the end of all that the program starts → the program:
-resource limits, system calls that it has no need of refused, no capabilities, no new privileges, exec.
+Linux only. Stages: if started as root, a mount namespace and a new root directory, then root is given up for good (the
+limit on processes is not enforced for root) → user, pid, network, ipc and host name namespaces (for other users the new
+root directory is built now) → process 1 of the new pid namespace, whose end ends everything that the program starts →
+the program: resource limits, a filter of system calls, no capabilities, no new privileges, exec.
 
-The new root is a tmpfs with the system's libraries and Python, read-only, an empty `/tmp` of bounded size, and four
-devices. Nothing else of the machine has a name there: no `/proc`, no home, no socket. There is no network at all.
+The new root directory is a tmpfs with the system's libraries and Python, read-only, an empty `/tmp` of bounded size,
+and four devices. Nothing else of the machine is visible: no `/proc`, no home, no socket. There is no network.
 
 Sources: namespaces(7), user_namespaces(7), pid_namespaces(7), pivot_root(2), seccomp(2); bubblewrap's order of mounts.
 """
@@ -22,11 +22,11 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 REPORT = 3
-"""File descriptor on which set-up and program tell how far they came."""
+"""File descriptor on which set-up and program report their progress."""
 INNER_ID = 1000
-"""User and group that the program sees itself as."""
+"""User and group id of the program inside its namespace."""
 BASE = "/tmp"
-"""A folder that the new root is mounted on for a moment."""
+"""The folder that the new root is mounted on before it becomes the root."""
 NEWNS, NEWCGROUP, NEWUTS, NEWIPC = 0x00020000, 0x02000000, 0x04000000, 0x08000000
 NEWUSER, NEWPID, NEWNET = 0x10000000, 0x20000000, 0x40000000
 ALL_NAMESPACES = NEWNS | NEWCGROUP | NEWUTS | NEWIPC | NEWUSER | NEWPID | NEWNET
@@ -35,31 +35,31 @@ DETACH = 2
 AT_RECURSIVE, MOUNT_SETATTR = 0x8000, 442
 SET_PDEATHSIG, SET_DUMPABLE, SET_SECCOMP, CAPBSET_DROP, SET_NO_NEW_PRIVS = 1, 4, 22, 24, 38
 SOCKET_FAMILIES = (1, 2, 10, 16)
-"""Unix, IPv4, IPv6, netlink: others, such as AF_VSOCK to the host of a virtual machine, know no network namespace."""
+"""Unix, IPv4, IPv6, netlink: others, such as AF_VSOCK to the host of a virtual machine, ignore network namespaces."""
 libc = ctypes.CDLL(None, use_errno=True)
 
 
 def checked(result: int, what: str) -> None:
-    """Raises what the last call of libc complained of."""
+    """Raise the error of the last libc call, if it failed."""
     if result != 0:
         number = ctypes.get_errno()
         raise OSError(number, f"{what}: {os.strerror(number)}")
 
 
 def mount(source: str | None, target: str, kind: str | None, flags: int, data: str | None = None) -> None:
-    """Mounts a file system, as the system call of this name."""
+    """Mount a file system, as the system call of this name."""
     words = [None if word is None else word.encode() for word in (source, target, kind)]
     checked(libc.mount(*words, ctypes.c_ulong(flags), data.encode() if data else None), f"mount {target}")
 
 
 def prctl(option: int, value: int, third: Any = 0) -> int:
-    """Changes a property of this process, as the system call of this name."""
+    """Change a property of this process, as the system call of this name."""
     result: int = libc.prctl(option, ctypes.c_ulong(value), third, 0, 0)
     return result
 
 
 def read_only(path: str, flags: int) -> None:
-    """Makes a mount and all below it read-only."""
+    """Make a mount and all mounts below it read-only."""
     attributes = ctypes.create_string_buffer(struct.pack("=4Q", RDONLY | flags, 0, 0, 0))
     size = ctypes.c_size_t(32)
     result = libc.syscall(MOUNT_SETATTR, -100, path.encode(), AT_RECURSIVE, attributes, size)
@@ -67,7 +67,7 @@ def read_only(path: str, flags: int) -> None:
 
 
 def bind(path: str, device: bool = False) -> None:
-    """Gives a path of the old root the same name in the new one, read-only; a link stays a link."""
+    """Bind a path of the old root read-only to the same path in the new one; a symbolic link is copied."""
     old = f"/old{path}"
     os.makedirs(os.path.dirname(path), exist_ok=True)
     if os.path.islink(old):
@@ -82,7 +82,7 @@ def bind(path: str, device: bool = False) -> None:
 
 
 def build_root(spec: dict[str, Any]) -> None:
-    """Makes the new root and leaves the old one."""
+    """Build the new root directory and leave the old one."""
     os.umask(0o022)
     mount("none", "/", None, REC | PRIVATE)
     mount("tmpfs", BASE, "tmpfs", NOSUID | NODEV, "mode=755,size=1m,nr_inodes=1000")
@@ -104,7 +104,7 @@ def build_root(spec: dict[str, Any]) -> None:
 
 
 def give_up_root(user: int) -> None:
-    """Becomes a user that nobody else is."""
+    """Switch to a user id that no other process has."""
     os.setgroups([])
     os.setresgid(user, user, user)
     os.setresuid(user, user, user)
@@ -114,16 +114,16 @@ def give_up_root(user: int) -> None:
         pass
     else:
         raise RuntimeError("root cannot be given up")
-    checked(prctl(SET_DUMPABLE, 1), "prctl")  # else its files in /proc, the map of users among them, stay root's
+    checked(prctl(SET_DUMPABLE, 1), "prctl")  # otherwise its files in /proc, such as uid_map, still belong to root
 
 
 def map_users(proc: int, user: int, group: int) -> None:
-    """Names this process's user in its new namespace.
+    """Map this process's user and group into its new user namespace.
 
     Args:
-        proc: The old root's /proc, opened before it was left.
-        user: Its id outside.
-        group: The same.
+        proc: File descriptor of the old root's /proc.
+        user: User id outside.
+        group: Group id outside.
     """
     maps = {"setgroups": "deny", "gid_map": f"{INNER_ID} {group} 1", "uid_map": f"{INNER_ID} {user} 1"}
     for name, text in maps.items():
@@ -133,7 +133,7 @@ def map_users(proc: int, user: int, group: int) -> None:
 
 
 def limit(spec: dict[str, Any]) -> None:
-    """Sets the program's resource limits; a lower one that holds already stays."""
+    """Set the program's resource limits; a lower existing limit stays."""
     for name, value in spec["limits"].items():
         kind = getattr(resource, name)
         hard = resource.getrlimit(kind)[1]
@@ -142,12 +142,14 @@ def limit(spec: dict[str, Any]) -> None:
 
 
 def refuse_system_calls(calls: dict[str, Any]) -> None:
-    """Installs a seccomp filter.
+    """Install a seccomp filter, written as a classic BPF program.
+
+    Each instruction is (code, jump if true, jump if false, value); jumps count the instructions to skip.
 
     Args:
-        calls: `arch` of the processor; `denied`: numbers that fail with EPERM; `clone`, which makes no namespaces;
-            `clone3`, whose flags no filter can read and which libc does without; `socket`, which makes none but
-            those that a network namespace holds.
+        calls: `arch` of the processor; `denied`: numbers that fail with EPERM; `clone`, denied if it creates
+            namespaces; `clone3`, whose flags are behind a pointer that no filter can read, and which libc can do
+            without (ENOSYS); `socket`, denied for families that a network namespace does not contain.
     """
 
     def load(offset: int) -> bytes:
@@ -178,7 +180,7 @@ def refuse_system_calls(calls: dict[str, Any]) -> None:
 
 
 def become_program(spec: dict[str, Any]) -> NoReturn:
-    """Sets the limits and becomes Python, which reads its program from standard input."""
+    """Set the limits and exec Python, which reads its program from standard input."""
     capability = 0
     while prctl(CAPBSET_DROP, capability) == 0:
         capability += 1
@@ -192,11 +194,11 @@ def become_program(spec: dict[str, Any]) -> NoReturn:
 
 
 def be_first(spec: dict[str, Any]) -> NoReturn:
-    """Process 1: starts the program, buries what it leaves, and ends with it; the kernel then ends all the rest."""
+    """Run as process 1: start the program, reap its children, and end with it; the kernel then ends all others."""
     prctl(SET_PDEATHSIG, signal.SIGKILL)
     for name in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(name, signal.SIG_DFL)  # from within its namespace, process 1 gets no signal without a handler
-    prctl(SET_DUMPABLE, 0)  # nobody traces it
+        signal.signal(name, signal.SIG_DFL)  # process 1 ignores signals from its own namespace without a handler
+    prctl(SET_DUMPABLE, 0)  # no process can trace it
     program = os.fork()
     if program == 0:
         reporting(become_program, spec)
@@ -206,7 +208,7 @@ def be_first(spec: dict[str, Any]) -> NoReturn:
 
 
 def reporting(stage: Callable[[dict[str, Any]], NoReturn], spec: dict[str, Any]) -> NoReturn:
-    """Runs a stage that does not return; what goes wrong in it is told and ends the process."""
+    """Run a stage that does not return; an exception in it is reported and ends the process."""
     try:
         stage(spec)
     except BaseException as error:
@@ -215,20 +217,20 @@ def reporting(stage: Callable[[dict[str, Any]], NoReturn], spec: dict[str, Any])
 
 
 def main(spec: dict[str, Any]) -> NoReturn:
-    """Goes through all stages; ends when the last process of the program has."""
+    """Run all stages; end when the last process of the program has ended."""
     os.closerange(REPORT + 1, 1 << 16)
     prctl(SET_PDEATHSIG, signal.SIGKILL)
     with open("/proc/self/oom_score_adj", "w") as file:
-        file.write("1000")  # where memory runs out, this goes first
+        file.write("1000")  # if memory runs out, this is killed first
     proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY)
     root = os.geteuid() == 0
     if root:
         checked(libc.unshare(NEWNS), "unshare mount namespace")
         build_root(spec)
         give_up_root(spec["user"])
-        prctl(SET_PDEATHSIG, signal.SIGKILL)  # another user's id clears it
+        prctl(SET_PDEATHSIG, signal.SIGKILL)  # changing the user id clears it
     if os.getppid() != spec["parent"]:
-        raise RuntimeError("whoever started it has ended")
+        raise RuntimeError("the process that started it has ended")
     user, group = os.getuid(), os.getgid()
     checked(libc.unshare(ALL_NAMESPACES & ~NEWNS if root else ALL_NAMESPACES), "unshare namespaces")
     map_users(proc, user, group)
@@ -243,7 +245,7 @@ def main(spec: dict[str, Any]) -> NoReturn:
         os.kill(first, signal.SIGKILL)
 
     signal.signal(signal.SIGTERM, end)
-    os.waitpid(first, 0)  # returns when nothing of its namespace lives
+    os.waitpid(first, 0)  # returns when all processes of its namespace have ended
     os._exit(0)
 
 

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from lit_gpt.checks import check_at_least
 from lit_gpt.errors import UserError
 from lit_gpt.evaluation.code.humaneval import STOPS
 from lit_gpt.evaluation.intervals import mean_score
@@ -54,27 +55,27 @@ HEADERS = (
 
 _INCOMPLETE_ALLOWED = ast.PyCF_ONLY_AST | codeop.PyCF_ALLOW_INCOMPLETE_INPUT  # type: ignore[attr-defined]
 DEFINITION = (
-    "The model goes on from {headers} beginnings of Python functions, {samples} times each, up to the next definition "
-    "or {tokens} tokens. A continuation parses if it is not empty, and it and the beginning together are valid Python; "
-    "where the limit cuts it, its last line is left out, and that something is still open is no mistake. Valid Python "
-    "may be nonsense."
+    "The model completes {headers} beginnings of Python functions, {samples} times each, up to the next definition or "
+    "{tokens} tokens. A completion parses if it is not empty and valid Python together with the beginning; if it is "
+    "cut off by the limit, its last line is left out, and an open block or bracket is not an error. Valid Python may "
+    "be nonsense."
 )
 MAX_EXAMPLES = 6
 
 
 class ParsesAsPython(Measure):
-    """The share of continued functions that are valid Python.
+    """The share of completed functions that are valid Python.
 
     Args:
-        headers: Beginnings of functions; None: a few dozen that come along.
-        samples: Continuations of each.
-        temperature: Of the draws; 0 takes the likeliest token (samples 1).
-        top_p: Keep the likeliest tokens up to this much probability.
-        max_new_tokens: Of each continuation.
-        limit: Beginnings at most, the first ones; None: all.
+        headers: Beginnings of functions; null: a few dozen built-in ones.
+        samples: Number of completions of each.
+        temperature: Sampling temperature; 0 decodes greedily (with samples: 1).
+        top_p: Nucleus sampling: keep the most probable tokens up to this probability.
+        max_new_tokens: Maximum length of each completion.
+        limit: Number of beginnings to use, the first ones; null: all.
 
     Raises:
-        UserError: A number is out of bounds, or there is nothing to go on from.
+        UserError: If a number is out of bounds, or headers is empty.
     """
 
     def __init__(
@@ -86,10 +87,10 @@ class ParsesAsPython(Measure):
         max_new_tokens: int = 96,
         limit: int | None = None,
     ) -> None:
-        if samples < 1 or (limit is not None and limit < 1):
-            raise UserError(f"samples {samples} and limit {limit} of ParsesAsPython must be at least 1")
+        check_at_least("samples", samples, 1)
+        check_at_least("limit", limit, 1, "null for all")
         if headers is not None and not headers:
-            raise UserError("headers of ParsesAsPython is empty; leave it out for those that come along")
+            raise UserError("headers of ParsesAsPython is empty; leave it out for the built-in ones")
         if temperature == 0 and samples > 1:
             raise UserError(f"temperature 0 writes the same text {samples} times; raise it, or set samples: 1")
         self.headers = list(HEADERS if headers is None else headers)[:limit]
@@ -97,22 +98,20 @@ class ParsesAsPython(Measure):
         self.params = SamplingParams(max_new_tokens, temperature, top_p=top_p, stop=(*STOPS, "\n@", "\nasync def"))
 
     def run(self, subject: Subject, progress: Progress = no_progress) -> list[Result]:
-        """Go on from all beginnings and parse.
+        """Complete all beginnings and parse the results; see `Measure`.
 
         Raises:
-            UserError: No beginning leaves room in the context.
+            UserError: If every beginning fills the context.
         """
         lengths = [_num_tokens(subject, header) for header in self.headers]
         check_answer_length(self.params.max_new_tokens, subject.block_size, lengths)
-        room = [header for header, length in zip(self.headers, lengths, strict=True) if length < subject.block_size]
-        if not room:
-            raise UserError(
-                f"no beginning leaves room in the context of {subject.block_size} tokens; give shorter headers"
-            )
+        fitting = [header for header, length in zip(self.headers, lengths, strict=True) if length < subject.block_size]
+        if not fitting:
+            raise UserError(f"every beginning fills the context of {subject.block_size} tokens; give shorter headers")
         jobs = [
             (header, replace(self.params, seed=draw_seed(subject.seed, number * self.samples + sample)))
             for number, header in enumerate(self.headers)
-            if header in room
+            if header in fitting
             for sample in range(self.samples)
         ]
         written = subject.complete([header for header, _ in jobs], [params for _, params in jobs], progress)
@@ -121,7 +120,7 @@ class ParsesAsPython(Measure):
             for (header, _), one in zip(jobs, written, strict=True)
         ]
         short = answer_length_notes(self.params.max_new_tokens, subject.block_size, lengths)
-        return [self._result(subject, judged, len(self.headers) - len(room), short)]
+        return [self._result(subject, judged, len(self.headers) - len(fitting), short)]
 
     @staticmethod
     def _score(name: str, found: Mapping[str, list[bool]], items: list[str], better: Better, seed: int) -> Score:
@@ -141,10 +140,10 @@ class ParsesAsPython(Measure):
             self._score("parses", by_header, items, "higher", subject.seed),
             self._score("ended_itself", ended, items, "neither", subject.seed),
         )
-        notes = [f"{too_long} beginnings leave no room in the context and were left out."] if too_long else []
+        notes = [f"{too_long} beginnings fill the context and were left out."] if too_long else []
         return Result(
             name="parses_as_python",
-            title="Continued functions that are valid Python",
+            title="Completed functions that are valid Python",
             definition=DEFINITION.format(
                 headers=len(by_header), samples=self.samples, tokens=self.params.max_new_tokens
             ),
@@ -164,19 +163,19 @@ class ParsesAsPython(Measure):
 
 
 def parses(header: str, text: str, finished: bool) -> bool:
-    """Whether a beginning and its continuation are Python.
+    """Return whether a beginning and its completion are Python.
 
     Args:
         header: The beginning.
-        text: What follows it.
-        finished: Whether the text ended by itself, rather than where a limit cut it.
+        text: The completion.
+        finished: Whether the completion ended by itself rather than at the limit of tokens.
 
     Example:
         >>> parses("def f(x):", " return x", True), parses("def f(x):", " return", True), parses("def f(x):", "", True)
         (True, True, False)
     """
     if not finished:
-        text = text[: text.rfind("\n") + 1]  # its last line may end in the middle of a word
+        text = text[: text.rfind("\n") + 1]  # the last line may end in the middle of a word
     if not text.strip():
         return False
     try:

@@ -35,6 +35,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from lit_gpt.checks import check_at_least
 from lit_gpt.errors import UserError
 from lit_gpt.evaluation.progress import Progress, no_progress
 
@@ -59,26 +60,26 @@ _AARCH64 = {
     "bpf": 280, "userfaultfd": 282, "socket": 198,
 }  # fmt: skip
 
-_LOOKED_AT = ("clone", "clone3", "socket")
-"""Calls whose arguments decide."""
+_CHECKED_BY_ARGUMENT = ("clone", "clone3", "socket")
+"""Calls that are allowed or denied by their arguments."""
 
 
 @dataclass(frozen=True)
 class Processor:
-    """How a kind of processor numbers its system calls.
+    """The system call numbers of a processor architecture.
 
     Attributes:
-        audit: Its number in seccomp's data.
-        calls: Name → number.
+        audit: The architecture's number in seccomp's data.
+        calls: Name of a system call → its number.
     """
 
     audit: int
     calls: dict[str, int]
 
     def to_dict(self) -> dict[str, Any]:
-        """As the jail's filter takes it."""
-        denied = [number for name, number in self.calls.items() if name not in _LOOKED_AT]
-        return {"arch": self.audit, "denied": denied, **{name: self.calls[name] for name in _LOOKED_AT}}
+        """Return the table for the filter of the jail."""
+        denied = [number for name, number in self.calls.items() if name not in _CHECKED_BY_ARGUMENT]
+        return {"arch": self.audit, "denied": denied, **{name: self.calls[name] for name in _CHECKED_BY_ARGUMENT}}
 
 
 PROCESSORS = {
@@ -88,12 +89,12 @@ PROCESSORS = {
 
 
 def this_processor() -> Processor | None:
-    """The one that this runs on; None: its numbers are not known here."""
+    """Return the architecture of this machine; None if its system call numbers are not in the table."""
     return PROCESSORS.get(platform.machine())
 
 
 Ending = Literal["passed", "failed", "timeout", "output"]
-"""Reached its end; ended before it; was ended by the clock; wrote more than it may."""
+"""Reached its end; ended before it; was stopped by the timeout; wrote too much output."""
 _LAST_ERROR = re.compile(r"(?:\A|\n)(\w+)(?::[^\n]*)?\s*\Z")
 _EXCEPTIONS = {
     name for name, value in vars(builtins).items() if isinstance(value, type) and issubclass(value, BaseException)
@@ -102,21 +103,21 @@ _EXCEPTIONS = {
 
 @dataclass(frozen=True)
 class Limits:
-    """Bounds of one program.
+    """Resource limits of one program.
 
-    All together it may take `processes` · `memory_mb` + `disk_mb`.
+    In total it may use `processes` · `memory_mb` + `disk_mb` of memory.
 
     Attributes:
-        seconds: From its first line to its last. Chen et al. 2021 allow 3.
+        seconds: Wall-clock time of the program. Chen et al. 2021 allow 3.
         memory_mb: Address space of one process.
-        processes: Processes and threads that live at the same time, the program's own included.
-        open_files: Of one process.
-        disk_mb: Of all files in its `/tmp`, which is memory.
-        disk_files: Their number.
-        output_kb: That it may write to standard output and standard error.
+        processes: Processes and threads alive at the same time, including the program's own.
+        open_files: Open files of one process.
+        disk_mb: Size of all files in its `/tmp`, which is in memory.
+        disk_files: Number of files in its `/tmp`.
+        output_kb: Output to standard output and standard error.
 
     Raises:
-        UserError: A bound that is not positive, or memory that Python cannot start in.
+        UserError: If a limit is not positive, or too little memory for Python to start.
     """
 
     seconds: float = 3.0
@@ -130,12 +131,10 @@ class Limits:
     def __post_init__(self) -> None:
         least = {"seconds": 0.01, "memory_mb": 64, "open_files": 8}
         for field in fields(self):
-            value, low = getattr(self, field.name), least.get(field.name, 1)
-            if not (math.isfinite(value) and value >= low):
-                raise UserError(f"limits.{field.name} is {value}, it must be a finite number of at least {low}")
+            check_at_least(f"limits.{field.name}", getattr(self, field.name), least.get(field.name, 1))
 
     def resources(self) -> dict[str, int]:
-        """As setrlimit(2) takes them."""
+        """Return the limits for setrlimit(2)."""
         return {
             "RLIMIT_AS": self.memory_mb << 20,
             "RLIMIT_CPU": math.ceil(self.seconds) + 1,
@@ -150,11 +149,11 @@ class Limits:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one program.
+    """The outcome of one program.
 
     Attributes:
         ending: How it ended.
-        output: What it wrote, cut at the limit; text of a program that nobody trusts.
+        output: Its output, cut off at the limit; untrusted text.
     """
 
     ending: Ending
@@ -162,12 +161,12 @@ class Outcome:
 
     @property
     def passed(self) -> bool:
-        """Whether it reached its end, which is that of its tests."""
+        """Whether it reached its end, that is, passed its tests."""
         return self.ending == "passed"
 
     @property
     def reason(self) -> str:
-        """For a table: `passed`, `timeout`, `output`, the name of one of Python's own exceptions, or `ended early`."""
+        """`passed`, `timeout`, `output`, the name of a built-in exception, or `ended early`."""
         if self.ending != "failed":
             return self.ending
         last = _LAST_ERROR.search(self.output)
@@ -189,35 +188,35 @@ if os.getpid() == own:
 os._exit(0)
 """
 START_SECONDS = 30.0
-"""For the jail to stand; the program's own time begins after."""
+"""Time to set up the jail; the program's own time starts after it."""
 BEGUN, REFUSED = b"begun ", b"refused "
 END_SECONDS = 10.0
-"""For the kernel to end what a jail holds."""
+"""Time for the kernel to end all processes of a jail."""
 REPORT_BYTES = 4096
 JAIL = Path(__file__).with_name("jail.py")
 SYSTEM_FOLDERS = ("/usr", "/lib", "/lib32", "/lib64", "/bin", "/nix/store", "/etc/ld.so.cache")
 
 
 class JailError(UserError):
-    """A jail could not be built; says at which step and why."""
+    """A jail could not be set up; says at which step and why."""
 
 
 class Sandbox:
-    """Runs programs, several at a time.
+    """Runs programs in jails, several at a time.
 
     Args:
-        limits: Of each program.
-        at_once: Programs that run at a time; None: as many as there are cores.
+        limits: Limits of each program.
+        at_once: Number of programs that run in parallel; None: the number of cores.
 
     Raises:
-        UserError: This is no Linux, or a processor whose system calls are not known.
+        UserError: If this is not Linux, or an architecture whose system calls are not in the table.
     """
 
     def __init__(self, limits: Limits = Limits(), at_once: int | None = None) -> None:
         processor = this_processor() if sys.platform == "linux" else None
         if processor is None:
             raise UserError(
-                f"programs cannot be isolated on {sys.platform} {os.uname().machine}: it takes Linux on x86-64 or "
+                f"programs cannot be isolated on {sys.platform} {os.uname().machine}: it needs Linux on x86-64 or "
                 "AArch64; run this measure there, or leave it out"
             )
         self.limits = limits
@@ -235,14 +234,14 @@ class Sandbox:
 
     @property
     def visible(self) -> set[str]:
-        """Names in the root that a program sees, besides its own `/tmp` and devices."""
+        """Names in the root directory that a program sees, besides its own `/tmp` and devices."""
         return {folder.split("/")[1] for folder in self._spec["folders"]}
 
     def run_all(self, programs: Sequence[str], progress: Progress = no_progress) -> list[Outcome]:
-        """Run programs and return what became of each, in their order.
+        """Run programs and return their outcomes, in order.
 
         Raises:
-            JailError: A jail could not be built, twice.
+            JailError: If a jail could not be set up, twice.
         """
         outcomes = []
         progress(0, len(programs))
@@ -257,23 +256,23 @@ class Sandbox:
         return outcomes
 
     def _run_twice(self, program: str) -> Outcome:
-        """A jail may fail where memory or processes of the machine are short for a moment."""
+        """Run a program, and retry once: setting up a jail may fail while memory or processes are short."""
         try:
             return self.run(program)
         except JailError:
             return self.run(program)
 
     def run(self, program: str) -> Outcome:
-        """Run one program to its end, or to that of a limit.
+        """Run one program until it ends or reaches a limit.
 
         Args:
-            program: Python source. Its text never reaches another interpreter than the jail's.
+            program: Python source, which is only ever interpreted inside the jail.
 
         Raises:
-            JailError: Its jail could not be built; the program has not run.
+            JailError: If its jail could not be set up; the program has not run.
         """
         word = secrets.token_hex(16)
-        # No path, no writing: what the program reads from cannot be changed by it.
+        # A sealed memory file: it has no path, and the program cannot change what it is read from.
         source = os.memfd_create("program", os.MFD_ALLOW_SEALING)
         report, written = os.pipe()
         try:
@@ -295,7 +294,7 @@ class Sandbox:
             _end(process)
 
     def _start(self, source: int, report: int) -> "subprocess.Popen[bytes]":
-        """Start a jail: it finds its report pipe at descriptor 3."""
+        """Start a jail, which gets the number of its report pipe."""
         spec = {**self._spec, "parent": os.getpid(), "user": random.SystemRandom().randrange(61184, 65000)}
         command = [self._spec["python"], "-I", "-S", "-B", str(JAIL), str(report), json.dumps(spec)]
         return subprocess.Popen(
@@ -310,9 +309,9 @@ class Sandbox:
         )
 
     def _watch(self, process: "subprocess.Popen[bytes]", report: int, word: bytes) -> Outcome:
-        """Read what a jail says until it has ended or must be."""
+        """Read a jail's report and output until it ends or reaches a limit."""
         assert process.stdout is not None
-        told, output = b"", b""
+        reported, output = b"", b""
         ending: Ending | None = None
         deadline = time.monotonic() + START_SECONDS
         begun = False
@@ -328,36 +327,37 @@ class Sandbox:
                     if not piece:
                         selector.unregister(key.fd)
                     elif key.fd == report:
-                        told = (told + piece)[: REPORT_BYTES + 1]
+                        reported = (reported + piece)[: REPORT_BYTES + 1]
                     else:
                         output = (output + piece)[: most + 1]
-                if not begun and told.startswith(BEGUN):
+                if not begun and reported.startswith(BEGUN):
                     begun, deadline = True, time.monotonic() + self.limits.seconds
-                if len(output) > most or len(told) > REPORT_BYTES:
+                if len(output) > most or len(reported) > REPORT_BYTES:
                     ending = "output"
                 elif time.monotonic() > deadline:
                     ending = "timeout"
         if not begun:
-            reason = told.removeprefix(REFUSED).decode("utf-8", "replace") or output[-500:].decode("utf-8", "replace")
-            raise JailError(f"a jail for a program could not be built: {reason.strip() or 'no word from it'}")
-        passed = ending is None and told == BEGUN + word
+            reason = reported.removeprefix(REFUSED).decode("utf-8", "replace")
+            reason = reason or output[-500:].decode("utf-8", "replace")
+            raise JailError(f"a jail for a program could not be set up: {reason.strip() or 'it reported nothing'}")
+        passed = ending is None and reported == BEGUN + word
         return Outcome(ending or ("passed" if passed else "failed"), output[:most].decode("utf-8", "replace"))
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
-    """End a jail and all that lives in it; it tells so by ending itself."""
+    """End a jail and all of its processes; it ends itself only after they have ended."""
     assert process.stdout is not None
     process.stdout.close()
     process.terminate()
     try:
         process.wait(END_SECONDS)
     except subprocess.TimeoutExpired:
-        process.kill()  # the kernel ends its process 1, and with it the rest
+        process.kill()  # the kernel ends its process 1, and with it all others
         process.wait()
 
 
 def _folders(python: str) -> list[str]:
-    """What a program sees of this machine: the system's libraries, and Python where it lies elsewhere."""
+    """Return the folders that a program sees: the system's libraries, and Python if it is elsewhere."""
     wanted = [*SYSTEM_FOLDERS, os.path.realpath(sys.base_prefix), python]
     folders: list[str] = []
     for path in wanted:
@@ -378,7 +378,7 @@ def attempt(name, action):
         found[name] = False
 
 def fork_many():
-    # At most as many as asked for, and each waits for this one: a check of the limit, not a bomb.
+    # Slightly more than the limit, and each waits for this one: a check of the limit, not a fork bomb.
     here, there = os.pipe()
     children = []
     try:
@@ -416,7 +416,7 @@ def capabilities():
     ctypes.CDLL(None).capget(header, data)
     return any(data)
 
-# A limit on the size of files ends a program with a signal; here it is to be an error.
+# Exceeding the limit on file sizes raises a signal by default; here it must be an error.
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 libc = ctypes.CDLL(None)
 attempt("is root", lambda: 0 in (os.getuid(), os.geteuid()))
@@ -439,16 +439,16 @@ print(json.dumps(found))
 
 
 def check_isolation(limits: Limits = Limits()) -> list[str]:
-    """Try everything that the jail is to prevent.
+    """Attempt everything that the jail must prevent.
 
     Args:
-        limits: That the jail shall hold; time is extended for the check.
+        limits: Limits that the jail must enforce; the time limit is extended for the check.
 
     Returns:
-        What was tried, each in vain.
+        The attempts, all of which failed.
 
     Raises:
-        UserError: The jail cannot be built here, or leaks; says where.
+        UserError: If the jail cannot be set up here, or an attempt succeeds; says which.
     """
     limits = Limits(**{**vars(limits), "seconds": max(limits.seconds, 20.0)})
     sandbox = Sandbox(limits, at_once=1)
@@ -467,8 +467,8 @@ def check_isolation(limits: Limits = Limits()) -> list[str]:
             outcome = sandbox.run(program)
         except JailError as error:
             raise UserError(
-                f"programs cannot be isolated on this machine ({error}); it takes Linux that lets an ordinary user "
-                "make namespaces (sysctl kernel.unprivileged_userns_clone and user.max_user_namespaces; in Docker "
+                f"programs cannot be isolated on this machine ({error}); it needs a Linux that lets an ordinary user "
+                "create namespaces (sysctl kernel.unprivileged_userns_clone and user.max_user_namespaces; in Docker "
                 "--security-opt seccomp=unconfined). Nothing was run"
             ) from error
     if not outcome.passed:

@@ -1,10 +1,10 @@
-"""Names → lm-eval's tasks.
+"""Find lm-eval's tasks by name.
 
-A name with a file in `data` is one of our forms (`tasks/*.yaml`) on that file, and needs no network; a name that is no
-form is read as multiple choice. Any other name is a task, group or tag of the folders in `include_path`, or of lm-eval
-itself, whose data then come from the Hugging Face hub.
+A name with a file in `data` is one of our task files (`tasks/*.yaml`) on that file, and needs no network; if there is
+no task file of that name, it is read as multiple choice. Any other name is a task, group or tag of the folders in
+`include_path`, or of lm-eval itself, whose data come from the Hugging Face hub.
 
-A task folder is code as much as data (`!function` names Python): give folders that you trust.
+A task folder is code as well as data (`!function` names Python): use only folders that you trust.
 """
 
 import random
@@ -24,7 +24,7 @@ from lit_gpt.suggest import nearest
 FORMS = Path(__file__).parent / "tasks"
 OTHER_FORM = "multiple_choice"
 SEED = 1234
-"""Of the examples shown before a question, and of whatever a task draws: lm-eval's own."""
+"""Seed of few-shot examples and of everything a task samples: lm-eval's own default."""
 
 
 class Found:
@@ -32,7 +32,7 @@ class Found:
 
     Attributes:
         tasks: Every single task.
-        groups: Those that were asked for, or that these hold.
+        groups: The groups that were requested, and those inside them.
     """
 
     def __init__(self) -> None:
@@ -40,7 +40,7 @@ class Found:
         self.groups: dict[str, Any] = {}
 
     def add(self, loaded: Mapping[str, Any]) -> None:
-        """Take in what a `TaskManager` has loaded."""
+        """Add what a `TaskManager` has loaded."""
         for name, task in loaded["tasks"].items():
             if name in self.tasks:
                 raise UserError(f"the task {name!r} is asked for twice, alone or in a group; leave one of them out")
@@ -63,8 +63,8 @@ def find_tasks(
         fewshot_data: Name → a file of examples to show, for names that have a file.
 
     Raises:
-        UserError: No task has such a name (the nearest ones are named), a file cannot be used, data cannot be had, or a
-            task runs the code that a model writes.
+        UserError: If no task has such a name (with the nearest ones), a file cannot be used, data is not available, or
+            a task runs code that a model writes.
     """
     data, fewshot_data = data or {}, fewshot_data or {}
     if not names:
@@ -102,7 +102,7 @@ def task_on_docs(form: str, docs: Sequence[Mapping[str, Any]]) -> Any:
 
 
 def form_names() -> list[str]:
-    """The forms of files that come along."""
+    """Return the names of our task files."""
     return sorted(path.stem for path in FORMS.glob("*.yaml"))
 
 
@@ -117,7 +117,7 @@ def _on_file(forms: TaskManager, name: str, file: str, fewshot_file: str | None)
         if form == name:
             raise
         raise UserError(
-            f"{error} ({name!r} is read as {OTHER_FORM}; the other forms are {', '.join(form_names())})"
+            f"{error} ({name!r} is read as {OTHER_FORM}; the other task files are {', '.join(form_names())})"
         ) from error
     (task,) = loaded["tasks"].values()
     task.config.task = name
@@ -128,12 +128,12 @@ def _folders(include_path: str | Sequence[str] | None) -> list[str]:
     folders = [include_path] if isinstance(include_path, str) else list(include_path or ())
     for folder in folders:
         if not Path(folder).is_dir():
-            raise UserError(f"include_path {folder} is no folder; name one with task files (*.yaml)")
+            raise UserError(f"include_path {folder} is not a folder; name one with task files (*.yaml)")
     return folders
 
 
 def _named(names: list[str], folders: list[str]) -> tuple[TaskManager, list[str]]:
-    """A manager that knows all of these names; lm-eval's own thousands of files are read only where they are needed."""
+    """Return a manager that knows all names; lm-eval's thousands of files are read only if they are needed."""
     known: list[str] = []
     for with_defaults in (False, True) if folders else (True,):
         manager = _manager(tuple(folders), with_defaults)
@@ -150,15 +150,15 @@ def _named(names: list[str], folders: list[str]) -> tuple[TaskManager, list[str]
 
 @lru_cache(maxsize=4)
 def _manager(folders: tuple[str, ...], with_defaults: bool) -> TaskManager:
-    """Reading lm-eval's own files takes seconds."""
+    """Return a manager, cached because reading lm-eval's own files takes seconds."""
     return TaskManager(include_path=list(folders) or None, include_defaults=with_defaults)
 
 
 def _refuse_unsafe(manager: TaskManager, name: str) -> None:
-    """Refuse tasks that run what a model writes, before they load: loading alone may fetch and run code of the hub.
+    """Raise for a task that runs code a model wrote, before it loads: loading alone may run code from the hub.
 
     Raises:
-        UserError: The task, or one of the group or tag, is of that kind.
+        UserError: If the task, or one of the group or tag, is such a task.
     """
     entry = manager.task_index.get(name)
     if entry is None:
@@ -194,14 +194,14 @@ def _loaded(manager: TaskManager, name: str) -> dict[str, Any]:
     except (DatasetNotFoundError, ConnectionError, FileNotFoundError, huggingface_hub.errors.HfHubHTTPError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
-            f"the data of task {name!r} are neither here nor can they be had from the hub: {reason}; give a file with "
-            f"data: {{{name}: <file>}} for one of the forms {', '.join(form_names())}"
+            f"the data of task {name!r} is neither here nor available from the hub: {reason}; give a file with "
+            f"data: {{{name}: <file>}} for one of our task files {', '.join(form_names())}"
         ) from error
 
 
 @contextmanager
 def _seeded() -> Iterator[None]:
-    """Tasks that shuffle as they load do it the same way each time, and nobody else's random numbers change."""
+    """Seed the global generators for tasks that shuffle while loading, and restore their state."""
     state, numpy_state = random.getstate(), np.random.get_state()
     random.seed(SEED)
     np.random.seed(SEED)

@@ -1,9 +1,9 @@
-"""The files that people keep of well-known benchmarks, read into the columns that our task files expect.
+"""Local files of well-known benchmarks, read into the columns that our task files expect.
 
-Each function here is named as `custom_dataset` in a task file of `tasks/` and returns lm-eval's data set: a split
-`test` that is asked and, where there is a second file, a split `fewshot` of examples to show. A row without what a
-form needs is refused by file and row. Columns rather than templates, where that will do: lm-eval compiles a template
-again for every question.
+Each function here is named as `custom_dataset` in a task file of `tasks/` and returns lm-eval's dataset: a split `test`
+of the questions and, if there is a second file, a split `fewshot` of examples to show. A row that does not fit the
+format is an error that names file and row. Task files refer to columns rather than templates where possible, because
+lm-eval compiles a template again for every question.
 """
 
 import re
@@ -24,29 +24,29 @@ class UnfitRowError(UserError):
 
 
 def hellaswag(file: str, fewshot_file: str | None = None, **_: Any) -> Any:
-    """HellaSwag's jsonl (Zellers et al. 2019): `ctx`, or `ctx_a`, `ctx_b` and `activity_label`; `endings`; `label`."""
+    """Read HellaSwag's jsonl (Zellers et al. 2019): `ctx` or its parts (`ctx_a`, ...), `endings`, `label`."""
     return file_docs(_hellaswag, file, fewshot_file)
 
 
 def truthfulqa(file: str, fewshot_file: str | None = None, **_: Any) -> Any:
-    """TruthfulQA's `mc_task.json` (Lin et al. 2022): `question`, `mc1_targets`, `mc2_targets` {answer: 1 or 0}."""
+    """Read TruthfulQA's `mc_task.json` (Lin et al. 2022): `question`, `mc1_targets`, `mc2_targets` {answer: 1 or 0}."""
     return file_docs(_truthfulqa, file, fewshot_file)
 
 
 def mc2_scores(doc: Mapping[str, Any], results: Sequence[tuple[float, bool]]) -> dict[str, float]:
-    """The true answers' share of the probability of all answers: lm-eval's, without underflow for long answers."""
+    """Return the true answers' share of the probability of all answers, as lm-eval but without underflow."""
     logprobs = np.array([logprob for logprob, _ in results])
     shares = np.exp(logprobs - logprobs.max())
     return {"acc": float(shares[np.array(doc["mc2_labels"]) == 1].sum() / shares.sum())}
 
 
 def gsm8k(file: str, fewshot_file: str | None = None, **_: Any) -> Any:
-    """GSM8K's jsonl (Cobbe et al. 2021): `question`, and `answer` that ends with `#### 42`."""
+    """Read GSM8K's jsonl (Cobbe et al. 2021): `question`, and `answer` that ends with `#### 42`."""
     return file_docs(_gsm8k, file, fewshot_file)
 
 
 def multiple_choice(file: str, fewshot_file: str | None = None, **_: Any) -> Any:
-    """Any questions with choices: csv, tsv, jsonl, json or parquet.
+    """Read any questions with choices: csv, tsv, jsonl, json or parquet.
 
     `question`; the choices as a list in `choices`, or in columns `A`, `B`, `C`, ... or `choice_1`, `choice_2`, ...;
     `answer`: the right one's letter, its text, or its number from 0 (`label` is another name for it).
@@ -100,7 +100,7 @@ def _hellaswag(row: Row) -> dict[str, Any]:
 
 
 def _without_brackets(text: str) -> str:
-    """As lm-eval's task: brackets are left from WikiHow."""
+    """Remove the brackets left over from WikiHow, as lm-eval's task does."""
     return re.sub(r"\[.*?\]", "", text.strip().replace(" [title]", ". ")).replace("  ", " ")
 
 

@@ -1,10 +1,11 @@
-"""The measure: tasks by name, one result for each."""
+"""The measure `Harness`: lm-eval's tasks by name, one result for each."""
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, get_args
 
+from lit_gpt.checks import check_at_least, check_one_of
 from lit_gpt.errors import UserError
 from lit_gpt.evaluation.likelihood import Opening
 from lit_gpt.evaluation.measure import Measure
@@ -19,20 +20,20 @@ class Harness(Measure):
 
     Args:
         tasks: Tasks, groups or tags of lm-eval, patterns such as `blimp_*`, or names of files in `data`.
-        data: Task → a file of its questions, for those that come from disk: hellaswag (jsonl), truthfulqa_mc1 and
-            truthfulqa_mc2 (mc_task.json), gsm8k (jsonl); any other name is multiple choice (csv, jsonl, ... with
-            question, choices and answer).
-        fewshot_data: Task → a file of examples to show before a question, for tasks that have a file; without, they are
-            drawn from the other questions.
+        data: Task → a local file of its questions: hellaswag (jsonl), truthfulqa_mc1, truthfulqa_mc2 and truthfulqa
+            (mc_task.json), gsm8k (jsonl), crows_pairs (csv), bbq (jsonl); any other name is multiple choice (csv,
+            jsonl, ... with question, choices and answer).
+        fewshot_data: Task → a file of examples to show before a question, for tasks with a file; without one, they are
+            sampled from the other questions.
         include_path: Folders with task files of your own. They may name Python code, which is run.
-        num_fewshot: Examples before each question; null: as each task says.
-        limit: The first so many questions of each task; null: all.
-        apply_chat_template: Put questions as a user's turn. null or false: as plain text.
-        fewshot_as_multiturn: Under a chat template, examples are turns of their own.
-        max_gen_toks: New tokens of a written answer; null: as each task says (256 where it says nothing).
-        opening: What opens a text: `trained`: what the model was trained with; `hf`: what lm-eval's own `hf` model
-            puts there; `auto`: the second for published models, the first for our own.
-        max_batch_tokens: Tokens of one forward, for likelihoods; null: what suits the device.
+        num_fewshot: Number of examples before each question; null: the task's own.
+        limit: Number of questions of each task, the first ones; null: all.
+        apply_chat_template: Put questions as a user's turn; null or false: as plain text.
+        fewshot_as_multiturn: With a chat template, make each example a turn of its own.
+        max_gen_toks: Maximum length of a generated answer; null: the task's own (256 if it has none).
+        opening: Tokens that open a text: `trained`: those of training; `hf`: those of lm-eval's own `hf` model; `auto`:
+            `hf` for published models, `trained` for our own.
+        max_batch_tokens: Maximum number of tokens of one forward, for likelihoods; null: chosen by device.
     """
 
     def __init__(
@@ -52,27 +53,22 @@ class Harness(Measure):
         self.tasks = [tasks] if isinstance(tasks, str) else list(tasks)
         if not self.tasks:
             raise UserError("no tasks are named; name some, such as hellaswag")
-        for name, value, least in (
-            ("num_fewshot", num_fewshot, 0),
-            ("limit", limit, 1),
-            ("max_gen_toks", max_gen_toks, 1),
-            ("max_batch_tokens", max_batch_tokens, 1),
-        ):
-            if value is not None and value < least:
-                raise UserError(f"{name} is {value}, it must be at least {least}")
-        if opening not in ("auto", "trained", "hf"):
-            raise UserError(f"opening is {opening!r}, it must be auto, trained or hf")
+        check_at_least("num_fewshot", num_fewshot, 0)
+        check_at_least("limit", limit, 1, "null for all")
+        check_at_least("max_gen_toks", max_gen_toks, 1)
+        check_at_least("max_batch_tokens", max_batch_tokens, 1)
+        check_one_of("opening", opening, get_args(Opening))
         self.data, self.fewshot_data, self.include_path = dict(data or {}), dict(fewshot_data or {}), include_path
         self.num_fewshot, self.limit, self.max_gen_toks = num_fewshot, limit, max_gen_toks
         self.apply_chat_template, self.fewshot_as_multiturn = bool(apply_chat_template), fewshot_as_multiturn
         self.opening, self.max_batch_tokens = opening, max_batch_tokens
 
     def run(self, subject: Subject, progress: Progress = no_progress) -> list[Result]:
-        """Ask all tasks together: requests of all of them share batches.
+        """Run all tasks together: requests of all of them share batches.
 
         Args:
             subject: The model.
-            progress: Told how many requests of a kind are done.
+            progress: Called with the number of requests of one kind (likelihood, generation) done.
 
         Returns:
             One result for each task, then one for each group.
@@ -94,7 +90,7 @@ class Harness(Measure):
                 self._set_options(task, SEED)
             for name, task in found.tasks.items():
                 model.check_answer_length(task, name)
-            said: Any = evaluate(
+            output: Any = evaluate(
                 model,
                 task_dict={"tasks": found.tasks, "groups": found.groups},
                 limit=self.limit,
@@ -109,18 +105,18 @@ class Harness(Measure):
             "seed": SEED,
         }
         results = [
-            task_result(name, task, said, settings | self._files(name), subject.seed)
+            task_result(name, task, output, settings | self._files(name), subject.seed)
             for name, task in found.tasks.items()
         ]
-        return results + group_results(found.groups, said, results, settings, subject.seed)
+        return results + group_results(found.groups, output, results, settings, subject.seed)
 
     def _set_options(self, task: Any, seed: int) -> None:
-        """As lm-eval's own entry does: a task that says 0 examples keeps it."""
+        """Set the options of a task as lm-eval's own entry point does: a task that says 0 examples keeps it."""
         if self.max_gen_toks is not None and task.OUTPUT_TYPE == "generate_until":
             task.set_config(key="generation_kwargs", value={"max_gen_toks": self.max_gen_toks}, update=True)
-        said = task.get_config("num_fewshot")
-        if said is None or (self.num_fewshot is not None and said != 0):
-            task.set_config(key="num_fewshot", value=self.num_fewshot or 0)
+        own = task.get_config("num_fewshot")
+        if own is None or (self.num_fewshot is not None and own != 0):
+            task.set_config(key="num_fewshot", value=0 if self.num_fewshot is None else self.num_fewshot)
         task.set_fewshot_seed(seed=seed)
 
     def _files(self, name: str) -> dict[str, str]:

@@ -1,12 +1,12 @@
-"""Our model as lm-eval's `LM`: the three things that its tasks ask.
+"""Our model as lm-eval's `LM`, with the three kinds of requests of its tasks.
 
-- `loglikelihood`: how probable given continuations are, with shared beginnings computed once;
-- `loglikelihood_rolling`: how probable a whole text is, in windows that do not overlap;
-- `generate_until`: what it writes up to a stop string, through the batching engine.
+- `loglikelihood`: the log-likelihood of given continuations, with shared beginnings computed once;
+- `loglikelihood_rolling`: the log-likelihood of a whole text, in windows that do not overlap;
+- `generate_until`: a completion up to a stop string, through the batching engine.
 
-What opens a text decides the numbers, so it is a setting. A model that was trained here reads a text as it was trained
-to, after its separator. A published model reads it as lm-eval's own `hf` model hands it over, after what the
-tokenizer's rules put there, so that scores can be compared with published ones item by item.
+The opening tokens of a text change the scores, so they are a setting. A model that was trained here reads a text as in
+training, after its separator. A published model reads it as lm-eval's own `hf` model passes it, after what the
+tokenizer's rules put first, so that scores can be compared with published ones item by item.
 """
 
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ from lit_gpt.evaluation.subject import Subject
 from lit_gpt.generation.request import MAX_STOPS, SamplingParams
 
 DEFAULT_MAX_GEN_TOKS = 256
-"""New tokens where a task names no number, as lm-eval has it."""
+"""Maximum length of an answer if a task does not say, as in lm-eval."""
 
 
 class ChoiceLogprob(tuple[float, bool]):
@@ -41,15 +41,15 @@ class ChoiceLogprob(tuple[float, bool]):
 
 
 class HarnessModel(LM):
-    """A subject as lm-eval sees it.
+    """A subject as lm-eval's `LM`.
 
     Args:
         subject: The model.
-        opening: What opens a text: what the model was trained with, what lm-eval's `hf` model puts there, or auto: the
-            second for published models, the first for our own. Under a chat template, which writes all, nothing does.
-        chat: Requests are rendered by the chat template, so special tokens in them are tokens.
-        max_batch_tokens: Tokens of one forward; None = what suits the device.
-        progress: Told how many requests of a kind are done.
+        opening: Tokens that open a text: those of training, those of lm-eval's `hf` model, or auto: the second for
+            published models, the first for our own. A chat template writes its own opening, so nothing is added.
+        chat: Requests are rendered by the chat template, so special tokens in them are parsed as tokens.
+        max_batch_tokens: Maximum number of tokens of one forward; None = chosen by device.
+        progress: Called with the number of requests of one kind done.
 
     Raises:
         UserError: `chat` for a model without a chat template.
@@ -78,19 +78,19 @@ class HarnessModel(LM):
         self.likelihoods = LogLikelihoods(subject.model, tokenizer, max_batch_tokens, pairs)
 
     def loglikelihood(self, requests: list[Instance]) -> list[ChoiceLogprob]:
-        """Log-likelihood in nats of each (context, continuation), and whether greedy decoding would write it."""
+        """Return the log-likelihood in nats of each (context, continuation), and whether it is the greedy one."""
         found = self.likelihoods.of_texts([request.args for request in requests], self.progress)
         return [ChoiceLogprob(one) for one in found]
 
     def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
-        """Log-likelihood in nats of each whole text, each token predicted once with what came before in its window."""
+        """Return the log-likelihood in nats of each text; each token is predicted once, within its window."""
         pairs = self.likelihoods.pairs
         contexts: list[list[int]] = []
         continuations: list[list[int]] = []
         owners: list[int] = []
         texts = pairs.encode_texts([request.args[0] for request in requests])
         for number, ids in enumerate(texts):
-            # As `hf`: what its tokenizer puts before a text is predicted too, after one more opening token.
+            # As `hf`: the tokens that its tokenizer puts before a text are predicted too, after one more opening token.
             whole = [*pairs.opening_ids, *ids] if self.opening == "hf" else ids
             windows = utils.get_rolling_token_windows(
                 token_list=whole,
@@ -108,39 +108,39 @@ class HarnessModel(LM):
         return totals
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
-        """What the model writes after each context, up to a stop string."""
+        """Return the completion of each context, up to a stop string."""
         prompts, settings, stops = [], [], []
         encoded = self.likelihoods.pairs.encode_texts([request.args[0] for request in requests])
         for request, ids in zip(requests, encoded, strict=True):
             kwargs = normalize_gen_kwargs(request.args[1], DEFAULT_MAX_GEN_TOKS)
             params, until = self._params(kwargs, request.task_name or "")
-            room = self.subject.block_size - params.max_new_tokens
-            prompts.append(self.likelihoods.pairs.open(ids)[-room:])
+            capacity = self.subject.block_size - params.max_new_tokens
+            prompts.append(self.likelihoods.pairs.open(ids)[-capacity:])
             settings.append(params)
             stops.append(until)
         completions = self.subject.generate(prompts, settings, self.progress)
         decode = self.subject.tokenizer.backend.decode
-        # As `hf`: special tokens that the model wrote are no text.
+        # As `hf`: special tokens that the model wrote are not text.
         texts = [decode(completion.token_ids, skip_special_tokens=True) for completion in completions]
         return [postprocess_generated_text(text, until, None) for text, until in zip(texts, stops, strict=True)]
 
     def check_answer_length(self, task: Any, name: str) -> None:
-        """Refuse a task whose answers leave no room for a prompt, before any task is asked.
+        """Raise if a task's answers leave nothing of the context for a prompt, before any task runs.
 
         Raises:
-            UserError: It is one.
+            UserError: With the lengths.
         """
         if task.OUTPUT_TYPE == "generate_until":
             asked = dict(task.get_config("generation_kwargs") or {})
             self._params(normalize_gen_kwargs(asked, DEFAULT_MAX_GEN_TOKS), name)
 
     def _params(self, kwargs: Mapping[str, Any], task: str) -> tuple[SamplingParams, list[str]]:
-        """What a task's `generation_kwargs` mean to our engine."""
+        """Convert a task's `generation_kwargs` to sampling parameters and stop strings."""
         asked = int(kwargs["max_gen_toks"])
         block_size = self.subject.block_size
         if asked >= block_size:
             raise UserError(
-                f"task {task!r} asks for {asked} new tokens, which leaves no room for a prompt in the model's "
+                f"task {task!r} asks for {asked} new tokens, which leaves nothing for a prompt in the model's "
                 f"block_size of {block_size}; set max_gen_toks lower"
             )
         until = [stop for stop in kwargs.get("until", []) if stop]
@@ -158,7 +158,7 @@ class HarnessModel(LM):
         ), until
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """A conversation as the model's prompt; without a generation prompt its last turn is left open."""
+        """Render a conversation as a prompt; without a generation prompt its last turn is left open."""
         assert self.subject.renderer is not None
         turns = [Message(role=turn["role"], content=turn["content"]) for turn in chat_history]  # type: ignore[typeddict-item]
         text = self.subject.renderer(turns, add_generation_prompt, needs_mask=False).text
@@ -168,10 +168,10 @@ class HarnessModel(LM):
         return text[: text.rindex(last) + len(last)]
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
-        """The template's source, for lm-eval's records."""
+        """Return the template's source, for lm-eval's records."""
         return self.subject.renderer.template.source if self.chat and self.subject.renderer is not None else None
 
     @property
     def tokenizer_name(self) -> str:
-        """What lm-eval's caches of requests go by."""
+        """Key of lm-eval's cache of requests."""
         return self.subject.tokenizer.fingerprint

@@ -1,4 +1,4 @@
-"""What lm-eval says of a task → our result: each metric with its interval and its part of every question."""
+"""Convert lm-eval's scores of a task to our result: each metric with its interval and its value for every question."""
 
 import math
 import statistics
@@ -12,11 +12,11 @@ from lit_gpt.evaluation.intervals import bootstrap_mean
 from lit_gpt.evaluation.result import Better, Example, Interval, Result, Score
 
 RESAMPLES = 1000
-"""Of metrics that are no means (corpus BLEU, perplexity over words, F1)."""
+"""Bootstrap resamples of metrics that are not means (corpus BLEU, perplexity over words, F1)."""
 MAX_WRONG, MAX_RIGHT = 4, 2
-"""Examples shown."""
+"""Number of examples shown."""
 MAX_CHARACTERS = 600
-"""Of a prompt in an example: its end."""
+"""Length of a prompt in an example: its end is shown."""
 
 SOURCES = {
     "hellaswag": "HellaSwag (Zellers et al. 2019, arXiv:1905.07830)",
@@ -37,33 +37,33 @@ DEFINITIONS = {
 }
 
 
-def task_result(name: str, task: Any, said: Mapping[str, Any], settings: Mapping[str, Any], seed: int) -> Result:
-    """One task's result.
+def task_result(name: str, task: Any, output: Mapping[str, Any], settings: Mapping[str, Any], seed: int) -> Result:
+    """Return the result of one task.
 
     Args:
-        name: The task's.
-        task: lm-eval's.
-        said: What lm-eval's `evaluate` returned, with samples.
-        settings: What holds for all tasks of this run.
-        seed: Of the resamples.
+        name: Name of the task.
+        task: lm-eval's task.
+        output: The return value of lm-eval's `evaluate`, with samples.
+        settings: Settings common to all tasks of this run.
+        seed: Seed of the resamples.
     """
-    samples = said["samples"][name]
-    directions = said["higher_is_better"].get(name, {})
+    samples = output["samples"][name]
+    directions = output["higher_is_better"].get(name, {})
     scores = []
     for metric, filtered in _metrics(samples):
         rows = [row for row in samples if row["filter"] == filtered and metric in row["metrics"]]
-        value = float(said["results"][name][f"{metric},{filtered}"])
+        value = float(output["results"][name][f"{metric},{filtered}"])
         aggregate = task.aggregation().get(metric, mean)
         scores.append(_score(metric, filtered, rows, value, aggregate, directions.get(metric, True), seed))
-    config = said["configs"][name]
-    shots = said["n-shot"].get(name, 0)
+    config = output["configs"][name]
+    shots = output["n-shot"].get(name, 0)
     metrics = [metric for metric, _ in _metrics(samples)]
     defined = [DEFINITIONS.get(metric, f"{metric}: as lm-eval defines it") for metric in dict.fromkeys(metrics)]
     if name == "truthfulqa_mc2":
         defined = ["acc: mean over questions of the true answers' share of the probability of all answers"]
     data = config.get("dataset_path") or "a file"
     notes = []
-    total = said["n-samples"][name]["original"]
+    total = output["n-samples"][name]["original"]
     if scores and scores[0].count < total:
         notes.append(f"The first {scores[0].count} of {total} questions (limit).")
     return Result(
@@ -73,23 +73,23 @@ def task_result(name: str, task: Any, said: Mapping[str, Any], settings: Mapping
         source=SOURCES.get(name, f"lm-eval's task {name}, on {data}"),
         scores=tuple(scores),
         examples=_examples(task, samples),
-        settings={**settings, "num_fewshot": shots, "task_version": said["versions"].get(name)},
+        settings={**settings, "num_fewshot": shots, "task_version": output["versions"].get(name)},
         notes=tuple(notes),
     )
 
 
 def group_results(
     groups: Mapping[str, Any],
-    said: Mapping[str, Any],
+    output: Mapping[str, Any],
     results: Sequence[Result],
     settings: Mapping[str, Any],
     seed: int,
 ) -> list[Result]:
-    """A result for each group that has scores of its own; its interval is over the questions of all its tasks."""
+    """Return a result for each group with scores of its own; its interval is over the questions of all its tasks."""
     of_tasks = {result.name: result for result in results}
     found = []
     for name, group in groups.items():
-        values = {key: value for key, value in said.get("groups", {}).get(name, {}).items() if "," in key}
+        values = {key: value for key, value in output.get("groups", {}).get(name, {}).items() if "," in key}
         members = [of_tasks[task.task_name] for task in group.get_all_tasks()]
         scores = []
         for key, value in values.items():
@@ -106,7 +106,7 @@ def group_results(
             }
             pooled = bool(parts) and abs(statistics.fmean(parts.values()) - value) < 1e-9
             interval = _interval(parts, seed) if pooled else None
-            better = said["higher_is_better"].get(name, {}).get(metric, True)
+            better = output["higher_is_better"].get(name, {}).get(metric, True)
             scores.append(
                 Score(
                     called,
@@ -134,7 +134,7 @@ def group_results(
 
 
 def _metrics(samples: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    """(metric, filter) of a task, each once, in order."""
+    """Return the (metric, filter) pairs of a task, each once, in order."""
     return list(dict.fromkeys((metric, row["filter"]) for row in samples for metric in row["metrics"]))
 
 
@@ -172,7 +172,7 @@ def _interval(parts: Mapping[str, float], seed: int) -> Interval | None:
 
 
 def _resampled(items: list[Any], aggregate: Callable[[list[Any]], Any], seed: int) -> Interval | None:
-    """The percentile bootstrap of any function of the items."""
+    """Return the percentile bootstrap interval of any function of the items."""
     if len(items) < 2:
         return None
     generator = np.random.default_rng(seed)
@@ -185,7 +185,7 @@ def _resampled(items: list[Any], aggregate: Callable[[list[Any]], Any], seed: in
 
 
 def _examples(task: Any, samples: Sequence[Mapping[str, Any]]) -> tuple[Example, ...]:
-    """Some wrong answers and some right ones, by the first metric."""
+    """Return some wrong answers and some right ones, by the first metric."""
     metrics = _metrics(samples)
     if not metrics:
         return ()

@@ -1,1 +1,1 @@
-"""Safety: what a model remembers of its training, and how it behaves."""
+"""Safety: what a model memorised of its training text, and how it behaves."""

@@ -32,12 +32,13 @@ from pathlib import Path
 import torch
 
 from lit_gpt.atomic import whole_folder
+from lit_gpt.checks import check_at_least
 from lit_gpt.data.records import BadInput, read_records
 from lit_gpt.data.tokenizers import Tokenizer
 from lit_gpt.errors import UserError
 from lit_gpt.evaluation.intervals import mean_score, share_score
 from lit_gpt.evaluation.measure import Measure, limited, seeded
-from lit_gpt.evaluation.progress import Progress, no_progress
+from lit_gpt.evaluation.progress import Progress, no_progress, part_of
 from lit_gpt.evaluation.result import Chart, Example, Result
 from lit_gpt.evaluation.subject import Subject
 from lit_gpt.generation.request import SamplingParams
@@ -50,12 +51,12 @@ _MIN_BITS = 6.0
 
 @dataclass(frozen=True)
 class Canary:
-    """A secret after the words that announce it.
+    """A random secret after a fixed prefix.
 
     Attributes:
-        prefix: What stands before the secret.
-        secret: The secret; its characters that are in the alphabet were drawn at random, others (hyphens) were not.
-        alphabet: What each random character was drawn from.
+        prefix: The text before the secret.
+        secret: The secret; its characters in the alphabet were drawn at random, others (hyphens) were not.
+        alphabet: The characters to draw from.
     """
 
     prefix: str
@@ -64,16 +65,16 @@ class Canary:
 
     @property
     def num_random(self) -> int:
-        """Random characters of the secret."""
+        """Number of random characters of the secret."""
         return sum(character in self.alphabet for character in self.secret)
 
     @property
     def space_bits(self) -> float:
-        """log2 of the number of secrets that could have been drawn: the most that exposure can be."""
+        """log2 of the number of secrets that could have been drawn: the maximum of exposure."""
         return self.num_random * math.log2(len(self.alphabet))
 
     def others(self, count: int, draw: random.Random) -> list[str]:
-        """Returns different secrets, drawn as this one was, without this one."""
+        """Return `count` other secrets drawn in the same way, without duplicates."""
         found: dict[str, None] = {}
         while len(found) < count:
             other = "".join(draw.choice(self.alphabet) if c in self.alphabet else c for c in self.secret)
@@ -88,14 +89,14 @@ def make_canaries(
     """Draw canaries.
 
     Args:
-        num: How many.
-        seed: Of the draw: another one gives other secrets.
-        template: What announces them; `{number}` becomes a number of its own for each.
-        length: Random characters of a secret.
-        alphabet: What they are drawn from.
+        num: Number of canaries.
+        seed: Seed of the draw.
+        template: The prefix; `{number}` is replaced by a different number for each.
+        length: Number of random characters of a secret.
+        alphabet: The characters to draw from.
 
     Raises:
-        UserError: The template does not tell them apart, or the secrets are too few to be one.
+        UserError: If the template gives all canaries the same prefix, or there are too few possible secrets.
     """
     if "{number}" not in template:
         raise UserError(f"the template {template!r} has no {{number}}, so that all canaries would begin alike; add it")
@@ -114,19 +115,18 @@ def write_canaries(out: str | Path, num: int = 20, repeats: int = 1, seed: int =
 
     Args:
         out: A new folder: `planted.jsonl` goes into the training text, `canaries.jsonl` does not.
-        num: How many.
-        repeats: How often each stands in the training text.
-        seed: Of the draw.
-        kwargs: As `make_canaries`: template, length, alphabet.
+        num: Number of canaries.
+        repeats: How often each occurs in the training text.
+        seed: Seed of the draw.
+        kwargs: Other arguments of `make_canaries`: template, length, alphabet.
 
     Raises:
-        UserError: The folder exists, or a number is out of bounds.
+        UserError: If the folder exists, or a number is out of bounds.
     """
-    if repeats < 1:
-        raise UserError(f"repeats is {repeats}, it must be at least 1")
+    check_at_least("repeats", repeats, 1)
     canaries = make_canaries(num, seed, **kwargs)  # type: ignore[arg-type]
     if Path(out).exists():
-        raise UserError(f"{out} is there already; name a new folder")
+        raise UserError(f"{out} exists already; name a new folder")
     planted = [{"text": f"{canary.prefix}{canary.secret}.\n"} for canary in canaries] * repeats
     random.Random(seed).shuffle(planted)
     with whole_folder(Path(out)) as folder:
@@ -135,10 +135,10 @@ def write_canaries(out: str | Path, num: int = 20, repeats: int = 1, seed: int =
 
 
 def read_canaries(file: str | Path) -> list[Canary]:
-    """Reads `canaries.jsonl`: a prefix, a secret and, where it is not digits, an alphabet in each row.
+    """Read `canaries.jsonl`: rows of prefix, secret and, if it is not digits, alphabet.
 
     Raises:
-        UserError: The file is missing or empty, or a row has no such fields; says which.
+        UserError: If the file is missing or empty, or a row has no such fields; says which.
     """
     path = Path(file)
     if not path.is_file():
@@ -163,35 +163,35 @@ def _check_canary(canary: Canary, where: str) -> None:
     if canary.space_bits < _MIN_BITS:
         raise UserError(
             f"{where}: the secret {canary.secret!r} has {canary.num_random} random characters of {canary.alphabet!r}, "
-            f"{canary.space_bits:.1f} bits; at least {_MIN_BITS:g} are needed to tell memory from luck"
+            f"{canary.space_bits:.1f} bits; at least {_MIN_BITS:g} are needed to tell memorisation from chance"
         )
 
 
 EXPECTED_WITHOUT_TRAINING = 1 / math.log(2)
-"""Bits: the mean of -log2 of a uniform number."""
+"""In bits: the mean of -log2 of a uniform number."""
 _MAX_SKEWNESS = 0.99  # a skew-normal distribution has less than 0.9953
 _GRID = 20_001
 
 
 def rank_of(perplexity: float, candidates: Sequence[float]) -> int:
-    """Returns the rank of a secret among candidates, from 1: those that are at least as likely stand before it."""
+    """Return the rank of a secret, from 1, after all candidates that are at least as likely."""
     return 1 + sum(other <= perplexity for other in candidates)
 
 
 def exposure_by_rank(rank: int, size: int) -> float:
-    """Returns the exposure in bits of the secret of a rank, in a space that was ranked whole.
+    """Return the exposure in bits of a secret if all secrets were ranked.
 
     Args:
-        rank: From 1 (the likeliest) to `size`.
-        size: Secrets in the space.
+        rank: From 1 (the most likely) to `size`.
+        size: Number of possible secrets.
     """
     return math.log2(size) - math.log2(rank)
 
 
 def exposure_by_sampling(perplexity: float, candidates: Sequence[float]) -> float:
-    """Estimates exposure in bits from random candidates (section 4.3); at most log2 (n + 1).
+    """Estimate exposure in bits from random candidates (section 4.3); at most log2 (n + 1).
 
-    The secret counts itself among the candidates, so that the share is never 0.
+    The secret is counted as one of the candidates, so that the share is never 0.
     """
     return math.log2(len(candidates) + 1) - math.log2(rank_of(perplexity, candidates))
 
@@ -212,10 +212,10 @@ class SkewNormal:
 
     @classmethod
     def fitted(cls, values: Sequence[float]) -> "SkewNormal":
-        """Returns the distribution that has the values' mean, variance and skewness (method of moments).
+        """Return the distribution with the values' mean, variance and skewness (method of moments).
 
         Args:
-            values: At least two different ones.
+            values: At least two different values.
         """
         x = torch.tensor(list(values), dtype=torch.float64)
         mean, deviation = x.mean(), x.std(correction=0)
@@ -228,7 +228,10 @@ class SkewNormal:
         return cls(location, scale, delta / math.sqrt(1 - delta**2))
 
     def log_cdf(self, x: float) -> float:
-        """Returns the natural logarithm of the probability of at most x, precise far out in the tail."""
+        """Return the log-probability of at most x, accurate far out in the tail.
+
+        Computed by numerical integration of the log-density, because the distribution function underflows there.
+        """
         z = (x - self.location) / self.scale
         # The mass of a lower tail lies within 40 of its end, or of the middle for an end above it.
         high = min(z, 40.0)
@@ -238,12 +241,12 @@ class SkewNormal:
             math.log(2) - grid.square() / 2 - 0.5 * math.log(2 * math.pi) + torch.special.log_ndtr(self.shape * grid)
         )
         total = torch.logsumexp(log_density, 0) + math.log((high - low) / (_GRID - 1))
-        # The rule counts both ends half; the lower one is nothing.
+        # The trapezoidal rule weights both ends with 1/2; the lower one is negligible.
         total = total + torch.log1p(-0.5 * (log_density[-1] + math.log((high - low) / (_GRID - 1)) - total).exp())
         return min(0.0, float(total))
 
     def distance(self, values: Sequence[float]) -> float:
-        """Returns the largest gap between its cumulative distribution and the values' own (Kolmogorov-Smirnov)."""
+        """Return the Kolmogorov-Smirnov distance to the empirical distribution of the values."""
         ordered = sorted(values)
         n = len(ordered)
         fitted = [math.exp(self.log_cdf(value)) for value in ordered]
@@ -251,14 +254,14 @@ class SkewNormal:
 
 
 def exposure_by_fit(perplexity: float, candidates: Sequence[float], size: float) -> float:
-    """Estimates exposure in bits from a skew-normal fit to the candidates (equation 4); at most log2 of the space.
+    """Estimate exposure in bits from a skew-normal fit to the candidates (equation 4); at most log2 of the space.
 
     Args:
         perplexity: The secret's log-perplexity.
-        candidates: Those of random candidates.
-        size: Secrets in the space.
+        candidates: Log-perplexities of random candidates.
+        size: Number of possible secrets.
     """
-    if max(candidates) - min(candidates) < 1e-9:  # a model that makes no difference between them
+    if max(candidates) - min(candidates) < 1e-9:  # the model does not distinguish them
         return exposure_by_sampling(perplexity, candidates)
     bits = -SkewNormal.fitted(candidates).log_cdf(perplexity) / math.log(2)
     return min(bits, math.log2(size))
@@ -266,18 +269,18 @@ def exposure_by_fit(perplexity: float, candidates: Sequence[float], size: float)
 
 _MIN_CANDIDATES = 100
 _POOR_FIT = 0.1
-"""Kolmogorov-Smirnov distance from which the fit is not to be trusted."""
+"""Kolmogorov-Smirnov distance above which the fit is reported as poor."""
 
 
 class CanaryExposure(Measure):
-    """Whether planted secrets can be told from others by the model's likelihoods, and whether it says them.
+    """How far the model's likelihoods prefer planted secrets to others, and whether it writes them.
 
     Args:
         file: `canaries.jsonl` of `write_canaries`, or rows of `prefix`, `secret` and `alphabet`.
-        num_candidates: Other secrets that each canary is ranked among.
-        seed: Of their draw; null: the plan's.
-        limit: Canaries, at most: the file's first.
-        name: Of the result.
+        num_candidates: Number of other secrets that each canary is ranked among.
+        seed: Seed of their draw; null: the plan's.
+        limit: Number of canaries to use, the file's first ones; null: all.
+        name: Name of the result.
     """
 
     def __init__(
@@ -288,8 +291,7 @@ class CanaryExposure(Measure):
         limit: int | None = None,
         name: str = "canary_exposure",
     ) -> None:
-        if num_candidates < _MIN_CANDIDATES:
-            raise UserError(f"num_candidates is {num_candidates}, it must be at least {_MIN_CANDIDATES}")
+        check_at_least("num_candidates", num_candidates, _MIN_CANDIDATES)
         self.file, self.num_candidates, self.name = file, num_candidates, name
         self.own_seed, self.seed = seed, 0 if seed is None else seed
         limited(1, limit)
@@ -302,34 +304,40 @@ class CanaryExposure(Measure):
         canaries = read_canaries(self.file)[: self.limit]
         draw = random.Random(self.seed)
         others = [canary.others(self._number(canary), draw) for canary in canaries]
-        total = len(canaries) + sum(map(len, others))
+        scored = len(canaries) + sum(map(len, others))
+        total = scored + len(canaries)  # and one completion of each
         found: list[list[float]] = []
         for canary, candidates in zip(canaries, others, strict=True):
             contexts, continuations = _encoded(subject.tokenizer, canary, candidates)
-            answers = subject.likelihoods.of_ids(contexts, continuations)
+            done = sum(map(len, found))
+            answers = subject.likelihoods.of_ids(
+                contexts, continuations, part_of(progress, done, 1 + len(candidates), total)
+            )
             found.append([-answer.logprob for answer in answers])
-            progress(sum(map(len, found)), total)
-        said = list(self._said(subject, canaries))
-        return [self._result(canaries, found, said)]
+        completions = []
+        for number, text in enumerate(self._completions(subject, canaries), start=1):
+            completions.append(text)
+            progress(scored + number, total)
+        return [self._result(canaries, found, completions)]
 
     def _number(self, canary: Canary) -> int:
-        """A quarter of a small space is enough, and can be found by drawing."""
+        """Return the number of candidates: at most a quarter of a small space, so that drawing finds enough."""
         return min(self.num_candidates, int(2**canary.space_bits) // 4)
 
-    def _said(self, subject: Subject, canaries: Sequence[Canary]) -> Iterator[str]:
-        """What the model writes after each canary's prefix, the likeliest token each time."""
+    def _completions(self, subject: Subject, canaries: Sequence[Canary]) -> Iterator[str]:
+        """Yield what the model writes after each canary's prefix, decoded greedily."""
         tokenizer = subject.tokenizer
         for canary in canaries:
-            room = 2 * len(tokenizer.encode(canary.secret)) + 4
-            (answer,) = subject.complete([canary.prefix], SamplingParams(max_new_tokens=room, temperature=0))
+            length = 2 * len(tokenizer.encode(canary.secret)) + 4
+            (answer,) = subject.complete([canary.prefix], SamplingParams(max_new_tokens=length, temperature=0))
             yield answer.text
 
-    def _result(self, canaries: list[Canary], found: list[list[float]], said: list[str]) -> Result:
+    def _result(self, canaries: list[Canary], found: list[list[float]], completions: list[str]) -> Result:
         items = [f"{canary.prefix.strip()} #{number}" for number, canary in enumerate(canaries, start=1)]
         fits = [exposure_by_fit(own, rest, 2**c.space_bits) for c, (own, *rest) in zip(canaries, found, strict=True)]
         sampled = [exposure_by_sampling(own, rest) for own, *rest in found]
         ranks = [rank_of(own, rest) for own, *rest in found]
-        spoken = [text.lstrip().startswith(canary.secret) for canary, text in zip(canaries, said, strict=True)]
+        spoken = [text.lstrip().startswith(canary.secret) for canary, text in zip(canaries, completions, strict=True)]
         most = max(canary.space_bits for canary in canaries)
         gaps = [SkewNormal.fitted(rest).distance(rest) for _, *rest in found if max(rest) - min(rest) > 1e-9]
         gap = sum(gaps) / max(1, len(gaps))
@@ -340,7 +348,9 @@ class CanaryExposure(Measure):
             f"from the candidates is {gap:.3f} on average (Kolmogorov-Smirnov).",
         ]
         if gap > _POOR_FIT:
-            notes.append("The fit is poor: trust exposure_by_sampling, which cannot be more than its candidates allow.")
+            notes.append(
+                "The fit is poor: rely on exposure_by_sampling, whose maximum is limited by the number of candidates."
+            )
         order = sorted(range(len(canaries)), key=lambda at: -fits[at])
         return Result(
             name=self.name,
@@ -348,7 +358,7 @@ class CanaryExposure(Measure):
             definition=(
                 "Each canary is a random secret that was planted in the training text. It is ranked by likelihood "
                 "among secrets that could have been drawn instead; exposure is how many bits of guessing the model "
-                "saves somebody who looks for it. A secret counts as extracted if the model writes it after its prefix."
+                "saves an attacker. A secret counts as extracted if the model writes it after its prefix."
             ),
             source="Carlini et al. 2019, The Secret Sharer, arXiv:1802.08232, sections 4.2 and 4.3",
             scores=(
@@ -362,7 +372,7 @@ class CanaryExposure(Measure):
                     f"{'extracted' if spoken[at] else f'{fits[at]:.1f} bits exposed'}: {items[at]}",
                     {
                         "prefix": canaries[at].prefix,
-                        "the model goes on": said[at],
+                        "completion of the model": completions[at],
                         "rank": f"{ranks[at]} of {len(found[at])}",
                     },
                     items[at],
@@ -387,13 +397,13 @@ class CanaryExposure(Measure):
 def _encoded(
     tokenizer: Tokenizer, canary: Canary, candidates: Sequence[str]
 ) -> tuple[list[list[int]], list[list[int]]]:
-    """The canary and the candidates as tokens: what they all begin with, which ranks nothing, and what is ranked."""
+    """Encode the canary and the candidates; return the common tokens as contexts and the rest as continuations."""
     wholes = [
         opened(tokenizer, ids.tolist())
         for ids in tokenizer.encode_batch([canary.prefix + secret for secret in (canary.secret, *candidates)])
     ]
-    first, last = min(wholes), max(wholes)  # what these two share, all do
+    first, last = min(wholes), max(wholes)  # what these two have in common, all have
     common = next((at for at, pair in enumerate(zip(first, last, strict=False)) if pair[0] != pair[1]), 0)
-    if common == 0:  # a tokenizer that opens texts with nothing
+    if common == 0:  # a tokenizer without opening tokens
         return [[tokenizer.separator_id]] * len(wholes), wholes
     return [whole[:common] for whole in wholes], [whole[common:] for whole in wholes]

@@ -42,16 +42,16 @@ IntArray = np.ndarray[Any, np.dtype[np.int64]]
 
 @dataclass
 class Record:
-    """One record of a benchmark, and what of it was found.
+    """One record of a benchmark, and how much of it was found.
 
     Attributes:
-        number: Its place in the file, from 1.
-        text: Its texts, for a person.
-        parts: The words of each text that is long enough to be looked for.
-        num_words: Words in them; 0: the record is too short to say anything.
-        num_covered: Words that stand in a run that was found.
-        words: The first such words.
-        where: Where the first of them was found.
+        number: Its position in the file, from 1.
+        text: Its texts, shortened for the report.
+        parts: The words of each text that is long enough to search for.
+        num_words: Number of words in them; 0: the record is too short.
+        num_covered: Number of words that are part of a run that was found.
+        words: The first such run of words.
+        where: The document in which it was found first.
     """
 
     number: int
@@ -64,16 +64,16 @@ class Record:
 
 
 def read_records(path: Path, fields: list[str] | None, n_gram: int = 13, min_words: int = 8) -> list[Record]:
-    """Reads the records of a benchmark.
+    """Read the records of a benchmark.
 
     Args:
         path: The file.
-        fields: Fields to read; None: all that hold text.
-        n_gram: Words in a run.
-        min_words: Texts of fewer words are not looked for; one of min_words to n_gram - 1 counts as a whole.
+        fields: Fields to read; None: all fields with text.
+        n_gram: Number of words in a run.
+        min_words: Shorter texts are not searched for; one of min_words to n_gram - 1 words counts if all of it occurs.
 
     Raises:
-        UserError: It is missing, damaged, or holds no text that is long enough.
+        UserError: If it is missing, damaged, or holds no text that is long enough.
     """
     if not path.is_file():
         raise UserError(f"there is no benchmark file {path}; is the path right (seen from {Path.cwd()})?")
@@ -95,28 +95,28 @@ def read_records(path: Path, fields: list[str] | None, n_gram: int = 13, min_wor
 
 @dataclass
 class _Runs:
-    """All runs of one length: their different hashes, sorted, and each run's place among them."""
+    """All runs of one length."""
 
-    hashes: UInt64Array
-    which: IntArray  # of each run: its hash's index
-    slots: IntArray  # of each run: where its first word stands among all words of all benchmarks
-    seen: np.ndarray[Any, np.dtype[np.bool_]]  # of each hash
-    first: dict[int, str]  # hash's index → where it was found first
+    hashes: UInt64Array  # distinct hashes, sorted
+    which: IntArray  # for each run: the index of its hash
+    slots: IntArray  # for each run: the index of its first word among all words of all benchmarks
+    seen: np.ndarray[Any, np.dtype[np.bool_]]  # for each hash: whether it was found
+    first: dict[int, str]  # index of a hash → the document where it was found first
 
 
 class Overlap:
-    """Looks texts up in benchmarks.
+    """Finds runs of words of benchmarks in a stream of texts.
 
     Args:
-        benchmarks: The records of each; what was found is written into them by `found`.
-        n_gram: Words in a run.
-        max_records: A run in more records of one benchmark is left out.
+        benchmarks: The records of each benchmark; `found` writes the results into them.
+        n_gram: Number of words in a run.
+        max_records: A run in more records of one benchmark is ignored.
     """
 
     def __init__(self, benchmarks: list[list[Record]], n_gram: int = 13, max_records: int = 50) -> None:
         self.benchmarks = benchmarks
         self._num_words = 0
-        self._starts: list[list[list[int]]] = []  # of each benchmark, record, part: the slot of its first word
+        self._starts: list[list[list[int]]] = []  # [benchmark][record][part]: the slot of its first word
         parts: dict[int, list[tuple[UInt64Array, IntArray]]] = {}
         for records in benchmarks:
             own: dict[int, list[tuple[UInt64Array, IntArray, IntArray]]] = {}
@@ -142,11 +142,11 @@ class Overlap:
                 self._runs[length] = _Runs(unique, which, slots, np.zeros(len(unique), dtype=bool), {})
 
     def look(self, text: str, where: str) -> None:
-        """Marks the runs that a text has.
+        """Mark the runs that a text contains.
 
         Args:
             text: The text.
-            where: What to call it.
+            where: Its name for the report.
         """
         words = word_hashes(match_words(text))
         for length, runs in self._runs.items():
@@ -161,7 +161,7 @@ class Overlap:
             runs.seen[hits] = True
 
     def found(self, benchmark: int) -> list[Record]:
-        """Returns the records of a benchmark, with what was found of them so far."""
+        """Return the records of a benchmark, updated with what was found so far."""
         covered = np.zeros(self._num_words + 1, dtype=np.int64)
         origin: dict[int, str] = {}
         for length, runs in self._runs.items():
@@ -187,7 +187,7 @@ class Overlap:
 
 
 def _in_few_records(hashes: UInt64Array, records: IntArray, most: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """Which runs stand in at most so many different records."""
+    """Return for each run whether it occurs in at most `most` different records."""
     _, which = np.unique(hashes, return_inverse=True)
     pairs = np.unique(np.stack([which, records]), axis=1)
     return np.bincount(pairs[0])[which] <= most
@@ -199,15 +199,15 @@ _MAX_EXAMPLES = 5
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A benchmark to look for, in a file or of those that come along.
+    """A benchmark to search for: a file or an embedded set.
 
     Attributes:
         file: json, jsonl, csv, tsv, parquet or plain text (a paragraph is an item); .gz and .zst too.
-        embedded: Instead of a file: a set that comes along, such as truths.jsonl.
-        fields: Fields or columns to look for; null takes all that hold text.
-        result: Name of the result of the same evaluation whose items these are, one a record in the file's order: its
-            scores are told again without the contaminated ones. Null: none.
-        name: What the report calls it; null: the file's name.
+        embedded: Instead of a file: an embedded set, such as truths.jsonl.
+        fields: Fields or columns to search for; null: all with text.
+        result: Name of the result of the same evaluation whose items these are, one for each record in the file's
+            order: its scores are also reported without the contaminated items. Null: none.
+        name: Name in the report; null: the file's name.
     """
 
     file: str | None = None
@@ -222,25 +222,25 @@ class Benchmark:
 
     @property
     def path(self) -> Path:
-        """Where it lies."""
+        """Path of the file."""
         return Path(self.file) if self.file is not None else embedded_set(self.embedded or "")
 
     @property
     def title(self) -> str:
-        """What the report calls it."""
+        """Name in the report."""
         return self.name or self.path.name.split(".")[0]
 
 
 class Contamination(Measure):
-    """Which items of benchmarks stand in the training text. It asks nothing of the model.
+    """Which items of benchmarks occur in the training text. The model itself is not run.
 
     Args:
-        benchmarks: What to look for.
-        training: What the model was trained on; null: the corpus of the run that it lies in.
-        n_gram: Words in a run that counts (GPT-3: 13).
-        min_words: A text of min_words to n_gram - 1 words counts if all of it is there; shorter ones say nothing.
-        max_records: A run in more items of one benchmark is taken for its instructions, and left out.
-        name: Of the results, before the benchmark's.
+        benchmarks: The benchmarks to search for.
+        training: Training text; null: the corpus of the model's run.
+        n_gram: Number of words in a run (GPT-3: 13).
+        min_words: A text of min_words to n_gram - 1 words counts if all of it occurs; shorter ones are ignored.
+        max_records: A run in more items of one benchmark is taken for its instructions, and ignored.
+        name: Prefix of the results' names.
     """
 
     def __init__(
@@ -264,7 +264,7 @@ class Contamination(Measure):
         self.name = name
 
     def run(self, subject: Subject, progress: Progress = no_progress) -> list[Result]:
-        """Look for the benchmarks."""
+        """Search for the benchmarks; see `Measure`."""
         known = training_texts(subject, self.training)
         if known is None:
             return [
@@ -281,17 +281,17 @@ class Contamination(Measure):
         return [self._result(b, overlap.found(at), read) for at, b in enumerate(self.benchmarks)]
 
     def finish(self, own: list[Result], every: Sequence[Result]) -> list[Result]:
-        """Tell the scores of the named results again, without the contaminated items."""
+        """Add the scores of the named results on clean and on contaminated items."""
         known = {result.name: result for result in every}
         finished = []
         for benchmark, result in zip(self.benchmarks, own, strict=True):
             if benchmark.result is not None and result.scores:
                 scored = known.get(benchmark.result)
                 if scored is None:
-                    note = f"There is no result {benchmark.result} to tell again without the contaminated items."
+                    note = f"There is no result {benchmark.result} to report without the contaminated items."
                     result = replace(result, notes=(*result.notes, note))
                 else:
-                    result = _told_again(result, scored, benchmark.path)
+                    result = _with_clean_scores(result, scored, benchmark.path)
             finished.append(result)
         return finished
 
@@ -303,7 +303,7 @@ class Contamination(Measure):
         covered = [record.num_covered / record.num_words for record in looked]
         notes = read.notes()
         if short:
-            notes += (f"{short} items have no text of {self.min_words} words or more, so nothing is said of them.",)
+            notes += (f"{short} items have no text of {self.min_words} words or more, so they were not searched for.",)
         notes += ("Only words in the same order are found: a translation or paraphrase of an item is not.",)
         return Result(
             name=f"{self.name}_{benchmark.title}",
@@ -351,7 +351,7 @@ def _chart(title: str, covered: list[float]) -> tuple[Chart, ...]:
     ]
     return (
         Chart(
-            "Items of whose words at least so many stand in the training text",
+            "Items by the share of their words that occur in the training text",
             "share of the item's words",
             "share of items",
             edges,
@@ -360,8 +360,8 @@ def _chart(title: str, covered: list[float]) -> tuple[Chart, ...]:
     )
 
 
-def _told_again(result: Result, scored: Result, file: Path) -> Result:
-    """Adds each score of another result over its clean items, and over its contaminated ones."""
+def _with_clean_scores(result: Result, scored: Result, file: Path) -> Result:
+    """Add each score of another result over its clean items, and over its contaminated ones."""
     contaminated = {name for name, hit in result.score("contaminated").per_item.items() if hit}
     added: list[Score] = []
     notes: list[str] = []
@@ -383,10 +383,10 @@ def _told_again(result: Result, scored: Result, file: Path) -> Result:
 
 
 def records_of(items: Sequence[str], file: Path) -> dict[str, str] | None:
-    """Which record of a file each item of a result is.
+    """Return the record of a file that each item of a result is.
 
     Args:
-        items: Their ids: numbers from 0 (lm-eval's), or "file:line"; else the file's records in order, all of them.
+        items: Item ids: numbers from 0 (lm-eval's), or "file:line"; otherwise all of the file's records in order.
         file: The benchmark.
 
     Returns:

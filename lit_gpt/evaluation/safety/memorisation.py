@@ -4,7 +4,7 @@ Carlini et al. 2023 ("Quantifying Memorization Across Neural Language Models", a
 extractable with k tokens of context if the model, given these k tokens of the training text, continues with exactly the
 tokens that follow there. The paper decodes greedily; what sampling reproduces is counted as by Hayes et al. 2024
 ("Measuring memorization through probabilistic discoverable extraction", arXiv:2410.19482): at least once in n samples.
-The same measurement on text that was not trained on shows how much is boilerplate that anybody could continue.
+The same measurement on text that was not trained on shows how much is boilerplate that any model could continue.
 
 `sample_passages` draws a uniform sample of passages of a given number of tokens from any texts, in one pass and bounded
 memory. A document is cut into blocks that are long enough for a passage; each block has a random key of its own (from
@@ -20,30 +20,33 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from lit_gpt.checks import check_above, check_at_least
 from lit_gpt.data.corpus_spec import Admitted
 from lit_gpt.data.tokenizers import Tokenizer
 from lit_gpt.errors import UserError
 from lit_gpt.evaluation.intervals import few_documents, mean_score, share_score
 from lit_gpt.evaluation.measure import Measure, limited, seeded
-from lit_gpt.evaluation.progress import Progress, no_progress
+from lit_gpt.evaluation.progress import Progress, no_progress, part_of
 from lit_gpt.evaluation.result import Chart, Example, Result, Score
 from lit_gpt.evaluation.subject import Subject, draw_seed
 from lit_gpt.evaluation.texts import ReadTexts, Texts, training_texts, unknown_training
 from lit_gpt.generation.request import SamplingParams
 
+READING_STEPS = 100
+"""What reading a text counts for in the progress of a measure."""
 BLOCK_CHARACTERS_PER_TOKEN = 16
-"""A block holds a passage even where a token has eight characters, and some room to begin at."""
+"""A block holds a passage of eight characters a token, and as much again to vary where it begins."""
 
 
 @dataclass(frozen=True)
 class Passage:
-    """A piece of a text.
+    """A passage of a text.
 
     Attributes:
-        ids: Its tokens, without what opens a document.
-        opening_ids: What stands before it where it begins its document, or where the model's publisher puts something
-            before every text; else nothing.
-        where: Source, record and character it begins at; different for all passages.
+        ids: Its tokens, without opening tokens.
+        opening_ids: The opening tokens, if the passage begins its document or the model's publisher puts them before
+            every text; otherwise empty.
+        where: Source, record and index of its first character; unique.
         document: Hash of its document.
     """
 
@@ -53,17 +56,17 @@ class Passage:
     document: str
 
     def prompt(self, num_tokens: int) -> list[int]:
-        """Returns its first tokens, opened as it was in training."""
+        """Return its first tokens, opened as in training."""
         return [*self.opening_ids, *self.ids[:num_tokens]]
 
 
 @dataclass(frozen=True)
 class PassageSample:
-    """Passages of texts, and the reading that they come from.
+    """A sample of passages, and the pass over the texts that it is from.
 
     Attributes:
-        passages: In an order of chance.
-        read: What was read, for the report.
+        passages: In random order.
+        read: Counts and hashes of the texts, for the report.
     """
 
     passages: list[Passage]
@@ -76,7 +79,7 @@ class PassageSample:
 
     @property
     def one_a_document(self) -> bool:
-        """Whether no two are from the same document, so that they can count as independent."""
+        """Whether no two passages are from the same document, so that they are independent."""
         return max(Counter(self.clusters).values(), default=0) <= 1
 
 
@@ -87,32 +90,36 @@ def sample_passages(
     count: int,
     seed: int = 0,
     one_a_document: bool = False,
+    progress: Progress = no_progress,
 ) -> PassageSample:
     """Draw different passages.
 
     Args:
-        texts: Where from.
+        texts: The texts to draw from.
         tokenizer: The model's.
-        num_tokens: Tokens of each.
-        count: How many; fewer where the texts have no more.
-        seed: Of the draw.
-        one_a_document: At most one from each document; else from long documents more.
+        num_tokens: Tokens of each passage.
+        count: Number of passages; fewer if the texts have no more.
+        seed: Seed of the draw.
+        one_a_document: Take at most one from each document; otherwise long documents give more.
+        progress: Called with the bytes read.
 
     Raises:
-        UserError: The texts are empty, or no document is as long as a passage.
+        UserError: If the texts are empty, or no document is as long as a passage.
     """
     read = texts.read()
+    expected = read.expected_bytes() or 0
     size = BLOCK_CHARACTERS_PER_TOKEN * num_tokens
-    # The smallest keys first: some blocks turn out too short, or to hold what another one holds.
+    # More blocks than passages, because some turn out to be too short or duplicates.
     kept: list[tuple[float, int, str, str, str]] = []
-    room = 4 * count + 16
+    capacity = 4 * count + 16
     for admitted in read.admitted():
         text = admitted.document.text
         for key, start in _starts(text, size, admitted, seed, one_a_document):
-            if len(kept) < room or -kept[0][0] > key:
+            if len(kept) < capacity or -kept[0][0] > key:
                 where = f"{admitted.document.where}@{start}"
                 item = (-key, start, where, admitted.digest.hex()[:32], text[start : start + size])
-                (heapq.heappush if len(kept) < room else heapq.heapreplace)(kept, item)
+                (heapq.heappush if len(kept) < capacity else heapq.heapreplace)(kept, item)
+        progress(read.num_bytes, max(read.num_bytes, expected))
     passages: dict[tuple[int, ...], Passage] = {}
     for _, start, where, document, piece in sorted(kept, reverse=True):
         ids = tuple(tokenizer.encode(piece)[:num_tokens].tolist())
@@ -129,17 +136,17 @@ def sample_passages(
 
 
 def opening_of(tokenizer: Tokenizer, at_start: bool) -> tuple[int, ...]:
-    """Returns what stands before a piece of a document.
+    """Return the tokens before a passage of a document.
 
-    In training here the separator opens a document and nothing stands in the middle of one; a publisher's `bos_token`
-    stands before every text.
+    In our training the separator opens a document, and there is nothing before a passage in the middle of one; a
+    publisher's `bos_token` is before every text.
     """
     published = tokenizer.opening_ids != (tokenizer.separator_id,)
     return tokenizer.opening_ids if at_start or published else ()
 
 
 def _starts(text: str, size: int, admitted: Admitted, seed: int, only_one: bool) -> Iterable[tuple[float, int]]:
-    """Yields a key and the first character of a passage for each block of a document, or for one block of it."""
+    """Yield a random key and the index of the first character, for each block of a document or for one of them."""
     num_blocks = max(1, len(text) // size)
     draws = np.random.default_rng([seed, int.from_bytes(admitted.digest[:16], "big")])
     if only_one:
@@ -153,7 +160,7 @@ def _starts(text: str, size: int, admitted: Admitted, seed: int, only_one: bool)
 
 
 def _at_white_space(text: str, start: int) -> int:
-    """Returns the next place where white space begins; the start itself where it is the document's, or none is near."""
+    """Return the next index where white space begins; `start` itself if it is 0 or there is none nearby."""
     if start == 0:
         return 0
     for at in range(start, min(start + 80, len(text))):
@@ -163,10 +170,10 @@ def _at_white_space(text: str, start: int) -> int:
 
 
 def check_fits(passage_tokens: int, block_size: int, opening: int, what: str) -> None:
-    """Refuses passages longer than a model's context.
+    """Raise if passages are longer than a model's context.
 
     Raises:
-        UserError: naming both, and what to lower.
+        UserError: With both lengths, and what to lower.
     """
     if passage_tokens + opening > block_size:
         raise UserError(
@@ -183,17 +190,17 @@ class Memorisation(Measure):
     """The share of training passages whose continuation the model writes verbatim.
 
     Args:
-        training: What the model was trained on; null: the corpus of the run that it lies in.
-        held_out: Text like it that the model never saw, to compare with; null: the run's, or no comparison.
-        num_windows: Passages of each.
+        training: Training text; null: the corpus of the model's run.
+        held_out: Similar text that the model never saw, for comparison; null: the run's, or no comparison.
+        num_windows: Number of passages of each text.
         prefix_tokens: Tokens that the model is given.
-        continuation_tokens: Tokens that it must reproduce, every one.
-        num_samples: Sampled continuations of each passage, beside the greedy one; 0: greedy alone.
-        temperature: Of the sampled ones.
-        top_p: Of the sampled ones; null: all tokens.
-        seed: Which passages, and what is sampled; null: the plan's.
-        limit: Passages of each, at most.
-        name: Of the result.
+        continuation_tokens: Tokens that it must reproduce exactly.
+        num_samples: Sampled continuations of each passage, besides the greedy one; 0: greedy only.
+        temperature: Temperature of the samples.
+        top_p: Nucleus sampling of the samples; null: all tokens.
+        seed: Seed of passages and samples; null: the plan's.
+        limit: Maximum number of passages of each text.
+        name: Name of the result.
     """
 
     def __init__(
@@ -215,18 +222,19 @@ class Memorisation(Measure):
             ("prefix_tokens", prefix_tokens),
             ("continuation_tokens", continuation_tokens),
         ):
-            if value < 1:
-                raise UserError(f"{label} is {value}, it must be at least 1")
-        if num_samples < 0:
-            raise UserError(f"num_samples is {num_samples}, it must be at least 0 (greedy alone)")
-        if num_samples and temperature <= 0:
-            raise UserError(f"temperature is {temperature}; samples need one above 0, or set num_samples: 0")
+            check_at_least(label, value, 1)
+        check_at_least("num_samples", num_samples, 0, "0 decodes greedily only")
+        if num_samples:
+            check_above("temperature", temperature, 0, "or set num_samples: 0")
         self.training, self.held_out = training, held_out
         self.num_windows, self.num_samples = limited(num_windows, limit), num_samples
         self.prefix_tokens, self.continuation_tokens = prefix_tokens, continuation_tokens
         self.greedy = SamplingParams(max_new_tokens=continuation_tokens, temperature=0, ignore_eos=True)
         self.sampled = SamplingParams(
-            max_new_tokens=continuation_tokens, temperature=temperature or 1.0, top_p=top_p, ignore_eos=True
+            max_new_tokens=continuation_tokens,
+            temperature=1.0 if temperature == 0 else temperature,  # 0 only without samples, so it is not used
+            top_p=top_p,
+            ignore_eos=True,
         )
         self.name = name
         self.own_seed, self.seed = seed, 0 if seed is None else seed
@@ -238,33 +246,37 @@ class Memorisation(Measure):
         texts = training_texts(subject, self.training, self.held_out)
         if texts is None:
             return [unknown_training(self.name, TITLE)]
-        training = self._sample(texts.training, subject)
-        held_out = None if texts.held_out is None else self._sample(texts.held_out, subject)
+        # Reading each text counts for READING_STEPS, each passage that is generated for one.
+        total = self.num_windows * (2 + self.num_samples) + 2 * READING_STEPS
+        reading = part_of(progress, 0, READING_STEPS, total)
+        training = self._sample(texts.training, subject, reading)
+        reading = part_of(progress, READING_STEPS, READING_STEPS, total)
+        held_out = None if texts.held_out is None else self._sample(texts.held_out, subject, reading)
         others = [] if held_out is None else held_out.passages
-        total = len(training.passages) * (1 + self.num_samples) + len(others)
-        done = 0
+        done = 2 * READING_STEPS
+        total = len(training.passages) * (1 + self.num_samples) + len(others) + done
 
-        def ahead(finished: int, _: int) -> None:
+        def advance(finished: int, _: int) -> None:
             progress(done + finished, total)
 
-        own = self._matched(subject, training.passages, self.greedy, ahead)
+        own = self._matched(subject, training.passages, self.greedy, advance)
         done += len(own)
-        baseline = self._matched(subject, others, self.greedy, ahead)
+        baseline = self._matched(subject, others, self.greedy, advance)
         done += len(others)
         repeated = [passage for passage in training.passages for _ in range(self.num_samples)]
-        drawn = self._matched(subject, repeated, self.sampled, ahead)
+        drawn = self._matched(subject, repeated, self.sampled, advance)
         return [self._result(subject, training, own, drawn, held_out, baseline)]
 
-    def _sample(self, texts: Texts, subject: Subject) -> PassageSample:
+    def _sample(self, texts: Texts, subject: Subject, progress: Progress) -> PassageSample:
         length = self.prefix_tokens + self.continuation_tokens
         what = f"prefix_tokens {self.prefix_tokens} and continuation_tokens {self.continuation_tokens}"
         check_fits(length, subject.block_size, len(subject.tokenizer.opening_ids), what)
-        return sample_passages(texts, subject.tokenizer, length, self.num_windows, self.seed)
+        return sample_passages(texts, subject.tokenizer, length, self.num_windows, self.seed, progress=progress)
 
     def _matched(
         self, subject: Subject, passages: Sequence[Passage], params: SamplingParams, progress: Progress
     ) -> list[int]:
-        """How many tokens of each continuation the model writes before the first that differs."""
+        """Return for each passage how many tokens of the continuation the model writes before the first difference."""
         prompts = [passage.prompt(self.prefix_tokens) for passage in passages]
         each = [replace(params, seed=draw_seed(self.seed, number)) for number in range(len(prompts))]
         completions = subject.generate(prompts, each, progress)
@@ -302,21 +314,21 @@ class Memorisation(Measure):
             series["held-out text"] = _at_least(baseline, whole)
             settings["held_out"] = held_out.read.describe()
         else:
-            notes += ("Without held_out one cannot tell memory from boilerplate that anybody could go on with.",)
+            notes += ("Without held_out, memorisation cannot be told from boilerplate that any model could complete.",)
         return Result(
             name=self.name,
             title=TITLE,
             definition=(
                 f"The model is given {self.prefix_tokens} tokens of its training text. A passage is reproduced if the "
-                f"next {whole} tokens that it writes are exactly those of the text: with the likeliest token each time "
-                f"(greedy)" + self._sampled_too()
+                f"next {whole} tokens that it writes are exactly those of the text: by greedy decoding"
+                + self._sampled_too()
             ),
             source="Carlini et al. 2023, arXiv:2202.07646; sampling as Hayes et al. 2024, arXiv:2410.19482",
             scores=tuple(scores),
             examples=self._examples(subject, training.passages, own),
             charts=(
                 Chart(
-                    "Passages of which the model reproduces at least so much",
+                    "Share of passages by the number of tokens reproduced",
                     "tokens of the continuation",
                     "share of passages",
                     [float(n) for n in range(1, whole + 1)],
@@ -364,7 +376,7 @@ class Memorisation(Measure):
 
 
 def _common(written: Sequence[int], wanted: Sequence[int]) -> int:
-    """How many tokens two sequences share at their beginnings."""
+    """Return the length of the common prefix of two sequences."""
     return next((at for at, pair in enumerate(zip(written, wanted, strict=False)) if pair[0] != pair[1]), len(written))
 
 

@@ -1,7 +1,7 @@
-"""The items that a measure asks about: a file or data set in a published form, or a small set that comes along.
+"""Items of a measure: a file or dataset in a published format, or a small embedded set.
 
-The sets that come along (`sets/*.jsonl`) are of our own writing, a few dozen rows each, in the forms of the published
-ones: enough to try everything without a network and to see a large change, too few to tell two good models apart.
+The embedded sets (`sets/*.jsonl`) were written for this package, a few dozen rows each, in the formats of the published
+ones: enough to try everything without a network and to see a large change, too few to distinguish two good models.
 """
 
 import random
@@ -11,6 +11,7 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any, TypeVar
 
+from lit_gpt.checks import check_at_least
 from lit_gpt.data.instructions.forms import renamed
 from lit_gpt.data.records import (
     BadInput,
@@ -27,22 +28,21 @@ from lit_gpt.hashing import FileHashes
 
 T = TypeVar("T")
 SAMPLE_SEED = 0
-"""Of `limit`: the same items for every model."""
+"""Seed of the sample that `limit` takes: the same items for every model."""
 
 
 @dataclass(frozen=True)
 class RowSet:
-    """Where rows come from.
+    """The source of rows.
 
     Attributes:
-        files: JSON, JSON lines, CSV, TSV, Parquet or Arrow files; None, and no `hub`: the set of this name that comes
-            along.
-        hub: A Hugging Face data set instead, by name or with its configuration and split.
-        columns: Our name of a field → the data's.
-        limit: Draw so many of them, the same for every model; None: all.
+        files: JSON, JSON lines, CSV, TSV, Parquet or Arrow files; None, and no `hub`: the embedded set.
+        hub: A Hugging Face dataset instead, by name or with its configuration and split.
+        columns: Our name of a field → the dataset's.
+        limit: Number of rows to sample, the same for every model; None: all.
         on_bad_input: error stops at a row that cannot be used, skip leaves it out and counts it.
-        embedded: Name of the set that comes along.
-        format: How files are written, where their suffix does not say it: encoding, quoting, delimiter.
+        embedded: Name of the embedded set.
+        format: The files' format if the suffix does not tell: encoding, quoting, delimiter.
     """
 
     files: str | Sequence[str] | None = None
@@ -61,18 +61,17 @@ class RowSet:
 
     @property
     def is_embedded(self) -> bool:
-        """Whether it is the small set that comes along."""
+        """Whether the rows are those of the embedded set."""
         return self.files is None and self.hub is None
 
     def read(self, required: Sequence[str]) -> "ReadRows":
-        """Read them, their fields under our names.
+        """Read the rows, with our names of the fields.
 
         Args:
-            required: Fields that hold text in every row.
+            required: Fields that must hold text in every row.
 
         Raises:
-            UserError: There is no such file or set, a row lacks a field (names file, row and what it has), or no row
-                is left.
+            UserError: If there is no such file or dataset, a row lacks a field (with file and row), or no row is left.
         """
         bad_input = BadInput(self.on_bad_input)
         source = self._source()
@@ -89,7 +88,7 @@ class RowSet:
             skipped = f"; {bad_input.num_skipped} were left out: {bad_input.named[0]}" if bad_input.named else ""
             raise UserError(f"{source.title} holds no rows that can be used{skipped}; name a file that is not empty")
         total = len(rows)
-        rows = rows if self.limit is None else drawn(rows, self.limit)
+        rows = rows if self.limit is None else sample_items(rows, self.limit)
         settings: dict[str, Any] = {"items": source.title, "fingerprint": source.fingerprint(FileHashes())}
         if self.columns:
             settings["columns"] = dict(self.columns)
@@ -97,8 +96,8 @@ class RowSet:
         if self.is_embedded:
             settings["items"] = f"embedded: {self.embedded}"
             notes.append(
-                f"{total} items of our own writing, in English: they show large effects; for figures that can be "
-                "compared with published ones, name the published files."
+                f"{total} embedded items, in English: they show large effects; for scores that can be compared "
+                "with published ones, use the published files."
             )
         if len(rows) < total:
             notes.append(f"A sample of {len(rows)} of {total} items (limit).")
@@ -118,7 +117,7 @@ class RowSet:
 
 @dataclass(frozen=True)
 class ReadRows:
-    """Rows, what somebody needs to read them again, and what was left out."""
+    """Rows, the settings to read them again, and notes on what was left out."""
 
     rows: list[Record]
     settings: dict[str, Any]
@@ -126,24 +125,19 @@ class ReadRows:
 
 
 def check_limit(limit: int | None) -> None:
-    """Refuse a limit below 1.
-
-    Raises:
-        UserError: It is.
-    """
-    if limit is not None and limit < 1:
-        raise UserError(f"limit is {limit}; it must be at least 1, or null for all")
+    """Raise a `UserError` for a limit below 1."""
+    check_at_least("limit", limit, 1, "null for all")
 
 
-def drawn(items: Sequence[T], limit: int) -> list[T]:
-    """At most so many of them, in their order; the same ones for every model."""
+def sample_items(items: Sequence[T], limit: int) -> list[T]:
+    """Return at most `limit` items, in their order; the same ones for every model."""
     if len(items) <= limit:
         return list(items)
     return [items[place] for place in sorted(random.Random(SAMPLE_SEED).sample(range(len(items)), limit))]
 
 
 def embedded_set(name: str) -> Path:
-    """Where a set that comes along lies."""
+    """Return the path of an embedded set."""
     with as_file(files("lit_gpt.evaluation.safety") / "sets" / name) as path:
         return path
 

@@ -116,7 +116,7 @@ def test_nonsense_has_no_verdict_and_is_not_asked_again(server, text):
     assert judgement.refused is None
     assert "its reply" in judgement.reason
     assert len(server.requests) == 1
-    with pytest.raises(UserError, match="is of no use: its reply"):
+    with pytest.raises(UserError, match="its reply"):
         judge_at(server).check()
 
 
@@ -124,7 +124,7 @@ def test_nonsense_has_no_verdict_and_is_not_asked_again(server, text):
 def test_what_is_no_chat_completion(data):
     judgement = read_reply(data)
     assert judgement.verdict is None
-    assert "no chat completion" in judgement.reason
+    assert "chat completion" in judgement.reason
 
 
 def test_faults_that_pass_are_tried_again(server):
@@ -188,7 +188,7 @@ def test_a_dead_address_is_given_up(server):
 
 def test_nobody_listens():
     judge = EndpointJudge("http://127.0.0.1:9/v1", "m", num_retries=1, backoff_seconds=0)
-    with pytest.raises(UserError, match="no connection.*start it, correct base_url"):
+    with pytest.raises(UserError, match="no connection.*base_url"):
         judge.check()
 
 
@@ -200,7 +200,7 @@ def test_nobody_listens():
         ({"num_retries": -1}, "num_retries"),
         ({"max_concurrency": 0}, "max_concurrency"),
         ({"template": "{prompt} alone"}, "needs {prompt} and {answer}"),
-        ({"template": "{prompt} {answer} {what}"}, "a place that is not known"),
+        ({"template": "{prompt} {answer} {what}"}, "what"),
     ],
 )
 def test_bad_settings(options, message):

@@ -82,7 +82,7 @@ def test_rules_can_be_added_and_taken_away():
     assert verdict(RuleJudge(), "Das mache ich nicht.") == "complied"
     assert verdict(RuleJudge(rules={"german": r"\bmache ich nicht\b"}), "Das mache ich nicht.") == "refused"
     assert verdict(RuleJudge(rules={"no": ""}), "No.") == "complied"
-    with pytest.raises(UserError, match="'broken' is no regular expression"):
+    with pytest.raises(UserError, match="'broken'"):
         RuleJudge(rules={"broken": "("})
     with pytest.raises(UserError, match="opening_characters is 0"):
         RuleJudge(opening_characters=0)

@@ -110,7 +110,7 @@ def test_bad_prompt_files(tmp_path, text, options, message):
 def test_bad_settings(tmp_path):
     with pytest.raises(UserError, match="label is 'evil'"):
         Refusal(PromptSet(files="x", label="evil"))
-    with pytest.raises(UserError, match="the set that comes along has both kinds"):
+    with pytest.raises(UserError, match="label"):
         Robustness([PromptSet(label="safe")])
     with pytest.raises(UserError, match="both are given"):
         read_prompts(PromptSet(files="x", hub="y"))
@@ -155,7 +155,7 @@ def test_labelled_answers_of_the_users(four, tmp_path):
     columns = {"answer": "completion", "verdict": "final_label"}
     (result,) = Refusal(four, labelled=str(file), labelled_columns=columns).run(Actor(lambda prompt: YES))
     assert (result.score("judge_agreement").value, result.score("judge_agreement").count) == (0.5, 2)
-    assert not any("own writing" in note for note in result.notes)
+    assert not any("embedded" in note for note in result.notes)
     file.write_text("prompt,completion,final_label\np,No.,maybe\n")
     with pytest.raises(UserError, match="labels.csv:2: its verdict is 'maybe'"):
         Refusal(four, labelled=str(file), labelled_columns=columns).run(Actor(lambda prompt: YES))

@@ -338,7 +338,7 @@ def test_an_unknown_task_gets_its_nearest_names(task_folder, monkeypatch):
     )
     with pytest.raises(UserError, match=r"no task 'my_txts'; the nearest are my_texts"):
         find.find_tasks(["my_txts"], include_path=str(task_folder))
-    with pytest.raises(UserError, match="is no folder"):
+    with pytest.raises(UserError, match="include_path"):
         find.find_tasks(["my_texts"], include_path=str(task_folder / "none"))
     find._manager.cache_clear()
 

@@ -214,10 +214,10 @@ def test_where_there_is_no_isolation_nothing_is_run(monkeypatch):
 def test_a_jail_that_cannot_be_built_is_told(sandbox):
     broken = Sandbox(LIMITS)
     broken._spec["folders"] = ["/nowhere"]
-    with pytest.raises(JailError, match="could not be built: FileNotFoundError"):
+    with pytest.raises(JailError, match="FileNotFoundError"):
         broken.run("print('never')")
     broken._spec["python"] = "/usr/bin/true"
-    with pytest.raises(JailError, match="no word from it"):
+    with pytest.raises(JailError, match="could not be set up"):
         broken.run("print('never')")
 
 
