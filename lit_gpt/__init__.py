@@ -1,6 +1,6 @@
 """lit_gpt: the whole life of a language model as PyTorch Lightning plugins.
 
-The names most used are at hand here, imported when they are first asked for:
+The most used names can be imported from here; each is loaded on first use:
 
     from lit_gpt import GPT, GPTConfig, PretrainModule, StdlibDataModule, TextDataModule, Trainer
 """
@@ -40,7 +40,7 @@ __all__ = ["__version__", *_HOMES]
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name from its room."""
+    """Import a public name from its package."""
     if name not in _HOMES:
         raise AttributeError(f"module 'lit_gpt' has no attribute {name!r}")
     return getattr(importlib.import_module(_HOMES[name]), name)

@@ -1,9 +1,9 @@
-"""Whole or absent: how folders and files reach their place.
+"""Atomic writes: a folder or file is complete or absent, also after a kill or a power cut.
 
-Stages: write beside the target under a name that nothing reads (`.tmp-<name>-<pid>`) → seal it with a manifest →
-fsync every file and folder → rename, which is one step of the file system → fsync the parent. A process killed at
-any point leaves the target as it was, and a leftover that the next save to the same place removes. A full disk
-removes the temporary itself and becomes one sentence.
+The order: write next to the target under a name that nothing reads (`.tmp-<name>-<pid>`), seal it with a manifest,
+fsync every file and folder, rename, which the file system does atomically, and fsync the parent. A process killed at
+any point leaves the target as it was, and a leftover that the next save to the same place removes. On a full disk
+the temporary is removed and the error is one sentence.
 
 Source of the order: Pillai et al. 2014, "All File Systems Are Not Created Equal" (OSDI): without the fsync before
 the rename, a power cut may leave the new name with old or empty content.
@@ -32,14 +32,14 @@ def temporary_beside(target: Path) -> Path:
 
 @contextmanager
 def whole_folder(target: Path, seal: Callable[[Path], object] | None = None) -> Iterator[Path]:
-    """Write a folder whole or not at all.
+    """Write a folder completely or not at all.
 
     Args:
-        target: where the folder shall be; one that is there already is replaced.
+        target: path of the folder; an existing one is replaced.
         seal: writes the folder's last file, such as its manifest, when all others are there.
 
     Yields:
-        An empty folder beside it to write into.
+        An empty temporary folder to write into.
 
     Raises:
         UserError: the disk is full; nothing but the temporary was touched.
@@ -60,7 +60,7 @@ def whole_folder(target: Path, seal: Callable[[Path], object] | None = None) -> 
 
 @contextmanager
 def whole_file(target: Path) -> Iterator[Path]:
-    """Write a file whole or not at all; yields the path to write to, beside `target`.
+    """Write a file completely or not at all; yields the temporary path to write to.
 
     Raises:
         UserError: the disk is full; an older `target` is as it was.
@@ -79,7 +79,7 @@ def whole_file(target: Path) -> Iterator[Path]:
 
 
 def publish(temporary: Path, target: Path) -> None:
-    """Bring a finished folder to its place so that it survives a power cut, replacing an older one."""
+    """Move a finished folder to its final path so that it survives a power cut; an older one is replaced."""
     for path in [*temporary.rglob("*"), temporary]:
         fsync(path)
     if target.exists():  # a folder cannot be renamed over another that is not empty
@@ -89,7 +89,7 @@ def publish(temporary: Path, target: Path) -> None:
 
 
 def remove_whole(target: Path) -> None:
-    """Remove a folder or file so that a kill in the middle leaves no damaged thing under its name."""
+    """Remove a folder or file so that a kill in the middle leaves nothing damaged under its name."""
     if not target.exists():
         return
     doomed = target.parent / f"{TEMPORARY}removed-{target.name}-{os.getpid()}"
@@ -103,7 +103,7 @@ def remove_whole(target: Path) -> None:
 def remove_leftovers(target: Path) -> None:
     """Remove what killed processes left half-written: for this target, or for any checkpoint of its folder.
 
-    What a living process of this machine is writing stays.
+    Files that a running process of this machine is writing are left alone.
     """
     names = [f"{TEMPORARY}*{glob.escape(target.name)}-*"]
     if target.suffix == ".ckpt":  # checkpoints share a folder that belongs to one run
@@ -132,7 +132,7 @@ def raise_if_disk_full(error: BaseException, target: Path) -> None:
 
 
 def disk_full_message(target: Path) -> str:
-    """Say what could not be written, how much room there is, and what to do."""
+    """Say what could not be written, how much space is free, and what to do."""
     parent = next(folder for folder in target.absolute().parents if folder.exists())
     free = shutil.disk_usage(parent).free
     return (

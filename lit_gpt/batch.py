@@ -1,7 +1,7 @@
 """The batch: the one thing that a DataModule and a LightningModule share.
 
-Shapes: B sequences, T tokens. A document is what isolation separates: attention never crosses from one
-document to the next inside a packed row, and positions start again at 0 with each.
+Shapes: B sequences, T tokens. Attention never crosses from one document to the next inside a
+packed row, and positions restart at 0 in each.
 """
 
 from typing import TypedDict
@@ -37,5 +37,5 @@ StepBatch = list[Batch]
 """A training batch: the micro-batches that one device contributes to one optimizer step.
 
 Lightning therefore counts optimizer steps wherever it counts batches, no checkpoint can fall inside an
-accumulation, and a run may go on with another number of devices.
+accumulation, and a run may be resumed on another number of devices.
 """

@@ -1,10 +1,10 @@
 """`DataInfo`: what a LightningModule and its callbacks may know about the data, as one value.
 
-Modules, DataModules and callbacks do not import one another. Beside the batch (`lit_gpt.batch`), this value is all that
-crosses the border: a DataModule provides it as its property `data_info`, and `read_data_info` is the only place that
+Modules, DataModules and callbacks do not import one another. Apart from the batch (`lit_gpt.batch`), this value is all
+that they share: a DataModule provides it as its property `data_info`, and `read_data_info` is the only place that
 looks into `trainer.datamodule`. A DataModule of another package may provide a `DataInfo` of its own, or simply have
 attributes with the names of its fields (`tokenizer_path`, `block_size`, ...), or none of them: every field is optional,
-and whoever needs one that is absent says so in an error.
+and code that needs an absent one raises an error that says so.
 """
 
 import hashlib
@@ -77,7 +77,7 @@ class Rows(Protocol):
         """Return where a row comes from, such as `file.jsonl:12`."""
 
     def attached(self, row: int) -> str:
-        """Return what was stored with a row beside its tokens, as JSON; empty if nothing was."""
+        """Return what was stored with a row in addition to its tokens, as JSON; empty if nothing was."""
 
 
 class CorpusMixture(Protocol):

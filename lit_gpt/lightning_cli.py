@@ -1,11 +1,10 @@
 """`fit`, `validate`, `test` and `predict`: Lightning's own CLI, subclassed.
 
-What is ours: the house's Trainer, values linked from data to model, a config that is saved in the run's folder, and
+Additions: the project's Trainer, values linked from data to model, a config that is saved in the run's folder, and
 short errors that name the nearest key.
 """
 
 import dataclasses
-import difflib
 import os
 import re
 import sys
@@ -28,6 +27,7 @@ import lit_gpt.plugins
 from lit_gpt.callbacks import GracefulStop
 from lit_gpt.errors import UserError
 from lit_gpt.models import GPTConfig
+from lit_gpt.suggest import close_matches
 from lit_gpt.trainer import Trainer
 
 
@@ -35,7 +35,7 @@ class ArgumentParser(LightningArgumentParser):
     """Errors in one line, with the nearest name for one that does not exist."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Print the message and leave with status 2."""
+        """Print the message and exit with status 2."""
         if os.environ.get("LIT_GPT_TRACEBACK") and ex is not None:
             raise ex
         print(f"lit_gpt: error: {short_message(message)}{self._nearest(message)}", file=sys.stderr)
@@ -46,13 +46,13 @@ class ArgumentParser(LightningArgumentParser):
         unknown = re.findall(r"(?:[Oo]ption|keys:|arguments:|path string:) [{'\"-]*([\w.]+)", message)
         known = {part for key in self.get_defaults().keys() for part in key.split(".")}  # noqa: SIM118 (a Namespace)
         known |= {field.name for field in dataclasses.fields(GPTConfig)}
-        for room in (lit_gpt.modules, lit_gpt.datamodules, lit_gpt.callbacks, lit_gpt.optim, lit_gpt.plugins):
-            kinds = [kind for kind in (getattr(room, name) for name in room.__all__) if isinstance(kind, type)]
+        for package in (lit_gpt.modules, lit_gpt.datamodules, lit_gpt.callbacks, lit_gpt.optim, lit_gpt.plugins):
+            kinds = [kind for kind in (getattr(package, name) for name in package.__all__) if isinstance(kind, type)]
             known |= {kind.__name__ for kind in kinds}
             known |= {key for kind in kinds for base in kind.__mro__ for key in _arguments(base)}
         known |= {"trainer", "model", "data", "seed_everything", "ckpt_path", "class_path", "init_args"}
         words = {part for key in unknown for part in key.split(".")} - known
-        near = {match for word in words for match in difflib.get_close_matches(word, known, n=3)}
+        near = {match for word in words for match in close_matches(word, known, count=3)}
         return f" (nearest: {', '.join(sorted(near))})" if near else ""
 
 
@@ -85,9 +85,9 @@ class SaveRunConfig(SaveConfigCallback):
             for line in _differences(yaml.safe_load(path.read_text()), yaml.safe_load(text)):
                 print(f"config: {line}")
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f".{path.name}.tmp")
-        beside.write_text(text)
-        beside.replace(path)
+        temporary = path.with_name(f".{path.name}.tmp")
+        temporary.write_text(text)
+        temporary.replace(path)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_text("config", f"```yaml\n{text}\n```", trainer.global_step)
@@ -107,7 +107,7 @@ def _differences(before: Any, after: Any, key: str = "") -> list[str]:
 
 
 class CLI(LightningCLI):
-    """LightningCLI with the house's Trainer; models and DataModules of any package, ours by short name."""
+    """LightningCLI with the project's Trainer; models and DataModules of any package, built-in ones by short name."""
 
     def __init__(self, args: list[str]) -> None:
         self._command = args[0]
@@ -131,7 +131,7 @@ class CLI(LightningCLI):
         return {self._command: LightningCLI.subcommands()[self._command]}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Values that model and data share are written once, in the data, and linked."""
+        """Link the values that model and data share, which are written once, in the data."""
         for name in ("vocab_size", "block_size", "classes"):  # what a module does not take is not given
             parser.link_arguments(
                 "data", f"model.init_args.{name}", compute_fn=_attribute(name), apply_on="instantiate"
@@ -178,7 +178,7 @@ def run(args: list[str]) -> int:
     Returns:
         The exit status; 128 + the signal's number if one stopped the run.
     """
-    sys.path.insert(0, str(Path.cwd()))  # `class_path: my_module.MyModule` from the folder one stands in
+    sys.path.insert(0, str(Path.cwd()))  # `class_path: my_module.MyModule` from the working directory
     cli = CLI(args)
     if torch.distributed.is_initialized():
         torch.distributed.barrier()  # gloo aborts a process whose peer leaves while it still talks

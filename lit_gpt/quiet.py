@@ -23,7 +23,7 @@ _WARNINGS = (
     (".*LeafSpec.*", Warning),
 )
 _ENVIRONMENT = {
-    # Progress bars of single shards, beside our own.
+    # Progress bars of single shards, in addition to our own.
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
 }
 

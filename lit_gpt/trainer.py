@@ -1,4 +1,4 @@
-"""Lightning's Trainer with the house's defaults: a run's folder, whole checkpoints, and what one sees.
+"""Lightning's Trainer with the project's defaults: run folder, atomic checkpoints, progress bar and logs.
 
 Nothing here is needed to train: a stock `lightning.Trainer` runs the same modules with `AtomicCheckpointIO` among
 its plugins and whichever callbacks it is given. This class fills in the usual ones.
@@ -34,10 +34,10 @@ from lit_gpt.plugins import AtomicCheckpointIO
 
 
 class Trainer(pl.Trainer):
-    """A Lightning Trainer whose intervals are optimizer steps and whose checkpoints are whole or absent.
+    """A Lightning Trainer whose intervals are optimizer steps and whose checkpoints are complete or absent.
 
     A run lives in `<default_root_dir>/<name>/`: `config.yaml`, `lineage.json`, `tensorboard/`, `tokenizer/` and
-    `checkpoints/`. A resume goes on in the same folder.
+    `checkpoints/`. A resumed run continues in the same folder.
 
     Args:
         name: of the run, and of its folder.
@@ -117,10 +117,11 @@ class Trainer(pl.Trainer):
             train_dataloaders: loader of training batches, if there is no DataModule.
             val_dataloaders: loaders of validation batches, if there is no DataModule.
             datamodule: the DataModule.
-            ckpt_path: resume from this checkpoint; `last`: from the run's newest whole one.
+            ckpt_path: resume from this checkpoint; `last`: from the run's newest complete one.
 
         Raises:
-            UserError: the run's folder holds a run and `ckpt_path` is None; and what the rooms refuse.
+            UserError: the run's folder holds a run and `ckpt_path` is None, or the module, the DataModule or a callback
+                refuses an argument.
         """
         if ckpt_path is None and not self.fast_dev_run and self.checkpoint_callbacks:  # type: ignore[attr-defined]
             require_fresh(self.run_dir)

@@ -56,8 +56,8 @@ def _devices() -> list[Fact]:
     else:
         plain, half = (cpu_peak_flops(dtype=dtype) / 1e9 for dtype in (torch.float32, torch.bfloat16))
         better = "bf16-mixed" if half > 1.5 * plain else "32-true"
-        told = f"trainer.precision: {better} (matrix products: float32 {plain:.0f}, bfloat16 {half:.0f} GFLOP/s)"
-        facts += [Fact("GPU", "none found; everything runs on the CPU"), Fact("fast precision", told)]
+        value = f"trainer.precision: {better} (matrix products: float32 {plain:.0f}, bfloat16 {half:.0f} GFLOP/s)"
+        facts += [Fact("GPU", "none found; everything runs on the CPU"), Fact("fast precision", value)]
     return facts
 
 
@@ -67,7 +67,7 @@ def _memory(folder: Path) -> list[Fact]:
     while not existing.exists():
         existing = existing.parent
     free = shutil.disk_usage(existing).free
-    remedy_of_disk = "make room, or set trainer.default_root_dir to a larger disk" if free < 2e9 else ""
+    remedy_of_disk = "free some space, or set trainer.default_root_dir to a larger disk" if free < 2e9 else ""
     return [
         Fact("memory", f"{human_bytes(memory.available)} free of {human_bytes(memory.total)}"),
         Fact("disk", f"{human_bytes(free)} free in {existing}", remedy_of_disk),

@@ -28,8 +28,8 @@ class Token:
         id: Its number in the vocabulary.
         text: What it adds to the text; "" while a character is not complete.
         raw: Its bytes.
-        document: Number of the document that it stands in.
-        position: Its position as the model is told; None for the last target, which is no input.
+        document: Number of its document.
+        position: Its position id, as the model receives it; None for the last target, which is no input.
         learned: Whether it is a target of the loss.
         special: Whether it is a special token, such as the separator.
     """
@@ -139,7 +139,7 @@ def windows_of(batch: Any, texts: TokenTexts, pieces: Sequence[list[Piece]] | No
 
     Args:
         batch: A `Batch`, a list of them, or any mapping that holds token ids under names that end with `input_ids`
-            (`chosen_input_ids`, or mappings in the mapping); the fields beside them have the same prefix.
+            (`chosen_input_ids`, or mappings in the mapping); their other fields have the same prefix.
         texts: Of the tokenizer.
         pieces: The documents of each row, where they are known.
     """
@@ -189,7 +189,7 @@ def _window(name: str, fields: dict[str, Any], texts: TokenTexts) -> Window:
     padding = _padding(ids, labels, documents, positions, fields.get("attention_mask"), texts.tokenizer.separator_id)
     blocks, document_of = _blocks(length, documents, padding)
     shown, learned, surprises = _shown(ids, labels, padding)
-    told = texts.texts([index for _, index in shown])
+    added_texts = texts.texts([index for _, index in shown])
     tokens = [
         Token(
             index=place,
@@ -207,7 +207,7 @@ def _window(name: str, fields: dict[str, Any], texts: TokenTexts) -> Window:
             learned=place in learned,
             special=texts.is_special(index),
         )
-        for (place, index), text in zip(shown, told, strict=True)
+        for (place, index), text in zip(shown, added_texts, strict=True)
     ]
     sample, num_bytes = fields.get("sample_ids"), fields.get("num_bytes")
     if positions is not None and documents is not None:
@@ -245,7 +245,7 @@ def _padding(
         return np.asarray(attention_mask) == 0
     padding = np.zeros(len(ids), dtype=bool)
     if labels is not None and positions is not None:
-        # Without document ids: separators at the end that nobody learns from and that stand at position 0.
+        # Without document ids: unsupervised separators at the end, at position 0.
         empty = (labels == IGNORE_INDEX) & (ids == separator_id) & (positions == 0)
         full = np.flatnonzero(~empty)
         padding[(full[-1] + 1 if len(full) else 0) :] = True
