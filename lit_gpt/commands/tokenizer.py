@@ -24,7 +24,7 @@ def train(
     """Trains a byte-level BPE tokenizer and writes it as a Hugging Face tokenizer folder.
 
     Args:
-        files: Files, folders or glob patterns: txt, md, code, jsonl, csv, parquet, also compressed (.gz, .zst).
+        files: Files, folders or glob patterns: text, code, JSON, JSON lines, CSV, Parquet, Arrow; also compressed.
         out: Folder to write; it must not exist or be empty.
         vocab_size: Entries, the 256 bytes and the special tokens included.
         text_field: Field or column that holds the text in jsonl, csv and parquet.

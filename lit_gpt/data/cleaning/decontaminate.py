@@ -172,8 +172,8 @@ class Decontaminate(Transform):
     """Drops documents that hold a run of words of a benchmark, and lists what matched.
 
     Args:
-        benchmarks: Benchmark files: json, jsonl, csv, tsv, parquet, or plain text (each paragraph a text); .gz and .zst
-            too. All texts of a record are looked for: questions, choices, answers, passages.
+        benchmarks: Benchmark files: JSON, JSON lines, CSV, TSV, Parquet, Arrow, or plain text (each paragraph a text);
+            also compressed. All texts of a record are looked for: questions, choices, answers, passages.
         n_gram: Words in a run that counts as a match (GPT-3: 13).
         min_words: A benchmark's text of min_words to n_gram - 1 words counts if all of it is in a document (GPT-3: 8);
             shorter texts are not looked for.

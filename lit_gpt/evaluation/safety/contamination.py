@@ -202,7 +202,7 @@ class Benchmark:
     """A benchmark to search for: a file or an embedded set.
 
     Attributes:
-        file: json, jsonl, csv, tsv, parquet or plain text (a paragraph is an item); .gz and .zst too.
+        file: JSON, JSON lines, CSV, TSV, Parquet, Arrow or plain text (a paragraph is an item); also compressed.
         embedded: Instead of a file: an embedded set, such as truths.jsonl.
         fields: Fields or columns to search for; null: all with text.
         result: Name of the result of the same evaluation whose items these are, one for each record in the file's

@@ -19,9 +19,10 @@ import zstandard
 from lit_gpt.commands.generate import _read_prompts
 from lit_gpt.data.corpus_spec import CorpusSpec, Reading
 from lit_gpt.data.pipeline.recipe import make_source
-from lit_gpt.data.records import BadInput, FileRecords
+from lit_gpt.data.records import BadInput, FileRecords, Record
 from lit_gpt.data.records.benchmarks import read_benchmark
 from lit_gpt.data.records.remote import RemoteRecords
+from lit_gpt.data.rows import EncodedRow, EncodedSequence, RowStore, prepare_rows
 from lit_gpt.data.streaming.documents import DocumentStream
 from lit_gpt.errors import UserError
 from lit_gpt.evaluation.safety.rows import RowSet
@@ -102,9 +103,30 @@ def prepare(path: str, mode: str) -> list[str]:
     return counted([d.text for part in source.parts() for d in source.read_documents(part.spec, bad)], bad)
 
 
+class PromptsAlone:
+    """Encodes nothing, and attaches the prompt."""
+
+    vocab_size = 10
+
+    def fingerprint(self) -> str:
+        return "prompts"
+
+    def __call__(self, row: Record) -> EncodedRow:
+        prompt = row.values.get("prompt")
+        if not isinstance(prompt, str):
+            raise UserError("no prompt")
+        return EncodedRow((EncodedSequence([1], [True]),), prompt, attached=prompt)
+
+
 def fine_tuning(path: str, mode: str) -> list[str]:
-    bad = BadInput(mode)  # type: ignore[arg-type]
-    return counted([row.values["prompt"] for row in FileRecords(path).records(bad)], bad)
+    try:
+        folder = prepare_rows([FileRecords(path)], PromptsAlone(), Path(path).parent / "cache", on_bad_input=mode)  # type: ignore[arg-type]
+    except UserError as error:
+        if mode == "skip" and "no row can be used" in str(error):
+            return []
+        raise
+    rows = RowStore(folder).split("train")
+    return [rows.attached(number) for number in range(len(rows))]
 
 
 def streaming(path: str, mode: str) -> list[str]:
