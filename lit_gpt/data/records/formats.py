@@ -117,7 +117,16 @@ def read_records(
             also matches the two characters with which Windows ends a line.
         text_field: Field in which a record of plain text holds it.
     """
-    file = _File(path, name, format or FileFormat(), document_separator, text_field)
+    yield from _complete(_File(path, name, format or FileFormat(), document_separator, text_field), bad_input, columns)
+
+
+def read_text(path: Path, name: str, bad_input: BadInput, format: FileFormat) -> Iterator[Record]:
+    """Yield a file's content as plain text, whatever its suffix; arguments as `read_records`."""
+    yield from _complete(_File(path, name, format, suffix=""), bad_input, None)
+
+
+def _complete(file: "_File", bad_input: BadInput, columns: Sequence[str] | None) -> Iterator[Record]:
+    """Yield the records of a file that can be read to its end; under `skip` none of any other."""
     try:
         if bad_input.mode == "error" or not file.can_fail_late():
             yield from _checked(file, bad_input, columns)
@@ -127,17 +136,9 @@ def read_records(
             bad_input.take(own)
             yield from records
         else:
+            # Twice: the first time only to see whether it can be read to its end.
             deque(_checked(file, BadInput("skip"), columns), maxlen=0)
             yield from _checked(file, bad_input, columns)
-    except UnreadableFile as error:
-        bad_input.reject(error.where, error.problem)
-
-
-def read_text(path: Path, name: str, bad_input: BadInput, format: FileFormat) -> Iterator[Record]:
-    """Yield a file's content as plain text, whatever its suffix."""
-    file = _File(path, name, format, suffix="")
-    try:
-        yield from _checked(file, bad_input, None)
     except UnreadableFile as error:
         bad_input.reject(error.where, error.problem)
 
@@ -174,8 +175,12 @@ class _File:
 
     def can_fail_late(self) -> bool:
         """Return whether the file may turn out unreadable after some of its records."""
-        is_plain_json = self.suffix in JSON_SUFFIXES and self.format.encoding == UTF8
-        return self.is_compressed or not is_plain_json
+        if self.is_compressed or self.suffix not in JSON_SUFFIXES or self.format.encoding != UTF8:
+            return True
+        # JSON in UTF-8 is parsed at once, or line by line: a bad line does not spoil the others.
+        with contextlib.suppress(UnreadableFile, OSError):
+            return self.encoding(BadInput("skip")).name != UTF8
+        return False  # it cannot be opened
 
     def is_small(self) -> bool:
         """Return whether all records of the file fit in memory. A small compressed file or table may hold much."""

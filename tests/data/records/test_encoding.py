@@ -145,3 +145,12 @@ def test_several_files_are_reported_once_an_encoding(tmp_path: Path) -> None:
     (note,) = bad.encoding_notes()
     assert "0.txt as cp1252" in note
     assert "2 more files as cp1252" in note
+
+
+def test_a_damaged_end_of_another_encoding_leaves_nothing_behind(tmp_path: Path) -> None:
+    for name, line in (("a.jsonl", '{"text": "good"}\n'), ("a.csv", "text\ngood\n"), ("a.txt", "good\n")):
+        (tmp_path / name).write_bytes(line.encode("utf-16") + b"\x00\xd8")  # half of a surrogate pair
+        bad = BadInput("skip")
+        assert list(FileRecords(str(tmp_path / name)).documents(bad)) == []
+        assert bad.named[0].startswith(f"{name}: it is not valid UTF-16")
+        assert len(bad.named) == 1
