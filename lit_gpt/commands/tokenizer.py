@@ -27,7 +27,7 @@ def train(
         files: Files, folders or glob patterns: text, code, JSON, JSON lines, CSV, Parquet, Arrow; also compressed.
         out: Folder to write; it must not exist or be empty.
         vocab_size: Entries, the 256 bytes and the special tokens included.
-        text_field: Field or column that holds the text in jsonl, csv and parquet.
+        text_field: Field or column that holds the text, or a template of fields.
         document_separator: String at which plain text files are cut into documents; null keeps each whole.
         pattern: How text is split into words: gpt2's rules, or gpt4's (numbers in groups of three digits).
         special_tokens: Special tokens beside <|endoftext|>, which is always there.
@@ -99,7 +99,7 @@ def measure(
         tokenizers: Tokenizer folders, tokenizer.json files, or names on the Hugging Face hub.
         files: Sources to measure on, each a file, a folder or a pattern; german=texts/*.txt gives one a name, so that
             languages or kinds of text stand side by side.
-        text_field: Field or column that holds the text in jsonl, csv and parquet.
+        text_field: Field or column that holds the text, or a template of fields.
         document_separator: String at which plain text files are cut into documents; null keeps each whole.
         sample_megabytes: Measure on at most this much text of each source, an even sample of its documents.
         json: Print the measures as JSON instead of a table.

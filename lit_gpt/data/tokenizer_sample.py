@@ -18,7 +18,7 @@ class WeightedFiles:
     Args:
         files: Files, folders or glob patterns.
         weight: Share of the sample's bytes, in proportion to the other sources' weights.
-        text_field: Field or column that holds the text in jsonl, csv and parquet.
+        text_field: Field or column that holds the text, or a template of fields.
         document_separator: String at which plain text files are cut into documents; null keeps each whole.
         format: How files are written, where their suffix does not say it: encoding, quoting, delimiter.
     """

@@ -59,7 +59,7 @@ class StreamingDataModule(WindowDataModule):
             its own order. Give one of the two.
         tokenizer: Tokenizer folder, `tokenizer.json`, or name on the hub; `tokenizer train` makes one.
         vocab_size: Entries of the model's vocabulary; null takes the tokenizer's, more pads it.
-        text_field: Field or column that holds the text.
+        text_field: Field or column that holds the text, or a template of fields: "{question} {answer}".
         document_separator: String at which plain text files are cut into documents; `\n` means a line break.
         format: How files are written, where their suffix does not say it: encoding, quoting, delimiter.
         block_windows: Windows of a block: more of them mix better and need more disk and a longer start.

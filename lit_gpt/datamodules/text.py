@@ -224,7 +224,8 @@ class TextDataModule(TokenDataModule):
         datasets: Hugging Face data sets to train on: names, or mappings with `path`, `name`, `split`, `streaming`, ...
         val_files: Files, folders or patterns whose documents are all for validation.
         test_files: Files, folders or patterns whose documents are all for the test.
-        text_field: Field or column that holds the text in jsonl, csv, parquet and data sets.
+        text_field: Field or column that holds the text in tables, JSON and data sets, or a template of fields:
+            "{question} {answer}".
         document_separator: String at which plain text files are cut into documents (a blank line, or the
             `<|endoftext|>` that some corpora are joined with); null keeps each file whole. `\n` and `\t` mean a
             line break and a tab.

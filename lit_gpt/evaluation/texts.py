@@ -47,7 +47,7 @@ class Texts:
         val_fraction: As in the run whose split it is; ignored for `corpus`.
         test_fraction: As in the run whose split it is.
         sample: Share of the documents to take, chosen by their hash.
-        text_field: Field or column of the text in json, jsonl, csv, tsv, parquet and datasets.
+        text_field: Field or column of the text in tables, JSON and datasets, or a template of fields.
         document_separator: String at which plain text files are cut into documents; null keeps a file whole.
         on_bad_input: error stops at a file or row that cannot be read, skip leaves it out and counts it.
         name: Name in the report; null: derived from the source.

@@ -80,7 +80,10 @@ class TextField:
         self.text_field = text_field
         self._keep = keep
         try:
-            parts = [(literal, name) for literal, name, _, _ in Formatter().parse(text_field)]
+            found = list(Formatter().parse(text_field))
+            if any(spec or conversion or name == "" for _, name, spec, conversion in found):
+                raise ValueError("a brace holds more than the name of a field, or none")
+            parts = [(literal, name) for literal, name, _, _ in found]
         except ValueError as error:
             raise UserError(
                 f"text_field {text_field!r} is no template ({error}); write each field as {{name}}"

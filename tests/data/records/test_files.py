@@ -145,8 +145,9 @@ def test_a_template_of_fields(tmp_path: Path) -> None:
     assert document.text == "Q: 2 + 2?\nA: 4"
     assert document.metadata == {"id": "x"}
     assert bad.named == ["a.jsonl:2: no field 'a'; its fields are 'q' (set text_field)"]
-    with pytest.raises(UserError, match="template"):
-        TextField("{open")
+    for wrong in ("{open", "{a!r}", "{a:>3} {b}", "{}"):
+        with pytest.raises(UserError, match="template"):
+            TextField(wrong)
 
 
 def test_files_that_vanish_or_may_not_be_read_are_named(tmp_path: Path) -> None:
