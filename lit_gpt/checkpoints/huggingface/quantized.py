@@ -121,7 +121,7 @@ def _from_mxfp4(config: Mapping[str, Any], stored: dict[str, Stored]) -> dict[st
         whole = name.removesuffix("_blocks")
         blocks, scales = found.pop(name), found.pop(f"{whole}_scales", None)
         if scales is None:
-            raise UserError(f"{name} has no {whole}_scales beside it; fetch the model again")
+            raise UserError(f"{name} has no {whole}_scales; fetch the model again")
         E, outputs, groups, half = blocks.shape
         shape = (E, groups * half * 2, outputs)
         found[whole] = Stored(partial(_read_mxfp4, blocks, scales), torch.bfloat16, shape)
