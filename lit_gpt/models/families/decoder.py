@@ -85,6 +85,8 @@ def demand_llama(config: GPTConfig, **differences: Any) -> None:
     scale = differences.pop("attention_scale", None)
     needed = {name: value for name, value in (_LLAMA | differences).items() if value is not ANY}
     demand(config, **needed)
+    if "layer_windows" in needed and len({config.window(layer) for layer in range(config.n_layer)}) > 1:
+        demand(config, layer_types=None)  # the other way to let some layers slide and others not
     if scale is None and config.mla is None and config.score_scale != config.head_dim**-0.5:
         demand(config, attention_scale=None)
 

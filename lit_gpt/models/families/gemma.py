@@ -33,7 +33,7 @@ from lit_gpt.models.families.decoder import SANDWICH_NORMS, decoder_entries, dem
 from lit_gpt.models.families.family import ANY, GIVEN, Family, GGUFArchitecture, MetadataValue
 from lit_gpt.models.families.weights import Entry
 
-_GEMMA2_ACTIVATION = "gelu_pytorch_tanh"
+_ACTIVATION = "gelu_pytorch_tanh"
 _GEMMA2_DEFAULTS = {"num_key_value_heads": 4, "head_dim": 256, "sliding_window": 4096, "query_pre_attn_scalar": 256}
 
 
@@ -56,7 +56,7 @@ def gemma_fields(values: dict[str, Any]) -> dict[str, Any]:
     """Return the fields that Gemma 2 and 3 write alike."""
     expect(values, "use_bidirectional_attention", False)
     # hidden_act of the first published files said "gelu", and nothing ever read it.
-    expect(values, "hidden_activation", _GEMMA2_ACTIVATION)
+    expect(values, "hidden_activation", _ACTIVATION)
     fields = read_sizes({"tie_word_embeddings": True} | values)
     scalar = values["query_pre_attn_scalar"]
     return {
@@ -100,8 +100,8 @@ def gemma_values(config: GPTConfig, rope: dict[str, Any] | None = None, **differ
         )
     return {
         **write_shared(config, rope),
-        "hidden_act": _GEMMA2_ACTIVATION,
-        "hidden_activation": _GEMMA2_ACTIVATION,
+        "hidden_act": _ACTIVATION,
+        "hidden_activation": _ACTIVATION,
         "query_pre_attn_scalar": round(scalar),
         "final_logit_softcapping": config.logit_softcap,
         "attn_logit_softcapping": config.attention_softcap,

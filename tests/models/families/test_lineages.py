@@ -1,15 +1,17 @@
 """The registry of families: names, laziness, and what a family's config.json cannot express."""
 
+import contextlib
 import subprocess
 import sys
 from dataclasses import replace
 
 import pytest
 
-from lit_gpt.checkpoints.huggingface import config_to_hf
+from lit_gpt.checkpoints.huggingface import config_from_hf, config_to_hf
 from lit_gpt.errors import UserError
-from lit_gpt.models import GPTConfig, get_preset
+from lit_gpt.models import GPTConfig, get_preset, preset_names
 from lit_gpt.models.families import family_names, get_family, model_types
+from lit_gpt.models.families.ladder import shrink
 
 SHOW_LOADED = """
 import sys
@@ -41,3 +43,21 @@ def test_layers_that_config_json_cannot_express_are_refused(monkeypatch):
     assert config_to_hf(
         GPTConfig.from_preset("gemma-3-1b", sliding_window=None, rope_local_theta=None, layer_windows=None)
     )
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_layers_chosen_by_layer_types_are_written_as_they_are_or_refused(name):
+    config = shrink(get_preset(name), n_layer=4)
+    if config.mla is None:
+        changes = {"layer_windows": None, "sliding_window": 16, "layer_types": ("sliding", "attention")}
+        config = config.overridden(changes)
+    with contextlib.suppress(UserError):
+        again = config_from_hf(config_to_hf(config))
+        assert [again.window(layer) for layer in range(4)] == [config.window(layer) for layer in range(4)]
+
+
+@pytest.mark.parametrize("name", ["mistral-7b-v0.1", "mixtral-8x7b", "phi-4", "qwen3-30b-a3b", "llama-3-8b"])
+def test_families_whose_layers_all_slide_or_none_refuse_a_mixed_pattern(name):
+    config = shrink(get_preset(name), layer_windows=None, sliding_window=16, layer_types=("sliding", "attention"))
+    with pytest.raises(UserError, match="layer_types|sliding_window"):
+        config_to_hf(config)
