@@ -11,33 +11,28 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 from lightning.pytorch import LightningDataModule, Trainer
 
 from lit_gpt.data.inspection.view import Report, TokenTexts, Window, windows_of
 from lit_gpt.data.tokenizers import load_tokenizer
 from lit_gpt.errors import UserError
+from lit_gpt.instantiate import read_yaml
 
 
 def open_datamodule(path: Path, stage: str) -> LightningDataModule:
-    """Makes, prepares and sets up the DataModule that a YAML describes, as one process would.
+    """Build, prepare and set up the DataModule that a YAML describes, as one process would.
 
     Args:
         path: YAML of a run.
         stage: `fit`, `validate` or `test`.
 
     Raises:
-        UserError: if the file is not there or describes no DataModule.
+        UserError: if the file is missing or describes no DataModule.
     """
     if path.is_dir():
         path = path / "config.yaml"
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); name the YAML of a run") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+    values = read_yaml(path, "the YAML of a run")
     if not isinstance(values, dict) or "data" not in values:
         raise UserError(f"{path} has no `data`; name the YAML of a run, as `fit` takes it")
     datamodule = _parse(values)
@@ -62,7 +57,7 @@ def open_datamodule(path: Path, stage: str) -> LightningDataModule:
 
 
 def _parse(values: dict[str, Any]) -> LightningDataModule:
-    """Returns the DataModule; classes of ours by their short names, the seed linked as `fit` links it."""
+    """Return the DataModule that `fit` would build: our classes by their short names, the seed linked."""
     import lit_gpt.datamodules  # noqa: F401 (what is imported may be written without its package)
 
     sys.path.insert(0, str(Path.cwd()))
@@ -70,15 +65,15 @@ def _parse(values: dict[str, Any]) -> LightningDataModule:
     parser.add_argument("--seed_everything", type=bool | int, default=0)
     parser.add_subclass_arguments(LightningDataModule, "data", fail_untyped=False, required=True)
     parser.link_arguments("seed_everything", "data.init_args.seed")
-    kept = {key: values[key] for key in ("seed_everything", "data") if values.get(key) is not None}
+    given = {key: values[key] for key in ("seed_everything", "data") if values.get(key) is not None}
     try:
-        return parser.instantiate_classes(parser.parse_object(kept)).data
+        return parser.instantiate_classes(parser.parse_object(given)).data
     except ArgumentError as error:
         raise UserError(" ".join(str(error).split())) from error
 
 
 def inspect_data(datamodule: Any, split: str, num_windows: int, step: int | None) -> Report:
-    """Collects windows.
+    """Collect windows.
 
     Args:
         datamodule: A DataModule that is set up.
@@ -112,7 +107,7 @@ def inspect_data(datamodule: Any, split: str, num_windows: int, step: int | None
 
 
 def _from_step(loader: Any, step: int) -> Any:
-    """Returns a loader that begins with an optimizer step, by a jump if it can and by reading on if not."""
+    """Return a loader that begins with an optimizer step: by `seek` if it has one, else by skipping steps."""
     if hasattr(loader, "seek"):
         loader.seek(step - 1)
         return loader

@@ -125,7 +125,7 @@ def test_another_packages_datamodule(tmp_path: Path, capsys: pytest.CaptureFixtu
     [
         (None, "cannot be read"),
         ("trainer: {}", "has no `data`"),
-        ("a: [", "is no YAML"),
+        ("a: [", "not YAML"),
         ("data: {class_path: NoSuchDataModule}", "NoSuchDataModule"),
         ("data: {class_path: StdlibDataModule, init_args: {blocksize: 3}}", "blocksize"),
     ],
