@@ -213,3 +213,50 @@ def test_default_batch_and_evaluation_sizes(folder: Path) -> None:
     data.prepare_data()
     data.setup("validate")
     assert next(iter(data.val_dataloader()))["input_ids"].shape == (5, 16)
+
+
+class UsedUpDataModule(TokenDataModule):
+    """Its documents can be read once: the generator is made only here."""
+
+    def __init__(self, **kwargs) -> None:
+        super().__init__(**kwargs)
+        self.generator = (f"the number {i} comes before {i + 1}" for i in range(200))
+
+    def documents(self) -> Iterator[str]:
+        return self.generator
+
+
+def test_documents_that_can_be_read_only_once(tmp_path: Path) -> None:
+    data = UsedUpDataModule(block_size=8, vocab_size=290, val_fraction=0.1, cache_dir=str(tmp_path))
+    with pytest.raises(UserError, match=r"UsedUpDataModule\.documents\(\)"):
+        data.prepare_data()
+
+
+@pytest.mark.parametrize("lines", [3000, 600, 60])
+def test_a_default_batch_fits_a_small_corpus(tmp_path: Path, lines: int) -> None:
+    class Lines(TokenDataModule):
+        def documents(self) -> Iterator[str]:
+            yield from (f"line {i} " for i in range(lines))
+
+    settings = {"block_size": 16, "vocab_size": 290, "cache_dir": str(tmp_path), "val_fraction": 0, "test_fraction": 0}
+    for given in ({"global_batch_size": 32}, {"micro_batch_size": 4}):
+        data = Lines(**settings, **given)
+        data.prepare_data()
+        data.setup("fit")
+        assert data.global_batch_size == 32
+    data = Lines(**settings)
+    data.prepare_data()
+    data.setup("fit")
+    windows, size = data.corpus.split("train").num_tokens // 16, data.global_batch_size
+    assert size == {3000: 32, 600: 16, 60: 8}[lines]
+    assert windows // size >= 8 or size == 8
+    assert size == 32 or windows // (2 * size) < 8
+    assert data.data_info.tokens_per_step == size * 16
+    data.setup("fit")
+    assert data.global_batch_size == size
+
+
+def test_no_warning_where_nothing_is_held_out(folder: Path, recwarn: pytest.WarningsRecorder) -> None:
+    data = text_data(folder, val_fraction=0.0, test_fraction=0.0)
+    stock_trainer(folder, 2, log_every_n_steps=1).fit(RecordingModule(), data)
+    assert not [str(warning.message) for warning in recwarn if "val" in str(warning.message).lower()]

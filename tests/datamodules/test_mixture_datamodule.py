@@ -126,9 +126,15 @@ def test_a_mixture_that_is_used_up(root: Path, tmp_path: Path) -> None:
         next(iter(loader))
     with pytest.raises(UserError, match=r"used up after \d+ steps, .* the run has 5000; raise max_epochs"):
         stock_trainer(tmp_path, 5000).fit(Recorder(), mixture(root, corpora=corpora))
+    with pytest.raises(UserError, match=rf"used up after {len(loader)} steps, .* the run has {2 * len(loader)}"):
+        stock_trainer(tmp_path, -1, max_epochs=2).fit(Recorder(), mixture(root, corpora=corpora))
     module = Recorder()
     stock_trainer(tmp_path, -1, max_epochs=1, limit_val_batches=0).fit(module, mixture(root, corpora=corpora))
     assert len(module.seen) == len(loader)
+    module = Recorder()
+    settings = {"max_epochs": 3, "limit_train_batches": len(loader) // 3, "limit_val_batches": 0}
+    stock_trainer(tmp_path, -1, **settings).fit(module, mixture(root, corpora=corpora))
+    assert len(module.seen) == len(loader) // 3 * 3
 
 
 @pytest.mark.parametrize(

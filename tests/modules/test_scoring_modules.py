@@ -137,6 +137,7 @@ def test_resume_is_exact(fit, kind, adapter):
     ("row", "message"),
     [
         ({"text": "x"}, "no field 'label'"),
+        ({"text": "x", "label": None}, "label is null"),
         ({"text": "", "label": "warm"}, "empty"),
         ({"text": 3, "label": "warm"}, "int"),
         ({"text": "x", "label": "hot"}, "classes are warm, cold"),
