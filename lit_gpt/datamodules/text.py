@@ -11,7 +11,7 @@ them. A subclass of `TokenDataModule` says where its documents come from, in one
 `TextDataModule` reads files and Hugging Face data sets, `StdlibDataModule` the Python standard library.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -89,7 +89,6 @@ class TokenDataModule(WindowDataModule):
         self.cache_dir = default_cache_dir() if cache_dir is None else Path(cache_dir).expanduser()
         self.prepare_threads = prepare_threads
         self._folders: tuple[Path, Path] | None = None  # of the tokenizer and the corpus, once they are known
-        self._last_documents: Iterable[str | Document] | None = None
 
     # ------------------------------------------------------------------ what a subclass provides
 
@@ -102,22 +101,7 @@ class TokenDataModule(WindowDataModule):
 
     def sources(self) -> Sequence[RecordSource]:
         """Return the corpus's sources; by default one made of `documents`. Override it for several, or for files."""
-        return [IterableRecords(self._fresh_documents, name=type(self).__name__)]
-
-    def _fresh_documents(self) -> Iterable[str | Document]:
-        """Return `documents()`, which must be readable from its beginning.
-
-        Raises:
-            UserError: if it is an iterator that was returned before, and is used up.
-        """
-        found = self.documents()
-        if isinstance(found, Iterator) and found is self._last_documents:
-            raise UserError(
-                f"{type(self).__name__}.documents() returned the same iterator twice, which is used up after the first "
-                "pass; make a new one at each call (write documents() with yield), or return a list"
-            )
-        self._last_documents = found
-        return found
+        return [IterableRecords(self.documents, name=type(self).__name__)]
 
     # ------------------------------------------------------------------ preparing and opening
 

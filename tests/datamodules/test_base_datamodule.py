@@ -130,6 +130,7 @@ def test_a_subclass_needs_one_method(tmp_path: Path) -> None:
     stock_trainer(tmp_path, 2, limit_val_batches=1).fit(module, data)
     assert len(module.seen) == 2
     assert data.lineage()["corpus"]["sources"][0]["name"] == "CountingDataModule"
+    pickle.loads(pickle.dumps(data.spec))
     with pytest.raises(NotImplementedError, match="documents"):
         TokenDataModule(cache_dir=str(tmp_path)).prepare_data()
 
@@ -228,7 +229,7 @@ class UsedUpDataModule(TokenDataModule):
 
 def test_documents_that_can_be_read_only_once(tmp_path: Path) -> None:
     data = UsedUpDataModule(block_size=8, vocab_size=290, val_fraction=0.1, cache_dir=str(tmp_path))
-    with pytest.raises(UserError, match=r"UsedUpDataModule\.documents\(\)"):
+    with pytest.raises(UserError, match=r"UsedUpDataModule: documents\(\)"):
         data.prepare_data()
 
 

@@ -278,14 +278,26 @@ class IterableRecords(GeneratedRecords):
     ) -> None:
         self._make_records = make_records
         self._fingerprint: str | None = None
+        self._last_made: object = None
         self.name = name
         self.version = version
         self.split = split
         self.text = TextField(text_field, keep=None)
 
     def generate(self) -> Iterator[Record]:
-        """Yield the function's records; those without a place of their own are numbered from 1."""
-        for number, item in enumerate(self._make_records(), start=1):
+        """Yield the function's records; those without a place of their own are numbered from 1.
+
+        Raises:
+            UserError: if the function returns an iterator that it returned before, or something that is no record.
+        """
+        made = self._make_records()
+        if made is self._last_made:
+            raise UserError(
+                f"{self.name}: documents() (or the function that makes its records) returned the same iterator twice, "
+                "which is used up after the first pass; make a new one at each call (with yield), or return a list"
+            )
+        self._last_made = made if isinstance(made, Iterator) else None
+        for number, item in enumerate(made, start=1):
             record = as_record(item, self.name, number, self.text.text_field)
             if record is None:
                 raise UserError(
@@ -306,6 +318,9 @@ class IterableRecords(GeneratedRecords):
                 content = digest.hexdigest()
             self._fingerprint = sha256_json([self.kind, self.name, content, self.split])
         return self._fingerprint
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_last_made": None}  # a generator cannot be pickled
 
 
 def as_record(item: object, name: str, number: int, text_field: str = "text") -> Record | None:
