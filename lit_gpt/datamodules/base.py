@@ -8,6 +8,7 @@ Everything works with a stock `lightning.Trainer`, and with none: `dm.prepare_da
 dm.train_dataloader()`.
 """
 
+import warnings
 from abc import abstractmethod
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -135,6 +136,11 @@ class StepDataModule(LightningDataModule):
         limit = 1.0 if self.trainer is None else getattr(self.trainer, f"limit_{split}_batches")
         loader.sample_first(limit if isinstance(limit, int) else int(len(loader) * limit))
         return loader
+
+    def _no_batches(self) -> list[Any]:
+        """Return the loader of a split that is empty on purpose, without Lightning's question whether it is."""
+        warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero")
+        return []
 
     # ------------------------------------------------------------------ processes and sizes
 

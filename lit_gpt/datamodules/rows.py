@@ -254,7 +254,7 @@ class RowDataModule(StepDataModule):
 
     def val_dataloader(self) -> Any:
         """Return the loader of the validation rows; none if nothing is held out."""
-        return self._limited(self._evaluation_loader("val"), "val") if len(self._split("val")) else []
+        return self._limited(self._evaluation_loader("val"), "val") if len(self._split("val")) else self._no_batches()
 
     def test_dataloader(self) -> Any:
         """Return the loader of the test rows."""

@@ -168,7 +168,9 @@ class WindowDataModule(StepDataModule):
 
     def val_dataloader(self) -> Any:
         """Return the loader of the validation windows; none if nothing is held out."""
-        return self._limited(self._evaluation_loader(EvaluationLoader, "val"), "val") if self._holds_out("val") else []
+        if not self._holds_out("val"):
+            return self._no_batches()
+        return self._limited(self._evaluation_loader(EvaluationLoader, "val"), "val")
 
     def test_dataloader(self) -> Any:
         """Return the loader of the test windows."""
