@@ -322,10 +322,10 @@ class WindowSteps(StepSource):
     def __getitem__(self, step: int) -> StepBatch:
         parts, starts = self._locate(step)
         samples = self._samples(step, 1)[0]
-        length = self.order.block_size + 1
+        length, read = self.order.block_size + 1, self.order.read
         rows = np.empty((self.share, length), dtype=np.int64)
         for row, part, start in zip(rows, parts.tolist(), starts.tolist(), strict=True):
-            row[:] = self.order.read(part, start, length)
+            row[:] = read(part, start, length)
         size = self.micro_batch_size
         batches = [self.builder(rows[i : i + size], samples[i : i + size]) for i in range(0, self.share, size)]
         if self.order.numbers_corpora:
