@@ -188,7 +188,7 @@ def test_a_reward_model_rates_from_the_command_line(fit, tmp_path):
         ids = data.renderer(chat).ids[:-1]  # without the template's line feed after the stop token
         hidden = module.model(torch.tensor([ids[:-1]]), head_fn=lambda hidden, *_: hidden)[0, -1]
         assert line["reward"] == pytest.approx(float(module.model.score(hidden)), abs=1e-5)
-    with pytest.raises(UserError, match="writes no text"):
+    with pytest.raises(UserError, match="reward model or a classifier"):
         export(model=last, out=str(tmp_path / "bundle"))
     with pytest.raises(UserError, match="no reward model"):
         load_scorer(data.tokenizer)
