@@ -64,7 +64,7 @@ class CorpusSpec:
         check_fractions(self.val_fraction, self.test_fraction)
         BadInput(self.on_bad_input)
         if not self.sources:
-            raise UserError("the corpus has no sources; name files or data sets")
+            raise UserError("the corpus has no sources; name files or datasets")
 
     @property
     def names(self) -> str:

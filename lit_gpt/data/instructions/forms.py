@@ -194,7 +194,7 @@ def _from_sharegpt(turns: list[Any], field: str) -> list[Any]:
 
 
 def parsed(value: Any, field: str) -> Any:
-    """Read a value that a csv or a data set keeps as JSON text.
+    """Read a value that a csv or a dataset keeps as JSON text.
 
     Raises:
         UserError: if it is other text.

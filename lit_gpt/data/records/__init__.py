@@ -1,4 +1,4 @@
-"""The one reader of files and data sets: they become records, and a text is taken from a record.
+"""The one reader of files and datasets: they become records, and a text is taken from a record.
 
 - `record.py`: a `Record` (its fields and its place), a `Document` (the text of one), `BadInput` (error or skip).
 - `formats.py`: one file → its records, by suffix; on top of `compression.py` and `encoding.py`.

@@ -61,7 +61,7 @@ def expand_files(patterns: str | Sequence[str]) -> list[tuple[str, Path]]:
         nearest parents that differ. Bytes of a name that are no UTF-8 are spelt out, as `\xe9`.
 
     Raises:
-        UserError: if a pattern names nothing, or a saved data set of several splits, of which one is to be named.
+        UserError: if a pattern names nothing, or a saved dataset of several splits, of which one is to be named.
     """
     taken: set[str] = set()
     groups = []
@@ -141,7 +141,7 @@ def _walk(top: Path, saved: bool = True) -> Iterator[Path]:
 
     Args:
         top: The folder.
-        saved: Whether of the folders of saved data sets the Arrow files alone are taken.
+        saved: Whether of the folders of saved datasets the Arrow files alone are taken.
     """
     closed: list[OSError] = []
     real_top = os.path.realpath(top)
@@ -188,7 +188,7 @@ def _saved_files(folder: Path, names: list[str], folders: list[str]) -> list[Pat
         splits = [name for name in folders if (folder / name / DATASET_STATE).is_file()]
         if len(splits) > 1:
             raise UserError(
-                f"{folder} is a saved data set with the splits {', '.join(splits)}; name one, such as "
+                f"{folder} is a saved dataset with the splits {', '.join(splits)}; name one, such as "
                 f"{folder / splits[0]}, so that what is meant for a test is not trained on"
             )
         return [path for split in splits for path in _state_files(folder / split)]
@@ -203,7 +203,7 @@ def _state_files(folder: Path) -> list[Path]:
         return [folder / entry["filename"] for entry in state["_data_files"]]
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise UserError(
-            f"{folder / DATASET_STATE} of a saved data set cannot be read ({error}); save it again"
+            f"{folder / DATASET_STATE} of a saved dataset cannot be read ({error}); save it again"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""Records of Hugging Face data sets: by name, from local files, or as `save_to_disk` left them; loaded or streamed."""
+"""Records of Hugging Face datasets: by name, from local files, or as `save_to_disk` left them; loaded or streamed."""
 
 import dataclasses
 import glob
@@ -19,13 +19,13 @@ from lit_gpt.hashing import FileHashes, sha256_json
 
 @dataclass(frozen=True)
 class HubDataset:
-    """A Hugging Face data set, as `datasets.load_dataset` takes it.
+    """A Hugging Face dataset, as `datasets.load_dataset` takes it.
 
     Args:
         path: Name on the hub (`roneneldan/TinyStories`), a local folder (also one that `save_to_disk` wrote), or a
             builder (`json`) with `data_files`.
-        name: Configuration (`sample-10BT`), where the data set has several.
-        split: Split of the data set to read.
+        name: Configuration (`sample-10BT`), where the dataset has several.
+        split: Split of the dataset to read.
         data_files: Files for a builder, or a part of the repository's files.
         revision: Commit, tag or branch to pin.
         streaming: Read over the network as it goes instead of downloading first.
@@ -44,13 +44,13 @@ class HubDataset:
 
 
 class HubRecords(RecordSource):
-    """Records of one Hugging Face data set.
+    """Records of one Hugging Face dataset.
 
-    A downloaded data set is identified by the content hash that `datasets` gives it, a streamed one by its
+    A downloaded dataset is identified by the content hash that `datasets` gives it, a streamed one by its
     description (pin `revision` there), and by name, size and date of the local files that it names.
 
     Args:
-        spec: Which data set.
+        spec: Which dataset.
         text_field: Column of the text where `spec` names none.
         split: Our split that all records go to; None decides each by its hash.
         keep: Further columns that become a document's metadata; None keeps all.
@@ -72,7 +72,7 @@ class HubRecords(RecordSource):
         self._loaded: Any = None
 
     def load(self) -> Any:
-        """Return the data set as `datasets` gives it, loaded once.
+        """Return the dataset as `datasets` gives it, loaded once.
 
         Raises:
             UserError: if it cannot be loaded.
@@ -85,7 +85,7 @@ class HubRecords(RecordSource):
                 self._loaded = self._load() if saved is None else saved
             except (OSError, ValueError, datasets.exceptions.DatasetsError, RuntimeError) as error:
                 reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-                raise UserError(f"the data set {self.name} cannot be loaded: {reason}") from error
+                raise UserError(f"the dataset {self.name} cannot be loaded: {reason}") from error
         return self._loaded
 
     def _load(self) -> Any:
@@ -102,7 +102,7 @@ class HubRecords(RecordSource):
         )
 
     def _saved(self) -> Any:
-        """Return the data set of a folder that `save_to_disk` wrote, None if the path is no such folder."""
+        """Return the dataset of a folder that `save_to_disk` wrote, None if the path is no such folder."""
         import datasets
 
         folder = Path(self.spec.path).expanduser()
@@ -129,12 +129,12 @@ class HubRecords(RecordSource):
         return [[file.url, file.size, file.version] for file in files]
 
     def num_bytes(self) -> int | None:
-        """Return the size that the data set declares, None where it declares none or a part is read."""
+        """Return the size that the dataset declares, None where it declares none or a part is read."""
         size = None if self.spec.max_documents else self.load().info.dataset_size
         return int(size) if size else None
 
     def parts(self) -> Iterator[Part]:
-        """Yield the whole data set as one part."""
+        """Yield the whole dataset as one part."""
         yield Part(self.name, None, None, None)
 
     def read(self, spec: Any, bad_input: BadInput, columns: Sequence[str] | None = None) -> Iterator[Record]:
@@ -171,7 +171,7 @@ class HubRecords(RecordSource):
             yield Record(dict(row), self.name, record), here
 
     def selected(self, dataset: Any, columns: Sequence[str] | None) -> Any:
-        """Return the data set with these columns alone; all of them for None.
+        """Return the dataset with these columns alone; all of them for None.
 
         Raises:
             UserError: if it lacks one.
@@ -184,7 +184,7 @@ class HubRecords(RecordSource):
         return dataset.select_columns(list(columns))
 
     def describe(self) -> dict[str, Any]:
-        """Return the data set's description and content hash."""
+        """Return the dataset's description and content hash."""
         content = None if self.spec.streaming else self.load()._fingerprint
         return {"kind": self.kind, "name": self.name, **dataclasses.asdict(self.spec), "fingerprint": content}
 
@@ -201,13 +201,13 @@ def sources_of(
     document_separator: str | None = None,
     format: FileFormat | None = None,
 ) -> list[RecordSource]:
-    """Return the sources that a DataModule's arguments name: what is held out, then the other files, then data sets.
+    """Return the sources that a DataModule's arguments name: what is held out, then the other files, then datasets.
 
     A file that two arguments name is in one split: test before validation before the rest.
 
     Args:
         files: Files, folders or patterns whose records are split by hash.
-        datasets: Hugging Face data sets, by name or described.
+        datasets: Hugging Face datasets, by name or described.
         val_files: Files whose records are all for validation.
         test_files: Files whose records are all for the test.
         text_field: Field that holds the text, or a template of fields.

@@ -16,11 +16,11 @@ OnBadInput = Literal["error", "skip"]
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One record of a file or data set: a row of a table, an object of a JSON file, a plain text.
+    """One record of a file or dataset: a row of a table, an object of a JSON file, a plain text.
 
     Attributes:
         values: Its fields.
-        source: File (relative to what the user named) or data set that it came from.
+        source: File (relative to what the user named) or dataset that it came from.
         record: Line or row in that source, counted from 1; 0 when the source is a single text.
         split: Split that it belongs to whatever its hash; None: its source's, or decided by a hash.
         split_key: Text whose hash decides the split; None takes the text, or what an encoder names (the prompt).
@@ -47,7 +47,7 @@ class Document:
 
     Attributes:
         text: The text itself.
-        source: File (relative to what the user named) or data set that it came from.
+        source: File (relative to what the user named) or dataset that it came from.
         record: Line or row in that source, counted from 1; 0 when the source is a single document.
         metadata: What else the source knows (URL, language, ...), JSON values; `prepare` keeps it with the text.
     """

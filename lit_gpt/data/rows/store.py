@@ -35,7 +35,7 @@ class EncodedRow:
     """A row as tokens.
 
     Attributes:
-        sequences: One (an instruction) or several (a pair); every row of a data set has the same number.
+        sequences: One (an instruction) or several (a pair); every row of a dataset has the same number.
         split_key: Text whose hash decides the split: the prompt.
         numbers: Further values of the row, such as a label, by name; every row has the same names.
         notes: What happened to it ("cut"), each counted.

@@ -1,4 +1,4 @@
-"""Which files a folder or pattern names: links, loops of links, saved data sets."""
+"""Which files a folder or pattern names: links, loops of links, saved datasets."""
 
 import datetime
 import io

@@ -153,7 +153,7 @@ def test_a_python_iterable() -> None:
 
 @pytest.fixture
 def rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A local stand-in for a hub data set."""
+    """A local stand-in for a hub dataset."""
     monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
     path = tmp_path / "hub" / "train.jsonl"
     path.parent.mkdir()

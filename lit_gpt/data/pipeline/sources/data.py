@@ -1,6 +1,6 @@
-"""`files:`, `hub:` and `class_path:`: files on this disk, Hugging Face data sets, and the user's own code.
+"""`files:`, `hub:` and `class_path:`: files on this disk, Hugging Face datasets, and the user's own code.
 
-Files are read as every other reader of records reads them; a data set by ranges of rows (downloaded) or by its shards
+Files are read as every other reader of records reads them; a dataset by ranges of rows (downloaded) or by its shards
 (streamed), which tasks read side by side.
 """
 
@@ -65,9 +65,9 @@ _ROWS_OF_A_PART = 50_000
 
 
 class HubParts(HubRecords):
-    """A Hugging Face data set, downloaded or streamed.
+    """A Hugging Face dataset, downloaded or streamed.
 
-    A row of a downloaded data set keeps its number; one of a stream that has several shards is numbered within its
+    A row of a downloaded dataset keeps its number; one of a stream that has several shards is numbered within its
     shard (`name#3` is shard 3), because nobody knows how many rows the shards before it have.
 
     Args:
@@ -135,7 +135,7 @@ class HubParts(HubRecords):
         return documents if self.document_start is None else _joined(documents, self.document_start)
 
     def describe(self) -> dict[str, Any]:
-        """Return the data set's description."""
+        """Return the dataset's description."""
         return {"kind": self.kind, **{k: v for k, v in dataclasses.asdict(self.hub).items() if v is not None}}
 
 
