@@ -1,10 +1,9 @@
-"""The door: `python -m lit_gpt <command>`.
+"""The command line: `python -m lit_gpt <command>`.
 
 `fit`, `validate`, `test` and `predict` go to the LightningCLI (`lightning_cli.py`); tool commands are functions in
-`commands/`, parsed by jsonargparse as well. This file imports neither torch nor Lightning, so that help is instant.
+`commands/`, parsed by jsonargparse as well. This file imports neither torch nor Lightning, so that `--help` is fast.
 """
 
-import difflib
 import importlib
 import inspect
 import json
@@ -20,6 +19,7 @@ from lit_gpt.commands import COMMANDS
 from lit_gpt.errors import find_user_error
 from lit_gpt.extras import versions
 from lit_gpt.quiet import silence_libraries
+from lit_gpt.suggest import close_matches
 
 TRAINER_COMMANDS = {
     "fit": "train a model: pretraining, and every other objective (config: trainer, model, data)",
@@ -38,14 +38,14 @@ EPILOG = """examples:
 
 
 class HelpFormatter(DefaultHelpFormatter):
-    """Keep the line breaks of the examples."""
+    """Keeps the line breaks of the examples."""
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         return "".join(indent + line for line in text.splitlines(keepends=True))
 
 
 class ToolParser(ArgumentParser):
-    """Says which option a misspelled one is nearest to.
+    """A parser that suggests the nearest option for a misspelled one.
 
     Attributes:
         tools: The parsers of its commands.
@@ -54,13 +54,13 @@ class ToolParser(ArgumentParser):
     tools: Sequence[ArgumentParser] = ()
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Ends with the message, and with the nearest option if the message is about one that does not exist."""
+        """Exit with the message, and with the nearest option if the message is about an unknown one."""
         wrong = re.search(r"does not accept option '([\w.]+)'|unrecognized arguments: --([\w.]+)", message)
         if wrong is not None:
             one = getattr(ex, "subcommand_parser", None)
             parsers = [one] if one is not None else [self, *self.tools]
             known = {option.lstrip("-") for parser in parsers for option in parser._option_string_actions}
-            near = difflib.get_close_matches(wrong[1] or wrong[2], known, n=1, cutoff=0.5)
+            near = close_matches(wrong[1] or wrong[2], known)
             message += f"; did you mean {near[0]}?" if near else ""
         super().error(message, ex)
         raise AssertionError("error() ends the process")
@@ -70,11 +70,11 @@ def main(args: list[str] | None = None) -> int:
     """Run one command.
 
     Args:
-        args: words of the command line; None: those of the process.
+        args: command-line arguments; None: those of the process.
 
     Returns:
-        The exit status: 0, or what a command returns (`evaluate`: 3 for a missed gate); 2 for something that the user
-        can put right; 130 or 143 for a training run that Ctrl-C or SIGTERM ended after it had saved its checkpoint.
+        The exit status: 0, or what a command returns (`evaluate`: 3 for a missed gate); 2 for an error that the
+        user can correct; 130 or 143 for a training run that Ctrl-C or SIGTERM ended after it had saved its checkpoint.
     """
     words = sys.argv[1:] if args is None else args
     silence_libraries()
@@ -109,7 +109,7 @@ def main(args: list[str] | None = None) -> int:
 
 
 def build_parser() -> ToolParser:
-    """Every command in one help; the Trainer's are named here and parsed by the LightningCLI."""
+    """Return the parser of all commands; those of the Trainer are only named here and parsed by the LightningCLI."""
     parser = ToolParser(
         prog="python -m lit_gpt",
         description="The whole life of a language model as PyTorch Lightning plugins.",
@@ -142,7 +142,7 @@ def build_parser() -> ToolParser:
 
 
 def _with_lists(words: Sequence[str]) -> list[str]:
-    """Gathers the words behind an option that takes a list: `--files a b` for jsonargparse's `--files '["a", "b"]'`.
+    """Gather the values of an option that takes a list: `--files a b` for jsonargparse's `--files '["a", "b"]'`.
 
     An `--explain` without a word asks for the list of topics.
     """

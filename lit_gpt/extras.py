@@ -3,6 +3,7 @@
 import importlib
 import importlib.metadata
 import platform
+import sys
 from typing import Any
 
 from lit_gpt.errors import UserError
@@ -34,15 +35,18 @@ def need(module: str, extra: str, purpose: str) -> Any:
         purpose: What it is needed for: "reading web pages".
 
     Raises:
-        UserError: It is not installed.
+        UserError: If it is not installed, or a file of the user hides a module that it needs.
     """
     try:
         return importlib.import_module(module)
     except ImportError as error:
         missing = (error.name or module).partition(".")[0]
+        if missing in sys.stdlib_module_names:  # a file of the user's hides a module of Python itself
+            hidden = getattr(sys.modules.get(missing), "__file__", None) or f"{missing}.py"
+            raise UserError(f"{purpose} needs Python's module {missing}, which {hidden} hides; rename it") from error
         raise UserError(f"{purpose} needs {missing}, which is not installed; {remedy(extra)}") from error
 
 
 def remedy(extra: str) -> str:
-    """How to install an extra."""
+    """Return how to install an extra."""
     return f"pip install 'lit_gpt[{extra}]' (in a checkout: pip install -e '.[{extra}]')"

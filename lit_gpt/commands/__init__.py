@@ -1,4 +1,4 @@
-"""Tool commands: one thin file each, which reads arguments, calls the rooms and prints.
+"""Tool commands: one thin file each, which reads arguments, calls the packages and prints.
 
 A command's module imports nothing heavy at the top, so that `python -m lit_gpt <command> --help` starts at once.
 """
@@ -18,4 +18,4 @@ COMMANDS = {
     "score": "lit_gpt.commands.score:score",
     "doctor": "lit_gpt.commands.doctor:doctor",
 }
-"""Words on the command line → the function that carries them out; its signature and docstring are the help."""
+"""Words on the command line → the function that implements them; its signature and docstring are the help."""

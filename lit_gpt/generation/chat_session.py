@@ -1,8 +1,10 @@
 """A conversation with a model: its history, the part that fits the context, and answers as they are generated."""
 
 import json
+import sys
 import time
 from collections.abc import Generator
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,6 +13,13 @@ from lit_gpt.data.chat import ChatRenderer, Message
 from lit_gpt.errors import UserError
 from lit_gpt.generation.loop import EngineLoop, RequestHandle
 from lit_gpt.generation.request import FinishReason, SamplingParams
+
+EXITS = ("/exit", "/quit", "/q", "/bye")
+HELP = """/reset          forget the conversation (the system message stays)
+/system TEXT    set the system message; without a text: none
+/save FILE      write the conversation as a JSON object, {"messages": [...]}
+/help           this list
+/exit           leave (so do /quit, /q, /bye and Ctrl-D); Ctrl-C stops an answer"""
 
 
 @dataclass(frozen=True)
@@ -140,3 +149,75 @@ class ChatSession:
 
     def _with_system(self, turns: list[Message]) -> list[Message]:
         return turns if self.system is None else [Message(role="system", content=self.system), *turns]
+
+
+# ------------------------------------------------------------------ in the terminal
+
+
+def converse(session: ChatSession) -> None:
+    """Read questions from standard input and print the answers, until the user leaves or the input ends.
+
+    Statistics, replies to commands and errors go to standard error, so that answers alone can be redirected.
+    """
+    on_terminal = sys.stdin.isatty()
+    if on_terminal:
+        import readline  # noqa: F401 (makes `input` an editable line with history)
+
+        print("/help lists the commands; Ctrl-C stops an answer, Ctrl-D leaves.", file=sys.stderr)
+    while True:
+        try:
+            line = input("> " if on_terminal else "").strip()
+        except EOFError:
+            return
+        except KeyboardInterrupt:  # at the prompt: a new line, as in a shell
+            print()
+            continue
+        if line in EXITS:
+            return
+        if not line:
+            continue
+        try:
+            if line.startswith("/"):
+                print(_command(session, line), file=sys.stderr)
+            else:
+                _answer(session, line)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+
+
+def _answer(session: ChatSession, question: str) -> None:
+    stopped = ""
+    with closing(session.ask(question)) as pieces:
+        try:
+            for piece in pieces:
+                print(piece, end="", flush=True)
+        except KeyboardInterrupt:
+            stopped = ", stopped"
+    print(flush=True)
+    stats = session.stats
+    if stats is None:
+        return
+    dropped = f", {stats.num_dropped} oldest messages no longer fit" if stats.num_dropped else ""
+    cut = ", cut off at its limit" if stats.finish_reason == "length" else ""
+    print(
+        f"[{stats.num_tokens} tokens, {stats.tokens_per_second:.1f} tokens/s, first after "
+        f"{stats.seconds_to_first:.2f} s{stopped}{cut}{dropped}]",
+        file=sys.stderr,
+    )
+
+
+def _command(session: ChatSession, line: str) -> str:
+    word, _, rest = line.partition(" ")
+    rest = rest.strip()
+    if word == "/reset":
+        session.reset()
+        return "the conversation is reset"
+    if word == "/system":
+        session.system = rest or None
+        return f"system message: {rest}" if rest else "no system message"
+    if word == "/save":
+        if not rest:
+            return "name a file: /save FILE"
+        session.save(rest)
+        return f"saved {len(session.messages)} messages to {rest}"
+    return HELP if word == "/help" else f"{word} is not a command\n{HELP}"

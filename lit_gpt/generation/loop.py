@@ -121,20 +121,27 @@ class EngineLoop:
         self._thread = threading.Thread(target=self._run, name="lit_gpt-engine", daemon=True)
         self._thread.start()
 
-    def submit(self, prompt_ids: Sequence[int], params: SamplingParams, request_id: str | None = None) -> RequestHandle:
+    def submit(
+        self,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        request_id: str | None = None,
+        matcher: Matcher | None = None,
+    ) -> RequestHandle:
         """Queue a request.
 
         Args:
             prompt_ids: At least one token.
             params: How to draw, and where to end.
             request_id: Comes back in its events; None = a number.
+            matcher: Restricts the tokens of a request without a constraint.
 
         Raises:
             UserError: If the request can never run.
             QueueFullError: If `max_waiting` requests wait already.
             RuntimeError: If the loop is closing, or the id is in use.
         """
-        matcher = self._engine.check(prompt_ids, params)
+        form = self._engine.check(prompt_ids, params)
         with self._condition:
             if self._closing or self._failure is not None:
                 raise RuntimeError("the engine takes no more requests: " + (self._failure or "it is closing"))
@@ -144,7 +151,7 @@ class EngineLoop:
             if name in self._handles:
                 raise RuntimeError(f"request id {name!r} is in use")
             handle = RequestHandle(name, list(prompt_ids), params, self._cancel)
-            handle.matcher = matcher
+            handle.matcher = matcher if form is None else form
             self._handles[name] = handle
             self._arrived.append(handle)
             self._condition.notify()

@@ -9,7 +9,7 @@ V vocabulary.
 
 import math
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -322,15 +322,19 @@ class AllowedFirst:
     """A `Matcher` for the first token alone.
 
     Args:
-        allowed: (V,) bool.
+        allowed: Ids of the tokens that it may be.
     """
 
-    def __init__(self, allowed: Tensor) -> None:
-        self._allowed: Tensor | None = allowed
+    def __init__(self, allowed: Sequence[int]) -> None:
+        self._allowed: Sequence[int] | None = allowed
 
     def mask(self, logits: Tensor) -> Tensor:
         """(V,) logits with -inf where a token is not allowed."""
-        return logits if self._allowed is None else logits.masked_fill(~self._allowed, -math.inf)
+        if self._allowed is None:
+            return logits
+        seen = torch.zeros_like(logits, dtype=torch.bool)
+        seen[torch.tensor(self._allowed, device=logits.device)] = True
+        return logits.masked_fill(~seen, -math.inf)
 
     def accept(self, token: int) -> bool:
         """Allow all tokens from now on."""

@@ -7,8 +7,6 @@ a rare thing to continue from. It is taken back, and the first new token must be
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
-import torch
-
 from lit_gpt.data.tokenizers import Tokenizer
 from lit_gpt.errors import UserError
 from lit_gpt.generation.engine import Engine
@@ -120,12 +118,26 @@ def _open_prompt(engine: Engine, prompt: str, params: SamplingParams) -> tuple[l
     tokenizer = engine.tokenizer
     assert tokenizer is not None, "text needs a tokenizer"
     ids = tokenizer.encode(prompt).tolist()
-    if not ids or params.constraint is not None or not tokenizer.decode(ids[-1:]).isspace():
+    if params.constraint is not None:
         return opened(tokenizer, ids), "", None
-    allowed = torch.zeros(engine.config.vocab_size, dtype=torch.bool, device=engine.device)
+    ids, healed, matcher = heal(tokenizer, ids)
+    return opened(tokenizer, ids), healed, matcher
+
+
+def heal(tokenizer: Tokenizer, ids: list[int]) -> tuple[list[int], str, AllowedFirst | None]:
+    """Take back a space at the end of a prompt, where its last token is nothing else.
+
+    Args:
+        tokenizer: The model's.
+        ids: Of the prompt.
+
+    Returns:
+        The ids without it, its text, and what makes the first new token begin with it; None if there is no such space.
+    """
     healed = tokenizer.decode(ids[-1:])
-    allowed[tokenizer.beginning_with(ids.pop())] = True
-    return opened(tokenizer, ids), healed, AllowedFirst(allowed)
+    if not ids or not healed.isspace():
+        return ids, "", None
+    return ids[:-1], healed, AllowedFirst(tokenizer.beginning_with(ids[-1]))
 
 
 def _pieces(engine: Engine, request_id: str) -> Iterator[str]:

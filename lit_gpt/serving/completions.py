@@ -10,6 +10,9 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
+from lit_gpt.data.tokenizers import Tokenizer
+from lit_gpt.generation.request import Matcher
+from lit_gpt.generation.text import heal
 from lit_gpt.serving.errors import ApiError
 from lit_gpt.serving.middleware import note
 from lit_gpt.serving.model import TokenLogprob
@@ -47,11 +50,18 @@ class _Prompt:
         ids: Its tokens, with what opens a text.
         echoed: Those that an answer with `echo` repeats: without what was put before a text.
         text: The text of `echoed`.
+        heals: Whether a space at its end is taken back and left to the answer's first token, as `generate` does.
     """
 
     ids: list[int]
     echoed: list[int]
     text: str
+    heals: bool
+
+    def healed(self, tokenizer: Tokenizer) -> tuple[list[int], str, Matcher | None]:
+        """Return the ids for the engine, the space that was taken back, and what restores it."""
+        ids, space, matcher = heal(tokenizer, self.ids) if self.heals else (self.ids, "", None)
+        return ids or [tokenizer.separator_id], space, matcher
 
 
 @router.post("/v1/completions", response_model=None)
@@ -94,28 +104,35 @@ def _submit(
     served = service.served
     served.check_size(*prompts)
     guarded = [service.guard_chain.prompt(served, prompt, "prompt") for prompt in prompts]
-    read = [_read(service, prompt) for prompt in guarded]
     constraint = bounded(format_constraint(body.response_format), service.limits)
+    # Log-probabilities of a prompt are those of its own tokens, so none is taken back then.
+    heals = constraint is None and not (body.echo and body.logprobs is not None)
+    read = [_read(service, prompt, heals) for prompt in guarded]
     jobs = []
     for prompt in read:
         length = len(prompt.ids)
         most = answer_tokens(body.max_tokens, COMPLETION_TOKENS, length, served.max_length, service.limits)
-        jobs.append((prompt.ids, sampling_params(body, max(1, most), (), constraint)))
+        jobs.append((prompt, sampling_params(body, max(1, most), (), constraint)))
         if body.max_tokens == 0 and max(prompt.ids) >= served.tokenizer.vocab_size:  # else the engine refuses it
             raise ApiError(400, f"token {max(prompt.ids)} is outside the model's vocabulary", "invalid_value", "prompt")
     service.metrics.prompt_tokens.inc(sum(len(prompt.ids) for prompt in read))
-    for ids, params in jobs if body.max_tokens != 0 else ():
+    for prompt, params in jobs if body.max_tokens != 0 else ():
         for choice in range(choices):
-            active.submit(ids, for_choice(params, choice))
+            ids, _, matcher = prompt.healed(served.tokenizer)
+            active.submit(ids, for_choice(params, choice), matcher)
     return read
 
 
-def _read(service: Service, prompt: str | list[int]) -> _Prompt:
+def _read(service: Service, prompt: str | list[int], heals: bool) -> _Prompt:
     tokenizer = service.served.tokenizer
     ids = service.served.prompt_ids(prompt) if isinstance(prompt, str) else prompt
     opening = len(tokenizer.opening_ids)
     written = ids[opening:] if tuple(ids[:opening]) == tokenizer.opening_ids else ids
-    return _Prompt(ids, written if isinstance(prompt, str) else ids, tokenizer.decode(written))
+    text = tokenizer.decode(written)
+    if not isinstance(prompt, str):
+        return _Prompt(ids, ids, text, heals=False)
+    # A client that renders a chat template itself ends it as the template does, which may be with a line break.
+    return _Prompt(ids, written, text, heals and not service.served.spells_special_tokens(prompt))
 
 
 @dataclass
@@ -138,7 +155,8 @@ class _Exchange:
             "system_fingerprint": None,
         }
         tokens = None if self.body.logprobs is None else self.service.served.token_text
-        answers = [Answer(tokens, streamed=bool(self.body.stream)) for _ in self.prompts]
+        spaces = [prompt.healed(self.service.served.tokenizer)[1] for prompt in self.prompts]
+        answers = [Answer(tokens, streamed=bool(self.body.stream), healed=space) for space in spaces]
         self._answers = GuardedAnswers(self.service.guard_chain, self.active, answers)
         self._logprobs = [CompletionLogprobs(self.service.served.token_text) for _ in self.prompts]
 

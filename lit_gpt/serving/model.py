@@ -132,16 +132,20 @@ class ServedModel:
         """Return the ids of a text as the start of a document, as in training; special tokens are ordinary text."""
         return opened(self.tokenizer, self.tokenizer.encode(text).tolist())
 
+    def spells_special_tokens(self, text: str) -> bool:
+        """Return whether a text has the name of a special token in it, such as `<|im_start|>`."""
+        pattern = self._special_tokens[1]
+        return pattern is not None and pattern.search(text) is not None
+
     def prompt_ids(self, text: str) -> list[int]:
         """Return the ids of a prompt, in which special tokens such as `<|im_start|>` are what they spell.
 
         So clients that render a chat template themselves get the ids that the template stands for. What opens a text
         (such as the beginning-of-text token) is put before it unless the prompt begins with it already.
         """
-        backend, pattern = self._special_tokens
-        if pattern is None or pattern.search(text) is None:
+        if not self.spells_special_tokens(text):
             return self.text_ids(text)
-        ids = list(backend.encode(text, add_special_tokens=False).ids)
+        ids = list(self._special_tokens[0].encode(text, add_special_tokens=False).ids)
         opening = list(self.tokenizer.opening_ids)
         return ids if ids[: len(opening)] == opening else opened(self.tokenizer, ids)
 

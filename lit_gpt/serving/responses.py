@@ -65,14 +65,20 @@ class Answer:
         tokens: Bytes of tokens; None: no log-probabilities are requested.
         reader: Separates tool calls from text; None: there are no tools.
         streamed: Whether what was returned once need not be stored.
+        healed: Text at its beginning that belongs to the prompt (see token healing in `lit_gpt.generation.text`).
     """
 
     def __init__(
-        self, tokens: TokenText | None = None, reader: ToolReader | None = None, streamed: bool = False
+        self,
+        tokens: TokenText | None = None,
+        reader: ToolReader | None = None,
+        streamed: bool = False,
+        healed: str = "",
     ) -> None:
         self._shown = None if tokens is None else ShownTokens(tokens)
         self._reader = reader
         self.streamed = streamed
+        self._healed = healed
         self.whole = Delta()
         self.num_tokens = 0
 
@@ -87,10 +93,14 @@ class Answer:
             self.num_tokens += event.token_id is not None
             if self._shown is not None:
                 delta.tokens += self._shown.feed(event)
+            text = event.text
+            if self._healed and text:
+                common = min(len(self._healed), len(text))
+                self._healed, text = self._healed[common:], text[common:]
             if self._reader is None:
-                delta.text += event.text
+                delta.text += text
             else:
-                self._read(delta, self._reader.feed(event.text) if event.text else [])
+                self._read(delta, self._reader.feed(text) if text else [])
             if event.finish_reason is not None:
                 if self._reader is not None:
                     self._read(delta, self._reader.finish())

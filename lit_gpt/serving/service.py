@@ -17,7 +17,7 @@ from starlette.requests import Request
 
 from lit_gpt.generation.constraints import DEAD_END
 from lit_gpt.generation.loop import QueueFullError, RequestHandle
-from lit_gpt.generation.request import SamplingParams, TokenEvent
+from lit_gpt.generation.request import Matcher, SamplingParams, TokenEvent
 from lit_gpt.serving.admission import Admission, Limits, Ticket
 from lit_gpt.serving.errors import ApiError, shown
 from lit_gpt.serving.guards.base import Guard
@@ -150,15 +150,20 @@ class ActiveRequest:
         self._timer = asyncio.get_running_loop().call_later(seconds, self.end, self.overdue)
         registry.add(self)
 
-    def submit(self, prompt_ids: Sequence[int], params: SamplingParams) -> None:
+    def submit(self, prompt_ids: Sequence[int], params: SamplingParams, matcher: Matcher | None = None) -> None:
         """Add a sequence. From any thread, before `batches`; a sequence added to a closed request ends at once.
+
+        Args:
+            prompt_ids: Its prompt.
+            params: How its tokens are drawn.
+            matcher: Restricts its tokens, where it has no constraint.
 
         Raises:
             UserError: If it can never run.
             ApiError: If the engine takes no more.
         """
         try:
-            handle = self._served.loop.submit(prompt_ids, params)
+            handle = self._served.loop.submit(prompt_ids, params, matcher=matcher)
         except QueueFullError:
             raise ApiError(429, "the server is busy; try again", "server_busy", headers={"Retry-After": "1"}) from None
         except RuntimeError:

@@ -7,11 +7,10 @@ from small_chats import small_tokenizer
 
 from lit_gpt.checkpoints.bundle import save_bundle
 from lit_gpt.cli import main
-from lit_gpt.commands.chat import _converse
 from lit_gpt.data.chat import ChatRenderer, load_chat_template, with_chat_template
 from lit_gpt.errors import UserError
 from lit_gpt.generation import Engine, EngineLoop, SamplingParams
-from lit_gpt.generation.chat_session import ChatSession
+from lit_gpt.generation.chat_session import ChatSession, converse
 from lit_gpt.models import GPT, GPTConfig
 
 
@@ -90,7 +89,7 @@ def test_a_terminal_conversation(session, tmp_path, monkeypatch, capsys):
         "never",
     ]
     monkeypatch.setattr("builtins.input", lambda prompt: lines.pop(0))
-    _converse(session)
+    converse(session)
     printed = capsys.readouterr()
     assert lines == ["never"]
     saved = json.loads((tmp_path / "talk.jsonl").read_text())
@@ -98,15 +97,23 @@ def test_a_terminal_conversation(session, tmp_path, monkeypatch, capsys):
     assert saved["messages"][2]["content"] in printed.out
     assert printed.err.count("tokens/s") == 2
     for words in (
-        "/nonsense is no command",
+        "/nonsense",
         "saved 2 messages",
         "name a file",
         "cannot be written",
         "be long",
-        "is forgotten",
+        "reset",
     ):
         assert words in printed.err
     assert session.system == "be long"
+
+
+@pytest.mark.parametrize("word", ["/exit", "/quit", "/q", "/bye"])
+def test_ways_to_leave(session, monkeypatch, word):
+    lines = [word, "never"]
+    monkeypatch.setattr("builtins.input", lambda prompt: lines.pop(0))
+    converse(session)
+    assert lines == ["never"]
 
 
 def test_control_c_stops_the_answer_and_not_the_programme(session, monkeypatch, capsys):
@@ -131,7 +138,7 @@ def test_control_c_stops_the_answer_and_not_the_programme(session, monkeypatch, 
 
     monkeypatch.setattr(session, "ask", interrupted)
     monkeypatch.setattr("builtins.input", typed)
-    _converse(session)
+    converse(session)
     assert asked == ["one", "two"]
     assert [turn["role"] for turn in session.messages] == ["user", "assistant"] * 2
     assert "stopped]" in capsys.readouterr().err

@@ -35,7 +35,7 @@ class FakeEngine:
     def check(self, prompt_ids: Sequence[int], params: SamplingParams) -> None:
         """Everything is accepted."""
 
-    def add(self, prompt_ids: Sequence[int], params: SamplingParams, request_id: str) -> None:
+    def add(self, prompt_ids: Sequence[int], params: SamplingParams, request_id: str, matcher=None) -> None:
         prompt = list(prompt_ids)
         self.seen.append((prompt, params))
         reply = self.reply(self.tokenizer.decode(prompt), params)

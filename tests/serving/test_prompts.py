@@ -4,6 +4,7 @@ import openai
 import pytest
 import torch
 
+from lit_gpt.generation import Engine, SamplingParams, complete_texts
 from lit_gpt.serving.model import TokenText
 from lit_gpt.serving.responses import CompletionLogprobs
 
@@ -92,3 +93,16 @@ def bytes_ids(tokenizer, byte):
     """The id of a single byte's token."""
     tokens = TokenText(tokenizer)
     return [next(index for index in range(tokenizer.vocab_size) if tokens.bytes(index) == bytes([byte]))]
+
+
+@pytest.mark.parametrize("prompt", ["def ", "größer ", "a b", " "])
+def test_a_space_at_the_end_is_continued_as_generate_does(real, client, network, tokenizer, prompt):
+    engine = Engine(network, tokenizer, max_batch_size=1)
+    params = SamplingParams(max_new_tokens=12, temperature=0, ignore_eos=True)
+    expected = next(iter(complete_texts(engine, [prompt], [params]))).text
+    ask = {"model": "small", "prompt": prompt, "max_tokens": 12, "temperature": 0, "extra_body": {"ignore_eos": True}}
+    assert client.completions.create(**ask).choices[0].text == expected
+    streamed = "".join(chunk.choices[0].text for chunk in client.completions.create(stream=True, **ask))
+    assert streamed == expected
+    echoed = client.completions.create(echo=True, **ask).choices[0].text
+    assert echoed == prompt + expected
