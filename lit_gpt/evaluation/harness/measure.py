@@ -1,5 +1,6 @@
 """The measure `Harness`: lm-eval's tasks by name, one result for each."""
 
+import importlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -158,8 +159,7 @@ def ask_docs(
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Silence lm-eval: its warnings, which explain its own defaults task by task, and its progress bars."""
-    from lm_eval.api import task
-
+    task: Any = importlib.import_module("lm_eval.api.task")
     logger = logging.getLogger("lm_eval")
     level, bar = logger.level, task.tqdm
     logger.setLevel(logging.ERROR)
