@@ -212,7 +212,7 @@ def _studentised(
         ends = (centre - z * error, centre + z * error)
     else:
         centres, errors = _resampled(sums, sizes, seed, num_resamples)
-        usable = errors > 1e-12 * max(abs(centre), error)
+        usable = errors > 1e-12 * max(abs(centre), error)  # resamples of equal items have no spread to divide by
         if usable.mean() > 0.999:
             low, high = np.quantile((centres[usable] - centre) / errors[usable], tails)
             ends = (centre - float(high) * error, centre - float(low) * error)

@@ -78,6 +78,7 @@ def windows(prefix: Sequence[int], ids: Sequence[int], window: int, stride: int)
     text = [*prefix, *ids]
     first = len(prefix)
     begin = first
+    # The context of a window ends one token before its last target, and is at most `window` tokens with the targets.
     while begin < len(text):
         count = max(1, window - first + 1) if begin == first else stride
         end = min(begin + count, len(text))

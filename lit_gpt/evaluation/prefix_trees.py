@@ -135,9 +135,11 @@ def plan_trees(
             if high - low == 1 or tokens <= max(TREE_TOKENS, 2 * (int(lengths[low:high].max()) - start)):
                 trees.append(_tree(chosen[low:high], order[low:high], start))
                 continue
+            # Too large for one tree: split where neighbours share the fewest tokens, the end of what all texts share.
             shared = int(common[low + 1 : high].min())
             cuts = [low, *(low + 1 + np.flatnonzero(common[low + 1 : high] == shared)).tolist(), high]
             branches = list(pairwise(cuts))
+            # A predicting token must run with its text, because the head needs its hidden state.
             end = min(shared, *(text.first for text in chosen[low:high]))
             if end - start >= MIN_PREFIX and (end - start) * (len(branches) - 1) >= max_tokens / 2:
                 pending.append((SharedPrefix(prefix, start, chosen[low].ids[start:end]), branches))
@@ -158,13 +160,12 @@ def _tree(texts: Sequence[ScoredText], numbers: Sequence[int], start: int) -> Tr
     ids: list[int] = []
     positions: list[int] = []
     ends: list[int] = []
-    path = np.zeros(0, dtype=np.int64)
-    # `path` holds the index in the tree of each token of the previous text.
+    path = np.zeros(0, dtype=np.int64)  # index in the tree of each token of the previous text
     predictions = []
     before: ScoredText | None = None
     for text, number in zip(texts, numbers, strict=True):
         kept = 0 if before is None else max(_common(before, text) - start, 0)
-        for place in path[kept:]:
+        for place in path[kept:]:  # the branch of the previous text ends here: no later token attends to it
             ends[place] = len(ids)
         added = text.ids[start + kept :]
         path = np.concatenate((path[:kept], np.arange(len(ids), len(ids) + len(added))))
@@ -173,7 +174,7 @@ def _tree(texts: Sequence[ScoredText], numbers: Sequence[int], start: int) -> Tr
         ends += [-1] * len(added)
         predictions.append((number, path[text.first - start :]))
         before = text
-    for place in path:
+    for place in path:  # the last text's tokens are visible up to the end
         ends[place] = len(ids)
     return Tree(np.array(ids), np.array(positions), np.array(ends), tuple(predictions))
 
