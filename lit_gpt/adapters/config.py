@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from lit_gpt.checks import check_above, check_at_least, check_between, check_one_of
 from lit_gpt.errors import UserError
 
 
@@ -37,14 +38,10 @@ class AdapterConfig:
     train_embeddings: bool | None = None
 
     def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise UserError(f"adapter.rank is {self.rank}; it must be at least 1 (8 to 64 are usual)")
-        if not (math.isfinite(self.alpha) and self.alpha > 0):
-            raise UserError(f"adapter.alpha is {self.alpha}; it must be above 0 (twice the rank is usual)")
-        if not 0.0 <= self.dropout < 1.0:
-            raise UserError(f"adapter.dropout is {self.dropout}; it must be at least 0 and below 1")
-        if self.quantize not in (None, "nf4", "int8"):
-            raise UserError(f"adapter.quantize is {self.quantize!r}; it can be nf4, int8 or null")
+        check_at_least("adapter.rank", self.rank, 1, "8 to 64 are usual")
+        check_above("adapter.alpha", self.alpha, 0, "twice the rank is usual")
+        check_between("adapter.dropout", self.dropout, 0, 1, high_open=True)
+        check_one_of("adapter.quantize", self.quantize, (None, "nf4", "int8"))
         if self.targets != "all-linear" and (isinstance(self.targets, str) or not self.targets):
             raise UserError(f"adapter.targets is {self.targets!r}; give a list such as [q_proj, v_proj], or all-linear")
 
@@ -54,6 +51,6 @@ class AdapterConfig:
         return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the fields as JSON values."""
+        """Return the fields as JSON values."""
         fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
         return fields | {"targets": self.targets if isinstance(self.targets, str) else list(self.targets)}

@@ -62,7 +62,7 @@ def add_adapter(model: nn.Module, config: AdapterConfig, seed: int = 0, train_em
 
 
 def target_names(model: nn.Module, config: AdapterConfig) -> list[str]:
-    """Returns the full names of the linear layers in the blocks that the config names.
+    """Return the full names of the linear layers in the blocks that the config names.
 
     Raises:
         UserError: if one of `targets` is not the last part of any.
@@ -81,25 +81,25 @@ def target_names(model: nn.Module, config: AdapterConfig) -> list[str]:
 
 
 def adapter_state_dict(model: nn.Module) -> dict[str, Tensor]:
-    """Returns what is trained, under the names of the files: `<layer>.lora_A.weight`, ..., `wte.weight`."""
+    """Return what is trained, under the names of the files: `<layer>.lora_A.weight`, ..., `wte.weight`."""
     return {
         plain_name(name): parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad
     }
 
 
 def trained_names(model: nn.Module) -> list[str]:
-    """Returns the names of what is trained, as in `model.named_parameters()`."""
+    """Return the names of what is trained, as in `model.named_parameters()`."""
     return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
 
 
 def plain_name(name: str) -> str:
-    """Returns a parameter's name without peft's name of the adapter."""
+    """Return a parameter's name without peft's name of the adapter."""
     name = re.sub(r"\.(lora_[AB])\.default\.weight$", r".\1.weight", name)
     return re.sub(r"\.lora_magnitude_vector\.default\.weight$", ".lora_magnitude_vector", name)
 
 
 def trainable_counts(model: nn.Module) -> tuple[int, int]:
-    """Returns (trained, all) parameters; a 4-bit weight counts its values, not its bytes."""
+    """Return (trained, all) parameters; a 4-bit weight counts its values, not its bytes."""
     trained = total = 0
     for parameter in model.parameters():
         shape = getattr(getattr(parameter, "quant_state", None), "shape", None)

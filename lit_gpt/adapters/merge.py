@@ -19,7 +19,7 @@ from lit_gpt.errors import UserError
 def merged_weights(
     weights: Mapping[str, Tensor], adapter: Mapping[str, Tensor], config: AdapterConfig, linears: list[str]
 ) -> dict[str, Tensor]:
-    """Returns the weights with the adapter in them.
+    """Return the weights with the adapter in them.
 
     Args:
         weights: The base's, whole, by name.

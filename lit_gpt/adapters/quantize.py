@@ -19,7 +19,7 @@ Kind = Literal["nf4", "int8"]
 
 
 def quantized_linear(linear: nn.Linear, kind: Kind) -> nn.Module:
-    """Returns a frozen layer that computes what `linear` does with a rounded weight, on the same device."""
+    """Return a frozen layer that computes what `linear` does with a rounded weight, on the same device."""
     if kind == "nf4":
         bitsandbytes: Any = need("bitsandbytes", "adapters", "adapter.quantize: nf4")
         dtype = linear.weight.dtype
@@ -51,7 +51,7 @@ def quantized_linear(linear: nn.Linear, kind: Kind) -> nn.Module:
 
 
 def rounded_weight(weight: Tensor, kind: Kind) -> Tensor:
-    """Returns the weight that the quantised layer computes with, in the dtype of `weight`.
+    """Return the weight that the quantised layer computes with, in the dtype of `weight`.
 
     Args:
         weight: (out, in).

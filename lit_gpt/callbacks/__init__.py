@@ -4,21 +4,19 @@ Each file knows the Trainer and the module, none a DataModule or an objective; w
 their docstrings.
 """
 
-from lit_gpt.callbacks.attention_picture import AttentionPicture
-from lit_gpt.callbacks.classes import ClassWriter, ConfusionPicture
 from lit_gpt.callbacks.ema import ExponentialMovingAverage
 from lit_gpt.callbacks.evaluation_suite import EvaluationSuite
 from lit_gpt.callbacks.graceful_stop import GracefulStop
 from lit_gpt.callbacks.mixture_proportions import MixtureProportions
 from lit_gpt.callbacks.nonfinite_guard import NonFiniteGuard
-from lit_gpt.callbacks.prediction_writer import PredictionWriter
+from lit_gpt.callbacks.pictures import AttentionPicture, ConfusionPicture
+from lit_gpt.callbacks.predictions import ClassWriter, PredictionWriter
 from lit_gpt.callbacks.preflight import Preflight
 from lit_gpt.callbacks.progress_bar import TokenProgressBar
 from lit_gpt.callbacks.quantization_aware import QuantizationAware
 from lit_gpt.callbacks.run_checkpoint import RunCheckpoint
 from lit_gpt.callbacks.run_folder import RunFolder
-from lit_gpt.callbacks.sample_answers import SampleAnswers
-from lit_gpt.callbacks.sample_text import SampleText
+from lit_gpt.callbacks.samples import SampleAnswers, SampleText
 from lit_gpt.callbacks.throughput import ThroughputMonitor
 
 __all__ = [

@@ -10,6 +10,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from lit_gpt.checkpoints.step import EMA
+from lit_gpt.checks import check_at_least, check_between
 from lit_gpt.errors import UserError
 from lit_gpt.plugins import AtomicModelParallelStrategy
 
@@ -42,10 +43,9 @@ class ExponentialMovingAverage(Callback):
     """
 
     def __init__(self, decay: float = 0.999, every_n_steps: int = 1, evaluate: bool = True) -> None:
-        if not 0.0 < decay < 1.0:
-            raise UserError(f"decay of ExponentialMovingAverage is {decay}; it lies between 0 and 1, such as 0.999")
-        if every_n_steps < 1:
-            raise UserError(f"every_n_steps of ExponentialMovingAverage is {every_n_steps}, it must be at least 1")
+        name = type(self).__name__
+        check_between(f"decay of {name}", decay, 0, 1, "0.999 is usual", low_open=True, high_open=True)
+        check_at_least(f"every_n_steps of {name}", every_n_steps, 1)
         self.decay = decay
         self.every_n_steps = every_n_steps
         self.evaluate = evaluate

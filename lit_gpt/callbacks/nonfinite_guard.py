@@ -27,6 +27,7 @@ from torch.utils._pytree import tree_map
 from lit_gpt.atomic import whole_file
 from lit_gpt.callbacks.run_folder import run_dir_of
 from lit_gpt.checkpoints.resolve import list_checkpoints
+from lit_gpt.checks import check_at_least, check_one_of
 from lit_gpt.errors import UserError
 
 LAG = 4
@@ -70,8 +71,8 @@ class NonFiniteGuard(Callback):
     """
 
     def __init__(self, action: Literal["stop", "skip"] = "stop", max_skips_in_a_row: int = 10) -> None:
-        if action not in ("stop", "skip"):
-            raise UserError(f"action of NonFiniteGuard is {action!r}; choose stop or skip")
+        check_one_of("action of NonFiniteGuard", action, ("stop", "skip"))
+        check_at_least("max_skips_in_a_row of NonFiniteGuard", max_skips_in_a_row, 1)
         self.action = action
         self.max_skips_in_a_row = max_skips_in_a_row
         self.num_skipped = 0

@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.optim import Optimizer
 
-from lit_gpt.callbacks.training_clock import planned_steps
+from lit_gpt.callbacks.throughput import planned_steps
 from lit_gpt.data_info import read_data_info
 from lit_gpt.errors import UserError
 from lit_gpt.plugins import AtomicCheckpointIO, AtomicModelParallelStrategy

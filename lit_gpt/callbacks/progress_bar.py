@@ -8,7 +8,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from tqdm import tqdm
 
-from lit_gpt.callbacks.training_clock import TrainingClock, clock_time, planned_steps, tokens_seen
+from lit_gpt.callbacks.throughput import TrainingClock, clock_time, planned_steps, tokens_seen
 
 SHOWN = (
     ("loss", ("train/loss", "train_loss", "loss")),

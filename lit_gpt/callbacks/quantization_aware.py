@@ -8,6 +8,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
 
 from lit_gpt.checkpoints.quantization import Quantization, need_torchao, quantizable_layers
+from lit_gpt.checks import check_at_least, check_one_of
 from lit_gpt.errors import UserError
 from lit_gpt.plugins import AtomicModelParallelStrategy
 
@@ -36,10 +37,8 @@ class QuantizationAware(Callback):
         self, method: Literal["int4", "int8"] = "int4", group_size: int | None = None, start_step: int = 0
     ) -> None:
         self.scheme = Quantization(method, group_size)
-        if method not in ("int4", "int8"):
-            raise UserError(f"method of QuantizationAware is {method}; weights alone can be trained for: int4 or int8")
-        if start_step < 0:
-            raise UserError(f"start_step of QuantizationAware is {start_step}, it must be at least 0")
+        check_one_of("method of QuantizationAware", method, ("int4", "int8"), "weights alone can be trained for")
+        check_at_least("start_step of QuantizationAware", start_step, 0)
         self.start_step = start_step
         self._originals: dict[str, nn.Linear] = {}
         self._quantizers: list[Any] = []

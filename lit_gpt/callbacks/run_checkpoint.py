@@ -21,6 +21,7 @@ from lit_gpt.callbacks.run_folder import run_dir_of
 from lit_gpt.checkpoints.provenance import verify_sizes
 from lit_gpt.checkpoints.resolve import BEST, list_checkpoints, read_best
 from lit_gpt.checkpoints.step import CHECKPOINTS, checkpoint_name
+from lit_gpt.checks import check_at_least, check_one_of
 from lit_gpt.errors import UserError
 
 
@@ -66,11 +67,9 @@ class RunCheckpoint(Checkpoint):
         mode: Literal["min", "max"] = "min",
         prompt: str = "The ",
     ) -> None:
-        for name, value in (("every_n_steps", every_n_steps), ("keep_last", keep_last)):
-            if value < 1:
-                raise UserError(f"{name} of RunCheckpoint is {value}, it must be at least 1")
-        if mode not in ("min", "max"):
-            raise UserError(f"mode of RunCheckpoint is {mode!r}; choose min or max")
+        check_at_least("every_n_steps of RunCheckpoint", every_n_steps, 1)
+        check_at_least("keep_last of RunCheckpoint", keep_last, 1)
+        check_one_of("mode of RunCheckpoint", mode, ("min", "max"))
         self.every_n_steps = every_n_steps
         self.keep_last = keep_last
         self.save_best = save_best

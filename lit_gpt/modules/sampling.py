@@ -47,7 +47,7 @@ class Sampler:
         The same product is rounded differently in another memory layout. So the layout must be the same in every step,
         also after a resume in the middle of a rollout, when the first step draws nothing; and a parameter's layout must
         not change between optimizer steps, because the optimizer's moments and DDP's buckets have the layout that the
-        parameter had when they were made. After this, the engine finds nothing to lay out.
+        parameter had when they were made.
         """
         assert module.model is not None
         prepare_for_decoding(module.model)
@@ -92,6 +92,7 @@ class Sampler:
                 self.tokenizer,
                 max_batch_size=min(self.engine_batch_size, len(requests)),
                 max_length=min(module.config.block_size, longest + self.max_new_tokens),
+                prepare=not module.training,  # in training `prepare` has done it, once
             )
             completions = iter(engine.generate([ids for ids, _ in requests], params))
         model.train(training)

@@ -28,7 +28,7 @@ Divergence = Literal["forward", "reverse", "jsd"]
 def divergence(
     student: Tensor, teacher: Tensor, kind: Divergence = "forward", temperature: float = 1.0, beta: float = 0.5
 ) -> Tensor:
-    """Returns the divergence of each token.
+    """Return the divergence of each token.
 
     Args:
         student: (N, V) logits.
@@ -63,7 +63,7 @@ def linear_divergence(
     softcaps: tuple[float | None, float | None] = (None, None),
     chunk_size: int | None = None,
 ) -> Tensor:
-    """Returns the divergence summed over tokens; the backward pass computes a chunk's logits again.
+    """Return the divergence summed over tokens; the backward pass computes a chunk's logits again.
 
     Args:
         hidden: (N, C_s) the student's hidden states that enter its head.

@@ -15,13 +15,13 @@ n tokens of completions, G answers of a group.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lit_gpt.errors import UserError
+from lit_gpt.checks import check_above, check_at_least, check_between, check_one_of
 from lit_gpt.objectives.cross_entropy import default_chunk_size
 
 Average = Literal["token", "completion", "constant"]
@@ -86,14 +86,10 @@ class PolicyLoss:
     unbiased_kl: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 < self.clip_low <= 1:
-            raise UserError(f"clip_low is {self.clip_low}; it must be above 0 and at most 1 (0.2 is usual)")
-        if self.clip_high is not None and not (math.isfinite(self.clip_high) and self.clip_high > 0):
-            raise UserError(f"clip_high is {self.clip_high}; it must be above 0 (0.28 in DAPO), or null for clip_low")
-        if not (math.isfinite(self.kl_coefficient) and self.kl_coefficient >= 0):
-            raise UserError(f"kl_coefficient is {self.kl_coefficient}; it must be at least 0 (0: no reference)")
-        if self.average not in ("token", "completion", "constant"):
-            raise UserError(f"average is {self.average!r}; it can be token, completion or constant")
+        check_between("clip_low", self.clip_low, 0, 1, "0.2 is usual", low_open=True)
+        check_above("clip_high", self.clip_high, 0, "0.28 in DAPO; null takes clip_low")
+        check_at_least("kl_coefficient", self.kl_coefficient, 0, "at 0 there is no reference")
+        check_one_of("average", self.average, get_args(Average))
 
     def __call__(
         self, log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, reference_log_probs: Tensor | None = None

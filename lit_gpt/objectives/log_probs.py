@@ -25,7 +25,7 @@ def linear_log_probs(
     chunk_size: int | None = None,
     softcap: float | None = None,
 ) -> Tensor:
-    r"""Returns :math:`\log p(y)` of each label under `softmax(hidden @ weight.T + bias)`.
+    r"""Return :math:`\log p(y)` of each label under `softmax(hidden @ weight.T + bias)`.
 
     Args:
         hidden: (..., C) hidden states that enter the head.

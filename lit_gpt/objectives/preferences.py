@@ -8,12 +8,13 @@ B pairs; `chosen` and `rejected` are (B,) log-probabilities of whole answers, in
 
 import math
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lit_gpt.checks import check_above, check_between, check_one_of
 from lit_gpt.errors import UserError
 
 PairLoss = Literal["sigmoid", "ipo", "hinge", "robust", "orpo", "simpo"]
@@ -54,13 +55,9 @@ class PreferenceLoss:
     gamma: float = 1.0
 
     def __post_init__(self) -> None:
-        kinds = ("sigmoid", "ipo", "hinge", "robust", "orpo", "simpo")
-        if self.kind not in kinds:
-            raise UserError(f"the preference loss is {self.kind!r}; it can be {', '.join(kinds)}")
-        if not (math.isfinite(self.beta) and self.beta > 0):
-            raise UserError(f"beta is {self.beta}; it must be above 0 (0.1 is usual, 2 for simpo)")
-        if not 0.0 <= self.label_smoothing < 0.5:
-            raise UserError(f"label_smoothing is {self.label_smoothing}; it must be at least 0 and below 0.5")
+        check_one_of("loss_type", self.kind, get_args(PairLoss))
+        check_above("beta", self.beta, 0, "0.1 is usual, 2 for simpo")
+        check_between("label_smoothing", self.label_smoothing, 0, 0.5, high_open=True)
         if self.label_smoothing and self.kind not in ("sigmoid", "robust"):
             raise UserError(f"label_smoothing {self.label_smoothing} has no meaning for {self.kind}; set it to 0")
 
@@ -70,7 +67,7 @@ class PreferenceLoss:
         return self.kind not in REFERENCE_FREE
 
     def __call__(self, policy: LogProbs, reference: LogProbs | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns (loss, reward of the chosen, reward of the rejected), each (B,); the rewards are detached."""
+        """Return (loss, reward of the chosen, reward of the rejected), each (B,); the rewards are detached."""
         if self.kind == "simpo":
             return _simpo(policy, self.beta, self.gamma)
         if self.kind == "orpo":

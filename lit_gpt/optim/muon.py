@@ -19,6 +19,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 
+from lit_gpt.checks import check_at_least, check_between
 from lit_gpt.errors import UserError
 
 SAFETY = 1.01
@@ -92,12 +93,10 @@ class MuonAdamW(Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.1,
     ) -> None:
-        if not 0.0 <= momentum < 1.0:
-            raise UserError(f"momentum lies between 0 and 1; got {momentum}")
-        if num_iterations < 1:
-            raise UserError(f"num_iterations must be at least 1; got {num_iterations}")
-        if lr < 0 or (adamw_lr is not None and adamw_lr < 0):
-            raise UserError(f"a learning rate must not be negative; got lr {lr}, adamw_lr {adamw_lr}")
+        check_between("momentum", momentum, 0, 1, high_open=True)
+        check_at_least("num_iterations", num_iterations, 1)
+        check_at_least("lr", lr, 0)
+        check_at_least("adamw_lr", adamw_lr, 0)
         defaults = {
             "lr": lr,
             "momentum": momentum,

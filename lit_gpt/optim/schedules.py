@@ -9,6 +9,7 @@ import math
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from lit_gpt.checks import check_at_least, check_between
 from lit_gpt.errors import UserError
 
 
@@ -39,12 +40,11 @@ class Schedule:
     needs_total = False
 
     def __init__(self, warmup_steps: int = 0, warmup_tokens: int = 0, final: float = 0.1) -> None:
-        if warmup_steps < 0 or warmup_tokens < 0:
-            raise UserError(f"warm-up must not be negative: got {warmup_steps} steps, {warmup_tokens} tokens")
+        check_at_least("warmup_steps", warmup_steps, 0)
+        check_at_least("warmup_tokens", warmup_tokens, 0)
         if warmup_steps and warmup_tokens:
             raise UserError(f"warmup_steps {warmup_steps} and warmup_tokens {warmup_tokens} are both set; keep one")
-        if not 0.0 <= final <= 1.0:
-            raise UserError(f"final is a factor of the learning rate between 0 and 1; got {final}")
+        check_between("final", final, 0, 1, "it is a factor of the learning rate")
         self.warmup_steps = warmup_steps
         self.warmup_tokens = warmup_tokens
         self.final = final
@@ -117,8 +117,7 @@ class WSD(Schedule):
         self, warmup_steps: int = 0, warmup_tokens: int = 0, final: float = 0.0, decay_fraction: float = 0.2
     ) -> None:
         super().__init__(warmup_steps, warmup_tokens, final)
-        if not 0.0 < decay_fraction <= 1.0:
-            raise UserError(f"decay_fraction is a share of the run between 0 and 1; got {decay_fraction}")
+        check_between("decay_fraction", decay_fraction, 0, 1, "it is a share of the run", low_open=True)
         self.decay_fraction = decay_fraction
 
     def after_warmup(self, now: int, warmup: int, total: int | None) -> float:

@@ -2,21 +2,17 @@
 
 from lit_gpt.rewards.answers import ExactAnswer, Length, MatchesFormat
 from lit_gpt.rewards.model import RewardModel
-from lit_gpt.rewards.python import KeepsSignature, PythonFunction, UsesArguments
 from lit_gpt.rewards.rating import Rated, Rewards
 from lit_gpt.rewards.sample import Reward, RewardFunction, Sample
 
 __all__ = [
     "ExactAnswer",
-    "KeepsSignature",
     "Length",
     "MatchesFormat",
-    "PythonFunction",
     "Rated",
     "Reward",
     "RewardFunction",
     "RewardModel",
     "Rewards",
     "Sample",
-    "UsesArguments",
 ]

@@ -4,6 +4,7 @@ import re
 from fractions import Fraction
 from typing import Any
 
+from lit_gpt.checks import check_at_least, check_between
 from lit_gpt.errors import UserError
 from lit_gpt.rewards.sample import Reward, Sample
 
@@ -30,7 +31,7 @@ class ExactAnswer(Reward):
         self.needs_marker = needs_marker
 
     def __call__(self, sample: Sample) -> float:
-        """Returns 1 or 0.
+        """Return 1 or 0.
 
         Raises:
             UserError: if the row has no such field, or nothing in it.
@@ -46,7 +47,7 @@ class ExactAnswer(Reward):
         return 1.0 if _same(given, wanted) else 0.0
 
     def check_row(self, row: dict[str, Any]) -> None:
-        """Asks for the field, with something in it."""
+        """Require the field, with something in it."""
         self._wanted(row)
 
     def _wanted(self, row: dict[str, Any]) -> str:
@@ -61,7 +62,7 @@ class ExactAnswer(Reward):
 
 
 def as_number(text: str) -> Fraction | None:
-    """Returns what a text says if it is one number, with commas, a currency or percent sign and a full stop allowed."""
+    """Return what a text says if it is one number, with commas, a currency or percent sign and a full stop allowed."""
     plain = text.strip().rstrip(".").replace(",", "").replace(" ", "").strip("$€£%")
     if not _NUMBER.fullmatch(plain) or len(plain) > 1000:
         return None
@@ -94,7 +95,7 @@ class MatchesFormat(Reward):
         self.whole = whole
 
     def __call__(self, sample: Sample) -> float:
-        """Returns 1 or 0."""
+        """Return 1 or 0."""
         text = sample.completion.strip()
         return 1.0 if (self.pattern.fullmatch(text) if self.whole else self.pattern.search(text)) else 0.0
 
@@ -110,18 +111,16 @@ class Length(Reward):
     """
 
     def __init__(self, max_tokens: int, margin: int = 0, min_tokens: int = 0, must_finish: bool = False) -> None:
-        if max_tokens < 1 or not 0 <= margin <= max_tokens or not 0 <= min_tokens <= max_tokens - margin:
-            raise UserError(
-                f"Length has min_tokens {min_tokens}, margin {margin}, max_tokens {max_tokens}; min_tokens and margin "
-                "are at least 0, and together at most max_tokens, which is at least 1"
-            )
+        check_at_least("max_tokens of Length", max_tokens, 1)
+        check_between("margin of Length", margin, 0, max_tokens, "it ends at max_tokens")
+        check_between("min_tokens of Length", min_tokens, 0, max_tokens - margin, "it ends before the margin")
         self.max_tokens = max_tokens
         self.margin = margin
         self.min_tokens = min_tokens
         self.must_finish = must_finish
 
     def __call__(self, sample: Sample) -> float:
-        """Returns a number from -1 to 0."""
+        """Return a number from -1 to 0."""
         length = sample.num_tokens
         if length < self.min_tokens or (self.must_finish and not sample.finished):
             return -1.0

@@ -5,8 +5,8 @@ from functools import cached_property
 
 import torch
 
+from lit_gpt.checks import check_at_least
 from lit_gpt.data.chat import Message
-from lit_gpt.errors import UserError
 from lit_gpt.generation.scorer import RewardScorer, load_scorer
 from lit_gpt.rewards.sample import Reward, Sample
 
@@ -22,8 +22,7 @@ class RewardModel(Reward):
     """
 
     def __init__(self, model: str, device: str = "auto", batch_size: int = 8, empty: float = 0.0) -> None:
-        if batch_size < 1:
-            raise UserError(f"batch_size of RewardModel is {batch_size}; it must be at least 1")
+        check_at_least("batch_size of RewardModel", batch_size, 1)
         self.model = model
         self.device = device
         self.batch_size = batch_size
@@ -38,11 +37,11 @@ class RewardModel(Reward):
         return load_scorer(self.model, device)
 
     def __call__(self, sample: Sample) -> float:
-        """Returns the reward of one."""
+        """Return the reward of one."""
         return self.rate([sample])[0]
 
     def rate(self, samples: Sequence[Sample]) -> list[float]:
-        """Returns the rewards, batch by batch."""
+        """Return the rewards, batch by batch."""
         rewards = [self.empty] * len(samples)
         answered = [place for place, sample in enumerate(samples) if sample.completion.strip()]
         with torch.autocast(self.scorer.score.device.type, enabled=False):

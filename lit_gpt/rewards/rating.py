@@ -63,7 +63,7 @@ class Rewards:
         return bool(self._checkers)
 
     def problem_of(self, row: dict[str, Any]) -> str | None:
-        """Returns why answers to a row's prompt cannot be rated; None if nothing is known against it."""
+        """Return why answers to a row's prompt cannot be rated; None if nothing is known against it."""
         for name, reward in self._checkers.items():
             try:
                 reward.check_row(row)
@@ -72,7 +72,7 @@ class Rewards:
         return None
 
     def __call__(self, samples: Sequence[Sample]) -> Rated:
-        """Rates samples.
+        """Rate samples.
 
         Raises:
             UserError: where a reward fails, under `error`.

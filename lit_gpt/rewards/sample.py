@@ -43,22 +43,22 @@ class Reward(ABC):
 
     @abstractmethod
     def __call__(self, sample: Sample) -> float:
-        """Returns the reward of one sample, a finite number."""
+        """Return the reward of one sample, a finite number."""
 
     def check_row(self, row: dict[str, Any]) -> None:  # noqa: B027  (most rewards take any row)
-        """Says, before anything is drawn, whether answers to a row's prompt can be rated; here any row will do.
+        """Check, before anything is drawn, whether answers to a row's prompt can be rated; here any row will do.
 
         Raises:
             UserError: if the row lacks what the reward looks at.
         """
 
     def rate(self, samples: Sequence[Sample]) -> list[float]:
-        """Returns the rewards of many; one that a model computes does it in batches."""
+        """Return the rewards of many; one that a model computes does it in batches."""
         return [self(sample) for sample in samples]
 
 
 def reward_name(reward: Any) -> str:
-    """Returns a short name for logs: a function's own, a class's in lower case with underscores."""
+    """Return a short name for logs: a function's own, a class's in lower case with underscores."""
     named = getattr(reward, "name", None)
     if isinstance(named, str):
         return named

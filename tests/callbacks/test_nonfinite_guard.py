@@ -88,7 +88,7 @@ def test_too_many_skips_in_a_row_end_the_run(make_trainer):
 
 
 def test_an_unknown_action():
-    with pytest.raises(UserError, match="choose stop or skip"):
+    with pytest.raises(UserError, match="action of NonFiniteGuard"):
         NonFiniteGuard("ignore")
 
 

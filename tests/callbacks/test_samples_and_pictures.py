@@ -9,7 +9,7 @@ from lightning.pytorch import LightningDataModule
 from tiny_run import CONFIG, ListLogger, TinyModule
 
 from lit_gpt.callbacks import AttentionPicture, GracefulStop, RunCheckpoint, SampleText
-from lit_gpt.callbacks.attention_picture import COLORS, GAP, picture
+from lit_gpt.callbacks.pictures import COLORS, GAP, picture
 from lit_gpt.data.tokenizers import Tokenizer
 from lit_gpt.errors import UserError
 from lit_gpt.generation import generate
@@ -163,5 +163,5 @@ def test_tensorboard_takes_them(make_trainer, module, data, tmp_path):
 def test_arguments_out_of_bounds(wrong):
     with pytest.raises(UserError, match=next(iter(wrong))):
         SampleText(**wrong)
-    with pytest.raises(UserError, match="every_n_steps 0"):
+    with pytest.raises(UserError, match="every_n_steps of AttentionPicture is 0"):
         AttentionPicture(every_n_steps=0)

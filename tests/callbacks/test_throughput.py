@@ -8,7 +8,7 @@ from lightning.pytorch import LightningDataModule
 from tiny_run import CONFIG, ListLogger, TinyModule
 
 from lit_gpt.callbacks import RunCheckpoint, ThroughputMonitor
-from lit_gpt.callbacks.training_clock import TrainingClock, clock_time, planned_steps
+from lit_gpt.callbacks.throughput import TrainingClock, clock_time, planned_steps
 from lit_gpt.planning import hardware
 
 

@@ -37,6 +37,7 @@ def test_the_offline_chain_runs(tmp_path):
         words += ["--trainer.max_steps", "3", "--trainer.val_check_interval", "3", "--trainer.accelerator", "cpu"]
         words += ["--trainer.limit_val_batches", "2"]
         environment = os.environ | {"LIT_GPT_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+        environment["PYTHONPATH"] = os.pathsep.join([str(CONFIGS.parent), *sys.path])  # `configs.grpo.python_rewards`
         done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
 

@@ -133,6 +133,22 @@ def test_the_gradient_is_that_of_the_formula_on_its_own_words(fit):
         assert torch.allclose(module.gradients[name], parameter.grad, atol=1e-6, rtol=1e-4), name
 
 
+def test_a_step_leaves_every_parameter_where_it_is(fit, monkeypatch):
+    places, original = [], Watched.training_step
+
+    def noted(module, *arguments):
+        before = {name: (p.data_ptr(), p.stride()) for name, p in module.model.named_parameters()}
+        loss = original(module, *arguments)
+        places.append((before, {name: (p.data_ptr(), p.stride()) for name, p in module.model.named_parameters()}))
+        return loss
+
+    monkeypatch.setattr(Watched, "training_step", noted)
+    module = fit(max_steps=2)
+    assert module.model.blocks[0].attn.fused is not None, "laid out before the first step"
+    assert len(places) == 2
+    assert all(before == after for before, after in places)
+
+
 def test_the_prompt_stays_and_the_answer_is_the_students(fit):
     logger = Values()
     module, plain = fit("own", logger=logger), fit("plain", lmbda=0.0)

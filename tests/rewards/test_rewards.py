@@ -4,16 +4,14 @@ import math
 
 import pytest
 
+from configs.grpo.python_rewards import KeepsSignature, PythonFunction, UsesArguments
 from lit_gpt.errors import UserError
 from lit_gpt.rewards import (
     ExactAnswer,
-    KeepsSignature,
     Length,
     MatchesFormat,
-    PythonFunction,
     Rewards,
     Sample,
-    UsesArguments,
 )
 
 
@@ -65,7 +63,7 @@ def test_format_and_length():
     length = Length(max_tokens=10, margin=4, min_tokens=2)
     assert [length(sample("", n)) for n in (1, 2, 6, 7, 8, 10, 11)] == [-1, 0, 0, -0.25, -0.5, -1, -1]
     assert Length(10, must_finish=True)(sample("", 3, finished=False)) == -1
-    with pytest.raises(UserError, match="at most max_tokens"):
+    with pytest.raises(UserError, match="margin of Length|min_tokens of Length|max_tokens of Length"):
         Length(10, margin=8, min_tokens=4)
 
 

@@ -4,10 +4,10 @@ import ast
 
 import pytest
 
+from configs.grpo.python_rewards import PythonFunction, UsesArguments, live_body
 from lit_gpt.data.instructions.stdlib import StdlibInstructions
 from lit_gpt.data.records import BadInput
-from lit_gpt.rewards import ExactAnswer, PythonFunction, Sample, UsesArguments
-from lit_gpt.rewards.live_code import live_body
+from lit_gpt.rewards import ExactAnswer, Sample
 
 SIGNATURE = "def f(a, b):"
 TRICKS = {

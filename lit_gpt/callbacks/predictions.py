@@ -1,5 +1,6 @@
-"""`PredictionWriter`: `predict` writes the loss of each document as a line of JSON."""
+"""`PredictionWriter` and `ClassWriter`: what `predict` writes, one line per document or text."""
 
+import csv
 import json
 import math
 from pathlib import Path
@@ -11,6 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_gpt.atomic import whole_file
 from lit_gpt.callbacks.run_folder import run_dir_of
+from lit_gpt.data_info import read_data_info
 
 SUMS = ("loss_sum", "num_tokens", "num_bytes")
 
@@ -108,3 +110,55 @@ def _line(document: int, source: str | None, loss_sum: float, num_tokens: int, n
         "num_bytes": num_bytes,
         "bits_per_byte": loss_sum / (num_bytes * math.log(2)) if num_bytes else None,
     }
+
+
+class ClassWriter(Callback):
+    """`predict` writes `predictions.csv`: where each text is from, its class, and the probability of every class.
+
+    Args:
+        path: of the file; None: `predictions.csv` in the run's folder.
+    """
+
+    def __init__(self, path: str | None = None) -> None:
+        self.path = path
+        self._rows: list[tuple[int, int, list[float]]] = []
+        self._names: list[str] = []
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin with nothing."""
+        self._rows = []
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Add a batch; what another `predict_step` returns is not ours to write."""
+        if not isinstance(outputs, dict) or not {"sample_ids", "classes", "probabilities", "names"} <= outputs.keys():
+            return
+        self._names = outputs["names"]
+        columns = (outputs["sample_ids"].tolist(), outputs["classes"].tolist(), outputs["probabilities"].tolist())
+        self._rows += zip(*columns, strict=True)
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Gather the processes and write the file, in the order of the split."""
+        rows = self._rows
+        if trainer.world_size > 1:
+            gathered: list[Any] = [None] * trainer.world_size
+            torch.distributed.all_gather_object(gathered, rows)
+            rows = [row for part in gathered for row in part]
+        if not rows or not trainer.is_global_zero:
+            return
+        split_rows = read_data_info(trainer).rows
+        where = str if split_rows is None else split_rows("test").where
+        path = Path(self.path) if self.path is not None else run_dir_of(trainer) / "predictions.csv"
+        with whole_file(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["source", "class", *(f"p({name})" for name in self._names)])
+            for number, index, probabilities in sorted(rows):
+                writer.writerow([where(number), self._names[index], *(f"{p:.6f}" for p in probabilities)])
+        print(f"predictions  {path}")

@@ -1,4 +1,4 @@
-"""`AttentionPicture`: which token looks at which, for one fixed prompt, as a picture in TensorBoard.
+"""`AttentionPicture` and `ConfusionPicture`: matrices as heat maps in TensorBoard.
 
 L layers, H heads, T tokens.
 """
@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lit_gpt.callbacks.quiet_model import data_tokenizer, must_hurry, quiet_model, takes_part, why_not, writers
+from lit_gpt.checks import check_at_least
 from lit_gpt.data.tokenizers import Tokenizer
 from lit_gpt.errors import UserError
 from lit_gpt.models import GPT
@@ -70,10 +71,8 @@ class AttentionPicture(Callback):
         layers: list[int] | None = None,
         max_tokens: int = 64,
     ) -> None:
-        if every_n_steps < 1 or max_tokens < 1:
-            raise UserError(
-                f"every_n_steps {every_n_steps} and max_tokens {max_tokens} of AttentionPicture must be at least 1"
-            )
+        check_at_least("every_n_steps of AttentionPicture", every_n_steps, 1)
+        check_at_least("max_tokens of AttentionPicture", max_tokens, 1)
         self.prompt = prompt
         self.every_n_steps = every_n_steps
         self.layers = layers
@@ -125,3 +124,32 @@ class AttentionPicture(Callback):
         if trainer.is_global_zero:
             for writer in writers(trainer, "add_image"):
                 writer.add_image("attention/rows: layers, columns: heads", picture(weights), step)
+
+
+class ConfusionPicture(Callback):
+    """Draws the module's `confusion` (true classes down, predicted ones across) into TensorBoard after each validation.
+
+    Beside the picture stands the table with names and counts.
+
+    Args:
+        cell: pixels that a class is wide and high.
+    """
+
+    def __init__(self, cell: int = 40) -> None:
+        self.cell = cell
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw, on the first process."""
+        confusion = getattr(pl_module, "confusion", None)
+        if confusion is None or trainer.sanity_checking or not trainer.is_global_zero:
+            return
+        names = [str(name) for name in getattr(pl_module, "classes", range(len(confusion)))]
+        shares = confusion / confusion.sum(1, keepdim=True).clamp(min=1)
+        for writer in writers(trainer, "add_image"):
+            writer.add_image("confusion", picture(shares[None, None], self.cell), trainer.global_step)
+        header = f"| true \\ predicted | {' | '.join(names)} |\n|{'---|' * (len(names) + 1)}\n"
+        lines = "".join(
+            f"| {name} | {' | '.join(map(str, row))} |\n" for name, row in zip(names, confusion.tolist(), strict=True)
+        )
+        for writer in writers(trainer, "add_text"):
+            writer.add_text("confusion", header + lines, trainer.global_step)

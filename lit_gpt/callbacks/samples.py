@@ -1,4 +1,4 @@
-"""`SampleText`: what the model writes by now, after fixed prompts."""
+"""`SampleText` and `SampleAnswers`: what the model writes by now, after fixed prompts or to fixed questions."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,6 +8,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_gpt.callbacks.quiet_model import data_tokenizer, must_hurry, quiet_model, takes_part, why_not, writers
+from lit_gpt.checks import check_at_least
+from lit_gpt.data.chat import ChatRenderer, Message
 from lit_gpt.data.tokenizers import Tokenizer
 from lit_gpt.errors import UserError
 from lit_gpt.generation import generate
@@ -44,12 +46,11 @@ class SampleText(Callback):
         top_p: float | None = None,
         seed: int = 0,
     ) -> None:
-        if every_n_steps < 1 or max_new_tokens < 1:
-            raise UserError(
-                f"every_n_steps {every_n_steps} and max_new_tokens {max_new_tokens} of SampleText must be at least 1"
-            )
+        name = type(self).__name__
+        check_at_least(f"every_n_steps of {name}", every_n_steps, 1)
+        check_at_least(f"max_new_tokens of {name}", max_new_tokens, 1)
         if isinstance(prompts, str) or not prompts:
-            raise UserError(f"prompts of SampleText is {prompts!r}; give a list of one text or more")
+            raise UserError(f"prompts of {name} is {prompts!r}; give a list of one text or more")
         self.prompts = list(prompts)
         self.every_n_steps = every_n_steps
         self.max_new_tokens = max_new_tokens
@@ -104,3 +105,44 @@ class SampleText(Callback):
         if self._tokenizer.separator_id in new:
             new = new[: new.index(self._tokenizer.separator_id)]
         return self._tokenizer.decode([*ids[1:], *new])
+
+
+class SampleAnswers(SampleText):
+    """As `SampleText`, but each prompt is a user's message, in the tokenizer's chat template.
+
+    Args:
+        prompts: messages to answer.
+        system_prompt: stands before each.
+        max_new_tokens: of each answer; one that has not stopped by then ends with "[...]".
+        temperature: divides the logits; 0 takes the likeliest token.
+        kwargs: see `SampleText`.
+    """
+
+    def __init__(
+        self,
+        prompts: list[str],
+        system_prompt: str | None = None,
+        max_new_tokens: int = 100,
+        temperature: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(prompts=prompts, max_new_tokens=max_new_tokens, temperature=temperature, **kwargs)
+        self.system_prompt = system_prompt
+        self._renderer: ChatRenderer | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Load the tokenizer with its template, or say why there will be no samples."""
+        super().on_train_start(trainer, pl_module)
+        self._renderer = None if self._tokenizer is None else ChatRenderer(self._tokenizer)
+
+    def _continue(self, model: GPT, prompt: str, device: torch.device) -> str:
+        assert self._renderer is not None
+        opening = [Message(role="system", content=self.system_prompt)] if self.system_prompt else []
+        messages = [*opening, Message(role="user", content=prompt)]
+        ids = self._renderer(messages, add_generation_prompt=True).ids[: model.config.block_size]
+        # No stop token: on every process the model must run equally often. What follows the answer is cut off.
+        inputs = torch.tensor([ids], device=device)
+        new = generate(model, inputs, self.max_new_tokens, **self.sampling)[0, len(ids) :].tolist()
+        stops = [place for place, token in enumerate(new) if token in self._renderer.stop_ids]
+        answer = self._renderer.tokenizer.decode(new[: stops[0]] if stops else new)
+        return answer if stops else f"{answer} [...]"
