@@ -175,7 +175,7 @@ def test_a_run_that_fails_leaves_plain_layers(make_trainer, module, error):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"method": "fp8"}, "int4 or int8"),
+        ({"method": "fp8"}, "int4, int8"),
         ({"method": "int2"}, "int2"),
         ({"start_step": -1}, "at least 0"),
         ({"group_size": 1}, "at least 2"),

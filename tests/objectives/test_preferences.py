@@ -79,7 +79,7 @@ def test_kto():
     [
         ({"kind": "ppo"}, "ppo"),
         ({"beta": 0.0}, "beta is 0"),
-        ({"label_smoothing": 0.5}, "below 0.5"),
+        ({"label_smoothing": 0.5}, "label_smoothing is 0.5"),
         ({"kind": "ipo", "label_smoothing": 0.1}, "no meaning"),
     ],
 )
