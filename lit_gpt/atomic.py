@@ -89,7 +89,10 @@ def publish(temporary: Path, target: Path) -> None:
 
 
 def remove_whole(target: Path) -> None:
-    """Remove a folder or file so that a kill in the middle leaves nothing damaged under its name."""
+    """Remove a folder or file so that a kill in the middle leaves no damaged thing under its name."""
+    if target.is_symlink():  # the folder was moved away: what the link names is left alone
+        target.unlink()
+        return
     if not target.exists():
         return
     doomed = target.parent / f"{TEMPORARY}removed-{target.name}-{os.getpid()}"

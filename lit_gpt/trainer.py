@@ -75,7 +75,12 @@ class Trainer(pl.Trainer):
     ) -> None:
         if not name or Path(name).name != name:
             raise UserError(f"name {name!r} names a folder under default_root_dir {default_root_dir!r}: no slashes")
-        self.run_dir = Path(default_root_dir) / name
+        if "://" in str(default_root_dir):
+            raise UserError(
+                f"default_root_dir is {default_root_dir}; runs live in a local folder: give one, and copy the run from "
+                "there"
+            )
+        self.run_dir = Path(default_root_dir).expanduser() / name
         callbacks = [callbacks] if isinstance(callbacks, Callback) else list(callbacks or [])
         if default_callbacks:
             callbacks = _missing(callbacks, kwargs) + callbacks

@@ -150,3 +150,12 @@ def test_a_real_limit_while_the_libraries_write(tmp_path, weights, state):
     assert run.returncode == 1
     assert "lit_gpt.errors.UserError: no space to write" in run.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_removing_a_link_leaves_what_it_names(tmp_path):
+    (tmp_path / "moved").mkdir()
+    (tmp_path / "step.ckpt").symlink_to(tmp_path / "moved")
+    (tmp_path / "dangling.ckpt").symlink_to(tmp_path / "gone")
+    remove_whole(tmp_path / "step.ckpt")
+    remove_whole(tmp_path / "dangling.ckpt")
+    assert [path.name for path in tmp_path.iterdir()] == ["moved"]

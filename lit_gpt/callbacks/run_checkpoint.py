@@ -91,6 +91,10 @@ class RunCheckpoint(Checkpoint):
         record = read_best(self.run_dir / CHECKPOINTS)
         return "" if record is None else str(self.run_dir / CHECKPOINTS / record["checkpoint"])
 
+    @best_model_path.setter
+    def best_model_path(self, path: str) -> None:
+        """Do nothing: launchers that start processes hand it back to the first one, which reads it from the folder."""
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Find the run's folder."""
         self.run_dir = run_dir_of(trainer)
@@ -118,10 +122,16 @@ class RunCheckpoint(Checkpoint):
         """Save if the step is due, a stop was asked for, or the validation is the best so far.
 
         Raises:
-            UserError: validation logged no such metric.
+            UserError: validation logged no such metric; the step is saved before.
         """
         if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
             return
+        if self.save_best and self.monitor not in trainer.callback_metrics:
+            self.save(trainer)
+        if self.best_step == trainer.global_step:
+            # An earlier part of the run, before a resume, validated this step: its weights will be replaced, so
+            # whatever replaces them is the best that is known of this step.
+            self.best_value = None
         is_best = self.save_best and trainer.strategy.broadcast(self._is_better(self._monitored(trainer)))
         if is_best:  # before saving, so that the checkpoint knows it
             self.best_value, self.best_step = self._monitored(trainer), trainer.global_step
@@ -142,6 +152,12 @@ class RunCheckpoint(Checkpoint):
         folder = self.run_dir / CHECKPOINTS
         name = checkpoint_name(trainer.global_step)
         if trainer.global_step != self._saved_step:
+            if self.best_step == trainer.global_step and not is_best:
+                # The best checkpoint of an earlier part of the run is about to be replaced by other weights, of which
+                # no validation is known: without a record there is no best until the next validation.
+                self.best_value = self.best_step = None
+                if trainer.is_global_zero:
+                    (folder / BEST).unlink(missing_ok=True)
             _save_together(trainer, folder / name)
             self._saved_step = trainer.global_step
             self.last_model_path = str(folder / name)

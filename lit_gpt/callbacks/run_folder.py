@@ -15,6 +15,7 @@ from lit_gpt.atomic import whole_file
 from lit_gpt.checkpoints.bundle import copy_tokenizer
 from lit_gpt.checkpoints.provenance import LINEAGE, code_versions, collect_lineage, hash_tokenizer
 from lit_gpt.checkpoints.resolve import TOKENIZER, list_checkpoints
+from lit_gpt.checkpoints.step import CHECKPOINTS
 from lit_gpt.data_info import DataInfo, read_data_info
 from lit_gpt.errors import UserError
 
@@ -51,7 +52,9 @@ class RunFolder(Callback):
             return
         run_dir = run_dir_of(trainer)
         resumed = bool(trainer.ckpt_path)
-        if not resumed:
+        if resumed:
+            _require_own(run_dir, Path(str(trainer.ckpt_path)))
+        else:
             require_fresh(run_dir)
         if trainer.is_global_zero:
             run_dir.mkdir(parents=True, exist_ok=True)
@@ -60,6 +63,22 @@ class RunFolder(Callback):
                 _keep_tokenizer(info.tokenizer_path, run_dir / TOKENIZER, resumed)
             _keep_lineage(run_dir / LINEAGE, trainer, pl_module, info, resumed)
         trainer.strategy.barrier("RunFolder")
+
+
+def _require_own(run_dir: Path, checkpoint: Path) -> None:
+    """Refuse to resume a run's folder from the checkpoint of another run.
+
+    Raises:
+        UserError: the folder holds checkpoints, and this is none of them.
+    """
+    folder = run_dir / CHECKPOINTS
+    # The checkpoint's own name is not resolved: it may be a link to where it was moved.
+    if list_checkpoints(run_dir) and checkpoint.absolute().parent.resolve() != folder.resolve():
+        raise UserError(
+            f"ckpt_path {checkpoint} is no checkpoint of the run in {run_dir}, whose own checkpoints would be lost; "
+            "resume the run with --ckpt_path last, or start another from these weights with --trainer.name <another> "
+            "and model.init_args.init_from"
+        )
 
 
 def _keep_tokenizer(source: Path, target: Path, resumed: bool) -> None:

@@ -36,7 +36,7 @@ class ThroughputMonitor(Callback):
     def __init__(self) -> None:
         self.latest: dict[str, float] = {}
         self._clock = TrainingClock()
-        self._process = psutil.Process()
+        self._process: psutil.Process | None = None  # made in training: a handle cannot be sent to another process
         self._peak: float | None = None
         self._flops_per_token = 0.0
         self._first_step = 0

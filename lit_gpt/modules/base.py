@@ -18,6 +18,7 @@ An objective is a subclass that implements `loss`. A project of its own usually 
 import hashlib
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -228,10 +229,26 @@ class GPTModule(LightningModule):
         if self._source is None:
             return
         # On a resume the checkpoint replaces all weights, so those of `init_from` are not read; but an adapter's
-        # checkpoint holds no base.
-        if self.trainer.ckpt_path is not None and self.adapter is None:
+        # checkpoint holds no base. `_trainer`: without one (in a notebook) `trainer` raises.
+        resumes = self._trainer is not None and self._trainer.ckpt_path is not None
+        if resumes and self.adapter is None:
             return
         self.load_source(model)
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        """Return a module with the weights of a checkpoint, a run or a bundle, ready to be used without a Trainer.
+
+        Args:
+            checkpoint_path: a `step-*.ckpt` folder, or anything else that `init_from` takes.
+            args: unused; Lightning's `map_location` and `hparams_file` have no meaning here.
+            kwargs: arguments of the module; architecture and weights are the checkpoint's.
+        """
+        for name in ("map_location", "hparams_file", "strict", "weights_only"):
+            kwargs.pop(name, None)
+        module = cls(**(kwargs | {"init_from": str(checkpoint_path)}))
+        module.configure_model()
+        return module.eval()
 
     def load_source(self, model: nn.Module) -> None:
         """Fill a model with the weights of `init_from`.
@@ -403,6 +420,15 @@ class GPTModule(LightningModule):
         if self._source is not None:
             self.check_tokens(self._source, str(self.init_from))
 
+    def _check_accumulation(self) -> None:
+        # Set by an argument of any Trainer, or changed on the way by a callback.
+        count = self.trainer.accumulate_grad_batches
+        if count != 1:
+            raise UserError(
+                f"accumulate_grad_batches is {count}; it must be 1, because a batch holds all micro-batches of an "
+                "optimizer step: set global_batch_size and micro_batch_size of the DataModule instead"
+            )
+
     def on_train_start(self) -> None:
         """Apply the YAML's optimizer settings, take up the sums of a checkpoint, and print the model's size."""
         self._restore_configured_settings()
@@ -415,6 +441,8 @@ class GPTModule(LightningModule):
                 self._loss_sums += torch.tensor(loss_sums, device=self.device)
         self._loaded_sums = None, {}
         self._stop_at_max_tokens()
+        if self.trainer.should_stop and self.max_tokens is not None and self.tokens_seen >= self.max_tokens:
+            self.print(f"nothing to train: {self.tokens_seen:,} tokens seen, and max_tokens is {self.max_tokens:,}")
         assert self.model is not None
         trained, count = trainable_counts(self.model)
         share = "" if trained == count else f", {trained / 1e6:,.2f} M ({trained / count:.1%}) of them trained"
@@ -422,6 +450,7 @@ class GPTModule(LightningModule):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Make dropout a function of (seed, optimizer step, data-parallel rank), so that a resumed run repeats it."""
+        self._check_accumulation()
         key = f"{self.seed} {self.trainer.global_step} {self.data_parallel_rank}".encode()
         seed = int.from_bytes(hashlib.sha256(key).digest()[:7], "little")
         # Not torch.manual_seed: it asks every kind of device, at 0.4 ms a call on a machine that has none of them.
@@ -453,10 +482,13 @@ class GPTModule(LightningModule):
         # Data-parallel strategies average gradients over ranks; the ranks' losses are shares of one sum, so the factor
         # `data_parallel_size` undoes that. A step without supervised tokens has loss 0 instead of 0 / 0.
         scale = self.data_parallel_size / num_units.clamp(min=1)
-        # DDP starts its all-reduce in the backward pass of what its forward, which wraps this method, returned: the
-        # backward passes in here add to `.grad` on this rank alone, and the sum is reduced once, with the last one.
-        for micro_batch in micro_batches[:-1]:
-            self.trainer.strategy.backward(self._micro_batch_loss(micro_batch) * scale, None)
+        # Backward passes inside the step: a micro-batch's graph is freed before the next one is run, so memory is that
+        # of one micro-batch. They add to `.grad` on this rank alone (`block_backward_sync` is DDP's `no_sync`); the sum
+        # over ranks is taken once, in the backward pass of the loss that is returned.
+        no_sync = getattr(self.trainer.strategy, "block_backward_sync", nullcontext)
+        with no_sync():
+            for micro_batch in micro_batches[:-1]:
+                self.trainer.strategy.backward(self._micro_batch_loss(micro_batch) * scale, None)
         loss = self._micro_batch_loss(micro_batches[-1]) * scale
         self._stop_at_max_tokens()
         return loss

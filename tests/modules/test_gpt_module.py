@@ -1,5 +1,6 @@
 """The base of all objectives under a Trainer: precision, limits, resuming, starting from weights."""
 
+import pickle
 import warnings
 from functools import partial
 
@@ -7,8 +8,9 @@ import lightning.pytorch as pl
 import pytest
 import torch
 
+from lit_gpt.callbacks import RunCheckpoint, ThroughputMonitor
 from lit_gpt.checkpoints.bundle import save_bundle
-from lit_gpt.checkpoints.resolve import resolve_model
+from lit_gpt.checkpoints.resolve import read_best, resolve_model
 from lit_gpt.datamodules import TokenDataModule
 from lit_gpt.errors import UserError
 from lit_gpt.models import GPT, GPTConfig
@@ -256,3 +258,87 @@ def test_a_model_that_cannot_be_exported_is_said_so_at_once():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         PretrainModule(preset="gemma-3-270m", overrides={"n_embd": 256, "n_layer": 2})
+
+
+# ---- what people run into ----------------------------------------------------------------------------------------------
+
+
+def test_accumulation_by_a_stock_trainer_is_refused(data, tmp_path):
+    arguments = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "max_steps": 4}
+    scheduler = pl.callbacks.GradientAccumulationScheduler({0: 1, 1: 2})
+    for changed in ({"accumulate_grad_batches": 4}, {"callbacks": [scheduler], "max_epochs": 2, "max_steps": -1}):
+        trainer = pl.Trainer(default_root_dir=str(tmp_path), enable_checkpointing=False, **arguments | changed)
+        with pytest.raises(UserError, match="accumulate_grad_batches.*global_batch_size and micro_batch_size"):
+            trainer.fit(PretrainModule(overrides=SMALL), datamodule=data())
+
+
+def checkpointed(tmp_path, data, name, max_steps, ckpt_path=None, lr=1e-3):
+    trainer = Trainer(
+        name=name, default_root_dir=str(tmp_path / "runs"), accelerator="cpu", logger=False, enable_progress_bar=False,
+        max_steps=max_steps, val_check_interval=4, callbacks=[RunCheckpoint(every_n_steps=4)],
+    )  # fmt: skip
+    module = PretrainModule(overrides=SMALL, optimizer=lambda groups: torch.optim.SGD(groups, lr=lr))
+    trainer.fit(module, datamodule=data(), ckpt_path=ckpt_path)
+    return trainer
+
+
+def test_the_record_of_the_best_belongs_to_the_weights_that_are_there(tmp_path, data):
+    first = checkpointed(tmp_path, data, "run", 12)
+    run = tmp_path / "runs" / "run"
+    assert read_best(run / "checkpoints")["step"] == 12
+    best = first.callback_metrics["val/loss"].item()
+    again = checkpointed(tmp_path, data, "run", 12, ckpt_path=str(run / "checkpoints" / "step-00000008.ckpt"), lr=30.0)
+    ruined = again.callback_metrics["val/loss"].item()
+    assert ruined > best + 0.1
+    record = read_best(run / "checkpoints")
+    assert record is None or record["step"] != 12 or record["value"] == pytest.approx(ruined)
+
+
+def test_a_run_is_not_resumed_from_another_runs_checkpoint(tmp_path, data):
+    for name in ("a", "b"):
+        checkpointed(tmp_path, data, name, 4)
+    other = tmp_path / "runs" / "a" / "checkpoints" / "step-00000004.ckpt"
+    with pytest.raises(UserError, match="--trainer.name"):
+        checkpointed(tmp_path, data, "b", 8, ckpt_path=str(other))
+    assert [path.name for path in (tmp_path / "runs" / "b" / "checkpoints").glob("*.ckpt")] == ["step-00000004.ckpt"]
+    assert checkpointed(tmp_path, data, "c", 8, ckpt_path=str(other)).global_step == 8, "a new run may start there"
+
+
+def test_a_missing_metric_costs_no_trained_step(tmp_path, data):
+    trainer = Trainer(
+        name="run", default_root_dir=str(tmp_path), accelerator="cpu", logger=False, enable_progress_bar=False,
+        max_steps=8, val_check_interval=4, callbacks=[RunCheckpoint(monitor="val/accuracy")],
+    )  # fmt: skip
+    with pytest.raises(UserError, match="val/accuracy"):
+        trainer.fit(PretrainModule(overrides=SMALL), datamodule=data())
+    assert (tmp_path / "run" / "checkpoints" / "step-00000004.ckpt").is_dir()
+
+
+def test_a_checkpoint_without_a_trainer(tmp_path, fit):
+    fit(max_steps=2)
+    checkpoint = tmp_path / "runs" / "run" / "checkpoints" / "step-00000002.ckpt"
+    module = PretrainModule.load_from_checkpoint(checkpoint)
+    source = resolve_model(str(checkpoint))
+    assert module.config == source.config
+    weights = source.load_state_dict()
+    assert all(torch.equal(parameter, weights[name]) for name, parameter in module.model.named_parameters())
+    logits = module.model(torch.arange(8)[None])
+    assert logits.shape == (1, 8, 300)
+
+
+def test_a_budget_that_is_used_up_says_so(fit, capsys):
+    fit(module=PretrainModule(overrides=SMALL, max_tokens=128), max_steps=3)
+    fit(module=PretrainModule(overrides=SMALL, max_tokens=128), max_steps=3, ckpt_path="last")
+    assert "max_tokens is 128" in capsys.readouterr().out
+
+
+def test_the_runs_root(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert Trainer(name="x", default_root_dir="~/runs", logger=False).run_dir == tmp_path / "runs" / "x"
+    with pytest.raises(UserError, match="s3://bucket"):
+        Trainer(name="x", default_root_dir="s3://bucket/runs")
+
+
+def test_default_callbacks_can_be_sent_to_another_process():
+    pickle.dumps(ThroughputMonitor())
+    RunCheckpoint().best_model_path = "what a launcher hands back"
