@@ -1,7 +1,7 @@
 """`fit`, `validate`, `test` and `predict`: Lightning's own CLI, subclassed.
 
-Additions: the project's Trainer, values linked from data to model, a config that is saved in the run's folder, and
-short errors that name the nearest key.
+What is added: this project's Trainer, values linked from data to model, a config that is saved in the run's folder,
+and short errors that name the nearest key.
 """
 
 import dataclasses
@@ -24,6 +24,7 @@ import lit_gpt.datamodules
 import lit_gpt.modules
 import lit_gpt.optim
 import lit_gpt.plugins
+from lit_gpt.atomic import whole_file
 from lit_gpt.callbacks import GracefulStop
 from lit_gpt.errors import UserError
 from lit_gpt.models import GPTConfig
@@ -70,7 +71,7 @@ def short_message(message: str) -> str:
 
 
 class SaveRunConfig(SaveConfigCallback):
-    """Keep the whole configuration as `config.yaml` in the run's folder and as text in TensorBoard."""
+    """Save the whole configuration as `config.yaml` in the run's folder and as text in TensorBoard."""
 
     def setup(self, trainer: LightningTrainer, pl_module: LightningModule, stage: str) -> None:
         """Do nothing yet: `RunFolder` first makes sure that the folder belongs to this run."""
@@ -84,10 +85,8 @@ class SaveRunConfig(SaveConfigCallback):
         if path.exists():
             for line in _differences(yaml.safe_load(path.read_text()), yaml.safe_load(text)):
                 print(f"config: {line}")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.tmp")
-        temporary.write_text(text)
-        temporary.replace(path)
+        with whole_file(path) as temporary:
+            temporary.write_text(text)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_text("config", f"```yaml\n{text}\n```", trainer.global_step)
@@ -107,7 +106,7 @@ def _differences(before: Any, after: Any, key: str = "") -> list[str]:
 
 
 class CLI(LightningCLI):
-    """LightningCLI with the project's Trainer; models and DataModules of any package, built-in ones by short name."""
+    """LightningCLI with this project's Trainer; models and DataModules of any package, this one's by short name."""
 
     def __init__(self, args: list[str]) -> None:
         self._command = args[0]
@@ -122,17 +121,17 @@ class CLI(LightningCLI):
             parser_class=ArgumentParser,
             auto_configure_optimizers=False,
             parser_kwargs={"prog": "python -m lit_gpt"},
-            # Lightning warns about words that are given while the process has words of its own.
+            # Lightning warns about arguments that are passed while the process has its own.
             args=None if args == sys.argv[1:] else args,
         )
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
-        """Only the command in hand: the help of four would take four times as long."""
+        """Return the current command alone: the help of four would take four times as long."""
         return {self._command: LightningCLI.subcommands()[self._command]}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Link the values that model and data share, which are written once, in the data."""
-        for name in ("vocab_size", "block_size", "classes"):  # what a module does not take is not given
+        """Link the values that model and data share, so that they are written once, in the data."""
+        for name in ("vocab_size", "block_size", "classes"):  # what a module does not accept is not passed
             parser.link_arguments(
                 "data", f"model.init_args.{name}", compute_fn=_attribute(name), apply_on="instantiate"
             )

@@ -1,4 +1,4 @@
-"""Lightning's Trainer with the project's defaults: run folder, atomic checkpoints, progress bar and logs.
+"""Lightning's Trainer with this project's defaults: a run's folder, atomic checkpoints, logging and progress.
 
 Nothing here is needed to train: a stock `lightning.Trainer` runs the same modules with `AtomicCheckpointIO` among
 its plugins and whichever callbacks it is given. This class fills in the usual ones.
@@ -42,13 +42,13 @@ class Trainer(pl.Trainer):
     Args:
         name: of the run, and of its folder.
         default_root_dir: where runs live.
-        max_steps: optimizer steps of the run; -1: no limit of its own.
-        max_epochs: passes over the training split; None: no limit of its own.
+        max_steps: optimizer steps of the run; -1: no limit.
+        max_epochs: passes over the training split; None: no limit.
         val_check_interval: validate every so many optimizer steps (an int) or fractions of an epoch (a float).
         log_every_n_steps: optimizer steps between two entries in the log.
         gradient_clip_val: largest norm of the whole gradient; None: no clipping.
         logger: TensorBoard in the run's folder by default; False: none.
-        callbacks: your own; an instance of one of the default callbacks replaces the default.
+        callbacks: in addition; an instance of one of the default callbacks replaces the default.
         default_callbacks: add the project's default callbacks.
         plugins: Lightning plugins; checkpoints are written by `AtomicCheckpointIO` unless you pass another.
         num_sanity_val_steps: validation batches to try before training.
@@ -125,17 +125,16 @@ class Trainer(pl.Trainer):
             ckpt_path: resume from this checkpoint; `last`: from the run's newest complete one.
 
         Raises:
-            UserError: the run's folder holds a run and `ckpt_path` is None, or the module, the DataModule or a callback
-                refuses an argument.
+            UserError: the run's folder holds a run and `ckpt_path` is None, or a setting is refused.
         """
         if ckpt_path is None and not self.fast_dev_run and self.checkpoint_callbacks:  # type: ignore[attr-defined]
             require_fresh(self.run_dir)
-        was_there = self.run_dir.exists()
+        existed = self.run_dir.exists()
         try:
             super().fit(model, train_dataloaders, val_dataloaders, datamodule, self._resolve(ckpt_path))
         except UserError:
             # Refused before the first step: the logger's empty file is all there is.
-            if not was_there and self.global_step == 0 and self.is_global_zero and not list_checkpoints(self.run_dir):
+            if not existed and self.global_step == 0 and self.is_global_zero and not list_checkpoints(self.run_dir):
                 shutil.rmtree(self.run_dir, ignore_errors=True)
             raise
 
@@ -203,7 +202,7 @@ class Trainer(pl.Trainer):
             return ckpt_path
         path, damaged = find_last_whole(self.run_dir)
         for problem in damaged:
-            rank_zero_warn(f"passed over: {problem}")
+            rank_zero_warn(f"skipped a damaged checkpoint: {problem}")
         return str(path)
 
 

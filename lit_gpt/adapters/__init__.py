@@ -1,4 +1,4 @@
-"""Adapters: a small number of new weights that are trained beside a frozen model (LoRA and its kin, through `peft`)."""
+"""Adapters: a few new weights trained on top of a frozen model (LoRA and its variants, through `peft`)."""
 
 from lit_gpt.adapters.config import AdapterConfig
 from lit_gpt.adapters.inject import (

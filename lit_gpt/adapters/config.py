@@ -17,7 +17,7 @@ class AdapterConfig:
         alpha: Scale of the update; it is multiplied by alpha / rank, or by alpha / sqrt(rank) with `rslora`.
         dropout: Of what enters A.
         targets: Linear layers by the last part of their names (`q_proj`, `down_proj`), or all of the blocks'.
-        dora: Learn the length of each output's weights apart from their direction (DoRA, Liu et al. 2024).
+        dora: Learn magnitude and direction of each output's weights separately (DoRA, Liu et al. 2024).
         rslora: Scale by alpha / sqrt(rank), so that a high rank learns as fast (rsLoRA, Kalajdzievski 2023).
         quantize: Keep the frozen linear layers in 4 bits (`nf4`, QLoRA, Dettmers et al. 2023; through bitsandbytes) or
             in 8 (`int8`, through torchao). Both run on CPU and on CUDA.

@@ -1,4 +1,4 @@
-"""An adapter in a model: `peft` puts its layers in the place of linear ones; the model stays the class it is.
+"""An adapter in a model: `peft` replaces linear layers by its own; the model's class stays the same.
 
 Names: peft's layer at `blocks.0.attn.q_proj` holds `base_layer.weight` (frozen) and `lora_A.default.weight`,
 `lora_B.default.weight` (trained). Outside, the adapter's tensors are called `blocks.0.attn.q_proj.lora_A.weight` and
@@ -24,13 +24,13 @@ NAME = "default"
 
 
 def add_adapter(model: nn.Module, config: AdapterConfig, seed: int = 0, train_embeddings: bool = False) -> None:
-    """Freezes a model and puts an adapter into it, which changes nothing yet: B begins at zero.
+    """Freeze a model and insert an adapter, which changes nothing yet: B starts at zero.
 
     Args:
         model: With its weights, on its device.
         config: The adapter.
         seed: Of A's initial values.
-        train_embeddings: Also train embedding and head in full; what they are now is kept for `adapters_disabled`.
+        train_embeddings: Also train embedding and head in full; `adapters_disabled` brings back their present values.
 
     Raises:
         UserError: if a target is not there, or the libraries are not installed.
@@ -67,7 +67,7 @@ def target_names(model: nn.Module, config: AdapterConfig) -> list[str]:
     Raises:
         UserError: if one of `targets` is not the last part of any.
     """
-    # Exactly nn.Linear: the head runs a function of its own, and routers choose rather than transform.
+    # Exactly nn.Linear: the head computes losses, and routers choose rather than transform.
     linears = [
         name for name, module in model.named_modules() if type(module) is nn.Linear and name.startswith("blocks.")
     ]

@@ -29,12 +29,12 @@ def lerp_weight(decay: float, num_updates: int) -> float:
 class ExponentialMovingAverage(Callback):
     """Averages the trained parameters after every optimizer step (Polyak & Juditsky 1992; Morales-Brotons et al. 2024).
 
-    The average is kept in float32 whatever the weights are in, on each process for its own shard (DDP, FSDP2, tensor
-    parallelism). It is saved in checkpoints beside the weights, exactly; `lit_gpt.checkpoints.resolve_model` hands
-    it out for generating and exporting.
+    The average is in float32 whatever the dtype of the weights, on each process for its own shard (DDP, FSDP2, tensor
+    parallelism). It is saved in checkpoints next to the weights, exactly; `lit_gpt.checkpoints.resolve_model`
+    returns it for generating and exporting.
 
     Args:
-        decay: of the average a step; about 1 / (1 - decay) steps count.
+        decay: of the average, per update; about 1 / (1 - decay) updates matter.
         every_n_steps: optimizer steps between two updates.
         evaluate: validation, testing and prediction see the averaged weights.
 
@@ -83,15 +83,15 @@ class ExponentialMovingAverage(Callback):
     # ---- evaluation -------------------------------------------------------------------------------------------
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put the averaged weights in."""
+        """Swap the averaged weights in."""
         self._swap_in(pl_module)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put the averaged weights in."""
+        """Swap the averaged weights in."""
         self._swap_in(pl_module)
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put the averaged weights in."""
+        """Swap the averaged weights in."""
         self._swap_in(pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -130,7 +130,7 @@ class ExponentialMovingAverage(Callback):
     # ---- checkpoints ------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Return how many updates the average holds; the average itself stands beside the weights."""
+        """Return how many updates the average has; the average itself is stored next to the weights."""
         return {"num_updates": self.num_updates}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -138,7 +138,7 @@ class ExponentialMovingAverage(Callback):
         self.num_updates = state_dict["num_updates"]
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Put the average beside the weights, sharded or whole as they are."""
+        """Store the average next to the weights, sharded or whole as they are."""
         if not self._averages:
             return
         averages = dict(self._averages)

@@ -3,8 +3,8 @@
 The first signal is noted and acted upon at the end of the optimizer step; the second ends the process at once.
 
 With several processes any of them may get the signal, and all must stop at the same step. After each step they start
-a one-number all-reduce on the CPU (gloo) and look at its result a step later: nobody waits, the accelerator is not
-asked, and all see the same answer at the same step. Lightning has a broadcast of its own for SIGTERM, every step,
+a one-number all-reduce on the CPU (gloo) and look at its result a step later: no process waits, the accelerator is not
+queried, and all see the same answer at the same step. Lightning has its own broadcast for SIGTERM in every step,
 from process 0 alone, which makes the host wait for the accelerator; this callback takes its place and turns it off.
 """
 
@@ -49,7 +49,7 @@ class GracefulStop(Callback):
     # ---- handlers ---------------------------------------------------------------------------------------------
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Take over the signals before loaders fork their workers, which then do not die of the terminal's Ctrl-C."""
+        """Install the handlers before loaders fork their workers, which then survive the terminal's Ctrl-C."""
         if stage != "fit":
             return
         self.stopped_by, self._received, self._pid, self._trainer = None, 0, os.getpid(), trainer
@@ -57,18 +57,18 @@ class GracefulStop(Callback):
         self._install()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take them over again: Lightning has put its own SIGTERM handler in between."""
+        """Install them again: Lightning has installed its own SIGTERM handler in between."""
         self._install()
         if trainer.world_size > 1:
             self._group = dist.new_group(backend="gloo")
             trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Give the signals back."""
+        """Restore the signal handlers that were there before."""
         self._release()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Give the signals back."""
+        """Restore the signal handlers that were there before."""
         self._release()
 
     def _install(self) -> None:
@@ -110,7 +110,7 @@ class GracefulStop(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Stop after this step if any process was told to, without another validation."""
+        """Stop after this step if any process got a signal, without another validation."""
         if self._group is None:
             agreed = self._received
         else:
@@ -123,7 +123,7 @@ class GracefulStop(Callback):
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Leave a validation in the middle: save the step before it, as if it were not due."""
+        """Abort a running validation: save the step before it, as if no validation were due."""
         if not self._received or self._group is not None or not self._active:
             return
         self.stopped_by = self._received
@@ -138,7 +138,7 @@ class GracefulStop(Callback):
         raise SystemExit(128 + self.stopped_by)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop after a validation during which any process was told to."""
+        """Stop after a validation during which any process got a signal."""
         if self._group is None or trainer.sanity_checking:
             return
         self._result()
@@ -148,7 +148,7 @@ class GracefulStop(Callback):
             self._stop(trainer, agreed)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Close the conversation between processes."""
+        """Close the process group of the flag."""
         if self._group is not None:
             self._result()
             dist.destroy_process_group(self._group)

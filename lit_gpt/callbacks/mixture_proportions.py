@@ -1,4 +1,4 @@
-"""`MixtureProportions`: what was drawn from each corpus of a mixture, beside what was wanted."""
+"""`MixtureProportions`: what was drawn from each corpus of a mixture, compared with what was wanted."""
 
 from typing import Any
 
@@ -35,7 +35,7 @@ class MixtureProportions(Callback):
         self._pending: tuple[int, Tensor, Any] | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin to count, or go on from the checkpoint's counts."""
+        """Start counting, or continue from the checkpoint's counts."""
         info = read_data_info(trainer)
         self._mixture, self._ranks = info.mixture, info.data_parallel
         mixture = self._mixture
@@ -52,7 +52,7 @@ class MixtureProportions(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Count the step's rows; at the interval send the counts on their way."""
+        """Count the step's rows; at the interval start copying the counts to the host."""
         if self._counts is None:
             return
         for micro_batch in batch if isinstance(batch, list) else [batch]:
@@ -65,7 +65,7 @@ class MixtureProportions(Callback):
             self._send(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the entry that is still on its way."""
+        """Write the entry that is still being copied."""
         if self._pending is not None:
             if self._pending[2] is not None:
                 self._pending[2].synchronize()
@@ -107,12 +107,12 @@ class MixtureProportions(Callback):
             logger.log_metrics(values, step=step)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Keep the counts of all processes."""
+        """Save the counts of all processes."""
         if self._counts is not None:
             checkpoint["mixture_counts"] = self._ranks.sum(self._counts).tolist()
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Take the counts up again."""
+        """Restore the counts."""
         self._loaded = checkpoint.get("mixture_counts")
 
 

@@ -64,7 +64,7 @@ class NonFiniteGuard(Callback):
 
     Args:
         action: `stop` ends the run with an error that names the step; `skip` drops the step's gradients.
-        max_skips_in_a_row: so many skipped steps one after another end the run all the same.
+        max_skips_in_a_row: so many consecutive skipped steps end the run all the same.
 
     Raises:
         UserError: the action is unknown.
@@ -113,7 +113,7 @@ class NonFiniteGuard(Callback):
         self._read(trainer, LAG)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Read everything: a validation of ruined weights is worth nothing."""
+        """Read everything: validating ruined weights would be a waste."""
         self._read(trainer, 0)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

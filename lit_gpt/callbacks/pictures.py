@@ -52,7 +52,8 @@ def picture(weights: Tensor, scale: int = 4) -> Tensor:
 class AttentionPicture(Callback):
     """Draws the attention weights of a fixed prompt every so many optimizer steps, and at the end.
 
-    Training is not touched. Under FSDP2 all processes take part; under tensor parallelism it is left out, and says so.
+    Training is not affected. Under FSDP2 all processes take part; under tensor parallelism nothing is drawn, with a
+    warning.
 
     Args:
         prompt: the text; the document's opening token stands before it.
@@ -129,7 +130,7 @@ class AttentionPicture(Callback):
 class ConfusionPicture(Callback):
     """Draws the module's `confusion` (true classes down, predicted ones across) into TensorBoard after each validation.
 
-    Beside the picture stands the table with names and counts.
+    The table with names and counts is written as text.
 
     Args:
         cell: pixels that a class is wide and high.

@@ -18,15 +18,15 @@ SUMS = ("loss_sum", "num_tokens", "num_bytes")
 
 
 class PredictionWriter(Callback):
-    """Adds up the windows of each document, over batches and processes, and writes the file whole or not at all.
+    """Adds up the windows of each document, over batches and processes, and writes the file atomically.
 
-    `predict_step` returns a dict of tensors of shape (N,), one entry a window or document in the batch:
+    `predict_step` returns a dict of tensors of shape (N,), one entry per window or document in the batch:
     `document_index` (negative: padding), `loss_sum` (nats), `num_tokens` and `num_bytes` (supervised), and it may
     return `sources`, N names. A line reads
 
         {"document": 7, "source": "a.txt", "loss_nats": 3.1, "num_tokens": 120, "num_bytes": 431, "bits_per_byte": 1.25}
 
-    with the mean loss a token in nats; `bits_per_byte` is null for a document without bytes, `source` without a name.
+    with the mean loss per token in nats; `bits_per_byte` is null for a document without bytes, `source` without a name.
 
     Args:
         path: of the file; None: `predictions.jsonl` in the run's folder.
@@ -37,7 +37,7 @@ class PredictionWriter(Callback):
         self._begin()
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin with nothing."""
+        """Start with no rows."""
         self._begin()
 
     def _begin(self) -> None:
@@ -53,7 +53,7 @@ class PredictionWriter(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Add a batch; what another `predict_step` returns is not ours to write."""
+        """Add a batch; the output of another kind of `predict_step` is ignored."""
         if not isinstance(outputs, dict) or not {"document_index", *SUMS} <= outputs.keys():
             return
         index = outputs["document_index"].cpu().numpy()
@@ -125,7 +125,7 @@ class ClassWriter(Callback):
         self._names: list[str] = []
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin with nothing."""
+        """Start with no rows."""
         self._rows = []
 
     def on_predict_batch_end(
@@ -137,7 +137,7 @@ class ClassWriter(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Add a batch; what another `predict_step` returns is not ours to write."""
+        """Add a batch; the output of another kind of `predict_step` is ignored."""
         if not isinstance(outputs, dict) or not {"sample_ids", "classes", "probabilities", "names"} <= outputs.keys():
             return
         self._names = outputs["names"]

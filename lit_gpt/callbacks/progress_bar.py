@@ -19,9 +19,9 @@ SHOWN = (
 
 
 class TokenProgressBar(ProgressBar):
-    """One bar over all optimizer steps of the run, with loss, tokens a second and time left.
+    """One bar over all optimizer steps of the run, with loss, tokens per second and time left.
 
-    It looks at the clock once a step and draws only when its time has come.
+    It looks at the clock once per step and redraws at a fixed interval.
 
     Args:
         refresh_seconds: between two drawings on a terminal.
@@ -65,7 +65,7 @@ class TokenProgressBar(ProgressBar):
     # ---- training ---------------------------------------------------------------------------------------------
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Open the bar at the step where the run begins or goes on."""
+        """Open the bar at the step where the run starts or resumes."""
         step = trainer.global_step
         self._first_step, self._start, self._drawn_at = step, time.perf_counter(), time.perf_counter()
         self._clock.restart(step, tokens_seen(trainer, pl_module))
@@ -95,7 +95,7 @@ class TokenProgressBar(ProgressBar):
         self._close()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Close the bar, so that the error stands on a line of its own."""
+        """Close the bar, so that the error is on a separate line."""
         self._close()
 
     def _draw(self, trainer: Trainer, pl_module: LightningModule, now: float) -> None:
@@ -123,13 +123,13 @@ class TokenProgressBar(ProgressBar):
     # ---- validation, testing, predicting ----------------------------------------------------------------------
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Open a short bar of its own."""
+        """Open a separate short bar."""
         self._clock.pause()
         batches = trainer.num_sanity_val_batches if trainer.sanity_checking else trainer.num_val_batches
         self._open_short("checking" if trainer.sanity_checking else "validating", batches)
 
     def on_validation_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        """Go on by a batch."""
+        """Advance by a batch."""
         self._step_short()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -145,7 +145,7 @@ class TokenProgressBar(ProgressBar):
         self._open_short("testing", trainer.num_test_batches)
 
     def on_test_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        """Go on by a batch."""
+        """Advance by a batch."""
         self._step_short()
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -157,7 +157,7 @@ class TokenProgressBar(ProgressBar):
         self._open_short("predicting", trainer.num_predict_batches)
 
     def on_predict_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        """Go on by a batch."""
+        """Advance by a batch."""
         self._step_short()
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

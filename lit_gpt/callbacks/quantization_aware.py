@@ -45,7 +45,7 @@ class QuantizationAware(Callback):
         self._rounds = False
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put the fake-quantised layers in; the optimizer goes on holding the same parameters."""
+        """Put the fake-quantised layers in; the optimizer still holds the same parameters."""
         self._prepare(trainer, pl_module)
         self._switch(trainer.global_step >= self.start_step)
 
@@ -78,7 +78,7 @@ class QuantizationAware(Callback):
         return {**self.scheme.to_dict(), "rounds": self._rounds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Refuse to go on in another way than the run has begun.
+        """Refuse to resume with other settings than the run was started with.
 
         Raises:
             UserError: the checkpoint was trained for another method or group size.
@@ -87,7 +87,7 @@ class QuantizationAware(Callback):
         if state_dict["rounds"] and before != self.scheme:
             raise UserError(
                 f"the checkpoint was trained for {before}, and QuantizationAware now says {self.scheme}; set it back, "
-                "or start a run of its own with init_from"
+                "or start a new run with init_from"
             )
 
     def _outside_fit(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -1,4 +1,4 @@
-"""A look at the model in the middle of training that leaves no trace in it."""
+"""Using the model in the middle of training without leaving a trace in it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,7 +39,7 @@ def quiet_model(trainer: Trainer, pl_module: LightningModule) -> Iterator[GPT]:
 
 
 def why_not(trainer: Trainer, pl_module: LightningModule) -> str | None:
-    """Say why a look at the model is not possible here, or None if it is."""
+    """Return why the model cannot be used like this here, or None if it can."""
     if not isinstance(pl_module.model, GPT):
         return f"the module's model is a {type(pl_module.model).__name__} and no lit_gpt.models.GPT"
     if read_data_info(trainer).tokenizer_path is None:
@@ -58,12 +58,12 @@ def data_tokenizer(trainer: Trainer) -> Tokenizer:
 
 
 def must_hurry(trainer: Trainer) -> bool:
-    """Whether a signal is ending the run (`GracefulStop`): whoever sent it may not wait long."""
+    """Return whether a signal is ending the run (`GracefulStop`): its sender may not wait long."""
     return any(getattr(callback, "stopped_by", None) is not None for callback in getattr(trainer, "callbacks", []))
 
 
 def takes_part(trainer: Trainer) -> bool:
-    """Whether this process runs the model: the first one, or all where its weights are sharded."""
+    """Return whether this process runs the model: the first one, or all where its weights are sharded."""
     return trainer.is_global_zero or isinstance(trainer.strategy, AtomicModelParallelStrategy)
 
 

@@ -1,6 +1,6 @@
-"""`RunCheckpoint`: when a run is saved, and which of its checkpoints stay.
+"""`RunCheckpoint`: when a run is saved, and which of its checkpoints are kept.
 
-A checkpoint is saved at the end of an optimizer step, before Lightning's own bookkeeping of epochs, so that going on
+A checkpoint is saved at the end of an optimizer step, before Lightning's own bookkeeping of epochs, so that resuming
 from it is exact; or, when a validation is due at that very step, right after it, so that its result is known and the
 resumed run does not repeat it. It is never saved at the end of training: the state there belongs to no step.
 """
@@ -26,16 +26,16 @@ from lit_gpt.errors import UserError
 
 
 def superfluous(
-    newest_first: list[Path], is_whole: Callable[[Path], bool], keep_last: int, best: str | None
+    newest_first: list[Path], is_complete: Callable[[Path], bool], keep_last: int, best: str | None
 ) -> list[Path]:
-    """Return the checkpoints that may go: those older than the `keep_last` newest whole ones, but the best.
+    """Return the checkpoints that may go: those older than the `keep_last` newest complete ones, except the best.
 
-    A damaged one does not count as kept, so what is whole is never given up for it.
+    A damaged one does not count, so a complete one is never removed in its favour.
     """
-    kept = 0
+    complete = 0
     for place, path in enumerate(newest_first):
-        kept += is_whole(path)
-        if kept == keep_last:
+        complete += is_complete(path)
+        if complete == keep_last:
             return [path for path in newest_first[place + 1 :] if path.name != best]
     return []
 
@@ -48,7 +48,7 @@ class RunCheckpoint(Checkpoint):
 
     Args:
         every_n_steps: optimizer steps between two checkpoints.
-        keep_last: so many of the newest whole checkpoints stay.
+        keep_last: how many of the newest complete checkpoints are kept.
         save_best: save and keep the checkpoint of the best validation.
         monitor: metric that says which is best.
         mode: whether smaller (`min`) or larger (`max`) is better.
@@ -100,7 +100,7 @@ class RunCheckpoint(Checkpoint):
         self.run_dir = run_dir_of(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take up where the run stands: its step is saved already, and its best may be on disk."""
+        """Restore the state of the run: its step is saved already, and its best may be on disk."""
         self._saved_step = trainer.global_step if trainer.ckpt_path else -1
         self._waits_for_validation = False
         record = read_best(self.run_dir / CHECKPOINTS)
@@ -145,7 +145,7 @@ class RunCheckpoint(Checkpoint):
             self.save(trainer)
 
     def save(self, trainer: Trainer, is_best: bool = False) -> None:
-        """Save this step unless it is saved already, note if it is the best, and remove what is superfluous."""
+        """Save this step unless it is saved already, note if it is the best, and remove superfluous ones."""
         if getattr(trainer, "fast_dev_run", False):
             return
         start = time.perf_counter()
@@ -167,12 +167,12 @@ class RunCheckpoint(Checkpoint):
                 with whole_file(folder / BEST) as path:
                     path.write_text(json.dumps(record) + "\n", encoding="utf-8")
             best = (read_best(folder) or {}).get("checkpoint")
-            for path in superfluous(list_checkpoints(self.run_dir), _looks_whole, self.keep_last, best):
+            for path in superfluous(list_checkpoints(self.run_dir), _looks_complete, self.keep_last, best):
                 trainer.strategy.remove_checkpoint(path)
         self.seconds_saving += time.perf_counter() - start
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say where the model is and what to type next."""
+        """Print where the model is and which commands come next."""
         if not trainer.is_global_zero or not self.last_model_path:
             return
         record = read_best(self.run_dir / CHECKPOINTS)
@@ -183,7 +183,7 @@ class RunCheckpoint(Checkpoint):
         print(f"try it      python -m lit_gpt {words.format(run=run, prompt=prompt)}")
         config = self.run_dir / "config.yaml"
         if config.exists():
-            print(f"go on       python -m lit_gpt fit --config {shlex.quote(str(config))} --ckpt_path last")
+            print(f"resume      python -m lit_gpt fit --config {shlex.quote(str(config))} --ckpt_path last")
 
     def state_dict(self) -> dict[str, Any]:
         """Return the best validation so far."""
@@ -213,7 +213,7 @@ class RunCheckpoint(Checkpoint):
 
 
 def _save_together(trainer: Trainer, path: Path) -> None:
-    """Save; where only one process writes, let all hear of its failure instead of waiting for it for ever."""
+    """Save; where only one process writes, make its failure known to all, which would otherwise wait forever."""
     failure: str | None = None
     try:
         trainer.save_checkpoint(path, weights_only=False)
@@ -241,7 +241,7 @@ def _validation_follows(trainer: Trainer) -> bool:
     return fetcher is not None and loop._should_check_val_fx(fetcher)
 
 
-def _looks_whole(path: Path) -> bool:
+def _looks_complete(path: Path) -> bool:
     try:
         verify_sizes(path)
     except UserError:

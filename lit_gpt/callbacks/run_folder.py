@@ -1,4 +1,4 @@
-"""`RunFolder`: one folder holds all of a run, and one run has a folder to itself.
+"""`RunFolder`: one folder holds everything of a run, and nothing of any other run.
 
 config.yaml     (the command line writes it)      tensorboard/    (the logger)
 lineage.json    what made the model               checkpoints/    (`RunCheckpoint`)
@@ -29,18 +29,18 @@ def require_fresh(run_dir: Path) -> None:
     """Refuse to start a new run where there are checkpoints of another.
 
     Raises:
-        UserError: there are; the message says how to resume it and how to start beside it.
+        UserError: there are; the message says how to resume that run and how to start another.
     """
     found = list_checkpoints(run_dir)
     if found:
         raise UserError(
-            f"{run_dir} already holds a run ({found[0].name} is its newest checkpoint); go on with it by "
+            f"{run_dir} already holds a run ({found[0].name} is its newest checkpoint); resume it with "
             "--ckpt_path last, or start another with --trainer.name <another>"
         )
 
 
 class RunFolder(Callback):
-    """Makes the run's folder, keeps two runs out of one folder, copies the tokenizer and writes `lineage.json`."""
+    """Makes the run's folder, makes sure that no two runs share one, copies the tokenizer and writes `lineage.json`."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check the folder, then fill it; only here is it known on every strategy whether the run is resumed.
@@ -93,7 +93,7 @@ def _keep_tokenizer(source: Path, target: Path, resumed: bool) -> None:
 
 
 def _keep_lineage(path: Path, trainer: Trainer, pl_module: LightningModule, info: DataInfo, resumed: bool) -> None:
-    """Write where the run comes from; a resume adds what code it went on with."""
+    """Write where the run comes from; a resume adds the code that continued it."""
     session = {"from_step": trainer.global_step, "code": code_versions()}
     if resumed and path.exists():
         lineage = json.loads(path.read_text(encoding="utf-8"))

@@ -21,7 +21,7 @@ class SampleText(Callback):
 
     Each prompt opens a document, as in training, and is continued with the same draws each time. Training is not
     touched: random numbers and modes are as they were. Under FSDP2 all processes take part; under tensor parallelism
-    it is left out, and says so.
+    nothing is generated, with a warning.
 
     Args:
         prompts: to continue.

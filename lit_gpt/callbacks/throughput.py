@@ -25,7 +25,7 @@ class ThroughputMonitor(Callback):
     `throughput/seconds_left`, `throughput/mfu`, `memory/rss_gb` (this process), `memory/cuda_allocated_gb`,
     `memory/cuda_reserved_gb` and `memory/cuda_peak_gb` (this device).
 
-    Model FLOPs utilisation: tokens a second times FLOPs a token (`GPTConfig.flops_per_token`: 6 N + 12 · layers ·
+    Model FLOPs utilisation: tokens per second times FLOPs per token (`GPTConfig.flops_per_token`: 6 N + 12 · layers ·
     width · context, PaLM, arXiv:2204.02311, appendix B), as a share of the peak of all devices
     (`lit_gpt.planning.hardware`). Absent for a device of unknown peak and a module without such a config.
 
@@ -45,7 +45,7 @@ class ThroughputMonitor(Callback):
         self._every = 1
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look up or measure the peak, and the model's FLOPs a token."""
+        """Look up or measure the peak, and the model's FLOPs per token."""
         self._every = max(1, getattr(trainer, "log_every_n_steps", 50))
         config: Any = getattr(pl_module, "config", None)
         if hasattr(config, "flops_per_token"):
@@ -73,7 +73,7 @@ class ThroughputMonitor(Callback):
         self._clock.pause()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Let the clock go on."""
+        """Resume the clock."""
         self._clock.resume()
 
     def _log(self, trainer: Trainer, pl_module: LightningModule, step: int) -> None:
@@ -129,7 +129,7 @@ class TrainingClock:
         self._paused_at = self._now()
 
     def resume(self) -> None:
-        """Go on counting time."""
+        """Continue counting time."""
         if self._paused_at is not None:
             self._start += self._now() - self._paused_at
             self._paused_at = None
@@ -139,7 +139,7 @@ class TrainingClock:
         self._start += seconds
 
     def lap(self, step: int, tokens: int) -> tuple[float, float]:
-        """Return (seconds a step, tokens a second) since the last lap and begin another; NaN before a first step."""
+        """Return (seconds per step, tokens per second) since the last lap and start another; NaN before a step."""
         steps, seconds = step - self._step, self._now() - self._start
         counted = tokens - self._tokens
         self.restart(step, tokens)

@@ -1,7 +1,7 @@
 """Next-token cross-entropy that never holds all logits.
 
 The logits of a step are its largest tensor: 16 × 1,024 tokens of a 128k vocabulary are 8 GB in float32, and plain
-autograd keeps several of that size. The loss needs only two numbers a token, so the head is applied to a chunk of
+autograd keeps several of that size. The loss needs only two numbers per token, so the head is applied to a chunk of
 tokens at a time, and the gradients of the chunk are taken at once, while its logits are still in the cache
 (the scheme of Liger Kernel's FusedLinearCrossEntropy, Hsu et al. 2024, arXiv:2410.10989, written in plain torch).
 Work: three matrix products, as in plain autograd. Memory: one chunk of logits.
@@ -46,7 +46,7 @@ def linear_cross_entropy(
     chunk_size: int | None = None,
     softcap: float | None = None,
 ) -> TokenLoss:
-    r"""Cross-entropy of `hidden @ weight.T + bias` against `labels`, summed over supervised tokens.
+    r"""Return the cross-entropy of `hidden @ weight.T + bias` against `labels`, summed over supervised tokens.
 
     With z-loss (PaLM, Chowdhery et al. 2022, arXiv:2204.02311, section 5) the loss of a token is
     :math:`-\log p(y) + \zeta \log^2 Z`, which keeps the logits from drifting.
@@ -84,7 +84,7 @@ def token_cross_entropy(
     chunk_size: int | None = None,
     softcap: float | None = None,
 ) -> Tensor:
-    """Cross-entropy of each token, without gradients: which tokens, windows or documents are hard.
+    """Return the cross-entropy of each token, without gradients: which tokens, windows or documents are hard.
 
     Args:
         hidden: (..., C) hidden states that enter the head.
@@ -110,7 +110,7 @@ def token_cross_entropy(
 
 
 def token_predictions(hidden: Tensor, weight: Tensor, bias: Tensor | None, chunk_size: int | None = None) -> Tensor:
-    """The likeliest token at each position, without all logits at one time and without gradients.
+    """Return the likeliest token at each position, without all logits at one time and without gradients.
 
     Args:
         hidden: (..., C) hidden states that enter the head.
@@ -129,7 +129,7 @@ def token_predictions(hidden: Tensor, weight: Tensor, bias: Tensor | None, chunk
 
 
 def default_chunk_size(hidden: Tensor, weight: Tensor) -> int:
-    """Tokens whose float32 logits fill the cache of a CPU, or keep an accelerator busy."""
+    """Return how many tokens' float32 logits fill the cache of a CPU, or keep an accelerator busy."""
     size = CHUNK_BYTES if hidden.device.type == "cpu" else CHUNK_BYTES_GPU
     return max(64, size // (4 * weight.shape[0]))
 

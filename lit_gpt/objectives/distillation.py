@@ -1,9 +1,9 @@
-r"""How far a student's next-token distribution is from a teacher's, summed over tokens, a chunk of logits at a time.
+r"""Divergence of a student's next-token distribution from a teacher's, summed over tokens, in chunks of logits.
 
 With p the teacher's and q the student's distribution at temperature :math:`\tau`:
 
-- `forward`: :math:`KL(p \Vert q)` (Hinton et al. 2015), which covers all that the teacher would say;
-- `reverse`: :math:`KL(q \Vert p)` (Gu et al. 2023, MiniLLM), which keeps to what the teacher finds likely;
+- `forward`: :math:`KL(p \Vert q)` (Hinton et al. 2015), which covers every mode of the teacher;
+- `reverse`: :math:`KL(q \Vert p)` (Gu et al. 2023, MiniLLM), which concentrates on the teacher's likely tokens;
 - `jsd`: the generalised Jensen–Shannon divergence :math:`\beta KL(p \Vert m) + (1 - \beta) KL(q \Vert m)` with
   :math:`m = \beta p + (1 - \beta) q` (Agarwal et al. 2023, GKD, equation 1).
 
@@ -82,9 +82,10 @@ def linear_divergence(
     size = chunk_size or default_chunk_size(hidden, weight)
 
     def chunk(h: Tensor, w: Tensor, t: Tensor) -> Tensor:
-        logits, theirs = _capped(F.linear(h, w), softcaps[0]), _capped(F.linear(t, teacher_weight), softcaps[1])
-        common = min(logits.shape[-1], theirs.shape[-1])  # vocabularies may be padded differently
-        return divergence(logits[:, :common], theirs[:, :common], kind, temperature, beta).sum()
+        logits = _capped(F.linear(h, w), softcaps[0])  # (n, V)
+        teacher_logits = _capped(F.linear(t, teacher_weight), softcaps[1])
+        common = min(logits.shape[-1], teacher_logits.shape[-1])  # vocabularies may be padded differently
+        return divergence(logits[:, :common], teacher_logits[:, :common], kind, temperature, beta).sum()
 
     total = hidden.new_zeros((), dtype=torch.float32)
     for h, t in zip(hidden.split(size), teacher_hidden.split(size), strict=True):

@@ -42,11 +42,11 @@ def group_advantages(rewards: Sequence[float], scale_by_std: bool = True) -> lis
     if max(rewards) == min(rewards):  # the mean of equal numbers may differ from them by rounding
         return [0.0] * len(rewards)
     mean = math.fsum(rewards) / len(rewards)
-    apart = [reward - mean for reward in rewards]
+    differences = [reward - mean for reward in rewards]
     if not scale_by_std:
-        return apart
-    std = math.sqrt(math.fsum(a * a for a in apart) / (len(rewards) - 1))
-    return [a / (std + STD_EPSILON) for a in apart]
+        return differences
+    std = math.sqrt(math.fsum(d * d for d in differences) / (len(rewards) - 1))
+    return [d / (std + STD_EPSILON) for d in differences]
 
 
 class PolicyTerms(NamedTuple):
@@ -66,8 +66,8 @@ class PolicyLoss:
 
     Args:
         clip_low: The ratio counts down to 1 - this.
-        clip_high: And up to 1 + this; None: as far as down. DAPO's "clip-higher" has 0.28 beside 0.2, which leaves
-            unlikely tokens more room to grow.
+        clip_high: And up to 1 + this; None: as `clip_low`. DAPO's "clip-higher" uses 0.28 with 0.2, so that unlikely
+            tokens can gain more probability.
         kl_coefficient: Weight of the KL to the reference; 0 does without one (0.04 in the GRPO paper).
         average: `token`: the mean over all completion tokens of the step (DAPO); `completion`: over the tokens of each
             completion first (GRPO), where tokens of long ones weigh less; `constant`: the sum over tokens divided by
@@ -109,18 +109,18 @@ class PolicyLoss:
         clipped = (bounded * advantages < ratio * advantages).to(loss.dtype).detach()
         kl = torch.zeros_like(loss).detach()
         if self.kl_coefficient and reference_log_probs is not None:
-            apart = reference_log_probs - log_probs
-            divergence = torch.exp(apart) - apart - 1
+            log_ratio = reference_log_probs - log_probs
+            divergence = torch.exp(log_ratio) - log_ratio - 1
             loss = loss + self.kl_coefficient * (ratio * divergence if self.unbiased_kl else divergence)
             kl = divergence.detach()
         return PolicyTerms(loss, clipped, kl)
 
     def token_weight(self, num_tokens: int) -> float:
-        """What each token of a completion of so many tokens counts in the sum of a step."""
+        """Return the weight in the step's sum of each token of a completion of so many tokens."""
         return 1 / max(num_tokens, 1) if self.average == "completion" else 1.0
 
     def units(self, num_tokens: int, max_tokens: int) -> int:
-        """What a completion adds to the number that the sum of a step is divided by."""
+        """Return what a completion adds to the number that the step's sum is divided by."""
         return {"token": num_tokens, "completion": 1, "constant": max_tokens}[self.average]
 
 

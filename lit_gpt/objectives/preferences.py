@@ -1,4 +1,4 @@
-r"""Losses on preferences, as functions of log-probabilities: one value a pair, or one a judged answer.
+r"""Losses on preferences, as functions of log-probabilities: one value per pair, or per judged answer.
 
 For a pair, :math:`\Delta = (\log\pi(y_c) - \log\pi_0(y_c)) - (\log\pi(y_r) - \log\pi_0(y_r))` is how much more the
 policy has come to favour the chosen answer over the rejected one than the reference does.
@@ -22,7 +22,7 @@ REFERENCE_FREE = ("orpo", "simpo")
 
 
 class LogProbs(NamedTuple):
-    """Of the two answers of each pair, and their lengths."""
+    """Log-probabilities of the two answers of each pair, and their lengths in tokens."""
 
     chosen: Tensor
     rejected: Tensor
@@ -32,7 +32,7 @@ class LogProbs(NamedTuple):
 
 @dataclass(frozen=True)
 class PreferenceLoss:
-    r"""Which loss, with its numbers.
+    r"""A loss on pairs, with its coefficients.
 
     Args:
         kind: `sigmoid` (DPO, Rafailov et al. 2023, equation 7), `ipo` (Azar et al. 2023, equation 17, on mean
@@ -63,7 +63,7 @@ class PreferenceLoss:
 
     @property
     def needs_reference(self) -> bool:
-        """Whether a reference model takes part."""
+        """Whether the loss has a term for a reference model."""
         return self.kind not in REFERENCE_FREE
 
     def __call__(self, policy: LogProbs, reference: LogProbs | None = None) -> tuple[Tensor, Tensor, Tensor]:

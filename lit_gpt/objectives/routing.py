@@ -1,6 +1,6 @@
 """Routing of a mixture of experts in training: losses and measures from the record of a forward, and moving biases.
 
-B batch, E experts, k experts a token, L mixtures in the model.
+B batch, E experts, k experts per token, L mixtures in the model.
 """
 
 import math
@@ -16,7 +16,7 @@ from lit_gpt.models.moe import MixtureOfExperts, Routing
 
 
 def routing_loss(routing: Routing, moe: MoEConfig, weights: Tensor) -> Tensor:
-    r"""Balance loss and router z-loss, as a sum that is divided by the tokens of the whole step like any other loss.
+    r"""Return balance loss and router z-loss, a sum to be divided by the tokens of the step like any other loss.
 
     The balance loss is DeepSeek-V3's (arXiv:2412.19437, equations 17 to 20), which is Switch Transformer's
     (arXiv:2101.03961, equation 4) taken over one sequence: with f_i = E / (k T) times the choices that fell on expert
@@ -52,7 +52,7 @@ def routing_loss(routing: Routing, moe: MoEConfig, weights: Tensor) -> Tensor:
 
 
 def expert_loads(routings: list[Routing]) -> dict[int, Tensor]:
-    """How many choices fell on each expert, by layer: (E,) float32, summed over rows and forwards."""
+    """Return how many choices fell on each expert, by layer: (E,) float32, summed over rows and forwards."""
     loads: dict[int, Tensor] = {}
     for routing in routings:
         for layer, record in routing.layers.items():
@@ -73,7 +73,7 @@ def move_selection_bias(bias: Tensor, load: Tensor, rate: float) -> None:
 
 
 def load_measures(loads: Tensor) -> dict[str, float]:
-    """How even the loads of a step are.
+    """Return how even the loads of a step are.
 
     Args:
         loads: (L, E) choices that fell on each expert.

@@ -1,9 +1,9 @@
-"""Which parameters are treated alike.
+"""Parameter groups: which parameters are optimised in the same way.
 
-The role of a parameter decides how it is optimised, and its module says what the role is:
+The role of a parameter decides how it is optimised, and its module determines the role:
 
 - `matrices`: weights that multiply hidden states, stacks of them too. They decay; Muon orthogonalises their updates.
-- `head`: an output head of its own. It decays.
+- `head`: an output head that is not tied to the embeddings. It decays.
 - `embeddings`: looked-up rows (token table, tied head included, learned positions). A row that the batch does not
   hold has no gradient, so decay would only shrink rare tokens: none.
 - `vectors`: biases and norm gains. They have no scale to keep small: no decay.

@@ -145,7 +145,7 @@ class MuonAdamW(Optimizer):
             nesterov = torch._foreach_lerp(gradients, momenta, group["momentum"])
             # A sharded matrix is gathered: orthogonality is a property of the whole.
             whole = torch.stack([g.full_tensor() if isinstance(g, DTensor) else g for g in nesterov])
-            # (experts are stacked: each is a matrix of its own)
+            # (experts are stacked along the first dimension: each is one matrix)
             updates = orthogonalize(whole.reshape(-1, *shape[-2:]), group["num_iterations"])
             scale = 0.2 * max(shape[-2:]) ** 0.5
             torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])

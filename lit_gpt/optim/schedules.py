@@ -1,7 +1,7 @@
 """Learning-rate schedules: pure functions first, then thin classes that a YAML file names.
 
 Each function maps progress to a factor of the learning rate. `now` and `total` are counted in one unit, optimizer
-steps or tokens, and never in epochs or micro-batches. The step in hand counts as begun, so that no step trains at 0.
+steps or tokens, and never in epochs or micro-batches. The current step counts as begun, so that no step trains at 0.
 """
 
 import math
@@ -29,7 +29,7 @@ def cosine_decay(progress: float, final: float) -> float:
 
 
 class Schedule:
-    """Warm-up, then whatever `after_warmup` says; by itself constant.
+    """Warm-up, then whatever `after_warmup` returns; constant in this base class.
 
     Args:
         warmup_steps: optimizer steps of linear warm-up.

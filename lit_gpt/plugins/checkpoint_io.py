@@ -1,4 +1,4 @@
-"""`AtomicCheckpointIO`: Lightning writes a checkpoint as a folder that is whole or absent."""
+"""`AtomicCheckpointIO`: Lightning writes a checkpoint as a folder that is complete or absent."""
 
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,9 @@ from lit_gpt.errors import UserError
 class AtomicCheckpointIO(CheckpointIO):
     """Checkpoints as folders: `model.safetensors`, `state.pt`, `manifest.json` (see `lit_gpt.checkpoints.step`).
 
-    `trainer.save_checkpoint` writes beside, fsyncs, hashes and renames; loading verifies every byte first and loads
-    data alone, whatever `weights_only` says. For strategies that gather the state on one process (one device, DDP);
+    `trainer.save_checkpoint` writes to a temporary folder, hashes, fsyncs and renames it, so that a process killed at
+    any moment leaves either no new checkpoint or a complete one. Loading verifies every byte first and never unpickles
+    code, whatever `weights_only` says. For strategies that gather the state on one process (one device, DDP);
     sharded ones need `AtomicModelParallelStrategy`.
 
     Example:
@@ -44,9 +45,9 @@ class AtomicCheckpointIO(CheckpointIO):
         if path.is_file():
             return torch.load(path, map_location="cpu", weights_only=True)
         if not path.is_dir():
-            raise UserError(f"no checkpoint at {path}; name a step-*.ckpt folder, or `last` for the newest whole one")
+            raise UserError(f"no checkpoint at {path}; name a step-*.ckpt folder, or `last` for the newest")
         return read_checkpoint(path)
 
     def remove_checkpoint(self, path: str | Path) -> None:
-        """Remove a checkpoint; one killed half-way leaves nothing that looks like a checkpoint."""
+        """Remove a checkpoint; a removal that is killed half-way leaves nothing that looks like a checkpoint."""
         remove_whole(Path(path))

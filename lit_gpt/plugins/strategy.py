@@ -1,9 +1,19 @@
-"""`AtomicModelParallelStrategy`: FSDP2 and tensor parallelism with checkpoints that are whole or absent.
+"""`AtomicModelParallelStrategy`: FSDP2 and tensor parallelism with checkpoints that are complete or absent.
 
-Lightning's strategy writes its shards straight into the final folder and past any CheckpointIO. This one writes them
-into a temporary beside it, all processes at once; when all are done, process 0 adds `state.pt`, hashes everything
-into `manifest.json` and renames. A failure on any process (a full disk, say) is raised on all, and the temporary
-goes. Loading is verified by process 0, and takes shards or a whole checkpoint of any other strategy or size.
+Why a strategy and not a CheckpointIO: with sharded weights every process writes, so Lightning's strategy bypasses the
+CheckpointIO and writes its shards straight into the final folder; a process killed meanwhile leaves half a checkpoint
+under the final name. Here:
+
+1. All processes write their shards into a temporary folder next to the target, with `torch.distributed.checkpoint`.
+2. When all are done, process 0 adds `state.pt` (everything that is no tensor), hashes all files into `manifest.json`,
+   fsyncs, and renames the folder: the one step that makes the checkpoint exist is atomic.
+3. A failure on any process (a full disk, say) is raised on all, and the temporary folder is removed.
+
+Loading is verified by process 0. It reads shards, or a whole checkpoint of any other strategy, into the sharding that
+the model has now, so a run may continue on another number of devices.
+
+Names: optimizer state is stored by parameter name, not by index as torch does, because the order of parameters in
+groups may differ between strategies. Tied parameters are stored once, with their other names in `state.pt`.
 """
 
 import shutil
@@ -46,7 +56,7 @@ from lit_gpt.plugins.checkpoint_io import AtomicCheckpointIO
 
 
 class AtomicModelParallelStrategy(ModelParallelStrategy):
-    """Lightning's `ModelParallelStrategy` with whole-or-absent, verified, data-only checkpoints.
+    """Lightning's `ModelParallelStrategy` with atomic, verified, data-only checkpoints.
 
     Args:
         save_distributed_checkpoint: each process writes its shard (fast, any size). False: the weights are gathered
@@ -60,8 +70,8 @@ class AtomicModelParallelStrategy(ModelParallelStrategy):
 
     @property
     def checkpoint_io(self) -> CheckpointIO:
-        """What writes a checkpoint that is not distributed: `AtomicCheckpointIO` unless the Trainer got another."""
-        # Not in __init__: the Trainer refuses a strategy with a CheckpointIO beside one among its plugins.
+        """The plugin that writes checkpoints that are not distributed: `AtomicCheckpointIO` unless the Trainer has one."""
+        # Not in __init__: the Trainer refuses a strategy that has a CheckpointIO if there is one among its plugins too.
         if self._checkpoint_io is None:
             self._checkpoint_io = AtomicCheckpointIO()
         return self._checkpoint_io
@@ -152,10 +162,10 @@ class AtomicModelParallelStrategy(ModelParallelStrategy):
     def _load_weights(self, weights: dict[str, Tensor], path: Path) -> None:
         assert self.model is not None
         assert self.lightning_module is not None
-        mine = self.model.state_dict()
-        raw = {_clean(name): name for name in mine}
+        current = self.model.state_dict()
+        raw = {_clean(name): name for name in current}
         named = {raw.get(name, name): value for name, value in weights.items()}
-        sharded = {name: _like(mine[name], value) if name in mine else value for name, value in named.items()}
+        sharded = {name: _like(current[name], value) if name in current else value for name, value in named.items()}
         try:
             self.model.load_state_dict(sharded, strict=self.lightning_module.strict_loading)
         except RuntimeError as error:
@@ -164,12 +174,12 @@ class AtomicModelParallelStrategy(ModelParallelStrategy):
     def _read_shards(self, shards: Path) -> dict[str, Any]:
         """Read each tensor in the sharding of the parameter it belongs to."""
         assert self.model is not None
-        mine = {_clean(name): tensor for name, tensor in self.model.state_dict().items()}
+        current = {_clean(name): tensor for name, tensor in self.model.state_dict().items()}
         state: dict[str, Any] = {}
         for (entry, name, *inner), (size, dtype) in saved_tensors(shards).items():
             if entry.startswith(OPTIMIZER) and not self.optimizers:
                 continue  # validating or testing
-            like = mine.get(name)
+            like = current.get(name)
             if like is not None and like.shape == size:
                 target = torch.empty_like(like, dtype=dtype)
             else:
@@ -192,20 +202,20 @@ class AtomicModelParallelStrategy(ModelParallelStrategy):
     # ---- processes --------------------------------------------------------------------------------------------
 
     def _names(self, optimizer: Optimizer) -> list[str]:
-        """Names of the optimizer's parameters, in the order of its groups."""
+        """Return the names of the optimizer's parameters, in the order of its groups."""
         assert self.model is not None
         names = {parameter: _clean(name) for name, parameter in self.model.named_parameters()}
         return [names[p] for group in optimizer.param_groups for p in group["params"]]
 
     def _tied(self) -> dict[str, str]:
-        """Names that a tied parameter has beside its first one."""
+        """Return the further names of tied parameters, each with the parameter's first name."""
         assert self.model is not None
         first: dict[int, str] = {}
         tied: dict[str, str] = {}
         for name, parameter in self.model.named_parameters(remove_duplicate=False):
-            kept = first.setdefault(id(parameter), _clean(name))
-            if kept != _clean(name):
-                tied[_clean(name)] = kept
+            first_name = first.setdefault(id(parameter), _clean(name))
+            if first_name != _clean(name):
+                tied[_clean(name)] = first_name
         return tied
 
     def gather(self, tree: Any) -> Any:
@@ -218,7 +228,7 @@ class AtomicModelParallelStrategy(ModelParallelStrategy):
         return tree
 
     def _first_process(self, work: Callable[[], Any]) -> None:
-        """Let process 0 do it while the others wait; what it raises is raised on all."""
+        """Run something on process 0 while the others wait; what it raises is raised on all."""
         failure: tuple[str, bool] | None = None
         error: BaseException | None = None
         if self.is_global_zero:
@@ -247,7 +257,7 @@ def _finish(temporary: Path, target: Path) -> None:
 
 
 def _split(checkpoint: dict[str, Any], tied: dict[str, str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Part a checkpoint into tensors for the shards and plain data for `state.pt`."""
+    """Split a checkpoint into tensors for the shards and plain data for `state.pt`."""
     rest = {**checkpoint, TIED: tied}
     weights = rest.pop("state_dict")
     shards: dict[str, Any] = {"state_dict": {name: weights[name] for name in weights if name not in tied}}
@@ -271,16 +281,16 @@ def _split(checkpoint: dict[str, Any], tied: dict[str, str]) -> tuple[dict[str, 
     return shards, rest
 
 
-def _like(mine: Tensor, value: Any) -> Any:
-    """Shard a whole tensor as `mine` is, on its device; a tensor of another shape (a step count) stays whole."""
-    if not isinstance(value, Tensor) or isinstance(value, DTensor) or value.shape != mine.shape:
+def _like(current: Tensor, value: Any) -> Any:
+    """Shard a whole tensor as `current` is, on its device; a tensor of another shape (a step count) stays whole."""
+    if not isinstance(value, Tensor) or isinstance(value, DTensor) or value.shape != current.shape:
         return value
-    if isinstance(mine, DTensor):
+    if isinstance(current, DTensor):
         # each process cuts its part out of what it has read: no communication
-        return distribute_tensor(value.to(mine.device), mine.device_mesh, mine.placements, src_data_rank=None)
+        return distribute_tensor(value.to(current.device), current.device_mesh, current.placements, src_data_rank=None)
     return value
 
 
 def _clean(name: str) -> str:
-    """Drop what torch.compile puts into names."""
+    """Remove what torch.compile inserts into names."""
     return name.replace("_orig_mod.", "")

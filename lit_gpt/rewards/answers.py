@@ -1,4 +1,4 @@
-"""Rewards that compare a completion with a known answer, or with a form."""
+"""Rewards that compare a completion with a known answer or a format."""
 
 import re
 from fractions import Fraction
@@ -62,7 +62,7 @@ class ExactAnswer(Reward):
 
 
 def as_number(text: str) -> Fraction | None:
-    """Return what a text says if it is one number, with commas, a currency or percent sign and a full stop allowed."""
+    """Return a text's value if it is one number; commas, a currency or percent sign and a full stop are allowed."""
     plain = text.strip().rstrip(".").replace(",", "").replace(" ", "").strip("$€£%")
     if not _NUMBER.fullmatch(plain) or len(plain) > 1000:
         return None

@@ -12,7 +12,7 @@ from lit_gpt.rewards.sample import Reward, Sample
 
 
 class RewardModel(Reward):
-    """What a trained `RewardModule` says of the conversation with the completion as its last answer.
+    """The score that a trained `RewardModule` gives to the conversation with the completion as its last answer.
 
     Args:
         model: A run or checkpoint of `RewardModule`.

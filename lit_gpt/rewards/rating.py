@@ -59,11 +59,11 @@ class Rewards:
 
     @property
     def check_rows(self) -> bool:
-        """Whether any of them has something to say of a row beforehand."""
+        """Whether any of them can check a row beforehand."""
         return bool(self._checkers)
 
     def problem_of(self, row: dict[str, Any]) -> str | None:
-        """Return why answers to a row's prompt cannot be rated; None if nothing is known against it."""
+        """Return why answers to a row's prompt cannot be rated; None if no problem is known."""
         for name, reward in self._checkers.items():
             try:
                 reward.check_row(row)
