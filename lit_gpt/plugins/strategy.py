@@ -70,7 +70,7 @@ class AtomicModelParallelStrategy(ModelParallelStrategy):
 
     @property
     def checkpoint_io(self) -> CheckpointIO:
-        """The plugin that writes checkpoints that are not distributed: `AtomicCheckpointIO` unless the Trainer has one."""
+        """The plugin that writes checkpoints that are not distributed: `AtomicCheckpointIO`, or the Trainer's."""
         # Not in __init__: the Trainer refuses a strategy that has a CheckpointIO if there is one among its plugins too.
         if self._checkpoint_io is None:
             self._checkpoint_io = AtomicCheckpointIO()
