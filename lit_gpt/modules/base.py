@@ -301,6 +301,8 @@ class GPTModule(LightningModule):
     @property
     def data_info(self) -> DataInfo:
         """What the DataModule says about the data, read once a run."""
+        if self._trainer is None:  # in a notebook, say; `self.trainer` would raise
+            return DataInfo()
         # Not read in `setup`, which a subclass may override without calling this one.
         if self._data_info is None:
             self._data_info = read_data_info(self.trainer)
