@@ -12,7 +12,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, ProgressBar
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_warn
 
@@ -82,9 +82,10 @@ class Trainer(pl.Trainer):
             )
         self.run_dir = Path(default_root_dir).expanduser() / name
         callbacks = [callbacks] if isinstance(callbacks, Callback) else list(callbacks or [])
-        if default_callbacks:
+        barebones = bool(kwargs.get("barebones"))  # Lightning's measure of its own overhead: nothing around the loop
+        if default_callbacks and not barebones:
             callbacks = _missing(callbacks, kwargs) + callbacks
-        if logger is None or logger is True:
+        if (logger is None or logger is True) and not barebones:
             logger = TensorBoardLogger(self.run_dir, name="tensorboard", version="")
         plugins = list(plugins) if isinstance(plugins, list | tuple) else [plugins] if plugins is not None else []
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
@@ -97,7 +98,7 @@ class Trainer(pl.Trainer):
             max_steps=max_steps,
             max_epochs=-1 if max_epochs is None and max_steps == -1 else max_epochs,
             val_check_interval=val_check_interval,
-            log_every_n_steps=log_every_n_steps,
+            log_every_n_steps=None if barebones else log_every_n_steps,
             gradient_clip_val=gradient_clip_val,
             logger=logger,
             callbacks=callbacks,
@@ -216,7 +217,8 @@ def _missing(callbacks: list[Callback], arguments: dict[str, Any]) -> list[Callb
         ThroughputMonitor,
         PredictionWriter,
     ]
-    if arguments.get("enable_progress_bar", True) is not False:
+    has_bar = any(isinstance(callback, ProgressBar) for callback in callbacks)  # Lightning takes one
+    if arguments.get("enable_progress_bar", True) is not False and not has_bar:
         wanted.append(TokenProgressBar)
     if arguments.get("enable_checkpointing", True) is not False:
         wanted += [GracefulStop, RunCheckpoint]

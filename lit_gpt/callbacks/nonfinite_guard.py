@@ -136,14 +136,17 @@ class NonFiniteGuard(Callback):
 
     def _is_finite(self, trainer: Trainer, optimizer: Optimizer) -> Tensor:
         """Return () bool or 0/1: whether loss and gradients are finite on every process."""
-        parts = [] if self._loss is None else [self._loss.float()]
-        self._loss = None
+        loss, self._loss = self._loss, None
+        wide, norms = torch.float32, []
         if getattr(trainer.precision_plugin, "scaler", None) is None:
             gradients = [
                 _local(p.grad) for group in optimizer.param_groups for p in group["params"] if p.grad is not None
             ]
+            # bfloat16 is summed in float32; float64 stays what it is (`precision: 64-true`).
+            wide = torch.float64 if any(g.dtype == torch.float64 for g in gradients) else wide
             if gradients:
-                parts += torch._foreach_norm(gradients, 2, torch.float32)
+                norms = list(torch._foreach_norm(gradients, 2, wide))
+        parts = norms if loss is None else [loss.to(wide), *norms]
         # NaN and infinity survive a sum: one look at the end instead of one for each tensor.
         finite = torch.isfinite(torch.stack(parts).sum() if parts else torch.zeros(()))
         if trainer.world_size > 1:

@@ -1,6 +1,7 @@
 """`Preflight`: settings that would waste a run are refused before its first step, in one sentence each."""
 
 import copy
+import os
 import warnings
 from typing import Any
 
@@ -20,7 +21,7 @@ LOOK_AHEAD = 100_000
 class Preflight(Callback):
     """Refuses what cannot train or would not be saved safely.
 
-    Before the model is built: accumulation by the Trainer, checkpoints that are not atomic, a tokenizer larger than
+    Before the model is built: accumulation by the Trainer, another number of processes than `torchrun` started, checkpoints that are not atomic, a tokenizer larger than
     the vocabulary, a context longer than learned positions. Before the first step: a learning rate of 0 throughout.
     """
 
@@ -32,6 +33,7 @@ class Preflight(Callback):
         """
         _check_sizes(trainer, pl_module)
         if stage == "fit":
+            _check_processes(trainer)
             _check_accumulation(trainer)
             _check_checkpoints(trainer)
 
@@ -69,6 +71,16 @@ def _check_sizes(trainer: Trainer, pl_module: LightningModule) -> None:
         raise UserError(
             f"block_size {block_size} of the data is longer than the {positions} positions of the model; lower it to "
             "that, or set the model's block_size"
+        )
+
+
+def _check_processes(trainer: Trainer) -> None:
+    """Refuse processes of `torchrun` that would each train the whole run."""
+    # Not WORLD_SIZE alone: Lightning's own launcher leaves it in the environment of later runs.
+    if "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("WORLD_SIZE", 1)) != trainer.world_size:
+        raise UserError(
+            f"torchrun started {os.environ['WORLD_SIZE']} processes, but the Trainer uses {trainer.world_size}; set "
+            "trainer.devices to the processes of a node, and trainer.num_nodes to the number of nodes"
         )
 
 

@@ -6,9 +6,12 @@ tokenizer/      a copy of its tokenizer
 """
 
 import json
+import os
+import socket
 from pathlib import Path
 from typing import Any
 
+import psutil
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_gpt.atomic import whole_file
@@ -18,6 +21,8 @@ from lit_gpt.checkpoints.resolve import TOKENIZER, list_checkpoints
 from lit_gpt.checkpoints.step import CHECKPOINTS
 from lit_gpt.data_info import DataInfo, read_data_info
 from lit_gpt.errors import UserError
+
+LOCK = "running.json"
 
 
 def run_dir_of(trainer: Trainer) -> Path:
@@ -39,8 +44,75 @@ def require_fresh(run_dir: Path) -> None:
         )
 
 
+class RunLock:
+    """A file in the run's folder that says which process is writing it.
+
+    The owner is a host, a process id and that process's start time, so that a lock which a killed process left behind
+    is recognised and taken over. (A lock of the operating system would do for one host, but not for a shared disk.)
+
+    Args:
+        run_dir: the run's folder.
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        self.path = run_dir / LOCK
+        self._owner = {"host": socket.gethostname(), "pid": os.getpid(), "started": psutil.Process().create_time()}
+
+    def acquire(self) -> None:
+        """Take the lock.
+
+        Raises:
+            UserError: another process that may still run has it.
+        """
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        complete = self.path.with_name(f".{LOCK}-{os.getpid()}")
+        complete.write_text(json.dumps(self._owner), encoding="utf-8")
+        try:
+            self._link(complete)
+        finally:
+            complete.unlink()
+
+    def _link(self, complete: Path) -> None:
+        while True:
+            try:
+                os.link(complete, self.path)  # fails if there is one, and never shows half a file
+                return
+            except FileExistsError:
+                holder = self._read()
+            if holder is not None and holder != self._owner and self._may_run(holder):
+                raise UserError(
+                    f"another process is training in {self.path.parent} (process {holder['pid']} on {holder['host']}); "
+                    f"wait for it, start another run with --trainer.name <another>, or remove {self.path} if that "
+                    "process is gone"
+                )
+            self.path.unlink(missing_ok=True)  # stale, or this process's own
+
+    def release(self) -> None:
+        """Give the lock up, if it is this process's."""
+        if self._read() == self._owner:
+            self.path.unlink(missing_ok=True)
+
+    def _read(self) -> dict[str, Any] | None:
+        try:
+            holder: dict[str, Any] = json.loads(self.path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):  # gone meanwhile, or cut off by a crash
+            return None
+        return holder if holder.keys() == self._owner.keys() else None
+
+    def _may_run(self, holder: dict[str, Any]) -> bool:
+        if holder["host"] != self._owner["host"]:
+            return True  # it cannot be asked from here
+        try:
+            return abs(psutil.Process(holder["pid"]).create_time() - holder["started"]) < 1
+        except psutil.Error:
+            return False
+
+
 class RunFolder(Callback):
     """Makes the run's folder, makes sure that no two runs share one, copies the tokenizer and writes `lineage.json`."""
+
+    def __init__(self) -> None:
+        self._lock: RunLock | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check the folder, then fill it; only here is it known on every strategy whether the run is resumed.
@@ -57,12 +129,26 @@ class RunFolder(Callback):
         else:
             require_fresh(run_dir)
         if trainer.is_global_zero:
-            run_dir.mkdir(parents=True, exist_ok=True)
+            self._lock = RunLock(run_dir)
+            self._lock.acquire()
             info = read_data_info(trainer)
             if info.tokenizer_path is not None:
                 _keep_tokenizer(info.tokenizer_path, run_dir / TOKENIZER, resumed)
             _keep_lineage(run_dir / LINEAGE, trainer, pl_module, info, resumed)
         trainer.strategy.barrier("RunFolder")
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Release the folder."""
+        self._release()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Release the folder."""
+        self._release()
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
+        self._lock = None
 
 
 def _require_own(run_dir: Path, checkpoint: Path) -> None:

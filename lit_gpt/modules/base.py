@@ -556,15 +556,15 @@ class GPTModule(LightningModule):
     @property
     def logs_after_this_step(self) -> bool:
         """Whether the current optimizer step ends with an entry in the log: what is costly is measured only then."""
-        return (self.trainer.global_step + 1) % self._log_every == 0
+        return self._logs_at(self.trainer.global_step + 1)
 
-    @property
-    def _log_every(self) -> int:
-        return max(1, int(self.trainer.log_every_n_steps))  # type: ignore[attr-defined]
+    def _logs_at(self, step: int) -> bool:
+        every = int(self.trainer.log_every_n_steps)  # type: ignore[attr-defined]
+        return every > 0 and step % every == 0  # 0: never, as with `barebones: true`
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Log the sums that stayed on the device, every `trainer.log_every_n_steps` optimizer steps."""
-        if self.trainer.global_step % self._log_every:
+        if not self._logs_at(self.trainer.global_step):
             return
         assert self._loss_sums is not None
         sums = self.sum_over_ranks(self._loss_sums).tolist()

@@ -1,12 +1,19 @@
 """One run, one folder: filled as it should be, never shared by accident."""
 
 import json
+import os
+import socket
+import subprocess
+import sys
 
+import lightning.pytorch as pl
+import psutil
 import pytest
 from lightning.pytorch import LightningDataModule
 from tiny_run import CONFIG, TinyModule
 
 from lit_gpt.callbacks import RunCheckpoint, RunFolder
+from lit_gpt.callbacks.run_folder import LOCK, RunLock, run_dir_of
 from lit_gpt.checkpoints.resolve import find_last_whole
 from lit_gpt.errors import UserError
 from lit_gpt.hashing import sha256_json
@@ -76,3 +83,47 @@ def test_a_resume_goes_on_in_the_same_folder(make_trainer, tmp_path, tokenizer_p
 def test_without_a_datamodule(make_trainer, module, tmp_path):
     make_trainer(RunFolder(), max_steps=1).fit(module)
     assert json.loads((tmp_path / "run" / "lineage.json").read_text())["corpus"] is None
+
+
+# ---- one process a folder --------------------------------------------------------------------------------------------
+
+
+def test_a_second_process_in_the_folder_is_refused(tmp_path):
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
+        started = psutil.Process(other.pid).create_time()
+        owner = {"host": socket.gethostname(), "pid": other.pid, "started": started}
+        (tmp_path / LOCK).write_text(json.dumps(owner))
+        with pytest.raises(UserError, match=rf"process {other.pid} on .*--trainer\.name"):
+            RunLock(tmp_path).acquire()
+        other.communicate(b"\n")
+    lock = RunLock(tmp_path)
+    lock.acquire()  # the process is gone
+    assert json.loads((tmp_path / LOCK).read_text())["pid"] == os.getpid()
+    RunLock(tmp_path).acquire()  # an earlier fit of this process
+    lock.release()
+    assert not (tmp_path / LOCK).exists()
+
+
+@pytest.mark.parametrize("text", ["", "{", "{}", json.dumps({"host": socket.gethostname(), "pid": 1, "started": 5.0})])
+def test_a_stale_or_damaged_lock_is_taken_over(tmp_path, text):
+    (tmp_path / LOCK).write_text(text)
+    RunLock(tmp_path).acquire()
+
+
+def test_another_hosts_lock_is_respected(tmp_path):
+    (tmp_path / LOCK).write_text(json.dumps({"host": "elsewhere", "pid": 1, "started": 5.0}))
+    with pytest.raises(UserError, match="process 1 on elsewhere"):
+        RunLock(tmp_path).acquire()
+
+
+def test_a_run_holds_its_folder_and_releases_it(make_trainer, module, tmp_path):
+    held = []
+
+    class Look(pl.Callback):
+        def on_train_batch_end(self, trainer, *_):
+            held.append((run_dir_of(trainer) / LOCK).exists())
+
+    trainer = make_trainer(RunFolder(), Look(), max_steps=1)
+    trainer.fit(module)
+    assert held == [True]
+    assert not (run_dir_of(trainer) / LOCK).exists()

@@ -8,7 +8,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 
-from lit_gpt.callbacks import RunCheckpoint, ThroughputMonitor
+from lit_gpt.callbacks import Preflight, RunCheckpoint, ThroughputMonitor
 from lit_gpt.checkpoints.bundle import save_bundle
 from lit_gpt.checkpoints.resolve import read_best, resolve_model
 from lit_gpt.datamodules import TokenDataModule
@@ -342,3 +342,25 @@ def test_the_runs_root(tmp_path, monkeypatch):
 def test_default_callbacks_can_be_sent_to_another_process():
     pickle.dumps(ThroughputMonitor())
     RunCheckpoint().best_model_path = "what a launcher hands back"
+
+
+def test_other_trainer_settings(tmp_path, data):
+    common = {"accelerator": "cpu", "default_root_dir": str(tmp_path / "runs"), "max_steps": 2}
+    double = Trainer(name="double", precision="64-true", logger=False, enable_progress_bar=False, **common)
+    double.fit(PretrainModule(overrides=SMALL), datamodule=data())
+    assert double.global_step == 2
+    bare = Trainer(name="bare", barebones=True, **common)
+    bare.fit(PretrainModule(overrides=SMALL), datamodule=data())
+    assert bare.global_step == 2
+    bar = pl.callbacks.TQDMProgressBar(refresh_rate=0)
+    with_bar = Trainer(name="bar", callbacks=[bar], logger=False, **common)
+    with_bar.fit(PretrainModule(overrides=SMALL), datamodule=data())
+    assert with_bar.progress_bar_callback is bar
+
+
+def test_processes_of_torchrun_that_would_each_train_the_run(tmp_path, data, monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    trainer = Trainer(name="x", default_root_dir=str(tmp_path), logger=False, devices=1, accelerator="cpu")
+    with pytest.raises(UserError, match=r"trainer\.devices"):
+        Preflight().setup(trainer, PretrainModule(overrides=SMALL), "fit")
