@@ -21,8 +21,9 @@ LOOK_AHEAD = 100_000
 class Preflight(Callback):
     """Refuses what cannot train or would not be saved safely.
 
-    Before the model is built: accumulation by the Trainer, another number of processes than `torchrun` started, checkpoints that are not atomic, a tokenizer larger than
-    the vocabulary, a context longer than learned positions. Before the first step: a learning rate of 0 throughout.
+    Before the model is built: accumulation by the Trainer, another number of processes than `torchrun` started,
+    checkpoints that are not atomic, a tokenizer larger than the vocabulary, a context longer than learned positions.
+    Before the first step: a learning rate of 0 throughout.
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
