@@ -36,7 +36,6 @@ class ThroughputMonitor(Callback):
     def __init__(self) -> None:
         self.latest: dict[str, float] = {}
         self._clock = TrainingClock()
-        self._process: psutil.Process | None = None  # made in training: a handle cannot be sent to another process
         self._peak: float | None = None
         self._flops_per_token = 0.0
         self._first_step = 0
@@ -54,7 +53,6 @@ class ThroughputMonitor(Callback):
             one = peak_flops(pl_module.device)
             self._peak = None if one is None else one * trainer.world_size
         self._first_step = -1
-        self._process = psutil.Process()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -86,7 +84,7 @@ class ThroughputMonitor(Callback):
             "throughput/tokens_per_second": tokens_per_second,
             "throughput/tokens_seen": float(tokens),
             "throughput/step_seconds": step_seconds,
-            "memory/rss_gb": self._process.memory_info().rss / GIGA,
+            "memory/rss_gb": psutil.Process().memory_info().rss / GIGA,
         }
         if self._peak is not None:
             values["throughput/mfu"] = tokens_per_second * self._flops_per_token / self._peak

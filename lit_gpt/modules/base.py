@@ -236,7 +236,7 @@ class GPTModule(LightningModule):
         self.load_source(model)
 
     @classmethod
-    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Any:
         """Return a module with the weights of a checkpoint, a run or a bundle, ready to be used without a Trainer.
 
         Args:
