@@ -89,7 +89,7 @@ def publish(temporary: Path, target: Path) -> None:
 
 
 def remove_whole(target: Path) -> None:
-    """Remove a folder or file so that a kill in the middle leaves no damaged thing under its name."""
+    """Remove a folder or file so that a kill in the middle leaves nothing damaged under its name."""
     if target.is_symlink():  # the folder was moved away: what the link names is left alone
         target.unlink()
         return

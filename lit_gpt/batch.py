@@ -37,5 +37,5 @@ StepBatch = list[Batch]
 """A training batch: the micro-batches that one device contributes to one optimizer step.
 
 Lightning therefore counts optimizer steps wherever it counts batches, no checkpoint can fall inside an
-accumulation, and a run may continue with another number of devices.
+accumulation, and a run may be resumed on another number of devices.
 """

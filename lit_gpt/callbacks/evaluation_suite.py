@@ -24,9 +24,9 @@ class EvaluationSuite(Callback):
     """Measures the model in training, and logs every score as `eval/<result>.<score>`.
 
     The first process measures with the weights as they are, in their own precision, and the others wait: keep it small.
-    Training is not affected: weights, their layout in memory, random numbers and modes are afterwards as they were. A
-    measure that fails is reported and training continues. Programs that the model writes are never run here. Where
-    weights are sharded over processes nothing is measured, with a warning.
+    Training is not affected: weights, their layout in memory, random numbers and modes are restored afterwards. A
+    measure that fails is reported and training continues. Programs that the model writes are never run here. If weights
+    are sharded over processes, nothing is measured, with a warning.
 
     Args:
         measures: as in the YAML of an evaluation, {class_path: ..., init_args: {...}} each; from Python also measures.
@@ -135,7 +135,8 @@ def _plan_of(measures: list[Any]) -> Plan:
 def _layout_kept(model: GPT) -> Iterator[None]:
     """Restore the parameters' memory layout, which the engine changes in place for decoding.
 
-    Training continues with the tensors that it had, so that a run is the same with and without evaluations.
+    Products of the same values in another layout round differently; so training continues with the tensors that it
+    had, and a run is bit-identical with and without evaluations.
     """
     tensors = [(parameter, parameter.data) for parameter in model.parameters()]
     fused = [(module, module.fused) for module in model.modules() if hasattr(module, "fused")]
