@@ -50,6 +50,8 @@ class Block(nn.Module):
 
     def join(self, x: Tensor, branch: Tensor) -> Tensor:
         """Add a branch to the residual stream: x + residual_scale · branch."""
+        if self.residual_scale == 1:
+            return x + branch
         return torch.add(x, branch, alpha=self.residual_scale)
 
 

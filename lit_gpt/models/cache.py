@@ -369,12 +369,11 @@ class StepState:
         if len(self.parts) == 1:
             part = self.parts[0]
             B, T = part.num_rows, part.num_tokens
-            shape = tensors[0].shape[:2]
-            if shape == (B, T):
+            if B == 1:
                 return function(part.states[self.layer], part, *tensors)
             mine = [x.reshape(B, T, *x.shape[2:]) for x in tensors]
             y = function(part.states[self.layer], part, *mine)
-            return y.reshape(*shape, *y.shape[2:])
+            return y.reshape(*tensors[0].shape[:2], *y.shape[2:])
         results = []
         start = 0
         for part in self.parts:
