@@ -104,10 +104,13 @@ def layout_of(model: Any) -> tuple[Any, ...]:
         model: A `GPT`.
     """
     block = model.blocks[-1]
-    modules = (*block.attn.children(), *block.mlp.children())
-    linears = [module for module in modules if isinstance(module, nn.Linear)]
-    addresses = (linear.weight.data_ptr() if _is_plain(linear) else id(linear.weight) for linear in linears)
-    return *map(type, linears), *addresses
+    found: list[Any] = [model.training]
+    # Straight from the modules' dicts: this runs before every forward.
+    for module in (*block.attn._modules.values(), *block.mlp._modules.values()):
+        if isinstance(module, nn.Linear):
+            weight = module._parameters["weight"]
+            found += (type(module), weight.data_ptr() if type(weight) is nn.Parameter else id(weight))
+    return tuple(found)
 
 
 def _is_plain(module: nn.Module) -> bool:

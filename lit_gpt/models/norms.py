@@ -28,9 +28,9 @@ class RMSNorm(nn.RMSNorm):
             prepared: In an engine's decoding step, where the fastest form counts and the last bit does not.
         """
         weight = self.weight
+        prepared = prepared and not torch.compiler.is_compiling()  # a compiler fuses the usual form
         if prepared and weight.is_cpu and x.dtype == weight.dtype == torch.float32:
-            if not torch.compiler.is_compiling():  # noqa: SIM102 (a compiler fuses the usual form)
-                return _few_operations(x, weight, self.eps or 0.0)
+            return _few_operations(x, weight, self.eps or 0.0)
         return super().forward(x.to(torch.promote_types(x.dtype, weight.dtype)))
 
 
