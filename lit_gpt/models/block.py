@@ -3,7 +3,7 @@
 B batch, T time, C model width.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -45,8 +45,14 @@ class Block(nn.Module):
             context: What all layers of this forward share.
             state: What this layer remembers of the sequences that are continued; None = training.
         """
-        x = self.join(x, self.attn(self.ln1(x, context.prepared), context, state))
-        return self.join(x, self.mlp(self.ln2(x, context.prepared), context))
+        if context.prepared:
+            # The same, without the modules' hooks: in decoding a small model, each module call takes about as long
+            # as the operation inside it (measured on one CPU thread, 3 % of a step at 6 layers of width 384).
+            parts: Any = self._modules
+            x = self.join(x, parts["attn"].forward(parts["ln1"].forward(x, True), context, state))
+            return self.join(x, parts["mlp"].forward(parts["ln2"].forward(x, True), context))
+        x = self.join(x, self.attn(self.ln1(x), context, state))
+        return self.join(x, self.mlp(self.ln2(x), context))
 
     def join(self, x: Tensor, branch: Tensor) -> Tensor:
         """Add a branch to the residual stream: x + residual_scale · branch."""
