@@ -1,3 +1,4 @@
+# ruff: noqa: RUF001 (punctuation and words of all scripts)
 """`pii`: personal data and secrets are replaced by a tag, or their documents are dropped; counted by kind.
 
 Tags rather than invented values, as in StarCoder (Li et al. 2023, arXiv:2305.06161, section 4): `<EMAIL>`, `<KEY>`.
@@ -8,18 +9,30 @@ public ranges, check digits, the words before. In doubt a number stays, because 
 numbers (versions, dates, constants), and a wrong replacement teaches a model nonsense. All repeats are bounded, so time
 is linear in the text, whatever it holds. What must not precede a match is checked after its first character: a pattern
 that begins with a look-behind is tried at every position of the text, one that begins with a character only where that
-character is.
+character is. `JOINING` decides where a word ends, so that a Chinese or Thai letter may touch a match.
+`benchmarks/pii.py` measures recall and precision of each kind in twelve languages, logs, code and URLs.
 """
 
 import ipaddress
 import re
 from collections.abc import Callable, Iterator, Sequence
 from datetime import date
+from itertools import chain
 from typing import Literal, NamedTuple
 
 from lit_gpt.checks import check_one_of
 from lit_gpt.data.cleaning.base import Doc, Rejected, Transform
-from lit_gpt.data.cleaning.pii_tables import CALLING_CODES, COUNTRIES, GENERIC, IBAN_LENGTHS
+from lit_gpt.data.cleaning.pii_tables import (
+    ADDRESS_WORDS,
+    ATTRIBUTES,
+    CALLING_CODES,
+    COUNTRIES,
+    GENERIC,
+    IBAN_LENGTHS,
+    JOINING,
+    PHONE_WORDS,
+    VERSION_WORDS,
+)
 from lit_gpt.data.cleaning.secret_patterns import find_secrets
 from lit_gpt.errors import UserError
 
@@ -27,37 +40,51 @@ Span = tuple[int, int]
 
 # Email and IP addresses
 
-_LOCAL = r"A-Za-z0-9._%+'\-"
-_EMAIL = re.compile(
-    rf"[A-Za-z0-9_%+](?<![A-Za-z0-9._%+\-@/\\=&?].)[{_LOCAL}]{{0,63}}@"
-    r"(?P<domain>(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.){1,6}"
-    r"(?P<top>[A-Za-z]{2,18}))(?![\w\-(\[@:]|\.\w)"
+_LETTER = r"A-Za-z\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f"  # with the accented ones of Latin: müller@bücher.de
+_LOCAL = rf"{_LETTER}0-9._%+'\-"
+_EMAIL, _EMAIL_IN_URL = (
+    re.compile(
+        rf"[{_LETTER}0-9_%+](?<![{_LETTER}0-9._%+\-@/\\].)[{_LOCAL}]{{0,63}}{at}"
+        rf"(?P<domain>(?:[{_LETTER}0-9](?:[{_LETTER}0-9-]{{0,61}}[{_LETTER}0-9])?\.){{1,6}}"
+        rf"(?P<top>[A-Za-z]{{2,18}}))(?!_{{0,2}}[{JOINING.replace('_', '')}]|[\-@]|\.[{JOINING}])"
+    )
+    for at in ("@", "%40")
 )
+# Behind a host, a path on it: `git@host:user/repo.git`, `root@host:/etc`, `deploy@host:~/app`.
+_REMOTE_PATH = re.compile(r":(?:[~/]|[\w.\-]{1,64}/|[\w.\-]{1,64}\.git\b)")
 
 
 def find_emails(text: str) -> Iterator[Span]:
-    """Yield email addresses: `name@host` with a top-level domain that exists, not the `git@host:` of a remote."""
-    if "@" not in text:
-        return
-    for match in _EMAIL.finditer(text):
+    """Yield email addresses: `name@host` with a top-level domain that exists; `@` may be `%40`, as in a URL.
+
+    The `user@host:` of a remote path and the matrix product `A@B.to(...)` of source code are none.
+    """
+    plain = _EMAIL.finditer(text) if "@" in text else ()
+    for match in chain(plain, _EMAIL_IN_URL.finditer(text) if "%40" in text else ()):
         top = match["top"].lower()
         if top not in COUNTRIES and top not in GENERIC:
             continue
-        local = text[match.start() : match.start("domain") - 1]
-        if ".." not in local and local[-1] not in ".'" and not (local == "git" and text[match.end() :][:1] == "/"):
-            yield match.span()
+        local = text[match.start() : match.start("domain")].removesuffix("@").removesuffix("%40")
+        end = match.end()
+        following = text[end : end + 1]
+        if not local or ".." in local or local[-1] in ".'" or (local == "git" and following == "/"):
+            continue
+        if following and following in "([" and top in ATTRIBUTES:
+            continue
+        if following == ":" and _REMOTE_PATH.match(text, end):
+            continue
+        yield match.span()
 
 
 _OCTET = r"(?:25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)"
-_IPV4 = re.compile(rf"[0-9](?<![\w.+-].)\d{{0,2}}(?:\.{_OCTET}){{3}}(?![\w]|\.\d|-\d)")
-_IPV6 = re.compile(r"[23](?<![\w:.].)[0-9A-Fa-f]{3}(?::[0-9A-Fa-f]{0,4}){2,7}(?![\w:])")
+_IPV4 = re.compile(rf"[0-9](?<![{JOINING}.+-].)\d{{0,2}}(?:\.{_OCTET}){{3}}(?![{JOINING}]|\.\d|-\d)")
+_IPV6 = re.compile(rf"[23](?<![{JOINING}:.].)[0-9A-Fa-f]{{3}}(?::[0-9A-Fa-f]{{0,4}}){{2,7}}(?![{JOINING}:])")
 _VERSION_BEFORE = re.compile(
-    r"(?i)(?:\bv|\bver\.?|versions?|release[sd]?|build|revision|rev\.?|patch|section|sec\.|chapter|clause|appendix|"
-    r"§+|figure|fig\.|table|==|>=|<=|~=|oid|firmware|driver|python|chrome|firefox|safari|opera|edge|kernel|[a-z]/)[\s:=\"'(]{0,3}\Z"
+    rf"(?i)(?:(?<![{JOINING}])(?:v|ver\.?)|{VERSION_WORDS}|§+|==|>=|<=|~=|[a-z]/)[\s:：=\"'(]{{0,3}}\Z"
 )
 _ADDRESS_BEFORE = re.compile(
-    r"(?i)(?:\bips?\b|address|addr|\bhost|server|\bping|\bssh|\bfrom|client|gateway|\bdns|nameserver|proxy|remote|//|@|"
-    r"\bpeer|listen|connect)[\w\s:=\"'(\[]{0,12}\Z"
+    rf"(?i)(?:(?<![{JOINING}])(?:ips?(?![{JOINING}])|host|ping|ssh|from|dns|peer)|{ADDRESS_WORDS}|//|@)"
+    r"[\w\s:：=\"'(\[]{0,12}\Z"
 )
 
 
@@ -100,9 +127,9 @@ def find_ip_addresses(text: str) -> Iterator[Span]:
 # Payment cards and bank accounts
 
 _CARD = re.compile(
-    r"[2-6](?<![\w.,+/@$£€\-].)(?:\d{3}(?P<s>[ \-])\d{4}(?P=s)\d{4}(?P=s)\d{4}(?:(?P=s)\d{3})?"
-    r"|\d{3}(?P<t>[ \-])\d{6}(?P=t)\d{4,5}|\d{12,18})"
-    r"(?![\w]|[.,\-:/]\d|[ ]\d{4})"
+    rf"[2-6](?<![{JOINING}.,+/@$£€\-].)(?:\d{{3}}(?P<s>[ \u00a0\-])\d{{4}}(?P=s)\d{{4}}(?P=s)\d{{4}}(?:(?P=s)\d{{3}})?"
+    r"|\d{3}(?P<t>[ \u00a0\-])\d{6}(?P=t)\d{4,5}|\d{12,18})"
+    rf"(?![{JOINING}]|[.,\-:/]\d|[ \u00a0]\d{{4}})"
 )
 # Issuer ranges (ISO/IEC 7812) and the lengths that the schemes issue.
 _SCHEMES = re.compile(
@@ -114,7 +141,7 @@ _SCHEMES = re.compile(
 def find_credit_cards(text: str) -> Iterator[Span]:
     """Yield payment card numbers: grouped as on a card or in one piece, of a scheme's range and length, Luhn-valid."""
     for match in _CARD.finditer(text):
-        digits = match[0].replace(" ", "").replace("-", "")
+        digits = re.sub("[ \u00a0-]", "", match[0])
         in_one_piece = digits == match[0]
         if not _SCHEMES.fullmatch(digits) or not luhn_valid(digits) or len(set(digits)) == 1:
             continue
@@ -136,6 +163,7 @@ def _looks_like_time(digits: str) -> bool:
 
 _IBAN_HEAD = re.compile(r"[A-Z](?<![A-Za-z0-9].)[A-Z]\d{2}(?= ?[A-Z0-9]{4})")
 _IBAN_SPACES = " \u00a0"
+_JOINS = re.compile(rf"[{JOINING}]")
 
 
 def find_ibans(text: str) -> Iterator[Span]:
@@ -154,7 +182,7 @@ def find_ibans(text: str) -> Iterator[Span]:
                 at += 1
             else:
                 break
-        if iban_valid(compact) and not (text[at : at + 1].isalnum()):
+        if iban_valid(compact) and not _JOINS.match(text, at):
             yield match.start(), at
 
 
@@ -196,20 +224,23 @@ def iban_valid(iban: str) -> bool:
 # ones after a word such as "Tel.".
 
 _PHONE_INTERNATIONAL = re.compile(
-    r"\+(?<![\w+.\-*/^)=%$£€].)(?P<number>[1-9]\d{0,3}"
+    rf"\+(?<![{JOINING}+\-*/^)%$£€].)(?P<number>[1-9]\d{{0,3}}"
     r"(?:[ .\-\u00a0\u2011]?\(\d{1,4}\)|[ .\-\u00a0]\d(?=[ .\-\u00a0]))?"  # an area code: (0)30, or 4 in +33 4 54 ...
-    r"(?:[ .\-\u00a0\u2011/]?\d{2,12}){1,6})(?![\w+*^%]|[.,\-]\d)"
+    rf"(?:[ .\-\u00a0\u2011/]?\d{{2,12}}){{1,6}})(?![{JOINING}+*^%]|[.,\-]\d)"
 )
 _PHONE_NORTH_AMERICA = re.compile(
-    r"[(1-9](?<![\w+.\-*/#$£€].)(?:(?<=1)[ .\-]\(?[2-9]|(?<=\()[2-9]|(?<=[2-9]))"
-    r"\d\d(?:\)[ \u00a0\-]?|(?P<dash>[\-.\u2011]))[2-9]\d\d(?(dash)(?P=dash)|[ .\-\u2011])\d{4}(?![\w*]|[.,\-/]\d)"
+    rf"[(1-9](?<![{JOINING}+.\-*/#$£€].)(?:(?<=1)[ .\-]\(?[2-9]|(?<=\()[2-9]|(?<=[2-9]))"
+    r"\d\d(?:\)[ \u00a0\-]?|(?P<dash>[\-.\u2011]))[2-9]\d\d(?(dash)(?P=dash)|[ .\-\u2011])\d{4}"
+    rf"(?![{JOINING}*]|[.,\-/]\d)"
 )
 _PHONE_NATIONAL = re.compile(
-    r"[(0](?<![\w.].)(?:(?<=\()0)?\d{1,5}\)?(?:(?:[ .\-/\u00a0]{1,2}\(?\d{2,9}\)?){1,4}|\d{4,8})(?![\w*]|[.,\-/]\d)"
+    rf"[(0-9](?=[\d() .\-/\u00a0]{{7}})(?<![{JOINING}.].)"  # most numbers are shorter and end here
+    r"(?:(?<=\()0)?\d{0,5}\)?(?:(?:[ .\-/\u00a0]{1,2}\(?\d{2,9}\)?){1,4}|\d{4,10})"
+    rf"(?![{JOINING}*]|[.,\-/]\d)"
 )
 _PHONE_WORD_BEFORE = re.compile(
-    r"(?i)(?:^|[^\w])(?:tel|telephone|phone|fax|mobile|cell|call|telefon|tél|téléphone|teléfono|whatsapp)"
-    r"(?:\.|\s?(?:no|number|nr)\.?)?\s{0,2}[:=]?\s{0,3}\Z"
+    rf"(?i)(?<![{JOINING.replace('_', '')}])(?:{PHONE_WORDS}|(?P<verb>call))[\"'\]]{{0,2}}"
+    r"(?:\.|[ _]?(?:no|number|nr|号码|號碼|番号|번호)\.?[\"'\]]{0,2})?\s{0,2}(?:[:=：＝]|是|为|は|is)?\s{0,3}[\"']?\Z"
 )
 
 
@@ -226,13 +257,21 @@ def find_phone_numbers(text: str) -> Iterator[Span]:
             continue  # a sum in code: +10000000
         if re.fullmatch(r"\d+\.\d+", number):
             continue  # a decimal fraction
+        start = match.start()
+        if start and text[start - 1] in ".=" and not _phone_word_before(text, start):
+            continue  # x=+4912345678 in code, but phone=+4912345678
         yield match.span()
     for match in _PHONE_NORTH_AMERICA.finditer(text):
         yield match.span()
     for match in _PHONE_NATIONAL.finditer(text):
-        before = text[max(0, match.start() - 24) : match.start()]
-        if 8 <= sum(map(str.isdecimal, match[0])) <= 14 and _PHONE_WORD_BEFORE.search(before):
-            yield match.span()
+        if 8 <= sum(map(str.isdecimal, match[0])) <= 14:
+            word = _phone_word_before(text, match.start())
+            if word and (match[0].lstrip("(")[0] == "0" or match[0][0] == "(" or not word["verb"]):  # "call 12345678"
+                yield match.span()
+
+
+def _phone_word_before(text: str, start: int) -> re.Match[str] | None:
+    return _PHONE_WORD_BEFORE.search(text[max(0, start - 32) : start])
 
 
 # The transform

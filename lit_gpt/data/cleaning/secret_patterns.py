@@ -10,6 +10,8 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 
+from lit_gpt.data.cleaning.pii_tables import JOINING
+
 _END = r"(?![A-Za-z0-9_\-])"
 _BEFORE = r"(?<![A-Za-z0-9_\-])"
 
@@ -50,7 +52,7 @@ RULES: tuple[tuple[str, str, re.Pattern[str]], ...] = tuple(
     )
 )
 _TELEGRAM_REST = re.compile(rf":AA[A-Za-z0-9_\-]{{33}}{_END}")
-_TELEGRAM_ID = re.compile(r"(?<![\w.])\d{8,10}\Z")
+_TELEGRAM_ID = re.compile(rf"(?<![{JOINING}.])\d{{8,10}}\Z")
 _KEY_BODY = re.compile(r"(?:[A-Za-z0-9+/=:,.\-() ]{0,120}(?:\r\n|\n|\\r\\n|\\n|$)[ \t\"'+]{0,40}){1,400}")
 _PRIVATE_KEY = re.compile(r"-----BEGIN (?:[A-Z0-9]{1,12} ){0,3}PRIVATE KEY(?: BLOCK)?-----")
 _PRIVATE_KEY_END = re.compile(r"-----END (?:[A-Z0-9]{1,12} ){0,3}PRIVATE KEY(?: BLOCK)?-----")
@@ -58,7 +60,10 @@ _BASE64 = re.compile(r"[A-Za-z0-9+/]{40}")
 _MAX_KEY_CHARS = 20_000
 
 # A name that says "secret", an equals sign or colon, and a value, in quotes or not, that must look random.
-_ASSIGNED = re.compile(r"[:=]>?=?[ \t]{0,4}[\"']?(?P<value>[A-Za-z0-9_+/\-]{20,100}={0,2})(?![\w+/(\[]|\.\w)")
+_ASSIGNED = re.compile(
+    r"[:=]>?=?[ \t]{0,4}[\"']?(?P<value>[A-Za-z0-9_+/\-]{20,100}={0,2})"
+    rf"(?![{JOINING}+/(\[]|\.[{JOINING}])"
+)
 _SECRET_NAME = re.compile(
     r"(?i)(?:api[_\-]?key|secret[_\-]?(?:access[_\-]?)?key|client[_\-]?secret|(?:access|auth|private)[_\-]?token)"
     r"[\"'\]]{0,2}[ \t]{0,4}\Z"
