@@ -4,7 +4,7 @@
 
 Contenders, on the same documents, of which a fifth are copies with 2 % of the words changed:
 
-- `lit_gpt`: the step `near_duplicates` with its defaults (FineWeb's 5-grams and 14 x 8 hashes);
+- `lit_gpt`: `near_duplicates` with its defaults (FineWeb's 5-grams and 14 x 8 hashes);
 - `datatrove`: its four MinHash blocks with their defaults (spaCy's English tokenizer);
 - `datatrove, our words`: the same blocks with this project's word splitter, so that only MinHash differs.
 
@@ -66,8 +66,9 @@ def stages_of(contender: str, folder: Path, documents: Path):
     if contender == "lit_gpt":
         from lit_gpt.data.cleaning.near_duplicates import NearDuplicates
 
-        for stage in NearDuplicates().stages(folder, documents, NUM_SHARDS):
-            yield stage.name, stage.pipeline, stage.num_tasks
+        transform = NearDuplicates(ignore_numbers=True)  # as datatrove does
+        for single in transform.passes(folder, ReadDocuments(documents), NUM_SHARDS):
+            yield single.name, single.pipeline, single.num_tasks
         return
     from datatrove.pipeline.dedup.minhash import MinhashDedupBuckets, MinhashDedupCluster, MinhashDedupSignature
 

@@ -1,4 +1,4 @@
-"""`prepare`: raw documents → clean, deduplicated, decontaminated token shards, and a card that tells what went."""
+"""`prepare`: raw documents → clean, deduplicated, decontaminated token shards and a data card."""
 
 from typing import Any, Literal
 
@@ -26,7 +26,7 @@ def prepare(
     """Prepare a corpus: raw documents in, clean token shards and a data card out.
 
     Args:
-        out: folder of the corpus: documents/, tokenizer/, tokens/, card.json, card.html. Started again, it goes on.
+        out: folder of the corpus: documents/, tokenizer/, tokens/, card.json, card.html. Started again, it resumes.
         sources: where the documents come from: a list of mappings with one of files, html, warc, hub, code, stdlib,
             class_path, its options, and what you declare: name, license, language. `--explain sources` says more.
         steps: what happens to them, in order: a list of `name: {options}`. `--explain steps` lists them,
@@ -36,11 +36,11 @@ def prepare(
         val_fraction: share of the documents held out for validation, by the hash of their text.
         test_fraction: share held out for the test.
         on_bad_input: what happens at a file or row that cannot be read: error stops and names it, skip counts it.
-        seed: for the steps that draw at random (near_duplicates); null leaves each its own.
-        keep_rejected: keep the texts of dropped documents in steps/rejected/, beside id and reason.
+        seed: for the filters that draw at random (near_duplicates); null leaves each its own.
+        keep_rejected: keep the texts of dropped documents in steps/rejected/, with id and reason.
         shard_megabytes: text of one shard of documents, which is what one task works on; null chooses by the size
             of the input. (Not by the number of workers: the bytes are the same for any.)
-        expected_gigabytes: text of all sources, where they cannot know it (streams), for the check of the disk.
+        expected_gigabytes: text of all sources, where they cannot know it (streams), to check the free disk space.
         executor: where it runs; the result is the same.
         overwrite: delete what another recipe, or other input, left in out.
         explain: print what `sources`, `steps`, or one of them by name is and takes, and stop; without a

@@ -3,7 +3,7 @@
 As for GPT-3 (Brown et al. 2020, arXiv:2005.14165, appendix C): texts become words in lower case without punctuation;
 a document is contaminated if it has a run of 13 words in common with a benchmark's text. A text of 8 to 12 words counts
 if the document holds all of it (GPT-3 chose n between 8 and 13 by the lengths of a benchmark's texts); shorter ones say
-nothing. Runs that stand in many records of one benchmark are its instructions, not its questions, and are left out.
+nothing. Runs that occur in many records of one benchmark are its instructions, not its questions, and are left out.
 
 The index is one sorted array of 64-bit hashes for each length: 16 bytes a run of the benchmarks.
 """
@@ -99,7 +99,7 @@ def build_index(
         files: The benchmark files.
         n_gram: Words in a run.
         min_words: A text of fewer words is not looked for; one of min_words to n_gram - 1 words counts as a whole.
-        max_records: A run that stands in more records of one benchmark is left out.
+        max_records: A run that occurs in more records of one benchmark is left out.
         fields: Fields to read; None reads all that hold text.
 
     Raises:
@@ -138,7 +138,7 @@ def build_index(
 
 
 def _without_templates(hashes: UInt64Array, records: Int32Array, max_records: int) -> tuple[UInt64Array, Int32Array]:
-    """Leaves out the runs that stand in more than `max_records` records."""
+    """Leave out the runs that occur in more than `max_records` records."""
     order = np.lexsort((records, hashes))
     hashes, records = hashes[order], records[order]
     new = np.ones(len(hashes), bool)
@@ -163,7 +163,7 @@ def _cached_index(
     max_records: int,
     fields: tuple[str, ...] | None,
 ) -> BenchmarkIndex:
-    """Builds an index once a process: the files come with size and time, so that a changed one is read again."""
+    """Build an index once a process: the files come with size and time, so that a changed one is read again."""
     paths = [Path(name) for name, _, _ in files]
     return build_index(paths, n_gram, min_words, max_records, None if fields is None else list(fields))
 
@@ -177,7 +177,7 @@ class Decontaminate(Transform):
         n_gram: Words in a run that counts as a match (GPT-3: 13).
         min_words: A benchmark's text of min_words to n_gram - 1 words counts if all of it is in a document (GPT-3: 8);
             shorter texts are not looked for.
-        max_records: A run that stands in more records of one benchmark is taken for its instructions, and left out.
+        max_records: A run that occurs in more records of one benchmark is taken for its instructions, and left out.
         fields: Fields or columns of the benchmarks to look for; None takes all that hold text.
     """
 

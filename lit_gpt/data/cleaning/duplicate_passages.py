@@ -54,12 +54,12 @@ def line_hashes(lines: list[str], min_chars: int) -> UInt64Array:
 
 
 class DuplicateLines(CorpusTransform):
-    """Removes the lines that stand in more than `max_documents` documents, and documents of nothing else.
+    """Removes the lines that occur in more than `max_documents` documents, and documents of nothing else.
 
     Counts `lines_removed`.
 
     Args:
-        max_documents: A line may stand in so many documents (Llama 3: 6).
+        max_documents: A line may occur in so many documents (Llama 3: 6).
         min_chars: Shorter lines always stay; white space around a line does not count.
     """
 
@@ -95,9 +95,9 @@ class DuplicateLines(CorpusTransform):
         number = int(frequent.sum())
         if not number:
             return document
-        text = "\n".join(line for line, gone in zip(lines, frequent, strict=True) if not gone)
+        text = "\n".join(line for line, is_frequent in zip(lines, frequent, strict=True) if not is_frequent)
         if not text.strip():
-            return Rejected("duplicate_lines_only", f"all {number} lines stand in over {self.max_documents} documents")
+            return Rejected("duplicate_lines_only", f"all {number} lines occur in over {self.max_documents} documents")
         document.text = text
         self.counts["lines_removed"] += number
         return document
@@ -112,7 +112,7 @@ class WriteLines:
 
     def __call__(self, data: Iterable[Any] | None, rank: int = 0, world_size: int = 1) -> None:
         """Read the documents that reach it and writes the hashes of their lines."""
-        with whole_file(self.folder / "lines" / f"{rank:05d}.hashes") as beside, open(beside, "wb") as file:
+        with whole_file(self.folder / "lines" / f"{rank:05d}.hashes") as temporary, open(temporary, "wb") as file:
             waiting: list[UInt64Array] = []
             for document in data or ():
                 hashes = np.unique(line_hashes(document.text.split("\n"), self.min_chars))
@@ -143,7 +143,7 @@ class FindFrequent:
 
 
 class DuplicateSubstrings(CorpusTransform):
-    """Cuts out passages that stood earlier in the corpus, word for word; documents of nothing else are dropped.
+    """Cuts out passages that occurred earlier in the corpus, word for word; documents of nothing else are dropped.
 
     Counts `passages_removed` and `words_removed`.
 
@@ -184,7 +184,7 @@ class DuplicateSubstrings(CorpusTransform):
         text = cut_words(document.text, spans)
         removed = sum(end - start for start, end in spans)
         if not text.strip():
-            return Rejected("duplicate_substrings", f"all of its {removed} words stood earlier in the corpus")
+            return Rejected("duplicate_substrings", f"all of its {removed} words occurred earlier in the corpus")
         document.text = text
         self.counts["passages_removed"] += len(spans)
         self.counts["words_removed"] += removed
@@ -219,7 +219,7 @@ def cut_words(text: str, spans: list[tuple[int, int]]) -> str:
 class WriteWindows:
     """Pass 1: one shard's documents → `windows/<rank>.hashes`, a hash a window, uint64.
 
-    Beside it `windows/<rank>.ends`: the number of windows up to and with each document, int64.
+    Also `windows/<rank>.ends`: the number of windows up to and including each document, int64.
     """
 
     def __init__(self, folder: Path, min_tokens: int) -> None:
@@ -231,7 +231,7 @@ class WriteWindows:
         base = self.folder / "windows" / f"{rank:05d}"
         ends = array("q")
         total = 0
-        with whole_file(base.with_suffix(".hashes")) as beside, open(beside, "wb") as file:
+        with whole_file(base.with_suffix(".hashes")) as temporary, open(temporary, "wb") as file:
             for document in data or ():
                 hashes = n_gram_hashes(word_hashes(split_words(document.text)), self.min_tokens)
                 file.write(hashes.tobytes())
@@ -243,7 +243,7 @@ class WriteWindows:
 class FindRepeated:
     """Pass 2: task p → `repeated/<p>.rows`, the windows (numbered over all shards) that occurred before, sorted.
 
-    A window that overlaps its own first occurrence is not counted: of "ha ha ha ...", one passage stays whole.
+    A window that overlaps its own first occurrence is not counted: of "ha ha ha ...", one passage stays complete.
     """
 
     def __init__(self, folder: Path, min_tokens: int) -> None:

@@ -52,13 +52,13 @@ class IdWriter:
         self._ends.append(len(self._ids))
 
     def close(self) -> None:
-        """Write the shard's ids, each file whole or not at all."""
+        """Write the shard's ids, each file atomically."""
         write_bytes(self._folder / f"{self._rank:05d}.ids", bytes(self._ids))
         write_bytes(self._folder / f"{self._rank:05d}.ends", np.asarray(self._ends, np.uint64).tobytes())
 
 
 class DocumentTable:
-    """Read the ids of all shards.
+    """The ids of the documents of all shards.
 
     Args:
         folder: The table's folder.
@@ -94,9 +94,9 @@ def map_array(path: Path, dtype: Any) -> Any:
 
 
 def write_bytes(path: Path, data: bytes | bytearray | memoryview) -> None:
-    """Write a file whole or not at all."""
-    with whole_file(path) as beside:
-        beside.write_bytes(data)
+    """Write a file atomically."""
+    with whole_file(path) as temporary:
+        temporary.write_bytes(data)
 
 
 # Clusters
@@ -115,13 +115,13 @@ class Components:
     def connect(self, left: Int64Array, right: Int64Array) -> None:
         """Join the components of each pair, (P,) and (P,).
 
-        All pairs at once: each greater root hooks to the least root that it is paired with, and pairs that are not yet
-        in one component go round again (Shiloach & Vishkin 1982).
+        All pairs at once: each greater root is linked to the smallest root that it is paired with, and pairs that
+        are not yet in one component are processed again (Shiloach & Vishkin 1982).
         """
         while len(left):
             a, b = self.roots(left), self.roots(right)
-            apart = a != b
-            left, right, a, b = left[apart], right[apart], a[apart], b[apart]
+            differ = a != b
+            left, right, a, b = left[differ], right[differ], a[differ], b[differ]
             np.minimum.at(self.parents, np.maximum(a, b), np.minimum(a, b))
 
     def roots(self, documents: Int64Array) -> Int64Array:
@@ -211,7 +211,7 @@ class DropsDuplicates(CorpusTransform):
             return document
         kept_id = self._table.id_of(kept)
         return Rejected(
-            self.reason, f"one of {size}; {kept_id} stays", cluster=kept_id, kept=kept_id, cluster_size=size
+            self.reason, f"one of {size}; {kept_id} is kept", cluster=kept_id, kept=kept_id, cluster_size=size
         )
 
 

@@ -118,6 +118,8 @@ class NearDuplicates(DropsDuplicates):
             Jaccard similarity (its deviation is about 0.04): drops fewer documents that only look alike. None, as
             FineWeb: a shared bucket is enough.
         seed: Chooses the hash functions.
+        ignore_numbers: Whether all numbers count as the same word, as in datatrove and FineWeb: pages that differ in a
+            date or a price are then duplicates, and so are all tables of the same shape. By default numbers differ.
     """
 
     name = "near_duplicates"
@@ -130,6 +132,7 @@ class NearDuplicates(DropsDuplicates):
         hashes_per_bucket: int = 8,
         min_similarity: float | None = None,
         seed: int = 1,
+        ignore_numbers: bool = False,
     ) -> None:
         super().__init__()
         check_at_least("near_duplicates: n_grams", n_grams, 1)
@@ -142,13 +145,15 @@ class NearDuplicates(DropsDuplicates):
         self.hashes_per_bucket = hashes_per_bucket
         self.min_similarity = min_similarity
         self.seed = seed
+        self.ignore_numbers = ignore_numbers
 
     def passes(self, folder: Path, documents: Any, num_tasks: int) -> list[Pass]:
         """Return the three passes."""
         minhash = MinHash(self.num_buckets, self.hashes_per_bucket, self.seed)
         verify = self.min_similarity is not None
+        write = WriteKeys(folder, minhash, self.n_grams, verify, self.ignore_numbers)
         return [
-            Pass("signatures", [documents, WriteKeys(folder, minhash, self.n_grams, verify)], num_tasks),
+            Pass("signatures", [documents, write], num_tasks),
             Pass("buckets", [FindPairs(folder, minhash, self.min_similarity)], self.num_buckets),
             Pass("clusters", [FindClusters(folder)], 1),
         ]
@@ -162,13 +167,22 @@ class WriteKeys:
         minhash: The hash functions.
         n_grams: Words in an n-gram.
         keep_signatures: Whether the signatures are written too, to check pairs with.
+        ignore_numbers: Whether all numbers count as the same word.
     """
 
-    def __init__(self, folder: Path, minhash: MinHash, n_grams: int, keep_signatures: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        minhash: MinHash,
+        n_grams: int,
+        keep_signatures: bool = False,
+        ignore_numbers: bool = False,
+    ) -> None:
         self.folder = Path(folder)
         self.minhash = minhash
         self.n_grams = n_grams
         self.keep_signatures = keep_signatures
+        self.ignore_numbers = ignore_numbers
 
     def __call__(self, data: Iterable[Any] | None, rank: int = 0, world_size: int = 1) -> None:
         """Read the documents that reach it and writes their keys."""
@@ -192,7 +206,8 @@ class WriteKeys:
 
             for place, document in enumerate(data or ()):
                 ids.add(document.id)
-                n_grams = n_gram_hashes(word_hashes(match_words(document.text, numbers_alike=True)), self.n_grams)
+                words = match_words(document.text, self.ignore_numbers)
+                n_grams = n_gram_hashes(word_hashes(words), self.n_grams)
                 if len(n_grams):
                     rows[len(places)] = self.minhash.signature(n_grams)
                     places.append(place)
@@ -225,7 +240,7 @@ class FindPairs:
         for path, start in zip(sorted((self.folder / "keys").glob("*.places")), table.starts[:-1], strict=True):
             keys = map_array(path.with_suffix(".keys"), np.uint64).reshape(-1, self.minhash.num_buckets)
             shards.append((map_array(path, np.int64) + start, keys[:, rank]))
-        with whole_file(self.folder / "pairs" / f"{rank:05d}.pairs") as beside, open(beside, "wb") as file:
+        with whole_file(self.folder / "pairs" / f"{rank:05d}.pairs") as temporary, open(temporary, "wb") as file:
             for left, right in equal_pairs(shards):
                 if self.min_similarity is not None:
                     alike = self._similar(left, right, table)

@@ -4,7 +4,7 @@
 JOINING = r"0-9A-Za-z_\u00aa\u00b5\u00ba\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u02af\u0370-\u052f\u0531-\u0587\u1e00-\u1fff"
 """Characters that join an adjacent identifier, as a range for a pattern: ASCII letters, digits, underscore, and the
 letters of scripts with capitals (Latin, Greek, Cyrillic, Armenian). `\\w` is not used for this: Chinese, Japanese,
-Korean, Thai, Arabic, Hebrew and Indian scripts write an address or number without a space beside it."""
+Korean, Thai, Arabic, Hebrew and Indian scripts write an address or number without a space next to it."""
 
 GENERIC = frozenset(
     """

@@ -346,7 +346,7 @@ class C4Quality(DatatroveFilter):
 
 
 def _forget_sentences() -> None:
-    """Empties datatrove's cache, which holds the last five texts and their words, however long they are."""
+    """Empty datatrove's cache, which holds the last five texts and their words, however long they are."""
     from datatrove.utils.text import split_into_parts
 
     split_into_parts.cache_clear()

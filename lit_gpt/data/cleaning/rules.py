@@ -200,7 +200,7 @@ class Predicate(Transform):
     Args:
         class_path: Where it is: `my_package.my_module.keep`.
         init_args: Keyword arguments of a class; for a function, keyword arguments of each call.
-        version: Changes when the rule does. Without it, any change of the file that the rule stands in makes it another
+        version: Changes when the rule does. Without it, any change of the file that contains the rule makes it another
             rule; set it if the rule depends on more than that file, or to edit comments at will.
     """
 

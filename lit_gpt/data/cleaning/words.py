@@ -162,19 +162,19 @@ _MAX_CACHED_WORDS = 1 << 19
 _MAX_CACHED_CHARS = 48
 
 
-def match_words(text: str, numbers_alike: bool = False) -> list[str]:
+def match_words(text: str, ignore_numbers: bool = False) -> list[str]:
     """Return the words that matching looks at.
 
     Args:
         text: Any text.
-        numbers_alike: Whether all numbers count as the same word (near-duplicates: yes; benchmarks: no).
+        ignore_numbers: Whether all numbers count as the same word, as in datatrove and FineWeb.
 
     Example:
-        >>> match_words("Café No. 12, it's 3.5 km!", numbers_alike=True)
+        >>> match_words("Café No. 12, it's 3.5 km!", ignore_numbers=True)
         ['cafe', 'no', '0', 'it', 's', '0', 'km']
     """
     text = text.lower().replace("_", " ")
-    if numbers_alike:
+    if ignore_numbers:
         text = _NUMBER.sub("0", text)
     if text.isascii():
         return _WORD.findall(text)

@@ -1,4 +1,4 @@
-"""Shards of documents on disk: JSON lines in zstandard, each written whole or not at all.
+"""Shards of documents on disk: JSON lines in zstandard, each written atomically.
 
 A folder of shards holds `00000.jsonl.zst`, `00001.jsonl.zst`, ... in the order of the corpus; a line is
 `{"id", "text", "metadata"}`. Shard r is the input of task r of the next pass.
@@ -25,12 +25,12 @@ _READ_BYTES = 1 << 20
 
 
 def shard_path(folder: Path, rank: int) -> Path:
-    """Returns the path of shard `rank`."""
+    """Return the path of shard `rank`."""
     return folder / f"{rank:05d}{SUFFIX}"
 
 
 def shard_paths(folder: Path) -> list[Path]:
-    """Lists a folder's shards in order."""
+    """List a folder's shards in order."""
     return sorted(path for path in folder.glob(f"*{SUFFIX}") if not path.name.startswith("."))
 
 
@@ -38,16 +38,16 @@ class Lines(Protocol):
     """Takes JSON values, one a line."""
 
     def write(self, value: Any) -> None:
-        """Appends one line."""
+        """Append one line."""
         ...
 
     def write_encoded(self, line: bytes) -> None:
-        """Appends one line that `encode_line` made."""
+        """Append one line that `encode_line` made."""
         ...
 
 
 def encode_line(value: Any) -> bytes:
-    """Returns a JSON value as a line.
+    """Return a JSON value as a line.
 
     Raises:
         TypeError: for what JSON cannot hold: bytes, lone surrogates, integers beyond 64 bits.
@@ -64,7 +64,7 @@ class _ZstdLines:
             line = encode_line(value)
         except TypeError as error:
             raise UserError(
-                f"document {value['id']}: a step left what JSON cannot hold ({error}); mend the step's rule"
+                f"document {value['id']}: a transform left what JSON cannot hold ({error}); fix the transform"
             ) from error
         self.write_encoded(line)
 
@@ -74,22 +74,22 @@ class _ZstdLines:
 
 @contextmanager
 def writing_lines(path: Path) -> Iterator[Lines]:
-    """Writes compressed JSON lines to `path`, which appears when all are there."""
-    with whole_file(path) as beside, open(beside, "wb") as file:
+    """Write compressed JSON lines to `path`, which appears when all are there."""
+    with whole_file(path) as temporary, open(temporary, "wb") as file:
         with zstandard.ZstdCompressor(level=_LEVEL).stream_writer(file, closefd=False) as stream:
             yield _ZstdLines(stream)
         file.flush()
 
 
 def read_lines(path: Path) -> Iterator[Any]:
-    """Yields the values of compressed JSON lines, one line in memory at a time."""
+    """Yield the values of compressed JSON lines, one line in memory at a time."""
     with open_bytes(path) as file:
         for line in file:
             yield orjson.loads(line)
 
 
 def document_line(document: Document) -> dict[str, Any]:
-    """Returns the JSON value that stands for a document."""
+    """Return the JSON value of a document."""
     return {"id": document.id, "text": document.text, "metadata": document.metadata}
 
 
@@ -98,7 +98,7 @@ class ReadDocuments(PipelineStep):
 
     Args:
         folder: The shards.
-        progress: Folder that shows how far each task has come; None shows nothing.
+        progress: Folder of the tasks' progress files; None writes none.
     """
 
     type = "📖 - READER"
@@ -110,7 +110,7 @@ class ReadDocuments(PipelineStep):
         self.progress = progress
 
     def run(self, data: Iterable[Document] | None = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
-        """Yields the documents of this task's shards, in order."""
+        """Yield the documents of this task's shards, in order."""
         if data:
             yield from data
         with TaskProgress(self.progress, rank) as progress:
@@ -138,7 +138,7 @@ class WriteDocuments(PipelineStep):
         self.folder = Path(folder)
 
     def run(self, data: Iterable[Document] | None = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
-        """Writes the documents and passes them on."""
+        """Write the documents and passes them on."""
         with writing_lines(shard_path(self.folder, rank)) as lines:
             for document in data or ():
                 lines.write(document_line(document))

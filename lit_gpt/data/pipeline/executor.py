@@ -1,8 +1,8 @@
 """Runs a datatrove pipeline's tasks in this process, over local workers, on Slurm or on Ray.
 
-All four are datatrove's executors: a task that is complete has a file `completions/<rank>` and is not run again. What
-is ours: the local one notices a worker that the system killed (datatrove's pool would wait for it for ever) and ends
-its workers with itself; the Slurm one waits for its jobs; all are silent, because the progress bar speaks for them.
+All four are datatrove's executors: a task that is complete has a file `completions/<rank>` and is not run again. Added
+here: the local one notices a worker that the system killed (datatrove's pool would wait for it forever) and terminates
+its workers when it ends itself; the Slurm one waits for its jobs; all are silent, because there is a progress bar.
 """
 
 import multiprocessing
@@ -34,7 +34,7 @@ class InlineExecutor(LocalPipelineExecutor):
     """Runs task after task in this process."""
 
     def run(self) -> None:
-        """Runs what is not complete."""
+        """Run what is not complete."""
         logger.disable("datatrove")
         for rank in self.get_incomplete_ranks():
             _copy(self)._run_for_rank(rank)
@@ -47,7 +47,7 @@ class WorkersExecutor(LocalPipelineExecutor):
     """
 
     def run(self) -> None:
-        """Runs what is not complete; the first task that fails ends all.
+        """Run what is not complete; the first task that fails ends all.
 
         Raises:
             UserError: if a worker was killed from outside, which is what a system without memory does.
@@ -81,7 +81,7 @@ class WorkersExecutor(LocalPipelineExecutor):
 
 @contextmanager
 def _signals_later() -> Iterator[None]:
-    """Holds SIGINT and SIGTERM back until the body is done."""
+    """Hold SIGINT and SIGTERM back until the body is done."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -110,7 +110,7 @@ def _begin_worker(pickled: bytes) -> None:
 
 
 def _end_with_parent() -> None:
-    """Ends this process when the one that started it is gone, even by SIGKILL: it would wait for ever."""
+    """End this process when the one that started it is gone, even by SIGKILL: it would wait forever."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
@@ -122,13 +122,13 @@ def _run_in_worker(rank: int) -> None:
 
 
 def _copy(executor: PipelineExecutor) -> PipelineExecutor:
-    """Returns a copy whose steps are fresh: a task must not see what another left in them."""
+    """Return a copy whose blocks are fresh: a task must not see the state that another left in them."""
     copy: PipelineExecutor = dill.loads(dill.dumps(executor))
     return copy
 
 
 def run_pipeline(pipeline: list[Any], num_tasks: int, logs: Path, options: ExecutorOptions) -> None:
-    """Runs all tasks of a pipeline that are not complete, and returns when all are.
+    """Run all tasks of a pipeline that are not complete, and returns when all are.
 
     Args:
         pipeline: datatrove steps.
@@ -147,7 +147,7 @@ def run_pipeline(pipeline: list[Any], num_tasks: int, logs: Path, options: Execu
     left = executor.get_incomplete_ranks(skip_completed=True)
     if left:
         raise UserError(
-            f"{len(left)} of {num_tasks} tasks did not finish (the first: {left[0]}); what they said is in {logs}. "
+            f"{len(left)} of {num_tasks} tasks did not finish (the first: {left[0]}); their logs are in {logs}. "
             "Start again: finished tasks are kept"
         )
 
@@ -206,7 +206,7 @@ _EXECUTORS: dict[str, Callable[[list[Any], int, Path, ExecutorOptions], Pipeline
 
 
 def _wait_for_slurm(executor: Any) -> None:
-    """Returns when all tasks are complete or none of the jobs is left."""
+    """Return when all tasks are complete or none of the jobs is left."""
     while executor.get_incomplete_ranks(skip_completed=True):
         jobs = subprocess.run(
             ["squeue", "--noheader", "--jobs", str(executor.job_id)], capture_output=True, text=True, check=False
@@ -218,7 +218,7 @@ def _wait_for_slurm(executor: Any) -> None:
 
 
 def check_executor(options: ExecutorOptions) -> None:
-    """Raises a `UserError` if this machine cannot run what the options ask for."""
+    """Raise a `UserError` if this machine cannot run what the options ask for."""
     if options.kind == "ray":
         try:
             import ray  # noqa: F401

@@ -37,7 +37,7 @@ class NamedSource:
 
 
 def _outside(folder: Path | None) -> Callable[[Part], bool]:
-    """Returns what tells whether a part lies outside of a folder; each folder of parts is resolved once."""
+    """Return what tells whether a part lies outside of a folder; each folder of parts is resolved once."""
     if folder is None:
         return lambda part: True
     top = os.path.realpath(folder)
@@ -67,7 +67,7 @@ class Plan:
 
 
 def make_plan(sources: list[NamedSource], shard_bytes: int | None, out: Path | None = None) -> Plan:
-    """Groups the parts of the sources into tasks.
+    """Group the parts of the sources into tasks.
 
     Args:
         sources: The recipe's sources.

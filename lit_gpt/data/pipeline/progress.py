@@ -1,4 +1,4 @@
-"""How far the tasks of a pass have come, told through small files so that it works for processes on any machine.
+"""Progress of the tasks of a pass, reported through small files so that it works for processes on any machine.
 
 Each task writes the characters that it has read to `<folder>/<rank>`, about twice a second; `watching` adds them up
 in a progress bar. Nothing depends on these files: a lost or half-written one shows a wrong number for half a second.
@@ -18,10 +18,10 @@ _CHECK_EVERY = 64
 
 
 class TaskProgress:
-    """One task's side.
+    """Progress of one task.
 
     Args:
-        folder: Where the file goes; None tells nobody.
+        folder: Where the file goes; None writes nothing.
         rank: The task.
     """
 
@@ -31,7 +31,7 @@ class TaskProgress:
         self._next = 0.0
 
     def advance(self, amount: int) -> None:
-        """Counts `amount` more as read."""
+        """Count `amount` more as read."""
         self._done += amount
         self._calls += 1
         if self._calls % _CHECK_EVERY and amount < 1 << 16:
@@ -69,7 +69,7 @@ def _total(folder: Path) -> int:
 
 @contextmanager
 def watching(folder: Path, total: int | None, what: str) -> Iterator[None]:
-    """Shows a progress bar over all tasks while the body runs (on a terminal only).
+    """Show a progress bar over all tasks while the body runs (on a terminal only).
 
     Args:
         folder: The tasks' progress files.

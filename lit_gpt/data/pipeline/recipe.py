@@ -142,7 +142,7 @@ class Recipe:
         return any(spec.target.removes_personal_data for spec in self.transforms)
 
     def stamps(self) -> dict[str, str]:
-        """Returns hashes of what the recipe only names: benchmarks, the user's own code, a tokenizer's folder.
+        """Return hashes of what the recipe only names: benchmarks, the user's own code, a tokenizer's folder.
 
         Raises:
             UserError: if one of them cannot be read.
@@ -158,7 +158,7 @@ class Recipe:
         return found
 
     def key(self, plan: Plan, stamps: dict[str, str] | None = None) -> str:
-        """Returns the hash of all that decides the bytes.
+        """Return the hash of all that decides the bytes.
 
         Args:
             plan: The sources as they are now.
@@ -182,7 +182,7 @@ def make_recipe(
     expected_gigabytes: float | None = None,
     executor: ExecutorOptions | None = None,
 ) -> Recipe:
-    """Checks what the user wrote and makes the recipe of it.
+    """Check what the user wrote and makes the recipe of it.
 
     Raises:
         UserError: naming the value, the nearest right one and what to write instead.
@@ -233,7 +233,7 @@ def make_recipe(
 
 
 def make_source(entry: Any, number: int) -> NamedSource:
-    """Makes the source of one entry: a mapping with exactly one key that names a kind.
+    """Make the source of one entry: a mapping with exactly one key that names a kind.
 
     Args:
         entry: `{files: ..., text_field: ..., name: ..., license: ...}`.
@@ -269,7 +269,7 @@ def make_source(entry: Any, number: int) -> NamedSource:
 
 
 def _check_out_is_no_input(source: Any, out: Path) -> None:
-    """Refuses a data set's folder that would hold the prepared corpus (of other sources, files in it are left out)."""
+    """Refuse a data set's folder that would hold the prepared corpus (of other sources, files in it are left out)."""
     folder = Path(source.hub.path).expanduser() if isinstance(source, HubParts) else None
     if folder is not None and folder.is_dir() and out.resolve().is_relative_to(folder.resolve()):
         raise UserError(f"out is {out}, which lies in the data set's folder {folder}; set out to one outside of it")
@@ -334,14 +334,14 @@ def make_spec(entry: Any, number: int, seed: int | None = None) -> TransformSpec
 
 
 def check_tokenizer(tokenizer: str | dict[str, Any] | None) -> None:
-    """Checks the settings of a tokenizer to train."""
+    """Check the settings of a tokenizer to train."""
     if isinstance(tokenizer, Mapping):
         settings = tokenizer_settings(tokenizer)
         check_vocab_size(settings["vocab_size"], settings.get("special_tokens") or ())
 
 
 def tokenizer_settings(tokenizer: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the arguments for `train_bpe`, and `sample_megabytes`.
+    """Return the arguments for `train_bpe`, and `sample_megabytes`.
 
     Raises:
         UserError: for a setting that it does not have.

@@ -31,12 +31,12 @@ UNKNOWN = "unknown"
 
 
 def text_bytes(text: str) -> int:
-    """Returns the UTF-8 bytes of a text."""
+    """Return the UTF-8 bytes of a text."""
     return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
 
 
 def excerpt(text: str) -> str:
-    """Returns the beginning and, of a long text, the end: what a reader needs to judge it."""
+    """Return the beginning and, of a long text, the end: what a reader needs to judge it."""
     if len(text) <= EXCERPT_CHARACTERS:
         return text
     head = EXCERPT_CHARACTERS * 3 // 4
@@ -44,13 +44,13 @@ def excerpt(text: str) -> str:
 
 
 def sample_key(identity: str) -> str:
-    """Returns the hash that chooses examples."""
+    """Return the hash that chooses examples."""
     return hashlib.blake2b(identity.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
 
 
 @cache
 def personal_data_mask() -> Callable[[str], str]:
-    """Returns what replaces every kind of personal data in a text by its tag."""
+    """Return what replaces every kind of personal data in a text by its tag."""
     from lit_gpt.data.cleaning.pii import PII
 
     pii = PII()
@@ -63,7 +63,7 @@ def personal_data_mask() -> Callable[[str], str]:
 
 
 def masked_id(identity: str, mask: Callable[[str], str]) -> str:
-    """Returns a document's id, masked folder by folder: an address in a file's name has a suffix behind it."""
+    """Return a document's id, masked folder by folder: an address in a file's name has a suffix behind it."""
     parts = re.split(r"([/:])", identity)
     for place, part in enumerate(parts):
         stem, dot, suffix = part.rpartition(".")
@@ -95,7 +95,7 @@ class Tally:
     }
 
     def add(self, text: str, metadata: dict[str, Any]) -> int:
-        """Counts one document and returns its bytes."""
+        """Count one document and returns its bytes."""
         size = text_bytes(text)
         self.documents += 1
         self.num_bytes += size
@@ -109,7 +109,7 @@ class Tally:
         return size
 
     def merge(self, other: "Tally") -> None:
-        """Adds another tally to this one."""
+        """Add another tally to this one."""
         self.documents += other.documents
         self.num_bytes += other.num_bytes
         self.lengths.update(other.lengths)
@@ -121,7 +121,7 @@ class Tally:
                 entry[1] += size
 
     def to_json(self) -> dict[str, Any]:
-        """Returns JSON values, in an order that does not depend on that of the additions."""
+        """Return JSON values, in an order that does not depend on that of the additions."""
         return {
             "documents": self.documents,
             "bytes": self.num_bytes,
@@ -134,7 +134,7 @@ class Tally:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Tally":
-        """Reads what `to_json` returned."""
+        """Read what `to_json` returned."""
         lengths = Counter({int(bits): count for bits, count in value["lengths"].items()})
         groups = {kind: {k: list(v) for k, v in values.items()} for kind, values in value["groups"].items()}
         return cls(value["documents"], value["bytes"], lengths, groups)
@@ -261,7 +261,7 @@ class TransformReport:
 
     def _limit_clusters(self) -> None:
         if len(self.clusters) > MAX_CLUSTERS:
-            # The largest stay; every task knows the whole cluster's size, so tasks agree about which these are.
+            # The largest are kept; every task knows the whole cluster's size, so tasks agree about which these are.
             for name in self._ranked_clusters()[MAX_CLUSTERS:]:
                 del self.clusters[name]
 
@@ -269,7 +269,7 @@ class TransformReport:
         return sorted(self.clusters, key=lambda name: (-self.clusters[name]["size"], name))
 
     def merge(self, other: "TransformReport") -> None:
-        """Adds another task's report to this one."""
+        """Add another task's report to this one."""
         self.documents_in += other.documents_in
         self.bytes_in += other.bytes_in
         self.out.merge(other.out)
@@ -293,7 +293,7 @@ class TransformReport:
         self._limit_clusters()
 
     def to_json(self) -> dict[str, Any]:
-        """Returns JSON values, the same for the same documents however they were spread."""
+        """Return JSON values, the same for the same documents however they were spread."""
         return {
             "name": self.name,
             "index": self.index,
@@ -313,7 +313,7 @@ class TransformReport:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "TransformReport":
-        """Reads what `to_json` returned."""
+        """Read what `to_json` returned."""
         report = cls(value["name"], value["index"])
         report.documents_in, report.bytes_in = value["documents_in"], value["bytes_in"]
         report.out = Tally.from_json(value["out"])
@@ -329,7 +329,7 @@ class TransformReport:
 
 
 def _members(members: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Returns the members of a cluster that are shown: the kept one first, then those with the lowest hash."""
+    """Return the members of a cluster that are shown: the kept one first, then those with the lowest hash."""
     return sorted(members, key=lambda member: (not member["kept"], member["key"], member["id"]))[:MAX_CLUSTER_MEMBERS]
 
 

@@ -6,12 +6,12 @@ The folder that it leaves:
           documents/    the clean documents, JSON lines in zstandard
           tokenizer/    a Hugging Face tokenizer folder
           tokens/       a TokenCorpus
-          steps/        counts of each step, and the lists of dropped documents with reasons
-          card.json     the data card; written last, a folder with it is whole
+          steps/        counts of each transform, and the lists of dropped documents with reasons
+          card.json     the data card; written last, so a folder with it is complete
           card.html
           work/         only while it is being made
 
-Started again after a kill, it goes on: finished tasks, segments and token shards are kept.
+Started again after a kill, it resumes: finished tasks, segments and token shards are kept.
 """
 
 import json
@@ -38,16 +38,26 @@ from lit_gpt.errors import UserError
 from lit_gpt.pages.text import human_bytes
 
 DOCUMENTS = 0.4
-"""Bytes on disk of a byte of text in document shards: zstandard makes 0.25 to 0.4 of prose and code."""
+"""Bytes on disk per byte of text in document shards: zstandard makes 0.25 to 0.4 of prose and code."""
 
 TOKENS = 0.7
-"""Of token shards at two bytes a token and three bytes of text a token."""
+"""The same for token shards, at two bytes per token and three bytes of text per token."""
 
-OURS = ("card.json", "card.html", "tokens", "tokenizer", "documents", "steps", "work", "recipe.json", "work.lock")
+CORPUS_FILES = (
+    "card.json",
+    "card.html",
+    "tokens",
+    "tokenizer",
+    "documents",
+    "steps",
+    "work",
+    "recipe.json",
+    "work.lock",
+)
 
 
 def run_recipe(recipe: Recipe, overwrite: bool = False) -> Path:
-    """Prepares a corpus, or goes on with one, or finds it done.
+    """Prepare a corpus, or resume one, or find it done.
 
     Args:
         recipe: What to do.
@@ -70,7 +80,7 @@ def run_recipe(recipe: Recipe, overwrite: bool = False) -> Path:
         if not overwrite:
             _check_same(out, key, recipe, stamps)
         elif (found := _found(out)) is None or found["key"] != key:
-            for name in OURS[:-1]:
+            for name in CORPUS_FILES[:-1]:
                 _remove(out / name)
         if (out / "card.json").exists():
             shutil.rmtree(out / "work", ignore_errors=True)  # a kill just after the card left it
@@ -109,7 +119,7 @@ def _run(recipe: Recipe, plan: Plan, key: str) -> None:
 
 
 def reports(out: Path) -> list[dict[str, Any]]:
-    """Returns the merged reports of all steps, in order."""
+    """Return the merged reports of reading and of all transforms, in order."""
     return [json.loads(path.read_bytes()) for path in sorted((out / "steps").glob("[0-9]*.json"))]
 
 
@@ -118,14 +128,15 @@ def _last_report(out: Path) -> dict[str, Any]:
 
 
 def _all_dropped(out: Path) -> str:
-    told = [
+    reasons = [
         f"{report['name']} dropped {sum(count for count, _ in report['rejected'].values()):,} "
         f"({', '.join(sorted(report['rejected'], key=lambda r: -report['rejected'][r][0])[:3])})"
         for report in reports(out)
         if report["rejected"]
     ]
     return (
-        f"no document is left: {'; '.join(told) or 'the sources hold none'}; loosen these steps, or name other sources"
+        f"no document is left: {'; '.join(reasons) or 'the sources hold none'}; "
+        "loosen these filters, or name other sources"
     )
 
 
@@ -140,19 +151,19 @@ def _found(out: Path) -> dict[str, Any] | None:
 
 
 def _check_same(out: Path, key: str, recipe: Recipe, stamps: dict[str, str]) -> None:
-    """Raises a `UserError` if the folder holds something else than this recipe's own beginnings."""
+    """Raise a `UserError` if the folder holds anything but an earlier start of this recipe."""
     found = _found(out)
     if found is None:
-        strangers = [
+        other_files = [
             path.name for path in out.iterdir() if path.name != "work.lock" and not path.name.startswith(".tmp-")
         ]
-        if strangers:
-            raise UserError(f"{out} holds {sorted(strangers)[0]} and no prepared corpus; name a new folder as out")
+        if other_files:
+            raise UserError(f"{out} holds {sorted(other_files)[0]} and no prepared corpus; name a new folder as out")
         return
     if found["key"] == key:
         return
     if _got_nowhere(out):
-        for name in OURS[:-1]:  # so there is nothing to lose
+        for name in CORPUS_FILES[:-1]:  # so there is nothing to lose
             _remove(out / name)
         return
     changed = [name for name, value in recipe.written.items() if found["recipe"].get(name) != value]
@@ -167,13 +178,13 @@ def _check_same(out: Path, key: str, recipe: Recipe, stamps: dict[str, str]) -> 
 
 
 def _got_nowhere(out: Path) -> bool:
-    """Returns whether what another recipe left is worth nothing: no pass finished, or no document was left."""
+    """Return whether another recipe left nothing of value: no pass finished, or no document was left."""
     if (out / "documents").exists():
         return False
     if not any((out / "work").glob(f"*/{DONE}")):
         return True
-    told = reports(out)
-    return bool(told) and told[-1]["out"]["documents"] == 0
+    found = reports(out)
+    return bool(found) and found[-1]["out"]["documents"] == 0
 
 
 def _remove(path: Path) -> None:
@@ -185,7 +196,7 @@ def _remove(path: Path) -> None:
 
 @contextmanager
 def _ended_by_sigterm() -> Iterator[None]:
-    """Lets SIGTERM end the work like Ctrl-C does, so that nothing half-written stays (in the main thread only)."""
+    """Let SIGTERM end the work like Ctrl-C does, so that nothing half-written stays (in the main thread only)."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -215,10 +226,10 @@ def needed_bytes(recipe: Recipe, text_bytes: int) -> int:
 
 
 def check_disk(recipe: Recipe, text_bytes: int | None) -> None:
-    """Refuses to begin what would not fit; says so if the size is unknown.
+    """Refuse to begin what would not fit; says so if the size is unknown.
 
     Raises:
-        UserError: if the disk of `out` has too little room.
+        UserError: if the disk of `out` has too little space.
     """
     text_bytes = recipe.expected_bytes if text_bytes is None else text_bytes
     if text_bytes is None:

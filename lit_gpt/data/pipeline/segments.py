@@ -108,7 +108,7 @@ class SegmentRunner:
         self.steps = steps
 
     def run(self, plan: Plan) -> Path:
-        """Runs what is not done and returns the folder of the documents that are left."""
+        """Run what is not done and returns the folder of the documents that are left."""
         segments = make_segments(self.recipe.transforms)
         done = max((n for n, segment in enumerate(segments) if self.is_done(segment)), default=-1)
         for number, segment in enumerate(segments):
@@ -340,7 +340,7 @@ def _merged_bad_input(folder: Path) -> dict[str, Any]:
 
 @contextmanager
 def no_partial_files(folder: Path) -> Iterator[None]:
-    """Removes temporary files below `folder` when the body ends by an exception, and what killed processes left."""
+    """Remove temporary files below `folder` when the body ends by an exception, and what killed processes left."""
     _remove_temporaries(folder)
     try:
         yield

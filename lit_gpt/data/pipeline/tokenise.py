@@ -64,18 +64,18 @@ class CleanDocuments(RecordSource):
 
 
 def token_source(metadata: dict[str, Any], one_source: bool) -> str:
-    """Returns the name under which the token shards know where a document came from."""
+    """Return the name under which the token shards know where a document came from."""
     return str(metadata["path"]) if one_source else f"{metadata['source']}/{metadata['path']}"
 
 
 def clean_spec(recipe: Recipe, documents: Path, num_bytes: int) -> CorpusSpec:
-    """Returns the corpus of the documents that the steps left."""
+    """Return the corpus of the documents that the steps left."""
     source = CleanDocuments(documents, num_bytes, len(recipe.sources) == 1)
     return CorpusSpec([source], recipe.val_fraction, recipe.test_fraction, "error")
 
 
 def make_tokenizer(recipe: Recipe, spec: CorpusSpec, folder: Path) -> Tokenizer:
-    """Trains or copies the recipe's tokenizer into `folder`, unless it is there already."""
+    """Train or copies the recipe's tokenizer into `folder`, unless it is there already."""
     if folder.exists():
         return load_tokenizer(folder)
     if isinstance(recipe.tokenizer, str):
@@ -92,7 +92,7 @@ def make_tokenizer(recipe: Recipe, spec: CorpusSpec, folder: Path) -> Tokenizer:
 
 
 def tokenise(recipe: Recipe, spec: CorpusSpec, tokenizer: Tokenizer, folder: Path, work: Path, key: str) -> Path:
-    """Writes the token shards; goes on where an interrupted start stopped.
+    """Write the token shards; resume where an interrupted start stopped.
 
     Args:
         recipe: The recipe.

@@ -179,3 +179,16 @@ def test_names_tell_files_apart_and_a_changed_file_is_read_again(tmp_path):
     write_jsonl(tmp_path / "one" / "test.jsonl", [{"q": third}])
     assert isinstance(judge(Decontaminate(benchmarks=paths), third), Rejected)
     assert isinstance(judge(Decontaminate(benchmarks=paths), first), Doc)
+
+
+def test_a_json_file_of_one_object_is_one_record_with_all_its_fields(tmp_path):
+    path = tmp_path / "one.json"
+    record = {
+        "question": "which of these many words is the very last one",
+        "choices": ["the first of them all", "the second"],
+        "answer": "it is of course the word that ends this line",
+    }
+    path.write_text(json.dumps(record))
+    step = Decontaminate(benchmarks=[str(path)])
+    for text in (record["question"], record["answer"]):
+        assert judge(step, f"Before. {text} After.").reason == "contaminated"

@@ -11,8 +11,8 @@ from lit_gpt.data.cleaning.words import match_words, n_gram_hashes, word_hashes
 
 
 def n_gram_set(text, n=5):
-    """The n-grams of a text by the definition: a set of tuples of words, numbers all alike."""
-    words = match_words(text, numbers_alike=True)
+    """The n-grams of a text by the definition: a set of tuples of words."""
+    words = match_words(text)
     return {tuple(words[i : i + n]) for i in range(len(words) - n + 1)}
 
 
@@ -130,7 +130,7 @@ def test_clusters_are_the_connected_components_of_shared_keys(tmp_path):
     minhash = MinHash(14, 8)
     names, rows = [], []
     for name, text in texts.items():
-        hashes = n_gram_hashes(word_hashes(match_words(text, numbers_alike=True)), 5)
+        hashes = n_gram_hashes(word_hashes(match_words(text)), 5)
         names.append(name)
         rows.append(minhash.signature(hashes))
     keys = minhash.keys(np.stack(rows))
@@ -183,9 +183,20 @@ def test_case_accents_punctuation_and_numbers_do_not_hide_a_copy(tmp_path):
     rng = random.Random(1)
     text = make_document(rng) + " Café number 12 of 1,345."
     other = text.upper().replace(".", " !").replace("CAFÉ", "CAFE\u0301").replace("12", "99")
-    outcome = run_corpus_step(NearDuplicates(), texts_by_id([make_document(rng), text, other]), tmp_path)
+    texts = texts_by_id([make_document(rng), text, other])
+    outcome = run_corpus_step(NearDuplicates(ignore_numbers=True), texts, tmp_path)
     assert outcome.dropped == {"document-00002"}
     assert outcome.rejected["document-00002"].kept == "document-00001"
+
+
+def test_tables_of_different_numbers_are_different_documents(tmp_path):
+    rng = random.Random(2)
+    tables = ["\n".join(f"{rng.random():.4f}, {rng.randint(0, 10**6)}" for _ in range(150)) for _ in range(4)]
+    lines = [f"run {n} took {n * 7 % 1000}.{n} seconds and read {n * 13} rows of {n * 17}" for n in range(500)]
+    texts = texts_by_id([*tables, *lines, tables[2]])
+    assert run_corpus_step(NearDuplicates(), texts, tmp_path / "a").dropped == {"document-00504"}
+    alike = run_corpus_step(NearDuplicates(ignore_numbers=True), texts, tmp_path / "b")
+    assert len(alike.kept) == 2  # one table and one line
 
 
 def test_languages_without_spaces_have_n_grams(tmp_path):

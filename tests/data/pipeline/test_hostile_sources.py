@@ -83,7 +83,7 @@ def test_a_rule_that_leaves_what_json_cannot_hold_is_named(tmp_path, monkeypatch
     (tmp_path / "a.txt").write_text("text")
     steps = [{"predicate": {"class_path": "spoiling_rule.keep"}}]
     assert prepare(recipe(tmp_path, {"files": str(tmp_path / "a.txt")}, steps=steps)) == 2
-    assert "document a.txt/a.txt: a step left what JSON cannot hold" in capsys.readouterr().err
+    assert "document a.txt/a.txt: a transform left what JSON cannot hold" in capsys.readouterr().err
 
 
 def test_file_names_that_are_no_text_go_all_the_way(tmp_path):

@@ -93,7 +93,7 @@ def test_a_corpus_inside_its_own_source_does_not_eat_itself(tmp_path, base, caps
 def test_steps_may_be_loosened_after_they_left_nothing(tmp_path, base, capsys):
     hard = [{"near_duplicates": {}}, {"length": {"min_chars": 10**6}}]
     assert prepare(write_recipe(tmp_path / "r.yaml", **base, steps=hard)) == 2
-    assert "loosen these steps" in capsys.readouterr().err
+    assert "loosen these filters" in capsys.readouterr().err
     assert prepare(write_recipe(tmp_path / "r.yaml", **base, steps=[{"length": {"min_chars": 1}}])) == 0
     assert len(kept_documents(tmp_path / "out")) == 5
 
