@@ -42,8 +42,10 @@ class TransformSpec:
         name: Its short name in the registry; of a user's class, the name of the class.
         class_path: Import path of the class, by which a worker finds it.
         options: Arguments of the constructor, as the recipe sets them.
-        is_custom: Whether the recipe names the class by its import path.
+        is_custom: Whether the class belongs to another package: its code is part of the corpus's key, and what it
+            returns is checked.
         version: The user's name for the state of that class's code; "" = the hash of its file.
+        written: The entry in its full form, for the key and the card.
     """
 
     index: int
@@ -52,6 +54,7 @@ class TransformSpec:
     options: dict[str, Any]
     is_custom: bool = False
     version: str | int = ""
+    written: dict[str, Any] = field(default_factory=dict)
 
     @property
     def where(self) -> str:
@@ -92,14 +95,6 @@ class TransformSpec:
         own = self.build().stamps()
         code = code_stamp(self.class_path, self.where, self.version) if self.is_custom else None
         return [stamp for stamp in (own, code) if stamp is not None]
-
-    @property
-    def written(self) -> dict[str, Any]:
-        """The entry in its full form, for the key and the card."""
-        if not self.is_custom:
-            return {self.name: self.options}
-        version = {} if self.version == "" else {"version": self.version}
-        return {"class_path": self.class_path, "init_args": self.options} | version
 
 
 @dataclass(frozen=True)
@@ -328,9 +323,13 @@ def make_spec(entry: Any, number: int, seed: int | None = None) -> TransformSpec
     options = dict(options)
     if seed is not None and "seed" in parameters(target):
         options.setdefault("seed", seed)
-    is_custom = name not in TRANSFORMS
-    class_path = name if is_custom else f"{target.__module__}.{target.__qualname__}"
-    return TransformSpec(number, target.__name__ if is_custom else name, class_path, options, is_custom, version)
+    written = {name: options}
+    if name not in TRANSFORMS:
+        written = {"class_path": name, "init_args": options} | ({} if version == "" else {"version": version})
+        name = target.__name__
+    class_path = f"{target.__module__}.{target.__qualname__}"  # so that a worker needs no registry
+    is_custom = not class_path.startswith("lit_gpt.")
+    return TransformSpec(number, name, class_path, options, is_custom, version, written)
 
 
 def check_tokenizer(tokenizer: str | dict[str, Any] | None) -> None:

@@ -290,10 +290,10 @@ def apply_transform(transform: Transform, document: Doc, spec: TransformSpec) ->
     Raises:
         UserError: If a user's transform fails, or returns something else; it names transform and document.
     """
-    trace = {key: document.metadata[key] for key in RESERVED if key in document.metadata}
+    trace = {key: document.metadata[key] for key in RESERVED if key in document.metadata} if spec.is_custom else {}
     try:
         result = transform.apply(document)
-        if isinstance(result, Rejected):
+        if isinstance(result, Rejected) or (isinstance(result, Doc) and not spec.is_custom):
             return result
         # Parts are copied one by one as they come: a generator may yield one object repeatedly with another text.
         parts = [result] if isinstance(result, Doc) else [_copied(part) for part in result]

@@ -95,6 +95,8 @@ def test_the_registry_is_open(monkeypatch):
     assert (spec.name, spec.target) == ("mine", Lambda)
     monkeypatch.setitem(TRANSFORMS, "mine", "test_transforms.Lambda")
     assert make_spec("mine", 1) == spec
+    assert (spec.is_custom, spec.written) == (True, {"mine": {}})
+    assert not make_spec("length", 1).is_custom
 
 
 @pytest.fixture
