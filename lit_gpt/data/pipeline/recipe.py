@@ -323,7 +323,7 @@ def make_spec(entry: Any, number: int, seed: int | None = None) -> TransformSpec
     options = dict(options)
     if seed is not None and "seed" in parameters(target):
         options.setdefault("seed", seed)
-    written = {name: options}
+    written: dict[str, Any] = {name: options}
     if name not in TRANSFORMS:
         written = {"class_path": name, "init_args": options} | ({} if version == "" else {"version": version})
         name = target.__name__
