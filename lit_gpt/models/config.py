@@ -1,7 +1,7 @@
-"""`GPTConfig`: a model as a value.
+"""`GPTConfig`: a model as a value, after its nested parts `RopeScaling`, `MLAConfig` and `MoEConfig`.
 
-A frozen dataclass that says everything about a GPT's shape and checks itself, so that a model, its preset, its
-checkpoint and its export all speak about the same thing. The defaults are GPT-2's 124M; every later idea is a
+Frozen dataclasses that say everything about a GPT's shape and check themselves, so that a model, its preset, its
+checkpoint and its export all mean the same thing. The defaults are GPT-2's 124M; every later idea is a
 field beside them. Sizes left at None follow from others (`head_size` from `n_embd // n_head`), and stay None in the
 value itself, so that overriding one field of a preset moves what depends on it; read them through the properties.
 """
@@ -9,18 +9,250 @@ value itself, so that overriding one field of a preset moves what depends on it;
 import dataclasses
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, get_type_hints
 
+from lit_gpt.checks import check_types
 from lit_gpt.errors import UserError
 from lit_gpt.models import counts, mixers
 from lit_gpt.models.choices import Activation, Norm, NormPlacement, Positions, QKNorm
 from lit_gpt.models.config_checks import check
-from lit_gpt.models.experts_config import MoEConfig
 from lit_gpt.models.families.registry import check_family, get_preset
-from lit_gpt.models.latent_config import MLAConfig
-from lit_gpt.models.rope_scaling import FIELDS_OF_KIND, RopeScaling
 from lit_gpt.suggest import nearest
+
+ScalingKind = Literal["linear", "dynamic", "yarn", "llama3", "longrope"]
+FIELDS_OF_KIND: dict[ScalingKind, tuple[str, ...]] = {
+    "yarn": ("beta_fast", "beta_slow", "truncate", "mscale", "mscale_all_dim", "attention_factor"),
+    "llama3": ("low_freq_factor", "high_freq_factor"),
+    "longrope": ("short_factors", "long_factors", "attention_factor"),
+}
+"""Fields that not every kind reads."""
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """One of five published ways, each with the fields that it reads.
+
+    - `linear`: every frequency is divided by `factor` (Chen et al. 2023, arXiv:2306.15595).
+    - `dynamic`: beyond `original_block_size` the base grows with the context ("NTK-aware", as `transformers` has it).
+    - `yarn`: fast pairs are left alone, slow ones divided by `factor`, with a linear ramp in between, and attention
+      becomes sharper (Peng et al. 2023, arXiv:2309.00071).
+    - `llama3`: the same idea with the ramp over wavelengths (Llama 3.1, arXiv:2407.21783).
+    - `longrope`: every pair has a divisor of its own, one set up to `original_block_size` and one beyond
+      (Ding et al. 2024, arXiv:2402.13753).
+
+    The context that `dynamic` and `longrope` look at is each text's own (`rope_frequencies.context_lengths`), so that
+    packed documents and rows of a batch stay apart.
+
+    Raises:
+        UserError: If a value is out of bounds; the message names value, bound and remedy.
+    """
+
+    kind: ScalingKind = "llama3"
+    factor: float = 8.0
+    """How many times longer the context becomes."""
+    original_block_size: int = 8192
+    """The context, in tokens, that the model was first trained with."""
+    low_freq_factor: float = 1.0
+    """llama3: wavelengths above `original_block_size / low_freq_factor` tokens are divided by the whole factor."""
+    high_freq_factor: float = 4.0
+    """llama3: wavelengths below `original_block_size / high_freq_factor` tokens are left alone."""
+    beta_fast: float = 32.0
+    """yarn: pairs that turn more often than this in the original context are left alone."""
+    beta_slow: float = 1.0
+    """yarn: pairs that turn less often are divided by the whole factor."""
+    truncate: bool = True
+    """yarn: round the ramp's ends to whole pairs."""
+    mscale: float | None = None
+    """yarn, DeepSeek's: with `mscale_all_dim`, cos and sin are scaled by the ratio of their two temperatures."""
+    mscale_all_dim: float | None = None
+    """yarn, DeepSeek's: latent attention multiplies its scores by the square of this one's temperature."""
+    short_factors: tuple[float, ...] | None = None
+    """longrope: the divisor of each pair up to `original_block_size`."""
+    long_factors: tuple[float, ...] | None = None
+    """longrope: the divisor of each pair beyond it."""
+    attention_factor: float | None = None
+    """yarn and longrope: what cos and sin are multiplied by; None = the paper's value."""
+    query_scale_beta: float = 0.0
+    """Queries are multiplied by 1 + beta · ln(1 + floor(position / original_block_size)) (Llama 4, Ministral 3)."""
+
+    def __post_init__(self) -> None:
+        check_types(self, "rope_scaling.")
+        self._check_fields_of_kind()
+        if self.factor < 1:
+            raise UserError(f"rope_scaling.factor is {self.factor}, it must be at least 1 (1 changes nothing)")
+        if self.original_block_size < 1:
+            raise UserError(f"rope_scaling.original_block_size is {self.original_block_size}, it must be at least 1")
+        if not 0 < self.low_freq_factor < self.high_freq_factor:
+            raise UserError(
+                f"rope_scaling needs 0 < low_freq_factor < high_freq_factor, got {self.low_freq_factor} and "
+                f"{self.high_freq_factor}; Llama 3 has 1.0 and 4.0"
+            )
+        if not 0 < self.beta_slow < self.beta_fast:
+            raise UserError(
+                f"rope_scaling needs 0 < beta_slow < beta_fast, got {self.beta_slow} and {self.beta_fast}; "
+                "YaRN has 1 and 32"
+            )
+        if self.kind == "longrope" and (not self.short_factors or not self.long_factors):
+            raise UserError("rope_scaling.kind longrope needs short_factors and long_factors, a number for each pair")
+        for name in ("short_factors", "long_factors"):
+            if any(divisor <= 0 for divisor in getattr(self, name) or ()):
+                raise UserError(f"rope_scaling.{name} are divisors of frequencies, so each must be greater than 0")
+        if self.attention_factor is not None and self.attention_factor <= 0:
+            raise UserError(
+                f"rope_scaling.attention_factor is {self.attention_factor}, it must be greater than 0, or null for the "
+                "paper's"
+            )
+        for name in ("mscale", "mscale_all_dim", "query_scale_beta"):
+            if (getattr(self, name) or 0.0) < 0:
+                raise UserError(f"rope_scaling.{name} is {getattr(self, name)}, it must be at least 0")
+
+    def _check_fields_of_kind(self) -> None:
+        """Refuse a field that this kind does not read: it would change nothing."""
+        for one in fields(self):
+            readers = [kind for kind, names in FIELDS_OF_KIND.items() if one.name in names]
+            if readers and self.kind not in readers and getattr(self, one.name) != one.default:
+                raise UserError(
+                    f"rope_scaling.{one.name} {getattr(self, one.name)} belongs to kind {' or '.join(readers)}, "
+                    f"got kind: {self.kind}; leave it out"
+                )
+
+    @property
+    def follows_length(self) -> bool:
+        """Whether frequencies depend on how long the context in hand is, not on the config alone."""
+        return self.kind in ("dynamic", "longrope")
+
+    @property
+    def rotation_scale(self) -> float:
+        """What cos and sin are multiplied by: YaRN's and LongRoPE's attention factor, else 1."""
+        if self.attention_factor is not None:
+            return self.attention_factor
+        if self.kind == "yarn":
+            if self.mscale and self.mscale_all_dim:
+                return self.temperature(self.mscale) / self.temperature(self.mscale_all_dim)
+            return self.temperature(1.0)
+        if self.kind == "longrope" and self.factor > 1:
+            return math.sqrt(1 + math.log(self.factor) / math.log(self.original_block_size))
+        return 1.0
+
+    def temperature(self, mscale: float) -> float:
+        """YaRN's 0.1 · mscale · ln(factor) + 1 (arXiv:2309.00071, equation 22)."""
+        return 0.1 * mscale * math.log(self.factor) + 1.0
+
+
+@dataclass(frozen=True)
+class MLAConfig:
+    """Keys and values of all heads are unfolded from one small latent a token, which is all that a cache holds.
+
+    Field names are those of Hugging Face's DeepseekV3Config. Source: DeepSeek-V2, arXiv:2405.04434, section 2.1.
+
+    Raises:
+        UserError: If a value is out of bounds.
+    """
+
+    kv_lora_rank: int = 512
+    """Width of the latent that keys and values are unfolded from."""
+    q_lora_rank: int | None = 1536
+    """Width of the queries' latent; None = queries straight from the residual stream."""
+    qk_nope_head_dim: int = 128
+    """The part of a head's query and key without positions."""
+    qk_rope_head_dim: int = 64
+    """The part that is rotated; its key is shared by all heads."""
+    v_head_dim: int = 128
+    """Width of a head's value."""
+
+    def __post_init__(self) -> None:
+        check_types(self, "mla.")
+        for name in ("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"):
+            if getattr(self, name) < 1:
+                raise UserError(f"mla.{name} is {getattr(self, name)}, it must be at least 1")
+        if self.q_lora_rank is not None and self.q_lora_rank < 1:
+            raise UserError(f"mla.q_lora_rank is {self.q_lora_rank}, it must be at least 1, or null for none")
+        if self.qk_rope_head_dim % 2:
+            raise UserError(f"RoPE rotates pairs, so mla.qk_rope_head_dim {self.qk_rope_head_dim} must be even")
+
+    @property
+    def qk_head_dim(self) -> int:
+        """Width of a head's query and key."""
+        return self.qk_nope_head_dim + self.qk_rope_head_dim
+
+
+RouterScores = Literal["softmax", "sigmoid"]
+
+
+@dataclass(frozen=True)
+class MoEConfig:
+    """A router sends every token to `num_experts_per_tok` of `num_experts` small MLPs (arXiv:1701.06538).
+
+    No expert has a capacity, so no token is ever dropped. The experts' activation is the model's `mlp`, their biases
+    its `mlp_bias`. Field names are those of Hugging Face's configs where those agree.
+
+    Raises:
+        UserError: If a value is out of bounds or two of them disagree; the message names value, bound and remedy.
+    """
+
+    num_experts: int = 8
+    """Routed experts."""
+    num_experts_per_tok: int = 2
+    """Experts that a token goes to."""
+    intermediate_size: int | None = None
+    """Width F inside one expert; None = the model's intermediate_size."""
+    shared_intermediate_size: int = 0
+    """Width of the expert that every token passes, beside the routed ones (DeepSeekMoE, arXiv:2401.06066); 0 = none."""
+    layers: tuple[bool, ...] | None = None
+    """Which layers are mixtures: a pattern that repeats over the layers; None = all. The others have the plain MLP."""
+    scores: RouterScores = "softmax"
+    """What the router's logits become: `softmax` over the experts, or each one's `sigmoid` (arXiv:2412.19437)."""
+    norm_topk_prob: bool = True
+    """Divide the chosen experts' weights by their sum (after softmax: the same as a softmax over the chosen ones)."""
+    routed_scaling_factor: float = 1.0
+    """What the routed experts' weights are multiplied by at last."""
+    n_group: int = 1
+    """Groups of experts; a token first chooses groups by the sum of their two best scores (arXiv:2412.19437)."""
+    topk_group: int = 1
+    """Groups that a token may choose experts from."""
+    router_bias: bool = False
+    """A bias in the router's linear layer (GPT-OSS)."""
+    selection_bias: bool = False
+    """A bias an expert that moves only the choice, not the weights: balance without a loss (arXiv:2408.15664)."""
+    bias_update_rate: float = 0.0
+    """How far a step of training moves each selection bias towards balance; DeepSeek-V3 has 0.001."""
+    balance_loss_weight: float = 0.0
+    """Weight of the load-balancing loss, computed over each sequence, so that accumulation changes nothing."""
+    z_loss_weight: float = 0.0
+    """Weight of the router z-loss, the mean of logsumexp(logits)² (ST-MoE, arXiv:2202.08906)."""
+
+    def __post_init__(self) -> None:
+        check_types(self, "moe.")
+        for name in ("num_experts", "num_experts_per_tok", "n_group", "topk_group"):
+            if getattr(self, name) < 1:
+                raise UserError(f"moe.{name} is {getattr(self, name)}, it must be at least 1")
+        if self.intermediate_size is not None and self.intermediate_size < 1:
+            raise UserError(f"moe.intermediate_size is {self.intermediate_size}, it must be at least 1, or null")
+        for name in ("shared_intermediate_size", "bias_update_rate", "balance_loss_weight", "z_loss_weight"):
+            if getattr(self, name) < 0:
+                raise UserError(f"moe.{name} is {getattr(self, name)}, it must be at least 0")
+        if self.routed_scaling_factor <= 0:
+            raise UserError(f"moe.routed_scaling_factor is {self.routed_scaling_factor}, it must be greater than 0")
+        if self.num_experts_per_tok > self.num_experts:
+            raise UserError(
+                f"moe.num_experts_per_tok {self.num_experts_per_tok} is more than the num_experts {self.num_experts}; "
+                "lower it or add experts"
+            )
+        if self.num_experts % self.n_group:
+            raise UserError(
+                f"moe.num_experts {self.num_experts} is not divisible by n_group {self.n_group}; change one of them"
+            )
+        per_group = self.num_experts // self.n_group
+        if self.topk_group > self.n_group or self.topk_group * per_group < self.num_experts_per_tok:
+            raise UserError(
+                f"moe.topk_group {self.topk_group} of {self.n_group} groups with {per_group} experts each cannot give "
+                f"{self.num_experts_per_tok} experts a token; choose topk_group between 1 and n_group, large enough"
+            )
+        if self.n_group > 1 and per_group < 2:
+            raise UserError(f"moe.n_group {self.n_group} leaves {per_group} expert a group; a group needs at least 2")
+        if self.bias_update_rate and not self.selection_bias:
+            raise UserError("moe.bias_update_rate moves selection biases; set selection_bias: true")
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lit_gpt.models.config import GPTConfig
-from lit_gpt.models.rope_scaling import RopeScaling
+from lit_gpt.models.config import GPTConfig, RopeScaling
 
 
 def rope_frequencies(

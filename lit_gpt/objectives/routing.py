@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lit_gpt.batch import IGNORE_INDEX, Batch
 from lit_gpt.data_info import DataParallel
-from lit_gpt.models.experts_config import MoEConfig
+from lit_gpt.models.config import MoEConfig
 from lit_gpt.models.moe import MixtureOfExperts, Routing
 
 
