@@ -1,4 +1,4 @@
-"""The training loader: optimizer step s takes samples [s G, (s + 1) G), whatever the ranks, workers and restarts.
+"""The training loader: optimizer step s takes samples [s G, (s + 1) G), independent of ranks, workers and restarts.
 
 In stages:
 
@@ -78,7 +78,7 @@ class WindowOrder(ABC):
 
     @abstractmethod
     def state(self, position: int) -> dict[str, Any]:
-        """Return what a checkpoint saves beside `identity` when `position` samples were handed out."""
+        """Return what a checkpoint saves in addition to `identity` when `position` samples were handed out."""
 
     @abstractmethod
     def check(self, state: Mapping[str, Any]) -> None:
@@ -257,7 +257,7 @@ class StepSource(Dataset[StepBatch], ABC):
         """Return what the order depends on, by the name of the option; a checkpoint with other values is refused."""
 
     def state(self, position: int) -> dict[str, Any]:
-        """Return what a checkpoint saves beside `identity` when `position` samples were handed out."""
+        """Return what a checkpoint saves in addition to `identity` when `position` samples were handed out."""
         return {}
 
     def restore(self, state: Mapping[str, Any]) -> None:

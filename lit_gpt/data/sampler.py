@@ -1,9 +1,9 @@
-"""Which window or row is sample p: a pure function of (seed, p), with no list kept and no state.
+"""Which window or row is sample p: a pure function of (seed, p), without a stored list and without state.
 
 A shuffled list of all windows would take 8 bytes a window on every process, and its order would have to be saved. Here
 a keyed permutation of {0, ..., N-1} is computed for the samples that are asked for: a Feistel network over
 Z_a x Z_b with a*b just above N, walked along its cycle until it is back inside (Black & Rogaway 2002, "Ciphers with
-Arbitrary Finite Domains"). Each round adds a hash of one half to the other, which can be undone whatever the hash is:
+Arbitrary Finite Domains"). Each round adds a hash of one half to the other, which can be undone for any hash function:
 the whole is a bijection.
 
 `WindowSampler` is the order of the windows of a token stream, `RowSampler` that of rows, which it can also group by

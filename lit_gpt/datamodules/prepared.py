@@ -34,7 +34,7 @@ class PreparedDataModule(WindowDataModule):
 
     Args:
         path: The `out` folder of a `prepare` recipe, or a folder of token shards itself.
-        tokenizer: Folder of the tokenizer that made the shards; null finds it beside them.
+        tokenizer: Folder of the tokenizer that made the shards; null finds it next to them.
         vocab_size: Entries of the model's vocabulary; null takes the tokenizer's, more pads it.
         kwargs: Arguments of `WindowDataModule`.
 
@@ -73,9 +73,9 @@ class MixtureDataModule(WindowDataModule):
     """Training windows from several prepared corpora by weight; validation of each of them, and of all together.
 
     Which corpus and which of its windows a sample is, is computed from the seed and the sample's number: a run is
-    resumed bit for bit, and goes on with another number of devices. The proportions are those of the weights to within
-    about one sample, not by luck. A weight is a share of the training tokens: all windows are `block_size` long, and
-    none holds tokens of two corpora. `MixtureProportions` logs what was drawn beside what was wanted.
+    resumed bit for bit, and can continue on another number of devices. The proportions are those of the weights to
+    within about one sample, not by luck. A weight is a share of the training tokens: all windows are `block_size` long,
+    and none holds tokens of two corpora. `MixtureProportions` logs the proportions drawn and those asked for.
 
     Validation goes through the held-out windows of all corpora: `val/loss` is over all, `val/<name>/loss` over one.
 
@@ -86,7 +86,7 @@ class MixtureDataModule(WindowDataModule):
         temperature: For `weights: temperature`: 1 is by size, larger values draw small corpora more often.
         schedule: Changes of the weights over the run, in order, such as `{at: 0.8, weights: {web: 0.3, books: 0.7}}`.
         total_steps: Optimizer steps that shares in `schedule` refer to; null takes `trainer.max_steps`.
-        tokenizer: Folder of the tokenizer that made all corpora; null finds it beside them.
+        tokenizer: Folder of the tokenizer that made all corpora; null finds it next to them.
         vocab_size: Entries of the model's vocabulary; null takes the tokenizer's, more pads it.
         kwargs: Arguments of `WindowDataModule`.
 

@@ -1,4 +1,4 @@
-"""What every DataModule of separate rows shares: reading, preparing and evaluating them, whatever a row becomes.
+"""What all DataModules of separate rows share: reading, preparing and evaluating them.
 
 `prepare_data` (one process per node) encodes what the cache lacks; `setup` opens it. A subclass says which encoder its
 rows need and how a batch is made of them.
@@ -233,7 +233,7 @@ class RowDataModule(StepDataModule):
         }
 
     def _identity(self) -> dict[str, Any]:
-        """Return what the order depends on beside rows, seed and global batch size."""
+        """Return what the order depends on besides rows, seed and global batch size."""
         return {"block_size": self.block_size}
 
     # ------------------------------------------------------------------ batches

@@ -199,7 +199,7 @@ class TextDataModule(TokenDataModule):
     Files are read by their suffix: JSON, JSON lines, CSV, TSV, Parquet and Arrow hold a document a record, any other
     text (txt, md, code) is one document; each may be compressed (.gz, .zst, .bz2, .xz). A folder is everything below it
     but hidden entries. The split into train, validation and test goes by each document's hash, so it never moves when
-    data are added; `val_files` and `test_files` are held out whatever their hash, also where `files` names
+    data are added; `val_files` and `test_files` are held out regardless of their hash, also where `files` names
     them too (with both fractions 0 they alone are). A corpus of a single document is split by position: its end is
     held out.
 

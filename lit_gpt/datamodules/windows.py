@@ -1,4 +1,4 @@
-"""What every DataModule of packed token windows shares, whatever the tokens come from.
+"""What all DataModules of packed token windows share, independent of where the tokens come from.
 
 `TokenDataModule` (text.py) makes its corpus, `PreparedDataModule` opens one, `MixtureDataModule` draws from several
 (prepared.py), and `StreamingDataModule` (streaming.py) reads one that is larger than the disk.

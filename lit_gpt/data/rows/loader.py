@@ -91,7 +91,7 @@ class RowSteps(StepSource):
         micro_batch_size: Samples of a micro-batch; divides the rank's share.
         rank: This process's place among those that see different data.
         world_size: Number of these processes; divides the global batch size.
-        options: What the order depends on beside rows, seed and global batch size, by the name of the option.
+        options: What the order depends on besides rows, seed and global batch size, by the name of the option.
 
     Raises:
         UserError: if the sizes do not divide.

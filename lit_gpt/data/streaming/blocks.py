@@ -35,7 +35,7 @@ class BlockStore:
     """Blocks of a stream.
 
     Args:
-        folder: Where they are kept: one for each (stream, tokenizer, block size).
+        folder: Where they are stored: one for each (stream, tokenizer, block size).
         open_reader: Opens the stream at a cursor.
         block_tokens: Tokens of a block, without the one more that it holds.
         dtype: Of the tokens.
@@ -159,8 +159,8 @@ class BlockStore:
             if span.offset == 0 or not spans:
                 spans.append(dataclasses.replace(span, start=self.block_tokens))
             write_json(self._path(block, ".json"), [list(vars(span).values()) for span in spans])
-            with whole_file(path) as beside:
-                np.append(tokens, np.array([following])).astype(self.dtype).tofile(beside)
+            with whole_file(path) as temporary:
+                np.append(tokens, np.array([following])).astype(self.dtype).tofile(temporary)
         write_json(self._cursor_path(block + 1), dataclasses.asdict(reader.cursor))
 
     def _exists(self, block: int) -> bool:
