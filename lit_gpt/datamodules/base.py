@@ -126,7 +126,7 @@ class StepDataModule(LightningDataModule):
 
     def _repeated_steps(self, num_steps: int) -> int | None:
         """Return the number of steps that `overfit_batches` repeats; None: it is not set."""
-        overfit = 0 if self.trainer is None else self.trainer.overfit_batches
+        overfit: int | float = getattr(self.trainer, "overfit_batches", 0)  # set by a function that mypy does not see
         if not overfit:
             return None
         return max(1, min(num_steps, overfit if isinstance(overfit, int) else int(num_steps * overfit)))
