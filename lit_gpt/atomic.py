@@ -25,13 +25,13 @@ DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 """No space, over the quota, over the limit on a file's size."""
 
 
-def temporary_beside(target: Path) -> Path:
+def temporary_path(target: Path) -> Path:
     """Return the name under which this process writes what will become `target`."""
     return target.parent / f"{TEMPORARY}{target.name}-{os.getpid()}"
 
 
 @contextmanager
-def whole_folder(target: Path, seal: Callable[[Path], object] | None = None) -> Iterator[Path]:
+def atomic_folder(target: Path, seal: Callable[[Path], object] | None = None) -> Iterator[Path]:
     """Write a folder completely or not at all.
 
     Args:
@@ -45,7 +45,7 @@ def whole_folder(target: Path, seal: Callable[[Path], object] | None = None) -> 
         UserError: the disk is full; nothing but the temporary was touched.
     """
     remove_leftovers(target)
-    temporary = temporary_beside(target)
+    temporary = temporary_path(target)
     try:
         temporary.mkdir(parents=True)
         yield temporary
@@ -59,13 +59,13 @@ def whole_folder(target: Path, seal: Callable[[Path], object] | None = None) -> 
 
 
 @contextmanager
-def whole_file(target: Path) -> Iterator[Path]:
+def atomic_file(target: Path) -> Iterator[Path]:
     """Write a file completely or not at all; yields the temporary path to write to.
 
     Raises:
         UserError: the disk is full; an older `target` is as it was.
     """
-    temporary = temporary_beside(target)
+    temporary = temporary_path(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -83,12 +83,12 @@ def publish(temporary: Path, target: Path) -> None:
     for path in [*temporary.rglob("*"), temporary]:
         fsync(path)
     if target.exists():  # a folder cannot be renamed over another that is not empty
-        remove_whole(target)
+        remove_atomically(target)
     os.rename(temporary, target)
     fsync(target.parent)
 
 
-def remove_whole(target: Path) -> None:
+def remove_atomically(target: Path) -> None:
     """Remove a folder or file so that a kill in the middle leaves nothing damaged under its name."""
     if target.is_symlink():  # the folder was moved away: what the link names is left alone
         target.unlink()

@@ -24,7 +24,7 @@ import lit_gpt.datamodules
 import lit_gpt.modules
 import lit_gpt.optim
 import lit_gpt.plugins
-from lit_gpt.atomic import whole_file
+from lit_gpt.atomic import atomic_file
 from lit_gpt.callbacks import GracefulStop
 from lit_gpt.errors import UserError
 from lit_gpt.models import GPTConfig
@@ -85,7 +85,7 @@ class SaveRunConfig(SaveConfigCallback):
         if path.exists():
             for line in _differences(yaml.safe_load(path.read_text()), yaml.safe_load(text)):
                 print(f"config: {line}")
-        with whole_file(path) as temporary:
+        with atomic_file(path) as temporary:
             temporary.write_text(text)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):

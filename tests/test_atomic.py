@@ -10,7 +10,7 @@ import textwrap
 
 import pytest
 
-from lit_gpt.atomic import TEMPORARY, remove_leftovers, remove_whole, whole_file, whole_folder
+from lit_gpt.atomic import TEMPORARY, atomic_file, atomic_folder, remove_atomically, remove_leftovers
 from lit_gpt.checkpoints.provenance import verify, write_manifest
 from lit_gpt.errors import UserError
 
@@ -20,9 +20,9 @@ def leftovers(folder):
 
 
 def write_old_and_new(target):
-    with whole_folder(target, write_manifest) as folder:
+    with atomic_folder(target, write_manifest) as folder:
         (folder / "a").write_text("old")
-    with whole_folder(target, write_manifest) as folder:
+    with atomic_folder(target, write_manifest) as folder:
         (folder / "b").write_text("new")
 
 
@@ -38,7 +38,7 @@ def test_a_folder_replaces_the_one_before(tmp_path):
 def test_a_full_disk_is_one_sentence_and_leaves_the_old_folder(tmp_path, number):
     target = tmp_path / "model"
     write_old_and_new(target)
-    with pytest.raises(UserError, match="no space to write") as caught, whole_folder(target, write_manifest) as folder:
+    with pytest.raises(UserError, match="no space to write") as caught, atomic_folder(target, write_manifest) as folder:
         (folder / "b").write_text("half")
         raise OSError(number, os.strerror(number))
     assert str(target) in str(caught.value)
@@ -47,16 +47,16 @@ def test_a_full_disk_is_one_sentence_and_leaves_the_old_folder(tmp_path, number)
 
 
 def test_any_other_error_passes_and_leaves_nothing(tmp_path):
-    with pytest.raises(ZeroDivisionError), whole_folder(tmp_path / "model"):
+    with pytest.raises(ZeroDivisionError), atomic_folder(tmp_path / "model"):
         raise ZeroDivisionError
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_file_is_whole_or_as_it_was(tmp_path):
     target = tmp_path / "new" / "file.json"
-    with whole_file(target) as path:
+    with atomic_file(target) as path:
         path.write_text("old")
-    with pytest.raises(UserError, match="no space"), whole_file(target) as path:
+    with pytest.raises(UserError, match="no space"), atomic_file(target) as path:
         path.write_text("ha")
         raise OSError(errno.ENOSPC, "full")
     assert target.read_text() == "old"
@@ -87,7 +87,7 @@ def test_removing_is_atomic(tmp_path, monkeypatch):
     write_old_and_new(target)
     monkeypatch.setattr("shutil.rmtree", lambda path, **_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        remove_whole(target)
+        remove_atomically(target)
     assert not target.exists()
 
 
@@ -104,7 +104,7 @@ CHILD = textwrap.dedent(
         if hasattr(module, place):
             setattr(module, place, die)
             break
-    with atomic.whole_folder(target, provenance.write_manifest) as folder:
+    with atomic.atomic_folder(target, provenance.write_manifest) as folder:
         (folder / "a").write_text("new" * 1000)
         if place == "inside":
             die()
@@ -119,7 +119,7 @@ def test_sigkill_anywhere_leaves_the_old_folder_or_none(tmp_path, place):
     assert run.returncode == -signal.SIGKILL
     assert not target.exists()
     assert leftovers(tmp_path) != []
-    with whole_folder(target, write_manifest) as folder:  # the next save cleans up and succeeds
+    with atomic_folder(target, write_manifest) as folder:  # the next save cleans up and succeeds
         (folder / "a").touch()
     verify(target)
     assert leftovers(tmp_path) == []
@@ -156,6 +156,6 @@ def test_removing_a_link_leaves_what_it_names(tmp_path):
     (tmp_path / "moved").mkdir()
     (tmp_path / "step.ckpt").symlink_to(tmp_path / "moved")
     (tmp_path / "dangling.ckpt").symlink_to(tmp_path / "gone")
-    remove_whole(tmp_path / "step.ckpt")
-    remove_whole(tmp_path / "dangling.ckpt")
+    remove_atomically(tmp_path / "step.ckpt")
+    remove_atomically(tmp_path / "dangling.ckpt")
     assert [path.name for path in tmp_path.iterdir()] == ["moved"]

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
 
-from lit_gpt.atomic import whole_file
+from lit_gpt.atomic import atomic_file
 from lit_gpt.callbacks.run_folder import run_dir_of
 from lit_gpt.checkpoints.resolve import list_checkpoints
 from lit_gpt.checks import check_at_least, check_one_of
@@ -186,7 +186,7 @@ class NonFiniteGuard(Callback):
         rank = f"-rank-{trainer.global_rank}" if trainer.world_size > 1 else ""
         path = run_dir_of(trainer) / f"nonfinite-step-{verdict.step:08d}{rank}.pt"
         batch = tree_map(lambda leaf: leaf.cpu() if isinstance(leaf, Tensor) else leaf, verdict.batch)
-        with whole_file(path) as temporary:
+        with atomic_file(path) as temporary:
             torch.save({"step": verdict.step, "batch": batch}, temporary)
         return f"the loss or a gradient is not finite at optimizer step {verdict.step} (its batch: {path})"
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lit_gpt.atomic import whole_file
+from lit_gpt.atomic import atomic_file
 from lit_gpt.callbacks.run_folder import run_dir_of
 from lit_gpt.data_info import read_data_info
 
@@ -73,7 +73,7 @@ class PredictionWriter(Callback):
             self._add_processes(trainer, pl_module)
         if trainer.is_global_zero:
             path = Path(self.path) if self.path is not None else run_dir_of(trainer) / "predictions.jsonl"
-            with whole_file(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+            with atomic_file(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
                 for document, (loss, tokens, num_bytes) in enumerate(self._sums.T):
                     if tokens:
                         source = self._sources.get(document)
@@ -156,7 +156,7 @@ class ClassWriter(Callback):
         split_rows = read_data_info(trainer).rows
         where = str if split_rows is None else split_rows("test").where
         path = Path(self.path) if self.path is not None else run_dir_of(trainer) / "predictions.csv"
-        with whole_file(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        with atomic_file(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(["source", "class", *(f"p({name})" for name in self._names)])
             for number, index, probabilities in sorted(rows):

@@ -16,7 +16,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
-from lit_gpt.atomic import whole_file
+from lit_gpt.atomic import atomic_file
 from lit_gpt.callbacks.run_folder import run_dir_of
 from lit_gpt.checkpoints.provenance import verify_sizes
 from lit_gpt.checkpoints.resolve import BEST, list_checkpoints, read_best
@@ -164,7 +164,7 @@ class RunCheckpoint(Checkpoint):
         if trainer.is_global_zero:
             if is_best:
                 record = {"checkpoint": name, "step": self.best_step, "monitor": self.monitor, "value": self.best_value}
-                with whole_file(folder / BEST) as path:
+                with atomic_file(folder / BEST) as path:
                     path.write_text(json.dumps(record) + "\n", encoding="utf-8")
             best = (read_best(folder) or {}).get("checkpoint")
             for path in superfluous(list_checkpoints(self.run_dir), _looks_complete, self.keep_last, best):

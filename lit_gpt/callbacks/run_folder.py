@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lit_gpt.atomic import whole_file
+from lit_gpt.atomic import atomic_file
 from lit_gpt.checkpoints.bundle import copy_tokenizer
 from lit_gpt.checkpoints.provenance import LINEAGE, code_versions, collect_lineage, hash_tokenizer
 from lit_gpt.checkpoints.resolve import TOKENIZER, list_checkpoints
@@ -192,5 +192,5 @@ def _keep_lineage(path: Path, trainer: Trainer, pl_module: LightningModule, info
             None if info.lineage is None else info.lineage(),
             init_from=getattr(pl_module, "init_from", None),
         )
-    with whole_file(path) as temporary:
+    with atomic_file(path) as temporary:
         temporary.write_text(json.dumps(lineage, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from lit_gpt.adapters import AdapterConfig, merged_weights
 from lit_gpt.adapters.inject import plain_name
-from lit_gpt.atomic import whole_folder
+from lit_gpt.atomic import atomic_folder
 from lit_gpt.checkpoints.bundle import CONFIG, check_free, tokenizer_in, write_json
 from lit_gpt.checkpoints.provenance import LINEAGE, verify, write_manifest
 from lit_gpt.data.tokenizers import load_tokenizer
@@ -133,7 +133,7 @@ def save_peft_folder(out: str | Path, saved: SavedAdapter) -> Path:
     as_hf = all(layer in hf_names for layer in adapted)
     named = {_PEFT_PREFIX + (_renamed(name, hf_names) if as_hf else name): value for name, value in tensors.items()}
     whole = sorted({name.rpartition(".")[0] for name in tensors if ".lora_" not in name})
-    with whole_folder(out, write_manifest) as folder:
+    with atomic_folder(out, write_manifest) as folder:
         save_file({name: value.contiguous() for name, value in named.items()}, folder / PEFT_WEIGHTS)
         config = {
             "peft_type": "LORA",

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_gpt.atomic import whole_folder
+from lit_gpt.atomic import atomic_folder
 from lit_gpt.checkpoints.huggingface import export_hf, open_hf
 from lit_gpt.checkpoints.huggingface.tensors import read_json
 from lit_gpt.checkpoints.model_card import CARD, CardFacts, Opens, model_card
@@ -106,7 +106,7 @@ def save_bundle(
     check_free(out, overwrite)
     kind = None if dtype is None else torch_dtype(dtype)
     beside = Beside.of(config, tokenizer_path, lineage, carried, facts or CardFacts(out.name))
-    with whole_folder(out, write_manifest) as folder:
+    with atomic_folder(out, write_manifest) as folder:
         export_hf(config, state_dict, folder, dtype=kind, **beside.token_ids)
         beside.write(folder)
         if check is not None:
@@ -235,7 +235,7 @@ def torch_dtype(name: str) -> torch.dtype:
 
 def copy_tokenizer(source: Path, target: Path) -> None:
     """Copy the files of a tokenizer to a folder of their own, whole or not at all."""
-    with whole_folder(target) as folder:
+    with atomic_folder(target) as folder:
         for name in TOKENIZER_FILES:
             if (source / name).is_file():
                 shutil.copyfile(source / name, folder / name)

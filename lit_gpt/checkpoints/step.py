@@ -42,7 +42,7 @@ from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadat
 from torch.distributed.checkpoint.planner import ReadItem
 from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
 
-from lit_gpt.atomic import whole_folder
+from lit_gpt.atomic import atomic_folder
 from lit_gpt.checkpoints.provenance import verify, write_manifest
 from lit_gpt.errors import UserError
 
@@ -89,7 +89,7 @@ def write_checkpoint(checkpoint: dict[str, Any], folder: Path) -> None:
     rest = dict(checkpoint)
     weights, averages = rest.pop("state_dict", {}), rest.pop(EMA, None)
     state = to_plain(rest)
-    with whole_folder(folder, write_manifest) as temporary:
+    with atomic_folder(folder, write_manifest) as temporary:
         about = state.get("lit_gpt", {})
         header = {"config": json.dumps(about.get("config")), "adapter": json.dumps(about.get("adapter"))}
         save_weights(weights, temporary / WEIGHTS, header)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_gpt.atomic import whole_file
+from lit_gpt.atomic import atomic_file
 from lit_gpt.checkpoints.bundle import torch_dtype
 from lit_gpt.checkpoints.resolve import finished_model
 from lit_gpt.errors import UserError
@@ -59,7 +59,7 @@ def save_torch_program(
     kind = None if dtype is None else torch_dtype(dtype)
     model = finished_model(config, {name: converted(name, weights[name], kind).cpu() for name in weights})
     program = export_program(model)
-    with whole_file(out) as temporary:
+    with atomic_file(out) as temporary:
         _write(program, temporary)
         return _difference(temporary, model) if check else None
 

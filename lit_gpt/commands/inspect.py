@@ -28,7 +28,7 @@ def inspect(
     import sys
     from pathlib import Path
 
-    from lit_gpt.atomic import whole_file
+    from lit_gpt.atomic import atomic_file
     from lit_gpt.data.inspection import page, terminal
     from lit_gpt.datamodules.inspection import inspect_data, open_datamodule
     from lit_gpt.errors import UserError
@@ -47,7 +47,7 @@ def inspect(
         report.num_hidden = max(0, len(report.windows) - num_windows)
         report.windows = report.windows[:num_windows]
     if html is not None:  # first: the reader of the text may close the pipe
-        with whole_file(Path(html).expanduser()) as beside:
+        with atomic_file(Path(html).expanduser()) as beside:
             beside.write_text(page.render(report), encoding="utf-8")
     print(f"{table}\n{terminal.render(report, colour)}" if table else terminal.render(report, colour))
     if html is not None:

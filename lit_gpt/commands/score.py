@@ -28,7 +28,7 @@ def score(
 
     import torch
 
-    from lit_gpt.atomic import whole_file
+    from lit_gpt.atomic import atomic_file
     from lit_gpt.data.records import BadInput, FileRecords
     from lit_gpt.errors import UserError
     from lit_gpt.generation.scorer import load_scorer
@@ -40,7 +40,7 @@ def score(
     scorer = load_scorer(model, device)
     bad_input = BadInput(on_bad_input)
     total, count = 0.0, 0
-    with whole_file(Path(out)) as temporary, open(temporary, "w", encoding="utf-8") as file:
+    with atomic_file(Path(out)) as temporary, open(temporary, "w", encoding="utf-8") as file:
         for rows, rewards in scorer.rate_rows(FileRecords(files).records(bad_input), bad_input, columns, batch_size):
             for row, reward in zip(rows, rewards, strict=True):
                 values = {**row.values, "reward": reward, "source": row.where}

@@ -43,7 +43,7 @@ def train(
     """
     from pathlib import Path
 
-    from lit_gpt.atomic import whole_folder
+    from lit_gpt.atomic import atomic_folder
     from lit_gpt.data.bpe import CHAT_TOKENS, train_bpe
     from lit_gpt.data.tokenizer_sample import TokenizerSample
     from lit_gpt.errors import UserError
@@ -67,7 +67,7 @@ def train(
     for text in sample:
         text_bytes += len(text.encode())
         num_tokens += len(tokenizer.encode(text))
-    with whole_folder(folder) as unfinished:
+    with atomic_folder(folder) as unfinished:
         tokenizer.save(unfinished)
     print(f"trained {tokenizer.vocab_size} entries on {', '.join(name for name, _ in taken)}")
     if len(taken) > 1:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from lit_gpt.atomic import whole_folder
+from lit_gpt.atomic import atomic_folder
 from lit_gpt.data.bpe import Pattern, check_vocab_size, train_bpe
 from lit_gpt.data.cache import exclusive, say
 from lit_gpt.data.corpus_spec import CorpusSpec, training_texts
@@ -77,7 +77,7 @@ def prepare_tokenizer(
             if "no text" in str(error):
                 raise UserError(spec.nothing_found) from error
             raise
-        with whole_folder(folder) as unfinished:
+        with atomic_folder(folder) as unfinished:
             tokenizer.save(unfinished)
         seconds = time.monotonic() - began
         say(f"tokenizer: {tokenizer.vocab_size} entries trained in {seconds:.1f} s, stored in {folder}")
@@ -90,7 +90,7 @@ def keep_tokenizer(tokenizer: Tokenizer, cache_dir: Path) -> Path:
     if not folder.exists():
         with exclusive(cache_dir / "locks" / f"{folder.name}.lock", "copying this tokenizer"):
             if not folder.exists():
-                with whole_folder(folder) as unfinished:
+                with atomic_folder(folder) as unfinished:
                     tokenizer.save(unfinished)
     return folder
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lit_gpt.atomic import whole_folder
+from lit_gpt.atomic import atomic_folder
 from lit_gpt.checkpoints.provenance import without_paths
 from lit_gpt.errors import UserError
 from lit_gpt.evaluation.intervals import paired_bootstrap, resampled_clusters
@@ -270,7 +270,7 @@ def write_comparison(comparison: Comparison, folder: Path) -> Path:
     content = plain(comparison)
     for values, difference in zip(content["differences"], comparison.differences, strict=True):
         values["verdict"] = difference.verdict
-    with whole_folder(folder) as temporary:
+    with atomic_folder(folder) as temporary:
         text = json.dumps(content, ensure_ascii=False, indent=1, allow_nan=False)
         (temporary / COMPARISON).write_text(text + "\n", encoding="utf-8")
         (temporary / COMPARISON_PAGE).write_text(comparison_page(content), encoding="utf-8")

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from lit_gpt.atomic import whole_file
+from lit_gpt.atomic import atomic_file
 from lit_gpt.checkpoints.adapters import save_peft_folder
 from lit_gpt.checkpoints.bundle import Beside, save_bundle, torch_dtype
 from lit_gpt.checkpoints.huggingface import LazyWeights
@@ -160,7 +160,7 @@ def _write_card(
     """Write the card of a single file beside it; return where."""
     card = Path(_card_of(out))
     text = model_card(source.config, tokenizer, source.lineage or {}, facts, dtype, opens)
-    with whole_file(card) as path:
+    with atomic_file(card) as path:
         path.write_text(text, encoding="utf-8")
     return card
 

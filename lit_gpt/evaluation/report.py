@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from lit_gpt.atomic import temporary_beside, whole_folder
+from lit_gpt.atomic import atomic_folder, temporary_path
 from lit_gpt.checkpoints.bundle import is_bundle
 from lit_gpt.checkpoints.provenance import MANIFEST, code_versions, hash_files, read_manifest, without_paths
 from lit_gpt.checkpoints.resolve import ADAPTERS, CHECKPOINTS, resolve_adapter, resolve_model
@@ -106,7 +106,7 @@ def check_writable(folder: Path) -> None:
     Raises:
         UserError: With the reason.
     """
-    trial = temporary_beside(folder)
+    trial = temporary_path(folder)
     try:
         missing = [path for path in trial.parents if not path.exists()]
         trial.mkdir(parents=True)
@@ -244,7 +244,7 @@ def write_report(report: Mapping[str, Any], folder: Path) -> Path:
     """
     from lit_gpt.evaluation.pages import report_page
 
-    with whole_folder(folder) as temporary:
+    with atomic_folder(folder) as temporary:
         text = json.dumps(report, ensure_ascii=False, indent=1, allow_nan=False)
         (temporary / REPORT).write_text(text + "\n", encoding="utf-8")
         (temporary / PAGE).write_text(report_page(report), encoding="utf-8")

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lit_gpt.adapters import adapters_disabled
-from lit_gpt.atomic import whole_file
+from lit_gpt.atomic import atomic_file
 from lit_gpt.batch import Batch
 from lit_gpt.checkpoints.adapters import hash_weights
 from lit_gpt.checks import check_one_of
@@ -152,7 +152,7 @@ def score_all_rows(
                 table[numbers[is_row]] = score(model, batch)[is_row]
         tables[split] = table = policy.sum_over_ranks(table)  # each row was scored by one rank, and is 0 elsewhere
         if policy.trainer.is_global_zero:
-            with whole_file(path) as temporary:
+            with atomic_file(path) as temporary:
                 save_file({"log_probs": table.cpu()}, temporary, metadata=key)
     return tables
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 
-from lit_gpt.atomic import remove_whole
+from lit_gpt.atomic import remove_atomically
 from lit_gpt.checkpoints.step import read_checkpoint, write_checkpoint
 from lit_gpt.errors import UserError
 
@@ -50,4 +50,4 @@ class AtomicCheckpointIO(CheckpointIO):
 
     def remove_checkpoint(self, path: str | Path) -> None:
         """Remove a checkpoint; a removal that is killed half-way leaves nothing that looks like a checkpoint."""
-        remove_whole(Path(path))
+        remove_atomically(Path(path))

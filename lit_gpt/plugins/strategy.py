@@ -30,7 +30,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
-from lit_gpt.atomic import publish, raise_if_disk_full, remove_leftovers, temporary_beside
+from lit_gpt.atomic import publish, raise_if_disk_full, remove_leftovers, temporary_path
 from lit_gpt.checkpoints.provenance import verify, write_manifest
 from lit_gpt.checkpoints.step import (
     OPTIMIZER,
@@ -115,7 +115,7 @@ class AtomicModelParallelStrategy(ModelParallelStrategy):
             self._first_process(lambda: self.checkpoint_io.save_checkpoint(checkpoint, path))
             return
         shards, rest = _split(checkpoint, self._tied())
-        temporary = Path(self.broadcast(str(temporary_beside(path))))
+        temporary = Path(self.broadcast(str(temporary_path(path))))
         try:
             self._first_process(lambda: _begin(temporary, path, rest))
             dcp.save(shards, storage_writer=dcp.FileSystemWriter(temporary / SHARDS))

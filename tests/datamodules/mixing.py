@@ -11,7 +11,7 @@ import torch
 from lightning import LightningModule
 from recording import stock_trainer
 
-from lit_gpt.atomic import whole_folder
+from lit_gpt.atomic import atomic_folder
 from lit_gpt.callbacks import MixtureProportions
 from lit_gpt.data.bpe import train_bpe
 from lit_gpt.data.corpus_spec import CorpusSpec
@@ -40,7 +40,7 @@ def make_corpora(folder: Path, vocab_size: int = 300) -> dict[str, Path]:
         paths[name] = folder / "corpora" / name
         paths[name].mkdir(parents=True)
         made.rename(paths[name] / "tokens")
-        with whole_folder(paths[name] / "tokenizer") as unfinished:
+        with atomic_folder(paths[name] / "tokenizer") as unfinished:
             tokenizer.save(unfinished)
     return paths
 

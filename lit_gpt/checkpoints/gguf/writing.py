@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from lit_gpt.atomic import whole_file
+from lit_gpt.atomic import atomic_file
 from lit_gpt.checkpoints.gguf.architecture import architecture_of, rope_factors, settings, weight_table
 from lit_gpt.checkpoints.gguf.vocabulary import vocabulary
 from lit_gpt.checkpoints.huggingface.tensors import check_names
@@ -103,7 +103,7 @@ def save_gguf(
     check_names(f"the weights to write as {architecture.name}", missing=needed - given, leftover=given - needed)
     extra = rope_factors(config)
     kinds: Counter[str] = Counter()
-    with whole_file(out) as path:
+    with atomic_file(out) as path:
         writer = gguf.GGUFWriter(path, architecture.name)
         for key, value in _pairs(config, architecture, tokenizer, stop_ids, dtype, name or out.stem).items():
             _add(writer, key, value)

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lit_gpt.atomic import whole_folder
+from lit_gpt.atomic import atomic_folder
 from lit_gpt.checkpoints.bundle import (
     GENERATION_CONFIG,
     Beside,
@@ -136,7 +136,7 @@ def save_quantized_bundle(
             f"the layers of this model are in {' and '.join(sorted(map(str, computed_in)))}; choose one with --dtype"
         )
     compute_dtype = computed_in.pop()
-    with whole_folder(out, write_manifest) as folder:
+    with atomic_folder(out, write_manifest) as folder:
         save_file(tensors, folder / WEIGHTS, metadata={"format": FORMAT})
         about = {
             "format": FORMAT,

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from lit_gpt.atomic import whole_file
+from lit_gpt.atomic import atomic_file
 from lit_gpt.checks import check_at_least
 from lit_gpt.data.cleaning.base import CorpusTransform, Doc, Pass, Rejected
 from lit_gpt.data.cleaning.duplicates import Int64Array, equal_pairs, map_array, write_bytes
@@ -112,7 +112,7 @@ class WriteLines:
 
     def __call__(self, data: Iterable[Any] | None, rank: int = 0, world_size: int = 1) -> None:
         """Read the documents that reach it and writes the hashes of their lines."""
-        with whole_file(self.folder / "lines" / f"{rank:05d}.hashes") as temporary, open(temporary, "wb") as file:
+        with atomic_file(self.folder / "lines" / f"{rank:05d}.hashes") as temporary, open(temporary, "wb") as file:
             waiting: list[UInt64Array] = []
             for document in data or ():
                 hashes = np.unique(line_hashes(document.text.split("\n"), self.min_chars))
@@ -231,7 +231,7 @@ class WriteWindows:
         base = self.folder / "windows" / f"{rank:05d}"
         ends = array("q")
         total = 0
-        with whole_file(base.with_suffix(".hashes")) as temporary, open(temporary, "wb") as file:
+        with atomic_file(base.with_suffix(".hashes")) as temporary, open(temporary, "wb") as file:
             for document in data or ():
                 hashes = n_gram_hashes(word_hashes(split_words(document.text)), self.min_tokens)
                 file.write(hashes.tobytes())

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from lit_gpt.atomic import whole_file
+from lit_gpt.atomic import atomic_file
 from lit_gpt.data.cleaning.base import CorpusTransform, Doc, Pass, Rejected
 
 Int64Array = np.ndarray[Any, np.dtype[np.int64]]
@@ -95,7 +95,7 @@ def map_array(path: Path, dtype: Any) -> Any:
 
 def write_bytes(path: Path, data: bytes | bytearray | memoryview) -> None:
     """Write a file atomically."""
-    with whole_file(path) as temporary:
+    with atomic_file(path) as temporary:
         temporary.write_bytes(data)
 
 

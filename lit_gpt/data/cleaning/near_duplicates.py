@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from lit_gpt.atomic import whole_file
+from lit_gpt.atomic import atomic_file
 from lit_gpt.checks import check_at_least, check_between
 from lit_gpt.data.cleaning.base import Pass
 from lit_gpt.data.cleaning.duplicates import (
@@ -193,7 +193,7 @@ class WriteKeys:
         with ExitStack() as stack:
             suffixes = [".places", ".keys"] + [".signatures"] * self.keep_signatures
             files = [
-                stack.enter_context(open(stack.enter_context(whole_file(base.with_suffix(suffix))), "wb"))
+                stack.enter_context(open(stack.enter_context(atomic_file(base.with_suffix(suffix))), "wb"))
                 for suffix in suffixes
             ]
 
@@ -240,7 +240,7 @@ class FindPairs:
         for path, start in zip(sorted((self.folder / "keys").glob("*.places")), table.starts[:-1], strict=True):
             keys = map_array(path.with_suffix(".keys"), np.uint64).reshape(-1, self.minhash.num_buckets)
             shards.append((map_array(path, np.int64) + start, keys[:, rank]))
-        with whole_file(self.folder / "pairs" / f"{rank:05d}.pairs") as temporary, open(temporary, "wb") as file:
+        with atomic_file(self.folder / "pairs" / f"{rank:05d}.pairs") as temporary, open(temporary, "wb") as file:
             for left, right in equal_pairs(shards):
                 if self.min_similarity is not None:
                     alike = self._similar(left, right, table)

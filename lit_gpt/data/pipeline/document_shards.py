@@ -14,7 +14,7 @@ import zstandard
 from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 
-from lit_gpt.atomic import whole_file
+from lit_gpt.atomic import atomic_file
 from lit_gpt.data.pipeline.progress import TaskProgress
 from lit_gpt.data.records.compression import open_bytes
 from lit_gpt.errors import UserError
@@ -75,7 +75,7 @@ class _ZstdLines:
 @contextmanager
 def writing_lines(path: Path) -> Iterator[Lines]:
     """Write compressed JSON lines to `path`, which appears when all are there."""
-    with whole_file(path) as temporary, open(temporary, "wb") as file:
+    with atomic_file(path) as temporary, open(temporary, "wb") as file:
         with zstandard.ZstdCompressor(level=_LEVEL).stream_writer(file, closefd=False) as stream:
             yield _ZstdLines(stream)
         file.flush()

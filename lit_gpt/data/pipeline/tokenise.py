@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from lit_gpt.atomic import whole_folder
+from lit_gpt.atomic import atomic_folder
 from lit_gpt.data.bpe import train_bpe
 from lit_gpt.data.cache import say
 from lit_gpt.data.corpus_spec import CorpusSpec, training_texts
@@ -86,7 +86,7 @@ def make_tokenizer(recipe: Recipe, spec: CorpusSpec, folder: Path) -> Tokenizer:
         texts = training_texts(spec, sample_bytes, spec.sources[0].num_bytes())
         tokenizer = train_bpe(texts, **settings)
         say(f"tokenizer: {tokenizer.vocab_size:,} entries trained")
-    with whole_folder(folder) as unfinished:
+    with atomic_folder(folder) as unfinished:
         tokenizer.save(unfinished)
     return load_tokenizer(folder)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from lit_gpt.atomic import remove_leftovers, whole_file
+from lit_gpt.atomic import atomic_file, remove_leftovers
 from lit_gpt.data.cache import check_disk_space, say
 from lit_gpt.data.records.formats import FileFormat
 from lit_gpt.data.records.record import BadInput, Record
@@ -241,7 +241,7 @@ def _fetch(file: RemoteFile, target: Path) -> None:
     system, path = _system(file.url)
     for wait in (*_WAITS_SECONDS, None):
         try:
-            with whole_file(target) as temporary:
+            with atomic_file(target) as temporary:
                 system.get_file(path, str(temporary))
             return
         except (OSError, ValueError) as error:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from lit_gpt.atomic import whole_folder
+from lit_gpt.atomic import atomic_folder
 from lit_gpt.data.cache import exclusive, say
 from lit_gpt.data.corpus_spec import check_fractions, choose_split, document_hash
 from lit_gpt.data.records import SPLITS, BadInput, OnBadInput, Record, RecordSource, SplitName
@@ -56,7 +56,7 @@ def prepare_rows(
         if not _is_whole(folder, on_bad_input):
             began = time.monotonic()
             bad_input = BadInput(on_bad_input)
-            with whole_folder(folder) as unfinished:
+            with atomic_folder(folder) as unfinished:
                 manifest = _write(unfinished, sources, encoder, (val_fraction, test_fraction), bad_input, key)
                 text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
                 (unfinished / "manifest.json").write_text(text, encoding="utf-8")

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from lit_gpt.atomic import remove_leftovers, whole_file
+from lit_gpt.atomic import atomic_file, remove_leftovers
 from lit_gpt.data.cache import check_disk_space, exclusive, write_json
 from lit_gpt.data.loader import WindowOrder
 from lit_gpt.data.provenance import Piece
@@ -159,7 +159,7 @@ class BlockStore:
             if span.offset == 0 or not spans:
                 spans.append(dataclasses.replace(span, start=self.block_tokens))
             write_json(self._path(block, ".json"), [list(vars(span).values()) for span in spans])
-            with whole_file(path) as temporary:
+            with atomic_file(path) as temporary:
                 np.append(tokens, np.array([following])).astype(self.dtype).tofile(temporary)
         write_json(self._cursor_path(block + 1), dataclasses.asdict(reader.cursor))
 

@@ -31,7 +31,7 @@ from pathlib import Path
 
 import torch
 
-from lit_gpt.atomic import whole_folder
+from lit_gpt.atomic import atomic_folder
 from lit_gpt.checks import check_at_least
 from lit_gpt.data.records import BadInput, read_records
 from lit_gpt.data.tokenizers import Tokenizer
@@ -129,7 +129,7 @@ def write_canaries(out: str | Path, num: int = 20, repeats: int = 1, seed: int =
         raise UserError(f"{out} exists already; name a new folder")
     planted = [{"text": f"{canary.prefix}{canary.secret}.\n"} for canary in canaries] * repeats
     random.Random(seed).shuffle(planted)
-    with whole_folder(Path(out)) as folder:
+    with atomic_folder(Path(out)) as folder:
         for name, rows in (("planted.jsonl", planted), ("canaries.jsonl", [asdict(canary) for canary in canaries])):
             (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
