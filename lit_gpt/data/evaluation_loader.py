@@ -4,7 +4,7 @@ Every rank yields the same number of batches, the last ones empty (all labels -1
 ranks that stopped early would leave the others waiting in a collective operation.
 
 A Trainer may stop after the first batches (`limit_val_batches`). The first windows of a split are those of its first
-files, and say little about the rest; so a loader that is told of the limit (`sample_first`) begins with a random
+files, and say little about the rest; so a loader that knows of the limit (`sample_first`) begins with a random
 sample, the same one every time.
 """
 

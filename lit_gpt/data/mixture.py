@@ -233,7 +233,7 @@ def _taken(numerator: int, count: np.ndarray) -> np.ndarray:
 
 
 def _route(node: _Node | int, numbers: np.ndarray, corpus: np.ndarray, index: np.ndarray, where: np.ndarray) -> None:
-    """Fill in the corpus and the index of the samples `numbers`, which stand at the places `where`."""
+    """Fill in the corpus and the index of the samples `numbers`, at the positions `where`."""
     if isinstance(node, int):
         corpus[where], index[where] = node, numbers.astype(np.int64)
         return

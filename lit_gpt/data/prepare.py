@@ -70,7 +70,7 @@ def prepare_corpus(
     folder: Path | None = None,
     key: str | None = None,
 ) -> Path:
-    """Tokenise a corpus into shards, unless the cache has it; goes on where an interrupted start stopped.
+    """Tokenize a corpus into shards unless the cache has it; an interrupted start is continued.
 
     Args:
         spec: The corpus.
@@ -109,7 +109,7 @@ def prepare_corpus(
         except BaseException as error:
             for writer in writers.values():
                 writer.abandon()
-            # Bad input will be mended and then has another key; after a kill or a full disk the shards go on.
+            # Bad input will be fixed and then has another key; after a kill or a full disk the shards are continued.
             bad_input = started and isinstance(error, UserError)
             if bad_input or not any(writer.finished for writer in writers.values()):
                 shutil.rmtree(folder)

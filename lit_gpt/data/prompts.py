@@ -43,7 +43,7 @@ def prompt_of(
         messages = turns_of(instruction_text(row), "user", "instruction")
     else:
         raise UserError(
-            f"its fields are {', '.join(map(repr, row)) or 'none'}; a prompt stands in prompt, question, messages or "
+            f"its fields are {', '.join(map(repr, row)) or 'none'}; a prompt is in prompt, question, messages or "
             "instruction (set columns for other names)"
         )
     messages = with_system(messages, row, system_prompt)

@@ -23,7 +23,7 @@ class ClassificationDataModule(RowDataModule):
     """Texts with a class each: `text` and `label` (other names by `columns`). No chat template takes part.
 
     Args:
-        classes: Names of the classes, as they stand in `label` (a number stands for its digits); the model has one
+        classes: Names of the classes, as written in `label` (a number stands for its digits); the model has one
             output each.
         kwargs: Arguments of `RowDataModule`.
     """

@@ -65,7 +65,7 @@ class StreamingDataModule(WindowDataModule):
         block_windows: Windows of a block: more of them mix better and need more disk and a longer start.
         val_documents: Documents to hold out for validation; 0 for none.
         test_documents: Documents to hold out for the test; 0 for none.
-        steps_per_epoch: Optimizer steps that the Trainer shall call an epoch; null takes `trainer.max_steps`.
+        steps_per_epoch: Optimizer steps that count as an epoch for the Trainer; null takes `trainer.max_steps`.
         cache_dir: Where blocks are stored; null means `$LIT_GPT_CACHE`, else `$XDG_CACHE_HOME/lit_gpt`, else
             `~/.cache/lit_gpt`.
         cache_gigabytes: Disk space that blocks may take, at least two blocks' worth.
@@ -246,7 +246,7 @@ class StreamingDataModule(WindowDataModule):
         """Return None: nobody knows how long a stream is."""
 
     def _steps_per_epoch(self) -> int:
-        """Return the optimizer steps that the Trainer shall call an epoch."""
+        """Return the optimizer steps that count as an epoch for the Trainer."""
         return self.steps_per_epoch or self._trainer_steps() or ENDLESS_STEPS
 
     def _holds_out(self, split: SplitName) -> bool:

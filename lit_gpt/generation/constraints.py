@@ -126,7 +126,7 @@ def compile_constraint(constraint: Constraint) -> str:
     elif constraint.kind == "regex":
         grammar = LLMatcher.grammar_from_regex(source)
     else:
-        _check_multiples(source)  # schemas may stand in a grammar, behind %json
+        _check_multiples(source)  # a grammar may contain schemas, after %json
         grammar = LLMatcher.grammar_from_lark(source)
     refused, messages = LLMatcher.validate_grammar_with_warnings(grammar)
     if refused:

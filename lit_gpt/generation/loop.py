@@ -42,7 +42,7 @@ class RequestHandle:
         self._cancel = cancel
         self._events: queue.SimpleQueue[TokenEvent] = queue.SimpleQueue()
         self._lock = threading.Lock()
-        self._wake: Callable[[], None] | None = None
+        self._notify: Callable[[], None] | None = None
 
     def __iter__(self) -> Iterator[TokenEvent]:
         """Events as they come, from any thread; ends after the event with a finish reason."""
@@ -56,12 +56,12 @@ class RequestHandle:
         """The same from an asyncio task, without a thread of its own."""
         loop, arrived = asyncio.get_running_loop(), asyncio.Event()
 
-        def wake() -> None:
+        def notify() -> None:
             with contextlib.suppress(RuntimeError):  # the reader's event loop is closed: nobody waits
                 loop.call_soon_threadsafe(arrived.set)
 
         with self._lock:
-            self._wake = wake
+            self._notify = notify
         while True:
             arrived.clear()
             while not self._events.empty():  # one reader: what is there stays there
@@ -95,9 +95,9 @@ class RequestHandle:
         """Called by the loop's thread."""
         self._events.put(event)
         with self._lock:
-            wake = self._wake
-        if wake is not None:
-            wake()
+            notify = self._notify
+        if notify is not None:
+            notify()
 
 
 class EngineLoop:

@@ -29,7 +29,7 @@ def stream_text(
     Args:
         model: On the device where it runs.
         tokenizer: The model's own.
-        prompt: Text to continue; it stands at the start of a document, as in training.
+        prompt: Text to continue; it is the start of a document, as in training.
         max_new_tokens: At most.
         temperature: Divides the logits; 0 takes the likeliest token.
         top_k: Keep this many of the likeliest tokens.
@@ -54,7 +54,7 @@ def stream_text(
 
 
 def stream_with(engine: Engine, prompt: str, params: SamplingParams, request_id: str = "text") -> Iterator[str]:
-    """Yield the continuation of a prompt, which stands at the start of a document, as an engine generates it.
+    """Yield the continuation of a prompt, taken as the start of a document, piece by piece as the engine generates it.
 
     Args:
         engine: Without other requests.
@@ -71,7 +71,7 @@ def stream_with(engine: Engine, prompt: str, params: SamplingParams, request_id:
 
 
 def complete_texts(engine: Engine, prompts: Sequence[str], params: Sequence[SamplingParams]) -> Iterator[Completion]:
-    """Continue many prompts, batched; each stands at the start of a document.
+    """Continue many prompts, batched; each is taken as the start of a document.
 
     Args:
         engine: Without other requests.

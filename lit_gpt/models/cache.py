@@ -324,7 +324,7 @@ class PaddedDecodePart(Part):
         self.lengths, self.num_keys = lengths, num_keys
 
     def without_padding(self, x: Tensor) -> Tensor:
-        """Return x with row 0 in every row of padding: padding stands for row 0, and must write what that writes."""
+        """Return x with row 0 in every row of padding: padding repeats row 0, and must write the same values."""
         return x[self.rows]
 
 

@@ -198,7 +198,7 @@ class MoEConfig:
     intermediate_size: int | None = None
     """Width F inside one expert; None = the model's intermediate_size."""
     shared_intermediate_size: int = 0
-    """Width of the expert that every token passes, beside the routed ones (DeepSeekMoE, arXiv:2401.06066); 0 = none."""
+    """Width of the shared expert that every token passes in addition to the routed ones (DeepSeekMoE, arXiv:2401.06066); 0 = none."""
     layers: tuple[bool, ...] | None = None
     """Which layers are mixtures: a pattern that repeats over the layers; None = all. The others have the plain MLP."""
     scores: RouterScores = "softmax"

@@ -91,5 +91,5 @@ def check_same_adapter(saved: dict[str, Any] | None, current: AdapterTraining | 
 
 
 def _trained_keys(model: nn.Module) -> set[str]:
-    """Return the names of the trained weights as they stand in a Lightning checkpoint."""
+    """Return the names of the trained weights as written in a Lightning checkpoint."""
     return {f"{PREFIX}{name}" for name in trained_names(model)}

@@ -716,7 +716,7 @@ class NamedSums:
         return {name: total / count for name, (total, count) in totals.items() if count}
 
     def load(self, totals: Mapping[str, tuple[float, float]]) -> None:
-        """Go on from what `totals` returned; on one rank alone, because that is summed over all of them."""
+        """Continue from what `totals` returned; on one rank alone, because that is summed over all of them."""
         self._sums = {name: (total, count) for name, (total, count) in totals.items()}
 
     def clear(self) -> None:

@@ -150,7 +150,7 @@ class GRPOModule(GPTModule):
             self.reference.build(self)
 
     def on_fit_start(self) -> None:
-        """Refuse answers that the context has no room for and rows that cannot be rated; prepare to draw.
+        """Refuse answers that do not fit into the context and rows that cannot be rated; prepare sampling.
 
         Raises:
             UserError: prompts and answers do not fit in the context, or rows cannot be rated.

@@ -82,7 +82,7 @@ class AtomicModelParallelStrategy(ModelParallelStrategy):
 
     @property
     def saves_shards(self) -> bool:
-        """Whether sharded tensors may stand in a checkpoint as they are (else callbacks gather their own)."""
+        """Whether a checkpoint may hold sharded tensors as they are (else callbacks gather their own)."""
         return self._save_distributed_checkpoint
 
     # ---- saving -----------------------------------------------------------------------------------------------

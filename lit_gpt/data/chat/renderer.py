@@ -299,7 +299,7 @@ def render(
     tools: Sequence[Tool] | None = None,
     template: ChatTemplate | None = None,
 ) -> list[int]:
-    """Return the ids of a conversation that the model is to go on with.
+    """Return the token ids of a conversation that the model should continue.
 
     Args:
         tokenizer: Makes the ids.

@@ -107,7 +107,7 @@ def with_chat_template(tokenizer: Tokenizer, template: ChatTemplate, extra_token
 
     Args:
         tokenizer: Left as it is.
-        template: What the folder shall hold.
+        template: The template to write.
         extra_tokens: Further special tokens to add.
     """
     import tokenizers

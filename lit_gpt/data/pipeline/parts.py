@@ -37,7 +37,7 @@ class NamedSource:
 
 
 def _outside(folder: Path | None) -> Callable[[Part], bool]:
-    """Return what tells whether a part lies outside of a folder; each folder of parts is resolved once."""
+    """Return a predicate: whether a part lies outside of a folder. Each folder of parts is resolved once."""
     if folder is None:
         return lambda part: True
     top = os.path.realpath(folder)
@@ -90,13 +90,13 @@ def make_plan(sources: list[NamedSource], shard_bytes: int | None, out: Path | N
         shard_bytes = 64 << 20 if total is None else min(max(total // 32, 1 << 20), 128 << 20)
     task_bytes = max(shard_bytes, (total or 0) // MAX_TASKS)
     tasks: list[list[list[Any]]] = []
-    room = 0
+    remaining = 0
     for index, part in found:
         size = task_bytes if part.num_bytes is None else part.num_bytes
-        if room <= 0:
+        if remaining <= 0:
             tasks.append([])
-            room = task_bytes
+            remaining = task_bytes
         tasks[-1].append([index, part.name, part.spec])
-        room -= max(size, 1)
+        remaining -= max(size, 1)
     stamps = [[index, part.name, part.stamp] for index, part in found]
     return Plan(tasks, stamps, total, shard_bytes)

@@ -171,7 +171,7 @@ def _no_text(doc: Doc) -> Rejected | None:
 
 
 def _problem(document: Document) -> str | None:
-    """Say what makes a document unusable, whoever made it: the user's own code may put anything into its fields."""
+    """Return what makes a document unusable, or None: a user's own code may put anything into its fields."""
     if not isinstance(document.text, str):
         return f"its text is a {type(document.text).__name__}"
     record = document.record

@@ -6,7 +6,7 @@
 - `source.py`: `RecordSource` (list parts, read a part, fingerprint) and its kinds: `FileRecords`, `IterableRecords`;
   `hub.py`: `HubRecords`; `remote.py`: `RemoteRecords`.
 
-Whoever reads anything from users goes through this package, so the same file means the same records everywhere.
+All input from users is read through this package, so the same file means the same records everywhere.
 """
 
 from lit_gpt.data.records.files import expand_files

@@ -186,9 +186,9 @@ def _asked(system: Any, name: str) -> dict[str, Any]:
 def fetched(file: RemoteFile, cache_dir: Path) -> Iterator[Path]:
     """Give a local path of the file, fetching it if it is not on this machine, and keeps it there while it is read.
 
-    Whoever reads the copy holds a shared lock; it is fetched and deleted under the exclusive one. So streams that share
+    Readers of the copy hold a shared lock; it is fetched and deleted under the exclusive one. So streams that share
     a cache share a copy too, and the last that has read it to its end deletes it. Where reading ends early the copy
-    stays: it is where the stream goes on.
+    stays: the stream continues there.
 
     Args:
         file: The file.
@@ -247,7 +247,7 @@ def _fetch(file: RemoteFile, target: Path) -> None:
         except (OSError, ValueError) as error:
             if wait is None or isinstance(error, FileNotFoundError | UserError):
                 raise UserError(
-                    f"{file.url} cannot be fetched: {_reason(error)}; when it can be again, go on with --ckpt_path last"
+                    f"{file.url} cannot be fetched: {_reason(error)}; once it is reachable again, resume with --ckpt_path last"
                 ) from error
             time.sleep(wait)
 

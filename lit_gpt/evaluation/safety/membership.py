@@ -133,7 +133,7 @@ def true_positive_rate_interval(
 
 
 ATTACKS = ("loss", "zlib", "min_k")
-TITLE = "Membership inference: can training text be told from other text?"
+TITLE = "Membership inference: can training text be distinguished from other text?"
 _MAX_FALSE_POSITIVES = 0.05
 _MIN_PASSAGES = 10
 

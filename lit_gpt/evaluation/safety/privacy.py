@@ -391,7 +391,7 @@ class Privacy(Measure):
             definition=(
                 "In context: share of pieces of personal data of the training text that the model writes exactly, "
                 f"given the {self.prefix_tokens} tokens before them. Prompted and free: share of texts with personal "
-                "data; seen: with a value that stands in the training text, the rest is invented."
+                "data; seen: with a value that occurs in the training text, the rest is invented."
             ),
             source="Carlini et al. 2021, arXiv:2012.07805; Lukas et al. 2023, arXiv:2302.00539",
             scores=tuple(scores),
