@@ -2,7 +2,7 @@
 
 Frozen dataclasses that say everything about a GPT's shape and check themselves, so that a model, its preset, its
 checkpoint and its export all mean the same thing. The defaults are GPT-2's 124M; every later idea is a
-field beside them. Sizes left at None follow from others (`head_size` from `n_embd // n_head`), and stay None in the
+further field. Sizes left at None follow from others (`head_size` from `n_embd // n_head`), and stay None in the
 value itself, so that overriding one field of a preset moves what depends on it; read them through the properties.
 """
 
@@ -198,7 +198,7 @@ class MoEConfig:
     intermediate_size: int | None = None
     """Width F inside one expert; None = the model's intermediate_size."""
     shared_intermediate_size: int = 0
-    """Width of the shared expert that every token passes in addition to the routed ones (DeepSeekMoE, arXiv:2401.06066); 0 = none."""
+    """Width of the shared expert, which every token passes (DeepSeekMoE, arXiv:2401.06066); 0 = none."""
     layers: tuple[bool, ...] | None = None
     """Which layers are mixtures: a pattern that repeats over the layers; None = all. The others have the plain MLP."""
     scores: RouterScores = "softmax"

@@ -247,7 +247,7 @@ def _fetch(file: RemoteFile, target: Path) -> None:
         except (OSError, ValueError) as error:
             if wait is None or isinstance(error, FileNotFoundError | UserError):
                 raise UserError(
-                    f"{file.url} cannot be fetched: {_reason(error)}; once it is reachable again, resume with --ckpt_path last"
+                    f"{file.url} cannot be fetched: {_reason(error)}; later resume with --ckpt_path last"
                 ) from error
             time.sleep(wait)
 

@@ -314,9 +314,7 @@ class Memorisation(Measure):
             series["held-out text"] = _at_least(baseline, whole)
             settings["held_out"] = held_out.read.describe()
         else:
-            notes += (
-                "Without held_out, memorisation cannot be distinguished from boilerplate that any model could complete.",
-            )
+            notes += ("Without held_out, memorisation and boilerplate that any model could complete look the same.",)
         return Result(
             name=self.name,
             title=TITLE,
