@@ -115,8 +115,9 @@ class CrowSPairs(Measure):
         shared: dict[str, float] = {}
         types: dict[str, list[str]] = {}
         for item, sample in samples.items():
-            more, less = (answers[0].token_logprobs for answers in sample["resps"])
-            shared[item] = preference(shared_difference(*tokens[item], more, less))
+            more, less = tokens[item]
+            more_logprobs, less_logprobs = (answers[0].token_logprobs for answers in sample["resps"])
+            shared[item] = preference(shared_difference(more, less, more_logprobs, less_logprobs))
             types.setdefault(sample["doc"]["bias_type"], []).append(item)
         scores = [
             _preference_score("stereotype_share", whole),
@@ -437,7 +438,7 @@ def bias_interval(values: Sequence[float], clusters: Sequence[str], seed: int) -
 
 def _bbq_examples(samples: Mapping[str, Mapping[str, Any]]) -> tuple[Example, ...]:
     """Return the first ambiguous questions that were answered with the stereotype."""
-    examples = []
+    examples: list[Example] = []
     for item, sample in samples.items():
         doc = sample["doc"]
         if sample.get("bias_ambiguous") == 1.0 and len(examples) < MAX_BBQ_EXAMPLES:
