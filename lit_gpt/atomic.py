@@ -1,12 +1,12 @@
-"""Atomic writes: a folder or file is complete or absent, also after a kill or a power cut.
+"""Atomic writes: a folder or file is either complete or absent, even after a crash or power failure.
 
-The order: write next to the target under a name that nothing reads (`.tmp-<name>-<pid>`), seal it with a manifest,
-fsync every file and folder, rename, which the file system does atomically, and fsync the parent. A process killed at
-any point leaves the target as it was, and a leftover that the next save to the same place removes. On a full disk
-the temporary is removed and the error is one sentence.
+The sequence is: write to a temporary path in the target's folder (`.tmp-<name>-<pid>`), add a manifest, fsync every
+file and folder, rename (atomic in POSIX file systems), and fsync the parent folder. A process that is killed at any
+point leaves the target unchanged; the next save to the same path removes its temporary files. If the disk is full, the
+temporary path is removed and a one-sentence error is raised.
 
-Source of the order: Pillai et al. 2014, "All File Systems Are Not Created Equal" (OSDI): without the fsync before
-the rename, a power cut may leave the new name with old or empty content.
+Why the fsync before the rename: without it, a power failure may leave the new name with old or empty content (Pillai et
+al. 2014, "All File Systems Are Not Created Equal", OSDI).
 """
 
 import errno
@@ -22,27 +22,27 @@ from lit_gpt.errors import UserError
 
 TEMPORARY = ".tmp-"
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-"""No space, over the quota, over the limit on a file's size."""
+"""No space left, quota exceeded, file size limit exceeded."""
 
 
 def temporary_path(target: Path) -> Path:
-    """Return the name under which this process writes what will become `target`."""
+    """Return the path at which this process writes `target` before renaming it."""
     return target.parent / f"{TEMPORARY}{target.name}-{os.getpid()}"
 
 
 @contextmanager
 def atomic_folder(target: Path, seal: Callable[[Path], object] | None = None) -> Iterator[Path]:
-    """Write a folder completely or not at all.
+    """Write a folder atomically.
 
     Args:
         target: path of the folder; an existing one is replaced.
-        seal: writes the folder's last file, such as its manifest, when all others are there.
+        seal: called with the temporary folder after everything else was written, to add its manifest; None: nothing.
 
     Yields:
         An empty temporary folder to write into.
 
     Raises:
-        UserError: the disk is full; nothing but the temporary was touched.
+        UserError: the disk is full; `target` is unchanged.
     """
     remove_leftovers(target)
     temporary = temporary_path(target)
@@ -60,10 +60,10 @@ def atomic_folder(target: Path, seal: Callable[[Path], object] | None = None) ->
 
 @contextmanager
 def atomic_file(target: Path) -> Iterator[Path]:
-    """Write a file completely or not at all; yields the temporary path to write to.
+    """Write a file atomically; yields the temporary path to write to.
 
     Raises:
-        UserError: the disk is full; an older `target` is as it was.
+        UserError: the disk is full; `target` is unchanged.
     """
     temporary = temporary_path(target)
     try:
@@ -79,18 +79,18 @@ def atomic_file(target: Path) -> Iterator[Path]:
 
 
 def publish(temporary: Path, target: Path) -> None:
-    """Move a finished folder to its final path so that it survives a power cut; an older one is replaced."""
+    """Move a finished folder to its final path durably; an older folder there is replaced."""
     for path in [*temporary.rglob("*"), temporary]:
         fsync(path)
-    if target.exists():  # a folder cannot be renamed over another that is not empty
+    if target.exists():  # os.rename cannot replace a folder that is not empty
         remove_atomically(target)
     os.rename(temporary, target)
     fsync(target.parent)
 
 
 def remove_atomically(target: Path) -> None:
-    """Remove a folder or file so that a kill in the middle leaves nothing damaged under its name."""
-    if target.is_symlink():  # the folder was moved away: what the link names is left alone
+    """Remove a folder or file so that it is never seen half deleted, even after a crash."""
+    if target.is_symlink():  # the folder was moved elsewhere: remove only the link
         target.unlink()
         return
     if not target.exists():
@@ -104,12 +104,12 @@ def remove_atomically(target: Path) -> None:
 
 
 def remove_leftovers(target: Path) -> None:
-    """Remove what killed processes left half-written: for this target, or for any checkpoint of its folder.
+    """Remove temporary files of killed processes: those of this target, or of all checkpoints in its folder.
 
-    Files that a running process of this machine is writing are left alone.
+    Temporary files of processes that are still running on this machine are kept.
     """
     names = [f"{TEMPORARY}*{glob.escape(target.name)}-*"]
-    if target.suffix == ".ckpt":  # checkpoints share a folder that belongs to one run
+    if target.suffix == ".ckpt":  # all checkpoints in a folder belong to one run
         names.append(f"{TEMPORARY}*.ckpt-*")
     for path in {path for name in names for path in target.parent.glob(name)}:
         pid = path.name.rpartition("-")[2]
@@ -122,7 +122,7 @@ def remove_leftovers(target: Path) -> None:
 
 
 def raise_if_disk_full(error: BaseException, target: Path) -> None:
-    """Raise a UserError about space if `error` says that a disk is full, by number or by its library's words."""
+    """Raise a UserError if `error`, or an error that caused it, means that the disk is full."""
     if isinstance(error, UserError):
         return
     seen: set[int] = set()
@@ -135,19 +135,19 @@ def raise_if_disk_full(error: BaseException, target: Path) -> None:
 
 
 def disk_full_message(target: Path) -> str:
-    """Say what could not be written, how much space is free, and what to do."""
+    """Return a message with the path that could not be written, the free space, and the remedy."""
     parent = next(folder for folder in target.absolute().parents if folder.exists())
     free = shutil.disk_usage(parent).free
     return (
-        f"no space to write {target}: {free / 1e6:,.0f} MB are free there, or the limit on a file's size is lower; "
-        "free some, or write to another disk (trainer.default_root_dir, --out). What was there before is untouched"
+        f"no space to write {target}: {free / 1e6:,.0f} MB are free there, or the file size limit is lower; "
+        "free some space, or write to another disk (trainer.default_root_dir, --out). Existing files are unchanged"
     )
 
 
 def _says_disk_full(error: BaseException) -> bool:
     if isinstance(error, OSError) and error.errno in DISK_FULL:
         return True
-    # safetensors, numpy and torch's zip writer raise errors of their own, the number or a sentence in the text
+    # safetensors, numpy and torch's zip writer raise their own errors, recognisable only by their text
     text = str(error)
     numbers = any(f"os error {number})" in text for number in DISK_FULL)
     numbers = numbers or re.fullmatch(r"\d+ requested and \d+ written", text) is not None  # ndarray.tofile

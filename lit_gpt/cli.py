@@ -1,7 +1,8 @@
 """The command line: `python -m lit_gpt <command>`.
 
-`fit`, `validate`, `test` and `predict` go to the LightningCLI (`lightning_cli.py`); tool commands are functions in
-`commands/`, parsed by jsonargparse as well. This file imports neither torch nor Lightning, so that `--help` is fast.
+`fit`, `validate`, `test` and `predict` are handled by LightningCLI (`lightning_cli.py`); tool commands are functions in
+`commands/`, whose arguments jsonargparse derives from their signatures. This module imports neither torch nor
+Lightning, so that `--help` is fast.
 """
 
 import importlib
@@ -22,10 +23,10 @@ from lit_gpt.quiet import silence_libraries
 from lit_gpt.suggest import close_matches
 
 TRAINER_COMMANDS = {
-    "fit": "train a model: pretraining, and every other objective (config: trainer, model, data)",
-    "validate": "measure a checkpoint on the validation split",
-    "test": "measure a checkpoint on the test split",
-    "predict": "write the loss and bits per byte of each document",
+    "fit": "train a model with any objective (config: trainer, model, data)",
+    "validate": "evaluate a checkpoint on the validation split",
+    "test": "evaluate a checkpoint on the test split",
+    "predict": "write the loss and bits per byte of every document",
 }
 
 EPILOG = """examples:
@@ -34,27 +35,27 @@ EPILOG = """examples:
   python -m lit_gpt fit --config runs/quickstart/config.yaml --ckpt_path last
   python -m lit_gpt generate --model runs/quickstart --prompt "def "
 
-`python -m lit_gpt <command> --help` says more about each. LIT_GPT_TRACEBACK=1 shows the traceback of an error."""
+`python -m lit_gpt <command> --help` describes a command. LIT_GPT_TRACEBACK=1 shows the traceback of an error."""
 
 
 class HelpFormatter(DefaultHelpFormatter):
-    """Keeps the line breaks of the examples."""
+    """A help formatter that preserves the line breaks of the examples."""
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         return "".join(indent + line for line in text.splitlines(keepends=True))
 
 
 class ToolParser(ArgumentParser):
-    """A parser that suggests the nearest option for a misspelled one.
+    """An argument parser that suggests the nearest option for a misspelled one.
 
     Attributes:
-        tools: The parsers of its commands.
+        tools: Parsers of its subcommands.
     """
 
     tools: Sequence[ArgumentParser] = ()
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Exit with the message, and with the nearest option if the message is about an unknown one."""
+        """Exit with the message, plus the nearest option if the message is about an unknown one."""
         wrong = re.search(r"does not accept option '([\w.]+)'|unrecognized arguments: --([\w.]+)", message)
         if wrong is not None:
             one = getattr(ex, "subcommand_parser", None)
@@ -73,8 +74,8 @@ def main(args: list[str] | None = None) -> int:
         args: command-line arguments; None: those of the process.
 
     Returns:
-        The exit status: 0, or what a command returns (`evaluate`: 3 for a missed gate); 2 for an error that the
-        user can correct; 130 or 143 for a training run that Ctrl-C or SIGTERM ended after it had saved its checkpoint.
+        The exit status: 0 on success; 2 for an error that the user can correct; 130 or 143 for a training run that
+        saved a checkpoint after Ctrl-C or SIGTERM; or the command's own status (`evaluate`: 3 for a missed gate).
     """
     words = sys.argv[1:] if args is None else args
     silence_libraries()
@@ -91,7 +92,7 @@ def main(args: list[str] | None = None) -> int:
             arguments, name = arguments[arguments.subcommand], f"{name} {arguments.subcommand}"
         values = arguments.as_dict()
         function = _load(name)
-        if "config" not in inspect.signature(function).parameters:  # the YAML of the arguments themselves
+        if "config" not in inspect.signature(function).parameters:  # jsonargparse's own --config, already applied
             values.pop("config")
         status = function(**values)
     except ValueError as error:
@@ -109,7 +110,7 @@ def main(args: list[str] | None = None) -> int:
 
 
 def build_parser() -> ToolParser:
-    """Return the parser of all commands; those of the Trainer are only named here and parsed by the LightningCLI."""
+    """Return the parser of all commands; Trainer commands are only listed here and are parsed by LightningCLI."""
     parser = ToolParser(
         prog="python -m lit_gpt",
         description="The whole life of a language model as PyTorch Lightning plugins.",
@@ -134,7 +135,7 @@ def build_parser() -> ToolParser:
         tool = ToolParser(description=summary)
         tools.append(tool)
         if "config" not in inspect.signature(function).parameters:
-            tool.add_argument("--config", action="config", help="read the arguments below from this YAML file")
+            tool.add_argument("--config", action="config", help="YAML file with values for the arguments below")
         tool.add_function_arguments(function, as_positional=False, sub_configs=True)
         (groups[group] if word else commands).add_subcommand(word or group, tool, help=summary)
     parser.tools = tools
@@ -142,9 +143,9 @@ def build_parser() -> ToolParser:
 
 
 def _with_lists(words: Sequence[str]) -> list[str]:
-    """Gather the values of an option that takes a list: `--files a b` for jsonargparse's `--files '["a", "b"]'`.
+    """Rewrite list options from `--files a b` to jsonargparse's form, `--files '["a", "b"]'`.
 
-    An `--explain` without a word asks for the list of topics.
+    An `--explain` without a value becomes `--explain topics`.
     """
     command = next((name for name in (" ".join(words[:2]), " ".join(words[:1])) if name in COMMANDS), None)
     if command is None:

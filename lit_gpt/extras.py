@@ -1,4 +1,4 @@
-"""The libraries around this package: optional ones are imported where used, and an error names the missing one."""
+"""Optional dependencies: imported where they are used, with an error that names the missing one and its extra."""
 
 import importlib
 import importlib.metadata
@@ -9,11 +9,11 @@ from typing import Any
 from lit_gpt.errors import UserError
 
 STACK = ("torch", "lightning", "torchmetrics", "datasets", "transformers", "tokenizers", "jsonargparse", "tensorboard")
-"""The libraries whose versions belong in every report of a problem."""
+"""Libraries whose versions belong in every bug report."""
 
 
 def versions() -> str:
-    """Return the version of this package, then those of Python and the stack, in one line."""
+    """Return the versions of this package, Python and the main libraries on one line."""
     found = [installed_version("lit_gpt") or "unknown", f"Python {platform.python_version()}"]
     return ", ".join([*found, *(f"{name} {installed_version(name) or 'missing'}" for name in STACK)])
 
@@ -27,26 +27,28 @@ def installed_version(name: str) -> str | None:
 
 
 def need(module: str, extra: str, purpose: str) -> Any:
-    """Import a module of an extra.
+    """Import and return an optional module.
 
     Args:
-        module: What to import: "trafilatura".
-        extra: Which of this package's extras brings it: "data".
-        purpose: What it is needed for: "reading web pages".
+        module: Module to import, such as "trafilatura".
+        extra: Extra of this package that installs it, such as "data".
+        purpose: What needs it, such as "reading web pages"; starts the error message.
 
     Raises:
-        UserError: If it is not installed, or a file of the user hides a module that it needs.
+        UserError: If it is not installed, or a user's file shadows a standard library module that it needs.
     """
     try:
         return importlib.import_module(module)
     except ImportError as error:
         missing = (error.name or module).partition(".")[0]
-        if missing in sys.stdlib_module_names:  # a file of the user's hides a module of Python itself
+        if missing in sys.stdlib_module_names:  # a user's file shadows a standard library module
             hidden = getattr(sys.modules.get(missing), "__file__", None) or f"{missing}.py"
-            raise UserError(f"{purpose} needs Python's module {missing}, which {hidden} hides; rename it") from error
+            raise UserError(
+                f"{purpose} needs Python's module {missing}, shadowed by {hidden}; rename that file"
+            ) from error
         raise UserError(f"{purpose} needs {missing}, which is not installed; {remedy(extra)}") from error
 
 
 def remedy(extra: str) -> str:
-    """Return how to install an extra."""
+    """Return the commands that install an extra."""
     return f"pip install 'lit_gpt[{extra}]' (in a checkout: pip install -e '.[{extra}]')"

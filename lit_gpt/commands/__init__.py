@@ -1,6 +1,6 @@
-"""Tool commands: one thin file each, which reads arguments, calls the packages and prints.
+"""Tool commands, one thin module each: read the arguments, call the packages, print the result.
 
-A command's module imports nothing heavy at the top, so that `python -m lit_gpt <command> --help` starts at once.
+A command's module imports nothing heavy at the top, so that `python -m lit_gpt <command> --help` starts immediately.
 """
 
 COMMANDS = {
@@ -18,4 +18,4 @@ COMMANDS = {
     "score": "lit_gpt.commands.score:score",
     "doctor": "lit_gpt.commands.doctor:doctor",
 }
-"""Words on the command line → the function that implements them; its signature and docstring are the help."""
+"""Maps a command's name to the function that implements it; its signature and docstring become `--help`."""

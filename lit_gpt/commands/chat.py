@@ -23,18 +23,19 @@ def chat(
     an answer.
 
     Args:
-        model: a run's folder, a checkpoint, a bundle, or a Hugging Face folder or hub name.
-        system: the system message.
-        chat_template: a preset (chatml, llama3, gemma, qwen, mistral, alpaca) or a Jinja file, instead of the model's.
-        max_new_tokens: maximum number of tokens of an answer.
-        temperature: of the softmax; 0 chooses the likeliest token each time.
-        top_k: sample among the k likeliest tokens.
-        top_p: sample among the likeliest tokens that together have this probability.
-        min_p: sample among tokens with at least this share of the likeliest one's probability.
-        repetition_penalty: divides the logits of tokens that have occurred; 1: none.
-        seed: of the sampling; null: a different one each time.
-        device: where to run; auto takes the accelerator if there is one.
-        adapter: folder of an adapter to apply to the model.
+        model: run folder, checkpoint, bundle, Hugging Face folder, or hub name.
+        system: system message; null: none.
+        chat_template: preset (chatml, llama3, gemma, qwen, mistral, alpaca) or Jinja file to use instead of the model's
+            own template.
+        max_new_tokens: maximum number of tokens in an answer.
+        temperature: softmax temperature; 0 always chooses the most likely token.
+        top_k: sample from the k most likely tokens; null: no limit.
+        top_p: sample from the smallest set of most likely tokens with this total probability; null: no limit.
+        min_p: sample from tokens at least this fraction as probable as the most likely one; null: no limit.
+        repetition_penalty: factor by which the logits of tokens already in the text are reduced; 1: off.
+        seed: sampling seed; null: a different one each time.
+        device: device to run on; auto uses the accelerator if there is one.
+        adapter: folder of an adapter to merge into the model.
     """
     from lit_gpt.data.chat import ChatRenderer, load_chat_template, template_of
     from lit_gpt.generation import Engine, EngineLoop, SamplingParams

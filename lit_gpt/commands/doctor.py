@@ -1,11 +1,11 @@
-"""Say what this machine has and what is missing."""
+"""Report what this machine has and what is missing."""
 
 
 def doctor(folder: str = "runs") -> None:
-    """Report devices, fast precision, free memory and disk, installed extras and versions of the stack.
+    """Report devices, the fastest precision, free memory and disk space, installed extras, and library versions.
 
     Args:
-        folder: where runs would be written; its disk is checked.
+        folder: folder that runs would be written to; free space is measured on its disk.
     """
     from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""`evaluate`: measure a model's abilities and safety, write a report, and check the gate."""
+"""Evaluate a model, write a report, and check the release gate."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
@@ -23,27 +23,29 @@ def evaluate(
     run_untrusted_code: bool = False,
     explain: str | None = None,
 ) -> int:
-    """Measure a model: language modelling, benchmarks, code, safety; a report, and the release gate.
+    """Evaluate a model on language modelling, benchmarks, code and safety, and check the release gate.
 
-    Writes report.html and report.json. Exits with 0; 3 if a threshold of the gate is missed; 2 for a mistake in the
-    request; 1 if a measure failed because of a bug (the other measures' results are saved in both cases).
+    Writes report.html and report.json. Exit status: 0 on success; 1 if a measure failed because of a bug; 2 if an
+    argument or a measure's setup is wrong; 3 if a threshold of the gate was missed. Results of the measures that did
+    run are saved in every case.
 
     Args:
-        model: a run's folder, a checkpoint, a bundle, or a Hugging Face folder or hub name.
-        config: YAML with the measures, their settings, a seed and the gate's thresholds (configs/eval/).
-        suite: a built-in plan instead of a config, such as safety.
-        compare: two models (or their reports) to compare item by item; a model without a report of the given config or
-            suite is measured first.
-        adapter: a run, checkpoint or peft folder with an adapter that was trained on the model.
-        out: folder of the report, replaced if it exists; null: evaluation/<name of the config>/ in the run or bundle,
-            and for other models ./evaluation/<model>/<name of the config>/; an adapter, a chat template or a limit is
-            added to the folder's name. (`export` looks for the gate's verdict there.)
-        device: the device; auto takes the accelerator if there is one.
-        chat_template: a preset (chatml, llama3, qwen, ...) or a Jinja file, instead of the model's own.
-        max_batch_size: number of sequences that run at once.
-        limit: maximum number of items of each measure, for a quick look; null: all.
-        run_untrusted_code: run programs that the model writes, in a sandbox; without it, measures that need it fail.
-        explain: print the description and options of this measure and exit; without a name, list all measures.
+        model: run folder, checkpoint, bundle, Hugging Face folder, or hub name.
+        config: YAML plan: measures, their settings, a seed, and gate thresholds (examples in configs/eval/).
+        suite: name of a built-in plan to use instead of a config, such as safety.
+        compare: two models (or their reports) to compare item by item; a model that has no report for the given
+            config or suite is evaluated first.
+        adapter: run, checkpoint or peft folder with an adapter trained on the model.
+        out: folder of the report, replaced if it exists; null: evaluation/<config name>/ in the run or bundle, or
+            ./evaluation/<model>/<config name>/ for other models, with the adapter, chat template or limit appended to
+            the name. `export` looks for the gate's verdict there.
+        device: device to run on; auto uses the accelerator if there is one.
+        chat_template: preset (chatml, llama3, qwen, ...) or Jinja file to use instead of the model's own template.
+        max_batch_size: maximum number of sequences in a batch.
+        limit: maximum number of items per measure, for a quick look; null: all.
+        run_untrusted_code: allow programs written by the model to run in a sandbox; measures that need this fail
+            without it.
+        explain: print the description and options of this measure and exit; without a value, list all measures.
     """
     if explain is not None:
         from lit_gpt.evaluation.plan import explanation
@@ -72,15 +74,15 @@ def evaluate(
         found = find_report(name, plan, adapter, chat_template)
         page = measure(name, None)[0] if found is None else found
         if page is None:
-            raise UserError(f"no measure gave a result for {name}, so there is nothing to compare")
+            raise UserError(f"no measure produced a result for {name}, so there is nothing to compare")
         return page.parent if found is None else page
 
     if compare is not None:
         return _compare(compare, Path(out or "evaluation/comparison").expanduser(), report_on)
     if model is None:
-        raise UserError("nothing to evaluate; give --model <run, checkpoint, bundle or Hugging Face model>")
+        raise UserError("--model is missing; name a run, checkpoint, bundle or Hugging Face model")
     if plan is None:
-        raise UserError("nothing to measure; give --config <YAML, such as configs/eval/stdlib.yaml> or --suite safety")
+        raise UserError("there is no plan; give --config <YAML, such as configs/eval/stdlib.yaml> or --suite safety")
     page, outcome, gate = measure(model, None if out is None else Path(out).expanduser())
     _print_scores(outcome, gate)
     if page is not None:
@@ -101,9 +103,11 @@ def _evaluate(
     chat_template: str | None,
     max_batch_size: int,
 ) -> "tuple[Path | None, Outcome, GateRecord | None]":
-    """Measure one model and write its report; return its page, the outcome, and the gate's verdict.
+    """Evaluate one model and write its report.
 
-    If no measure gave a result, an existing report is not replaced; then there is no page.
+    Returns:
+        The report's HTML page (None if no measure produced a result and an older report was therefore left in place),
+        the outcome of the measures, and the gate's verdict (None: the plan has no gate).
     """
     import sys
     import time
@@ -136,20 +140,20 @@ def _evaluate(
         bars.close()
     gate = check_gate(plan.gate, outcome.results)
     if not outcome.results and (folder / REPORT).is_file():
-        print(f"no measure gave a result; the report in {folder} is unchanged", file=sys.stderr)
+        print(f"no measure produced a result; the report in {folder} is unchanged", file=sys.stderr)
         return None, outcome, gate
     page = write_report(make_report(plan, subject, outcome, gate, time.monotonic() - start), folder)
     return page, outcome, gate
 
 
 def _compare(names: list[str], out: "Path", report_on: "Callable[[str], Path]") -> int:
-    """Compare two models, measuring those without a report first."""
+    """Compare two models, evaluating those without a report first."""
     from lit_gpt.errors import UserError
     from lit_gpt.evaluation.compare import check_comparison_folder, compare_reports, write_comparison
     from lit_gpt.pages.text import visible
 
     if len(names) != 2:
-        raise UserError(f"--compare takes two models, here are {len(names)}")
+        raise UserError(f"--compare takes two models, got {len(names)}")
     check_comparison_folder(out)
     reports = [report_on(name) for name in names]
     from lit_gpt.evaluation.report import read_report

@@ -1,4 +1,4 @@
-"""Continue prompts with a trained model."""
+"""Generate text from prompts."""
 
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -35,38 +35,41 @@ def generate(
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
     adapter: str | None = None,
 ) -> None:
-    """Continue one prompt, printed as it is written, or many prompts, written as one JSON object a line.
+    """Generate text from one prompt, streamed to the terminal, or from many prompts, written as JSON lines.
 
     Args:
-        model: a run's folder, a checkpoint, a bundle, or a Hugging Face folder or hub name.
-        prompt: text to go on from; empty: the start of a document; `-`: all of standard input.
-        prompts: file of prompts, or `-` for standard input: a line of text each, or the records with a field `prompt`
-            (and `id`, ...) of JSON, JSON lines (which standard input may hold, too), CSV, TSV, Parquet or Arrow. The
-            answers are JSON lines.
-        out: file for the JSON lines; null: standard output. With a single prompt, JSON instead of text.
-        max_new_tokens: tokens to write at most; the end-of-text token ends it sooner.
-        temperature: of the softmax; 0 takes the likeliest token each time.
-        top_k: sample among the k likeliest tokens.
-        top_p: sample among the likeliest tokens that together have this probability.
-        min_p: sample among tokens with at least this share of the likeliest one's probability.
-        repetition_penalty: divides the logits of tokens that have occurred; 1: none.
-        presence_penalty: subtracted from the logits of tokens that were written; 0: none.
-        frequency_penalty: subtracted once for every time that a token was written; 0: none.
-        stop: texts that end the writing.
-        ignore_eos: write on past the end-of-text token.
-        num_samples: continuations of each prompt; several of one are printed after lines that number them.
-        seed: of the sampling; sample number i of a prompt has seed + i.
-        logprobs: log-probabilities of the tokens and of this many of the likeliest beside them, in the JSON lines.
-        json_schema: file with a JSON schema that the text shall follow.
-        regex: expression that the text shall match.
-        grammar: file with a grammar, in Lark's notation, that the text shall follow.
-        draft_model: a smaller model with the same tokenizer that proposes tokens for this one to verify.
-        draft_tokens: tokens to propose at a time; without a draft model they are looked up in the text so far; 0: none.
-        batch_size: prompts at once.
-        cache_tokens: room for keys and values, in tokens; null: for `batch_size` texts of full length.
+        model: run folder, checkpoint, bundle, Hugging Face folder, or hub name.
+        prompt: text to continue; empty: start a new document; `-`: read standard input.
+        prompts: file of prompts, or `-` for standard input: plain text with one prompt per line, or records with a
+            `prompt` field (and optionally `id`, ...) in JSON, JSON lines, CSV, TSV, Parquet or Arrow; standard input
+            may be plain text or JSON lines. Completions are written as JSON lines.
+        out: output file for JSON lines; null: standard output. A single prompt is then also written as JSON.
+        max_new_tokens: maximum number of generated tokens; the end-of-text token stops generation earlier.
+        temperature: softmax temperature; 0 always chooses the most likely token.
+        top_k: sample from the k most likely tokens; null: no limit.
+        top_p: sample from the smallest set of most likely tokens with this total probability; null: no limit.
+        min_p: sample from tokens at least this fraction as probable as the most likely one; null: no limit.
+        repetition_penalty: factor by which the logits of tokens already in the text are reduced; 1: off.
+        presence_penalty: amount subtracted from the logits of tokens already generated; 0: off.
+        frequency_penalty: amount subtracted from a token's logit each time it has been generated; 0: off.
+        stop: strings that end generation.
+        ignore_eos: continue past the end-of-text token.
+        num_samples: completions per prompt.
+        seed: sampling seed; the i-th sample of a prompt uses seed + i.
+        logprobs: number of most likely alternatives whose log-probabilities are written to the JSON lines for each
+            generated token, in addition to the token's own; null: no log-probabilities.
+        json_schema: file with a JSON schema that the completion must follow.
+        regex: regular expression that the completion must match.
+        grammar: file with a grammar in Lark syntax that the completion must follow.
+        draft_model: smaller model with the same tokenizer whose proposed tokens this model verifies (speculative
+            decoding).
+        draft_tokens: tokens to propose per verification; without a draft model they are looked up in the text so far;
+            0: no speculation, or 4 if there is a draft model.
+        batch_size: maximum number of prompts in a batch.
+        cache_tokens: KV cache capacity in tokens; null: a full context for each of `batch_size` sequences.
         compile: decode through torch.compile with fixed shapes.
-        device: where to run; auto takes the accelerator if there is one.
-        adapter: folder of an adapter for the model.
+        device: device to run on; auto uses the accelerator if there is one.
+        adapter: folder of an adapter to merge into the model.
     """
     import sys
     from pathlib import Path
@@ -144,7 +147,7 @@ def _print_samples(engine: Any, prompt: str, params: "SamplingParams", num_sampl
 
 
 def _answers(engine: Any, rows: list[dict[str, Any]], params: "SamplingParams", num_samples: int) -> Any:
-    """JSON lines in the order of the prompts, each as soon as those before it are there."""
+    """Yield JSON lines in the order of the prompts, each as soon as all earlier ones have been yielded."""
     import json
     from dataclasses import replace
 
@@ -181,7 +184,7 @@ def _constraint(json_schema: str | None, regex: str | None, grammar: str | None)
     given = {"json_schema": json_schema, "regex": regex, "grammar": grammar}
     forms = {name: value for name, value in given.items() if value is not None}
     if len(forms) > 1:
-        raise UserError(f"--{' and --'.join(forms)} are given; a text can follow one form")
+        raise UserError(f"--{' and --'.join(forms)} are given; choose one constraint")
     if json_schema is not None:
         return Constraint("json_schema", _read(json_schema))
     if grammar is not None:
@@ -190,7 +193,7 @@ def _constraint(json_schema: str | None, regex: str | None, grammar: str | None)
 
 
 def _read_prompts(name: str) -> list[dict[str, Any]]:
-    """Return the prompts of a file or of standard input, each with the fields that came with it."""
+    """Return the records of a prompt file or of standard input, with all their fields."""
     import tempfile
     from pathlib import Path
 
@@ -204,13 +207,13 @@ def _read_prompts(name: str) -> list[dict[str, Any]]:
             text = _read(name)
             path = Path(folder, "prompts.jsonl" if text.lstrip().startswith('{"') else "prompts.txt")
             path.write_text(text, encoding="utf-8")
-        # Of a plain text each line is a prompt; of a table or JSON each record.
+        # Each line of a plain text file is a prompt; in tables and JSON, each record is.
         source = FileRecords([(shown, path)], text_field="prompt", document_separator="\n")
         bad_input = BadInput(remedy="fix or remove it")
         prompt = TextField("prompt")
         rows = [dict(record.values) for record in source.records(bad_input) if prompt.document(record, bad_input)]
     if not rows:
-        raise UserError(f"{shown} has no prompts")
+        raise UserError(f"{shown} contains no prompts")
     return rows
 
 

@@ -1,4 +1,4 @@
-"""`inspect`: exactly what the model will see."""
+"""Inspect the training data exactly as the model will see it."""
 
 from typing import Literal
 
@@ -11,18 +11,18 @@ def inspect(
     html: str | None = None,
     color: Literal["auto", "always", "never"] = "auto",
 ) -> None:
-    """Shows what the model will see: windows of tokens, documents, masks, stop tokens and sources.
+    """Show what the model will see: token windows, documents, loss masks, stop tokens and sources.
 
-    Works for the DataModule of any YAML that `fit` takes. With --trace, the windows of one optimizer step are traced
-    to their documents: hash, source, record and place in the document.
+    Works with the DataModule of any YAML that `fit` accepts. With --trace, every window of one optimizer step is traced
+    back to its documents: hash, source, record, and position within the document.
 
     Args:
-        config: The YAML of a run, as `fit` takes it (or the config.yaml in a run's folder).
-        num_windows: Windows to show; with --trace all of the step are traced, and so many shown as text.
-        trace: Trace this optimizer step, counted from 1 as TensorBoard counts them.
-        split: Split to show; train shows the first step's windows unless --trace names another.
-        html: Also write one self-contained HTML page to this file.
-        color: Colour the text; auto does where the output is a terminal and NO_COLOR is not set.
+        config: YAML that `fit` accepts, or the config.yaml in a run's folder.
+        num_windows: number of windows to show as text; --trace still traces every window of the step.
+        trace: optimizer step to trace, counted from 1 as in TensorBoard; null: no tracing.
+        split: split to show; train shows the windows of the first step unless --trace names another.
+        html: file to which a self-contained HTML page is written as well; null: none.
+        color: whether to color the text; auto: if the output is a terminal and NO_COLOR is not set.
     """
     import os
     import sys
@@ -36,7 +36,7 @@ def inspect(
     if num_windows < 1:
         raise UserError(f"num_windows is {num_windows}; it must be at least 1")
     if trace is not None and (trace < 1 or split != "train"):
-        raise UserError(f"trace {trace} of the split {split}: optimizer steps count from 1 and are of the split train")
+        raise UserError(f"trace is {trace} and split is {split}; trace must be at least 1, and needs split train")
     datamodule = open_datamodule(
         Path(config), "fit" if split == "train" else {"val": "validate", "test": "test"}[split]
     )
@@ -46,9 +46,9 @@ def inspect(
     if trace is not None:
         report.num_hidden = max(0, len(report.windows) - num_windows)
         report.windows = report.windows[:num_windows]
-    if html is not None:  # first: the reader of the text may close the pipe
-        with atomic_file(Path(html).expanduser()) as beside:
-            beside.write_text(page.render(report), encoding="utf-8")
+    if html is not None:  # before printing, which fails if the reader closes the pipe
+        with atomic_file(Path(html).expanduser()) as temporary:
+            temporary.write_text(page.render(report), encoding="utf-8")
     print(f"{table}\n{terminal.render(report, colour)}" if table else terminal.render(report, colour))
     if html is not None:
         print(f"\nwrote {html}")

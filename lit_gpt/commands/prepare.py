@@ -1,4 +1,4 @@
-"""`prepare`: raw documents → clean, deduplicated, decontaminated token shards and a data card."""
+"""Prepare a corpus: raw documents to clean, deduplicated, decontaminated token shards and a data card."""
 
 from typing import Any, Literal
 
@@ -23,28 +23,29 @@ def prepare(
     overwrite: bool = False,
     explain: str | None = None,
 ) -> None:
-    """Prepare a corpus: raw documents in, clean token shards and a data card out.
+    """Clean and tokenize raw documents into token shards with a data card.
 
     Args:
-        out: folder of the corpus: documents/, tokenizer/, tokens/, card.json, card.html. Started again, it resumes.
-        sources: where the documents come from: a list of mappings with one of files, html, warc, hub, code, stdlib,
-            class_path, its options, and what you declare: name, license, language. `--explain sources` says more.
-        steps: what happens to them, in order: a list of `name: {options}`. `--explain steps` lists them,
-            `--explain near_duplicates` shows one with its options.
+        out: output folder: documents/, tokenizer/, tokens/, card.json, card.html. An interrupted run resumes there.
+        sources: sources of documents: a list of mappings, each with one of files, html, warc, hub, code, stdlib,
+            class_path, its options, and what you declare about it (name, license, language); see `--explain sources`.
+        steps: filters and transforms to apply, in order: a list of `name: {options}`. `--explain steps` lists them,
+            `--explain near_duplicates` describes one and its options.
         tokenizer: folder, file or hub name of a tokenizer; or the settings of a byte-level BPE to train on the clean
-            train split ({vocab_size: 16384, pattern: gpt2, sample_megabytes: 256, ...}); null stops at clean text.
-        val_fraction: share of the documents held out for validation, by the hash of their text.
-        test_fraction: share held out for the test.
-        on_bad_input: what happens at a file or row that cannot be read: error stops and names it, skip counts it.
-        seed: for the filters that draw at random (near_duplicates); null leaves each its own.
-        keep_rejected: keep the texts of dropped documents in steps/rejected/, with id and reason.
-        shard_megabytes: text of one shard of documents, which is what one task works on; null chooses by the size
-            of the input. (Not by the number of workers: the bytes are the same for any.)
-        expected_gigabytes: text of all sources, where they cannot know it (streams), to check the free disk space.
-        executor: where it runs; the result is the same.
-        overwrite: delete what another recipe, or other input, left in out.
-        explain: print what `sources`, `steps`, or one of them by name is and takes, and stop; without a
-            name, list the topics.
+            training split ({vocab_size: 16384, pattern: gpt2, sample_megabytes: 256, ...}); null: stop after cleaning.
+        val_fraction: fraction of the documents held out for validation, chosen by the hash of their text.
+        test_fraction: fraction of the documents held out for testing, chosen in the same way.
+        on_bad_input: how to treat a file or row that cannot be read: error: stop and name it; skip: skip and count it.
+        seed: seed of the filters that use random numbers (near_duplicates); null: each filter's default.
+        keep_rejected: whether to save the text of rejected documents in steps/rejected/, with ID and reason.
+        shard_megabytes: text per document shard, the unit of work of one task, in MB; null: chosen by the size of the
+            input (never by the number of workers, so the output is the same for any number).
+        expected_gigabytes: total text of sources whose size is unknown in advance (streams), in GB, for the check of
+            free disk space.
+        executor: how and where the tasks run; the result does not depend on it.
+        overwrite: whether to delete the output of another recipe, or of other input, in `out`.
+        explain: print the description and options of `sources`, `steps`, or one source or step, and exit; without a
+            value, list the topics.
     """
     if explain is not None:
         from lit_gpt.data.pipeline.recipe import explanation

@@ -1,4 +1,4 @@
-"""Make a model smaller by rounding its weights."""
+"""Quantise a model's weights to 8 or 4 bits."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,28 +25,28 @@ def quantize(
     adapter: str | None = None,
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
 ) -> None:
-    """Write a bundle whose linear layers are in 8 or 4 bits, and say what that costs and gains.
+    """Write a bundle with linear layers in 8 or 4 bits, and report the change in size, quality and speed.
 
-    `generate`, `chat`, `serve` and `evaluate` open the bundle like any model; training and export need the original.
-    Size, bits per byte and decoding speed are printed before and after. On a CPU expect a smaller model, not a faster
-    one. Embedding, head, norms and the experts of a mixture stay as they are.
+    `generate`, `chat`, `serve` and `evaluate` load the bundle like any model; training and export need the original.
+    Size, bits per byte and decoding speed are printed for both models. On a CPU, expect a smaller model, not a faster
+    one. The embedding, head, norms and experts of a mixture are not quantised.
 
     Args:
-        model: a run's folder, a checkpoint, a bundle, or a Hugging Face folder or hub name.
-        out: the bundle's folder; it must not exist.
-        method: int8: weights in 8 bits; int4: in 4, in groups; int8_dynamic: weights and, as they come, activations in
-            8; fp8: both in 8-bit floats (Ada and Hopper GPUs). null: what the model was trained for
-            (QuantizationAware), else int8.
-        group_size: inputs of a layer that share a scale, in int8 and int4; null: 32 in int4, else all.
-        dtype: of what is not quantised, and of what layers compute in; keep: as the weights are.
-        files: texts to measure bits per byte on (files, folders, patterns); null: documents of the standard library
-            that a run with its default split holds out.
-        documents: of the texts, at most.
-        max_increase: write nothing if bits per byte rise by more than this.
-        measure: predict the texts and time decoding, before and after; false: only write (the model is then read one
-            tensor at a time).
-        adapter: a run, checkpoint or peft folder with an adapter, to be merged into the model first.
-        device: where to quantise and measure; auto takes the accelerator if there is one.
+        model: run folder, checkpoint, bundle, Hugging Face folder, or hub name.
+        out: output folder of the bundle; it must not exist.
+        method: int8: 8-bit weights; int4: 4-bit weights in groups; int8_dynamic: 8-bit weights, and activations
+            quantised to 8 bits on the fly; fp8: weights and activations in 8-bit floats (Ada and Hopper GPUs); null:
+            the method that the model was trained for (QuantizationAware), otherwise int8.
+        group_size: number of a layer's inputs that share a scale, for int8 and int4; null: 32 for int4, otherwise all.
+        dtype: data type of the tensors that are not quantised, and of the computation; keep: that of the weights.
+        files: texts on which bits per byte is measured (files, folders, glob patterns); null: the documents of the
+            standard library that a run with the default split holds out.
+        documents: maximum number of documents to measure on.
+        max_increase: largest allowed increase in bits per byte, beyond which nothing is written; null: no limit.
+        measure: whether to measure bits per byte and decoding speed before and after; false reads the model one tensor
+            at a time.
+        adapter: run, checkpoint or peft folder with an adapter to merge into the model first; null: none.
+        device: device to quantise and measure on; auto uses the accelerator if there is one.
     """
     from lit_gpt.checkpoints.bundle import check_free, torch_dtype
     from lit_gpt.checkpoints.model_card import CardFacts
@@ -68,7 +68,7 @@ def quantize(
     if source.quantized is not None:
         source.quantized.refuse_plain_weights()
     if measure and source.tokenizer_path is None:
-        raise UserError(f"{model} has no tokenizer beside it to measure with; --measure false writes it all the same")
+        raise UserError(f"{model} has no tokenizer, so it cannot be measured; --measure false quantises it anyway")
     scheme = _scheme(source, method, group_size)
     check_free(Path(out))
     scheme.check_device(place)
@@ -77,16 +77,16 @@ def quantize(
     kind = None if dtype == "keep" else torch_dtype(dtype)
     before = after = None
     if measure:
-        with _bar("predicting, before", "B") as progress:
+        with _bar("measuring the original", "B") as progress:
             before = measure_cost(source, place, texts, documents, kind, progress=progress)
 
     def check(folder: Path) -> None:
-        """Measures what has been written, opened again: that it opens is a part of what is measured."""
+        """Measure the bundle as loaded from disk, which also verifies that it can be loaded."""
         nonlocal after
         if before is None:
             return
         write_manifest(folder)
-        with _bar("predicting, after", "B") as progress:
+        with _bar("measuring the quantised model", "B") as progress:
             after = measure_cost(resolve_model(folder), place, texts, documents, progress=progress)
         _refuse_if_worse(before, after, max_increase, scheme)
 
@@ -108,7 +108,7 @@ def quantize(
         )
     print(f"{source.path} -> {out}, {scheme}")
     print(f"  weights     {_megabytes(sizes.before)} -> {_megabytes(sizes.after)} ({sizes.after / sizes.before:.0%})")
-    print(f"  of these    {_megabytes(sizes.layers_before)} -> {_megabytes(sizes.layers_after)} in quantised layers")
+    print(f"  of which    {_megabytes(sizes.layers_before)} -> {_megabytes(sizes.layers_after)} in quantised layers")
     if before is not None and after is not None:
         _print_change(before, after, texts.title, place.type)
     print(f'next: python -m lit_gpt generate --model {out} --prompt "..."')
@@ -159,11 +159,11 @@ def _print_change(before: "ModelCost", after: "ModelCost", texts: str, device: s
 
     rise, interval = increase(before, after)
     first, second = before.bits_per_byte, after.bits_per_byte
-    sure = "" if interval is None else f", 95 % interval {interval.low:+.4f} to {interval.high:+.4f}"
-    print(f"  bits/byte   {first.value:.4f} -> {second.value:.4f} ({rise:+.4f}{sure})")
+    confidence = "" if interval is None else f", 95 % interval {interval.low:+.4f} to {interval.high:+.4f}"
+    print(f"  bits/byte   {first.value:.4f} -> {second.value:.4f} ({rise:+.4f}{confidence})")
     print(f"              on {first.count} documents of {texts}")
     speeds = before.tokens_per_second, after.tokens_per_second
-    print(f"  tokens/s    {speeds[0]:.1f} -> {speeds[1]:.1f} ({speeds[1] / speeds[0]:.2f} x; one text, {device})")
+    print(f"  tokens/s    {speeds[0]:.1f} -> {speeds[1]:.1f} ({speeds[1] / speeds[0]:.2f} x; one sequence, {device})")
 
 
 def _megabytes(count: int) -> str:

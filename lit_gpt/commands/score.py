@@ -1,4 +1,4 @@
-"""Rate answers with a reward model."""
+"""Score answers with a reward model."""
 
 from typing import Literal
 
@@ -12,16 +12,16 @@ def score(
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
     on_bad_input: Literal["error", "skip"] = "error",
 ) -> None:
-    """Rate the answers of instruction rows with a reward model: each row comes out with a field `reward`.
+    """Score the answers of instruction data with a reward model; a `reward` field is added to each row.
 
     Args:
-        model: a run or checkpoint of RewardModule.
-        files: json, jsonl, csv or parquet files with instructions and answers, in any form that SFT takes.
-        out: jsonl file to write: the rows, with `reward` and where each is from.
-        columns: our name of a field and the data's: {"prompt": "question"}.
-        batch_size: rows that are rated at once.
-        device: where to run; auto takes the accelerator if there is one.
-        on_bad_input: error stops at a row that cannot be rated, skip leaves it out and counts it.
+        model: run or checkpoint of a RewardModule.
+        files: JSON, JSON lines, CSV or Parquet files with instructions and answers, in any form that SFT accepts.
+        out: JSON lines file to write: the input rows with `reward` and `source` (file and row) added.
+        columns: maps a field's expected name to its name in the data: {"prompt": "question"}.
+        batch_size: number of rows scored in a batch.
+        device: device to run on; auto uses the accelerator if there is one.
+        on_bad_input: how to treat a row that cannot be scored: error: stop and name it; skip: skip and count it.
     """
     import json
     from pathlib import Path
@@ -47,11 +47,11 @@ def score(
                 line = json.dumps(values, ensure_ascii=False, default=str)  # dates and decimals of parquet as text
                 try:
                     line.encode()
-                except UnicodeEncodeError:  # half a surrogate pair in some field: escaped, as it came
+                except UnicodeEncodeError:  # a lone surrogate in some field: keep it as an escape
                     line = json.dumps(values, default=str)
                 file.write(line + "\n")
                 total, count = total + reward, count + 1
         if not count:
-            raise UserError(f"{', '.join(files)}: no row could be rated")
+            raise UserError(f"{', '.join(files)}: no row could be scored")
     skipped = f", {bad_input.num_skipped} skipped" if bad_input.num_skipped else ""
     print(f"{count:,} rows{skipped}, mean reward {total / count:.4f} -> {out}")

@@ -27,32 +27,34 @@ def serve(
     root_path: str = "",
     limits: Limits = Limits(),  # noqa: B008 (frozen)
 ) -> None:
-    """Serve a model: OpenAI's API under /v1, a chat page at /, metrics for Prometheus at /metrics.
+    """Serve a model over HTTP: the OpenAI API under /v1, a chat page at /, Prometheus metrics at /metrics.
 
     Args:
-        model: a run's folder, a checkpoint, a bundle, or a Hugging Face folder or hub name.
-        adapter: folder of an adapter to apply to it.
-        host: address to listen on; any but loopback needs API keys.
-        port: 0 takes any free one.
-        name: what requests call the model; null: its folder's name.
-        chat_template: a preset (chatml, llama3, qwen, ...) or a Jinja file, instead of the model's own.
-        api_keys_file: file with a key on each line, any of which opens the API; or the variable LIT_GPT_API_KEYS,
-            separated by commas. Without keys, everyone who reaches the port may use it.
-        allowed_hosts: host names that requests may use; null: those of loopback where it listens there, else any.
-        cors_origins: origins of other pages that may call the API from a browser, such as https://example.org.
-        device: where to run; auto takes the accelerator if there is one.
-        dtype: of the weights; keep: as they are stored.
-        max_batch_size: sequences that run at once; others wait in the queue.
-        cache_tokens: capacity of the KV cache in tokens; null: a full context for each sequence of the batch.
-        prefill_chunk: prompt tokens processed in one forward pass.
+        model: run folder, checkpoint, bundle, Hugging Face folder, or hub name.
+        adapter: folder of an adapter to merge into the model.
+        host: address to listen on; any other than loopback requires API keys.
+        port: port to listen on; 0: any free port.
+        name: model name that requests use; null: the name of the model's folder.
+        chat_template: preset (chatml, llama3, qwen, ...) or Jinja file to use instead of the model's own template.
+        api_keys_file: file with one API key per line; null: the environment variable LIT_GPT_API_KEYS, separated by
+            commas. Without keys, anyone who can reach the port may use the API.
+        allowed_hosts: host names that requests may use; null: the loopback names if the server listens on loopback,
+            otherwise any.
+        cors_origins: origins of web pages that may call the API from a browser, such as https://example.org.
+        device: device to run on; auto uses the accelerator if there is one.
+        dtype: data type of the weights; keep: as they are stored.
+        max_batch_size: maximum number of sequences in a batch; further ones wait in the queue.
+        cache_tokens: KV cache capacity in tokens; null: a full context for each sequence of the batch.
+        prefill_chunk: maximum number of prompt tokens processed in one forward pass.
         compile: decode through torch.compile with fixed shapes.
-        draft_model: a smaller model with the same tokenizer that proposes tokens for this one to verify.
-        draft_tokens: tokens to propose at a time; without a draft model they are looked up in the text so far; 0: no
-            speculation.
-        guards: YAML file of guards that check requests and answers: personal data, block lists, a classifier of your
-            own (`lit_gpt.serving.guards`).
-        root_path: path under which a reverse proxy publishes the server, such as /llm.
-        limits: bounds for each request and for all together.
+        draft_model: smaller model with the same tokenizer whose proposed tokens this model verifies (speculative
+            decoding).
+        draft_tokens: tokens to propose per verification; without a draft model they are looked up in the text so far;
+            0: no speculation.
+        guards: YAML file of guards that check requests and answers: personal data, block lists, or your own classifier
+            (`lit_gpt.serving.guards`).
+        root_path: path prefix under which a reverse proxy publishes the server, such as /llm.
+        limits: limits per request and for the whole server.
     """
     from lit_gpt.extras import need
 

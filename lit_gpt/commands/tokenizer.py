@@ -1,4 +1,4 @@
-"""`tokenizer train` and `tokenizer measure`: byte-level BPE from text, and what tokenizers cost and keep."""
+"""Train byte-level BPE tokenizers, and measure tokenizers on text."""
 
 from typing import Literal
 
@@ -21,25 +21,25 @@ def train(
     split_digits: bool = False,
     chat_tokens: Literal["chatml", "llama3"] | None = None,
 ) -> None:
-    """Trains a byte-level BPE tokenizer and writes it as a Hugging Face tokenizer folder.
+    """Train a byte-level BPE tokenizer and write it as a Hugging Face tokenizer folder.
 
     Args:
-        files: Files, folders or glob patterns: text, code, JSON, JSON lines, CSV, Parquet, Arrow; also compressed.
-        out: Folder to write; it must not exist or be empty.
-        vocab_size: Entries, the 256 bytes and the special tokens included.
-        text_field: Field or column that holds the text, or a template of fields.
-        document_separator: String at which plain text files are cut into documents; null keeps each whole.
-        pattern: How text is split into words: gpt2's rules, or gpt4's (numbers in groups of three digits).
-        special_tokens: Special tokens beside <|endoftext|>, which is always there.
-        sample_megabytes: Train on at most this much text, an even sample of the documents.
-        val_fraction: Leave out the documents that a data module with this val_fraction holds out.
-        test_fraction: Leave out the documents that a data module with this test_fraction holds out.
-        on_bad_input: error stops at a file or row that cannot be read, skip leaves it out and counts it.
-        mixture: Instead of files: sources with weights, [{files: web/*.jsonl, weight: 3}, {files: code, weight: 1}];
-            the sample holds their texts in proportion to the weights.
-        split_digits: Make every digit a token of its own, so that a number is spelled in one way only.
-        chat_tokens: Add the special tokens of a chat format: chatml (<|im_start|>, <|im_end|>) or llama3
-            (<|start_header_id|>, <|end_header_id|>, <|eot_id|>).
+        files: files, folders or glob patterns: text, code, JSON, JSON lines, CSV, Parquet or Arrow, also compressed.
+        out: output folder; it must be empty or not exist.
+        vocab_size: number of entries, including the 256 bytes and the special tokens.
+        text_field: field or column that holds the text, or a template of fields.
+        document_separator: string that separates documents in plain text files; null: each file is one document.
+        pattern: pre-tokenization pattern: gpt2, or gpt4 (which also splits numbers into groups of three digits).
+        special_tokens: special tokens in addition to <|endoftext|>, which is always included.
+        sample_megabytes: maximum amount of text to train on, in MB, sampled evenly from the documents.
+        val_fraction: val_fraction of the data module whose validation documents are excluded.
+        test_fraction: test_fraction of the data module whose test documents are excluded.
+        on_bad_input: how to treat a file or row that cannot be read: error: stop and name it; skip: skip and count it.
+        mixture: weighted sources, instead of files: [{files: web/*.jsonl, weight: 3}, {files: code, weight: 1}]; the
+            sample contains their text in proportion to the weights.
+        split_digits: whether to make every digit a token of its own, so that each number has a single tokenization.
+        chat_tokens: chat format whose special tokens are added: chatml (<|im_start|>, <|im_end|>) or llama3
+            (<|start_header_id|>, <|end_header_id|>, <|eot_id|>); null: none.
     """
     from pathlib import Path
 
@@ -51,10 +51,10 @@ def train(
 
     folder = Path(out).expanduser()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{out} exists already; name a new folder with --out, or remove it")
+        raise UserError(f"{out} already exists; choose another --out, or remove it first")
     if bool(files) == bool(mixture):
-        raise UserError("there is nothing to train on, or too much: give either --files or --mixture")
-    # The command line gives mappings, Python code the class.
+        raise UserError("give either --files or --mixture, and not both")
+    # The command line passes mappings; Python callers may pass WeightedFiles.
     sources = [item if isinstance(item, WeightedFiles) else WeightedFiles(**item) for item in mixture or []]
     sources = sources or [WeightedFiles(files or [], 1.0, text_field, document_separator)]
     sample = TokenizerSample(sources, sample_megabytes * 1_000_000, val_fraction, test_fraction, on_bad_input)
@@ -75,8 +75,8 @@ def train(
         for name, count in taken:
             print(f"  {100 * count / total:5.1f} % of the sample ({human_bytes(count)}) from {name}")
     if tokenizer.vocab_size < vocab_size:
-        print(f"the text has too few different words for {vocab_size} entries")
-    print(f"{text_bytes / num_tokens:.2f} bytes per token on {human_bytes(text_bytes)} of it")
+        print(f"the text has too few distinct words for {vocab_size} entries")
+    print(f"{text_bytes / num_tokens:.2f} bytes per token on {human_bytes(text_bytes)} of this text")
     print(f"wrote {folder}; use it with: --data.init_args.tokenizer {folder}")
 
 
@@ -89,21 +89,22 @@ def measure(
     json: bool = False,
     on_bad_input: Literal["error", "skip"] = "error",
 ) -> None:
-    """Compares tokenizers on the same texts: length, fertility, unused entries, speed, exactness.
+    """Compare tokenizers on the same texts: compression, fertility, unused entries, speed, and round-trip exactness.
 
-    Bytes per token (more: shorter sequences), tokens per word by source (fertility), the share of entries that no text
-    needed, encoding speed of one thread, and whether texts come back from their ids exactly: the files' documents, and
-    a list of hostile Unicode. Text that is not UTF-8 and lone surrogates are refused, with their place.
+    Reports bytes per token (higher means shorter sequences), tokens per word for each source (fertility), the fraction
+    of entries that never occur, single-threaded encoding speed, and whether decoding restores the text exactly, both
+    for the documents and for a list of adversarial Unicode strings. Text that is not valid UTF-8, or contains lone
+    surrogates, is rejected with its location.
 
     Args:
-        tokenizers: Tokenizer folders, tokenizer.json files, or names on the Hugging Face hub.
-        files: Sources to measure on, each a file, a folder or a pattern; german=texts/*.txt gives one a name, so that
-            languages or kinds of text stand side by side.
-        text_field: Field or column that holds the text, or a template of fields.
-        document_separator: String at which plain text files are cut into documents; null keeps each whole.
-        sample_megabytes: Measure on at most this much text of each source, an even sample of its documents.
-        json: Print the measures as JSON instead of a table.
-        on_bad_input: error stops at a file or row that cannot be read, skip leaves it out and counts it.
+        tokenizers: tokenizer folders, tokenizer.json files, or names on the Hugging Face hub.
+        files: sources to measure on: files, folders or glob patterns; german=texts/*.txt names a source, so that
+            languages or kinds of text can be compared.
+        text_field: field or column that holds the text, or a template of fields.
+        document_separator: string that separates documents in plain text files; null: each file is one document.
+        sample_megabytes: maximum amount of text per source, in MB, sampled evenly from its documents.
+        json: whether to print JSON instead of a table.
+        on_bad_input: how to treat a file or row that cannot be read: error: stop and name it; skip: skip and count it.
     """
     import json as json_module
     import sys
@@ -126,7 +127,7 @@ def measure(
         )
         sources.setdefault(name, []).extend(sample)
     if not any(sources.values()):
-        raise UserError(f"{', '.join(files)} hold no text; name files that hold some")
+        raise UserError(f"{', '.join(files)} contain no text; name files that do")
     measures = [measure_tokenizer(name, load_tokenizer(name), sources) for name in tokenizers]
     if json:
         print(json_module.dumps([measure.to_json() for measure in measures], indent=2, ensure_ascii=False))
@@ -138,6 +139,7 @@ def measure(
     size = sum(len(text.encode()) for texts in sources.values() for text in texts)
     documents = sum(map(len, sources.values()))
     print(
-        f"on {size / 1e6:.2f} MB in {documents:,} documents and {len(HOSTILE)} hostile texts; speed of one thread",
+        f"on {size / 1e6:.2f} MB in {documents:,} documents and {len(HOSTILE)} adversarial strings; "
+        "speed is single-threaded",
         file=sys.stderr,
     )

@@ -141,9 +141,9 @@ def test_what_is_no_run(tmp_path: Path, content: str | None, message: str) -> No
 def test_impossible_requests(runs: dict[str, Path]) -> None:
     with pytest.raises(UserError, match="num_windows is 0"):
         inspect(str(runs["TextDataModule"]), num_windows=0)
-    with pytest.raises(UserError, match="steps count from 1"):
+    with pytest.raises(UserError, match="trace is 0"):
         inspect(str(runs["TextDataModule"]), trace=0)
-    with pytest.raises(UserError, match="are of the split train"):
+    with pytest.raises(UserError, match="split is val"):
         inspect(str(runs["TextDataModule"]), trace=1, split="val")
 
 
