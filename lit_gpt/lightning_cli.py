@@ -53,7 +53,7 @@ class ArgumentParser(LightningArgumentParser):
             known |= {key for kind in kinds for base in kind.__mro__ for key in _arguments(base)}
         known |= {"trainer", "model", "data", "seed_everything", "ckpt_path", "class_path", "init_args"}
         words = {part for key in unknown for part in key.split(".")} - known
-        near = {match for word in words for match in close_matches(word, known, count=3)}
+        near = {match for word in words for match in close_matches(word, known, count=3, cutoff=0.6)}
         return f" (nearest: {', '.join(sorted(near))})" if near else ""
 
 

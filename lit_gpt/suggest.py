@@ -6,9 +6,16 @@ from collections.abc import Iterable
 from lit_gpt.errors import UserError
 
 
-def close_matches(name: object, known: Iterable[str], count: int = 1) -> list[str]:
-    """Return up to `count` names of `known` that resemble `name`, best first; [] when none does."""
-    return difflib.get_close_matches(str(name), sorted(known), n=count, cutoff=0.5)
+def close_matches(name: object, known: Iterable[str], count: int = 1, cutoff: float = 0.5) -> list[str]:
+    """Return up to `count` names of `known` that resemble `name`, best first; [] when none does.
+
+    Args:
+        name: The misspelled name.
+        known: The names that exist.
+        count: How many to return at most.
+        cutoff: Least similarity, from 0 to 1 (`difflib.SequenceMatcher.ratio`).
+    """
+    return difflib.get_close_matches(str(name), sorted(known), n=count, cutoff=cutoff)
 
 
 def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
