@@ -28,7 +28,7 @@ from lit_gpt.callbacks import (
     TokenProgressBar,
 )
 from lit_gpt.callbacks.run_folder import require_fresh
-from lit_gpt.checkpoints.resolve import find_best, find_last_whole, list_checkpoints
+from lit_gpt.checkpoints.resolve import find_best, find_last_complete, list_checkpoints
 from lit_gpt.errors import UserError
 from lit_gpt.plugins import AtomicCheckpointIO
 
@@ -201,7 +201,7 @@ class Trainer(pl.Trainer):
             return str(find_best(self.run_dir))
         if ckpt_path != "last":
             return ckpt_path
-        path, damaged = find_last_whole(self.run_dir)
+        path, damaged = find_last_complete(self.run_dir)
         for problem in damaged:
             rank_zero_warn(f"skipped a damaged checkpoint: {problem}")
         return str(path)

@@ -1,1 +1,1 @@
-"""Models on disk: checkpoints, bundles and Hugging Face folders, whole or absent and read as data alone."""
+"""Models on disk: checkpoints, bundles and Hugging Face folders, written atomically and read without executing code."""

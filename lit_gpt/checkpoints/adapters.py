@@ -1,17 +1,17 @@
-"""Adapters on disk: in a run's checkpoints, and as folders that `peft` opens.
+"""Adapters on disk: in a run's checkpoints, and as folders that `peft` can load.
 
-A checkpoint of a run with an adapter holds the adapter alone, and in the header of its `model.safetensors` what base
-it belongs to: the name that the user gave, and the SHA-256 of the base's weights (`hash_weights`), which is the same
-for a run and for the bundle that was exported from it. A peft folder holds
+A checkpoint of a run that trains an adapter contains only the adapter. The header of its `model.safetensors` identifies
+the base model by the name that the user gave and by the SHA-256 of its weights (`hash_weights`), which is the same for
+a run and for a bundle exported from it. A peft folder contains
 
-    adapter_config.json         as peft writes it, with Hugging Face's names of the layers
-    adapter_model.safetensors   the same
-    lit_gpt.json                our configuration of the adapter, the model's, and the base's hash
-    manifest.json               sizes and SHA-256
+    adapter_config.json         as written by peft, with Hugging Face's layer names
+    adapter_model.safetensors   as written by peft
+    lit_gpt.json                lit_gpt's configuration of the adapter and the model, and the base's hash
+    manifest.json               sizes and SHA-256 of all files
     tokenizer and lineage       as in a bundle
 
-For the few families whose layers are laid out otherwise on Hugging Face's side (GPT-2's fused projections), the layers
-keep our names, and `lit_gpt.json` says so: such a folder is for lit_gpt alone.
+In the few families whose layers have a different layout in Hugging Face's implementation (GPT-2's fused projections),
+layers keep their lit_gpt names, which `lit_gpt.json` records; only lit_gpt can load such a folder.
 """
 
 import hashlib
@@ -42,45 +42,50 @@ _PEFT_PREFIX = "base_model.model."
 
 @dataclass(frozen=True)
 class SavedAdapter:
-    """An adapter that was found, its weights not read yet."""
+    """An adapter on disk, whose weights are read on demand."""
 
     path: Path
     adapter: AdapterConfig
     config: GPTConfig
-    """Of the adapted model: its vocabulary may be larger than the base's."""
+    """The adapted model's configuration; its vocabulary may be larger than the base's."""
     base: str | None
-    """How the base was named when the adapter was trained."""
+    """The base model's name (path or hub name) when the adapter was trained."""
     base_sha256: str | None
     load_tensors: Callable[[], dict[str, Tensor]]
-    """The adapter's tensors by our names (`lit_gpt.adapters.adapter_state_dict`)."""
+    """Returns the adapter's tensors under lit_gpt's names (`lit_gpt.adapters.adapter_state_dict`)."""
     tokenizer_path: Path | None
     lineage: dict[str, Any] | None
 
     def check_base(self, weights: Mapping[str, Tensor], config: GPTConfig, where: str) -> None:
-        """Refuse a base that is not the one that the adapter was trained on.
+        """Check that these weights are those of the base model that the adapter was trained on.
+
+        Args:
+            weights: the base's complete weights under lit_gpt's names.
+            config: the base's configuration.
+            where: name of the base in error messages.
 
         Raises:
-            UserError: its weights have another hash.
+            UserError: the hash of the weights differs.
         """
         found = hash_weights(weights, config)
         if self.base_sha256 is not None and found != self.base_sha256:
             raise UserError(
-                f"the adapter {self.path} was trained on another base than {where}: the base's weights hash to "
+                f"the adapter {self.path} was trained on a different base than {where}: the base's weights hash to "
                 f"{found[:12]}..., the adapter's base to {self.base_sha256[:12]}... ({self.base})"
             )
 
     def merged(self, weights: Mapping[str, Tensor], config: GPTConfig, where: str) -> dict[str, Tensor]:
-        """Return the base's weights with the adapter in them, after checking the base."""
+        """Check the base and return its weights with the adapter merged in; arguments as in `check_base`."""
         self.check_base(weights, config, where)
         return merged_weights(weights, self.load_tensors(), self.adapter, block_linears(self.config))
 
 
 def hash_weights(weights: Mapping[str, Tensor], config: GPTConfig) -> str:
-    """Return one SHA-256 for a model's weights by content, whatever files they lie in.
+    """Return the SHA-256 of a model's weights: names, dtypes, shapes and values, independent of the file format.
 
     Args:
-        weights: whole, under our names; a tied head counts once.
-        config: the model's.
+        weights: complete weights under lit_gpt's names; a tied head is hashed once.
+        config: the model's configuration.
     """
     digest = hashlib.sha256()
     for name in sorted(weights):
@@ -93,12 +98,12 @@ def hash_weights(weights: Mapping[str, Tensor], config: GPTConfig) -> str:
 
 
 def adapter_info(adapter: AdapterConfig, base: str, base_sha256: str) -> dict[str, Any]:
-    """Return what a checkpoint says about its adapter, as plain data."""
+    """Return the description of an adapter that is saved in a checkpoint, as plain data."""
     return {"config": adapter.to_dict(), "base": base, "base_sha256": base_sha256}
 
 
 def read_adapter_info(info: Mapping[str, Any]) -> tuple[AdapterConfig, str | None, str | None]:
-    """Return what `adapter_info` made plain data of."""
+    """Return the adapter's configuration, its base's name and its base's hash: the inverse of `adapter_info`."""
     return AdapterConfig(**info["config"]), info.get("base"), info.get("base_sha256")
 
 
@@ -110,20 +115,20 @@ def block_linears(config: GPTConfig) -> list[str]:
 
 
 def from_checkpoint_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return an adapter's tensors under the names of the files from those of a checkpoint."""
+    """Rename an adapter's tensors from the names in a checkpoint to those used in adapter files."""
     return {plain_name(name): value for name, value in tensors.items()}
 
 
 def is_peft_folder(path: Path) -> bool:
-    """Whether a folder holds an adapter in peft's format."""
+    """Return whether a folder contains an adapter in peft's format."""
     return (path / PEFT_CONFIG).is_file()
 
 
 def save_peft_folder(out: str | Path, saved: SavedAdapter) -> Path:
-    """Write an adapter in peft's format, whole or not at all.
+    """Write an adapter in peft's format, atomically, and return the folder.
 
     Raises:
-        UserError: there is something at `out`, or the disk is full.
+        UserError: `out` exists, or the disk is full.
     """
     out = Path(out)
     check_free(out)
@@ -132,7 +137,7 @@ def save_peft_folder(out: str | Path, saved: SavedAdapter) -> Path:
     adapted = sorted({name.rpartition(".lora_")[0] for name in tensors if ".lora_" in name})
     as_hf = all(layer in hf_names for layer in adapted)
     named = {_PEFT_PREFIX + (_renamed(name, hf_names) if as_hf else name): value for name, value in tensors.items()}
-    whole = sorted({name.rpartition(".")[0] for name in tensors if ".lora_" not in name})
+    unadapted = sorted({name.rpartition(".")[0] for name in tensors if ".lora_" not in name})
     with atomic_folder(out, write_manifest) as folder:
         save_file({name: value.contiguous() for name, value in named.items()}, folder / PEFT_WEIGHTS)
         config = {
@@ -147,12 +152,12 @@ def save_peft_folder(out: str | Path, saved: SavedAdapter) -> Path:
             "use_rslora": saved.adapter.rslora,
             "bias": "none",
             "target_modules": [hf_names[layer] for layer in adapted] if as_hf else adapted,
-            "modules_to_save": [hf_names.get(name, name).rpartition(".")[2] for name in whole] or None,
+            "modules_to_save": [hf_names.get(name, name).rpartition(".")[2] for name in unadapted] or None,
         }
         write_json(folder / PEFT_CONFIG, config)
-        ours = adapter_info(saved.adapter, saved.base or "", saved.base_sha256 or "")
+        info = adapter_info(saved.adapter, saved.base or "", saved.base_sha256 or "")
         names = "hugging_face" if as_hf else "lit_gpt"
-        write_json(folder / CONFIG, {"adapter": ours, "names": names, "config": saved.config.to_dict()})
+        write_json(folder / CONFIG, {"adapter": info, "names": names, "config": saved.config.to_dict()})
         write_json(folder / LINEAGE, saved.lineage or {})
         if saved.tokenizer_path is not None:
             for name, content in load_tokenizer(saved.tokenizer_path).folder_files().items():
@@ -161,10 +166,10 @@ def save_peft_folder(out: str | Path, saved: SavedAdapter) -> Path:
 
 
 def read_peft_folder(path: Path) -> SavedAdapter:
-    """Find the adapter in a folder that `save_peft_folder` wrote.
+    """Open a folder written by `save_peft_folder`.
 
     Raises:
-        UserError: it is damaged, or was not written by lit_gpt.
+        UserError: the folder is damaged, or was not written by lit_gpt.
     """
     if not (path / CONFIG).is_file():
         raise UserError(
@@ -178,8 +183,8 @@ def read_peft_folder(path: Path) -> SavedAdapter:
 
     def load() -> dict[str, Tensor]:
         tensors = load_file(path / PEFT_WEIGHTS)
-        ours = {their: our for our, their in hf_layer_names(config).items()} if values["names"] != "lit_gpt" else {}
-        return {_renamed(name.removeprefix(_PEFT_PREFIX), ours): value for name, value in tensors.items()}
+        to_local = {hf: local for local, hf in hf_layer_names(config).items()} if values["names"] != "lit_gpt" else {}
+        return {_renamed(name.removeprefix(_PEFT_PREFIX), to_local): value for name, value in tensors.items()}
 
     lineage = path / LINEAGE
     return SavedAdapter(
@@ -195,7 +200,7 @@ def read_peft_folder(path: Path) -> SavedAdapter:
 
 
 def hf_layer_names(config: GPTConfig) -> dict[str, str]:
-    """Return our name of each layer → Hugging Face's, of those whose weight is the same tensor there."""
+    """Return lit_gpt's layer name → Hugging Face's, for layers whose weight is the same tensor in both."""
     entries = get_family(config.family).entries(config)
     same = {e.local[0]: e.file[0] for e in entries if len(e.local) == len(e.file) == 1 and not e.transforms}
     return {

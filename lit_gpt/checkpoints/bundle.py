@@ -1,12 +1,12 @@
-"""A bundle: a finished model in one folder that Hugging Face's tools and ours open.
+"""A bundle: a finished model in one folder that both Hugging Face's tools and lit_gpt can load.
 
 - `config.json`, `model.safetensors`: the model as `transformers` reads it
 - `tokenizer.json` and others: its tokenizer
-- `generation_config.json`: how to sample, and which tokens end a text; an imported model's own is kept
-- `lit_gpt.json`: our own configuration, complete
-- `lineage.json`: where it comes from, by content hash
-- `README.md`: the model card, from all that was recorded (`model_card.py`)
-- `manifest.json`: sizes and SHA-256 of all of them, written last
+- `generation_config.json`: sampling defaults and end-of-text tokens; an imported model keeps its own
+- `lit_gpt.json`: the complete `GPTConfig`
+- `lineage.json`: data, code and parent models, by content hash
+- `README.md`: the model card, generated from everything that was recorded (`model_card.py`)
+- `manifest.json`: sizes and SHA-256 of all other files, written last
 """
 
 import json
@@ -38,18 +38,19 @@ _TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 @dataclass(frozen=True)
 class Carried:
-    """What a model folder says beside shape and weights, carried along from import to export."""
+    """Special token IDs and generation settings of an imported model, preserved until it is exported."""
 
     token_ids: dict[str, Any] = field(default_factory=dict)
-    """Ids of special tokens in its config.json, without those that are null."""
+    """IDs of special tokens in its config.json, without those that are null."""
     generation_config: dict[str, Any] | None = None
+    """Contents of its generation_config.json; None: it has none."""
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
-        """Tokens that end a text, by the generation config or else the config.
+        """Tokens that end a text, from the generation config or, failing that, from config.json.
 
         Raises:
-            UserError: those are no numbers.
+            UserError: an ID is not an integer.
         """
         found = (self.generation_config or {}).get("eos_token_id", self.token_ids.get("eos_token_id"))
         ids = [] if found is None else found if isinstance(found, list) else [found]
@@ -60,11 +61,11 @@ class Carried:
 
 @dataclass(frozen=True)
 class Bundle:
-    """What a bundle's folder holds."""
+    """The contents of a bundle."""
 
     config: GPTConfig
     state_dict: Mapping[str, Tensor]
-    """Under our names, read when asked for; a tied head once, as `wte.weight`."""
+    """Weights under lit_gpt's names, read on demand; a tied head appears once, as `wte.weight`."""
     tokenizer_path: Path | None
     lineage: dict[str, Any] | None
 
@@ -81,42 +82,42 @@ def save_bundle(
     facts: CardFacts | None = None,
     check: Callable[[Path], None] | None = None,
 ) -> Path:
-    """Write a bundle, whole or not at all.
+    """Write a bundle atomically.
 
     Args:
-        out: its folder.
-        config: the model's.
-        state_dict: whole weights under our names; if they are lazy, no more than one of them is in memory at a time.
-        tokenizer_path: folder of the tokenizer; None: the bundle has none.
-        lineage: see `collect_lineage`.
-        dtype: float32, bfloat16 or float16 for the weights; None: as they are.
-        overwrite: replace what is at `out`.
-        carried: what the model's source says beside its weights; None: the tokenizer decides.
-        facts: what the model card says beyond the lineage.
-        check: called with the folder when it is complete but not yet in its place; what it raises leaves nothing.
+        out: output folder.
+        config: the model's configuration.
+        state_dict: complete weights under lit_gpt's names; lazy ones are read one at a time.
+        tokenizer_path: folder of the tokenizer; None: the bundle has no tokenizer.
+        lineage: the model's lineage (`collect_lineage`).
+        dtype: dtype of the weights: float32, bfloat16 or float16; None: unchanged.
+        overwrite: whether to replace an existing folder.
+        carried: special token IDs and generation settings of the source model; None: derived from the tokenizer.
+        facts: facts for the model card in addition to the lineage; None: only the folder's name.
+        check: called with the complete temporary folder before it is moved to `out`; if it raises, nothing is written.
 
     Returns:
         The folder.
 
     Raises:
-        UserError: there is something at `out`, the dtype is unknown, the tokenizer has tokens that the model lacks,
-            or the disk is full.
+        UserError: `out` exists, the dtype is unknown, the tokenizer has tokens that the model lacks, or the disk is
+            full.
     """
     out = Path(out)
     check_free(out, overwrite)
     kind = None if dtype is None else torch_dtype(dtype)
-    beside = Beside.of(config, tokenizer_path, lineage, carried, facts or CardFacts(out.name))
+    metadata = BundleMetadata.of(config, tokenizer_path, lineage, carried, facts or CardFacts(out.name))
     with atomic_folder(out, write_manifest) as folder:
-        export_hf(config, state_dict, folder, dtype=kind, **beside.token_ids)
-        beside.write(folder)
+        export_hf(config, state_dict, folder, dtype=kind, **metadata.token_ids)
+        metadata.write(folder)
         if check is not None:
             check(folder)
     return out
 
 
 @dataclass(frozen=True)
-class Beside:
-    """What every bundle holds beside its weights."""
+class BundleMetadata:
+    """Everything in a bundle except the weights: configuration, tokenizer, generation settings, lineage and card."""
 
     config: GPTConfig
     tokenizer: Tokenizer | None
@@ -133,8 +134,8 @@ class Beside:
         lineage: Mapping[str, Any] | None,
         carried: Carried | None,
         facts: CardFacts | None = None,
-    ) -> "Beside":
-        """Gather it; arguments as of `save_bundle`.
+    ) -> "BundleMetadata":
+        """Collect the metadata; arguments as in `save_bundle`.
 
         Raises:
             UserError: the tokenizer has tokens that the model lacks.
@@ -152,36 +153,36 @@ class Beside:
         return cls(config, tokenizer, ids, generation, dict(lineage or {}), facts or CardFacts())
 
     def write(self, folder: Path) -> None:
-        """Write its files."""
+        """Write its files to a bundle's folder, whose weights have been written."""
         if self.tokenizer is not None:
             for name, content in self.tokenizer.folder_files().items():
                 (folder / name).write_bytes(content)
         write_json(folder / GENERATION_CONFIG, self.generation)
-        # blocks that predict further tokens are left out of exports
+        # exports omit the multi-token prediction blocks
         write_json(folder / CONFIG, replace(self.config, multi_token=0).to_dict())
         write_json(folder / LINEAGE, self.lineage)
-        theirs = folder / "config.json"  # a quantised bundle has none, so that nobody opens it wrongly
-        dtype = read_json(theirs)["dtype"] if theirs.is_file() else None
+        hf_config = folder / "config.json"  # absent in a quantised bundle, which transformers must not load
+        dtype = read_json(hf_config)["dtype"] if hf_config.is_file() else None
         opens: Opens = "lit_gpt" if dtype is None else "transformers"
         card = model_card(self.config, self.tokenizer, self.lineage, self.facts, dtype, opens)
         (folder / CARD).write_text(card, encoding="utf-8")
 
 
 def check_free(out: Path, overwrite: bool = False) -> None:
-    """Refuse a place where something is already.
+    """Check that nothing would be overwritten at `out`; an empty folder is accepted.
 
     Raises:
-        UserError: there is.
+        UserError: `out` exists, and `overwrite` is False.
     """
     if out.exists() and not overwrite and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"{out} exists; choose another --out, or remove it first")
 
 
 def load_bundle(path: str | Path) -> Bundle:
-    """Verify a bundle and read it.
+    """Verify and open a bundle.
 
     Raises:
-        UserError: naming the file that is missing, cut off or damaged.
+        UserError: a file is missing, truncated or damaged; the message names it.
     """
     path = Path(path)
     verify(path)
@@ -191,12 +192,12 @@ def load_bundle(path: str | Path) -> Bundle:
 
 
 def is_bundle(path: Path) -> bool:
-    """Whether a folder is (or was meant to be) a bundle."""
+    """Return whether a folder is a bundle, intact or not."""
     return (path / CONFIG).is_file() and (path / MANIFEST).is_file()
 
 
 def read_bundle_config(path: Path) -> GPTConfig:
-    """Read our own configuration of a bundle.
+    """Read the `GPTConfig` of a bundle.
 
     Raises:
         UserError: it is missing or damaged.
@@ -205,15 +206,15 @@ def read_bundle_config(path: Path) -> GPTConfig:
 
 
 def tokenizer_in(folder: Path) -> Path | None:
-    """Return the folder itself if it holds a tokenizer, else None."""
+    """Return the folder itself if it contains a tokenizer, otherwise None."""
     return folder if any((folder / name).is_file() for name in TOKENIZER_FILES) else None
 
 
 def read_carried(folder: Path) -> Carried:
-    """Read what a Hugging Face folder or a bundle says beside shape and weights.
+    """Read the special token IDs and generation settings of a Hugging Face folder or bundle.
 
     Raises:
-        UserError: if one of the files is no JSON.
+        UserError: one of the files is not valid JSON.
     """
     config = read_json(folder / "config.json")
     config = {**(config.get("text_config") or {}), **{k: v for k, v in config.items() if v is not None}}
@@ -223,7 +224,7 @@ def read_carried(folder: Path) -> Carried:
 
 
 def torch_dtype(name: str) -> torch.dtype:
-    """Return the floating-point type of a name.
+    """Return the floating-point dtype with a name.
 
     Raises:
         UserError: the name is unknown.
@@ -234,7 +235,7 @@ def torch_dtype(name: str) -> torch.dtype:
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:
-    """Copy the files of a tokenizer to a folder of their own, whole or not at all."""
+    """Copy the files of a tokenizer to a new folder, atomically."""
     with atomic_folder(target) as folder:
         for name in TOKENIZER_FILES:
             if (source / name).is_file():
@@ -242,10 +243,13 @@ def copy_tokenizer(source: Path, target: Path) -> None:
 
 
 def _check_vocabulary(tokenizer: Tokenizer, vocab_size: int, where: str) -> None:
-    """Refuse a tokenizer with tokens that have no row in the embedding (more rows than tokens are padding, and fine).
+    """Check that every token has a row in the embedding (surplus rows are padding and allowed).
 
-    Gemma 3's small models come with one such token, for images, that no text can give: a special token that the chat
-    template does not write either is warned of and let through.
+    Gemma 3's small models include one token without a row, for images, which text never produces. So a special token
+    without a row only causes a warning, unless the chat template contains it.
+
+    Raises:
+        UserError: an ordinary token, or one that the chat template contains, has no row.
     """
     if tokenizer.vocab_size <= vocab_size:
         return
@@ -267,10 +271,10 @@ def _check_vocabulary(tokenizer: Tokenizer, vocab_size: int, where: str) -> None
 
 
 def _end_ids(tokenizer: Tokenizer) -> int | list[int]:
-    """The end of text, and before it the token that ends an answer in the tokenizer's chat template, if it has one."""
+    """Return the IDs that end generation: the chat template's end of turn, if there is one, then the end of text."""
     try:
         ids = list(stop_token_ids(tokenizer))
-    except UserError:  # no template, or one that cannot say
+    except UserError:  # no chat template, or one whose end of turn is unknown
         return tokenizer.separator_id
     return ids if len(ids) > 1 else ids[0]
 
@@ -283,5 +287,5 @@ def _chat_templates(tokenizer: Tokenizer) -> list[bytes]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write plain data as every bundle does."""
+    """Write plain data as JSON, in the format common to all files of a bundle."""
     path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -1,8 +1,8 @@
-"""The model card, README.md of a bundle: what is known about a model (Mitchell et al. 2019, arXiv:1810.03993).
+"""Model cards: the README.md of a bundle (Mitchell et al. 2019, arXiv:1810.03993).
 
-Everything in it was recorded: the lineage (data, tokenizer, code), the checkpoint's step and best validation, the
-run's configuration, the newest evaluation and the verdict of its gate. What nobody recorded (licence, intended use) is
-a line to fill in. The front matter is Hugging Face's (huggingface.co/docs/hub/model-cards).
+A card contains only what was recorded: the lineage (data, tokenizer, code), the checkpoint's step and best validation,
+the run's configuration, the latest evaluation and its gate's verdict. Anything unknown (licence, intended use) is a
+line to fill in. The front matter follows Hugging Face (huggingface.co/docs/hub/model-cards).
 """
 
 import json
@@ -26,23 +26,23 @@ FILL_IN = "*to fill in*"
 _MAX_SOURCES = 12
 
 Rows = list[tuple[str, Any]]
-"""A table of two columns; a row without a value is omitted."""
+"""Rows of a two-column table; those without a value are omitted."""
 _MAX_SCORES = 4
 
 
 @dataclass(frozen=True)
 class CardFacts:
-    """Facts for a card beyond model, tokenizer and lineage; all of them may be unknown."""
+    """Facts for a card in addition to the model, tokenizer and lineage; each of them may be unknown."""
 
     name: str = ""
     training: Mapping[str, Any] = field(default_factory=dict)
-    """`step`, `monitor`, `value`, and `config`, the run's; see `training_facts`."""
+    """`step`, `monitor` and `value` of the checkpoint, and the run's `config`; see `training_facts`."""
     results: Sequence[Mapping[str, Any]] = ()
-    """Of an evaluation's report: each with `title` and `scores`."""
+    """Results from an evaluation report, each with `title` and `scores`."""
     evaluated: str = ""
     """When it was evaluated, and by which plan."""
     gate: Mapping[str, Any] | None = None
-    """`passed`, and `verdicts` with `key` and `reason`; None: these weights were checked against no gate."""
+    """`passed`, and `verdicts` with `key` and `reason`; None: these weights were not checked against a gate."""
 
 
 def model_card(
@@ -53,15 +53,15 @@ def model_card(
     dtype: str | None = None,
     opens: Opens = "transformers",
 ) -> str:
-    """Return the card.
+    """Return the model card as Markdown.
 
     Args:
-        config: The model's.
-        tokenizer: None: it has none.
-        lineage: See `collect_lineage`.
-        facts: Further facts.
-        dtype: Of the weights; None: they are quantised by lit_gpt.
-        opens: The library that opens it, besides lit_gpt.
+        config: The model's configuration.
+        tokenizer: The model's tokenizer; None: it has none.
+        lineage: The model's lineage (`collect_lineage`).
+        facts: Facts that are not in the lineage.
+        dtype: Data type of the weights; None: they were quantised by lit_gpt.
+        opens: The library that loads the model; "lit_gpt": only lit_gpt does.
     """
     origin = _plain(without_paths(lineage.get("imported_from") or lineage.get("init_from")))
     name = _plain(facts.name)
@@ -69,15 +69,15 @@ def model_card(
         _front_matter(config, origin, opens),
         f"# {name or 'A language model'}\n\n"
         f"A language model of {config.num_parameters():,} parameters in the architecture of {config.family}"
-        f"{'' if origin is None else f', made from `{origin}`'}, written by lit_gpt. This card says what was "
-        f"recorded; lines with {FILL_IN} are for whoever publishes the model.",
+        f"{'' if origin is None else f', derived from `{origin}`'}, written by lit_gpt. This card contains what was "
+        f"recorded; lines with {FILL_IN} must be completed before the model is published.",
         _section("Model", _model(config, tokenizer, dtype)),
         _section(
             "Licence and use",
             [
                 ("licence of the weights", FILL_IN),
                 ("licence of the training data", licences(lineage) or FILL_IN),
-                *([] if origin is None else [(f"licence of `{origin}`, which it comes from", FILL_IN)]),
+                *([] if origin is None else [(f"licence of the original model, `{origin}`", FILL_IN)]),
                 ("intended use", FILL_IN),
                 ("out of scope, known harms", FILL_IN),
                 ("contact", FILL_IN),
@@ -107,7 +107,7 @@ def _front_matter(config: GPTConfig, origin: str | None, opens: Opens) -> str:
 
 
 def _plain(name: Any) -> Any:
-    """A name without line ends and backticks, so that it ends no line and no code span."""
+    """Return a name without line breaks and backticks, which would end a line or code span of the card."""
     return None if name is None else " ".join(str(name).replace("`", "'").split())
 
 
@@ -122,13 +122,13 @@ def _cell(value: Any) -> str:
 
 
 def _model(config: GPTConfig, tokenizer: Tokenizer | None, dtype: str | None) -> Rows:
-    experts = config.moe and f"{config.moe.num_experts_per_tok} of {config.moe.num_experts} a token"
+    experts = config.moe and f"{config.moe.num_experts_per_tok} of {config.moe.num_experts} per token"
     heads = f"{config.n_head}, {config.num_kv_heads} for keys and values, of size {config.head_dim}"
     rows: Rows = [
         ("family", config.family),
         ("parameters", config.num_parameters()),
         ("without embeddings", config.num_parameters(embeddings=False)),
-        ("active a token", config.num_parameters(active=True) if config.moe else None),
+        ("active per token", config.num_parameters(active=True) if config.moe else None),
         ("layers, width", f"{config.n_layer}, {config.n_embd}"),
         ("heads", heads),
         ("experts", experts),
@@ -168,22 +168,22 @@ def _usage(name: str, opens: Opens, tokenizer: Tokenizer | None) -> str:
 
 
 def _quoted(text: str) -> str:
-    """A string as Python reads it, in double quotes."""
+    """Return a Python string literal in double quotes."""
     return json.dumps(text, ensure_ascii=False)
 
 
 def _evaluation(facts: CardFacts) -> str:
     lines = ["## Evaluation", ""]
     if not facts.results:
-        return "\n".join([*lines, f"None is recorded for these weights. {FILL_IN}"])
+        return "\n".join([*lines, f"No evaluation is recorded for these weights. {FILL_IN}"])
     lines += [f"Measured {' '.join(facts.evaluated.split())}." if facts.evaluated else "", ""]
     lines += ["| measure | score | value | interval | items |", "|---|---|---|---|---|"]
     for result in facts.results:
         scores = list(result["scores"])
         lines += [_score_line(str(result["title"]), score) for score in scores[:_MAX_SCORES]]
     if facts.gate is None:
-        return "\n".join([*lines, "", "These weights were checked against no gate."])
-    verdict = "passed" if facts.gate["passed"] else "**FAILED**, and exported nevertheless"
+        return "\n".join([*lines, "", "These weights were not checked against a gate."])
+    verdict = "passed" if facts.gate["passed"] else "**FAILED**, and exported anyway"
     lines += ["", f"Gate: {verdict}."]
     lines += [f"- `{_plain(line['key'])}`: {_plain(line['reason'])}" for line in facts.gate["verdicts"]]
     return "\n".join(lines)
@@ -201,11 +201,11 @@ def _number(value: float | None) -> str:
 
 
 def data_rows(lineage: Mapping[str, Any]) -> Rows:
-    """Return the training data: sources and sizes."""
+    """Return rows on the training data: its sources and the sizes of its splits."""
     corpus = lineage.get("corpus")
     if not corpus:
         return [("training data", FILL_IN)]
-    rows: Rows = [("read by", str(corpus.get("class", "")).rpartition(".")[2])]
+    rows: Rows = [("data module", str(corpus.get("class", "")).rpartition(".")[2])]
     for part in _with_key(corpus, "splits"):
         sources = [_source(source) for source in part.get("sources") or ()]
         more = len(sources) - _MAX_SOURCES
@@ -232,7 +232,7 @@ def _numbers(numbers: Mapping[str, Any]) -> str:
 
 
 def licences(lineage: Mapping[str, Any]) -> str:
-    """Return the licences declared by the sources of a corpus, and which declare none; empty if none does."""
+    """Return the licences declared by the sources of a corpus, and the sources without one; "" if none has any."""
     corpus = lineage.get("corpus") or {}
     found = sorted({str(part["license"]) for part in _with_key(corpus, "license")})
     sources = [source for part in _with_key(corpus, "sources") for source in part["sources"] or ()]
@@ -245,7 +245,7 @@ def licences(lineage: Mapping[str, Any]) -> str:
 
 
 def _with_key(value: Any, key: str) -> Iterator[Mapping[str, Any]]:
-    """Yield every mapping with the key, at any depth."""
+    """Yield every nested mapping that contains a key, outermost first."""
     if isinstance(value, Mapping):
         if key in value:
             yield value
@@ -257,10 +257,10 @@ def _with_key(value: Any, key: str) -> Iterator[Mapping[str, Any]]:
 
 
 def training_rows(lineage: Mapping[str, Any], training: Mapping[str, Any]) -> Rows:
-    """Return how the model was trained."""
+    """Return rows on the training: objective, steps, batch size, optimizer, schedule and best validation."""
     corpus = lineage.get("corpus") or {}
     step, batch, block = training.get("step"), corpus.get("global_batch_size"), corpus.get("block_size")
-    tokens = f"{step * batch * block:,} at most, padding included" if step and batch and block else None
+    tokens = f"at most {step * batch * block:,}, including padding" if step and batch and block else None
     config = training.get("config") or {}
     model = config.get("model") or {}
     arguments = model.get("init_args") or {}
@@ -272,8 +272,8 @@ def training_rows(lineage: Mapping[str, Any], training: Mapping[str, Any]) -> Ro
         ("objective", str(model.get("class_path", "")).rpartition(".")[2]),
         ("started from", without_paths(lineage.get("init_from"))),
         ("optimizer steps", step),
-        ("tokens read", tokens),
-        ("batch", batch and block and f"{batch:,} sequences of {block:,} tokens"),
+        ("training tokens", tokens),
+        ("batch size", batch and block and f"{batch:,} sequences of {block:,} tokens"),
         ("optimizer", _called(optimizer)),
         ("schedule", _called(schedule)),
         ("precision", (config.get("trainer") or {}).get("precision")),
@@ -282,7 +282,7 @@ def training_rows(lineage: Mapping[str, Any], training: Mapping[str, Any]) -> Ro
 
 
 def _called(part: Any) -> str:
-    """`AdamW(lr=0.001, ...)` of a class_path with init_args."""
+    """Return a class_path with init_args as a call: `AdamW(lr=0.001, ...)`."""
     if not isinstance(part, Mapping) or "class_path" not in part:
         return ""
     arguments = ", ".join(f"{key}={value}" for key, value in (part.get("init_args") or {}).items())
@@ -290,7 +290,7 @@ def _called(part: Any) -> str:
 
 
 def lineage_rows(lineage: Mapping[str, Any]) -> Rows:
-    """Return the hashes of the inputs, and the versions of the code."""
+    """Return rows on the lineage: hashes of the inputs, the original model, quantisation and software versions."""
     hashes = [(name.removesuffix("_sha256"), f"`{lineage[name]}`") for name in lineage if name.endswith("_sha256")]
     code = ", ".join(f"{name} {value}" for name, value in (lineage.get("code") or {}).items() if value)
     rows = [(f"SHA-256 of {name}", value) for name, value in hashes if value != "`None`"]
@@ -302,10 +302,10 @@ def lineage_rows(lineage: Mapping[str, Any]) -> Rows:
 
 
 def run_config(config: Mapping[str, Any] | None) -> str:
-    """Return the run's whole configuration in a collapsed section."""
+    """Return the complete configuration of the run as a collapsed section."""
     if not config:
         return ""
     written = yaml.safe_dump(config, sort_keys=False, allow_unicode=True).rstrip()
     longest = max(map(len, re.findall("`+", written)), default=0)
-    fence = "`" * max(3, longest + 1)  # a prompt or a template in it may hold a fence of its own
+    fence = "`" * max(3, longest + 1)  # a prompt or template in it may contain a fence
     return f"<details>\n<summary>The run's configuration</summary>\n\n{fence}yaml\n{written}\n{fence}\n\n</details>"

@@ -1,14 +1,14 @@
 """Content hashes: the manifest of a folder, and the lineage of a model.
 
-**Manifest.** Which files a folder holds, how long they are and what they hash to. A folder is complete when it has a
-`manifest.json` and every file in it matches. The manifest is written last, so a folder without one was never finished.
-Verification checks sizes first (cheap, finds truncated files), then SHA-256 (finds flipped bits). Hashes say that a
-file is the one that was written, not that it can be trusted: what is read afterwards is read as data alone
-(safetensors, `weights_only=True`).
+***Manifest.** The name, size and hash of every file in a folder. A folder is complete if it has a `manifest.json` and
+every file listed there matches. The manifest is written last, so a folder without one was never finished. Verification
+checks sizes first (cheap, detects truncated files), then SHA-256 (detects flipped bits). A hash shows that a file is
+unchanged, not that it can be trusted, so files are always read without executing code (safetensors,
+`weights_only=True`).
 
-**Lineage.** Hashes of what made a model, and the versions of the software that ran. It says nothing about who or where:
-no user, no host, no absolute path. Inputs are named by content hash, so that two runs can be compared without either
-being at hand.
+**Lineage.** Hashes of everything that a model was made from, and versions of the software. It contains no user name,
+host name or absolute path. Inputs are identified by content hash, so that two models can be compared without access to
+their inputs.
 """
 
 import json
@@ -34,7 +34,7 @@ PACKAGES = ("torch", "lightning", "transformers", "tokenizers", "datasets", "saf
 
 
 def hash_files(folder: Path, names: Iterable[str]) -> dict[str, str]:
-    """Return the SHA-256 of several files; hashlib releases the GIL, so threads share the work."""
+    """Return the SHA-256 of each file, computed in threads (hashlib releases the GIL)."""
     names = list(names)
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
         return dict(zip(names, pool.map(lambda name: sha256_file(folder / name), names), strict=True))
@@ -47,7 +47,7 @@ def list_files(folder: Path) -> list[str]:
 
 
 def write_manifest(folder: Path) -> dict[str, Any]:
-    """Hash everything in a folder and write its manifest, the last file written there."""
+    """Hash every file in a folder, then write and return its manifest; call it last."""
     hashes = hash_files(folder, list_files(folder))
     manifest = {
         "format": FORMAT,
@@ -59,10 +59,10 @@ def write_manifest(folder: Path) -> dict[str, Any]:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Read a manifest.
+    """Read the manifest of a folder.
 
     Raises:
-        UserError: there is none (the folder was never finished), or it is itself damaged.
+        UserError: it is missing (the folder was never finished) or damaged.
     """
     path = folder / MANIFEST
     try:
@@ -79,14 +79,17 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def verify_sizes(folder: Path, only: Iterable[str] | None = None) -> dict[str, Any]:
-    """Check that every file of the manifest is there at its full length; read none of them.
+    """Check that every file of the manifest exists with its recorded size, without reading the files.
 
     Args:
-        folder: with a manifest.
-        only: names to check; None: all of them.
+        folder: folder with a manifest.
+        only: names of the files to check; None: all.
+
+    Returns:
+        The manifest.
 
     Raises:
-        UserError: naming the file that is missing or has another size.
+        UserError: a file is missing or has another size; the message names it.
     """
     manifest = read_manifest(folder)
     for name in manifest["files"] if only is None else only:
@@ -108,14 +111,14 @@ def verify(folder: Path, only: Iterable[str] | None = None) -> dict[str, Any]:
     """Check size and SHA-256 of every file of the manifest.
 
     Args:
-        folder: with a manifest.
-        only: names to check; None: all of them.
+        folder: folder with a manifest.
+        only: names of the files to check; None: all.
 
     Returns:
         The manifest.
 
     Raises:
-        UserError: naming the file and what is wrong with it: missing, another size, another hash.
+        UserError: a file is missing, or has another size or hash; the message names it.
     """
     only = None if only is None else list(only)
     manifest = verify_sizes(folder, only)
@@ -134,7 +137,7 @@ def verify(folder: Path, only: Iterable[str] | None = None) -> dict[str, Any]:
 
 
 def hash_tokenizer(folder: Path) -> str:
-    """Return one SHA-256 for the tokenizer in a folder, which may hold other things as well."""
+    """Return the SHA-256 of the tokenizer files in a folder; other files are ignored."""
     return sha256_json(hash_files(folder, [name for name in TOKENIZER_FILES if (folder / name).is_file()]))
 
 
@@ -144,14 +147,14 @@ def collect_lineage(
     corpus: Mapping[str, Any] | None = None,
     **extra: Any,
 ) -> dict[str, Any]:
-    """Return what a model was made from.
+    """Return the lineage of a model.
 
     Args:
-        config: the model's, as plain data.
-        tokenizer_path: its tokenizer's folder.
-        corpus: the DataModule's description of its corpus (hashes, splits, counts); of absolute paths in it only
-            the last part is recorded.
-        extra: further plain data, such as the lineage of the weights that a run started from.
+        config: the model's configuration as plain data.
+        tokenizer_path: folder of the tokenizer.
+        corpus: the DataModule's description of its corpus (hashes, splits, counts); absolute paths in it are reduced to
+            their last component.
+        extra: further plain data, such as the lineage of the weights that a run was initialised from.
     """
     corpus = None if corpus is None else without_paths(corpus)
     return {
@@ -178,7 +181,7 @@ def git_commit(folder: Path) -> str | None:
     """Return the commit of the checkout that tracks `folder` (`-dirty` if files changed), or None."""
     try:
         if not _git(folder, "ls-files", "--", "."):
-            return None  # not in a checkout, or merely inside one, as a virtual environment may be
+            return None  # not in a checkout, or in one that does not track it, such as a virtual environment
         commit = _git(folder, "rev-parse", "HEAD")
         return commit + ("-dirty" if _git(folder, "status", "--porcelain", "--", ".") else "")
     except (OSError, subprocess.SubprocessError):
@@ -186,7 +189,7 @@ def git_commit(folder: Path) -> str | None:
 
 
 def without_paths(value: Any) -> Any:
-    """Return a copy of plain data with every absolute path reduced to its last part."""
+    """Return a copy of plain data with every absolute path reduced to its last component."""
     if isinstance(value, Mapping):
         return {without_paths(key): without_paths(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -1,7 +1,7 @@
-"""One name for a model: `--model <run | checkpoint | bundle | Hugging Face folder or hub name>`.
+"""Resolve the name of a model: `--model <run | checkpoint | bundle | Hugging Face folder or hub name>`.
 
-A run stands for its best checkpoint where a validation has chosen one, else for its newest; a damaged one is named and
-skipped. Every file is verified before anything is read from it.
+A run resolves to its best checkpoint by validation or, without a validation, to its newest. Damaged checkpoints are
+reported and skipped. The files of checkpoints and bundles are verified before they are read.
 """
 
 import json
@@ -48,60 +48,60 @@ from lit_gpt.models import GPT, GPTConfig
 BEST = "best.json"
 TOKENIZER = "tokenizer"
 ADAPTERS = "adapters"
-"""Folder inside a base model's folder that holds adapters by name."""
+"""Subfolder of a base model's folder with named adapters."""
 
 
 @dataclass(frozen=True)
 class ModelSource:
-    """A model that was found; its weights are not read yet."""
+    """A model on disk, whose weights are read on demand."""
 
     kind: Literal["checkpoint", "bundle", "hugging_face"]
     path: Path
-    """The checkpoint, bundle or Hugging Face folder itself (for a run, the chosen checkpoint)."""
+    """Folder of the checkpoint (for a run, the one chosen), bundle or Hugging Face model."""
     config: GPTConfig
     load_state_dict: Callable[[], Mapping[str, Tensor]]
-    """Whole weights under the GPT's names, on the CPU; averaged ones where the checkpoint has them. Those of a bundle
-    or a Hugging Face folder are read from disk one by one, when they are asked for."""
+    """Returns the complete weights under lit_gpt's names, on the CPU; averaged ones if the checkpoint has them. Weights
+    of a bundle or Hugging Face folder are read from disk one at a time, on access."""
     tokenizer_path: Path | None
     lineage: dict[str, Any] | None
     damaged: tuple[str, ...] = ()
-    """What was wrong with checkpoints that were skipped."""
+    """One error message for each damaged checkpoint that was skipped."""
     carried: Carried = field(default_factory=Carried)
-    """What a bundle or Hugging Face folder records besides shape and weights."""
+    """Special token IDs and generation settings of a bundle or Hugging Face folder."""
     quantized: QuantizedBundle | None = None
     """Set for a quantised bundle. Its `load_state_dict` raises, because its weights are rounded."""
 
 
 def language_model_weights(source: ModelSource) -> Mapping[str, Tensor]:
-    """Return the weights of a language model.
+    """Return the weights of a model, after checking that it is a language model.
 
     Raises:
-        UserError: it is a reward model or a classifier, which gives scores; or it is quantised.
+        UserError: it is a reward model or a classifier, or it is quantised.
     """
     weights = source.load_state_dict()
     if "score.weight" in weights:
         raise UserError(
-            f"{source.path} is a reward model or a classifier: it generates no text; rate answers with `score`, "
-            "or predict with its config"
+            f"{source.path} is a reward model or a classifier, which generates no text; score answers with "
+            "`score`, or run `predict` with its config"
         )
     return weights
 
 
 def resolve_model(path_or_name: str | Path, averaged: bool = True, adapter: str | Path | None = None) -> ModelSource:
-    """Find a model; with an adapter, it is the base with the adapter merged.
+    """Find a model; if an adapter is given, it is merged into the model.
 
     Args:
-        path_or_name: folder of a run, a checkpoint, a bundle or a Hugging Face model, or a name on the hub.
-        averaged: use the averaged weights of a checkpoint that has them (`ExponentialMovingAverage`).
-        adapter: a run or checkpoint that trained an adapter on this model, or a folder in peft's format; a plain name
-            is also looked for in the model's own `adapters/`.
+        path_or_name: folder of a run, checkpoint, bundle or Hugging Face model, or a name on the hub.
+        averaged: whether to use a checkpoint's averaged weights, if it has any (`ExponentialMovingAverage`).
+        adapter: run or checkpoint that trained an adapter on this model, folder in peft's format, or name of an adapter
+            in the model's own `adapters/` folder; None: no adapter.
 
     Raises:
-        UserError: there is no such thing, or it is damaged, or the adapter belongs to another model.
+        UserError: the model or adapter does not exist or is damaged, or the adapter belongs to another model.
     """
     if adapter is not None:
-        beside = Path(path_or_name).expanduser() / ADAPTERS / str(adapter)
-        saved = resolve_adapter(beside if beside.is_dir() else adapter, averaged)
+        named = Path(path_or_name).expanduser() / ADAPTERS / str(adapter)
+        saved = resolve_adapter(named if named.is_dir() else adapter, averaged)
         return _adapted(resolve_model(path_or_name, averaged), saved)
     path = Path(path_or_name).expanduser()
     if path.is_dir():
@@ -118,7 +118,7 @@ def resolve_model(path_or_name: str | Path, averaged: bool = True, adapter: str 
         if (path / "config.json").is_file():
             return _from_hugging_face(path, path.resolve().name)
         raise UserError(
-            f"{path} holds no model: neither {CHECKPOINTS}/ (a run), {WEIGHTS} with {STATE} (a checkpoint), "
+            f"{path} contains no model: neither {CHECKPOINTS}/ (a run), {WEIGHTS} with {STATE} (a checkpoint), "
             "nor config.json (a bundle or Hugging Face folder)"
         )
     name = str(path_or_name)
@@ -128,10 +128,10 @@ def resolve_model(path_or_name: str | Path, averaged: bool = True, adapter: str 
 
 
 def resolve_adapter(path_or_name: str | Path, averaged: bool = True) -> SavedAdapter:
-    """Find an adapter: of a run, of a checkpoint, or in a folder in peft's format.
+    """Find an adapter by its run, checkpoint or folder in peft's format.
 
     Raises:
-        UserError: there is none, or it is damaged.
+        UserError: there is no adapter, or it is damaged.
     """
     path = Path(path_or_name).expanduser()
     if not path.is_dir():
@@ -140,17 +140,17 @@ def resolve_adapter(path_or_name: str | Path, averaged: bool = True) -> SavedAda
         return read_peft_folder(path)
     is_checkpoint = step_of(path) is not None or (path / STATE).is_file()
     if not is_checkpoint and not (path / CHECKPOINTS).is_dir():
-        raise UserError(f"{path} holds no adapter: neither a run, a checkpoint nor adapter_config.json")
+        raise UserError(f"{path} contains no adapter: it is no run or checkpoint, and has no adapter_config.json")
     checkpoint = path if is_checkpoint else chosen_checkpoint(path)[0]
     verify(checkpoint, None if is_sharded(checkpoint) else [WEIGHTS])
     saved = _saved_adapter(checkpoint, averaged)
     if saved is None:
-        raise UserError(f"{checkpoint} holds whole weights, no adapter; give it as --model")
+        raise UserError(f"{checkpoint} is a full model, not an adapter; give it as --model")
     return saved
 
 
 def _saved_adapter(path: Path, averaged: bool) -> SavedAdapter | None:
-    """The adapter of a verified checkpoint; None if it holds whole weights."""
+    """Return the adapter of a verified checkpoint; None if the checkpoint is a full model."""
     header, config = read_adapter_header(path), read_config(path)
     if header is None or config is None:
         return None
@@ -169,16 +169,16 @@ def _saved_adapter(path: Path, averaged: bool) -> SavedAdapter | None:
 
 
 def _run_of(checkpoint: Path) -> tuple[Path | None, Path | None]:
-    """The folder of a checkpoint's run and of the run's tokenizer; None where there is none."""
+    """Return the folders of a checkpoint's run and of the run's tokenizer, each None if it does not exist."""
     run_dir = checkpoint.parent.parent if checkpoint.parent.name == CHECKPOINTS else None
     has_tokenizer = run_dir is not None and (run_dir / TOKENIZER).is_dir()
     return run_dir, run_dir / TOKENIZER if run_dir is not None and has_tokenizer else None
 
 
 def _on_its_base(saved: SavedAdapter, averaged: bool, damaged: tuple[str, ...] = ()) -> ModelSource:
-    """A model from an adapter alone; its base is found by the name that it had in training."""
+    """Merge an adapter into its base, found under the name that it had in training."""
     if not saved.base:
-        raise UserError(f"{saved.path} is an adapter that names no base; give --model <base> --adapter {saved.path}")
+        raise UserError(f"{saved.path} is an adapter that records no base; give --model <base> --adapter {saved.path}")
     try:
         base = resolve_model(saved.base, averaged)
     except UserError as error:
@@ -264,7 +264,7 @@ def _from_hugging_face(path: Path, name: str) -> ModelSource:
         config,
         lambda: open_hf(path)[1],
         tokenizer_in(path),
-        {"imported_from": name},  # a name on the hub, or a folder's alone: no path of this machine
+        {"imported_from": name},  # a hub name or the folder's last component, never an absolute path
         carried=read_carried(path),
     )
 
@@ -281,7 +281,7 @@ def _download(name: str) -> Path:
     weights = ["*.safetensors", "*.safetensors.index.json"]
     try:
         folder = Path(huggingface_hub.snapshot_download(name, allow_patterns=wanted + weights, ignore_patterns=["*/*"]))
-        if not any(folder.glob("*.safetensors")):  # older models have pickles only, which load with weights_only
+        if not any(folder.glob("*.safetensors")):  # older models have only pickles, read with weights_only=True
             weights = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
             folder = Path(
                 huggingface_hub.snapshot_download(name, allow_patterns=wanted + weights, ignore_patterns=["*/*"])
@@ -294,11 +294,11 @@ def _download(name: str) -> Path:
         ) from error
 
 
-# ------------------------------------------------------------------ checkpoints of a run
+# ------------------------------------------------------------------ a run's checkpoints
 
 
 def list_checkpoints(run_dir: Path) -> list[Path]:
-    """Return the checkpoints of a run, newest first: by when they were saved, then by step.
+    """Return the checkpoints of a run, newest first: by time of saving, then by step.
 
     After a resume from an earlier checkpoint, the newest may have fewer steps than an abandoned one.
     """
@@ -306,11 +306,11 @@ def list_checkpoints(run_dir: Path) -> list[Path]:
     return sorted(folders, key=lambda path: (_saved_at(path), step_of(path) or 0), reverse=True)
 
 
-def find_last_whole(run_dir: str | Path) -> tuple[Path, list[str]]:
-    """Return a run's newest complete checkpoint, and what is wrong with each newer one.
+def find_last_complete(run_dir: str | Path) -> tuple[Path, list[str]]:
+    """Return a run's newest intact checkpoint, and one error message for each newer one that is damaged.
 
     Raises:
-        UserError: the run has no checkpoint, or no complete one (each is named with what is wrong).
+        UserError: the run has no checkpoint, or all of them are damaged (each is reported).
     """
     damaged: list[str] = []
     for path in list_checkpoints(Path(run_dir)):
@@ -325,10 +325,10 @@ def find_last_whole(run_dir: str | Path) -> tuple[Path, list[str]]:
 
 
 def find_best(run_dir: str | Path) -> Path:
-    """Return a run's checkpoint with the best validation.
+    """Return a run's best checkpoint by validation.
 
     Raises:
-        UserError: no validation has chosen one, or it is gone or damaged.
+        UserError: no validation has run, or the checkpoint is missing or damaged.
     """
     folder = Path(run_dir) / CHECKPOINTS
     record = read_best(folder)
@@ -340,7 +340,7 @@ def find_best(run_dir: str | Path) -> Path:
 
 
 def read_best(checkpoints: Path) -> dict[str, Any] | None:
-    """Return `best.json` of a run's checkpoints (`checkpoint`, `step`, `monitor`, `value`) if it names one."""
+    """Return `best.json` (`checkpoint`, `step`, `monitor`, `value`), or None if it or its checkpoint is missing."""
     try:
         record = json.loads((checkpoints / BEST).read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
@@ -350,7 +350,7 @@ def read_best(checkpoints: Path) -> dict[str, Any] | None:
 
 
 def chosen_checkpoint(run_dir: Path) -> tuple[Path, tuple[str, ...]]:
-    """Return the checkpoint that stands for a run, and what is wrong with those that were skipped."""
+    """Return the checkpoint that a run resolves to, and one error message for each damaged one that was skipped."""
     damaged: list[str] = []
     path = None
     if read_best(run_dir / CHECKPOINTS) is not None:
@@ -359,7 +359,7 @@ def chosen_checkpoint(run_dir: Path) -> tuple[Path, tuple[str, ...]]:
         except UserError as error:
             damaged.append(str(error))
     if path is None:
-        path, others = find_last_whole(run_dir)
+        path, others = find_last_complete(run_dir)
         damaged += [other for other in others if other not in damaged]
     return path, tuple(damaged)
 
@@ -367,19 +367,19 @@ def chosen_checkpoint(run_dir: Path) -> tuple[Path, tuple[str, ...]]:
 def _saved_at(path: Path) -> float:
     try:
         return float(read_manifest(path)["saved_at"])
-    except (UserError, KeyError, TypeError, ValueError):  # damaged: it is reported when it is verified
+    except (UserError, KeyError, TypeError, ValueError):  # damaged: reported later, by verify()
         return path.stat().st_mtime
 
 
-# ------------------------------------------------------------------ use of a model
+# ------------------------------------------------------------------ building a model
 
 
 def finished_model(config: GPTConfig, weights: Mapping[str, Tensor]) -> GPT:
-    """Build a model in eval mode, frozen, without dropout and without multi-token blocks.
+    """Build a model for inference: in eval mode, frozen, without dropout or multi-token prediction blocks.
 
     Args:
-        config: its shape.
-        weights: whole, or quantised ones of the same shapes, under the GPT's names; the model shares these tensors.
+        config: the model's configuration.
+        weights: complete weights under lit_gpt's names, plain or quantised; the model shares these tensors.
     """
     with torch.device("meta"):
         network = GPT(replace(config, dropout=0.0, multi_token=0)).eval().requires_grad_(False)
@@ -389,10 +389,10 @@ def finished_model(config: GPTConfig, weights: Mapping[str, Tensor]) -> GPT:
 
 
 def training_facts(checkpoint: Path) -> dict[str, Any]:
-    """Return what a run records about a checkpoint: its step, the best validation and the run's configuration.
+    """Return what a run recorded about a checkpoint: its step, its value if it is the best one, the run's config.
 
     Args:
-        checkpoint: As `ModelSource.path`; for a folder that is not a checkpoint of a run, {} is returned.
+        checkpoint: folder of a checkpoint; for any other folder, {} is returned.
     """
     if checkpoint.parent.name != CHECKPOINTS:
         return {}

@@ -1,23 +1,23 @@
-"""A checkpoint: the folder `step-00001234.ckpt/` of one optimizer step.
+"""A checkpoint: the folder `step-00001234.ckpt/`, saved after that optimizer step.
 
-    model.safetensors   the LightningModule's weights, a tied matrix once      (or shards/, see below)
-    ema.safetensors     averaged weights, where a callback maintains them
+    model.safetensors   the LightningModule's weights, tied ones stored once     (or shards/, see below)
+    ema.safetensors     averaged weights, if a callback maintains them
     state.pt            the rest of Lightning's checkpoint; loads with `weights_only=True`
     manifest.json       sizes and SHA-256, written last
 
-The model's configuration is also in the header of `model.safetensors`, so that generating from a checkpoint reads
-neither the optimizer's state nor its hash.
+The model's configuration is also stored in the header of `model.safetensors`, so that generating from a checkpoint
+neither reads nor hashes the optimizer state.
 
-**Plain data.** A checkpoint holds plain data and tensors, nothing that names code. `torch.load(weights_only=True)`
-refuses everything else, but only when the checkpoint is needed; so `to_plain` checks at save time, where the value's
-place in the checkpoint can be named and nothing is lost yet.
+**Plain data.** A checkpoint contains only plain data and tensors, nothing that refers to code.
+`torch.load(weights_only=True)` rejects anything else, but only on loading, when it is too late; so `to_plain` checks
+while saving, when the error can name the value's location and nothing has been lost yet.
 
-**Shards.** `shards/` is written by torch.distributed.checkpoint (DCP). Each process writes its own pieces; the file
-`.metadata` says which piece of which tensor is where, so that any other number of processes can load them. Only tensors
-are stored there: `state_dict.<weight>`, `optimizer_0.<weight>.<moment>`, and whatever else is sharded like the weights
-(`ema.<weight>`). The options of the optimizer's parameter groups are plain data and stay in `state.pt`. DCP reads
-`.metadata` with `pickle.load` and plain values with `weights_only=False`, which would let a file choose code to run.
-The reader here allows DCP's own record classes and torch's dtypes only; the planners load tensors alone.
+**Shards.** `shards/` is written by torch.distributed.checkpoint (DCP). Each process writes its own shards; the file
+`.metadata` records the location of every piece of every tensor, so that any number of processes can load them. Only
+tensors are stored there: `state_dict.<weight>`, `optimizer_0.<weight>.<moment>`, and anything else that is sharded like
+the weights (`ema.<weight>`). The options of the optimizer's parameter groups are plain data and stay in `state.pt`.
+DCP reads `.metadata` with `pickle.load` and plain values with `weights_only=False`, either of which would let a file
+execute code. The reader here accepts only DCP's own record classes and torch's dtypes; the planners load only tensors.
 """
 
 import enum
@@ -49,15 +49,15 @@ from lit_gpt.errors import UserError
 WEIGHTS = "model.safetensors"
 AVERAGES = "ema.safetensors"
 EMA = "ema"
-"""Entry of Lightning's checkpoint with averaged weights by name (see `ExponentialMovingAverage`)."""
+"""Key of the averaged weights in Lightning's checkpoint dict (see `ExponentialMovingAverage`)."""
 STATE = "state.pt"
 SHARDS = "shards"
 CHECKPOINTS = "checkpoints"
-"""The folder of a run that holds its checkpoints."""
+"""Subfolder of a run with its checkpoints."""
 TIED = "tied_weights"
-"""Entry of a sharded checkpoint's state: other names of weights that are saved once."""
+"""Key in a sharded checkpoint's `state.pt`: maps aliases to the name that the shared weight is saved under."""
 PREFIX = "model."
-"""Of the GPT's weights among the LightningModule's."""
+"""Prefix of the GPT's weights in the LightningModule's state dict."""
 _SCALARS = (type(None), bool, int, float, complex, str, bytes)
 _PLAIN_TYPES = (torch.Size, torch.dtype, torch.device)
 OPTIMIZER = "optimizer_"
@@ -65,12 +65,12 @@ _NAME = re.compile(r"step-(\d+)\.ckpt")
 
 
 def checkpoint_name(step: int) -> str:
-    """Return the folder's name for a number of optimizer steps: `step-00001234.ckpt`."""
+    """Return the name of a checkpoint's folder: `step-00001234.ckpt`."""
     return f"step-{step:08d}.ckpt"
 
 
 def step_of(path: Path) -> int | None:
-    """Return the optimizer steps that a folder's name says, or None if it is no checkpoint's name."""
+    """Return the optimizer step in a checkpoint folder's name, or None if it is not the name of a checkpoint."""
     match = _NAME.fullmatch(path.name)
     return int(match[1]) if match else None
 
@@ -84,7 +84,7 @@ def write_checkpoint(checkpoint: dict[str, Any], folder: Path) -> None:
     """Write Lightning's checkpoint dict as a folder, atomically.
 
     Raises:
-        UserError: a value could not be loaded back safely (named by its place), or the disk is full.
+        UserError: a value could not be loaded back safely (its location is named), or the disk is full.
     """
     rest = dict(checkpoint)
     weights, averages = rest.pop("state_dict", {}), rest.pop(EMA, None)
@@ -99,12 +99,12 @@ def write_checkpoint(checkpoint: dict[str, Any], folder: Path) -> None:
 
 
 def read_checkpoint(folder: Path) -> dict[str, Any]:
-    """Verify a checkpoint and return Lightning's dict, all tensors on the CPU and whole.
+    """Verify a checkpoint and return Lightning's checkpoint dict with full (unsharded) tensors on the CPU.
 
-    A sharded checkpoint is assembled, so that it can be resumed on one device.
+    A sharded checkpoint is assembled, so that training can resume on a single device.
 
     Raises:
-        UserError: naming the file that is missing, cut off or damaged.
+        UserError: a file is missing, truncated or damaged; the message names it.
     """
     verify(folder)
     state = read_state(folder)
@@ -118,17 +118,17 @@ def read_checkpoint(folder: Path) -> dict[str, Any]:
 
 
 def read_averages(folder: Path) -> dict[str, dict[str, Tensor]]:
-    """Return `{"ema": averaged weights}` of a checkpoint that is not sharded, or `{}` if it has none."""
+    """Return `{"ema": averaged weights}` of an unsharded checkpoint, or `{}` if it has none."""
     return {EMA: read_weights(folder / AVERAGES)} if (folder / AVERAGES).exists() else {}
 
 
 def read_model_weights(folder: Path, prefix: str = PREFIX, averaged: bool = True) -> dict[str, Tensor]:
-    """Return whole weights of the model alone.
+    """Return the full (unsharded) weights of the model, without optimizer state.
 
     Args:
-        folder: a verified checkpoint.
-        prefix: of the wanted names, which is cut off.
-        averaged: replace weights by their averages, in the same dtype, if there are any.
+        folder: folder of a verified checkpoint.
+        prefix: only names with this prefix are returned, without it.
+        averaged: whether to replace weights by their averages, in the same dtype, if there are any.
     """
     if is_sharded(folder):
         weights = retie(read_shards(folder / SHARDS, "state_dict")["state_dict"], read_state(folder, mmap=True)[TIED])
@@ -143,30 +143,30 @@ def read_model_weights(folder: Path, prefix: str = PREFIX, averaged: bool = True
 
 
 def retie(weights: dict[str, Tensor], tied: dict[str, str]) -> dict[str, Tensor]:
-    """Restore the names of tensors that were saved once under another name."""
+    """Return weights with the aliases of tied tensors added back; `tied` maps an alias to its saved name."""
     return weights | {alias: weights[kept] for alias, kept in tied.items()}
 
 
 def save_state(state: dict[str, Any], path: Path) -> None:
-    """Write plain data (`to_plain`) to a file; through Python's own file, so that a full disk is an OSError."""
+    """Write plain data (`to_plain`) through a Python file object, so that a full disk raises OSError."""
     with open(path, "wb") as file:
         torch.save(state, file)
 
 
 def read_state(folder: Path, mmap: bool = False) -> dict[str, Any]:
-    """Read `state.pt` of a checkpoint as data alone; `mmap` leaves its tensors in the file until they are used."""
+    """Read `state.pt` of a checkpoint without executing code; with `mmap`, tensors are read when they are used."""
     return torch.load(folder / STATE, map_location="cpu", weights_only=True, mmap=mmap)
 
 
 def save_weights(weights: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
-    """Write tensors as safetensors, exactly, each one once; aliases are recorded in the header."""
+    """Write tensors as safetensors, each stored once; aliases are recorded in the header."""
     kept: dict[str, Tensor] = {}
     tied: dict[str, str] = {}
     first: dict[Any, str] = {}
     for name, tensor in weights.items():
         if not isinstance(tensor, Tensor):
             raise UserError(
-                f"checkpoint['state_dict'][{name!r}] is a {type(tensor).__name__}, and weights are tensors; "
+                f"checkpoint['state_dict'][{name!r}] is a {type(tensor).__name__}, but weights must be tensors; "
                 "save it in on_save_checkpoint instead of get_extra_state"
             )
         view = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
@@ -180,9 +180,9 @@ def save_weights(weights: dict[str, Tensor], path: Path, metadata: dict[str, str
 
 
 def _order_metadata(path: Path) -> None:
-    """Write the header's metadata in the order of their names: safetensors' own differs from one run to the next.
+    """Sort the header's metadata by name, because safetensors' own order differs from run to run.
 
-    So equal weights are equal bytes, with one hash.
+    Files with equal weights are then equal byte for byte and have the same hash.
     """
     with open(path, "r+b") as file:
         size = int.from_bytes(file.read(8), "little")
@@ -190,20 +190,20 @@ def _order_metadata(path: Path) -> None:
         header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
         encoded = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
         if len(encoded) > size:
-            raise AssertionError(f"the header of {path.name} has {size} bytes, and {len(encoded)} in order")
+            raise AssertionError(f"the header of {path.name} grew from {size} to {len(encoded)} bytes by sorting")
         file.seek(8)
         file.write(encoded.ljust(size))
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Read all tensors of a file; a tied name gets the very tensor of the name it was saved under."""
+    """Read all tensors of a file; tied names share one tensor object."""
     with safe_open(path, framework="pt") as file:
         tied = json.loads((file.metadata() or {}).get("tied", "{}"))
         return retie({name: file.get_tensor(name) for name in file.keys()}, tied)  # noqa: SIM118
 
 
 def read_config(folder: Path) -> dict[str, Any] | None:
-    """Return the model's configuration as a dict, or None if a module that has none wrote the checkpoint."""
+    """Return the model's configuration as a dict, or None if the checkpoint's module had none."""
     if is_sharded(folder):
         return read_state(folder, mmap=True).get("lit_gpt", {}).get("config")
     with safe_open(folder / WEIGHTS, framework="pt") as file:
@@ -211,7 +211,7 @@ def read_config(folder: Path) -> dict[str, Any] | None:
 
 
 def read_adapter_header(folder: Path) -> dict[str, Any] | None:
-    """Return the description of the adapter that a checkpoint holds; None if it holds whole weights instead."""
+    """Return the description of a checkpoint's adapter; None if the checkpoint is a full model."""
     if is_sharded(folder):
         return None
     with safe_open(folder / WEIGHTS, framework="pt") as file:
@@ -219,7 +219,7 @@ def read_adapter_header(folder: Path) -> dict[str, Any] | None:
 
 
 def _without_shared_memory(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Copy tensors that overlap without being equal: safetensors stores each byte once and would refuse them."""
+    """Return tensors with copies of those that share storage without being identical, which safetensors rejects."""
     seen: set[tuple[torch.device, int]] = set()
     result = {}
     for name, tensor in tensors.items():
@@ -233,14 +233,14 @@ def _without_shared_memory(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def to_plain(value: Any, place: str = "checkpoint") -> Any:
-    """Return a copy that `torch.load(weights_only=True)` gives back; tensors are shared, not copied.
+    """Return a copy of `value` that `torch.load(weights_only=True)` can load; tensors are shared, not copied.
 
     Args:
-        value: any nesting of dicts, lists, tuples and sets around scalars and tensors.
-        place: what to call `value` in an error; keys and indices are added to it.
+        value: nested dicts, lists, tuples and sets of scalars and tensors.
+        place: location of `value` in error messages; keys and indices are appended to it.
 
     Raises:
-        UserError: something in it has no plain form, with its place.
+        UserError: a nested value has no plain form; the message names its location.
     """
     kind = type(value)
     if kind in _SCALARS or kind in _PLAIN_TYPES:
@@ -256,7 +256,7 @@ def to_plain(value: Any, place: str = "checkpoint") -> Any:
     if isinstance(value, Mapping):
         items = ((_plain_key(key, place), to_plain(item, f"{place}[{key!r}]")) for key, item in value.items())
         return kind(items) if kind is OrderedDict else Counter(dict(items)) if kind is Counter else dict(items)
-    if isinstance(value, list | tuple):  # a named tuple loses its name: its class would have to be imported
+    if isinstance(value, list | tuple):  # a named tuple becomes a tuple, since loading its class would need an import
         items_ = [to_plain(item, f"{place}[{i}]") for i, item in enumerate(value)]
         return items_ if isinstance(value, list) else tuple(items_)
     if kind is set:
@@ -279,8 +279,8 @@ def _plain_tensor(value: Tensor, place: str) -> Tensor:
     if type(value) in (Tensor, nn.Parameter) or type(value) in torch.serialization.get_safe_globals():
         return value
     raise UserError(
-        f"{place} is a {type(value).__module__}.{type(value).__qualname__}, a tensor of its own kind that a checkpoint "
-        "does not load back; save a plain tensor (of a sharded one, full_tensor())"
+        f"{place} is a {type(value).__module__}.{type(value).__qualname__}, a tensor subclass that a checkpoint cannot "
+        "load back; save a plain tensor (full_tensor() of a sharded one)"
     )
 
 
@@ -306,17 +306,17 @@ _RECORDS = {
 
 
 class _RecordUnpickler(pickle.Unpickler):
-    """Allows the classes of DCP's `.metadata` and torch's dtypes; every other name is refused."""
+    """An unpickler that accepts only the classes of DCP's `.metadata` and torch's dtypes."""
 
     def find_class(self, module: str, name: str) -> Any:
         is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
         if is_dtype or name in _RECORDS.get(module, ()):
             return super().find_class(module, name)
-        raise UserError(f"the shards' .metadata names {module}.{name}, which no checkpoint needs: it is not loaded")
+        raise UserError(f"the shards' .metadata refers to {module}.{name}, which no checkpoint needs; it is not loaded")
 
 
 class ShardReader(dcp.FileSystemReader):
-    """DCP's reader, with `.metadata` read as data alone."""
+    """DCP's reader, but `.metadata` is read without executing code."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         """Read `.metadata`; see the base class."""
@@ -327,29 +327,29 @@ class ShardReader(dcp.FileSystemReader):
             except (pickle.UnpicklingError, EOFError, AttributeError, TypeError) as error:
                 raise UserError(f"{path} is damaged ({error}); use another checkpoint") from None
         if not isinstance(metadata, Metadata):
-            raise UserError(f"{path} holds a {type(metadata).__name__} instead of metadata; use another checkpoint")
+            raise UserError(f"{path} contains a {type(metadata).__name__} instead of metadata; use another checkpoint")
         return metadata
 
 
 class _Tensors(DefaultLoadPlanner):
-    """Loads tensors in place and refuses everything else."""
+    """A planner that loads tensors in place and rejects everything else."""
 
     def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
-        raise UserError(f"{read_item.dest_index.fqn} in the shards is not a tensor; only tensors are loaded from there")
+        raise UserError(f"{read_item.dest_index.fqn} in the shards is not a tensor; shards may contain only tensors")
 
 
-class _WholeTensors(_Tensors, _EmptyStateDictLoadPlanner):
-    """The same, assembling each tensor in this one process."""
+class _FullTensors(_Tensors, _EmptyStateDictLoadPlanner):
+    """A planner that also assembles full tensors in a single process."""
 
 
 def load_into(state: dict[str, Any], shards: Path) -> None:
-    """Fill a nested dict of (sharded) tensors in place; every process of the group calls it.
+    """Load a nested dict of (sharded) tensors in place; a collective call of all processes in the group.
 
     Raises:
-        UserError: a tensor is missing, or has another shape than the model's.
+        UserError: a tensor is missing or has another shape than the model's.
     """
     reader = ShardReader(shards)
-    reader.read_metadata()  # an error here reaches the user as it is, not through DCP's own
+    reader.read_metadata()  # outside the try: this UserError must not be wrapped by DCP
     try:
         dcp.load(state, storage_reader=reader, planner=_Tensors())
     except CheckpointException as error:
@@ -361,25 +361,25 @@ def read_shards(shards: Path, entry: str | None = None) -> dict[str, Any]:
     """Assemble sharded tensors in one process.
 
     Args:
-        shards: the folder.
-        entry: read this entry alone, such as `state_dict`; None: all.
+        shards: the `shards/` folder of a checkpoint.
+        entry: top-level entry to read, such as `state_dict`; None: all.
 
     Returns:
-        Nested dicts of whole tensors on the CPU, by entry.
+        Nested dicts of full tensors on the CPU, by entry.
     """
     state: dict[str, Any] = {}
     reader = ShardReader(shards)
     reader.read_metadata()
-    planner = _WholeTensors(None if entry is None else {entry})
+    planner = _FullTensors(None if entry is None else {entry})
     _load_state_dict(state, storage_reader=reader, planner=planner, no_dist=True)
     return state
 
 
 def join_optimizers(tensors: dict[str, Any], states: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Combine the tensors of `shards/` and the plain parts of `state.pt`, in torch's form by index.
+    """Combine optimizer tensors from `shards/` with plain values from `state.pt` into torch's form, by index.
 
     Args:
-        tensors: what `read_shards` or `load_into` gave; its `optimizer_<i>` entries are taken out.
+        tensors: result of `read_shards` or `load_into`; its `optimizer_<i>` entries are removed.
         states: `{"state": {name: plain values}, "param_groups": [...]}` of each optimizer, by parameter name.
     """
     for i, state in enumerate(states):
@@ -389,7 +389,7 @@ def join_optimizers(tensors: dict[str, Any], states: list[dict[str, Any]]) -> li
 
 
 def saved_tensors(shards: Path) -> dict[tuple[str, ...], tuple[torch.Size, torch.dtype]]:
-    """Return size and dtype of each tensor by its place, such as `("optimizer_0", "model.wte.weight", "exp_avg")`."""
+    """Return shape and dtype of each tensor by its path, such as `("optimizer_0", "model.wte.weight", "exp_avg")`."""
     metadata = ShardReader(shards).read_metadata()
     places = metadata.planner_data or {}
     return {
@@ -400,7 +400,7 @@ def saved_tensors(shards: Path) -> dict[tuple[str, ...], tuple[torch.Size, torch
 
 
 def by_index(state: dict[str, Any]) -> dict[str, Any]:
-    """Turn an optimizer's state by parameter name into torch's own form, by index in the order of its groups."""
+    """Convert an optimizer's state from parameter names to torch's form, by index in the order of its groups."""
     names = [name for group in state["param_groups"] for name in group["params"]]
     index = {name: i for i, name in enumerate(names)}
     groups = [{**group, "params": [index[name] for name in group["params"]]} for group in state["param_groups"]]
@@ -408,11 +408,11 @@ def by_index(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def by_name(state: dict[str, Any], names: list[str]) -> dict[str, Any]:
-    """Turn `Optimizer.state_dict()` into a state by parameter name.
+    """Convert `Optimizer.state_dict()` from indices to parameter names.
 
     Args:
-        state: by index.
-        names: of the parameters, in the order of the optimizer's groups.
+        state: an optimizer's state, by index.
+        names: names of the parameters, in the order of the optimizer's groups.
     """
     groups = [{**group, "params": [names[i] for i in group["params"]]} for group in state["param_groups"]]
     return {"state": {names[i]: item for i, item in state["state"].items()}, "param_groups": groups}

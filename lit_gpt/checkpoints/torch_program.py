@@ -1,8 +1,8 @@
-"""A model as a program of `torch.export`: one file that runs without lit_gpt, with any batch and length.
+"""A model as a `torch.export` program: one file that runs without lit_gpt, for any batch size and length.
 
-The file (`.pt2`) holds the traced operations and the weights: (B, T) int64 token ids in, (B, T, V) logits out. It is
-what ExecuTorch, AOTInductor and `torch.onnx.export` start from. It has no cache: it is for scoring, embedding in other
-programs, and further compilation, not for fast generation.
+The file (`.pt2`) contains the traced operations and the weights: (B, T) int64 token IDs in, (B, T, V) logits out. It is
+the input of ExecuTorch, AOTInductor and `torch.onnx.export`. It has no KV cache, so it is meant for scoring, embedding
+in other programs and further compilation, not for fast generation.
 """
 
 import io
@@ -22,7 +22,7 @@ from lit_gpt.models.precision import converted
 
 SUFFIX = ".pt2"
 _EXAMPLE = (2, 3)
-"""Shape to trace with; no result depends on it."""
+"""(B, T) of the traced input; the program does not depend on it."""
 
 
 def save_torch_program(
@@ -32,28 +32,27 @@ def save_torch_program(
     dtype: str | None = None,
     check: bool = True,
 ) -> float | None:
-    """Write a model as a program for CPUs, whole or not at all.
+    """Write a model as a program for CPUs, atomically.
 
-    Mixtures of experts that are not in bfloat16 apply every expert to every token: torch.export knows no grouped
-    products in other types.
+    Mixtures of experts in dtypes other than bfloat16 apply every expert to every token, because torch.export supports
+    grouped matrix products only in bfloat16.
 
     Args:
-        out: the file, `.pt2`.
-        config: the model's.
-        weights: whole, under our names.
-        dtype: float32, bfloat16 or float16 for the weights; None: as they are.
-        check: read the file again and compare it with the model, on shapes that were not traced.
+        out: output file, ending in `.pt2`.
+        config: the model's configuration.
+        weights: complete weights under lit_gpt's names.
+        dtype: dtype of the weights: float32, bfloat16 or float16; None: unchanged.
+        check: whether to reload the file and compare it with the model, on shapes that were not traced.
 
     Returns:
-        The largest difference that the check found between logits; None: it was not asked for.
+        The largest difference of logits, relative to the largest logit if that is above 1; None without a check.
 
     Raises:
-        UserError: there is something at `out`, it does not end in `.pt2`, the dtype is unknown, the check fails, or
-            the disk is full.
+        UserError: `out` exists or does not end in `.pt2`, the dtype is unknown, the check fails, or the disk is full.
     """
     out = Path(out)
     if out.suffix != SUFFIX:
-        raise UserError(f"{out} is to be a program of torch.export, whose name ends in {SUFFIX}; name it so")
+        raise UserError(f"--out {out} is a torch.export program, so its name must end in {SUFFIX}")
     if out.exists():
         raise UserError(f"{out} exists; choose another --out, or remove it first")
     kind = None if dtype is None else torch_dtype(dtype)
@@ -65,10 +64,10 @@ def save_torch_program(
 
 
 def export_program(model: GPT) -> torch.export.ExportedProgram:
-    """Trace a model, in eval mode, with batch and length free.
+    """Trace a model in eval mode, with dynamic batch size and length.
 
     Args:
-        model: frozen, on a CPU.
+        model: frozen model on the CPU.
     """
     longest = model.config.block_size
     shapes = {0: torch.export.Dim("batch")}
@@ -80,24 +79,24 @@ def export_program(model: GPT) -> torch.export.ExportedProgram:
 
 
 def loader_line(path: str | Path) -> str:
-    """Return the Python expression that gives the function from ids to logits."""
+    """Return the Python expression that loads the program as a function from token IDs to logits."""
     return f"torch.export.load({str(path)!r}).module()"
 
 
-class _Remembers(io.FileIO):
-    """A file that tells of a failed write when it is asked.
+class _ErrorRecordingFile(io.FileIO):
+    """A file that records the first failed write instead of raising it.
 
-    torch's zip writer ends the whole process if a file's `write` raises: its destructor tries once more.
+    torch's zip writer aborts the process if `write` raises, because its destructor writes again.
     """
 
     failed: OSError | None = None
 
     def write(self, data: Any) -> int:
-        """Write all of it, or remember why not."""
+        """Write all of `data`; on failure, record the error and pretend that it was written."""
         view = memoryview(data).cast("B")
         total = len(view)
         try:
-            while view and self.failed is None:  # the system may take less than it was given
+            while view and self.failed is None:  # a raw write may be partial
                 view = view[super().write(view) :]
         except OSError as error:
             self.failed = error
@@ -105,17 +104,17 @@ class _Remembers(io.FileIO):
 
 
 def _write(program: torch.export.ExportedProgram, path: Path) -> None:
-    with _Remembers(path, "w") as file:
+    with _ErrorRecordingFile(path, "w") as file:
         torch.export.save(program, file)
         if file.failed is not None:
             raise file.failed
 
 
 def _difference(path: Path, model: GPT) -> float:
-    """Compare the program in a file with the model.
+    """Return the largest (relative) difference between the logits of a program file and of the model.
 
     Raises:
-        UserError: they differ by more than rounding.
+        UserError: they differ by more than rounding errors.
     """
     with open(path, "rb") as file:
         loaded = torch.export.load(file).module()
@@ -125,11 +124,11 @@ def _difference(path: Path, model: GPT) -> float:
     with torch.no_grad():
         for rows, length in ((1, 1), (3, min(7, longest)), (1, min(longest, 600))):
             ids = torch.randint(0, vocabulary, (rows, length), generator=generator)
-            ours, theirs = model(ids).float(), loaded(ids).float()
-            worst = max(worst, float((ours - theirs).abs().max()) / max(1.0, float(ours.abs().max())))
+            expected, found = model(ids).float(), loaded(ids).float()
+            worst = max(worst, float((expected - found).abs().max()) / max(1.0, float(expected.abs().max())))
     bound = 1e-4 if model.wte.weight.dtype == torch.float32 else 5e-2
     if not worst <= bound:
         raise UserError(
-            f"the program's logits differ from the model's by {worst:.1e}, more than {bound:.0e}: it is not written"
+            f"the program's logits differ from the model's by {worst:.1e}, more than {bound:.0e}; nothing was written"
         )
     return worst

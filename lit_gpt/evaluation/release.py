@@ -11,7 +11,7 @@ from typing import Literal
 
 from lit_gpt.atomic import atomic_file
 from lit_gpt.checkpoints.adapters import save_peft_folder
-from lit_gpt.checkpoints.bundle import Beside, save_bundle, torch_dtype
+from lit_gpt.checkpoints.bundle import BundleMetadata, save_bundle, torch_dtype
 from lit_gpt.checkpoints.huggingface import LazyWeights
 from lit_gpt.checkpoints.huggingface.verify import check_memory, check_opens
 from lit_gpt.checkpoints.model_card import CardFacts, Opens, model_card
@@ -107,9 +107,9 @@ def _export_gguf(source: ModelSource, out: str, dtype: str | None, check: bool, 
     from lit_gpt.checkpoints.gguf.architecture import differences
 
     weights = language_model_weights(source)
-    beside = Beside.of(source.config, source.tokenizer_path, source.lineage, source.carried)
+    metadata = BundleMetadata.of(source.config, source.tokenizer_path, source.lineage, source.carried)
     tokenizer = source_tokenizer(source)
-    ends = beside.generation.get("eos_token_id", [])
+    ends = metadata.generation.get("eos_token_id", [])
     stop_ids = [*(() if tokenizer is None else tokenizer.stop_ids), *([ends] if isinstance(ends, int) else ends or [])]
     kind = dtype or _stored_dtype(weights)
     report = save_gguf(

@@ -13,7 +13,7 @@ from lightning.pytorch import Callback
 from tiny_run import TinyModule
 
 from lit_gpt.callbacks import ExponentialMovingAverage, GracefulStop, RunCheckpoint
-from lit_gpt.checkpoints.resolve import find_last_whole
+from lit_gpt.checkpoints.resolve import find_last_complete
 from lit_gpt.checkpoints.step import read_checkpoint
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM]
@@ -53,7 +53,7 @@ def test_a_signal_stops_after_its_step_with_a_checkpoint(make_trainer, tmp_path,
     assert stop.stopped_by == number
     assert handlers() == before
     assert sorted(module.losses) == list(range(7))
-    path, _ = find_last_whole(tmp_path / "run")
+    path, _ = find_last_complete(tmp_path / "run")
     assert path.name == "step-00000007.ckpt"
     assert module.validated_at == [step for step in whole.validated_at if step < 7]  # none on the way out
 
@@ -82,7 +82,7 @@ def test_a_signal_during_validation_leaves_it_and_the_step_before_is_saved(make_
     assert caught.value.code == 128 + signal.SIGTERM
     assert parts[1].stopped_by == signal.SIGTERM
     assert module.validated_at == []  # no value of half a validation was logged
-    path, _ = find_last_whole(tmp_path / "run")
+    path, _ = find_last_complete(tmp_path / "run")
     assert path.name == "step-00000004.ckpt"
     weights = read_checkpoint(path)["state_dict"]
     assert all(weights[name].equal(value) for name, value in module.state_dict().items())
@@ -195,5 +195,5 @@ def test_any_process_may_get_the_signal_and_all_stop_at_one_step(tmp_path, numbe
     step = int(lines[0].split()[4])
     assert lines == [f"rank {rank} left at {step} by {int(number)}" for rank in (0, 1)]
     assert 4 <= step <= 6
-    assert find_last_whole(tmp_path / "run")[0].name == f"step-{step:08d}.ckpt"
+    assert find_last_complete(tmp_path / "run")[0].name == f"step-{step:08d}.ckpt"
     assert "Traceback" not in done.stderr

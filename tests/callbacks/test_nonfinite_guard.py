@@ -7,7 +7,7 @@ import torch
 from tiny_run import ListLogger, TinyLoader, TinyModule
 
 from lit_gpt.callbacks import NonFiniteGuard, RunCheckpoint, nonfinite_guard
-from lit_gpt.checkpoints.resolve import find_last_whole
+from lit_gpt.checkpoints.resolve import find_last_complete
 from lit_gpt.errors import UserError
 
 
@@ -37,8 +37,8 @@ def test_the_run_stops_before_the_optimizer_moves(make_trainer, tmp_path, gradie
     message = str(caught.value)
     assert "optimizer step 4" in message
     assert str(path) in message
-    assert f"the last good checkpoint is {find_last_whole(run)[0]}" in message
-    assert find_last_whole(run)[0].name == "step-00000002.ckpt"
+    assert f"the last good checkpoint is {find_last_complete(run)[0]}" in message
+    assert find_last_complete(run)[0].name == "step-00000002.ckpt"
     saved = torch.load(path, weights_only=True)
     assert saved["step"] == 4
     assert saved["batch"][0]["input_ids"].equal(TinyLoader().batch(3)[0]["input_ids"])
@@ -120,7 +120,7 @@ def test_read_late_no_ruined_checkpoint_is_written(make_trainer, tmp_path, optio
     module = spoiled(3)
     with pytest.raises(UserError, match="optimizer step 3"):
         make_trainer(NonFiniteGuard(), RunCheckpoint(every_n_steps=2), **options).fit(module)
-    path, damaged = find_last_whole(tmp_path / "run")
+    path, damaged = find_last_complete(tmp_path / "run")
     assert (path.name, damaged) == ("step-00000002.ckpt", [])
     assert [path.name for path in (tmp_path / "run" / "checkpoints").glob("*.ckpt")] == ["step-00000002.ckpt"]
 

@@ -12,7 +12,7 @@ from tiny_run import TinyModule
 from lit_gpt.callbacks import RunCheckpoint
 from lit_gpt.callbacks.run_checkpoint import superfluous
 from lit_gpt.checkpoints.provenance import verify
-from lit_gpt.checkpoints.resolve import find_best, find_last_whole, resolve_model
+from lit_gpt.checkpoints.resolve import find_best, find_last_complete, resolve_model
 from lit_gpt.checkpoints.step import step_of
 from lit_gpt.errors import UserError
 
@@ -65,7 +65,7 @@ def test_killed_anywhere_and_resumed_is_the_run_that_was_never_killed(make_train
         try:
             trainer.fit(part, ckpt_path=path)
         except Killed:
-            path = str(find_last_whole(Path(trainer.default_root_dir))[0])
+            path = str(find_last_complete(Path(trainer.default_root_dir))[0])
         parts.append(part)
         validated += [step for step in part.validated_at if step not in validated]
     for part in parts:
@@ -104,7 +104,7 @@ def test_better_validations_are_saved_and_the_best_stays(make_trainer, tmp_path)
     assert find_best(run).name == "step-00000004.ckpt"
     assert checkpoint.best_model_path == str(find_best(run))
     assert resolve_model(run).path == find_best(run)
-    assert find_last_whole(run)[0].name == "step-00000012.ckpt"
+    assert find_last_complete(run)[0].name == "step-00000012.ckpt"
 
 
 def test_the_best_is_remembered_over_a_resume(make_trainer, tmp_path):
@@ -113,7 +113,7 @@ def test_the_best_is_remembered_over_a_resume(make_trainer, tmp_path):
     run = tmp_path / "run"
     second = TinyModule(val_losses=[1.5, 0.5])
     callback = RunCheckpoint(every_n_steps=2, keep_last=1)
-    make_trainer(callback, val_check_interval=2, max_steps=10).fit(second, ckpt_path=str(find_last_whole(run)[0]))
+    make_trainer(callback, val_check_interval=2, max_steps=10).fit(second, ckpt_path=str(find_last_complete(run)[0]))
     assert second.validated_at == [8, 10]
     assert find_best(run).name == "step-00000010.ckpt"
     assert saved_steps(run) == [10]
@@ -147,7 +147,7 @@ def test_a_stop_by_the_module_itself_is_saved_exactly(make_trainer, tmp_path, op
     make_trainer(RunCheckpoint(every_n_steps=100), **options).fit(Stops())
     assert saved_steps(run) == [7]
     rest = Stops()
-    make_trainer(RunCheckpoint(every_n_steps=100), **options).fit(rest, ckpt_path=str(find_last_whole(run)[0]))
+    make_trainer(RunCheckpoint(every_n_steps=100), **options).fit(rest, ckpt_path=str(find_last_complete(run)[0]))
     assert rest.losses == {step: loss for step, loss in whole.losses.items() if step >= 7}
     assert saved_steps(run) == [7, 12]
 
@@ -171,19 +171,19 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run_and_keeps_the_others(m
         make_trainer(RunCheckpoint(every_n_steps=2)).fit(TinyModule())
     run = tmp_path / "run"
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["step-00000002.ckpt", "step-00000004.ckpt"]
-    assert find_last_whole(run)[0].name == "step-00000004.ckpt"
+    assert find_last_complete(run)[0].name == "step-00000004.ckpt"
 
 
 def test_a_damaged_newest_is_passed_over_and_written_again(make_trainer, tmp_path):
     run = tmp_path / "run"
     make_trainer(RunCheckpoint(every_n_steps=2), max_steps=6).fit(TinyModule())
     (run / "checkpoints" / "step-00000006.ckpt" / "state.pt").write_bytes(b"cut")
-    path, damaged = find_last_whole(run)
+    path, damaged = find_last_complete(run)
     assert path.name == "step-00000004.ckpt"
     assert "step-00000006.ckpt/state.pt has 3 bytes" in damaged[0]
     make_trainer(RunCheckpoint(every_n_steps=2), max_steps=8).fit(TinyModule(), ckpt_path=str(path))
     assert saved_steps(run) == [6, 8]
-    assert find_last_whole(run) == (run / "checkpoints" / "step-00000008.ckpt", [])
+    assert find_last_complete(run) == (run / "checkpoints" / "step-00000008.ckpt", [])
 
 
 def test_nothing_is_saved_in_a_fast_dev_run(make_trainer, module, tmp_path):

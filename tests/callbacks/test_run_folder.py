@@ -14,7 +14,7 @@ from tiny_run import CONFIG, TinyModule
 
 from lit_gpt.callbacks import RunCheckpoint, RunFolder
 from lit_gpt.callbacks.run_folder import LOCK, RunLock, run_dir_of
-from lit_gpt.checkpoints.resolve import find_last_whole
+from lit_gpt.checkpoints.resolve import find_last_complete
 from lit_gpt.errors import UserError
 from lit_gpt.hashing import sha256_json
 
@@ -67,7 +67,7 @@ def test_a_resume_goes_on_in_the_same_folder(make_trainer, tmp_path, tokenizer_p
     make_trainer(RunFolder(), RunCheckpoint(), max_steps=2).fit(TinyModule(), datamodule=Corpus(tokenizer_path))
     run = tmp_path / "run"
     first = json.loads((run / "lineage.json").read_text())
-    path = str(find_last_whole(run)[0])
+    path = str(find_last_complete(run)[0])
     make_trainer(RunFolder(), RunCheckpoint(), max_steps=3).fit(
         TinyModule(), datamodule=Corpus(tokenizer_path), ckpt_path=path
     )

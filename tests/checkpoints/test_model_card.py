@@ -69,17 +69,17 @@ def test_the_card_says_what_was_recorded():
     assert found["licence of the weights"] == "*to fill in*"
     assert found["sources (2)"] == r"Tales \| old (1,200 files, CC-BY-4.0), Poems"
     assert found["`train`"] == "30 documents, 123,456 tokens"
-    assert found["tokens read"].startswith(f"{900 * 4 * 16:,}")
+    assert f"{900 * 4 * 16:,}" in found["training tokens"]
     assert found["optimizer"] == "AdamW(lr=0.001)"
     assert found["best `val/loss`"] == "3.1416"
     assert found["SHA-256 of config"] == "`c0ffee`"
     assert "SHA-256 of tokenizer" not in found
     assert "| Language modelling | bits_per_byte (bits) | 1.235 | 1.2 to 1.3 | 31 |" in card
     assert "| Language modelling | loss | not a number |  | 31 |" in card
-    assert "Gate: **FAILED**, and exported nevertheless." in card
+    assert "Gate: **FAILED**" in card
     assert "- `language_modeling.bits_per_byte`: 1.235, above the maximum of 1.1" in card
     assert "/home" not in card
-    assert "made from `first`" in card
+    assert "from `first`" in card
     assert "AutoModelForCausalLM" in card
     front = yaml.safe_load(card.split("---")[1])
     assert front == {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["lit_gpt", "gpt2"]}
@@ -89,7 +89,7 @@ def test_the_card_of_a_model_of_which_nothing_is_known():
     card = model_card(CONFIG, None, {}, CardFacts(), None, "lit_gpt")
     assert rows(card)["training data"] == "*to fill in*"
     assert rows(card)["tokenizer"] == "none in this folder"
-    assert "None is recorded for these weights." in card
+    assert "recorded for these weights" in card
     assert "transformers" not in card
     imported = model_card(
         CONFIG, None, {"imported_from": "openai-community/gpt2"}, CardFacts("x"), "float16", "llama.cpp"

@@ -43,7 +43,7 @@ def test_a_copy_opens_and_ends_texts_alike(published, tmp_path, command):
         assert tokenizer.stop_ids == (0, 5)
     lineage = json.loads((out / "lineage.json").read_text())
     assert lineage["imported_from"] == "published"  # and no path of this machine
-    assert "made from `published`" in (out / "README.md").read_text()
+    assert "from `published`" in (out / "README.md").read_text()
 
 
 @pytest.mark.parametrize("ids", ["abc", {"a": 1}, [1, "x"], [True], 1.5])

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from lit_gpt.checkpoints.bundle import save_bundle
 from lit_gpt.checkpoints.huggingface import export_hf
-from lit_gpt.checkpoints.resolve import find_best, find_last_whole, resolve_model
+from lit_gpt.checkpoints.resolve import find_best, find_last_complete, resolve_model
 from lit_gpt.checkpoints.step import checkpoint_name, write_checkpoint
 from lit_gpt.errors import UserError
 from lit_gpt.models import GPT, GPTConfig
@@ -54,31 +54,31 @@ def is_step(source, step):
 
 def test_last_is_the_newest_whole_one_and_the_damaged_are_named(run):
     checkpoints = run / "checkpoints"
-    assert find_last_whole(run) == (checkpoints / checkpoint_name(30), [])
+    assert find_last_complete(run) == (checkpoints / checkpoint_name(30), [])
     damage(checkpoints / checkpoint_name(30), "state.pt")
-    path, damaged = find_last_whole(run)
+    path, damaged = find_last_complete(run)
     assert path.name == checkpoint_name(20)
     assert len(damaged) == 1
     assert "step-00000030.ckpt/state.pt has" in damaged[0]
     (checkpoints / checkpoint_name(20) / "manifest.json").unlink()
-    path, damaged = find_last_whole(run)
+    path, damaged = find_last_complete(run)
     assert path.name == checkpoint_name(10)
     assert len(damaged) == 2
     damage(path)
     with pytest.raises(UserError, match="damaged"):
-        find_last_whole(run)
+        find_last_complete(run)
     with pytest.raises(UserError, match="--ckpt_path"):
-        find_last_whole(run / "nothing")
+        find_last_complete(run / "nothing")
 
 
 def test_after_a_resume_from_an_earlier_one_the_last_is_the_last_saved(run):
     save(run, 15)
-    assert find_last_whole(run)[0].name == checkpoint_name(15)
+    assert find_last_complete(run)[0].name == checkpoint_name(15)
 
 
 def test_half_written_folders_are_not_checkpoints(run):
     shutil.copytree(run / "checkpoints" / checkpoint_name(30), run / "checkpoints" / ".tmp-step-00000040.ckpt-1")
-    assert find_last_whole(run)[0].name == checkpoint_name(30)
+    assert find_last_complete(run)[0].name == checkpoint_name(30)
 
 
 def test_a_run_stands_for_its_best_or_else_its_newest(run):

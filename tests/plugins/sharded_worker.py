@@ -17,7 +17,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from torch.utils.data import DataLoader
 
 from lit_gpt.callbacks import ExponentialMovingAverage, RunCheckpoint, SampleText
-from lit_gpt.checkpoints.resolve import find_last_whole
+from lit_gpt.checkpoints.resolve import find_last_complete
 from lit_gpt.errors import UserError
 from lit_gpt.models import GPT, GPTConfig
 from lit_gpt.models.parallel import parallelize
@@ -209,7 +209,7 @@ def full_disk(folder):
         run.fit(module)
     except UserError as error:
         (folder / f"error-{RANK}").write_text(str(error))
-    path, bad = find_last_whole(folder / "run")
+    path, bad = find_last_complete(folder / "run")
     return {"last": path.name, "bad": bad, "files": sorted(p.name for p in path.parent.iterdir())}
 
 
@@ -240,7 +240,7 @@ def killed(folder, place):
 
 def goes_on(folder):
     """Resumes what `killed` left, and compares with a run that was never killed."""
-    path, bad = find_last_whole(folder / "run")
+    path, bad = find_last_complete(folder / "run")
     module, run = Sharded(), trainer(folder / "run", 4, callbacks=callbacks())
     run.fit(module, ckpt_path=str(path))
     whole, other = Sharded(), trainer(folder / "whole", 4, callbacks=callbacks())

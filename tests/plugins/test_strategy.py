@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from lit_gpt.checkpoints.provenance import verify
-from lit_gpt.checkpoints.resolve import find_last_whole, resolve_model
+from lit_gpt.checkpoints.resolve import find_last_complete, resolve_model
 from lit_gpt.checkpoints.step import read_checkpoint
 from lit_gpt.models import GPT
 
@@ -139,7 +139,7 @@ def test_sigkill_in_the_middle_of_a_sharded_save(tmp_path, place):
     left = sorted(path.name for path in checkpoints.iterdir())
     assert [name for name in left if not name.startswith(".tmp-")] == ["step-00000002.ckpt"]
     assert len(left) == 2
-    path, bad = find_last_whole(tmp_path / "run")
+    path, bad = find_last_complete(tmp_path / "run")
     assert (path.name, bad) == ("step-00000002.ckpt", [])
     verify(path)
     found = run_two("goes_on", tmp_path)

@@ -35,7 +35,7 @@ def refused(capsys, *words):
 
 def test_folders_that_are_no_model(bundle, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
-    assert "holds no model" in refused(capsys, "--model", tmp_path / "empty")
+    assert "no model" in refused(capsys, "--model", tmp_path / "empty")
     assert "does not exist" in refused(capsys, "--model", tmp_path / "nowhere")
 
 

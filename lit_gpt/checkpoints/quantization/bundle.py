@@ -23,7 +23,7 @@ from torch import Tensor
 from lit_gpt.atomic import atomic_folder
 from lit_gpt.checkpoints.bundle import (
     GENERATION_CONFIG,
-    Beside,
+    BundleMetadata,
     Carried,
     check_free,
     read_bundle_config,
@@ -113,7 +113,7 @@ def save_quantized_bundle(
     kind = None if dtype is None else torch_dtype(dtype)
     check_scheme(config, scheme)
     scheme.check_device(device)
-    beside = Beside.of(
+    metadata = BundleMetadata.of(
         config, tokenizer_path, _with_origin(lineage, scheme, source), carried, facts or CardFacts(out.name)
     )
     layers = layer_sizes(config)
@@ -143,10 +143,10 @@ def save_quantized_bundle(
             **scheme.to_dict(),
             "dtype": str(compute_dtype).removeprefix("torch."),
             "source": source,
-            "token_ids": beside.token_ids,
+            "token_ids": metadata.token_ids,
         }
         write_json(folder / QUANTIZED, about)
-        beside.write(folder)
+        metadata.write(folder)
         if check is not None:
             check(folder)
     rounded = [tensor.nbytes for name, tensor in tensors.items() if name.rpartition(".")[2] in PARTS]

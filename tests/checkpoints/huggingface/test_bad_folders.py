@@ -95,7 +95,7 @@ def pickle_with_code(folder):
 MISTAKES = {
     unknown_type: "model_type 'gema2' cannot be imported; nearest: gemma2",
     quantised: "quantization_config of method 'gptq'",
-    no_config: "holds no model: neither",
+    no_config: "no model: neither",
     config_is_no_json: "config.json is not JSON",
     no_weights: "has no weights: neither model.safetensors nor pytorch_model.bin",
     truncated: "model.safetensors is damaged",
