@@ -100,7 +100,7 @@ def test_descriptions(bundle, file, change, message):
 
 
 @pytest.mark.parametrize("file", ["lit_gpt.json", "lineage.json", "quantization.json", "generation_config.json"])
-@pytest.mark.parametrize(("text", "message"), [("{", "is not JSON"), ("[1]", "holds no JSON object")])
+@pytest.mark.parametrize(("text", "message"), [("{", "is not JSON"), ("[1]", "JSON object")])
 def test_files_of_json_that_are_none(bundle, file, text, message):
     (bundle / file).write_text(text)
     refused(bundle, message)

@@ -66,7 +66,7 @@ def bits_per_byte(model, text):
         (["--method", "int4", "--max_increase", "-1"], "more than max_increase -1.0; nothing is written"),
         (["--method", "fp8"], "fp8 needs a CUDA device"),
         (["--group_size", "24"], "group_size 24 does not divide the 32 inputs of blocks.0.attn.q_proj"),
-        (["--method", "int8_dynamic", "--group_size", "32"], "one scale a row"),
+        (["--method", "int8_dynamic", "--group_size", "32"], "group_size is 32"),
         (["--documents", "0"], "documents is 0"),
         (["--max_increase", "0.1", "--measure", "false"], "leave out --measure false"),
         (["--files", "nowhere/*.txt"], "nowhere"),
@@ -88,9 +88,9 @@ def test_what_is_there_is_not_touched_and_what_is_quantised_is_refused(tmp_path,
     assert run("--model", bundle, "--out", out, "--measure", "false") == 2
     assert "exists" in capsys.readouterr().err
     assert run("--model", out, "--out", tmp_path / "smaller", "--measure", "false") == 2
-    assert "use the model that it was made of (whole)" in capsys.readouterr().err
+    assert "use the original model (whole)" in capsys.readouterr().err
     assert main(["export", "--model", str(out), "--out", str(tmp_path / "export")]) == 2
-    assert "use the model that it was made of (whole)" in capsys.readouterr().err
+    assert "use the original model (whole)" in capsys.readouterr().err
     assert not (tmp_path / "export").exists()
 
 

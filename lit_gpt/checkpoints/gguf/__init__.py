@@ -1,8 +1,8 @@
-"""GGUF: a model, its tokenizer and its settings in the one file that llama.cpp reads.
+"""GGUF: a model, its tokenizer and its settings in one file for llama.cpp.
 
-`architecture` refuses what llama.cpp cannot compute exactly and names settings and tensors, from a family's
-`GGUFArchitecture`; `vocabulary` is the tokenizer; `writing` streams the file and reads it again to verify it. The
-`gguf` package (extra `export`) knows the file's format.
+`architecture` rejects models that llama.cpp cannot compute exactly, and maps settings and tensor names with a family's
+`GGUFArchitecture`; `vocabulary` converts the tokenizer; `writing` streams the file to disk and verifies it. The `gguf`
+package (extra `export`) implements the file format.
 
 Source: llama.cpp's own converters (github.com/ggml-org/llama.cpp, `conversion/`) and, for what each architecture
 reads and computes, its `src/models/`, both as of October 2026.

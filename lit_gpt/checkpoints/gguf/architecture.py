@@ -1,7 +1,7 @@
-"""A model as one of llama.cpp's architectures: what that cannot compute, its settings, and its tensors.
+"""A model as one of llama.cpp's architectures: supported configurations, settings, and tensor names.
 
 Settings are GGUF's key-value pairs (`qwen3.attention.head_count`). llama.cpp's tensor names are short
-(`blk.0.attn_q.weight`); its matrices are (outputs, inputs) as ours are.
+(`blk.0.attn_q.weight`); matrices have shape (outputs, inputs), as in lit_gpt.
 """
 
 import math
@@ -21,7 +21,7 @@ from lit_gpt.models.families.weights import Entry, Permute, Split, entry
 from lit_gpt.models.positions import rope_frequencies
 
 _DEMANDS: dict[str, Any] = {"sliding_window": None, "rope_fraction": 1.0, "has_attention_out_bias": False}
-"""What is required unless an architecture's `demands` say otherwise."""
+"""Required values of config fields, unless an architecture's `demands` override them."""
 
 _NORMS = {
     "pre": {"attn_norm": "ln1", "ffn_norm": "ln2"},
@@ -33,26 +33,26 @@ _NORMS = {
         "post_ffw_norm": "ln2_out",
     },
 }
-"""The norms of a layer by `norm_placement`: name in the file → ours."""
+"""A layer's norms by `norm_placement`: name in the file → lit_gpt's name."""
 
 
 def gguf_families() -> list[str]:
-    """Return the names of the families that are written as GGUF."""
+    """Return the names of the families that can be exported as GGUF."""
     return [family.name for family in model_types().values() if family.gguf is not None]
 
 
 def architecture_of(config: GPTConfig) -> GGUFArchitecture:
-    """Return llama.cpp's architecture of a model, after checking that it computes what the config says.
+    """Return llama.cpp's architecture for a model, after checking that it implements every field of the config.
 
     Raises:
-        UserError: If its family or llama.cpp does not; with the field's name.
+        UserError: If the family or llama.cpp does not support a field; the message names it.
     """
-    config_to_hf(config)  # raises for what the family itself cannot express
+    config_to_hf(config)  # raises for fields that the family cannot express
     architecture = get_family(config.family).gguf
     if architecture is None:
         raise UserError(
-            f"family {config.family!r} is not written as GGUF, only {', '.join(gguf_families())}; use --format hf and "
-            "llama.cpp's own convert_hf_to_gguf.py"
+            f"family {config.family!r} cannot be exported as GGUF, only {', '.join(gguf_families())}; use --format hf "
+            "and llama.cpp's own convert_hf_to_gguf.py"
         )
     for name, value in {**_DEMANDS, **architecture.demands}.items():
         owner, _, part = name.rpartition(".")
@@ -75,33 +75,34 @@ def architecture_of(config: GPTConfig) -> GGUFArchitecture:
 
 
 def differences(config: GPTConfig) -> list[str]:
-    """Return a sentence for each thing that llama.cpp computes almost, but not exactly, as the model does."""
+    """Return a sentence for each operation that llama.cpp only approximates."""
     sentences = []
     if config.mlp in ("gelu", "gelu_tanh", "geglu_tanh"):
-        exact = " and by tanh, where the model's is exact" if config.mlp == "gelu" else ""
+        exact = " and with tanh, although the model's is exact" if config.mlp == "gelu" else ""
         sentences.append(
-            f"llama.cpp's CPU code takes GELU from a float16 table{exact}: logits differ in the third decimal"
+            f"llama.cpp's CPU code computes GELU from a float16 table{exact}: logits differ in the third decimal place"
         )
     if config.rope_scaling is not None and config.rope_scaling.kind == "longrope":
-        sentences.append(
-            "llama.cpp takes LongRoPE's long factors by the context it was started with, not by the text's"
-        )
+        sentences.append("llama.cpp chooses LongRoPE's long factors by its context size, not by the length of the text")
     return sentences
 
 
 def _check_layers(config: GPTConfig, architecture: GGUFArchitecture) -> None:
-    """Raise if other layers slide or rotate than the architecture's, or scores are scaled differently."""
+    """Raise if the layers with sliding windows or RoPE, or the attention scale, differ from the architecture's."""
     layers = range(config.n_layer)
     every = architecture.full_every
     if every is not None and config.sliding_window is not None:
         slides = [bool((layer + 1) % every) for layer in layers]
         if slides != [config.slides(layer) for layer in layers]:
             raise _refusal(
-                architecture, "layer_windows", config.layer_windows, f"only all layers but every {every}th slide"
+                architecture,
+                "layer_windows",
+                config.layer_windows,
+                f"only windows in all but every {every}th layer",
             )
     every = architecture.unrotated_every
     if every is not None and any(config.rotates(layer) != bool((layer + 1) % every) for layer in layers):
-        raise _refusal(architecture, "rope_layers", config.rope_layers, f"only all layers but every {every}th rotate")
+        raise _refusal(architecture, "rope_layers", config.rope_layers, f"only RoPE in all but every {every}th layer")
     if architecture.width_scaled_depth is not None:
         by_width = config.n_layer == architecture.width_scaled_depth
         size = config.n_embd // config.n_head if by_width else config.head_dim
@@ -110,11 +111,11 @@ def _check_layers(config: GPTConfig, architecture: GGUFArchitecture) -> None:
 
 
 def _refusal(architecture: GGUFArchitecture, name: str, value: Any, only: str) -> UserError:
-    return UserError(f"llama.cpp's {architecture.name!r} does not compute {name} {value!r} ({only}); use --format hf")
+    return UserError(f"llama.cpp's {architecture.name!r} does not support {name} {value!r} ({only}); use --format hf")
 
 
 def settings(config: GPTConfig, architecture: GGUFArchitecture) -> dict[str, MetadataValue]:
-    """Return the key-value pairs from which llama.cpp builds the model."""
+    """Return the key-value pairs that configure the model in llama.cpp."""
     values: dict[str, MetadataValue] = {
         "vocab_size": config.vocab_size,
         "context_length": config.block_size,
@@ -148,7 +149,7 @@ def _rope(config: GPTConfig) -> dict[str, MetadataValue]:
     if config.rope_local_theta is not None:
         values["rope.freq_base_swa"] = float(config.rope_local_theta)
     scaling = config.rope_scaling
-    if scaling is None or scaling.kind == "llama3":  # llama3's is a tensor (`rope_factors`)
+    if scaling is None or scaling.kind == "llama3":  # llama3's scaling is stored as a tensor (`rope_factors`)
         return values
     values["rope.scaling.type"] = scaling.kind
     if scaling.kind == "longrope":
@@ -159,7 +160,7 @@ def _rope(config: GPTConfig) -> dict[str, MetadataValue]:
             "rope.scaling.original_context_length": scaling.original_block_size,
             "rope.scaling.yarn_beta_fast": float(scaling.beta_fast),
             "rope.scaling.yarn_beta_slow": float(scaling.beta_slow),
-            # llama.cpp computes the paper's temperature itself and multiplies it by this.
+            # llama.cpp computes the paper's attention temperature itself and multiplies it by this factor.
             "rope.scaling.attn_factor": scaling.rotation_scale / scaling.temperature(1.0),
         }
     return values
@@ -187,7 +188,7 @@ def _mixture(config: GPTConfig) -> dict[str, MetadataValue]:
 
 @dataclass(frozen=True)
 class PlusOne:
-    """Store a gain whole, as llama.cpp does, where ours is stored less one (`norm_offset`)."""
+    """A weight transform for norm gains: lit_gpt stores gain - 1 (`norm_offset`), llama.cpp the gain."""
 
     def to_local(self, tensors: list[Tensor]) -> list[Tensor]:
         """Subtract one."""
@@ -199,7 +200,7 @@ class PlusOne:
 
 
 def weight_table(config: GPTConfig, architecture: GGUFArchitecture) -> list[Entry]:
-    """Return every tensor of the file that is one or more of ours; `rope_factors` come in addition."""
+    """Return the weight table of a GGUF file; it does not contain `rope_factors`, which are not weights."""
     gain = (PlusOne(),) if config.norm_offset else ()
     kinds = ("weight", "bias") if config.norm == "layernorm" else ("weight",)
     table = [entry("token_embd.weight", "wte.weight")]
@@ -223,7 +224,7 @@ def weight_table(config: GPTConfig, architecture: GGUFArchitecture) -> list[Entr
 
 
 def rope_factors(config: GPTConfig) -> dict[str, Tensor]:
-    """Return, by name, the divisors of RoPE's frequencies that llama.cpp wants as tensors."""
+    """Return the divisors of RoPE's frequencies that llama.cpp reads as tensors, by name."""
     scaling = config.rope_scaling
     if scaling is None or scaling.kind not in ("llama3", "longrope"):
         return {}
@@ -243,7 +244,7 @@ def _attention_entries(config: GPTConfig, architecture: GGUFArchitecture, file: 
             table.append(entry(f"{file}attn_qkv.{kind}", parts, Split(tuple(n * D for n in heads.values()))))
             continue
         for part, n in heads.items():
-            moved = (Permute(_neighbours(n, D)),) if architecture.interleaved and part != "v" else ()
+            moved = (Permute(_interleaved_rows(n, D)),) if architecture.interleaved and part != "v" else ()
             table.append(entry(f"{file}attn_{part}.{kind}", f"{local}{part}_proj.{kind}", *moved))
     table.append(entry(f"{file}attn_output.weight", f"{local}o_proj.weight"))
     if config.has_attention_out_bias:
@@ -264,7 +265,7 @@ def _mlp_entries(config: GPTConfig, architecture: GGUFArchitecture, file: str, l
     return [entry(f"{file}ffn_{part}.{kind}", f"{local}{part}_proj.{kind}") for part in parts for kind in kinds]
 
 
-def _neighbours(heads: int, size: int) -> tuple[int, ...]:
-    """Return the file's row of each of our rows, so that coordinates j and j + size/2 of a head become neighbours."""
+def _interleaved_rows(heads: int, size: int) -> tuple[int, ...]:
+    """Return, for each local row, its row in the file, where coordinates j and j + size/2 of a head are adjacent."""
     half = size // 2
     return tuple(head * size + 2 * j + side for head in range(heads) for side in range(2) for j in range(half))

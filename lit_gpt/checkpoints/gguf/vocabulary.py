@@ -1,13 +1,12 @@
 """The tokenizer inside a GGUF file.
 
-llama.cpp knows two of the kinds that language models use: byte-level BPE (`gpt2`: tokens in GPT-2's alphabet of bytes,
-and merges) and SentencePiece's (`llama`: pieces with `▁` for a space, bytes as `<0x0A>`, joined by score). A token of
-the second kind gets as its score the position of its merge in the list of merges, negated, which gives the order in
-which pairs are joined.
+llama.cpp supports two kinds of BPE: byte-level (`gpt2`: tokens in GPT-2's byte alphabet, with merges) and SentencePiece
+(`llama`: pieces with `▁` for a space and bytes as `<0x0A>`, merged by score). The score of a SentencePiece token is its
+negated position in the list of merges, so that pairs are merged in the same order.
 
-How a byte-level tokenizer cuts text into words is built into llama.cpp and chosen by name (`tokenizer.ggml.pre`); a
-file cannot bring a pattern of its own. So the rules of tokenizer.json are compared with those of each name, and what
-matches none is refused: a text would be cut into other tokens than the model was trained on.
+The pre-tokenization patterns of byte-level BPE are built into llama.cpp and chosen by name (`tokenizer.ggml.pre`); a
+file cannot define its own. So the rules in tokenizer.json are compared with those of each name, and a tokenizer that
+matches none is rejected, because llama.cpp would tokenize text differently than in training.
 """
 
 import json
@@ -28,9 +27,9 @@ _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 _SPACE = "▁"
 
 _DIGITS = "digits"
-"""Each digit is a word."""
+"""Stands for the rule that each digit is a word."""
 
-# Source of the patterns and of what each name switches on: llama.cpp, src/llama-vocab.cpp.
+# Source of the patterns and of the rules that each name selects: llama.cpp, src/llama-vocab.cpp.
 _QWEN2_PATTERN = GPT4_PATTERN.replace(r"\p{N}{1,3}", r"\p{N}")
 _TEKKEN_PATTERN = (
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
@@ -52,27 +51,24 @@ _NAMES: dict[tuple[str, ...], tuple[str, str]] = {
     (_TEKKEN_PATTERN,): ("", "tekken"),
     (_GPT4O_PATTERN,): ("gpt-4o", ""),
 }
-"""Patterns in the order in which they are applied → the name where merges decide, and the name where a word that is a
-token is taken whole (`ignore_merges`)."""
+"""Patterns in order of application → the name if words are always built by merges, and the name if a word that is a
+token is used directly (`ignore_merges`)."""
 
 
 def vocabulary(tokenizer: Tokenizer, vocab_size: int, stop_ids: Sequence[int]) -> dict[str, MetadataValue]:
     """Return the key-value pairs of a tokenizer.
 
     Args:
-        tokenizer: The model's, with the `opening_ids` that the model expects.
-        vocab_size: Rows of the embedding; those beyond the tokenizer's tokens are named as unused.
-        stop_ids: Tokens that end a text or an answer, the end of text first.
+        tokenizer: The model's tokenizer, with the `opening_ids` that the model expects.
+        vocab_size: Rows of the embedding; rows without a token are marked as unused.
+        stop_ids: Tokens that end a text or a chat turn, the end of text first.
 
     Raises:
-        UserError: If llama.cpp would cut text into other tokens.
+        UserError: If llama.cpp would tokenize text differently.
     """
     state = json.loads(tokenizer.backend.to_str())
     if state["model"]["type"] != "BPE":
-        raise UserError(
-            f"llama.cpp's language models read BPE tokenizers, and this one is {state['model']['type']}; "
-            "use --format hf"
-        )
+        raise UserError(f"llama.cpp reads BPE tokenizers, but this one is {state['model']['type']}; use --format hf")
     pieces = state["model"].get("byte_fallback", False)
     tokens, types = _tokens(tokenizer, state, vocab_size, pieces)
     values: dict[str, MetadataValue] = {"tokens": tokens, "token_type": types}
@@ -88,7 +84,7 @@ def vocabulary(tokenizer: Tokenizer, vocab_size: int, stop_ids: Sequence[int]) -
         values |= {"model": "gpt2", "pre": pre, "merges": [" ".join(pair) for pair in merges]}
     opening = tokenizer.opening_ids
     if len(opening) > 1:
-        raise UserError(f"llama.cpp begins a text with one token at most, and this model with {len(opening)}")
+        raise UserError(f"llama.cpp starts a text with at most one token, but this model uses {len(opening)}")
     values |= {"add_bos_token": bool(begins_with(tokenizer)), "add_eos_token": False}
     values |= _token_id("bos", opening[0] if opening else None)
     for name, index in zip(("eos", "eot", "eom"), dict.fromkeys(stop_ids), strict=False):
@@ -98,10 +94,10 @@ def vocabulary(tokenizer: Tokenizer, vocab_size: int, stop_ids: Sequence[int]) -
 
 
 def begins_with(tokenizer: Tokenizer) -> tuple[int, ...]:
-    """Return the tokens that llama.cpp is to put before every text that it reads.
+    """Return the tokens that llama.cpp must prepend to every text.
 
-    It puts them before conversations too. Those that a model is trained on here begin with the template's own first
-    token, so a model with a template of ours is not to see the end of text before it.
+    llama.cpp also prepends them to conversations. Conversations in lit_gpt's training start with the template's own
+    first token, so nothing is prepended for a tokenizer with a template that was made by lit_gpt.
     """
     return () if has_template(tokenizer) and not tokenizer.is_published else tokenizer.opening_ids
 
@@ -111,7 +107,7 @@ def _tokens(tokenizer: Tokenizer, state: dict[str, Any], vocab_size: int, pieces
     types = [UNUSED] * vocab_size
     added = {token["id"]: token for token in state["added_tokens"]}
     for token, index in tokenizer.backend.get_vocab(with_added_tokens=True).items():
-        if index >= vocab_size:  # special tokens beyond the embedding, which the bundle warned about
+        if index >= vocab_size:  # special tokens without an embedding row, which the bundle warned about
             continue
         tokens[index], types[index] = token, NORMAL
         if index in added:
@@ -126,10 +122,10 @@ def _tokens(tokenizer: Tokenizer, state: dict[str, Any], vocab_size: int, pieces
 
 
 def _scores(tokens: list[str], types: list[int], merges: list[list[str]]) -> list[float]:
-    """Return a score for each token, higher for earlier merges: minus the index of the first merge that gives it.
+    """Return a score for each token, minus the index of the first merge that produces it.
 
     Raises:
-        UserError: If merges that give one token are not adjacent, so that no score expresses their order.
+        UserError: If merges with the same result are not adjacent, so that no score expresses their order.
     """
     place: dict[str, int] = {}
     last = ""
@@ -137,7 +133,7 @@ def _scores(tokens: list[str], types: list[int], merges: list[list[str]]) -> lis
         token = left + right
         if token in place and token != last:
             raise UserError(
-                f"the merges of this tokenizer that give {token!r} are not adjacent, so SentencePiece's scores "
+                f"the merges of this tokenizer that produce {token!r} are not adjacent, so SentencePiece's scores "
                 "cannot express their order; use --format hf"
             )
         place.setdefault(token, number)
@@ -150,10 +146,10 @@ def _scores(tokens: list[str], types: list[int], merges: list[list[str]]) -> lis
 
 
 def _adds_space_before(state: dict[str, Any]) -> bool:
-    """Return whether a space is put before a text (Llama 2, Mistral; Gemma does not).
+    """Return whether a space is prepended to a text (as in Llama 2 and Mistral, but not Gemma).
 
     Raises:
-        UserError: If the tokenizer changes text in a way that SentencePiece in llama.cpp does not.
+        UserError: If the tokenizer has a rule that llama.cpp's SentencePiece lacks.
     """
     rules = [rule for rule in (state["normalizer"], state["pre_tokenizer"]) if rule]
     found = False
@@ -167,16 +163,17 @@ def _adds_space_before(state: dict[str, Any]) -> bool:
         elif kind == "Prepend":
             found = True
         elif kind == "Split" and rule["pattern"] == {"String": " "}:
-            pass  # cuts nothing, because spaces have become ▁ by then (Gemma)
+            pass  # has no effect, because spaces have already been replaced by ▁ (Gemma)
         elif not (kind == "Replace" and rule["pattern"] == {"String": " "} and rule["content"] == _SPACE):
             raise UserError(f"llama.cpp's SentencePiece has no rule of type {kind}; use --format hf")
     return found
 
 
 def _check_reachable(state: dict[str, Any], merges: list[list[str]]) -> None:
-    """Raise if taking a word whole and joining it by merges may differ.
+    """Raise unless every token is a result of merges.
 
-    They agree if every token is a result of merges; only then does it not matter which rule the name means.
+    Only then do words that are used directly as tokens, and words that are built by merges, always agree, so that it
+    does not matter which of these rules the pre-tokenizer's name implies.
     """
     from tokenizers import models
 
@@ -185,13 +182,13 @@ def _check_reachable(state: dict[str, Any], merges: list[list[str]]) -> None:
     for token in state["model"]["vocab"]:
         if token not in added and len(by_merges.tokenize(token)) != 1:
             raise UserError(
-                f"the token {token!r} of this tokenizer is not a result of its merges, and llama.cpp has the "
-                "opposite rule for such tokens with this pre-tokenizer; use --format hf"
+                f"the token {token!r} of this tokenizer is not a result of its merges, and llama.cpp treats "
+                "such tokens differently with this pre-tokenizer; use --format hf"
             )
 
 
 def _plain_jinja(tokenizer: Tokenizer) -> str:
-    """Return the chat template without transformers' `generation` tags, which mean nothing to plain Jinja."""
+    """Return the chat template without transformers' `generation` tags, which plain Jinja does not support."""
     ended = re.sub(r"(\{%[-+]?\s*)endgeneration(\s*[-+]?%\})", r"\1endif\2", template_of(tokenizer).source)
     return re.sub(r"(\{%[-+]?\s*)generation(\s*[-+]?%\})", r"\1if true\2", ended)
 
@@ -201,13 +198,13 @@ def _token_id(name: str, index: int | None) -> dict[str, MetadataValue]:
 
 
 def pre_tokenizer_name(state: dict[str, Any]) -> str:
-    """Return `tokenizer.ggml.pre`.
+    """Return llama.cpp's name of a pre-tokenizer, `tokenizer.ggml.pre`.
 
     Args:
-        state: tokenizer.json of a byte-level BPE.
+        state: Contents of tokenizer.json, of a byte-level BPE.
 
     Raises:
-        UserError: If llama.cpp has no such pre-tokenizer.
+        UserError: If llama.cpp has no equivalent pre-tokenizer.
     """
     normalizer = (state["normalizer"] or {}).get("type")
     if normalizer not in (None, "NFC"):
@@ -216,12 +213,12 @@ def pre_tokenizer_name(state: dict[str, Any]) -> str:
     merged, whole = _NAMES.get(tuple(parts), ("", ""))
     name = whole if state["model"].get("ignore_merges") else merged
     if not name and not (name := merged or whole):
-        raise _no_pre_tokenizer(f"the words that it cuts, {' then '.join(parts)}")
+        raise _no_pre_tokenizer(f"the pattern {' followed by '.join(parts)}")
     return name
 
 
 def decides_by_merges(name: str) -> bool:
-    """Return whether llama.cpp joins a word by merges alone under this name, even where the word is a token."""
+    """Return whether llama.cpp, under this name, builds words only by merges, even words that are tokens."""
     return all(name != whole for _, whole in _NAMES.values() if whole)
 
 
@@ -232,19 +229,19 @@ def _parts(rule: dict[str, Any]) -> list[str]:
         return [part for inner in rule["pretokenizers"] for part in _parts(inner)]
     if kind == "ByteLevel":
         if rule.get("add_prefix_space"):
-            raise _no_pre_tokenizer("a space that it puts before each text (add_prefix_space)")
+            raise _no_pre_tokenizer("a space prepended to each text (add_prefix_space)")
         return [GPT2_PATTERN] if rule.get("use_regex", True) else []
     if kind == "Digits" and rule.get("individual_digits"):
         return [_DIGITS]
     if kind == "Split" and rule.get("behavior") in ("Isolated", "Removed") and "Regex" in rule["pattern"]:
         if (rule["behavior"] == "Removed") != bool(rule.get("invert")):
-            raise _no_pre_tokenizer("text that it drops between words")
+            raise _no_pre_tokenizer("a rule that drops text between words")
         return [_canonical(rule["pattern"]["Regex"])]
     raise _no_pre_tokenizer(f"a pre-tokenizer of type {kind}")
 
 
 def _canonical(pattern: str) -> str:
-    """Return the canonical spelling of a pattern."""
+    """Return the canonical form of a pattern that has several equivalent forms."""
     if pattern == r"\p{N}":
         return _DIGITS
     original = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -253,6 +250,6 @@ def _canonical(pattern: str) -> str:
 
 def _no_pre_tokenizer(what: str) -> UserError:
     return UserError(
-        f"llama.cpp has no tokenizer with {what}, so a GGUF file would cut text into other tokens; use --format hf, or "
-        "train with tokenizer pattern gpt2 or gpt4"
+        f"llama.cpp has no tokenizer with {what}, so it would tokenize text differently; use --format hf, or train a "
+        "tokenizer with pattern gpt2 or gpt4"
     )

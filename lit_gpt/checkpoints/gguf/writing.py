@@ -1,8 +1,8 @@
-"""A GGUF file, written as a stream (one tensor in memory at a time) and read again to verify it.
+"""Write GGUF files as a stream, with one tensor in memory at a time, and verify them by reading them back.
 
-Matrices are written in the type that was asked for; vectors (norms, biases), routers, learned positions and RoPE's
-factors always as float32, as llama.cpp's own converters do. A matrix whose rows cannot be cut into Q8_0's blocks of 32
-is written as float16.
+Matrices are written in the requested type; vectors (norms, biases), routers, learned positions and RoPE factors are
+always float32, as in llama.cpp's own converters. With Q8_0, a matrix whose rows are not a multiple of its block size,
+32, is written as float16.
 """
 
 from collections import Counter
@@ -32,31 +32,31 @@ from lit_gpt.models.families.weights import Entry
 GGUFType = Literal["float32", "bfloat16", "float16", "q8_0"]
 GGUF_TYPES: tuple[str, ...] = get_args(GGUFType)
 _NAMES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "q8_0": "Q8_0"}
-"""As `gguf.GGMLQuantizationType` spells them."""
+"""Names in `gguf.GGMLQuantizationType`."""
 _FILE_TYPES = {"float32": 0, "float16": 1, "q8_0": 7, "bfloat16": 32}
 """`gguf.LlamaFileType`."""
 _WIDE = ("ffn_gate_inp.weight", "position_embd.weight", "rope_")
-"""Parts of names of matrices that stay float32."""
+"""Substrings of the names of matrices that are always float32."""
 _Q8_BLOCK = 32
 
 _RELATIVE = {"F32": 0.0, "F16": 2.0**-11, "BF16": 2.0**-8, "Q8_0": 1.0 / 127}
-"""The largest rounding error of each type: of the value itself, and for Q8_0 of the largest of its block of 32."""
+"""The largest rounding error of each type, relative to the value, or for Q8_0 to the largest value in its block."""
 _TINY = 2.0**-24
-"""The smallest step of float16 near zero."""
+"""The spacing of float16 numbers near zero."""
 _LARGEST_MULTIPLE = 127
-"""The largest multiple of a block's scale: a scale near zero is itself rounded to float16 in Q8_0."""
+"""The largest multiple of a block's scale in Q8_0, by which the scale's own rounding to float16 is multiplied."""
 
 
 @dataclass(frozen=True)
 class GGUFReport:
-    """What was written."""
+    """Summary of a GGUF file."""
 
     path: Path
     architecture: str
     num_tensors: int
     num_bytes: int
     types: Mapping[str, int]
-    """How many tensors have each type."""
+    """Number of tensors of each type."""
 
 
 def save_gguf(
@@ -73,23 +73,23 @@ def save_gguf(
     """Write a GGUF file, atomically.
 
     Args:
-        out: The file, `<name>.gguf`; it must not exist.
-        config: The model's shape.
-        state_dict: Whole weights under our names; if they are lazy, no more than one entry is in memory at a time.
-        tokenizer: The model's, with the `opening_ids` that the model expects; None: the file has none.
-        stop_ids: Tokens that end a text or an answer, the end of text first.
-        dtype: float32, bfloat16, float16 or q8_0, for the matrices.
-        name: What llama.cpp shows as the model's name; empty: the file's.
-        check: Read the file again and compare every tensor before it is moved to `out`.
-        show_progress: Draw a bar on standard error.
+        out: Output file, `<name>.gguf`; it must not exist.
+        config: The model's configuration.
+        state_dict: Complete weights under lit_gpt's names; lazy ones are read one table entry at a time.
+        tokenizer: The model's tokenizer, with the `opening_ids` that the model expects; None: the file has none.
+        stop_ids: Tokens that end a text or a chat turn, the end of text first.
+        dtype: Type of the matrices: float32, bfloat16, float16 or q8_0.
+        name: Model name shown by llama.cpp; empty: the file's name.
+        check: Whether to read the file back and compare every tensor before it is moved to `out`.
+        show_progress: Whether to show progress bars on standard error.
 
     Raises:
-        UserError: If llama.cpp cannot compute the model or read the tokenizer, tensors are missing or left over, `out`
-            exists, the package `gguf` is missing, or the disk is full.
+        UserError: If llama.cpp does not support the model or tokenizer, tensors are missing or left over, `out` exists,
+            the `gguf` package is missing, or the disk is full.
     """
     out = Path(out)
     if out.suffix != ".gguf":
-        raise UserError(f"--out {out} is a GGUF file's name, so it must end with .gguf, such as {out.name or 'x'}.gguf")
+        raise UserError(f"--out {out} is a GGUF file, so its name must end with .gguf, such as {out.name or 'x'}.gguf")
     if out.exists():
         raise UserError(f"{out} exists; choose another --out, or remove it first")
     if dtype not in _NAMES:
@@ -189,30 +189,31 @@ def _tensors(
 
 
 def check_tensors(path: Path, expected: Iterator[tuple[str, Tensor]], total: int, show_progress: bool = False) -> None:
-    """Compare a file's tensors with those that were to be written into it.
+    """Compare the tensors in a file with the expected ones.
 
     Args:
-        path: The file.
+        path: GGUF file.
         expected: Names and float32 tensors, in the file's order.
-        total: How many there are.
-        show_progress: Draw a bar on standard error.
+        total: Number of expected tensors.
+        show_progress: Whether to show a progress bar on standard error.
 
     Raises:
-        UserError: If one is missing, left over, of another shape, not finite, or off by more than its type rounds.
+        UserError: If a tensor is missing, left over, not finite, has the wrong shape, or differs by more than the
+            rounding error of its type.
     """
     gguf = need("gguf", "export", "a GGUF file")
     stored = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
     if len(stored) != total:
-        raise UserError(f"the file holds {len(stored)} tensors where {total} were written; nothing was kept")
+        raise UserError(f"the file contains {len(stored)} tensors instead of {total}; nothing was written")
     for name, tensor in tqdm(expected, total=total, desc="checking", unit="tensor", disable=not show_progress):
         found = stored[name]
         kind = found.tensor_type.name
         values = torch.from_numpy(gguf.dequantize(found.data, found.tensor_type).copy()).reshape(-1)
         wanted = tensor.reshape(-1)
         if values.numel() != wanted.numel() or list(reversed(found.shape.tolist())) != list(tensor.shape):
-            raise UserError(f"the file holds {name} with the shape {found.shape.tolist()}; nothing was kept")
+            raise UserError(f"the file contains {name} with shape {found.shape.tolist()}; nothing was written")
         if not bool(wanted.isfinite().all()):
-            raise UserError(f"{name} of the model holds numbers that are not finite; nothing was kept")
+            raise UserError(f"{name} of the model contains numbers that are not finite; nothing was written")
         error, bound = (values - wanted).abs(), _RELATIVE[kind] * wanted.abs() + _TINY
         if kind == "Q8_0":
             error = error.reshape(-1, 32).amax(1)
@@ -221,6 +222,6 @@ def check_tensors(path: Path, expected: Iterator[tuple[str, Tensor]], total: int
             bound = torch.zeros_like(bound)
         if not bool((error <= bound).all()):  # also when the error is NaN
             raise UserError(
-                f"{name} came back from the file off by {float(error.max()):.3g}, more than {kind} rounds; nothing "
-                "was kept"
+                f"{name} in the file differs by {float(error.max()):.3g}, more than the rounding of {kind}; nothing "
+                "was written"
             )

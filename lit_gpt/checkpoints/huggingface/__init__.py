@@ -1,8 +1,8 @@
 """Hugging Face model folders: reading, writing and verifying them.
 
-Reading: config.json becomes a `GPTConfig` (`config.py`), then each tensor of the files goes through the family's weight
-table (`models/families`); a tensor that is left over, missing or of another shape is an error that lists it. Writing is
-the same table in the other direction.
+Reading: config.json becomes a `GPTConfig` (`config.py`), then each tensor is mapped by the family's weight table
+(`models/families`); tensors that are left over, missing or of the wrong shape are listed in an error. Writing uses the
+same table in the other direction.
 """
 
 from lit_gpt.checkpoints.huggingface.config import config_from_hf, config_to_hf

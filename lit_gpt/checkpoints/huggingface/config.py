@@ -1,7 +1,7 @@
-"""config.json as a whole, in both directions; a family maps what is its own (`Family.read_config`, `write_config`).
+"""Conversion between config.json and `GPTConfig`; each family converts its own keys (`read_config`, `write_config`).
 
-Gemma 3 from 4B on and Mistral's models since Small 3.1 are published as multimodal models. What is read of them is the
-language model: its part of config.json here, its tensors in `reading.py`. An export is the plain language model.
+Gemma 3 from 4B up and Mistral models since Small 3.1 are published as multimodal models. Only their language model is
+read: its part of config.json here, its tensors in `reading.py`. An export contains only the language model.
 """
 
 from collections.abc import Mapping
@@ -16,11 +16,11 @@ from lit_gpt.suggest import nearest
 
 
 def config_from_hf(values: dict[str, Any]) -> GPTConfig:
-    """Turn a parsed config.json into a `GPTConfig`; of a multimodal model, its language model's.
+    """Convert a parsed config.json to a `GPTConfig`; for a multimodal model, that of its language model.
 
     Raises:
-        UserError: If the family is unknown (the nearest are named), or the config asks for what is not computed, or
-            holds values that no such config can hold.
+        UserError: If the family is unknown (the nearest ones are named), or the config has an unsupported feature or
+            invalid values.
     """
     try:
         if multimodal_family(values):
@@ -33,24 +33,24 @@ def config_from_hf(values: dict[str, Any]) -> GPTConfig:
     except UserError:
         raise
     except (TypeError, AttributeError, ValueError, LookupError, ArithmeticError) as error:
-        # `read_config` assumes the types that transformers' class writes. The cause stays in the chain of exceptions,
-        # in case the fault is in our code.
+        # `read_config` assumes values of the types that transformers writes. The original exception is chained, in
+        # case the fault is in lit_gpt.
         raise UserError(
             f"config.json cannot be read as model_type {values.get('model_type')!r}: {type(error).__name__}: {error}; "
-            "one of its values has another type than transformers writes"
+            "one of its values has a type that transformers does not write"
         ) from error
 
 
 def config_to_hf(config: GPTConfig, **extra: Any) -> dict[str, Any]:
-    """Turn a `GPTConfig` into the contents of config.json.
+    """Convert a `GPTConfig` to the contents of config.json.
 
     Args:
-        config: The model's shape.
-        **extra: Further keys, e.g. `eos_token_id`. The ids of special tokens are null unless given, because
-            transformers' defaults for a family are those of its own vocabulary.
+        config: The model's configuration.
+        **extra: Further keys, such as `eos_token_id`. IDs of special tokens are null unless given, because
+            transformers' defaults apply to the family's original vocabulary.
 
     Raises:
-        UserError: If the config's family cannot express it.
+        UserError: If the family cannot express the configuration.
     """
     family = get_family(config.family)
     for layer in range(config.n_layer):
@@ -74,23 +74,23 @@ def config_to_hf(config: GPTConfig, **extra: Any) -> dict[str, Any]:
 
 
 def multimodal_family(values: Mapping[str, Any]) -> Family | None:
-    """Return the default family of the language model in a multimodal model's config.json; None: not multimodal."""
+    """Return the family of a multimodal model's language model; None if config.json is not multimodal."""
     wrapper = values.get("model_type")
     return next((family for family in model_types().values() if wrapper in family.text_part_of), None)
 
 
 def text_config(values: dict[str, Any]) -> dict[str, Any]:
-    """Return the language model's config.json in a multimodal model's.
+    """Return the language model's part of a multimodal model's config.json.
 
-    A null in it stays one: it means "none" (no window, no latent of queries), where a missing key means "the default".
+    Null values are preserved: null means "none" (no window, no query compression), a missing key means "the default".
 
     Raises:
-        UserError: If it has no language model.
+        UserError: If there is no language model.
     """
     text = dict(required(values, "text_config"))
     if text.get("model_type") is None:
         family = multimodal_family(values)
         text["model_type"] = family.model_type if family else None
-    # The head and the quantization belong to the whole model, so its config.json decides about them.
+    # Tied embeddings and quantization are settings of the whole model, so its top-level values take precedence.
     decided = ("tie_word_embeddings", "quantization_config")
     return text | {key: values[key] for key in decided if values.get(key) is not None}

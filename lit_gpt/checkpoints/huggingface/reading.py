@@ -1,4 +1,4 @@
-"""A Hugging Face folder as a `GPTConfig` and weights under our names."""
+"""Read a Hugging Face folder as a `GPTConfig` and weights under lit_gpt's names."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -21,25 +21,25 @@ _TEXT_PREFIXES = (
     ("language_model.model.", "model."),  # the older spelling
     ("language_model.lm_head.", "lm_head."),
 )
-"""Prefixes of the language model's names in a multimodal model's files → those of a plain language model."""
+"""Prefixes of the language model's tensors in a multimodal model → their prefixes in a plain language model."""
 _VISION_PREFIXES = ("model.vision_tower.", "vision_tower.", "model.multi_modal_projector.", "multi_modal_projector.")
 
 
 class LazyWeights(Mapping[str, Tensor]):
-    """A folder's tensors by our names, each read from disk when it is asked for.
+    """A folder's tensors under lit_gpt's names, each read from disk on access.
 
-    Nothing stays in memory except tensors that were read together with another one and not asked for yet.
+    Nothing is kept in memory except tensors that were read together with another one and not accessed yet.
 
     Args:
-        config: The model's shape.
-        entries: The family's weight table for it.
-        stored: The tensors on disk, by the table's names.
-        dtype: Floating-point type to convert to (`models/precision.py` lists what stays wide); None: as stored.
-        folder: Named in errors.
-        left_out: Names in the folder that are not part of the language model.
+        config: The model's configuration.
+        entries: The family's weight table for this configuration.
+        stored: The tensors on disk, by their names in the table.
+        dtype: Floating-point type to convert to (`models/precision.py` lists the exceptions); None: as stored.
+        folder: Folder of the files, named in errors.
+        left_out: Names of tensors in the folder that are not part of the language model.
 
     Raises:
-        UserError: If tensors have another shape than the config asks for; all of them are listed.
+        UserError: If shapes do not match the config; all mismatches are listed.
     """
 
     def __init__(
@@ -55,21 +55,21 @@ class LazyWeights(Mapping[str, Tensor]):
         self._stored, self._dtype = stored, dtype
         self._read_ahead: dict[str, Tensor] = {}
         self._metas = _check_shapes(config, entries, stored, folder)
-        # Largest first: while a model fills the memory, the transient copies of an entry become smaller.
+        # Largest first, so that temporary copies shrink while the model fills the memory.
         ordered = sorted(entries, key=lambda entry: -sum(self._metas[name].nbytes for name in entry.local))
         self._entry_of = {name: entry for entry in ordered for name in entry.local}
 
     def __getitem__(self, name: str) -> Tensor:
-        """Read one tensor, contiguous and in memory of its own."""
+        """Read one tensor, contiguous and with its own storage."""
         if name in self._read_ahead:
             return self._read_ahead.pop(name)
         entry = self._entry_of[name]
         parts = entry.to_local([self._stored[file_name].read() for file_name in entry.file])
-        if len(parts) > 1:  # a view would keep the other parts in memory
+        if len(parts) > 1:  # views would keep the other parts in memory
             parts = {key: part.clone(memory_format=torch.contiguous_format) for key, part in parts.items()}
         ready = {key: converted(key, part.contiguous(), self._dtype) for key, part in parts.items()}
         wanted = ready.pop(name)
-        # q, k and v may come from one tensor: the others wait until they are asked for, so that each is read once.
+        # q, k and v may be stored in one tensor: keep the other parts until they are accessed, so it is read once.
         self._read_ahead = ready
         return wanted
 
@@ -83,11 +83,11 @@ class LazyWeights(Mapping[str, Tensor]):
         return name in self._entry_of
 
     def meta(self, name: str) -> Tensor:
-        """Return the tensor on the meta device: its shape and dtype, without reading it."""
+        """Return a tensor's shape and dtype, as a tensor on the meta device, without reading it."""
         return converted(name, self._metas[name], self._dtype)
 
     def to_dict(self) -> dict[str, Tensor]:
-        """Read all tensors now."""
+        """Read all tensors into memory."""
         return dict(self)
 
 
@@ -95,22 +95,22 @@ def import_hf(path: str | Path, dtype: torch.dtype | None = None) -> tuple[GPTCo
     """Read a Hugging Face model folder.
 
     Args:
-        path: The folder, with config.json and weights.
-        dtype: Floating-point type to convert to while reading; None: that of the file.
+        path: Folder with config.json and weights.
+        dtype: Floating-point type to convert to while reading; None: as stored.
 
     Returns:
-        The config, and the weights under our names. A tied head is there once, as `wte.weight`;
-        `GPT.load_state_dict` accepts that.
+        The config, and the weights under lit_gpt's names. A tied head appears once, as `wte.weight`, which
+        `GPT.load_state_dict` accepts.
 
     Raises:
-        UserError: If a file is missing or damaged, the family is unknown, or weights and config disagree.
+        UserError: If a file is missing or damaged, the family is unknown, or the weights do not match the config.
     """
     config, weights = open_hf(path, dtype)
     return config, weights.to_dict()
 
 
 def open_hf(path: str | Path, dtype: torch.dtype | None = None) -> tuple[GPTConfig, LazyWeights]:
-    """Open a folder like `import_hf`, but read each tensor on demand: copying one on disk needs no memory for it."""
+    """Open a folder like `import_hf`, but read each tensor on demand, so the model need not fit in memory."""
     folder = Path(path)
     values = read_json(folder / "config.json")
     config = config_from_hf(values)
@@ -124,7 +124,7 @@ def open_hf(path: str | Path, dtype: torch.dtype | None = None) -> tuple[GPTConf
 def _language_model(
     family: Family, config: GPTConfig, values: dict[str, Any], stored: dict[str, Stored]
 ) -> tuple[dict[str, Stored], tuple[str, ...]]:
-    """Return the language model's tensors under today's names, and the names of all others."""
+    """Return the language model's tensors under their current names, and the names of all other tensors."""
     multimodal = multimodal_family(values) is not None
     renamed = (*(_TEXT_PREFIXES if multimodal else ()), *family.renamed)
     unwanted = (*(_VISION_PREFIXES if multimodal else ()), *family.left_out(config, values, stored))
@@ -140,7 +140,7 @@ def _language_model(
 def _match_names(
     family: Family, config: GPTConfig, stored: dict[str, Stored], entries: list[Entry], folder: Path
 ) -> dict[str, Stored]:
-    """Return the tensors under the table's names, after checking that the folder has exactly those."""
+    """Return the tensors under the table's names, after checking that none is missing or left over."""
     needed = {name for entry in entries for name in entry.file}
     named: dict[str, Stored] = {}
     for name, tensor in stored.items():
@@ -162,7 +162,7 @@ def _match_names(
 def _check_shapes(
     config: GPTConfig, entries: list[Entry], stored: Mapping[str, Stored], folder: Path
 ) -> dict[str, Tensor]:
-    """Return our tensors on the meta device, after comparing their shapes with the model's."""
+    """Return the local tensors on the meta device, after comparing their shapes with the model's."""
     with torch.device("meta"):
         shapes = {name: tensor.shape for name, tensor in GPT(config).state_dict().items()}
     metas: dict[str, Tensor] = {}
@@ -182,8 +182,5 @@ def _check_shapes(
             if meta.shape != shapes[name]:
                 problems.append(f"{given} gives {name} the shape {tuple(meta.shape)}, not {tuple(shapes[name])}")
     if problems:
-        raise UserError(
-            f"the weights in {folder} have other shapes than config.json asks for, so the two do not belong together: "
-            + "; ".join(problems)
-        )
+        raise UserError(f"the shapes of the weights in {folder} do not match config.json: " + "; ".join(problems))
     return metas

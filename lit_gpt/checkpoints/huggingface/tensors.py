@@ -1,8 +1,7 @@
-"""The tensors of a Hugging Face folder, known by name, dtype and shape, and read one at a time on demand.
+"""Open the tensors of a Hugging Face folder: names, dtypes and shapes first, values on demand.
 
-safetensors are read by `pread` into memory of their own: a memory map would keep every page that was touched, and an
-import would take twice the model's memory. `.bin` files (pickles) load with `weights_only=True`, so nothing in them
-runs.
+safetensors files are read with `pread`: a memory map would keep every page that was read, so that an import would take
+twice the model's memory. `.bin` files (pickles) are loaded with `weights_only=True`, so they cannot execute code.
 """
 
 import json
@@ -23,7 +22,7 @@ from lit_gpt.errors import UserError
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor on disk."""
+    """A tensor on disk; `read` returns its values."""
 
     read: Callable[[], Tensor]
     dtype: torch.dtype
@@ -44,7 +43,7 @@ DTYPE_NAMES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
-"""As safetensors spells them."""
+"""Names of dtypes in safetensors."""
 _DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 _LISTED = 40
 _SINGLE_AND_INDEX = (
@@ -54,7 +53,7 @@ _SINGLE_AND_INDEX = (
 
 
 def open_tensors(folder: Path) -> dict[str, Stored]:
-    """Return every tensor in the folder; safetensors are preferred to pickles.
+    """Return all tensors in a folder by name; safetensors are preferred to pickles.
 
     Raises:
         UserError: If there are no weights, a shard is missing or a file is damaged.
@@ -73,16 +72,16 @@ def read_json(file: Path) -> dict[str, Any]:
     """Return the JSON object in a file.
 
     Raises:
-        UserError: If the file is missing or holds no JSON object.
+        UserError: If the file is missing or does not contain a JSON object.
     """
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"{file} is missing; is {file.parent} a Hugging Face model folder?") from error
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{file} is not JSON: {error}; fetch it again") from error
+        raise UserError(f"{file} is not JSON: {error}; download it again") from error
     if not isinstance(values, dict):
-        raise UserError(f"{file} holds no JSON object; fetch it again")
+        raise UserError(f"{file} does not contain a JSON object; download it again")
     return values
 
 
@@ -91,13 +90,13 @@ def _shards(index: Path) -> list[Path]:
         return []
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
-        raise UserError(f"{index} has no weight_map from tensors to files; fetch it again")
+        raise UserError(f"{index} has no weight_map from tensors to files; download it again")
     names = sorted(set(weight_map.values()))
     for name in names:
         if not re.fullmatch(r"[\w.-]+\.(safetensors|bin)", name):
-            raise UserError(f"{index} names a shard outside its folder, or of another kind: {name!r}")
+            raise UserError(f"{index} names a shard outside its folder, or of an unknown type: {name!r}")
         if not (index.parent / name).is_file():
-            raise UserError(f"{index} names {name}, which is not there; fetch it again")
+            raise UserError(f"{index} names {name}, which is missing; download it again")
     return [index.parent / name for name in names]
 
 
@@ -113,7 +112,7 @@ def _open_safetensors(file: Path) -> dict[str, Stored]:
                 )
             tensors[name] = Stored(partial(_read, handle, name, file), _DTYPES[part.get_dtype()], (*part.get_shape(),))
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{file} is damaged: {error}; fetch it again") from error
+        raise UserError(f"{file} is damaged: {error}; download it again") from error
     return tensors
 
 
@@ -121,8 +120,8 @@ def _read(handle: Any, name: str, file: Path) -> Tensor:
     try:
         tensor: Tensor = handle.get_tensor(name)
         return tensor
-    except (SafetensorError, OSError) as error:  # the file was truncated since it was opened
-        raise UserError(f"{file} is damaged: {error}; fetch it again") from error
+    except (SafetensorError, OSError) as error:  # the file was truncated after it was opened
+        raise UserError(f"{file} is damaged: {error}; download it again") from error
 
 
 def _open_bin(file: Path) -> dict[str, Stored]:
@@ -130,10 +129,10 @@ def _open_bin(file: Path) -> dict[str, Stored]:
         state = _load_pickle(file)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{file} is damaged, or holds code, which is not run: {reason}") from error
+        raise UserError(f"{file} is damaged, or contains code, which is not executed: {reason}") from error
     strays = [str(name) for name, value in state.items() if not isinstance(value, Tensor)]
     if strays:
-        raise UserError(f"{file} holds more than weights: {', '.join(sorted(strays))}; fetch it again")
+        raise UserError(f"{file} contains more than weights: {', '.join(sorted(strays))}; download it again")
     return {
         name: Stored(partial(state.__getitem__, name), value.dtype, tuple(value.shape)) for name, value in state.items()
     }
@@ -146,7 +145,7 @@ def _load_pickle(file: Path) -> dict[str, Any]:
         )  # a zip, as torch writes since 1.6; older files cannot be memory-mapped
     state = torch.load(file, map_location="cpu", weights_only=True, mmap=zipped)
     if not isinstance(state, dict):
-        raise ValueError(f"a {type(state).__name__} where a dict of tensors should be")
+        raise ValueError(f"expected a dict of tensors, got a {type(state).__name__}")
     return state
 
 
@@ -154,12 +153,12 @@ def check_names(where: str, missing: set[str], leftover: set[str]) -> None:
     """Raise if tensors are missing or left over.
 
     Args:
-        where: What holds the tensors, named in the error.
-        missing: Names that should be there and are not.
-        leftover: Names that are there and should not be.
+        where: Description of what contains the tensors, for the error message.
+        missing: Expected names that were not found.
+        leftover: Names that were found but not expected.
 
     Raises:
-        UserError: With the names, 40 of each kind at most.
+        UserError: If there are any; up to 40 names of each kind are listed.
     """
     problems = [
         f"{len(names)} tensors {what}: {_listed(names)}"
@@ -167,7 +166,7 @@ def check_names(where: str, missing: set[str], leftover: set[str]) -> None:
         if names
     ]
     if problems:
-        raise UserError(f"{where} and the config disagree; {'; '.join(problems)}")
+        raise UserError(f"{where} do not match the config: {'; '.join(problems)}")
 
 
 def _listed(names: set[str]) -> str:

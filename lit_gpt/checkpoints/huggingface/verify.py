@@ -17,14 +17,14 @@ from lit_gpt.models.precision import converted
 _TOKENS = 64
 _MOST_TOKENS = 512
 _TOLERANCE = 1e-3
-"""Largest difference relative to the largest logit: both compute in float32, but in another order."""
+"""Largest allowed difference relative to the largest logit: both use float32, but a different order of operations."""
 
 
 def check_memory(config: GPTConfig) -> None:
-    """Raise, before anything is written, if memory is too small for the comparison.
+    """Check that there is enough free memory for the comparison, before anything is written.
 
     Raises:
-        UserError: If two copies in float32 need more than is free.
+        UserError: If two copies of the model in float32 do not fit in free memory.
     """
     needed, free = 2 * 4 * config.num_parameters(), psutil.virtual_memory().available
     if needed > free:
@@ -37,22 +37,22 @@ def check_memory(config: GPTConfig) -> None:
 def check_opens(
     folder: Path, config: GPTConfig, state_dict: Mapping[str, Tensor], dtype: torch.dtype | None = None
 ) -> float:
-    """Compare an exported folder's logits in `transformers` with those of the model that it was written from.
+    """Compare the logits of an exported folder in `transformers` with those of the original model.
 
-    Both models compute two rows of random tokens, longer than a sliding window of up to 500 tokens, in float32 with the
-    weights as they were written.
+    Both models process two sequences of random tokens, longer than a sliding window of up to 500 tokens, in float32 and
+    with the weights as they were exported.
 
     Args:
-        folder: What `export_hf` wrote.
-        config: The model's shape.
-        state_dict: Its whole weights under our names.
-        dtype: What they were converted to on export; None: not converted.
+        folder: Folder written by `export_hf`.
+        config: The model's configuration.
+        state_dict: Its complete weights under lit_gpt's names.
+        dtype: Dtype to which they were converted on export; None: not converted.
 
     Returns:
-        The largest absolute difference of logits.
+        The largest absolute difference of the logits.
 
     Raises:
-        UserError: If they differ, or transformers does not open the folder.
+        UserError: If the logits differ, or transformers cannot load the folder.
     """
     window = config.sliding_window or 0
     length = min(config.block_size, max(_TOKENS, min(window + 8, _MOST_TOKENS)))
@@ -63,9 +63,9 @@ def check_opens(
     largest = float(local.abs().max())
     if not difference <= _TOLERANCE * max(1.0, largest):  # also when the difference is NaN
         raise UserError(
-            f"the exported model does not compute what this one does: transformers' logits differ by {difference:.3g} "
-            f"where the largest is {largest:.3g}; nothing was written. This is a fault of the export: please report it "
-            "with the model's config.json (--check false writes the folder all the same)"
+            f"the exported model is not equivalent: transformers' logits differ by {difference:.3g}, where the largest "
+            f"is {largest:.3g}; nothing was written. This is a bug in the export: please report it with the model's "
+            "config.json (--check false writes the folder anyway)"
         )
     return difference
 
@@ -82,17 +82,17 @@ def _local_logits(
 def _hf_logits(folder: Path, ids: Tensor) -> Tensor:
     import transformers
 
-    if find_spec("torchao") is not None:  # import it first, quietly: transformers would print its warnings
+    if find_spec("torchao") is not None:  # import it silently first; transformers would print its warnings
         need_torchao("transformers.quantizers.auto")
     transformers.utils.logging.disable_progress_bar()
     try:
-        # eager: the only attention that computes soft-caps and sinks in every family
+        # eager: the only attention implementation with soft-caps and sinks in every family
         model = transformers.AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32, attn_implementation="eager", trust_remote_code=False
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise UserError(f"transformers does not open the exported folder: {reason}; nothing was written") from error
+        raise UserError(f"transformers cannot load the exported folder: {reason}; nothing was written") from error
     finally:
         transformers.utils.logging.enable_progress_bar()
     with torch.inference_mode():

@@ -1,9 +1,9 @@
-"""A `GPTConfig` and weights as a folder that `AutoModelForCausalLM.from_pretrained` opens.
+"""Write a `GPTConfig` and weights as a folder that `AutoModelForCausalLM.from_pretrained` can load.
 
-safetensors files are written as a stream: one tensor in memory at a time, whatever the model's size. The format
+safetensors files are written as a stream, with one tensor in memory at a time. The format
 (huggingface.co/docs/safetensors): the header's length as little-endian uint64, the header as JSON (dtype, shape and
-offsets of each tensor), then the bytes of all tensors end to end. `safetensors.torch.save_file` writes the same but
-needs every tensor of a file at once, and those that are joined or transposed are copies: twice the model.
+offsets of each tensor), then the contiguous bytes of all tensors. `safetensors.torch.save_file` writes the same, but
+needs all tensors of a file at once; as concatenated or transposed tensors are copies, that is twice the model's memory.
 """
 
 import json
@@ -27,7 +27,7 @@ from lit_gpt.models.families.weights import Entry
 from lit_gpt.models.precision import converted
 
 TRAINING_ONLY = "multi_token."
-"""Prefix of the names of what only training uses (multi-token prediction); exports leave it out."""
+"""Prefix of weights that only training uses (multi-token prediction); exports omit them."""
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
@@ -39,18 +39,19 @@ def export_hf(
     dtype: torch.dtype | None = None,
     **extra: Any,
 ) -> None:
-    """Write config.json and safetensors; copies of tensors are in memory one entry at a time.
+    """Write config.json and safetensors files; tensors are copied one table entry at a time.
 
     Args:
-        config: The model's shape; its `family` decides the format.
-        state_dict: Weights under our names, whole tensors on any device, or `LazyWeights`.
-        out_dir: The folder; created if it does not exist.
-        max_shard_size: Bytes, or a string such as "5GB"; larger models become several files with an index.
-        dtype: Floating-point type to convert to (`models/precision.py` lists what stays wide); None: as they are.
-        **extra: Further keys of config.json, e.g. `eos_token_id`.
+        config: The model's configuration; its `family` determines the format.
+        state_dict: Complete weights under lit_gpt's names, on any device, or `LazyWeights`.
+        out_dir: Output folder, created if it does not exist.
+        max_shard_size: Maximum file size in bytes, or a string such as "5GB"; larger models are split into several
+            files with an index.
+        dtype: Floating-point type to convert to (`models/precision.py` lists the exceptions); None: unchanged.
+        **extra: Further keys of config.json, such as `eos_token_id`.
 
     Raises:
-        UserError: If the family cannot express the config, or tensors are missing or left over (they are listed).
+        UserError: If the family cannot express the config, or tensors are missing or left over (all are listed).
     """
     values = config_to_hf(config, **extra)
     entries = get_family(config.family).entries(config)
@@ -59,7 +60,7 @@ def export_hf(
     given -= {"lm_head.weight"} if config.tie_embeddings else set()
     check_names(f"the weights to export as {config.family}", missing=needed - given, leftover=given - needed)
     metas = {name: converted(name, _meta(state_dict, name), dtype) for name in needed}
-    # Wide dtypes first: each tensor then starts at a multiple of its element's size.
+    # Wide dtypes first, so that each tensor's offset is a multiple of its element size.
     entries = sorted(entries, key=lambda entry: -metas[entry.local[0]].element_size())
     plan = {name: meta for entry in entries for name, meta in entry.to_file(metas).items()}
     values["dtype"] = str(metas["wte.weight"].dtype).removeprefix("torch.")
@@ -75,7 +76,7 @@ def _converted_tensors(
     for entry in entries:
         parts = entry.to_file({name: converted(name, state_dict[name].detach(), dtype) for name in entry.local})
         for name in entry.file:
-            yield name, parts.pop(name)  # pop: a tensor that was written is freed
+            yield name, parts.pop(name)  # pop, so that a tensor is freed once it is written
 
 
 def _meta(state_dict: Mapping[str, Tensor], name: str) -> Tensor:
@@ -88,14 +89,13 @@ def _meta(state_dict: Mapping[str, Tensor], name: str) -> Tensor:
 def write_safetensors(
     folder: Path, plan: Mapping[str, Tensor], tensors: Iterable[tuple[str, Tensor]], max_shard_size: int | str
 ) -> None:
-    """Write `model.safetensors`, or several files of it with an index.
+    """Write `model.safetensors`, or several shards and an index.
 
     Args:
-        folder: An existing folder.
-        plan: Every tensor on the meta device, in the order of `tensors`. Wide dtypes come first, so that each tensor
-            is aligned in its file.
-        tensors: Names and tensors, on any device; each is written before the next one is asked for.
-        max_shard_size: Bytes (or "5GB") that a file has at most, unless a single tensor is larger.
+        folder: Existing output folder.
+        plan: Every tensor on the meta device, in the order of `tensors`; wide dtypes first, which aligns the tensors.
+        tensors: Names and tensors, on any device; each is written before the next one is requested.
+        max_shard_size: Maximum file size in bytes, or a string such as "5GB"; exceeded only by a single larger tensor.
     """
     shards = _shards(plan, parse_size(max_shard_size))
     names = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
@@ -110,7 +110,7 @@ def write_safetensors(
                 assert (name, tensor.dtype, tensor.shape) == (planned, meta.dtype, meta.shape), (name, planned)
                 flat = tensor.detach().cpu().contiguous().reshape(-1)
                 file.write(flat.view(torch.uint8).numpy().data)
-                del tensor, flat  # free it before the next one is read
+                del tensor, flat  # free the memory before reading the next tensor
     if len(shards) > 1:
         index = {
             "metadata": {"total_size": sum(_bytes(meta) for meta in plan.values())},
@@ -120,10 +120,10 @@ def write_safetensors(
 
 
 def parse_size(size: int | str) -> int:
-    """Return the number of bytes of a size such as "5GB".
+    """Convert a size such as "5GB" to bytes.
 
     Raises:
-        UserError: If it is not a size above 0.
+        UserError: If it is not a positive size.
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?B?)", str(size).strip().upper())
     if match is None or match[2] not in _UNITS or float(match[1]) == 0:

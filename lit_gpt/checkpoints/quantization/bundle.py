@@ -1,13 +1,13 @@
-"""A quantised bundle: a finished model in one folder, its linear layers in 8 or 4 bits, for lit_gpt alone.
+"""Quantised bundles: finished models with linear layers in 8 or 4 bits, which only lit_gpt can load.
 
-- `quantized.safetensors`: `<layer>.weight.qdata` and `.scale` of each quantised layer, everything else as it was
-- `quantization.json`: how, and from which model
+- `quantized.safetensors`: `<layer>.weight.qdata` and `.scale` of each quantised layer; all other tensors unchanged
+- `quantization.json`: the scheme, and the original model's name
 - `lit_gpt.json`, tokenizer, `generation_config.json`, `lineage.json`, `manifest.json`: as in every bundle
 
-There is no `config.json`: `transformers` would open such a folder and fill what it does not know with random numbers.
+There is no `config.json`, because `transformers` would load such a folder and initialise unknown weights at random.
 
-The manifest says that the files are those that were written, not who wrote them. So on reading every tensor is compared
-with the model of `lit_gpt.json` (name, shape and type) before anything is computed.
+The manifest shows that files are unchanged, not who wrote them. So name, shape and dtype of every tensor are checked
+against the model of `lit_gpt.json` before anything is computed.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -53,17 +53,17 @@ WEIGHTS = "quantized.safetensors"
 FORMAT = "lit_gpt-quantized-1"
 PARTS = ("qdata", "scale")
 CALLBACK = "QuantizationAware"
-"""Of the callback's state in a checkpoint."""
+"""Key of the callback's state in a checkpoint."""
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Bytes of weights before and after; a tied matrix counts once."""
+    """Size of the weights in bytes before and after quantisation; tied weights count once."""
 
     before: int
     after: int
     layers_before: int
-    """Of the layers that were quantised."""
+    """Size of the quantised layers, before quantisation."""
     layers_after: int
 
 
@@ -82,31 +82,30 @@ def save_quantized_bundle(
     progress: Callable[[int, int], None] | None = None,
     facts: CardFacts | None = None,
 ) -> Sizes:
-    """Quantise a model and write it, whole or not at all.
+    """Quantise a model and write it as a bundle, atomically.
 
     Args:
-        out: its folder.
-        config: the model's.
-        weights: whole, under our names; if they are lazy, only one of them is in memory at a time beside the
-            quantised ones.
-        scheme: how.
-        device: where the rounding is done; it must be able to compute with the result.
-        source: the name of the model, for whoever needs the original.
-        tokenizer_path: folder of the tokenizer; None: the bundle has none.
-        lineage: see `collect_lineage`.
-        dtype: float32, bfloat16 or float16 for what is not quantised, and for what the layers compute in; None: as
-            the weights are.
-        carried: what the model's source says beside its weights; None: the tokenizer decides.
-        check: called with the folder when it is complete but not yet in its place; what it raises leaves nothing.
-        progress: told (done, of how many) tensors.
-        facts: what the model card says beyond the lineage.
+        out: output folder.
+        config: the model's configuration.
+        weights: complete weights under lit_gpt's names; lazy ones are read one at a time.
+        scheme: quantisation method and group size.
+        device: device to quantise on; it must support computation with the result.
+        source: name of the original model, shown when the original is needed.
+        tokenizer_path: folder of the tokenizer; None: the bundle has no tokenizer.
+        lineage: the model's lineage (`collect_lineage`).
+        dtype: dtype of the other tensors and of the computation: float32, bfloat16 or float16; None: that of the
+            weights.
+        carried: special token IDs and generation settings of the source model; None: derived from the tokenizer.
+        check: called with the complete temporary folder before it is moved to `out`; if it raises, nothing is written.
+        progress: called after each tensor with the numbers of tensors done and in total.
+        facts: facts for the model card in addition to the lineage; None: only the folder's name.
 
     Returns:
-        What the weights take, before and after.
+        The size of the weights, before and after.
 
     Raises:
-        UserError: there is something at `out`, the groups do not fit a layer, layers are of several types, the device
-            cannot compute with the result, torchao is not installed, or the disk is full.
+        UserError: `out` exists, the group size does not divide a layer's inputs, the layers have different dtypes, the
+            device does not support the scheme, torchao is not installed, or the disk is full.
     """
     out = Path(out)
     check_free(out)
@@ -120,7 +119,7 @@ def save_quantized_bundle(
     tensors: dict[str, Tensor] = {}
     computed_in: set[torch.dtype] = set()
     all_before = layers_before = 0
-    for name, weight in _whole(config, weights, progress):
+    for name, weight in _model_weights(config, weights, progress):
         all_before += weight.nbytes
         value = converted(name, weight.detach(), kind)
         if name.removesuffix(".weight") not in layers:
@@ -154,17 +153,17 @@ def save_quantized_bundle(
 
 
 def trained_for(checkpoint: Path) -> Quantization | None:
-    """How a checkpoint was trained to be quantised (`QuantizationAware`); None: it was not."""
+    """Return the scheme of a checkpoint's quantisation-aware training (`QuantizationAware`); None: there was none."""
     if not (checkpoint / STATE).is_file():
         return None
     state = read_state(checkpoint, mmap=True).get("callbacks", {}).get(CALLBACK)
     return None if state is None or not state["rounds"] else Quantization(state["method"], state["group_size"])
 
 
-def _whole(
+def _model_weights(
     config: GPTConfig, weights: Mapping[str, Tensor], progress: Callable[[int, int], None] | None
 ) -> Iterator[tuple[str, Tensor]]:
-    """The weights that a finished model has, one by one: a tied matrix once, nothing of training alone."""
+    """Yield the weights of the exported model one by one: tied ones once, training-only ones not at all."""
     names = [name for name in weights if not name.startswith(TRAINING_ONLY)]
     if config.tie_embeddings:
         names = [name for name in names if name != "lm_head.weight"]
@@ -186,28 +185,28 @@ class QuantizedBundle:
     config: GPTConfig
     scheme: Quantization
     dtype: torch.dtype
-    """Of the weights before, and of what the layers compute in."""
+    """Dtype of the original weights, and of the computation."""
     source: str
-    """The name of the model that it was made of."""
+    """Name of the original model."""
     carried: Carried
     tokenizer_path: Path | None
 
     def refuse_plain_weights(self) -> Mapping[str, Tensor]:
-        """Refuse to return whole weights; takes the place of the function that reads them.
+        """Raise; takes the place of the function that reads unquantised weights.
 
         Raises:
-            UserError: always: training, merging and exporting need the weights before rounding.
+            UserError: always, because training, merging and exporting need the original weights.
         """
         raise UserError(
-            f"{self.path} is quantised ({self.scheme}): its weights are rounded, and can be generated from, served and "
-            f"evaluated, but not trained on, merged or exported; use the model that it was made of ({self.source})"
+            f"{self.path} is quantised ({self.scheme}): it can generate, be served and be evaluated, but not be "
+            f"trained, merged or exported; use the original model ({self.source})"
         )
 
     def load_weights(self, device: torch.device) -> dict[str, Any]:
-        """Read the weights, quantised ones as torchao's tensors.
+        """Read the weights; those of quantised layers become torchao tensors.
 
         Args:
-            device: where to put them.
+            device: device to load them to.
 
         Raises:
             UserError: the device cannot compute with them, torchao is not installed, or the file is damaged or does
@@ -235,7 +234,7 @@ class QuantizedBundle:
         return found
 
     def _check(self, name: str, tensor: Tensor, like: Tensor) -> None:
-        """Refuse a tensor that is not one of this model's: what stays wide of a model in 16 bits is float32."""
+        """Check shape and dtype of a plain tensor; it may be float32 in a 16-bit model (`models/precision.py`)."""
         types = {self.dtype, torch.float32} if like.is_floating_point() else {like.dtype}
         if tensor.shape != like.shape or tensor.dtype not in types:
             raise UserError(
@@ -245,19 +244,19 @@ class QuantizedBundle:
 
 
 def is_quantized_bundle(path: Path) -> bool:
-    """Whether a folder is (or was meant to be) a quantised bundle."""
+    """Return whether a folder is a quantised bundle, intact or not."""
     return (path / QUANTIZED).is_file()
 
 
 def read_quantized_bundle(path: Path) -> QuantizedBundle:
-    """Read the description of a (verified) quantised bundle.
+    """Read the description of a verified quantised bundle.
 
     Raises:
-        UserError: it is of another format, or its description is damaged or does not fit the model.
+        UserError: the bundle has another format, or its description is damaged or does not match the model.
     """
     about = read_json(path / QUANTIZED)
     if about.get("format") != FORMAT:
-        raise UserError(f"{path / QUANTIZED} is of format {about.get('format')!r}; this version reads {FORMAT!r}")
+        raise UserError(f"{path / QUANTIZED} has format {about.get('format')!r}; this version reads {FORMAT!r}")
     config = read_bundle_config(path)
     try:
         scheme = Quantization(about["method"], about["group_size"])
@@ -270,7 +269,7 @@ def read_quantized_bundle(path: Path) -> QuantizedBundle:
 
 
 def _plain_tensors(config: GPTConfig, layers: set[str]) -> dict[str, Tensor]:
-    """The tensors of a model besides its quantised weights: on the meta device, a tied matrix once."""
+    """Return a model's tensors that are not quantised, on the meta device; tied ones once."""
     with torch.device("meta"):
         state = GPT(replace(config, multi_token=0)).state_dict()
     elsewhere = layers | {"lm_head"} if config.tie_embeddings else layers

@@ -1,19 +1,18 @@
-"""How weights are quantised: the scheme, the layers that it applies to, and the forms of a quantised weight.
+"""Quantisation schemes: methods, the layers they apply to, and conversion to and from torchao tensors.
 
 | method | weights | activations | runs on |
 |---|---|---|---|
-| `int8` | 8 bits, a scale for each output, or for each group of inputs | unchanged | any device |
-| `int4` | 4 bits, a scale for each group of inputs | as they are | any device |
-| `int8_dynamic` | 8 bits, a scale for each output | 8 bits, a scale for each token, found as it comes | CPU, CUDA |
-| `fp8` | 8-bit floats (e4m3), a scale for each output | the same, found as they come | CUDA from 8.9 (Ada, Hopper) |
+| `int8` | 8 bits, a scale per output, or per group of inputs | not quantised | any device |
+| `int4` | 4 bits, a scale per group of inputs | not quantised | any device |
+| `int8_dynamic` | 8 bits, a scale per output | 8 bits, a scale per token, computed on the fly | CPU, CUDA |
+| `fp8` | 8-bit floats (e4m3), a scale per output | the same, computed on the fly | CUDA 8.9 or later (Ada, Hopper) |
 
-All of them are symmetric: zero stays zero, and nothing but scales is stored besides the rounded numbers.
+All methods are symmetric: there are no zero points, and only scales are stored with the rounded values.
 
-The linear layers of the blocks are quantised. Not quantised are the embedding and the head (a tied matrix is both),
-norms, biases, routers (they choose rather than transform), the stacked matrices of experts, and `kv_b_proj` of latent
-attention, whose matrix is also multiplied from the other side.
+The linear layers of the blocks are quantised, except `kv_b_proj` of latent attention, whose matrix is also used
+transposed. The embedding, head, norms, biases, routers and stacked expert matrices are not quantised.
 
-O outputs, I inputs, G groups of inputs.
+Shapes: O outputs, I inputs, G groups of inputs.
 """
 
 import logging
@@ -30,24 +29,24 @@ from lit_gpt.models import GPT, GPTConfig
 
 Method = Literal["int8", "int4", "int8_dynamic", "fp8"]
 INT4_GROUP = 32
-"""Inputs that share a scale in 4 bits by default, as in llama.cpp's q4_0."""
+"""Default group size of int4, as in llama.cpp's q4_0."""
 _GROUPED = ("int8", "int4")
 _AS_MATRIX = ("kv_b_proj",)
 _TEMPLATE_ROWS = 16
 FP8_CAPABILITY = (8, 9)
-"""CUDA compute capability from which on devices multiply 8-bit floats."""
+"""Lowest CUDA compute capability that multiplies 8-bit floats."""
 
 
 @dataclass(frozen=True)
 class Quantization:
-    """A method and its group size.
+    """A quantisation method and its group size.
 
     Attributes:
-        method: See the table above.
-        group_size: Inputs of a layer that share a scale; None: 32 in `int4`, else the whole row.
+        method: Method; see the table above.
+        group_size: Number of a layer's inputs that share a scale; None: 32 for `int4`, otherwise all inputs.
 
     Raises:
-        UserError: The method is unknown, or has no groups of this size.
+        UserError: The method is unknown, or does not support the group size.
     """
 
     method: Method = "int8"
@@ -62,26 +61,26 @@ class Quantization:
             return
         if self.method not in _GROUPED:
             raise UserError(
-                f"group_size is {self.group_size}, but {self.method} has one scale a row; leave it out, or choose "
+                f"group_size is {self.group_size}, but {self.method} has one scale per output; omit it, or choose "
                 f"{' or '.join(_GROUPED)}"
             )
         if not isinstance(self.group_size, int) or self.group_size < 2:
             raise UserError(f"group_size is {self.group_size}; it must be at least 2, such as {INT4_GROUP}")
         if self.method == "int4" and self.group_size % 2:
-            raise UserError(f"group_size is {self.group_size}; in int4, where two share a byte, it must be even")
+            raise UserError(f"group_size is {self.group_size}; int4 packs two values per byte, so it must be even")
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain data; `Quantization(**...)` is the inverse."""
+        """Return the scheme as plain data; `Quantization(**values)` is the inverse."""
         return asdict(self)
 
     def __str__(self) -> str:
         return self.method if self.group_size is None else f"{self.method} in groups of {self.group_size}"
 
     def check_layer(self, name: str, in_features: int) -> None:
-        """Refuse a layer whose inputs are not a multiple of the group size.
+        """Check that the group size divides the inputs of a layer.
 
         Raises:
-            UserError: Names the layer and what would fit.
+            UserError: It does not; the message names the layer and the group sizes that do.
         """
         if self.group_size is None or in_features % self.group_size == 0:
             return
@@ -93,10 +92,10 @@ class Quantization:
         )
 
     def check_device(self, device: torch.device) -> None:
-        """Refuse a device that cannot compute with these weights.
+        """Check that a device supports the method.
 
         Raises:
-            UserError: Says what can.
+            UserError: It does not; the message names the devices that do.
         """
         if self.method == "fp8":
             capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
@@ -104,7 +103,7 @@ class Quantization:
                 has = device.type if capability is None else f"CUDA capability {capability[0]}.{capability[1]}"
                 raise UserError(
                     f"fp8 needs a CUDA device of capability {FP8_CAPABILITY[0]}.{FP8_CAPABILITY[1]} or more (Ada, "
-                    f"Hopper); this one is {has}. int8 runs everywhere"
+                    f"Hopper); this one is {has}; choose int8, which runs everywhere"
                 )
         if self.method == "int8_dynamic" and device.type not in ("cpu", "cuda"):
             raise UserError(f"int8_dynamic runs on CPU and CUDA, and this device is {device.type}; choose int8")
@@ -128,7 +127,7 @@ class Quantization:
     def fake_config(self) -> Any:
         """Return torchao's configuration for fake quantisation in training; it rounds exactly as `torchao_config`."""
         ao = need_torchao()
-        assert self.method in _GROUPED, "weights alone"
+        assert self.method in _GROUPED, "fake quantisation supports weight-only methods"
         granularity = ao.PerAxis(0) if self.group_size is None else ao.PerGroup(self.group_size)
         bits = _int4() if self.method == "int4" else torch.int8
         return ao.IntxWeightOnlyConfig(weight_dtype=bits, granularity=granularity)
@@ -140,24 +139,24 @@ def need_torchao(module: str = "torchao.quantization") -> Any:
     Raises:
         UserError: It is not installed.
     """
-    talkative = [logging.getLogger(name) for name in ("torchao", "torchao.kernel.intmm", "torch.utils._pytree")]
-    levels = [logger.level for logger in talkative]
-    for logger in talkative:  # on import it warns about every kernel that this machine cannot use
+    noisy = [logging.getLogger(name) for name in ("torchao", "torchao.kernel.intmm", "torch.utils._pytree")]
+    levels = [logger.level for logger in noisy]
+    for logger in noisy:  # on import, torchao warns about every kernel that this machine does not support
         logger.setLevel(logging.ERROR)
     try:
         return need(module, "quantize", "a quantised model")
     finally:
-        for logger, level in zip(talkative, levels, strict=True):
+        for logger, level in zip(noisy, levels, strict=True):
             logger.setLevel(level)
 
 
 def _int4() -> torch.dtype:
-    kind: torch.dtype = vars(torch)["int4"]  # which torch's type stubs do not know
+    kind: torch.dtype = vars(torch)["int4"]  # missing from torch's type stubs
     return kind
 
 
 def quantizable_layers(model: nn.Module) -> dict[str, nn.Linear]:
-    """Return the layers of a model that are quantised, by name."""
+    """Return the layers of a model to quantise, by name."""
     return {
         name: module
         for name, module in model.named_modules()
@@ -166,24 +165,24 @@ def quantizable_layers(model: nn.Module) -> dict[str, nn.Linear]:
 
 
 def layer_sizes(config: GPTConfig) -> dict[str, tuple[int, int]]:
-    """Return name → (O, I) of the layers that are quantised in a model of this shape."""
+    """Return the sizes (O, I) of the layers to quantise in a model, by name."""
     with torch.device("meta"):
         model = GPT(config)
     return {name: (linear.out_features, linear.in_features) for name, linear in quantizable_layers(model).items()}
 
 
 def check_scheme(config: GPTConfig, scheme: Quantization) -> None:
-    """Refuse groups that do not fit a model's layers.
+    """Check that the group size divides the inputs of every layer to quantise.
 
     Raises:
-        UserError: names the layer.
+        UserError: It does not; the message names the layer.
     """
     for name, (_, in_features) in layer_sizes(config).items():
         scheme.check_layer(name, in_features)
 
 
 def quantize_weight(weight: Tensor, scheme: Quantization) -> Any:
-    """Round a weight (O, I) to torchao's tensor, on the device it is on."""
+    """Quantise a weight (O, I) to a torchao tensor, on the weight's device."""
     ao = need_torchao()
     with torch.device("meta"):
         holder = nn.Sequential(nn.Linear(weight.shape[1], weight.shape[0], bias=False))
@@ -193,7 +192,7 @@ def quantize_weight(weight: Tensor, scheme: Quantization) -> Any:
 
 
 def to_parts(weight: Any, scheme: Quantization) -> dict[str, Tensor]:
-    """The plain tensors of torchao's: `qdata` (O, I), two to a byte in 4 bits, and `scale` (O, G) or (O, 1)."""
+    """Return a torchao tensor as plain ones: `qdata` (O, I), or (O, I / 2) in int4, and `scale` (O, G) or (O, 1)."""
     zero_point = getattr(weight, "zero_point", None)
     assert zero_point is None or not zero_point.any(), "symmetric"
     qdata = pack_int4(weight.qdata) if scheme.method == "int4" else weight.qdata
@@ -201,18 +200,18 @@ def to_parts(weight: Any, scheme: Quantization) -> dict[str, Tensor]:
 
 
 class Rebuilder:
-    """From plain parts back to torchao's tensors, of the class and with the settings that the scheme has today.
+    """Converts plain tensors back to torchao tensors: the inverse of `to_parts`.
 
-    Nothing of it comes from the file but numbers: class and settings are those of a small weight that is quantised
-    here and now.
+    Only numbers come from the file. The tensor class and its settings are those of a small template weight that is
+    quantised with the installed version of torchao.
 
     Args:
-        scheme: How the weights were rounded.
-        dtype: Of the weights before.
-        device: Where the tensors shall be.
+        scheme: Scheme of the quantised weights.
+        dtype: Dtype of the original weights.
+        device: Device of the resulting tensors.
 
     Raises:
-        UserError: The device cannot compute with them, or torchao is not installed.
+        UserError: The device does not support the scheme, or torchao is not installed.
     """
 
     def __init__(self, scheme: Quantization, dtype: torch.dtype, device: torch.device) -> None:
@@ -221,15 +220,15 @@ class Rebuilder:
         self._templates: dict[int, Any] = {}
 
     def __call__(self, name: str, parts: Mapping[str, Tensor], size: tuple[int, int]) -> Any:
-        """The tensor of a layer of (O, I) `size`.
+        """Return the torchao tensor of a layer of `size` (O, I).
 
         Raises:
-            UserError: The parts have other shapes or types than such a layer's.
+            UserError: The parts have the wrong shape or dtype.
         """
         rows, width = size
         if width not in self._templates:
-            zeros = torch.ones(_TEMPLATE_ROWS, width, dtype=self.dtype, device=self.device)
-            self._templates[width] = quantize_weight(zeros, self.scheme)
+            ones = torch.ones(_TEMPLATE_ROWS, width, dtype=self.dtype, device=self.device)
+            self._templates[width] = quantize_weight(ones, self.scheme)
         template = self._templates[width]
         qdata, scale = parts["qdata"], parts["scale"]
         if self.scheme.method == "int4" and qdata.dtype == torch.uint8 and qdata.dim() == 2:
@@ -250,12 +249,12 @@ class Rebuilder:
 
 
 def pack_int4(values: Tensor) -> Tensor:
-    """Whole numbers from -8 to 7 as int8 (O, I), I even → bytes (O, I / 2): the first of two in the low half."""
+    """Pack int8 values from -8 to 7, (O, I) with even I, into uint8 (O, I / 2), first values in the low bits."""
     shifted = (values + 8).to(torch.uint8)
     return shifted[:, 0::2] | (shifted[:, 1::2] << 4)
 
 
 def unpack_int4(packed: Tensor) -> Tensor:
-    """What `pack_int4` packed."""
+    """Unpack uint8 (O, I / 2) to int8 values (O, I): the inverse of `pack_int4`."""
     pairs = torch.stack((packed & 15, packed >> 4), dim=2)
     return pairs.flatten(1).to(torch.int8) - 8

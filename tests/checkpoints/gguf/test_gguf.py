@@ -183,7 +183,7 @@ def test_a_file_that_came_out_wrong_is_not_kept(tmp_path, monkeypatch):
     config = small("llama")
     right = gguf.quantize
     monkeypatch.setattr(gguf, "quantize", lambda data, kind: right(data, kind) * np.float32(1.01))
-    with pytest.raises(UserError, match=r"token_embd\.weight came back .* off by"):
+    with pytest.raises(UserError, match=r"token_embd\.weight .*differs"):
         save_gguf(tmp_path / "model.gguf", config, random_weights(config), dtype="float32")
     assert list(tmp_path.iterdir()) == []
     save_gguf(tmp_path / "model.gguf", config, random_weights(config), dtype="float32", check=False)
@@ -204,7 +204,7 @@ def test_numbers_that_are_not_finite_are_refused(tmp_path, dtype):
     config = small("llama")
     weights = random_weights(config)
     weights["blocks.1.mlp.down_proj.weight"][3, 5] = math.nan
-    with pytest.raises(UserError, match=r"blk\.1\.ffn_down\.weight of the model holds numbers that are not finite"):
+    with pytest.raises(UserError, match=r"blk\.1\.ffn_down\.weight of the model .* not finite"):
         save_gguf(tmp_path / "model.gguf", config, weights, dtype=dtype)
     assert list(tmp_path.iterdir()) == []
 
@@ -228,19 +228,17 @@ def test_refusals_leave_nothing_behind(tmp_path, monkeypatch):
             save_gguf(arguments.pop("out", tmp_path / "x.gguf"), config, arguments.pop("weights", {}), **arguments)
         assert not (tmp_path / "x.gguf").exists()
 
-    refused(small("gpt_oss"), "'gpt_oss' is not written as GGUF")
-    refused(small("mistral").overridden({"sliding_window": 16}), "'llama' does not compute sliding_window 16")
+    refused(small("gpt_oss"), "'gpt_oss'.* GGUF")
+    refused(small("mistral").overridden({"sliding_window": 16}), "'llama' .*sliding_window 16")
     moe = small("qwen3_moe")
-    refused(
-        moe.overridden({"moe": {"norm_topk_prob": False}}), r"'qwen3moe' does not compute moe\.norm_topk_prob False"
-    )
-    refused(small("qwen3", attention_bias=True), "does not compute has_attention_out_bias True")
-    refused(small("olmo2", head_size=20), "does not compute head_size 20")
+    refused(moe.overridden({"moe": {"norm_topk_prob": False}}), r"'qwen3moe' .*moe\.norm_topk_prob False")
+    refused(small("qwen3", attention_bias=True), "has_attention_out_bias True")
+    refused(small("olmo2", head_size=20), "head_size 20")
     dynamic = {"kind": "dynamic", "factor": 2.0, "original_block_size": 32}
-    refused(llama.overridden({"rope_scaling": dynamic}), "does not compute rope_scaling 'dynamic'")
-    refused(small("gemma2", layer_windows=(True, True, False)), "does not compute layer_windows")
+    refused(llama.overridden({"rope_scaling": dynamic}), "rope_scaling 'dynamic'")
+    refused(small("gemma2", layer_windows=(True, True, False)), "layer_windows")
     refused(small("gemma3", attention_scale=0.1), "scale|attention_scale")
-    refused(small("smollm3", rope_layers=(False, True)), "does not compute rope_layers")
+    refused(small("smollm3", rope_layers=(False, True)), "rope_layers")
     refused(llama, "blocks.0.attn.k_proj.weight", weights={"wte.weight": torch.zeros(96, 64)})
     refused(llama, "dtype 'int4' is unknown", dtype="int4")
     refused(llama, r"must end with \.gguf", out=tmp_path / "folder")

@@ -99,7 +99,7 @@ MISTAKES = {
     config_is_no_json: "config.json is not JSON",
     no_weights: "has no weights: neither model.safetensors nor pytorch_model.bin",
     truncated: "model.safetensors is damaged",
-    shard_missing: "names model-00002-of-00002.safetensors, which is not there",
+    shard_missing: "names model-00002-of-00002.safetensors",
     index_without_map: "has no weight_map",
     other_shape: "blocks.1.mlp.down_proj.weight the shape (32, 88), not (32, 40)",
     other_heads: "model.layers.0.self_attn.k_proj.weight (8, 32) gives blocks.0.attn.k_proj.weight",
@@ -107,7 +107,7 @@ MISTAKES = {
     tensor_left_over: "1 tensors are left over: model.layers.2.mlp.stray",
     rope_of_another_kind: "RoPE scaling of type 'spiral'; lit_gpt computes default, linear, dynamic, yarn",
     layers_of_another_kind: "layer_types chunked_attention",
-    pickle_with_code: "pytorch_model.bin is damaged, or holds code",
+    pickle_with_code: "pytorch_model.bin is damaged",
 }
 
 
