@@ -1,1 +1,1 @@
-"""What a run needs and what a machine gives, in numbers."""
+"""Hardware facts: peak speeds of accelerators, and a report on this machine."""

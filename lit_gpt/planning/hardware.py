@@ -1,9 +1,9 @@
 """Peak speed of known accelerators, for model FLOPs utilisation (MFU).
 
-The table holds dense bfloat16 tensor-core peaks with float32 accumulation, from the makers' data sheets (which
-often print the value with 2:4 sparsity, twice as high). MFU is counted against bfloat16 whatever a run trains in,
-as PaLM (arXiv:2204.02311, appendix B) and its followers do. A device that is not in the table has no MFU: nothing
-is assumed. A CPU has no data sheet that holds for the cores a process may use, so its float32 peak is measured.
+The table contains dense bfloat16 tensor-core peaks with float32 accumulation, from the vendors' data sheets (which
+often print the value with 2:4 sparsity, twice as high). MFU is relative to the bfloat16 peak whatever the training
+precision, as in PaLM (arXiv:2204.02311, appendix B). A device that is not in the table has no MFU: no peak is assumed.
+No data sheet covers the CPU cores that a process may use, so a CPU's float32 peak is measured.
 """
 
 import re
@@ -43,15 +43,15 @@ BF16_PEAKS: tuple[tuple[str, float, str], ...] = (
     (r"AMD Instinct MI300X", 1307.4, "AMD Instinct MI300X data sheet"),
     (r"AMD Instinct MI325X", 1307.4, "AMD Instinct MI325X data sheet"),
 )
-"""(pattern of the device's whole name without its maker, peak in TFLOP/s, source)."""
+"""(pattern of the full device name without the vendor, peak in TFLOP/s, source)."""
 
 
 def gpu_peak_flops(name: str) -> float | None:
     """Return the dense bfloat16 peak of a GPU in FLOP/s, or None if it is not in the table.
 
     Args:
-        name: as `torch.cuda.get_device_name` says it. Memory sizes do not matter; a laptop's version, a slice (MIG)
-            or any other addition is another device.
+        name: device name as returned by `torch.cuda.get_device_name`. Memory sizes are ignored; a laptop version, a MIG
+            slice or any other suffix counts as a different device.
     """
     bare = re.sub(r"^(NVIDIA|Tesla)\s+", "", name.strip())
     for pattern, tera, _ in BF16_PEAKS:
@@ -62,9 +62,9 @@ def gpu_peak_flops(name: str) -> float | None:
 
 @cache
 def cpu_peak_flops(seconds: float = 0.3, dtype: torch.dtype = torch.float32) -> float:
-    """Measure this process's peak in FLOP/s with torch's threads: the best of a few square matmuls.
+    """Measure this process's peak in FLOP/s with torch's threads: the fastest of several square matmuls.
 
-    Measured once a process. It is what a large matmul reaches, not what the silicon could do at best.
+    Measured once per process. It is the speed of a large matmul, not the theoretical peak of the hardware.
     """
     n, best = 1024, float("inf")
     a, b = torch.ones(n, n, dtype=dtype), torch.ones(n, n, dtype=dtype)

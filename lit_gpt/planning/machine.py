@@ -1,4 +1,4 @@
-"""What this machine has and what runs fast on it: the facts behind `python -m lit_gpt doctor`."""
+"""A report on this machine's hardware and software, printed by `python -m lit_gpt doctor`."""
 
 import importlib.metadata
 import re
@@ -20,9 +20,9 @@ class Fact:
     """One line of the report.
 
     Attributes:
-        name: What it is about.
+        name: Name of the device, resource or extra.
         value: What was found.
-        remedy: What to do about it; "" where nothing is wrong.
+        remedy: How to fix a problem; "" if there is none.
     """
 
     name: str
@@ -31,10 +31,10 @@ class Fact:
 
 
 def describe_machine(folder: Path) -> list[Fact]:
-    """Return what this machine has.
+    """Return the facts about this machine.
 
     Args:
-        folder: Where runs would be written; its disk is looked at.
+        folder: Folder that runs would be written to; free space is measured on its disk.
     """
     return [*_devices(), *_memory(folder), *_extras()]
 
@@ -75,7 +75,7 @@ def _memory(folder: Path) -> list[Fact]:
 
 
 def _extras() -> list[Fact]:
-    """Return one line for each extra of the package that is for users, with what is missing of it."""
+    """Return one fact per extra of the package, with the distributions that are missing."""
     metadata = importlib.metadata.metadata("lit_gpt")
     required = metadata.get_all("Requires-Dist") or []
     facts = []
@@ -94,7 +94,7 @@ def _requirement(line: str) -> str:
 
 
 def report(folder: Path) -> str:
-    """Return the whole report as text, one fact a line."""
+    """Return the report as text, one fact per line."""
     facts = [Fact("versions", versions()), Fact("interpreter", sys.executable), *describe_machine(folder)]
     width = max(len(fact.name) for fact in facts)
     return "\n".join(

@@ -1,6 +1,6 @@
 """Limits of the server, and admission control: a bound on the sequences that run or wait.
 
-A full server says so at once (429 with Retry-After) instead of letting requests pile up. Everything here runs in the
+A full server answers at once (429 with Retry-After) instead of letting requests pile up. Everything here runs in the
 event loop's thread, so counting needs no lock.
 """
 
@@ -14,12 +14,12 @@ from lit_gpt.serving.errors import ApiError
 
 MAX_RETRY_SECONDS = 60
 _DECAY = 0.9
-"""Of the running mean of request durations: about the last ten requests count."""
+"""Decay of the running mean of request durations, which averages about the last ten requests."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Bounds that hold for every client.
+    """Limits that apply to every client.
 
     Attributes:
         body_bytes: size of a request's body; a larger one is answered with 413.
@@ -30,11 +30,11 @@ class Limits:
         constraint_bytes: size of a JSON schema, regular expression or grammar, which takes time to compile.
         queued: sequences that wait for a slot in the batch; one more is answered with 429 and Retry-After.
         connections: open connections; a request beyond them is answered with 503.
-        request_seconds: from the first byte of a request to the last of its answer.
-        body_seconds: for a client to send its body.
-        keep_alive_seconds: that an idle connection is kept open after an answer.
-        stalled_seconds: that a client may leave a stream unread.
-        drain_seconds: after SIGTERM, for accepted requests to finish.
+        request_seconds: time from the first byte of a request to the last of its answer.
+        body_seconds: time for a client to send the body.
+        keep_alive_seconds: time that an idle connection is kept open after an answer.
+        stalled_seconds: time that a client may leave a stream unread.
+        drain_seconds: time for accepted requests to finish after SIGTERM.
 
     Raises:
         UserError: If a bound is too low.
@@ -64,8 +64,8 @@ class Admission:
     """Counts sequences in flight.
 
     Args:
-        running: Sequences that are processed at a time.
-        queued: Sequences that may wait besides.
+        running: Number of sequences processed at a time.
+        queued: Number of further sequences that may wait.
     """
 
     def __init__(self, running: int, queued: int) -> None:
@@ -74,7 +74,7 @@ class Admission:
         self.in_flight = 0
         self.draining = False
         self.mean_seconds = 1.0
-        """Mean duration of the latest requests: what Retry-After is estimated from."""
+        """Mean duration of recent requests in seconds, from which Retry-After is estimated."""
 
     @property
     def capacity(self) -> int:

@@ -66,7 +66,7 @@ class _Prompt:
 
 @router.post("/v1/completions", response_model=None)
 async def completions(body: CompletionRequest, request: Request) -> Response:
-    """Continue one text or several; a text stands at the start of a document, as in training.
+    """Continue one text or several; a text is treated as the start of a document, as in training.
 
     Special tokens that a text spells (`<|im_start|>`) are read as such, so that clients may render a chat template
     themselves. With `echo` and `logprobs` the log-probabilities of the prompt's tokens are returned as well.

@@ -22,7 +22,7 @@ router = APIRouter()
 async def embeddings(body: EmbeddingRequest, request: Request) -> Response:
     """Embed texts: each vector is the mean over the text's tokens of the hidden states after the final norm.
 
-    A text stands at the start of a document, so its separator counts too; ids are taken as they are. The vectors are
+    Texts are treated as starts of documents, so the separator counts too; IDs are taken as they are. The vectors are
     not scaled to length 1.
     """
     service = Service.of(request)

@@ -175,7 +175,7 @@ class Keys:
             return True
         digest = hashlib.sha256((given or "").encode("utf-8", "replace")).digest()
         known = False
-        for own in self._digests:  # all of them each time, so that the time does not tell which one matched
+        for own in self._digests:  # compare with all of them, so that the time does not reveal which one matched
             known |= hmac.compare_digest(digest, own)
         return known
 

@@ -140,7 +140,7 @@ class ServedModel:
     def prompt_ids(self, text: str) -> list[int]:
         """Return the ids of a prompt, in which special tokens such as `<|im_start|>` are what they spell.
 
-        So clients that render a chat template themselves get the ids that the template stands for. What opens a text
+        So clients that render a chat template themselves get the ids that the template means. What opens a text
         (such as the beginning-of-text token) is put before it unless the prompt begins with it already.
         """
         if not self.spells_special_tokens(text):
@@ -227,7 +227,7 @@ class TokenText:
         if token is None:
             return b""
         length = int(self._lengths[index])
-        # In a byte-level vocabulary each character of a token stands for one byte, so their numbers agree.
+        # In a byte-level vocabulary each character of a token represents one byte, so their numbers agree.
         if length == len(token) and all(character in self._alphabet for character in token):
             return bytes(self._alphabet[character] for character in token)
         found = _BYTE_TOKEN.fullmatch(token)

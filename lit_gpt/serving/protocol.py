@@ -33,7 +33,7 @@ MAX_TOP_LOGPROBS = 20
 COMPLETION_TOKENS = 16
 """OpenAI's default for completions; an answer in a chat may fill the context."""
 SMALLEST_TOP_P = 1e-9
-"""Stands for `top_p: 0`, which OpenAI's API allows: only the likeliest token remains."""
+"""Replaces `top_p: 0`, which OpenAI's API allows: only the most likely token remains."""
 _INT64 = 1 << 63
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Stop = Annotated[StrictStr, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
@@ -369,7 +369,7 @@ def for_choice(params: SamplingParams, choice: int) -> SamplingParams:
 
 
 def format_constraint(response_format: ResponseFormat | None) -> Constraint | None:
-    """Return the constraint that a `response_format` stands for.
+    """Return the constraint of a `response_format`.
 
     Raises:
         UserError: If it is empty.

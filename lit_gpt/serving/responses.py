@@ -28,7 +28,7 @@ from lit_gpt.serving.tools import ToolCall, ToolReader
 
 Result = TypeVar("Result")
 MIN_LOGPROB = -9999.0
-"""Stands for the logarithm of 0, as in OpenAI's API: JSON has no infinity."""
+"""Replaces the logarithm of 0, as in OpenAI's API: JSON has no infinity."""
 PING_SECONDS = 15
 
 
@@ -362,7 +362,7 @@ class StreamResponse(EventSourceResponse):
             ping_message_factory=lambda: ServerSentEvent(comment="still here", sep="\n"),
             sep="\n",
             send_timeout=limits.stalled_seconds,
-            # A stream goes on while the server drains; the service ends what is left (`Service.end_all`).
+            # A stream continues while the server drains; the service ends the remaining ones (`Service.end_all`).
             shutdown_event=anyio.Event(),
             shutdown_grace_period=limits.drain_seconds + 5,
         )

@@ -2,7 +2,7 @@
 
 `Service` holds the model, its limits and counters, and the requests in flight. `ActiveRequest` is one of them: its
 sequences in the engine, and every way in which it can end: when all its sequences have ended, when its client
-disconnects, when its time is up, or when the server shuts down. In each case the engine is told at once, so that a slot
+disconnects, when its time is up, or when the server shuts down. Each time the engine is notified at once, so a slot
 is free within one engine iteration, and the request's places in the queue are given back.
 """
 
@@ -99,7 +99,7 @@ class Service:
         return ActiveRequest(self.served, self.metrics, ticket, self.limits.request_seconds, self.active)
 
     def stop_accepting(self) -> None:
-        """Refuse new requests; those accepted go on."""
+        """Refuse new requests; accepted ones continue."""
         self.admission.draining = self.direct_admission.draining = True
 
     def end_all(self) -> None:
@@ -222,7 +222,7 @@ class ActiveRequest:
             message = "no complete answer follows the schema, expression or grammar from here on; change it"
             raise ApiError(400, message, "constraint_dead_end", "response_format")
         if event.finish_reason == "error":
-            raise ApiError(500, "the request failed in the model; other requests go on", "generation_failed")
+            raise ApiError(500, "the request failed in the model; other requests continue", "generation_failed")
         if event.finish_reason == "cancelled":
             raise ApiError(503, "the request was ended by the server", "cancelled")
 
@@ -232,7 +232,7 @@ class ActiveRequest:
         return sum(self._tokens.values())
 
     def stop(self, index: int) -> None:
-        """End one sequence, whose further events are dropped; the others go on."""
+        """End one sequence, whose further events are dropped; the others continue."""
         self._stopped.add(index)
         self._handles[index].cancel()
         if index in self._unfinished:
@@ -240,7 +240,7 @@ class ActiveRequest:
             self._metrics.ended.labels("content_filter").inc()
 
     def end(self, reason: ApiError) -> None:
-        """End the request from outside; whoever reads `batches` gets the reason at once."""
+        """End the request from outside; the reader of `batches` gets the reason at once."""
         for handle in self._handles:
             handle.cancel()
         self._arrived.put_nowait(reason)

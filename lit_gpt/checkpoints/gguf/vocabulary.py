@@ -27,7 +27,7 @@ _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 _SPACE = "▁"
 
 _DIGITS = "digits"
-"""Stands for the rule that each digit is a word."""
+"""Represents the rule that each digit is a word."""
 
 # Source of the patterns and of the rules that each name selects: llama.cpp, src/llama-vocab.cpp.
 _QWEN2_PATTERN = GPT4_PATTERN.replace(r"\p{N}{1,3}", r"\p{N}")

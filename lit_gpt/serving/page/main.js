@@ -62,10 +62,10 @@ function drawComposer() {
 function drawModel() {
   $("model-name").textContent = model ? model.id : "No model";
   $("model-note").textContent = model ? `${raw() ? "continues text" : "chat"} · ${model.max_model_len.toLocaleString("en")} tokens` : "";
-  $("input").placeholder = raw() ? "A text to go on with" : "Message";
-  $("input-label").textContent = raw() ? "A text to go on with" : "Your message";
+  $("input").placeholder = raw() ? "Text to continue" : "Message";
+  $("input-label").textContent = raw() ? "Text to continue" : "Your message";
   $("system-field").hidden = raw();
-  $("welcome-title").textContent = raw() ? "Begin a text, the model goes on" : "What is on your mind?";
+  $("welcome-title").textContent = raw() ? "Start a text, and the model continues it" : "What is on your mind?";
   $("welcome-text").textContent = raw()
     ? "This model has learned to continue text. It has no chat template, so it does not answer questions."
     : "Answers come from the model on this server, and stay in this browser.";
@@ -172,8 +172,8 @@ function requestFor(messages) {
   }
   body.max_tokens ??= Math.min(200, Math.floor(model.max_model_len / 2));
   const text = messages.map((each) => each.text).join("");
-  const room = Math.floor((model.max_model_len - 1 - body.max_tokens) * charactersPerToken * 0.9);
-  return ["v1/completions", { ...body, prompt: text.slice(-Math.max(1, room)) }];
+  const budget = Math.floor((model.max_model_len - 1 - body.max_tokens) * charactersPerToken * 0.9);
+  return ["v1/completions", { ...body, prompt: text.slice(-Math.max(1, budget)) }];
 }
 
 async function answer(versions = []) {

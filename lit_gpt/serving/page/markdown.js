@@ -127,7 +127,7 @@ function listItem(lines, depth) {
     lines[0] = task[2];
   }
   const inside = renderMarkdown(lines.join("\n"), depth + 1);
-  // A paragraph that stands alone, or before a list, needs no room of its own.
+  // A single paragraph, or one before a list, needs no margin.
   if (inside.firstChild && inside.firstChild.nodeName === "P") inside.firstChild.replaceWith(...inside.firstChild.childNodes);
   item.append(inside);
   return item;

@@ -47,14 +47,14 @@ const store = {
     this.conversations.sort((a, b) => b.changed - a.changed);
     this.conversations.length = Math.min(this.conversations.length, MOST_CONVERSATIONS);
     const kept = this.conversations.filter((each) => each.messages.length);
-    // Where the browser has no more room, the oldest go first.
+    // If the browser's storage is full, drop the oldest conversations first.
     while (!write(localStorage, CONVERSATIONS, kept) && kept.length > 1) kept.pop();
   },
 
   // Another tab has written: take over its list, with the conversation that is open here as it is here.
   reload(open) {
-    const theirs = read(localStorage, CONVERSATIONS, []).filter((each) => each && Array.isArray(each.messages));
-    this.conversations = [open, ...theirs.filter((each) => each.id !== open.id)].sort((a, b) => b.changed - a.changed);
+    const stored = read(localStorage, CONVERSATIONS, []).filter((each) => each && Array.isArray(each.messages));
+    this.conversations = [open, ...stored.filter((each) => each.id !== open.id)].sort((a, b) => b.changed - a.changed);
   },
 
   saveSettings() { write(localStorage, SETTINGS, this.settings); },
