@@ -30,7 +30,7 @@ class ExponentialMovingAverage(Callback):
     """Averages the trained parameters after every optimizer step (Polyak & Juditsky 1992; Morales-Brotons et al. 2024).
 
     The average is in float32 whatever the dtype of the weights, on each process for its own shard (DDP, FSDP2, tensor
-    parallelism). It is saved in checkpoints next to the weights, exactly; `lit_gpt.checkpoints.resolve_model`
+    parallelism). It is saved in checkpoints next to the weights, exactly; `lit_gpt.checkpoints.resolve.resolve_model`
     returns it for generating and exporting.
 
     Args:

@@ -424,10 +424,6 @@ class GPTConfig:
             return "latent"
         return "sliding" if self.slides(layer) else "attention"
 
-    def channel_mixer(self, layer: int) -> Literal["mlp", "moe"]:
-        """Return the kind of channel mixer of layer number `layer`."""
-        return "moe" if self.is_moe(layer) else "mlp"
-
     def mixer_options_of(self, layer: int) -> Any:
         """Return the options of a registered token mixer: its own dataclass, from `mixer_options`."""
         name = self.token_mixer(layer)

@@ -6,8 +6,7 @@ For each document, `apply` returns
 
 - the document, unchanged or edited: a filter that keeps it, or a transform;
 - a `Rejected` with the reason: a filter that drops it;
-- an iterable of documents (and `Rejected`): the document is split into these parts, in this order. An empty one drops
-  it.
+- an iterable of documents: the document is split into these parts, in this order. An empty one drops it.
 
 Your own one is a subclass in your own package, named in the recipe by its import path:
 
@@ -97,7 +96,7 @@ class Rejected:
     cluster_size: int = 0
 
 
-Applied = Doc | Rejected | Iterable[Doc | Rejected]
+Applied = Doc | Rejected | Iterable[Doc]
 """What `Transform.apply` may return."""
 
 

@@ -21,7 +21,6 @@ from lit_gpt.errors import UserError
 
 SUFFIX = ".jsonl.zst"
 _LEVEL = 3
-_READ_BYTES = 1 << 20
 
 
 def shard_path(folder: Path, rank: int) -> Path:
