@@ -5,9 +5,13 @@ lineage.json    what made the model               checkpoints/    (`RunCheckpoin
 tokenizer/      a copy of its tokenizer
 """
 
+import contextlib
+import fcntl
 import json
 import os
+import secrets
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -65,17 +69,21 @@ class RunLock:
             UserError: another process that may still run has it.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        complete = self.path.with_name(f".{LOCK}-{os.getpid()}")
+        # The name is of this call alone: on a shared disk, processes of two hosts may have the same id.
+        complete = self.path.with_name(f".{LOCK}-{secrets.token_hex(8)}")
         complete.write_text(json.dumps(self._owner), encoding="utf-8")
         try:
-            self._link(complete)
+            # One process at a time: of two that find the same stale lock, the second would otherwise remove the lock
+            # that the first has taken meanwhile. Only processes of one host can find a lock stale.
+            with _one_at_a_time(self.path.parent):
+                self._link(complete)
         finally:
             complete.unlink()
 
     def _link(self, complete: Path) -> None:
         while True:
             try:
-                os.link(complete, self.path)  # fails if there is one, and never shows half a file
+                _link_new(complete, self.path)
                 return
             except FileExistsError:
                 holder = self._read()
@@ -106,6 +114,33 @@ class RunLock:
             return abs(psutil.Process(holder["pid"]).create_time() - holder["started"]) < 1
         except psutil.Error:
             return False
+
+
+@contextlib.contextmanager
+def _one_at_a_time(folder: Path) -> Iterator[None]:
+    """Wait for this host's other processes that are in here with the same folder."""
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # a disk that has no such locks
+            fcntl.flock(opened, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(opened)
+
+
+def _link_new(complete: Path, path: Path) -> None:
+    """Give a complete file a second name, which must not exist yet.
+
+    Raises:
+        FileExistsError: it exists.
+    """
+    try:
+        os.link(complete, path)  # never shows half a file
+    except FileExistsError:
+        raise
+    except OSError:  # a disk without hard links (FAT, some network and FUSE mounts)
+        with open(path, "x", encoding="utf-8") as file:
+            file.write(complete.read_text(encoding="utf-8"))
 
 
 class RunFolder(Callback):

@@ -110,6 +110,39 @@ def test_a_stale_or_damaged_lock_is_taken_over(tmp_path, text):
     RunLock(tmp_path).acquire()
 
 
+def test_of_several_processes_one_takes_a_stale_lock(tmp_path):
+    code = (
+        "import sys, pathlib\nfrom lit_gpt.callbacks.run_folder import RunLock\n"
+        "print('ready', flush=True)\ninput()\n"
+        "try: RunLock(pathlib.Path(sys.argv[1])).acquire()\n"
+        "except ValueError: print('refused', flush=True)\nelse: print('taken', flush=True)\ninput()"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
+    others = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], **pipes) for _ in range(3)]
+    for other in others:
+        assert other.stdout.readline() == "ready\n"
+    (tmp_path / LOCK).write_text(json.dumps({"host": socket.gethostname(), "pid": 1, "started": 5.0}))
+    for other in others:
+        other.stdin.write("\n")
+    said = [other.stdout.readline() for other in others]
+    for other in others:
+        other.communicate("\n")
+    assert sorted(said) == ["refused\n", "refused\n", "taken\n"]
+
+
+def test_the_lock_does_without_hard_links(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    (tmp_path / LOCK).write_text("{")
+    lock = RunLock(tmp_path)
+    lock.acquire()
+    assert json.loads((tmp_path / LOCK).read_text())["pid"] == os.getpid()
+    lock.release()
+    assert not list(tmp_path.iterdir())
+
+
 def test_another_hosts_lock_is_respected(tmp_path):
     (tmp_path / LOCK).write_text(json.dumps({"host": "elsewhere", "pid": 1, "started": 5.0}))
     with pytest.raises(UserError, match="process 1 on elsewhere"):
