@@ -83,12 +83,14 @@ def prepare_for_decoding(model: nn.Module) -> None:
         if not hasattr(module, "fusable"):
             continue
         linears = module.fusable()
-        if len(linears) > 1 and all(map(_is_plain, linears)) and _are_alike(linears):
-            if module.fused is None or not module.fused.serves(linears):
-                high = sum(linear.out_features for linear in linears) >= linears[0].in_features
-                trained = any(linear.weight.requires_grad for linear in linears)
-                module.fused = FusedLinears(linears, transposed=on_cpu and high and not trained)
-            done.update(id(linear.weight) for linear in linears)
+        if not (len(linears) > 1 and all(map(_is_plain, linears)) and _are_alike(linears)):
+            module.fused = None  # it would have the weights from before an adapter was added or layers were quantised
+            continue
+        if module.fused is None or not module.fused.serves(linears):
+            high = sum(linear.out_features for linear in linears) >= linears[0].in_features
+            trained = any(linear.weight.requires_grad for linear in linears)
+            module.fused = FusedLinears(linears, transposed=on_cpu and high and not trained)
+        done.update(id(linear.weight) for linear in linears)
     for module in modules:
         if on_cpu and _is_plain(module) and id(module.weight) not in done:
             done.add(id(module.weight))
@@ -98,18 +100,23 @@ def prepare_for_decoding(model: nn.Module) -> None:
 
 
 def layout_of(model: Any) -> tuple[Any, ...]:
-    """Return what changes when a model's weights are moved or replaced: types and addresses in its last block.
+    """Return what changes when a model's weights are moved or replaced: types and addresses of some linear layers.
+
+    They are those of the last block that has any at its top level, which is almost always the last one.
 
     Args:
         model: A `GPT`.
     """
-    block = model.blocks[-1]
     found: list[Any] = [model.training]
-    # Straight from the modules' dicts: this runs before every forward.
-    for module in (*block.attn._modules.values(), *block.mlp._modules.values()):
-        if isinstance(module, nn.Linear):
-            weight = module._parameters["weight"]
-            found += (type(module), weight.data_ptr() if type(weight) is nn.Parameter else id(weight))
+    for layer in range(len(model.blocks) - 1, -1, -1):
+        block = model.blocks[layer]
+        # Straight from the modules' dicts: this runs before every forward.
+        for module in (*block.attn._modules.values(), *block.mlp._modules.values()):
+            if isinstance(module, nn.Linear):
+                weight = module._parameters["weight"]
+                found += (type(module), weight.data_ptr() if type(weight) is nn.Parameter else id(weight))
+        if len(found) > 1:
+            break  # else a layer of another package and experts, say: nothing to see in this block
     return tuple(found)
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from lit_gpt.generation import Engine, SamplingParams, generate
 from lit_gpt.models import GPT, GPTConfig
 from lit_gpt.models.fused import prepare_for_decoding
 
@@ -34,6 +35,21 @@ def test_a_fused_optimizer_learns_what_a_plain_one_does(preset, prepared_at):
     for fused in (False, True):
         for name, weight in trained(copy.deepcopy(model), fused, prepared_at).items():
             assert torch.allclose(weight, plain[name], atol=2e-5), (name, fused)
+
+
+def test_an_engine_follows_layers_that_are_replaced():
+    model = GPT(GPTConfig.from_preset("tiny", **SHAPE)).eval()
+    engine = Engine(model, None)
+    params = SamplingParams(max_new_tokens=8, temperature=0)
+    before = engine.generate([[1, 2, 3]], params)[0].token_ids
+    with torch.no_grad():
+        for block in model.blocks:  # as an adapter does: another kind of module in place of some of the fused ones
+            block.attn.q_proj = torch.nn.Sequential(torch.nn.Linear(32, 32, bias=False))
+            block.mlp.gate_proj = torch.nn.Sequential(torch.nn.Linear(32, 64, bias=False))
+            block.attn.q_proj[0].weight.normal_()
+            block.mlp.gate_proj[0].weight.normal_()
+    after = engine.generate([[1, 2, 3]], params)[0].token_ids
+    assert before != after == generate(model, torch.tensor([[1, 2, 3]]), 8, temperature=0)[0, 3:].tolist()
 
 
 def test_frozen_matrices_are_still_laid_out():
