@@ -95,6 +95,11 @@ class PromptDataModule(RowDataModule):
             self._split("train"), sampler, self.candidates, updates, **self._ranks(), options=self._identity()
         )
 
+    def _repeated_steps(self, num_steps: int) -> int | None:
+        """Return the number of steps that `overfit_batches` repeats: whole rollouts, each with all of its updates."""
+        steps = super()._repeated_steps(num_steps)
+        return None if steps is None else -(-steps // self.updates_per_rollout) * self.updates_per_rollout
+
     def _evaluation_loader(self, split: SplitName) -> OrderedLoader:
         return PromptEvaluationLoader(self._split(split), self._eval_batch_size(), **self._ranks())
 

@@ -2,6 +2,7 @@
 
 import json
 
+import lightning.pytorch as pl
 import pytest
 from small_chats import alpaca_rows, tokenizer_folder
 
@@ -86,6 +87,14 @@ def test_candidates_and_updates(prompts):
     assert len(set(used)) == len(used)
 
 
+def test_overfitting_repeats_whole_rollouts(prompts):
+    data = prompts(updates_per_rollout=2)
+    data.trainer = pl.Trainer(accelerator="cpu", devices=1, logger=False, overfit_batches=1)
+    loader = data.train_dataloader()
+    steps = [next(iter(loader))[0] for _ in range(4)]
+    assert [(step["rollout"], step["update"]) for step in steps] == [(0, 0), (0, 1)] * 2
+
+
 def test_bad_rows(prompts):
     rows = [{"prompt": "a"}, {"prompt": "word " * 300}]
     data = prompts(rows, val_fraction=0.0, global_batch_size=1)
@@ -93,7 +102,7 @@ def test_bad_rows(prompts):
     with pytest.raises(UserError, match=r"rows\.jsonl:2: its prompt has \d+ tokens, more than max_prompt_tokens 128"):
         prompts(rows, long_rows="error")
     for bad, problem in [
-        ({"text": "a"}, "a prompt stands in"),
+        ({"text": "a"}, "set columns"),
         ({"prompt": "  "}, "is empty"),
         ({"messages": [{"role": "system", "content": "a"}]}, "nothing to answer"),
         ({"prompt": 3}, "not text or messages"),
