@@ -122,7 +122,14 @@ def resolve_model(path_or_name: str | Path, averaged: bool = True, adapter: str 
             "nor config.json (a bundle or Hugging Face folder)"
         )
     name = str(path_or_name)
-    if path.exists() or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.startswith("."):
+    if path.exists():
+        remedy = (
+            "a GGUF file is read by llama.cpp; name the run, checkpoint or bundle that it was exported from"
+            if path.suffix == ".gguf"
+            else "name the folder of a run, a checkpoint, a bundle or a Hugging Face model"
+        )
+        raise UserError(f"model {name} is a file, not a folder; {remedy}")
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.startswith("."):
         raise UserError(f"model {name} does not exist; name a run, a checkpoint, a bundle or a Hugging Face model")
     return _from_hugging_face(_download(name), name)
 

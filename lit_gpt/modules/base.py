@@ -664,7 +664,11 @@ class GPTModule(LightningModule):
             )
         check_same_adapter(checkpoint["lit_gpt"].get("adapter"), self._adapter)
         if self.trainer.training and checkpoint["lit_gpt"]["seed"] != self.seed:
-            raise UserError(f"the run was started with seed {checkpoint['lit_gpt']['seed']}, not {self.seed}")
+            started = checkpoint["lit_gpt"]["seed"]
+            raise UserError(
+                f"the run was started with seed {started}, not {self.seed}; set seed_everything: {started} to resume "
+                "it, or start a new run from the weights (init_from)"
+            )
         self.tokens_seen = checkpoint["lit_gpt"]["tokens_seen"]
         self._loaded_sums = checkpoint["lit_gpt"]["train_sums"], checkpoint["lit_gpt"]["named_sums"]
 

@@ -194,3 +194,10 @@ def test_a_folder_without_a_model(tmp_path):
     with pytest.raises(UserError, match="checkpoint"):
         (tmp_path / "checkpoints").mkdir()
         resolve_model(tmp_path)
+
+
+@pytest.mark.parametrize(("name", "remedy"), [("model.gguf", "llama.cpp"), ("model.txt", "folder")])
+def test_a_file_is_refused_as_a_file(tmp_path, name, remedy):
+    (tmp_path / name).write_bytes(b"GGUF")
+    with pytest.raises(UserError, match=rf"{name} is a file.*{remedy}"):
+        resolve_model(tmp_path / name)
