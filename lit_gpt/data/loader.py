@@ -267,6 +267,11 @@ class StepSource(Dataset[StepBatch], ABC):
             UserError: if an option has another value than in the saved run.
         """
         for key, own in self.identity().items():
+            if key not in state and own is not None:
+                raise UserError(
+                    f"the checkpoint records no {key}: another kind of DataModule trained it; resume from a "
+                    "checkpoint of this run, or start a new run from the weights (init_from)"
+                )
             if state.get(key) != own:
                 raise UserError(
                     f"the checkpoint was trained with {key} {state.get(key)}, this run has {own}: its order of "

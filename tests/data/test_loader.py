@@ -160,6 +160,9 @@ def test_a_checkpoint_of_another_order_is_refused(corpus: TokenCorpus, make_corp
     other = make_corpus(make_texts(60, seed=2))
     with pytest.raises(UserError, match="trained with corpus"):
         loader(other).load_state_dict(state)
+    del state["corpus"]  # as the checkpoint of a mixture has none
+    with pytest.raises(UserError, match="records no corpus.*init_from"):
+        loader(corpus).load_state_dict(state)
 
 
 @pytest.mark.parametrize(

@@ -80,6 +80,12 @@ def test_half_precisions_clip_and_train(fit, precision, optimizer):
     assert 0 < trainer.callback_metrics["val/loss"] < 10
 
 
+def test_another_seed_is_refused_on_resume(fit):
+    fit(max_steps=1)
+    with pytest.raises(UserError, match="seed 0, not 5; set seed_everything: 0"):
+        fit(max_steps=2, ckpt_path="last", module=PretrainModule(overrides=SMALL, seed=5))
+
+
 def test_clipping_does_clip(fit):
     norms = {}
 
