@@ -114,7 +114,8 @@ class TokenLoader(OrderedLoader):
         if split.num_tokens < 2:
             raise UserError(
                 f"no document fell into the {split.name} split; name {split.name}_files, add documents (a file is one, "
-                f"unless document_separator cuts it), raise {split.name}_fraction, or set it to 0 to go without"
+                f"unless document_separator cuts it), raise {split.name}_fraction (of a prepared corpus: in the recipe "
+                "of `prepare`), or set it to 0 to go without"
             )
         self.split = split
         self.builder = builder
