@@ -157,7 +157,7 @@ def _export_adapter(model: str, out: str) -> Iterator[str]:
 def _write_card(
     source: ModelSource, out: str, tokenizer: Tokenizer | None, facts: CardFacts, dtype: str, opens: Opens
 ) -> Path:
-    """Write the card of a single file beside it; return where."""
+    """Write the card of a single file next to it and return its path."""
     card = Path(_card_of(out))
     text = model_card(source.config, tokenizer, source.lineage or {}, facts, dtype, opens)
     with atomic_file(card) as path:

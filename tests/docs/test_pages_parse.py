@@ -65,7 +65,7 @@ def test_blocks_are_well_formed(page):
         elif block.language == "json":
             assert [json.loads(line) for line in block.text.splitlines()]
         else:
-            assert block.language in {"sh", "text"}
+            assert block.language in {"sh", "text", "toml"}
 
 
 def test_pages_are_found():

@@ -339,6 +339,7 @@ def site(tmp_path_factory):
     return target
 
 
+@pytest.mark.slow
 def test_it_trains_resumes_exactly_and_is_evaluated_from_the_command_line(site, tmp_path):
     from lit_gpt.checkpoints.resolve import resolve_model
 

@@ -57,6 +57,7 @@ def test_eight_micro_batches_of_one(fit, whole):
     assert cut["train/rows"] == {3: 1.0, 6: 1.0}
 
 
+@pytest.mark.slow
 def test_two_processes(fit, whole):
     two = ("--trainer.devices", "2", "--trainer.strategy", "ddp", "--data.init_args.micro_batch_size", "2")
     found = fit("two", *two)
@@ -64,6 +65,7 @@ def test_two_processes(fit, whole):
     assert found["train/rows"] == {3: 2.0, 6: 2.0}
 
 
+@pytest.mark.slow
 def test_resumed_between_two_entries_of_the_log(fit, whole):
     fit("resumed", "--trainer.max_steps", "4")
     resumed = fit("resumed", "--trainer.max_steps", "6", "--ckpt_path", "last")

@@ -81,6 +81,7 @@ def test_its_files_are_written_and_read_bit_for_bit(run, tmp_path):
     assert (values["model_type"], values["depth"]) == ("acme_lm", 3)
 
 
+@pytest.mark.slow
 def test_its_preset_trains_and_the_export_holds_the_trained_weights(run, tmp_path):
     run("-m", "lit_gpt", "fit", "--config", HERE / "family.yaml", "--trainer.default_root_dir", tmp_path / "runs")
     run("-m", "lit_gpt", "export", "--model", tmp_path / "runs/acme", "--out", tmp_path / "out", "--check", "false")

@@ -258,20 +258,20 @@ def test_mistakes_end_before_anything_is_written(bundle, plan, tmp_path, capsys)
     (keeps / "thesis.txt").write_text("x")
     config, model = plan(), str(bundle)
     for words, said in (
-        (["--config", config], "give --model"),
-        (["--model", model], "give --config"),
-        (["--model", model, "--config", config, "--suite", "safety"], "choose one"),
+        (["--config", config], "--model"),
+        (["--model", model], "--config"),
+        (["--model", model, "--config", config, "--suite", "safety"], "--suite"),
         (["--model", model, "--config", config, "--out", str(keeps)], "--out"),
         (["--model", model, "--config", config, "--limit", "0"], "limit is 0"),
         (["--model", model, "--config", config, "--chat_template", "nowhere.jinja"], "nowhere.jinja"),
         (["--model", str(tmp_path / "no"), "--config", config], "does not exist"),
-        (["--compare", model, "--config", config], "two models"),
-        (["--compare", model, model, "--model", model], "choose|given"),
+        (["--compare", model, "--config", config], "--compare"),
+        (["--compare", model, model, "--model", model], "--model"),
     ):
         assert main(["evaluate", *words]) == 2
         captured = capsys.readouterr()
         assert len(captured.err.strip().splitlines()) == 1, captured.err
-        assert any(part in captured.err for part in said.split("|"))
+        assert said in captured.err
     assert [file.name for file in keeps.iterdir()] == ["thesis.txt"]
 
 

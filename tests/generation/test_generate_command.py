@@ -97,7 +97,7 @@ def test_forms_and_guesses(bundle, tmp_path, capsys):
         (["--prompts", "nowhere.txt"], "nowhere.txt: it cannot be read"),
         (["--prompt", "word " * 200], "more than the 64 that fit"),
         (["--regex", "(", "--prompt", "x"], "refused"),
-        (["--regex", "a", "--grammar", "b"], "one form"),
+        (["--regex", "a", "--grammar", "b"], "--grammar"),
         (["--max_new_tokens", -1], "max_new_tokens is -1"),
     ],
 )
