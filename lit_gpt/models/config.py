@@ -42,7 +42,7 @@ class RopeScaling:
       (Ding et al. 2024, arXiv:2402.13753).
 
     The context that `dynamic` and `longrope` look at is each text's own (`rope_frequencies.context_lengths`), so that
-    packed documents and rows of a batch stay apart.
+    packed documents and rows of a batch stay isolated.
 
     Raises:
         UserError: If a value is out of bounds; the message names value, bound and remedy.

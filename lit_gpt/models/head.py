@@ -7,7 +7,7 @@ loss, is handed in and runs here.
 New tokens in a trained model get rows at the mean of the old ones. Hewitt 2021 ("Initializing New Word Embeddings for
 Pretrained Language Models") shows why: as a row of the head it cannot take more than its share of probability (the
 distribution over old tokens moves by at most log(1 + new / old) nats), where random rows can take nearly all of it. A
-little noise, 1 % of each column's spread, tells several new tokens apart.
+little noise, 1 % of each column's spread, makes several new tokens distinct.
 
 B batch, T time, C model width, V vocabulary.
 """

@@ -288,21 +288,7 @@ _MINISTRAL3 = replace(
 )
 
 
-_MIXTRAL = GPTConfig(
-    n_head=32,
-    n_kv_head=8,
-    vocab_size=32000,
-    block_size=32768,
-    bias=False,
-    norm="rmsnorm",
-    norm_eps=1e-5,
-    positions="rope",
-    rope_theta=1_000_000.0,
-    mlp="swiglu",
-    tie_embeddings=False,
-    scale_residual_init=False,
-    family="mixtral",
-)
+_MIXTRAL = replace(_MISTRAL, head_size=None, vocab_size=32000, family="mixtral")
 _8X7B = MoEConfig(num_experts=8, num_experts_per_tok=2, balance_loss_weight=0.02 * 2 / 32)
 _8X22B = MoEConfig(num_experts=8, num_experts_per_tok=2, balance_loss_weight=0.001 * 2 / 56)
 
