@@ -2,13 +2,17 @@
 
 import base64
 import hashlib
+import json
 import re
 from html.parser import HTMLParser
 from importlib import resources
 
 import pytest
 
-from lit_gpt.serving.page import SCRIPTS, content_security_policy, page_html
+from lit_gpt.serving.page import SCRIPTS, VENDORED, content_security_policy, page_html
+
+FOLDER = resources.files("lit_gpt.serving.page")
+OWN_SCRIPT = "\n".join((FOLDER / name).read_text(encoding="utf-8") for name in SCRIPTS)
 
 
 class Elements(HTMLParser):
@@ -48,6 +52,7 @@ def test_it_is_served_with_a_policy_that_lets_nothing_else_in(serve):
     assert "default-src 'none'" in policy
     assert "connect-src 'self'" in policy
     assert "unsafe" not in policy
+    assert "require-trusted-types-for 'script'; trusted-types dompurify;" in policy
     assert not re.search(r"https?:", policy)
 
 
@@ -65,14 +70,13 @@ def test_nothing_is_loaded_from_anywhere(elements):
         assert not [name for name in attributes if name.startswith("on")], "the policy stops handlers in attributes"
         assert "style" not in attributes
     assert not re.search(r"url\(|@import", elements.text["style"])
-    addresses = set(re.findall(r"https?://[^\s\"'`\\]+", elements.text["script"]))
+    addresses = set(re.findall(r"https?://[^\s\"'`\\]+", OWN_SCRIPT))
     assert addresses <= {"http://www.w3.org/2000/svg"}  # a name, not a place
 
 
-def test_no_text_becomes_html(elements):
-    script = elements.text["script"]
+def test_only_the_sanitiser_makes_html_of_text():
     for way in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "DOMParser", "eval(", "new Function"):
-        assert way not in script, way
+        assert way not in OWN_SCRIPT, way
 
 
 def test_every_control_has_a_name(elements):
@@ -95,15 +99,28 @@ def test_every_control_has_a_name(elements):
 
 def test_ids_are_unique_and_the_script_finds_what_it_asks_for(elements):
     assert len(set(elements.ids)) == len(elements.ids)
-    asked = set(re.findall(r"\$\(\"([\w-]+)\"\)", elements.text["script"]))
+    asked = set(re.findall(r"\$\(\"([\w-]+)\"\)", OWN_SCRIPT))
     assert asked <= set(elements.ids)
-    icons = set(re.findall(r"(?:iconButton|icon)\(\"(\w+)\"", elements.text["script"]))
+    icons = set(re.findall(r"(?:iconButton|icon)\(\"(\w+)\"", OWN_SCRIPT))
     assert {f"i-{name}" for name in icons} <= set(elements.ids)
 
 
-def test_all_parts_are_in_the_document():
-    folder = resources.files("lit_gpt.serving.page")
-    names = {part.name for part in folder.iterdir() if part.name.endswith(".js")}
-    assert names == set(SCRIPTS)
-    for name in names:
-        assert (folder / name).read_text(encoding="utf-8").splitlines()[0] in page_html()
+def test_all_parts_are_in_the_document(elements):
+    assert {part.name for part in FOLDER.iterdir() if part.name.endswith(".js")} == set(SCRIPTS)
+    for name in (*VENDORED, *SCRIPTS):
+        lines = (FOLDER / name).read_text(encoding="utf-8").splitlines()
+        assert max(lines[:5], key=len).replace("<!--", "\\x3C!--") in page_html(), name
+    # The browser reads the script to its end: nothing in it ends it, or opens a comment of HTML.
+    assert elements.text["script"].rstrip().endswith(lines[-1])
+    assert "<!--" not in elements.text["script"]
+    assert "sourceMappingURL" not in page_html()
+
+
+def test_libraries_are_copies_of_what_was_published():
+    listed = json.loads((FOLDER / "vendor/vendor.json").read_text(encoding="utf-8"))
+    assert [f"vendor/{one['file']}" for one in listed] == list(VENDORED)
+    licences = (FOLDER / "vendor/LICENSES.txt").read_text(encoding="utf-8")
+    for one in listed:
+        assert hashlib.sha256((FOLDER / "vendor" / one["file"]).read_bytes()).hexdigest() == one["sha256"], one
+        assert one["license"] in licences
+        assert all(inside.split()[0] in licences for inside in one.get("contains", ()))

@@ -48,19 +48,17 @@ async function copyText(text) {
 
 function announce(text) { $("status").textContent = text; }
 
-function fillBody(body, message, raw) {
-  if (message.role === "user" || raw) {
-    body.className = "body";
-    body.textContent = message.text;
-  } else {
-    body.className = "body prose";
-    // Blocks that are as they were stay, and with them what a person has selected or scrolled in them.
-    const blocks = [...renderAnswer(message.text).childNodes];
-    let same = 0;
-    while (same < blocks.length && body.childNodes[same]?.isEqualNode(blocks[same])) same += 1;
-    while (body.childNodes.length > same) body.lastChild.remove();
-    body.append(...blocks.slice(same));
+function fillAnswer(body, text, raw) {
+  if (raw) {
+    body.textContent = text;
+    return;
   }
+  // Blocks that are as they were stay, and with them what a person has selected or scrolled in them.
+  const blocks = [...renderAnswer(text).childNodes];
+  let same = 0;
+  while (same < blocks.length && body.childNodes[same]?.isEqualNode(blocks[same])) same += 1;
+  while (body.childNodes.length > same) body.lastChild.remove();
+  body.append(...blocks.slice(same));
 }
 
 // An answer; what a model thinks aloud before it, as Qwen and DeepSeek do, is folded away once it is done.
@@ -75,58 +73,69 @@ function renderAnswer(text) {
   return rest;
 }
 
-// One message. `on` has what its buttons do: edit, regenerate, version, retry.
-function messageItem(message, { raw, last, busy, on }) {
-  const item = element("li", `message ${message.role}${raw ? " raw" : ""}`);
-  item.append(element("span", "unseen", message.role === "user" ? "You said:" : "The model said:"));
-  const body = element("div", "body");
-  fillBody(body, message, raw);
-  item.append(body);
-  if (message.failure) {
-    const again = element("button", "plain", "Try again");
-    again.type = "button";
-    again.addEventListener("click", on.regenerate);
-    const box = element("div", "failure", element("span", "", message.failure), again);
+// A person's message. `on` has what its buttons do.
+function questionItem(turn, { raw, on }) {
+  const item = messageItem("user", "You said:", raw);
+  item.querySelector(".body").textContent = turn.text;
+  item.append(actions(copyButton("Copy", () => turn.text), iconButton("pen", "Edit", () => on.edit(item)),
+    iconButton("trash", "Remove this turn", on.remove)));
+  return item;
+}
+
+// The answer that is shown of a turn. `ignored`: the model will not see the turn again.
+function answerItem(turn, { raw, ignored, busy, on }) {
+  const answer = shownAnswer(turn);
+  // `open`, and not by this page: it was closed meanwhile, or another tab is at it.
+  const note = answer.open ? "not complete" : answer.note;
+  const failure = answer.open && !answer.text ? "It has not begun." : answer.failure;
+  const item = messageItem("assistant", "The model said:", raw);
+  fillAnswer(item.querySelector(".body"), answer.text, raw);
+  if (failure && !busy) {
+    const text = ignored ? `${sentence(failure)} The model does not read this turn.` : sentence(failure);
+    const box = element("div", "failure", element("span", "", text), plainButton("Try again", "plain", on.again));
     box.setAttribute("role", "alert");
     item.append(box);
   }
-  const actions = element("div", "actions");
-  if (message.text) actions.append(copyButton("Copy", () => message.text));
-  if (message.role === "user") actions.append(iconButton("pen", "Edit", () => on.edit(item)));
-  else {
-    actions.append(iconButton("redo", "Answer again", on.regenerate));
-    const versions = message.versions || [];
-    if (versions.length > 1 && last) {
-      const at = message.version;
-      const before = iconButton("left", "Earlier answer", () => on.version(at - 1));
-      const after = iconButton("right", "Later answer", () => on.version(at + 1));
-      before.disabled = at === 0;
-      after.disabled = at === versions.length - 1;
-      actions.append(before, element("span", "note", `${at + 1} / ${versions.length}`), after);
-    }
-    if (message.note) actions.append(element("span", "note", message.note));
+  const buttons = [iconButton("redo", "Answer again", on.again)];
+  if (answer.text) buttons.unshift(copyButton("Copy", () => answer.text));
+  if (turn.answers.length > 1) {
+    const before = iconButton("left", "Earlier answer", () => on.show(turn.shown - 1));
+    const after = iconButton("right", "Later answer", () => on.show(turn.shown + 1));
+    before.disabled = turn.shown === 0;
+    after.disabled = turn.shown === turn.answers.length - 1;
+    buttons.push(before, element("span", "note", `${turn.shown + 1} / ${turn.answers.length}`), after);
   }
-  if (busy) for (const button of actions.querySelectorAll("button")) button.disabled = !/Copy/.test(button.title);
-  item.append(actions);
+  if (note) buttons.push(element("span", "note", note));
+  item.append(actions(...buttons));
   return item;
+}
+
+const sentence = (text) => text[0].toUpperCase() + text.slice(1).replace(/\.?$/, ".");
+
+function messageItem(role, heading, raw) {
+  const body = element("div", role === "assistant" && !raw ? "body prose" : "body");
+  return element("li", `message ${role}${raw ? " raw" : ""}`, element("h2", "unseen", heading), body);
+}
+
+const actions = (...parts) => element("div", "actions", ...parts);
+
+function plainButton(label, kind, action) {
+  const button = element("button", kind, label);
+  button.type = "button";
+  button.addEventListener("click", action);
+  return button;
 }
 
 function editorItem(text, save, cancel) {
   const area = element("textarea");
   area.value = text;
   area.setAttribute("aria-label", "Edit your message");
-  const button = (label, kind, action) => {
-    const made = element("button", kind, label);
-    made.type = "button";
-    made.addEventListener("click", action);
-    return made;
-  };
   const submit = () => { if (area.value.trim()) save(area.value); };
   area.addEventListener("keydown", (event) => {
     if (event.key === "Escape") { event.stopPropagation(); cancel(); }
     if (event.key === "Enter" && !event.shiftKey && !event.isComposing) { event.preventDefault(); submit(); }
   });
-  const box = element("div", "editor", area, element("div", "buttons", button("Cancel", "plain", cancel), button("Send", "primary", submit)));
+  const box = element("div", "editor", area, element("div", "buttons", plainButton("Cancel", "plain", cancel), plainButton("Send", "primary", submit)));
   return [box, area];
 }
 
