@@ -10,9 +10,11 @@ never accepted as a number.
 """
 
 import math
+import re
 from collections.abc import Hashable, Iterable
 from dataclasses import fields
 from functools import cache
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -109,6 +111,17 @@ def check_list(name: str, value: object) -> None:
     """
     if isinstance(value, str):
         raise UserError(_message(name, repr(value), f"it must be a list: write [{value}]", ""))
+
+
+def local_path(name: str, value: str | Path) -> Path:
+    """Return an option's file or folder with `~` expanded.
+
+    Raises:
+        UserError: It is an address such as `s3://bucket/runs`, which would otherwise become a folder named `s3:`.
+    """
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*:/", str(value)):
+        raise UserError(_message(name, value, "it must be a local path", "copy it from or to there"))
+    return Path(value).expanduser()
 
 
 def _message(name: str, value: object, rule: str, remedy: str) -> str:

@@ -6,22 +6,71 @@ A package names the module that registers its additions as an entry point of the
     acme = "acme_lm.layers"
 
 The module is imported when a name is looked up that nobody has registered yet (a layer in a checkpoint's config, for
-instance), so that `evaluate` or `serve` find it without naming the package. Only installed packages are considered: a
-file that is read never decides which code runs.
+instance), so that `evaluate` or `serve` find it without naming the package. A module that is not installed, such as
+`my_project.py` in the working directory, is named in the environment: `LIT_GPT_EXTENSIONS=my_project` (several with
+commas). Nothing else is considered: a file that is read never decides which code runs.
 """
 
 import functools
+import importlib
+import os
+import sys
 from importlib.metadata import entry_points
+from pathlib import Path
+
+from lit_gpt.errors import UserError
 
 GROUP = "lit_gpt.extensions"
+VARIABLE = "LIT_GPT_EXTENSIONS"
 
 
 @functools.cache
 def load_extensions() -> None:
-    """Import every registered extension module, once a process.
+    """Import every registered extension module, and those that the environment names, once a process.
 
     Raises:
         ImportError: If an installed extension cannot be imported.
+        UserError: If there is no module that the environment names.
     """
     for entry in entry_points(group=GROUP):
         entry.load()
+    for name in filter(None, map(str.strip, os.environ.get(VARIABLE, "").split(","))):
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name and f"{name}.".startswith(f"{error.name}."):
+                raise UserError(
+                    f"{VARIABLE} names the module {name!r}, which does not exist; is its folder on PYTHONPATH?"
+                ) from error
+            raise
+
+
+def class_path(kind: type) -> str:
+    """Return the path by which another process can import a class: that of a script is the script's name."""
+    module = _main_name() if kind.__module__ == "__main__" else kind.__module__
+    return f"{module}.{kind.__qualname__}"
+
+
+def imported_class(path: str) -> type | None:
+    """Return the class of a `class_path` if its module is imported, or an extension, or this process's script."""
+    load_extensions()
+    module, _, name = path.rpartition(".")
+    found = getattr(sys.modules.get("__main__" if module == _main_name() else module), name, None)
+    return found if isinstance(found, type) else None
+
+
+def how_to_import(path: str) -> str:
+    """Return the end of a sentence on a class that is not imported: how a command finds it."""
+    module = path.rpartition(".")[0]
+    if module == "__main__" or "<locals>" in path:
+        return "which no other process can import; move the class to the top of a module, and train there"
+    return (
+        f"which is not imported; set {VARIABLE}={module} (a module on PYTHONPATH or in the working directory), or in "
+        "Python import it first"
+    )
+
+
+def _main_name() -> str:
+    main = sys.modules["__main__"]
+    spec, file = getattr(main, "__spec__", None), getattr(main, "__file__", None)
+    return spec.name if spec is not None else "__main__" if file is None else Path(file).stem

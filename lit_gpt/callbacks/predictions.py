@@ -12,6 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_gpt.atomic import atomic_file
 from lit_gpt.callbacks.run_folder import run_dir_of
+from lit_gpt.checks import local_path
 from lit_gpt.data_info import read_data_info
 
 SUMS = ("loss_sum", "num_tokens", "num_bytes")
@@ -33,7 +34,7 @@ class PredictionWriter(Callback):
     """
 
     def __init__(self, path: str | None = None) -> None:
-        self.path = path
+        self.path = None if path is None else local_path(f"path of {type(self).__name__}", path)
         self._begin()
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -72,7 +73,9 @@ class PredictionWriter(Callback):
         if trainer.world_size > 1:
             self._add_processes(trainer, pl_module)
         if trainer.is_global_zero:
-            path = Path(self.path) if self.path is not None else run_dir_of(trainer) / "predictions.jsonl"
+            path = self.path or run_dir_of(trainer) / "predictions.jsonl"
+            if _is_trial(trainer, path):
+                return
             with atomic_file(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
                 for document, (loss, tokens, num_bytes) in enumerate(self._sums.T):
                     if tokens:
@@ -112,6 +115,14 @@ def _line(document: int, source: str | None, loss_sum: float, num_tokens: int, n
     }
 
 
+def _is_trial(trainer: Trainer, path: Path) -> bool:
+    """Return whether this is a `fast_dev_run`, whose few batches must not replace the predictions of a whole split."""
+    if not getattr(trainer, "fast_dev_run", False):
+        return False
+    print(f"fast_dev_run: nothing is written to {path}")
+    return True
+
+
 class ClassWriter(Callback):
     """`predict` writes `predictions.csv`: where each text is from, its class, and the probability of every class.
 
@@ -120,7 +131,7 @@ class ClassWriter(Callback):
     """
 
     def __init__(self, path: str | None = None) -> None:
-        self.path = path
+        self.path = None if path is None else local_path(f"path of {type(self).__name__}", path)
         self._rows: list[tuple[int, int, list[float]]] = []
         self._names: list[str] = []
 
@@ -155,7 +166,9 @@ class ClassWriter(Callback):
             return
         split_rows = read_data_info(trainer).rows
         where = str if split_rows is None else split_rows("test").where
-        path = Path(self.path) if self.path is not None else run_dir_of(trainer) / "predictions.csv"
+        path = self.path or run_dir_of(trainer) / "predictions.csv"
+        if _is_trial(trainer, path):
+            return
         with atomic_file(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(["source", "class", *(f"p({name})" for name in self._names)])

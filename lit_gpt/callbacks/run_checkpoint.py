@@ -23,6 +23,7 @@ from lit_gpt.checkpoints.resolve import BEST, list_checkpoints, read_best
 from lit_gpt.checkpoints.step import CHECKPOINTS, checkpoint_name
 from lit_gpt.checks import check_at_least, check_one_of
 from lit_gpt.errors import UserError
+from lit_gpt.extensions import VARIABLE
 
 
 def superfluous(
@@ -180,7 +181,9 @@ class RunCheckpoint(Checkpoint):
         run, prompt = shlex.quote(str(self.run_dir)), shlex.quote(self.prompt)
         words = getattr(pl_module, "try_it", "generate --model {run} --prompt {prompt}")
         print(f"\ncheckpoint  {self.last_model_path}{best}")
-        print(f"try it      python -m lit_gpt {words.format(run=run, prompt=prompt)}")
+        builder = getattr(pl_module, "builder", None)  # the class of a model with parts of another package
+        module = "" if builder is None else f"{VARIABLE}={builder['class'].rpartition('.')[0]} "
+        print(f"try it      {module}python -m lit_gpt {words.format(run=run, prompt=prompt)}")
         config = self.run_dir / "config.yaml"
         if config.exists():
             print(f"resume      python -m lit_gpt fit --config {shlex.quote(str(config))} --ckpt_path last")

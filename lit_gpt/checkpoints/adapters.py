@@ -55,6 +55,8 @@ class SavedAdapter:
     """Returns the adapter's tensors under lit_gpt's names (`lit_gpt.adapters.adapter_state_dict`)."""
     tokenizer_path: Path | None
     lineage: dict[str, Any] | None
+    builder: dict[str, Any] | None = None
+    """As in a `ModelSource`."""
 
     def check_base(self, weights: Mapping[str, Tensor], config: GPTConfig, where: str) -> None:
         """Check that these weights are those of the base model that the adapter was trained on.

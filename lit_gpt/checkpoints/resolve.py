@@ -37,12 +37,14 @@ from lit_gpt.checkpoints.step import (
     WEIGHTS,
     is_sharded,
     read_adapter_header,
+    read_builder,
     read_config,
     read_model_weights,
     step_of,
 )
 from lit_gpt.data.tokenizers import TOKENIZER_FILES
 from lit_gpt.errors import UserError
+from lit_gpt.extensions import how_to_import, imported_class
 from lit_gpt.models import GPT, GPTConfig
 
 BEST = "best.json"
@@ -70,6 +72,8 @@ class ModelSource:
     """Special token IDs and generation settings of a bundle or Hugging Face folder."""
     quantized: QuantizedBundle | None = None
     """Set for a quantised bundle. Its `load_state_dict` raises, because its weights are rounded."""
+    builder: dict[str, Any] | None = None
+    """`class` and `arguments` of the module that built the model, if that has parts of its own; None: a plain `GPT`."""
 
 
 def language_model_weights(source: ModelSource) -> Mapping[str, Tensor]:
@@ -85,6 +89,20 @@ def language_model_weights(source: ModelSource) -> Mapping[str, Tensor]:
             "`score`, or run `predict` with its config"
         )
     return weights
+
+
+def exportable_weights(source: ModelSource) -> Mapping[str, Tensor]:
+    """Return the weights of a language model, after checking that its config says all of its parts.
+
+    Raises:
+        UserError: as for `language_model_weights`, or the model has parts of another package.
+    """
+    if source.builder is not None:
+        raise UserError(
+            f"{source.path} has parts of its own, which {source.builder['class']} builds and no other format can hold; "
+            "`generate`, `chat`, `serve` and `evaluate` open it as it is"
+        )
+    return language_model_weights(source)
 
 
 def resolve_model(path_or_name: str | Path, averaged: bool = True, adapter: str | Path | None = None) -> ModelSource:
@@ -172,6 +190,7 @@ def _saved_adapter(path: Path, averaged: bool) -> SavedAdapter | None:
         load_tensors=lambda: from_checkpoint_tensors(read_model_weights(path, PREFIX, averaged)),
         tokenizer_path=tokenizer,
         lineage=None if run_dir is None else _read_lineage(run_dir),
+        builder=read_builder(path),
     )
 
 
@@ -205,6 +224,7 @@ def _adapted(base: ModelSource, saved: SavedAdapter) -> ModelSource:
         saved.tokenizer_path or base.tokenizer_path,
         saved.lineage or base.lineage,
         base.damaged,
+        builder=saved.builder or base.builder,
     )
 
 
@@ -231,6 +251,7 @@ def _from_checkpoint(path: Path, averaged: bool, damaged: tuple[str, ...] = ()) 
         tokenizer,
         None if run_dir is None else _read_lineage(run_dir),
         damaged,
+        builder=read_builder(path),
     )
 
 
@@ -390,9 +411,44 @@ def finished_model(config: GPTConfig, weights: Mapping[str, Tensor]) -> GPT:
     """
     with torch.device("meta"):
         network = GPT(replace(config, dropout=0.0, multi_token=0)).eval().requires_grad_(False)
-    kept = {name: weights[name] for name in weights if not name.startswith(TRAINING_ONLY)}
-    network.load_state_dict(kept, assign=True)
+    network.load_state_dict(_without_training_only(weights), assign=True)
     return network
+
+
+def _without_training_only(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: weights[name] for name in weights if not name.startswith(TRAINING_ONLY)}
+
+
+def built_model(source: ModelSource, weights: Mapping[str, Tensor]) -> GPT:
+    """Build a model for inference, with parts of another package where it has some; see `finished_model`.
+
+    Those are built by the LightningModule that trained them. Its class is looked for among the modules that are
+    imported already and those of `load_extensions`: a name in a checkpoint imports nothing.
+
+    Args:
+        source: the model.
+        weights: its complete weights under lit_gpt's names, plain or quantised.
+
+    Raises:
+        UserError: the model has parts of a class that is not imported.
+    """
+    if source.builder is None:
+        return finished_model(source.config, weights)
+    path = str(source.builder["class"])
+    kind: Any = imported_class(path)
+    if not hasattr(kind, "build_model") or not hasattr(kind, "load_from_checkpoint"):
+        raise UserError(f"{source.path}: its model has parts that {path} builds, {how_to_import(path)}")
+    if source.builder["not_saved"]:
+        raise UserError(
+            f"{source.path}: {path} was made with {', '.join(source.builder['not_saved'])}, which no checkpoint can "
+            f"hold; make it in Python, with init_from={str(source.path)!r}"
+        )
+    model = kind.load_from_checkpoint(source.path, **source.builder["arguments"]).model
+    if not isinstance(model, GPT):
+        raise UserError(f"{source.path}: {path} builds a {type(model).__name__}, which is no GPT")
+    model.multi_token = None
+    model.load_state_dict(_without_training_only(weights), assign=True)
+    return model.eval().requires_grad_(False)
 
 
 def training_facts(checkpoint: Path) -> dict[str, Any]:

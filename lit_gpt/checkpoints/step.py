@@ -91,7 +91,7 @@ def write_checkpoint(checkpoint: dict[str, Any], folder: Path) -> None:
     state = to_plain(rest)
     with atomic_folder(folder, write_manifest) as temporary:
         about = state.get("lit_gpt", {})
-        header = {"config": json.dumps(about.get("config")), "adapter": json.dumps(about.get("adapter"))}
+        header = {name: json.dumps(about.get(name)) for name in ("config", "adapter", "builder")}
         save_weights(weights, temporary / WEIGHTS, header)
         if averages is not None:
             save_weights(averages, temporary / AVERAGES, {})
@@ -204,18 +204,25 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 def read_config(folder: Path) -> dict[str, Any] | None:
     """Return the model's configuration as a dict, or None if the checkpoint's module had none."""
-    if is_sharded(folder):
-        return read_state(folder, mmap=True).get("lit_gpt", {}).get("config")
-    with safe_open(folder / WEIGHTS, framework="pt") as file:
-        return json.loads((file.metadata() or {}).get("config", "null"))
+    return _read_about(folder, "config")
 
 
 def read_adapter_header(folder: Path) -> dict[str, Any] | None:
     """Return the description of a checkpoint's adapter; None if the checkpoint is a full model."""
+    return _read_about(folder, "adapter")
+
+
+def read_builder(folder: Path) -> dict[str, Any] | None:
+    """Return `{"class": ..., "arguments": {...}}` of the module that built a model of its own; None: a plain `GPT`."""
+    return _read_about(folder, "builder")
+
+
+def _read_about(folder: Path, name: str) -> dict[str, Any] | None:
+    """Read an entry of what a module says about its model, without reading the optimizer's state."""
     if is_sharded(folder):
-        return None
+        return read_state(folder, mmap=True).get("lit_gpt", {}).get(name)
     with safe_open(folder / WEIGHTS, framework="pt") as file:
-        return json.loads((file.metadata() or {}).get("adapter", "null"))
+        return json.loads((file.metadata() or {}).get(name, "null"))
 
 
 def _without_shared_memory(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -52,7 +52,7 @@ def quantize(
     from lit_gpt.checkpoints.model_card import CardFacts
     from lit_gpt.checkpoints.provenance import write_manifest
     from lit_gpt.checkpoints.quantization import check_scheme, save_quantized_bundle
-    from lit_gpt.checkpoints.resolve import language_model_weights, resolve_model, training_facts
+    from lit_gpt.checkpoints.resolve import exportable_weights, resolve_model, training_facts
     from lit_gpt.errors import UserError
     from lit_gpt.evaluation.language_modeling import measure_cost
     from lit_gpt.evaluation.texts import Texts
@@ -94,7 +94,7 @@ def quantize(
         sizes = save_quantized_bundle(
             out,
             source.config,
-            language_model_weights(source),
+            exportable_weights(source),
             scheme,
             place,
             short_name(model) if adapter is None else f"{short_name(model)} with {short_name(adapter)}",

@@ -17,7 +17,7 @@ from lit_gpt.checkpoints.huggingface.verify import check_memory, check_opens
 from lit_gpt.checkpoints.model_card import CardFacts, Opens, model_card
 from lit_gpt.checkpoints.resolve import (
     ModelSource,
-    language_model_weights,
+    exportable_weights,
     resolve_adapter,
     resolve_model,
     training_facts,
@@ -77,7 +77,7 @@ def export_model(
 def _export_hf(source: ModelSource, out: str, dtype: str | None, check: bool, facts: CardFacts) -> Iterator[str]:
     if check:
         check_memory(source.config)
-    weights = language_model_weights(source)
+    weights = exportable_weights(source)
     compared: list[float] = []
 
     def opened(folder: Path) -> None:
@@ -106,7 +106,7 @@ def _export_gguf(source: ModelSource, out: str, dtype: str | None, check: bool, 
     from lit_gpt.checkpoints.gguf import save_gguf
     from lit_gpt.checkpoints.gguf.architecture import differences
 
-    weights = language_model_weights(source)
+    weights = exportable_weights(source)
     metadata = BundleMetadata.of(source.config, source.tokenizer_path, source.lineage, source.carried)
     tokenizer = source_tokenizer(source)
     ends = metadata.generation.get("eos_token_id", [])
@@ -137,7 +137,7 @@ def _export_gguf(source: ModelSource, out: str, dtype: str | None, check: bool, 
 def _export_torch(source: ModelSource, out: str, dtype: str | None, check: bool, facts: CardFacts) -> Iterator[str]:
     from lit_gpt.checkpoints.torch_program import loader_line, save_torch_program
 
-    weights = language_model_weights(source)
+    weights = exportable_weights(source)
     difference = save_torch_program(out, source.config, weights, dtype, check)
     card = _write_card(source, out, source_tokenizer(source), facts, dtype or _stored_dtype(weights), "torch")
     yield f"{source.path} -> {out}"

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lit_gpt.checkpoints.resolve import ModelSource, finished_model, language_model_weights, resolve_model
+from lit_gpt.checkpoints.resolve import ModelSource, built_model, language_model_weights, resolve_model
 from lit_gpt.data.chat import ChatRenderer, load_chat_template, template_of
 from lit_gpt.data.chat.template import has_template
 from lit_gpt.data.tokenizers import Tokenizer, load_tokenizer
@@ -49,7 +49,7 @@ def load_source(source: ModelSource, device: str = "auto") -> tuple[GPT, Tokeniz
         weights: Mapping[str, Tensor] = source.quantized.load_weights(place)
     else:
         weights = language_model_weights(source)
-    return finished_model(source.config, weights).to(place), tokenizer
+    return built_model(source, weights).to(place), tokenizer
 
 
 def source_tokenizer(source: ModelSource) -> Tokenizer | None:

@@ -6,7 +6,7 @@ from itertools import islice
 import torch
 from torch import Tensor, nn
 
-from lit_gpt.checkpoints.resolve import finished_model, resolve_model
+from lit_gpt.checkpoints.resolve import built_model, resolve_model
 from lit_gpt.data.chat import ChatRenderer, Message
 from lit_gpt.data.instructions import InstructionEncoder
 from lit_gpt.data.records import BadInput, Record
@@ -93,7 +93,7 @@ def load_scorer(model: str, device: str = "cpu", adapter: str | None = None) -> 
         raise UserError(f"{source.path} is no reward model: it has no score; train one with RewardModule")
     if source.tokenizer_path is None:
         raise UserError(f"{source.path} has no tokenizer, so it cannot read a conversation")
-    score = weights.pop(SCORE)
-    network = finished_model(source.config, weights)
+    score = weights[SCORE] if source.builder is not None else weights.pop(SCORE)
+    network = built_model(source, weights)
     renderer = ChatRenderer(load_tokenizer(source.tokenizer_path))
     return RewardScorer(network.to(device), score.to(device), renderer)

@@ -3,6 +3,7 @@
 B batch, T time, C model width.
 """
 
+import inspect
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,11 +23,15 @@ class Block(nn.Module):
     """Pre-norm, as in the textbook: `x + attn(ln1(x))`, then `x + mlp(ln2(x))` (GPT-2; arXiv:2002.04745).
 
     Each branch is multiplied by `residual_scale`, which is 1 in most models, before it is added to the residual stream.
+    Norms and MLP may be replaced by modules of (B, T, C) → (B, T, C): `block.mlp = nn.Sequential(...)`.
 
     Args:
         config: The model's shape.
         layer: Which block this is, from 0.
     """
+
+    _plain: frozenset[str] = frozenset()
+    """Parts that were replaced by modules that take x alone, without a context."""
 
     def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
@@ -35,7 +40,14 @@ class Block(nn.Module):
         # Called attn whatever it is, so that a layer's weights have one name in every model.
         self.attn = mixer_kind(config.token_mixer(layer)).build(config, layer)
         self.ln2 = build_norm(config, config.n_embd)
-        self.mlp = MixtureOfExperts(config, layer) if config.is_moe(layer) else MLP(config)
+        self.mlp: nn.Module = MixtureOfExperts(config, layer) if config.is_moe(layer) else MLP(config)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Note which parts take x alone."""
+        super().__setattr__(name, value)
+        if isinstance(value, nn.Module):
+            # Here and not in `forward`, which torch.compile traces.
+            self._plain = self._plain | {name} if _takes_x_alone(value) else self._plain - {name}
 
     def forward(self, x: Tensor, context: Context, state: "StepState | None" = None) -> Tensor:
         """(B, T, C) → (B, T, C).
@@ -45,14 +57,18 @@ class Block(nn.Module):
             context: What all layers of this forward share.
             state: What this layer remembers of the sequences that are continued; None = training.
         """
-        if context.prepared:
+        if context.prepared and not self._plain:
             # The same, without the modules' hooks: in decoding a small model, each module call takes about as long
             # as the operation inside it (measured on one CPU thread, 3 % of a step at 6 layers of width 384).
             parts: Any = self._modules
             x = self.join(x, parts["attn"].forward(parts["ln1"].forward(x, True), context, state))
             return self.join(x, parts["mlp"].forward(parts["ln2"].forward(x, True), context))
         x = self.join(x, self.attn(self.ln1(x), context, state))
-        return self.join(x, self.mlp(self.ln2(x), context))
+        return self.join(x, self.mix_channels(self.ln2(x), context))
+
+    def mix_channels(self, x: Tensor, context: Context) -> Tensor:
+        """Call the MLP, the mixture of experts, or what replaced it: (B, T, C) → (B, T, C)."""
+        return self.mlp(x) if "mlp" in self._plain else self.mlp(x, context)
 
     def join(self, x: Tensor, branch: Tensor) -> Tensor:
         """Add a branch to the residual stream: x + residual_scale · branch."""
@@ -66,10 +82,7 @@ class ParallelBlock(Block):
 
     def forward(self, x: Tensor, context: Context, state: "StepState | None" = None) -> Tensor:
         """(B, T, C) → (B, T, C)."""
-        return self.join(
-            x,
-            self.attn(self.ln1(x, context.prepared), context, state) + self.mlp(self.ln2(x, context.prepared), context),
-        )
+        return self.join(x, self.attn(self.ln1(x), context, state) + self.mix_channels(self.ln2(x), context))
 
 
 class PostNormBlock(Block):
@@ -78,7 +91,7 @@ class PostNormBlock(Block):
     def forward(self, x: Tensor, context: Context, state: "StepState | None" = None) -> Tensor:
         """(B, T, C) → (B, T, C)."""
         x = self.ln1(self.join(x, self.attn(x, context, state)))
-        return self.ln2(self.join(x, self.mlp(x, context)))
+        return self.ln2(self.join(x, self.mix_channels(x, context)))
 
 
 class OutputNormBlock(Block):
@@ -87,7 +100,7 @@ class OutputNormBlock(Block):
     def forward(self, x: Tensor, context: Context, state: "StepState | None" = None) -> Tensor:
         """(B, T, C) → (B, T, C)."""
         x = self.join(x, self.ln1(self.attn(x, context, state)))
-        return self.join(x, self.ln2(self.mlp(x, context)))
+        return self.join(x, self.ln2(self.mix_channels(x, context)))
 
 
 class SandwichBlock(Block):
@@ -100,8 +113,8 @@ class SandwichBlock(Block):
 
     def forward(self, x: Tensor, context: Context, state: "StepState | None" = None) -> Tensor:
         """(B, T, C) → (B, T, C)."""
-        x = self.join(x, self.ln1_out(self.attn(self.ln1(x, context.prepared), context, state)))
-        return self.join(x, self.ln2_out(self.mlp(self.ln2(x, context.prepared), context)))
+        x = self.join(x, self.ln1_out(self.attn(self.ln1(x), context, state)))
+        return self.join(x, self.ln2_out(self.mix_channels(self.ln2(x), context)))
 
 
 BLOCKS: dict[str, type[Block]] = {
@@ -115,3 +128,10 @@ BLOCKS: dict[str, type[Block]] = {
 def build_block(config: GPTConfig, layer: int) -> Block:
     """Return the block that `norm_placement` and `parallel_residual` ask for."""
     return (ParallelBlock if config.parallel_residual else BLOCKS[config.norm_placement])(config, layer)
+
+
+def _takes_x_alone(part: nn.Module) -> bool:
+    """Return whether a module's `forward` has one positional parameter."""
+    kinds = [parameter.kind for parameter in inspect.signature(part.forward).parameters.values()]
+    positional = [kind for kind in kinds if kind in (kind.POSITIONAL_ONLY, kind.POSITIONAL_OR_KEYWORD)]
+    return len(positional) == 1 and inspect.Parameter.VAR_POSITIONAL not in kinds

@@ -20,7 +20,7 @@ from lit_gpt.models.head import HeadFn, LMHead
 from lit_gpt.models.initialization import fill, initial_value
 from lit_gpt.models.masks import build_masks
 from lit_gpt.models.mixers import Context, TokenMixer
-from lit_gpt.models.moe import Routing
+from lit_gpt.models.moe import Router, Routing
 from lit_gpt.models.multi_token import MultiTokenBlock, tokens_ahead
 from lit_gpt.models.norms import build_norm
 from lit_gpt.models.positions import Rotations, build_rotations, context_lengths, sinusoids
@@ -121,7 +121,7 @@ class GPT(nn.Module):
                 x = checkpoint(block, x, context, use_reentrant=False)
             else:
                 x = block(x, context, None if cache is None else cache.layer(layer))
-        x = self.ln_f(x, context.prepared)
+        x = self.ln_f(x)
         result = self._head(x, head_fn)
         if not mtp_head_fns:
             return result
@@ -221,8 +221,9 @@ class GPT(nn.Module):
                 owner, _, own_name = name.partition(".attn.")
                 value = self.get_submodule(f"{owner}.attn").initial_value(own_name, parameter.shape)  # type: ignore
             fill(parameter, initial_value(self.config, seed, name, parameter.shape) if value is None else value)
-        for buffer in self.buffers():  # routers' selection biases
-            buffer.zero_()
+        for module in self.modules():
+            if isinstance(module, Router) and module.selection_bias is not None:
+                module.selection_bias.zero_()
 
     def _tie(self) -> None:
         """Make embedding and head one Parameter: leaving the meta device, or loading by assignment, splits them."""

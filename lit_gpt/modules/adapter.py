@@ -20,6 +20,9 @@ class AdapterTraining:
         init_from: how the user named the base model.
         source: the base model.
         vocab_size: entries of the token table; more than the base has means that the data brings new tokens.
+
+    Raises:
+        UserError: the data brings new tokens, and embeddings are not to be trained.
     """
 
     def __init__(self, config: AdapterConfig, init_from: str, source: ModelSource, vocab_size: int) -> None:
@@ -29,8 +32,14 @@ class AdapterTraining:
         """Content hash of the base's weights, known once they are loaded."""
         self._source = source
         # New tokens' rows are trained even if the user did not ask for it: they start as the mean of the others.
-        trains = config.train_embeddings
-        self.trains_embeddings = vocab_size > source.config.vocab_size if trains is None else trains
+        new_tokens = vocab_size - source.config.vocab_size
+        if config.train_embeddings is False and new_tokens > 0:
+            raise UserError(
+                f"adapter.train_embeddings is false, but the data brings {new_tokens} tokens that {init_from} does not "
+                "have: their rows would be neither trained nor saved; set it to null or true, or choose a chat template "
+                "of tokens that the model has"
+            )
+        self.trains_embeddings = new_tokens > 0 if config.train_embeddings is None else config.train_embeddings
 
     def note_base(self, weights: Mapping[str, Tensor]) -> None:
         """Remember which weights the adapter belongs to."""

@@ -16,10 +16,13 @@ An objective is a subclass that implements `loss`. A project of its own usually 
 """
 
 import hashlib
+import inspect
+import json
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -27,6 +30,8 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from lightning.pytorch.utilities import GradClipAlgorithmType, rank_zero_warn
+from lightning.pytorch.utilities.parsing import collect_init_args
+from lightning.pytorch.utilities.seed import isolate_rng
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -42,8 +47,10 @@ from lit_gpt.data.tokenizers import load_tokenizer
 from lit_gpt.data_info import DataInfo, DataParallel, read_data_info
 from lit_gpt.errors import UserError
 from lit_gpt.evaluation import LanguageModelingMetrics, language_modeling_metrics
+from lit_gpt.extensions import class_path
 from lit_gpt.models import GPT, GPTConfig, GPTConfigOverrides
 from lit_gpt.models.head import VOCABULARY_WEIGHTS, HeadFn, with_new_tokens
+from lit_gpt.models.moe import Router
 from lit_gpt.models.parallel import parallelize
 from lit_gpt.modules.adapter import AdapterTraining, check_same_adapter
 from lit_gpt.objectives import RouterTraining, TokenLoss
@@ -101,6 +108,7 @@ class GPTModule(LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        self.builder = _builder_of(type(self), inspect.currentframe())
         check_at_least("max_tokens", max_tokens, 1)
         if adapter is not None and init_from is None:
             raise UserError("adapter is set but init_from is not: name the model that the adapter is trained on")
@@ -186,7 +194,11 @@ class GPTModule(LightningModule):
         return {}
 
     def build_model(self) -> nn.Module:
-        """Make the model without weights (it is called with the meta device in force)."""
+        """Make the model without weights (it is called with the meta device in force).
+
+        Override it to replace parts of the GPT (`model.blocks[0].mlp = MyMLP(...)`, (B, T, C) → (B, T, C)). Checkpoints
+        then record the class by name, and open where the class is imported.
+        """
         return GPT(self.config)
 
     def build_optimizer(self, groups: list[dict[str, Any]]) -> Optimizer:
@@ -223,7 +235,12 @@ class GPTModule(LightningModule):
         self.model = model
 
     def init_weights(self, model: nn.Module) -> None:
-        """Fill an empty model: random by (seed, parameter name), or from `init_from`."""
+        """Fill an empty model: random by (seed, parameter name), or from `init_from`.
+
+        Raises:
+            UserError: a part of another package has values that only a method `reset_parameters` of its own can fill.
+        """
+        _reset_foreign_parts(model, self.seed)
         if isinstance(model, GPT):
             model.init_weights(self.seed)
         if self._source is None:
@@ -257,6 +274,7 @@ class GPTModule(LightningModule):
             UserError: a weight is missing or has another shape.
         """
         assert self._source is not None
+        self._check_builder(self._source.builder, str(self._source.path))
         weights = self._source.load_state_dict()
         if self._adapter is not None:
             self._adapter.note_base(weights)
@@ -269,6 +287,13 @@ class GPTModule(LightningModule):
             if self.grows_vocabulary and name in VOCABULARY_WEIGHTS:
                 value = with_new_tokens(value, self.config.vocab_size, self.seed)
             _copy_into(tensor, value)
+
+    def _check_builder(self, builder: Mapping[str, Any] | None, where: str) -> None:
+        if builder is not None and builder["class"] not in map(class_path, type(self).__mro__):
+            raise UserError(
+                f"{where} has parts that {builder['class']} builds, which {type(self).__name__} does not have; use "
+                "that class, or a subclass of it"
+            )
 
     def _is_new_mtp_block(self, name: str) -> bool:
         """Return whether a weight is in a multi-token prediction block that the source does not have."""
@@ -634,6 +659,7 @@ class GPTModule(LightningModule):
         checkpoint["lit_gpt"] = {
             "config": self.config.to_dict(),
             "tokens_seen": self.tokens_seen,
+            "builder": self.builder,
             "seed": self.seed,
             "train_sums": None if self._loss_sums is None else ranks.sum(self._loss_sums).tolist(),
             "named_sums": self._train_sums.totals(ranks, self.device),
@@ -662,6 +688,7 @@ class GPTModule(LightningModule):
                 "the checkpoint holds another model: " + "; ".join(different) + ". Give the model those values, or "
                 "start a new run from its weights with model.init_args.init_from"
             )
+        self._check_builder(checkpoint["lit_gpt"].get("builder"), "the checkpoint")
         check_same_adapter(checkpoint["lit_gpt"].get("adapter"), self._adapter)
         if self.trainer.training and checkpoint["lit_gpt"]["seed"] != self.seed:
             started = checkpoint["lit_gpt"]["seed"]
@@ -726,6 +753,57 @@ class NamedSums:
     def clear(self) -> None:
         """Start anew."""
         self._sums = {}
+
+
+# ---- models with parts of another package -----------------------------------------------------------------------
+
+
+def _builder_of(kind: type[GPTModule], frame: FrameType | None) -> dict[str, Any] | None:
+    """Describe a class that builds a model of its own, so that a checkpoint can name it.
+
+    Args:
+        kind: class of the module.
+        frame: of `GPTModule.__init__`, whose callers are the constructors of the subclasses.
+
+    Returns:
+        `class`: its import path; `arguments`: what its own constructor was given, beyond `GPTModule`'s arguments;
+        `not_saved`: the names of those that are no plain data. None: the class builds a plain `GPT`.
+    """
+    methods = (kind.build_model, kind.configure_model)
+    if all(method.__module__.partition(".")[0] == __name__.partition(".")[0] for method in methods):
+        return None
+    given: dict[str, Any] = {}
+    for arguments in collect_init_args(frame, [], classes=(GPTModule,)):
+        given |= arguments
+    plain: dict[str, Any] = {}
+    not_saved = []
+    for name in sorted(given.keys() - inspect.signature(GPTModule.__init__).parameters):
+        try:
+            plain[name] = json.loads(json.dumps(given[name], allow_nan=False))
+        except (TypeError, ValueError):
+            not_saved.append(name)
+    return {"class": class_path(kind), "arguments": plain, "not_saved": not_saved}
+
+
+def _reset_foreign_parts(model: nn.Module, seed: int) -> None:
+    """Let parts of another package fill what `GPT.init_weights` does not fill after the meta device.
+
+    Those are buffers of a GPT's replaced parts, and everything in a model of another class.
+    """
+    with isolate_rng():
+        torch.manual_seed(seed)
+        for name, module in model.named_modules():
+            empty = [] if isinstance(module, Router) else list(module.named_buffers(recurse=False))
+            if not isinstance(model, GPT):
+                empty += module.named_parameters(recurse=False)
+            if not empty:
+                continue
+            if not hasattr(module, "reset_parameters"):
+                raise UserError(
+                    f"{name or 'the model'} is a {type(module).__name__}, whose {empty[0][0]} is lost because models "
+                    "are built on the meta device: give it a method reset_parameters() that fills it"
+                )
+            module.reset_parameters()
 
 
 # ---- starting from weights --------------------------------------------------------------------------------------

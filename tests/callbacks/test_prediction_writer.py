@@ -81,3 +81,11 @@ def test_an_error_leaves_the_old_file(make_trainer, tmp_path):
         make_trainer(PredictionWriter(str(path))).predict(Predicts(fail=True))
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir() if "tmp" in p.name] == []
+
+
+def test_a_trial_does_not_replace_the_predictions(make_trainer, tmp_path):
+    make_trainer(PredictionWriter()).predict(Predicts())
+    path = tmp_path / "run" / "predictions.jsonl"
+    whole = path.read_text()
+    make_trainer(PredictionWriter(), fast_dev_run=True).predict(Predicts())
+    assert path.read_text() == whole

@@ -138,6 +138,8 @@ def test_mistakes(fit, base, tmp_path):
         resolve_adapter(tmp_path)
     with pytest.raises(UserError, match="no adapter|no checkpoint"):
         resolve_model(base, adapter=base)
+    with pytest.raises(UserError, match=r"train_embeddings.*false.*null or true"):
+        fit(template="chatml", adapter=AdapterConfig(rank=4, train_embeddings=False))
 
 
 def test_the_hash_is_of_the_content():

@@ -8,6 +8,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 
+import lit_gpt.modules
 from lit_gpt.callbacks import Preflight, RunCheckpoint, ThroughputMonitor
 from lit_gpt.checkpoints.bundle import save_bundle
 from lit_gpt.checkpoints.resolve import read_best, resolve_model
@@ -330,6 +331,19 @@ def test_a_checkpoint_without_a_trainer(tmp_path, fit):
     assert all(torch.equal(parameter, weights[name]) for name, parameter in module.model.named_parameters())
     logits = module.model(torch.arange(8)[None])
     assert logits.shape == (1, 8, 300)
+
+
+def test_every_objective_opens_weights_without_a_trainer(tmp_path):
+    config = GPTConfig(**SMALL)
+    weights = GPT(config).state_dict()
+    bundle = str(save_bundle(tmp_path / "bundle", config, weights))
+    needed = {"ClassificationModule": {"classes": ["a", "b"]}, "DistillModule": {"teacher": bundle}}
+    for name in lit_gpt.modules.__all__:
+        kind, arguments = getattr(lit_gpt.modules, name), needed.get(name, {})
+        module = kind(init_from=bundle, **arguments)
+        module.configure_model()
+        for opened in (module, kind.load_from_checkpoint(bundle, map_location="cpu", **arguments)):
+            assert torch.equal(opened.model.wte.weight, weights["wte.weight"]), name
 
 
 def test_a_budget_that_is_used_up_says_so(fit, capsys):
