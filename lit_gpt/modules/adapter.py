@@ -36,8 +36,8 @@ class AdapterTraining:
         if config.train_embeddings is False and new_tokens > 0:
             raise UserError(
                 f"adapter.train_embeddings is false, but the data brings {new_tokens} tokens that {init_from} does not "
-                "have: their rows would be neither trained nor saved; set it to null or true, or choose a chat template "
-                "of tokens that the model has"
+                "have: their rows would be neither trained nor saved; set it to null or true, or choose a chat "
+                "template of tokens that the model has"
             )
         self.trains_embeddings = new_tokens > 0 if config.train_embeddings is None else config.train_embeddings
 

@@ -338,6 +338,7 @@ def test_every_objective_opens_weights_without_a_trainer(tmp_path):
     weights = GPT(config).state_dict()
     bundle = str(save_bundle(tmp_path / "bundle", config, weights))
     needed = {"ClassificationModule": {"classes": ["a", "b"]}, "DistillModule": {"teacher": bundle}}
+    needed["GRPOModule"] = {"rewards": [lambda **_: 0.0]}
     for name in lit_gpt.modules.__all__:
         kind, arguments = getattr(lit_gpt.modules, name), needed.get(name, {})
         module = kind(init_from=bundle, **arguments)
