@@ -1,4 +1,4 @@
-"""Resolve the name of a model: `--model <run | checkpoint | bundle | Hugging Face folder or hub name>`.
+"""Resolve the name of a model: `--model <run | checkpoint | bundle | Hugging Face folder or hub name | .gguf file>`.
 
 A run resolves to its best checkpoint by validation or, without a validation, to its newest. Damaged checkpoints are
 reported and skipped. The files of checkpoints and bundles are verified before they are read.
@@ -6,8 +6,10 @@ reported and skipped. The files of checkpoints and bundles are verified before t
 
 import json
 import re
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +25,7 @@ from lit_gpt.checkpoints.adapters import (
     read_peft_folder,
 )
 from lit_gpt.checkpoints.bundle import Carried, is_bundle, read_bundle_config, read_carried, tokenizer_in
+from lit_gpt.checkpoints.gguf import open_gguf_model
 from lit_gpt.checkpoints.huggingface import config_from_hf, open_hf
 from lit_gpt.checkpoints.huggingface.tensors import read_json
 from lit_gpt.checkpoints.huggingface.writing import TRAINING_ONLY
@@ -57,19 +60,19 @@ ADAPTERS = "adapters"
 class ModelSource:
     """A model on disk, whose weights are read on demand."""
 
-    kind: Literal["checkpoint", "bundle", "hugging_face"]
+    kind: Literal["checkpoint", "bundle", "hugging_face", "gguf"]
     path: Path
-    """Folder of the checkpoint (for a run, the one chosen), bundle or Hugging Face model."""
+    """Folder of the checkpoint (for a run, the one chosen), bundle or Hugging Face model; or a GGUF file."""
     config: GPTConfig
     load_state_dict: Callable[[], Mapping[str, Tensor]]
     """Returns the complete weights under lit_gpt's names, on the CPU; averaged ones if the checkpoint has them. Weights
-    of a bundle or Hugging Face folder are read from disk one at a time, on access."""
+    of a bundle, Hugging Face folder or GGUF file are read from disk one at a time, on access."""
     tokenizer_path: Path | None
     lineage: dict[str, Any] | None
     damaged: tuple[str, ...] = ()
     """One error message for each damaged checkpoint that was skipped."""
     carried: Carried = field(default_factory=Carried)
-    """Special token IDs and generation settings of a bundle or Hugging Face folder."""
+    """Special token IDs and generation settings of a bundle, Hugging Face folder or GGUF file."""
     quantized: QuantizedBundle | None = None
     """Set for a quantised bundle. Its `load_state_dict` raises, because its weights are rounded."""
     builder: dict[str, Any] | None = None
@@ -109,7 +112,7 @@ def resolve_model(path_or_name: str | Path, averaged: bool = True, adapter: str 
     """Find a model; if an adapter is given, it is merged into the model.
 
     Args:
-        path_or_name: folder of a run, checkpoint, bundle or Hugging Face model, or a name on the hub.
+        path_or_name: folder of a run, checkpoint, bundle or Hugging Face model, a GGUF file, or a name on the hub.
         averaged: whether to use a checkpoint's averaged weights, if it has any (`ExponentialMovingAverage`).
         adapter: run or checkpoint that trained an adapter on this model, folder in peft's format, or name of an adapter
             in the model's own `adapters/` folder; None: no adapter.
@@ -140,15 +143,17 @@ def resolve_model(path_or_name: str | Path, averaged: bool = True, adapter: str 
             "nor config.json (a bundle or Hugging Face folder)"
         )
     name = str(path_or_name)
+    if path.suffix == ".gguf" and path.is_file():
+        return _from_gguf(path)
     if path.exists():
-        remedy = (
-            "a GGUF file is read by llama.cpp; name the run, checkpoint or bundle that it was exported from"
-            if path.suffix == ".gguf"
-            else "name the folder of a run, a checkpoint, a bundle or a Hugging Face model"
+        raise UserError(
+            f"model {name} is a file; name the folder of a run, a checkpoint, a bundle or a Hugging Face model, or a "
+            ".gguf file"
         )
-        raise UserError(f"model {name} is a file, not a folder; {remedy}")
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.startswith("."):
-        raise UserError(f"model {name} does not exist; name a run, a checkpoint, a bundle or a Hugging Face model")
+        raise UserError(
+            f"model {name} does not exist; name a run, a checkpoint, a bundle, a Hugging Face model or a .gguf file"
+        )
     return _from_hugging_face(_download(name), name)
 
 
@@ -295,6 +300,29 @@ def _from_hugging_face(path: Path, name: str) -> ModelSource:
         {"imported_from": name},  # a hub name or the folder's last component, never an absolute path
         carried=read_carried(path),
     )
+
+
+def _from_gguf(path: Path) -> ModelSource:
+    model = open_gguf_model(path)
+    folder = None if model.tokenizer is None else _tokenizer_folder(tuple(model.tokenizer.files.items()))
+    return ModelSource(
+        "gguf",
+        path,
+        model.config,
+        lambda: model.weights,
+        None if folder is None else Path(folder.name),
+        {"imported_from": path.name},
+        carried=Carried({} if model.tokenizer is None else model.tokenizer.token_ids),
+    )
+
+
+@cache  # one folder a tokenizer; removed when the process ends
+def _tokenizer_folder(files: tuple[tuple[str, bytes], ...]) -> "tempfile.TemporaryDirectory[str]":
+    """Write a tokenizer to a temporary folder, since everything else reads tokenizers from folders."""
+    folder = tempfile.TemporaryDirectory(prefix="lit_gpt-tokenizer-")
+    for name, content in files:
+        (Path(folder.name) / name).write_bytes(content)
+    return folder
 
 
 def _read_lineage(folder: Path) -> dict[str, Any] | None:

@@ -30,7 +30,7 @@ def evaluate(
     run are saved in every case.
 
     Args:
-        model: run folder, checkpoint, bundle, Hugging Face folder, or hub name.
+        model: run folder, checkpoint, bundle, Hugging Face folder, GGUF file, or hub name.
         config: YAML plan: measures, their settings, a seed, and gate thresholds (examples in configs/eval/).
         suite: name of a built-in plan to use instead of a config, such as safety.
         compare: two models (or their reports) to compare item by item; a model that has no report for the given

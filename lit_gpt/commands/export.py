@@ -18,7 +18,7 @@ def export(
     base model, except with `--format adapter`. A model that failed an evaluation gate is refused.
 
     Args:
-        model: run folder, checkpoint, bundle, Hugging Face folder, or hub name.
+        model: run folder, checkpoint, bundle, Hugging Face folder, GGUF file, or hub name.
         out: output folder, or output file for gguf (`my-gpt.gguf`) and torch (`my-gpt.pt2`); it must not exist.
         format: hf: a Hugging Face folder, which is also a lit_gpt bundle; gguf: one file for llama.cpp; torch: a
             torch.export program with dynamic batch size and length; adapter: only the adapter (the one given by

@@ -38,7 +38,7 @@ def generate(
     """Generate text from one prompt, streamed to the terminal, or from many prompts, written as JSON lines.
 
     Args:
-        model: run folder, checkpoint, bundle, Hugging Face folder, or hub name.
+        model: run folder, checkpoint, bundle, Hugging Face folder, GGUF file, or hub name.
         prompt: text to continue; empty: start a new document; `-`: read standard input.
         prompts: file of prompts, or `-` for standard input: plain text with one prompt per line, or records with a
             `prompt` field (and optionally `id`, ...) in JSON, JSON lines, CSV, TSV, Parquet or Arrow; standard input

@@ -1,18 +1,18 @@
-"""Import a Hugging Face model as a bundle."""
+"""Import a Hugging Face model or a GGUF file as a bundle."""
 
 from typing import Literal
 
 
 def import_(model: str, out: str, dtype: Literal["keep", "float32", "bfloat16", "float16"] = "keep") -> None:
-    """Convert a Hugging Face model to a bundle, ready for `init_from`, `generate` and `export`.
+    """Convert a Hugging Face model or a GGUF file to a bundle, ready for `init_from`, `generate` and `export`.
 
     Weights are read and written one at a time, so models larger than memory can be imported. Tokenizer, chat template,
-    special tokens and generation_config.json are copied unchanged.
+    special tokens and generation_config.json are copied unchanged. Quantised weights of a GGUF file are dequantised.
 
     Args:
-        model: folder with `config.json` and weights, or name on the Hugging Face hub.
+        model: folder with `config.json` and weights, GGUF file, or name on the Hugging Face hub.
         out: output folder of the bundle; it must not exist.
-        dtype: data type of the weights; keep: as they are stored.
+        dtype: data type of the weights; keep: as they are stored, quantised ones as float32.
     """
     from lit_gpt.checkpoints.bundle import save_bundle
     from lit_gpt.checkpoints.huggingface import LazyWeights
@@ -20,7 +20,7 @@ def import_(model: str, out: str, dtype: Literal["keep", "float32", "bfloat16", 
     from lit_gpt.errors import UserError
 
     source = resolve_model(model)
-    if source.kind != "hugging_face":
+    if source.kind not in ("hugging_face", "gguf"):
         raise UserError(f"{model} is already a lit_gpt {source.kind}; use `export` to write it as a bundle")
     weights = source.load_state_dict()
     bundle = save_bundle(

@@ -32,7 +32,7 @@ def quantize(
     one. The embedding, head, norms and experts of a mixture are not quantised.
 
     Args:
-        model: run folder, checkpoint, bundle, Hugging Face folder, or hub name.
+        model: run folder, checkpoint, bundle, Hugging Face folder, GGUF file, or hub name.
         out: output folder of the bundle; it must not exist.
         method: int8: 8-bit weights; int4: 4-bit weights in groups; int8_dynamic: 8-bit weights, and activations
             quantised to 8 bits on the fly; fp8: weights and activations in 8-bit floats (Ada and Hopper GPUs); null:

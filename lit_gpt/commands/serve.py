@@ -30,7 +30,7 @@ def serve(
     """Serve a model over HTTP: the OpenAI API under /v1, a chat page at /, Prometheus metrics at /metrics.
 
     Args:
-        model: run folder, checkpoint, bundle, Hugging Face folder, or hub name.
+        model: run folder, checkpoint, bundle, Hugging Face folder, GGUF file, or hub name.
         adapter: folder of an adapter to merge into the model.
         host: address to listen on; any other than loopback requires API keys.
         port: port to listen on; 0: any free port.

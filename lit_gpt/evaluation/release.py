@@ -42,7 +42,7 @@ def export_model(
     """Export a model.
 
     Args:
-        model: A run's folder, a checkpoint, a bundle, or a Hugging Face folder or hub name.
+        model: A run's folder, a checkpoint, a bundle, a Hugging Face folder, a GGUF file, or a hub name.
         out: The folder or file to write; it must not exist.
         format: A Hugging Face folder, a GGUF file, a program of torch.export, or the adapter alone.
         adapter: A run, checkpoint or peft folder with an adapter to merge; with `format="adapter"`, what to export.

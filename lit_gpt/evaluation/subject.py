@@ -208,7 +208,7 @@ def load_subject(
     """Load a model to be measured.
 
     Args:
-        model: A run's folder, a checkpoint, a bundle, or a Hugging Face folder or hub name.
+        model: A run's folder, a checkpoint, a bundle, a Hugging Face folder, a GGUF file, or a hub name.
         adapter: A run, checkpoint or folder with an adapter that was trained on it.
         device: The device; auto takes the accelerator if there is one.
         chat_template: A preset's name or a file, instead of the tokenizer's own.

@@ -19,7 +19,7 @@ def load_for_generation(model: str, device: str = "auto", adapter: str | None = 
     """Load a model, in eval mode, and its tokenizer.
 
     Args:
-        model: A run's folder, a checkpoint, a bundle, or a Hugging Face folder or hub name.
+        model: A run's folder, a checkpoint, a bundle, a Hugging Face folder, a GGUF file, or a hub name.
         device: Where it runs; auto takes the accelerator if there is one.
         adapter: A run, checkpoint or folder with an adapter that was trained on the model.
 

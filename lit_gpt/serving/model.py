@@ -257,7 +257,7 @@ def load_served(
     """Load a model, verified by its manifest, and start its engine.
 
     Args:
-        model: A run's folder, a checkpoint, a bundle, or a Hugging Face folder or hub name.
+        model: A run's folder, a checkpoint, a bundle, a Hugging Face folder, a GGUF file, or a hub name.
         adapter: A folder with an adapter to apply to it.
         name: What requests call it; None: its folder's name.
         chat_template: A preset's name or a file, instead of the tokenizer's own.

@@ -196,7 +196,7 @@ def test_a_folder_without_a_model(tmp_path):
         resolve_model(tmp_path)
 
 
-@pytest.mark.parametrize(("name", "remedy"), [("model.gguf", "llama.cpp"), ("model.txt", "folder")])
+@pytest.mark.parametrize(("name", "remedy"), [("model.bin", "gguf"), ("model.txt", "folder")])
 def test_a_file_is_refused_as_a_file(tmp_path, name, remedy):
     (tmp_path / name).write_bytes(b"GGUF")
     with pytest.raises(UserError, match=rf"{name} is a file.*{remedy}"):

@@ -6,12 +6,14 @@ negated position in the list of merges, so that pairs are merged in the same ord
 
 The pre-tokenization patterns of byte-level BPE are built into llama.cpp and chosen by name (`tokenizer.ggml.pre`); a
 file cannot define its own. So the rules in tokenizer.json are compared with those of each name, and a tokenizer that
-matches none is rejected, because llama.cpp would tokenize text differently than in training.
+matches none is rejected, because llama.cpp would tokenize text differently than in training. Reading a file (at the
+end) turns all of this around: its pre-tokenizer's name becomes rules, and scores become merges.
 """
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from lit_gpt.data.bpe import GPT2_PATTERN, GPT4_PATTERN
@@ -23,6 +25,9 @@ from lit_gpt.models.families.family import MetadataValue
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 """`gguf.TokenType`."""
+_PREFIX, _TEMPLATE = "tokenizer.ggml.", "tokenizer.chat_template"
+_SPECIAL = ("bos", "eos", "eot", "eom", "unknown", "padding")
+"""Special tokens, whose ids are the keys `<name>_token_id`."""
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 _SPACE = "▁"
 
@@ -53,6 +58,17 @@ _NAMES: dict[tuple[str, ...], tuple[str, str]] = {
 }
 """Patterns in order of application → the name if words are always built by merges, and the name if a word that is a
 token is used directly (`ignore_merges`)."""
+_OTHER_NAMES = {
+    "gpt-2": ("phi-2", "mpt", "olmo", "jais", "trillion", "granite-docling", "gigachat", "a.x-4.0", "mellum"),
+    "smollm": ("starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b", "mellum2"),
+    "dbrx": ("smaug-bpe", "chatglm-bpe"),
+    "llama-bpe": ("llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "glm4", "glm5"),
+    "qwen2": ("stablelm2", "deepseek-r1-qwen", "megrez", "hunyuan", "solar-open", "grok-2", "kormo"),
+    "gpt-4o": ("llama4", "kanana2", "minimax-m2"),
+}
+"""Names under which llama.cpp applies the same rules, which are read and never written."""
+_OPENING = ("llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "tekken")
+"""Names that begin a text with the first token unless the file says otherwise."""
 
 
 def vocabulary(tokenizer: Tokenizer, vocab_size: int, stop_ids: Sequence[int]) -> dict[str, MetadataValue]:
@@ -89,8 +105,8 @@ def vocabulary(tokenizer: Tokenizer, vocab_size: int, stop_ids: Sequence[int]) -
     values |= _token_id("bos", opening[0] if opening else None)
     for name, index in zip(("eos", "eot", "eom"), dict.fromkeys(stop_ids), strict=False):
         values |= _token_id(name, index)
-    named = {f"tokenizer.ggml.{key}": value for key, value in values.items()}
-    return named | ({"tokenizer.chat_template": _plain_jinja(tokenizer)} if has_template(tokenizer) else {})
+    named = {f"{_PREFIX}{key}": value for key, value in values.items()}
+    return named | ({_TEMPLATE: _plain_jinja(tokenizer)} if has_template(tokenizer) else {})
 
 
 def begins_with(tokenizer: Tokenizer) -> tuple[int, ...]:
@@ -253,3 +269,212 @@ def _no_pre_tokenizer(what: str) -> UserError:
         f"llama.cpp has no tokenizer with {what}, so it would tokenize text differently; use --format hf, or train a "
         "tokenizer with pattern gpt2 or gpt4"
     )
+
+
+# ------------------------------------------------------------------ reading
+
+
+@dataclass(frozen=True)
+class ReadVocabulary:
+    """The tokenizer of a file as a Hugging Face folder."""
+
+    files: dict[str, bytes]
+    """Name and content of each file of the folder."""
+    token_ids: dict[str, Any]
+    """IDs of special tokens as config.json has them; a list where several tokens end a text."""
+
+
+def read_vocabulary(metadata: Mapping[str, Any], vocab_size: int) -> ReadVocabulary | None:
+    """Return the tokenizer that a file's key-value pairs describe; None if they describe none.
+
+    Args:
+        metadata: The file's key-value pairs.
+        vocab_size: Rows of the embedding.
+
+    Raises:
+        UserError: If llama.cpp's rules for it are not known here, or it does not fit the model.
+    """
+    values = {key.removeprefix(_PREFIX): value for key, value in metadata.items() if key.startswith(_PREFIX)}
+    kind = values.get("model", "none")
+    if kind == "none":
+        return None
+    if kind not in ("gpt2", "llama"):
+        raise UserError(f"its tokenizer is of type {kind!r}; lit_gpt reads gpt2 (byte-level) and llama (SentencePiece)")
+    tokens = _list(values, "tokens", str)
+    if len(tokens) != vocab_size:
+        raise UserError(
+            f"its tokenizer has {len(tokens):,} tokens, and its embedding {vocab_size:,} rows; download it again"
+        )
+    types = _list(values, "token_type", int, [NORMAL] * len(tokens))
+    pieces = kind == "llama"
+    rules = _piece_rules(values, tokens, types) if pieces else _byte_level_rules(values)
+    defaults = {"bos": 1, "eos": 2, "unknown": 0} if pieces else {}
+    ids = {name: _special(values, name, len(tokens), defaults.get(name)) for name in _SPECIAL}
+    adds = {"bos": values.get("add_bos_token", pieces or values.get("pre") in _OPENING)}
+    adds["eos"] = values.get("add_eos_token", False)
+    state = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [
+            _added(index, token, kind == CONTROL)
+            for index, (token, kind) in enumerate(zip(tokens, types, strict=True))
+            if kind in (CONTROL, USER_DEFINED) or index == ids["unknown"]
+        ],
+        **rules,
+        "post_processor": _template(tokens, *(ids[name] if adds[name] else None for name in ("bos", "eos"))),
+    }
+    state["model"]["vocab"] = {
+        token: index for index, (token, kind) in enumerate(zip(tokens, types, strict=True)) if kind != UNUSED
+    }
+    if pieces:
+        state["model"]["unk_token"] = None if ids["unknown"] is None else tokens[ids["unknown"]]
+    content = json.dumps(state, ensure_ascii=False).encode()
+    _check_opens(content)
+    names = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "clean_up_tokenization_spaces": False,
+        "add_bos_token": adds["bos"],
+        "model_max_length": 1 << 30,
+        **{key: tokens[ids[name]] for name, key in names.items() if ids[name] is not None},
+    }
+    files = {"tokenizer.json": content, "tokenizer_config.json": (json.dumps(config, indent=2) + "\n").encode()}
+    if isinstance(template := metadata.get(_TEMPLATE), str):
+        files["chat_template.jinja"] = template.encode()
+    ends = list(dict.fromkeys(ids[name] for name in ("eos", "eot", "eom") if ids[name] is not None))
+    found = {"bos_token_id": ids["bos"], "eos_token_id": ends if len(ends) > 1 else next(iter(ends), None)}
+    found["pad_token_id"] = ids["padding"]
+    return ReadVocabulary(files, {key: value for key, value in found.items() if value is not None})
+
+
+def _list(values: Mapping[str, Any], key: str, kind: type, default: list[Any] | None = None) -> list[Any]:
+    found = values.get(key, default)
+    if not isinstance(found, list) or not all(type(value) is kind for value in found):
+        raise UserError(f"its tokenizer has no list of {key}; download it again")
+    if key in ("token_type", "scores") and len(found) != len(values["tokens"]):
+        raise UserError(
+            f"its tokenizer has {len(values['tokens']):,} tokens and {len(found):,} {key}; download it again"
+        )
+    return found
+
+
+def _special(values: Mapping[str, Any], name: str, count: int, default: int | None) -> int | None:
+    index = values.get(f"{name}_token_id", default)
+    if index is not None and not (type(index) is int and 0 <= index < count):
+        raise UserError(f"its tokenizer has {name}_token_id {index!r}, which is none of its {count:,} tokens")
+    return index
+
+
+def _added(index: int, token: str, special: bool) -> dict[str, Any]:
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    return {"id": index, "content": token, **flags, "special": special}
+
+
+def _bpe(merges: list[list[str]], **differences: Any) -> dict[str, Any]:
+    return {
+        "type": "BPE",
+        "dropout": None,
+        "unk_token": None,
+        "continuing_subword_prefix": None,
+        "end_of_word_suffix": None,
+        "fuse_unk": False,
+        "byte_fallback": False,
+        "ignore_merges": False,
+        "vocab": {},
+        "merges": merges,
+        **differences,
+    }
+
+
+def _byte_level_rules(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the rules of a byte-level BPE, by the name of its pre-tokenizer."""
+    name = values.get("pre")
+    own = next((own for own, others in _OTHER_NAMES.items() if name in others), name)
+    found = {written: parts for parts, names in _NAMES.items() for written in names if written}
+    if own not in found:
+        known = sorted({*found, *(other for others in _OTHER_NAMES.values() for other in others)})
+        raise UserError(f"its pre-tokenizer is {name!r}, whose rules lit_gpt does not have (only {', '.join(known)})")
+    *rules, last = [_pre_tokenizer(part) for part in found[own]]
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    rules += [last] if last == byte_level | {"use_regex": True} else [last, byte_level]
+    merges = _list(values, "merges", str)
+    pairs = [[merge[:cut], merge[cut + 1 :]] for merge in merges for cut in (merge.find(" ", 1),)]
+    return {
+        "normalizer": None,
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": rules},
+        "decoder": byte_level | {"use_regex": True},
+        "model": _bpe(pairs, ignore_merges=not decides_by_merges(own)),
+    }
+
+
+def _pre_tokenizer(part: str) -> dict[str, Any]:
+    if part == _DIGITS:
+        return {"type": "Digits", "individual_digits": True}
+    if part == GPT2_PATTERN:  # the pattern that is built into `tokenizers`, which is faster
+        return {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    return {"type": "Split", "pattern": {"Regex": part}, "behavior": "Isolated", "invert": False}
+
+
+def _piece_rules(values: Mapping[str, Any], tokens: list[str], types: list[int]) -> dict[str, Any]:
+    """Return the rules of a SentencePiece BPE, with the merges that its scores imply.
+
+    Every pair of tokens whose concatenation is a token is a merge, in order of the result's score, as SentencePiece
+    applies them; among pairs with one result, in the order of their ids (as transformers' `SentencePieceExtractor`).
+    """
+    scores = _list(values, "scores", float)
+    ids = {token: index for index, token in enumerate(tokens) if types[index] == NORMAL}
+    ranked: list[tuple[float, int, int, int]] = []
+    for token, index in ids.items():
+        for cut in range(1, len(token)):
+            left, right = ids.get(token[:cut]), ids.get(token[cut:])
+            if left is not None and right is not None:
+                ranked.append((-scores[index], index, left, right))
+    merges = [[tokens[left], tokens[right]] for _, _, left, right in sorted(ranked)]
+    space = values.get("add_space_prefix", True)
+    replace = {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}
+    prepend = [{"type": "Prepend", "prepend": _SPACE}] if space else []
+    strip = [{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if space else []
+    decoders = [
+        {"type": "Replace", "pattern": {"String": _SPACE}, "content": " "},
+        {"type": "ByteFallback"},
+        {"type": "Fuse"},
+        *strip,
+    ]
+    return {
+        "normalizer": {"type": "Sequence", "normalizers": [*prepend, replace]},
+        "pre_tokenizer": None,
+        "decoder": {"type": "Sequence", "decoders": decoders},
+        "model": _bpe(merges, byte_fallback=BYTE in types, fuse_unk=True),
+    }
+
+
+def _template(tokens: list[str], bos: int | None, eos: int | None) -> dict[str, Any] | None:
+    """Return the rule that puts tokens before and after a text."""
+    if bos is None and eos is None:
+        return None
+    text = {"Sequence": {"id": "A", "type_id": 0}}
+    before, after = (
+        [] if index is None else [{"SpecialToken": {"id": tokens[index], "type_id": 0}}] for index in (bos, eos)
+    )
+    second = {"Sequence": {"id": "B", "type_id": 1}}
+    special = {
+        tokens[index]: {"id": tokens[index], "ids": [index], "tokens": [tokens[index]]}
+        for index in (bos, eos)
+        if index is not None
+    }
+    return {
+        "type": "TemplateProcessing",
+        "single": [*before, text, *after],
+        "pair": [*before, text, *after, *before, second, *after],
+        "special_tokens": special,
+    }
+
+
+def _check_opens(content: bytes) -> None:
+    import tokenizers
+
+    try:
+        tokenizers.Tokenizer.from_str(content.decode())
+    except Exception as error:  # the Rust side raises bare Exception
+        raise UserError(f"its tokenizer is damaged: {str(error).splitlines()[0]}; download it again") from error

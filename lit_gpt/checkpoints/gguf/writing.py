@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from lit_gpt.atomic import atomic_file
 from lit_gpt.checkpoints.gguf.architecture import architecture_of, rope_factors, settings, weight_table
+from lit_gpt.checkpoints.gguf.file import open_gguf
 from lit_gpt.checkpoints.gguf.vocabulary import vocabulary
 from lit_gpt.checkpoints.huggingface.tensors import check_names
 from lit_gpt.checkpoints.huggingface.writing import TRAINING_ONLY
@@ -201,17 +202,14 @@ def check_tensors(path: Path, expected: Iterator[tuple[str, Tensor]], total: int
         UserError: If a tensor is missing, left over, not finite, has the wrong shape, or differs by more than the
             rounding error of its type.
     """
-    gguf = need("gguf", "export", "a GGUF file")
-    stored = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
-    if len(stored) != total:
-        raise UserError(f"the file contains {len(stored)} tensors instead of {total}; nothing was written")
+    file = open_gguf(path)
+    if len(file.tensors) != total:
+        raise UserError(f"the file contains {len(file.tensors)} tensors instead of {total}; nothing was written")
     for name, tensor in tqdm(expected, total=total, desc="checking", unit="tensor", disable=not show_progress):
-        found = stored[name]
-        kind = found.tensor_type.name
-        values = torch.from_numpy(gguf.dequantize(found.data, found.tensor_type).copy()).reshape(-1)
-        wanted = tensor.reshape(-1)
-        if values.numel() != wanted.numel() or list(reversed(found.shape.tolist())) != list(tensor.shape):
-            raise UserError(f"the file contains {name} with shape {found.shape.tolist()}; nothing was written")
+        kind, found = file.types[name], file.tensors[name]
+        if found.shape != tuple(tensor.shape):
+            raise UserError(f"the file contains {name} with shape {list(found.shape)}; nothing was written")
+        values, wanted = found.read().float().reshape(-1), tensor.reshape(-1)
         if not bool(wanted.isfinite().all()):
             raise UserError(f"{name} of the model contains numbers that are not finite; nothing was written")
         error, bound = (values - wanted).abs(), _RELATIVE[kind] * wanted.abs() + _TINY

@@ -182,5 +182,5 @@ def _check_shapes(
             if meta.shape != shapes[name]:
                 problems.append(f"{given} gives {name} the shape {tuple(meta.shape)}, not {tuple(shapes[name])}")
     if problems:
-        raise UserError(f"the shapes of the weights in {folder} do not match config.json: " + "; ".join(problems))
+        raise UserError(f"the shapes of the weights in {folder} do not match its configuration: " + "; ".join(problems))
     return metas

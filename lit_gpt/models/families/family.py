@@ -26,6 +26,10 @@ def _no_settings(config: "GPTConfig") -> dict[str, MetadataValue]:
     return {}
 
 
+def _no_fields(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {}
+
+
 def _nothing(config: "GPTConfig", values: Mapping[str, Any], names: Collection[str]) -> tuple[str, ...]:
     return ()
 
@@ -63,6 +67,11 @@ class GGUFArchitecture:
     `attention_scale` is not looked at."""
     settings: Callable[["GPTConfig"], dict[str, MetadataValue]] = _no_settings
     """Further metadata, without the prefix of the architecture's name."""
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of the config that all models of this architecture have and no metadata says, where they are not Llama's
+    (RMSNorm before each branch, SwiGLU, no biases)."""
+    read: Callable[[Mapping[str, Any]], dict[str, Any]] = _no_fields
+    """Further fields of the config, from the metadata without the prefix; the inverse of `settings`."""
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ The two 27B scale scores by 1 / √(width / heads), the others by 1 / √256.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -124,6 +125,22 @@ def _gemma2_gguf_settings(config: GPTConfig) -> dict[str, MetadataValue]:
     return {} if config.sliding_window is not None else {"attention.sliding_window": config.block_size}
 
 
+_GGUF_FIXED = {
+    "norm_offset": True,
+    "norm_placement": "sandwich",
+    "mlp": "geglu_tanh",
+    "embedding_scale": "sqrt_width",
+}
+
+
+def _gemma2_gguf_fields(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the soft-caps, for which llama.cpp has defaults."""
+    return {
+        "attention_softcap": values.get("attn_logit_softcapping", 50.0),
+        "logit_softcap": values.get("final_logit_softcapping", 30.0),
+    }
+
+
 GEMMA2 = Family(
     name="gemma2",
     model_type="gemma2",
@@ -142,6 +159,8 @@ GEMMA2 = Family(
         full_every=2,
         width_scaled_depth=46,
         settings=_gemma2_gguf_settings,
+        fixed=_GGUF_FIXED,
+        read=_gemma2_gguf_fields,
     ),
 )
 
@@ -182,6 +201,11 @@ def write_gemma3(config: GPTConfig) -> dict[str, Any]:
     return gemma_values(config, write_layered_rope(config), qk_norm="head", rope_local_theta=ANY)
 
 
+def _gemma3_gguf_fields(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return RoPE's base in layers that slide, for which llama.cpp has a default."""
+    return {"rope_local_theta": values.get("rope.freq_base_swa", 10000.0)}
+
+
 GEMMA3 = Family(
     name="gemma3",
     model_type="gemma3_text",
@@ -191,7 +215,13 @@ GEMMA3 = Family(
     entries=gemma_entries,
     text_part_of=("gemma3",),
     gguf=GGUFArchitecture(
-        "gemma3", demands={"sliding_window": ANY}, scalings=("linear",), full_every=6, width_scaled_depth=62
+        "gemma3",
+        demands={"sliding_window": ANY},
+        scalings=("linear",),
+        full_every=6,
+        width_scaled_depth=62,
+        fixed=_GGUF_FIXED | {"qk_norm": "head"},
+        read=_gemma3_gguf_fields,
     ),
 )
 

@@ -99,7 +99,13 @@ GPT2 = Family(
     write_config=write_config,
     entries=entries,
     buffers=(".attn.bias", ".attn.masked_bias"),  # the causal mask, in files before 2023
-    gguf=GGUFArchitecture("gpt2", fused_qkv=True, demands={"has_attention_out_bias": ANY}, scalings=()),
+    gguf=GGUFArchitecture(
+        "gpt2",
+        fused_qkv=True,
+        demands={"has_attention_out_bias": ANY},
+        scalings=(),
+        fixed={"norm": "layernorm", "bias": True, "positions": "learned", "mlp": "gelu_tanh"},
+    ),
 )
 
 

@@ -8,6 +8,7 @@ quarter of each head rotated, context 2048, LayerNorm eps 1e-5, biases, untied h
 projections into the residual stream smaller (GPT-NeoX-20B, section 2.1), which no config.json records.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -122,6 +123,10 @@ def _gguf_settings(config: GPTConfig) -> dict[str, MetadataValue]:
     return {"use_parallel_residual": config.parallel_residual}
 
 
+def _gguf_fields(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {"parallel_residual": values.get("use_parallel_residual", True)}
+
+
 GPT_NEOX = Family(
     name="gpt_neox",
     model_type="gpt_neox",
@@ -139,6 +144,8 @@ GPT_NEOX = Family(
         own_head=True,
         demands={"has_attention_out_bias": True, "rope_fraction": ANY},
         settings=_gguf_settings,
+        fixed={"norm": "layernorm", "bias": True, "mlp": "gelu"},
+        read=_gguf_fields,
     ),
 )
 

@@ -8,6 +8,7 @@ Presets are from the `config.json` of huggingface.co/ibm-granite. All: tied embe
 of 4096 and RoPE base 10000; 3.1 is the same to 131072 with base 5000000, 3.3 with base 10000000 and four tokens more.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -87,6 +88,16 @@ def _gguf_settings(config: GPTConfig) -> dict[str, MetadataValue]:
     }
 
 
+def _gguf_fields(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the four multipliers; a score multiplier of 0 means 1 / √(head size)."""
+    return {
+        "attention_scale": values.get("attention.scale") or None,
+        "embedding_scale": values.get("embedding_scale", 1.0),
+        "residual_scale": values.get("residual_scale", 1.0),
+        "logit_scale": 1.0 / values.get("logit_scale", 1.0),
+    }
+
+
 GRANITE = Family(
     name="granite",
     model_type="granite",
@@ -100,6 +111,7 @@ GRANITE = Family(
         demands={"has_attention_out_bias": ANY},
         scalings=("linear", "yarn", "llama3"),
         settings=_gguf_settings,
+        read=_gguf_fields,
     ),
 )
 

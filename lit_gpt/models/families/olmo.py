@@ -8,6 +8,7 @@ Presets are from OLMo 2's table 1 and the `config.json` of huggingface.co/allena
 from 8192 tokens to 65536; its files have the tokenizer's 100278 rows, OLMo 2's are padded to 100352.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -68,7 +69,7 @@ OLMO2 = Family(
     read_config=read_olmo2,
     write_config=write_olmo2,
     entries=olmo_entries,
-    gguf=GGUFArchitecture("olmo2", own_head=True, own_width=False),
+    gguf=GGUFArchitecture("olmo2", own_head=True, own_width=False, fixed=olmo_parts()),
 )
 
 
@@ -104,6 +105,12 @@ def write_olmo3(config: GPTConfig) -> dict[str, Any]:
     return {**write_shared(config, write_layered_rope(config)), **write_layers(config, needs_window=True)}
 
 
+def _olmo3_gguf_fields(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return RoPE's base in layers that slide: that of the others where those are scaled (llama.cpp's `olmo2.cpp`)."""
+    scaled = values.get("rope.scaling.type", "none") != "none"
+    return {"rope_local_theta": values.get("rope.freq_base_swa", values.get("rope.freq_base") if scaled else None)}
+
+
 OLMO3 = Family(
     name="olmo3",
     model_type="olmo3",
@@ -111,7 +118,14 @@ OLMO3 = Family(
     read_config=read_olmo3,
     write_config=write_olmo3,
     entries=olmo_entries,
-    gguf=GGUFArchitecture("olmo2", own_head=True, own_width=False, demands={"sliding_window": ANY}),
+    gguf=GGUFArchitecture(
+        "olmo2",
+        own_head=True,
+        own_width=False,
+        demands={"sliding_window": ANY},
+        fixed=olmo_parts(),
+        read=_olmo3_gguf_fields,
+    ),
 )
 
 

@@ -107,7 +107,7 @@ QWEN3 = Family(
     read_config=read_qwen3,
     write_config=write_qwen3,
     entries=decoder_entries,
-    gguf=GGUFArchitecture("qwen3"),
+    gguf=GGUFArchitecture("qwen3", fixed={"qk_norm": "head"}),
 )
 
 
@@ -174,7 +174,9 @@ QWEN3_MOE = Family(
     read_config=read_qwen3_moe,
     write_config=write_qwen3_moe,
     entries=partial(decoder_entries, mlp=moe_or_mlp(_qwen3_moe_mixture)),
-    gguf=GGUFArchitecture("qwen3moe", demands={"moe.norm_topk_prob": True, "moe.layers": None}),
+    gguf=GGUFArchitecture(
+        "qwen3moe", demands={"moe.norm_topk_prob": True, "moe.layers": None}, fixed={"qk_norm": "head"}
+    ),
 )
 
 
