@@ -30,7 +30,7 @@ from lit_gpt.models.families.family import ANY
 _NEUTRAL: dict[str, Any] = {
     "attention.causal": True,
     "attention.clamp_kqv": 0.0,
-    "attention.layer_norm_epsilon": ANY,  # beside RMSNorm's own
+    "attention.layer_norm_epsilon": ANY,  # in addition to RMSNorm's own
     "attention.max_alibi_bias": 0.0,
     "expert_count": 0,
     "expert_gating_func": 1,  # softmax

@@ -337,7 +337,7 @@ def read_vocabulary(metadata: Mapping[str, Any], vocab_size: int) -> ReadVocabul
         "clean_up_tokenization_spaces": False,
         "add_bos_token": adds["bos"],
         "model_max_length": 1 << 30,
-        **{key: tokens[ids[name]] for name, key in names.items() if ids[name] is not None},
+        **{key: tokens[index] for name, key in names.items() if (index := ids[name]) is not None},
     }
     files = {"tokenizer.json": content, "tokenizer_config.json": (json.dumps(config, indent=2) + "\n").encode()}
     if isinstance(template := metadata.get(_TEMPLATE), str):
