@@ -1,4 +1,4 @@
-"""LightningDataModules: each turns one kind of corpus into batches for the Trainer."""
+"""LightningDataModules, each of which turns one kind of corpus into batches for the Trainer."""
 
 from lit_gpt.datamodules.base import StepDataModule
 from lit_gpt.datamodules.classification import ClassificationDataModule, StdlibClassificationDataModule

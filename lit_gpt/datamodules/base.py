@@ -1,10 +1,10 @@
-"""What every DataModule shares: sizes of batches, ranks, the training loader and `DataInfo`.
+"""Base class of all DataModules: batch sizes, ranks, the training loader and `DataInfo`.
 
-`StepDataModule` knows nothing of where data comes from. `WindowDataModule` (windows.py) is the branch of token windows:
-text, prepared corpora and mixtures, streams. `RowDataModule` (rows.py) is the branch of separate rows: conversations,
-preferences, labelled texts, prompts.
+`StepDataModule` does not depend on where the data comes from. `WindowDataModule` (windows.py) is its subclass for token
+windows (text, prepared corpora and mixtures, streams), and `RowDataModule` (rows.py) the one for separate rows
+(conversations, preferences, labeled texts, prompts).
 
-Everything works with a stock `lightning.Trainer`, and with none: `dm.prepare_data(); dm.setup("fit");
+Everything works with a stock `lightning.Trainer` and also without one: `dm.prepare_data(); dm.setup("fit");
 dm.train_dataloader()`.
 """
 
@@ -27,26 +27,26 @@ Evaluation = TypeVar("Evaluation", bound=OrderedLoader | AlternatingLoader)
 
 SMALLEST_DEFAULT_BATCH = 8
 STEPS_OF_SMALL_EPOCH = 8
-"""A default global batch size is halved until an epoch has this many steps."""
+"""A default global batch size is halved until an epoch has at least this many steps."""
 
 
 class StepDataModule(LightningDataModule):
-    """Batches of optimizer steps.
+    """Base class of DataModules whose training batches are whole optimizer steps.
 
-    A training batch is the list of micro-batches that this device contributes to one optimizer step; evaluation
-    batches are single ones. Which samples a step sees depends on data, seed and step alone.
+    A training batch is the list of micro-batches that this device contributes to one optimizer step; an evaluation
+    batch is a single batch. Which samples a step contains depends only on the data, the seed and the step.
 
-    The attributes `vocab_size` and `block_size` are known from the start.
+    The attributes `vocab_size` and `block_size` are available right after construction.
 
     Args:
-        block_size: Tokens of a sequence at most: the context length that the model is trained on.
-        global_batch_size: Sequences of one optimizer step over all devices.
-        micro_batch_size: Sequences that a device takes at once; `auto` takes its whole share of a step. Smaller ones
-            save memory and change no result.
-        eval_batch_size: Sequences of an evaluation batch on each device; null takes `micro_batch_size`, at most 32.
-        seed: Chooses the order of the training samples.
-        num_workers: Processes that assemble batches ahead; 0 assembles them in this one, which is fast enough for
-            all but the smallest models.
+        block_size: Maximum sequence length in tokens: the context length that the model is trained on.
+        global_batch_size: Sequences per optimizer step, summed over all devices.
+        micro_batch_size: Sequences that a device processes at once; `auto` takes its whole share of a step. Smaller
+            values save memory and do not change the result.
+        eval_batch_size: Sequences per evaluation batch on each device; null takes `micro_batch_size`, but at most 32.
+        seed: Seed of the order of the training samples.
+        num_workers: Worker processes that prefetch batches; 0 assembles them in the main process, which is fast enough
+            for all but the smallest models.
 
     Raises:
         UserError: for sizes that contradict each other.
@@ -70,7 +70,7 @@ class StepDataModule(LightningDataModule):
         check_at_least("global_batch_size", global_batch_size, 1)
         check_at_least("micro_batch_size", None if micro_batch_size == "auto" else micro_batch_size, 1)
         check_at_least("eval_batch_size", eval_batch_size, 1)
-        check_at_least("num_workers", num_workers, 0, "0: this process assembles batches")
+        check_at_least("num_workers", num_workers, 0, "0 assembles batches in the main process")
         self.block_size = block_size
         self.global_batch_size = global_batch_size
         self.micro_batch_size = micro_batch_size
@@ -78,7 +78,7 @@ class StepDataModule(LightningDataModule):
         self.seed = seed
         self.num_workers = num_workers
 
-    # ------------------------------------------------------------------ what a subclass provides
+    # ------------------------------------------------------------------ to be provided by subclasses
 
     @property
     @abstractmethod
@@ -87,20 +87,20 @@ class StepDataModule(LightningDataModule):
 
     @abstractmethod
     def lineage(self) -> dict[str, Any]:
-        """Return which data, tokenizer and order made the batches, by content hash (JSON values)."""
+        """Return which data, tokenizer and sample order produced the batches, by content hash (JSON values)."""
 
     @abstractmethod
     def train_steps(self) -> StepSource:
-        """Return the data set of this rank's optimizer steps."""
+        """Return the dataset of this rank's optimizer steps."""
 
     @property
     def tokens_per_step(self) -> int | None:
-        """Input tokens of one optimizer step over all devices, where every step has as many."""
+        """Input tokens per optimizer step over all devices; None if the number varies from step to step."""
         return None
 
     @property
     def data_info(self) -> DataInfo:
-        """What the module and its callbacks may know about the data; complete after `setup`."""
+        """Facts about the data for the module and its callbacks; complete after `setup`."""
         return DataInfo(
             tokenizer_path=self.tokenizer_path,
             vocab_size=self.vocab_size,
@@ -114,8 +114,8 @@ class StepDataModule(LightningDataModule):
     def train_dataloader(self) -> StepLoader:
         """Return the resumable loader of optimizer steps.
 
-        It begins with the Trainer's next step: a second `fit` of the same Trainer continues with the data, too. A
-        checkpoint that is resumed sets the position after this.
+        It starts at the Trainer's next step, so that a second `fit` with the same Trainer continues with the data, too.
+        Loading a checkpoint sets the position afterwards.
         """
         steps = self.train_steps()
         pin_memory = self.pins_memory and torch.cuda.is_available()
@@ -125,44 +125,44 @@ class StepDataModule(LightningDataModule):
         return loader
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Move a batch to the device; on a CPU it is there already, and Lightning's walk through it costs 0.2 ms."""
+        """Move a batch to the device. On CPU this is a no-op, which avoids 0.2 ms of Lightning's batch traversal."""
         return batch if device.type == "cpu" else super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     def _repeated_steps(self, num_steps: int) -> int | None:
-        """Return the number of steps that `overfit_batches` repeats; None: it is not set."""
-        overfit: int | float = getattr(self.trainer, "overfit_batches", 0)  # set by a function that mypy does not see
+        """Return the number of steps that `overfit_batches` repeats, or None if it is not set."""
+        overfit: int | float = getattr(self.trainer, "overfit_batches", 0)  # set in a function that mypy skips
         if not overfit:
             return None
         return max(1, min(num_steps, overfit if isinstance(overfit, int) else int(num_steps * overfit)))
 
     def _limited(self, loader: Evaluation, split: str) -> Evaluation:
-        """Make the part of an evaluation loader that the Trainer's limit admits a random sample of the split."""
+        """If the Trainer limits the number of batches, make the batches that it reads a random sample of the split."""
         limit = 1.0 if self.trainer is None else getattr(self.trainer, f"limit_{split}_batches")
         loader.sample_first(limit if isinstance(limit, int) else int(len(loader) * limit))
         return loader
 
     def _no_batches(self) -> list[Any]:
-        """Return the loader of a split that is empty on purpose, without Lightning's question whether it is."""
+        """Return an empty loader for an intentionally empty split, silencing Lightning's warning about it."""
         warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero")
         return []
 
     # ------------------------------------------------------------------ processes and sizes
 
     def _ranks(self) -> dict[str, int]:
-        """Return this process's place among those that see different data, as arguments of a loader."""
+        """Return the data-parallel rank and world size as keyword arguments of a loader."""
         ranks = read_data_parallel(self.trainer)
         return {"rank": ranks.rank, "world_size": ranks.size}
 
     def _evaluation_processes(self) -> dict[str, Any]:
-        """Return what an evaluation loader has to know about the processes that share the work."""
+        """Return the keyword arguments of an evaluation loader that concern processes and workers."""
         return self._ranks() | {"num_workers": self.num_workers, "pin_memory": torch.cuda.is_available()}
 
     def _broadcast(self, value: Value) -> Value:
-        """Return the value of rank 0: it alone has prepared the data and knows the folders."""
+        """Return the value of rank 0, the only rank that has prepared the data and knows the folders."""
         return value if self.trainer is None else self.trainer.strategy.broadcast(value)
 
     def _trainer_steps(self) -> int | None:
-        """Return the Trainer's `max_steps`; None: they are not limited."""
+        """Return the Trainer's `max_steps`, or None if it sets no limit."""
         limit = -1 if self.trainer is None else self.trainer.max_steps
         return None if limit < 1 else limit
 
@@ -177,12 +177,13 @@ class StepDataModule(LightningDataModule):
         return min(self._micro_batch_size(), 32) if self.eval_batch_size is None else self.eval_batch_size
 
     def _shrink_default_batch(self, num_samples: int) -> None:
-        """Halve a default global batch size that would leave an epoch of a small data set few steps.
+        """Halve the default global batch size until an epoch of a small dataset has enough steps.
 
-        The result depends on the data alone, not on the number of devices: a run may be resumed on another number.
+        The result depends only on the data, not on the number of devices, so that a run can be resumed on another
+        number.
 
         Args:
-            num_samples: Samples of an epoch.
+            num_samples: Number of samples in an epoch.
         """
         size = self.global_batch_size
         while size > SMALLEST_DEFAULT_BATCH and num_samples // size < STEPS_OF_SMALL_EPOCH:
@@ -191,5 +192,6 @@ class StepDataModule(LightningDataModule):
             self.global_batch_size = size
             if self.trainer is None or self.trainer.is_global_zero:
                 say(
-                    f"global_batch_size: {size}, because an epoch has {num_samples:,} sequences; set it to have another"
+                    f"global_batch_size: {size}, because an epoch has {num_samples:,} sequences; set it "
+                    "explicitly to choose another size"
                 )

@@ -1,4 +1,4 @@
-"""Labelled texts, for classification."""
+"""DataModules of labeled texts, for classification."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,11 +20,11 @@ from lit_gpt.errors import UserError
 
 
 class ClassificationDataModule(RowDataModule):
-    """Texts with a class each: `text` and `label` (other names by `columns`). No chat template takes part.
+    """Texts with one class each, in the fields `text` and `label` (see `columns`); no chat template is used.
 
     Args:
-        classes: Names of the classes, as written in `label` (a number stands for its digits); the model has one
-            output each.
+        classes: Names of the classes, as written in `label` (a number is compared by its decimal digits); the model has
+            one output per class.
         kwargs: Arguments of `RowDataModule`.
     """
 
@@ -36,28 +36,28 @@ class ClassificationDataModule(RowDataModule):
         self.classes = names
 
     def load_tokenizer(self) -> tuple[Tokenizer, list[str]]:
-        """Return the model's tokenizer as it is."""
+        """Return the model's tokenizer unchanged."""
         return load_tokenizer(tokenizer_folder(self.tokenizer)), []
 
     def encoder(self) -> ClassificationEncoder:
-        """Return what encodes a text and its class."""
+        """Return the encoder of a text and its class."""
         return ClassificationEncoder(self.chat_tokenizer, self.classes, self.block_size, self.long_rows, self.columns)
 
     def collator(self, length: int | None = None) -> Collator:
-        """Return what makes a batch of texts, with `classes` (B,) int64."""
+        """Return the collator of texts, whose batches have `classes` (B,) int64."""
         return ClassCollator(self.batch_builder(length))
 
     @property
     def data_info(self) -> DataInfo:
-        """What the module and its callbacks may know about the data; complete after `setup`."""
+        """Facts about the data for the module and its callbacks; complete after `setup`."""
         return replace(super().data_info, classes=self.classes)
 
 
 class ClassCollator(SequenceCollator):
-    """Makes a batch of texts, with the numbers of their classes."""
+    """Collates texts with their class indices."""
 
     def __call__(self, split: RowSplit, samples: Sequence[np.ndarray], numbers: np.ndarray) -> Batch:
-        """Return the batch of these samples, with `classes` (B,) int64; 0 for an empty row."""
+        """Return the batch of these samples, with `classes` (B,) int64 (0 for an empty row)."""
         batch: Any = super().__call__(split, samples, numbers)
         classes = split.number("class")
         batch["classes"] = torch.tensor([int(classes[rows[0]]) if len(rows) else 0 for rows in samples])
@@ -65,13 +65,13 @@ class ClassCollator(SequenceCollator):
 
 
 class StdlibClassificationDataModule(ClassificationDataModule):
-    """Function → the package it is from, in this machine's Python standard library.
+    """Functions of this machine's Python standard library, labeled with the package that each is from.
 
     Args:
-        classes: Packages.
-        max_lines: Functions with more lines are left out.
-        val_fraction: Share of the functions held out for validation.
-        test_fraction: Share of the functions held out for the test.
+        classes: Names of the packages, which are the classes.
+        max_lines: Maximum number of lines; longer functions are left out.
+        val_fraction: Fraction of the functions held out for validation.
+        test_fraction: Fraction of the functions held out for testing.
         kwargs: Arguments of `ClassificationDataModule`.
     """
 

@@ -1,7 +1,7 @@
-"""Opens the DataModule of a run's YAML and collects what `inspect` shows of it.
+"""Open the DataModule of a run's YAML and collect the windows that `inspect` shows.
 
-Only the fields of the batch, the tokenizer's folder and, where the DataModule has them, `provenance(batch, split)`
-and `lineage()` are asked for: any DataModule of any package can be inspected.
+Only the fields of the batch, the tokenizer folder and, where the DataModule has them, `provenance(batch, split)` and
+`lineage()` are used, so DataModules of other packages can be inspected, too.
 """
 
 import itertools
@@ -21,20 +21,20 @@ from lit_gpt.instantiate import read_yaml
 
 
 def open_datamodule(path: Path, stage: str) -> LightningDataModule:
-    """Build, prepare and set up the DataModule that a YAML describes, as one process would.
+    """Build, prepare and set up the DataModule that a YAML file describes, in a single process.
 
     Args:
-        path: YAML of a run.
+        path: YAML file of a run.
         stage: `fit`, `validate` or `test`.
 
     Raises:
-        UserError: if the file is missing or describes no DataModule.
+        UserError: if the file is missing or does not describe a DataModule.
     """
     if path.is_dir():
         path = path / "config.yaml"
     values = read_yaml(path, "the YAML of a run")
     if not isinstance(values, dict) or "data" not in values:
-        raise UserError(f"{path} has no `data`; name the YAML of a run, as `fit` takes it")
+        raise UserError(f"{path} has no `data`; pass the YAML file of a run, as for `fit`")
     datamodule = _parse(values)
     trainer = values.get("trainer") or {}
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda"):
@@ -57,8 +57,8 @@ def open_datamodule(path: Path, stage: str) -> LightningDataModule:
 
 
 def _parse(values: dict[str, Any]) -> LightningDataModule:
-    """Return the DataModule that `fit` would build: our classes by their short names, the seed linked."""
-    import lit_gpt.datamodules  # noqa: F401 (what is imported may be written without its package)
+    """Return the DataModule that `fit` would build: short class names are resolved and the seed is linked."""
+    import lit_gpt.datamodules  # noqa: F401 (imported classes can be given by their short names)
 
     sys.path.insert(0, str(Path.cwd()))
     parser = ArgumentParser(exit_on_error=False)
@@ -73,17 +73,19 @@ def _parse(values: dict[str, Any]) -> LightningDataModule:
 
 
 def inspect_data(datamodule: Any, split: str, num_windows: int, step: int | None) -> Report:
-    """Collect windows.
+    """Collect windows of a split.
 
     Args:
-        datamodule: A DataModule that is set up.
+        datamodule: DataModule after `setup`.
         split: `train`, `val` or `test`.
-        num_windows: Windows to collect.
-        step: Optimizer step, counted from 1, of which all windows are collected; None begins with the first.
+        num_windows: Number of windows to collect.
+        step: Optimizer step, counted from 1, whose windows are all collected; None starts at the first window.
     """
     tokenizer_path = getattr(datamodule, "tokenizer_path", None)
     if tokenizer_path is None:
-        raise UserError(f"{type(datamodule).__name__} has no tokenizer_path: give it one, for its tokens to be read")
+        raise UserError(
+            f"{type(datamodule).__name__} has no tokenizer_path property, which is needed to decode its tokens"
+        )
     texts = TokenTexts(load_tokenizer(tokenizer_path))
     loader = getattr(datamodule, f"{split}_dataloader")()
     if isinstance(loader, list | tuple):
@@ -99,7 +101,7 @@ def inspect_data(datamodule: Any, split: str, num_windows: int, step: int | None
         if step is not None or len(windows) >= num_windows:
             break
     if not windows:
-        raise UserError(f"the {split} split of {type(datamodule).__name__} has no windows; hold some documents out")
+        raise UserError(f"the {split} split of {type(datamodule).__name__} is empty; hold some documents out")
     if step is None:
         windows = windows[:num_windows]
     what = f"optimizer step {step:,}" if step is not None else f"the {split} split"
@@ -107,7 +109,7 @@ def inspect_data(datamodule: Any, split: str, num_windows: int, step: int | None
 
 
 def _from_step(loader: Any, step: int) -> Any:
-    """Return a loader that begins with an optimizer step: by `seek` if it has one, else by skipping steps."""
+    """Return an iterator that starts at a step: by `seek` if the loader has it, else by skipping steps."""
     if hasattr(loader, "seek"):
         loader.seek(step - 1)
         return loader

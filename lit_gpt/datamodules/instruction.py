@@ -1,4 +1,4 @@
-"""Instructions and conversations, for supervised fine-tuning."""
+"""DataModules of instructions and conversations, for supervised fine-tuning."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,15 +16,15 @@ from lit_gpt.datamodules.rows import RowDataModule
 
 
 class InstructionDataModule(RowDataModule):
-    """Conversations of which the assistant's tokens are learned.
+    """Conversations in which only the assistant's tokens contribute to the loss.
 
-    Rows may be OpenAI `messages`, ShareGPT `conversations`, `prompt`/`completion`, `question`/`answer`, or Alpaca's
-    and Dolly's `instruction`; with tool calls where the template has a form for them.
+    Rows may be OpenAI `messages`, ShareGPT `conversations`, `prompt`/`completion`, `question`/`answer`, or the
+    `instruction` format of Alpaca and Dolly. Tool calls are supported where the template has a format for them.
 
     Args:
-        packing: Put short conversations side by side in rows of `block_size` tokens, where they do not see each
-            other (best-fit decreasing; `global_batch_size` counts these rows). False: one per row, padded, rows of
-            similar length together.
+        packing: Pack several short conversations into one row of `block_size` tokens, isolated from each other by the
+            attention mask (best-fit decreasing; `global_batch_size` counts these rows). False: one conversation per
+            row, padded, with rows of similar length batched together.
         kwargs: Arguments of `RowDataModule`.
 
     Example:
@@ -38,21 +38,21 @@ class InstructionDataModule(RowDataModule):
         self.packing = packing
 
     def encoder(self) -> InstructionEncoder:
-        """Return what renders a conversation."""
+        """Return the encoder of a conversation."""
         return InstructionEncoder(self.renderer, self.block_size, self.long_rows, self.columns, self.system_prompt)
 
     @property
     def tokens_per_step(self) -> int | None:
-        """Input tokens of one optimizer step over all devices, if rows are packed."""
+        """Input tokens per optimizer step over all devices if rows are packed, else None."""
         return self.global_batch_size * self.block_size if self.packing else None
 
     @property
     def data_info(self) -> DataInfo:
-        """What the module and its callbacks may know about the data; complete after `setup`."""
+        """Facts about the data for the module and its callbacks; complete after `setup`."""
         return replace(super().data_info, packing=self.packing)
 
     def samples(self, split: RowSplit) -> list[np.ndarray]:
-        """Return the conversations in each row of a batch."""
+        """Return the indices of the conversations in each row of a batch."""
         if not self.packing:
             return super().samples(split)
         return pack(split.lengths() - 1, self.block_size, hash_integers(self.seed, 3))
@@ -69,14 +69,14 @@ class InstructionDataModule(RowDataModule):
 
 
 class StdlibInstructionDataModule(InstructionDataModule):
-    """Docstring → function, from this machine's Python standard library: instructions without a network.
+    """Docstring → function, from this machine's Python standard library: instruction data that needs no network.
 
-    The held-out functions are those of the files that `StdlibDataModule` holds out.
+    Functions of the files that `StdlibDataModule` holds out are held out here, too.
 
     Args:
-        max_lines: Functions with more lines are left out.
-        val_fraction: Share of the files held out for validation.
-        test_fraction: Share of the files held out for the test.
+        max_lines: Maximum number of lines; longer functions are left out.
+        val_fraction: Fraction of the files held out for validation.
+        test_fraction: Fraction of the files held out for testing.
         kwargs: Arguments of `InstructionDataModule`.
     """
 

@@ -1,4 +1,4 @@
-"""Judged answers: pairs of a better and a worse one (DPO, reward models), and single good or bad ones (KTO)."""
+"""DataModules of preferences: pairs of answers (DPO, reward models) and single labeled answers (KTO)."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -20,32 +20,32 @@ _GOOD, _BAD = (True, 1, "true", "1", "good", "desirable"), (False, 0, "false", "
 
 
 class PreferenceDataModule(RowDataModule):
-    """Pairs: a batch of B has 2 B rows, the chosen answers first, then the rejected ones in the same order.
+    """Preference pairs. A batch of B pairs has 2 B rows: the chosen answers, then the rejected ones in the same order.
 
-    Rows may be `prompt`, `chosen`, `rejected`; `chosen` and `rejected` as conversations; HH-RLHF's texts; or Alpaca's
-    `instruction` with `chosen` and `rejected`. The tokens after the shared prompt are compared.
+    Rows may have `prompt`, `chosen` and `rejected`; `chosen` and `rejected` as conversations; the texts of HH-RLHF; or
+    Alpaca's `instruction` with `chosen` and `rejected`. Only the tokens after the shared prompt are compared.
 
     Args:
-        kwargs: Arguments of `RowDataModule`; sizes count pairs.
+        kwargs: Arguments of `RowDataModule`; batch sizes count pairs.
     """
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
 
     def encoder(self) -> PreferenceEncoder:
-        """Return what renders both sides."""
+        """Return the encoder of both sides."""
         return PreferenceEncoder(self.renderer, self.block_size, self.long_rows, self.columns, self.system_prompt)
 
     def collator(self, length: int | None = None) -> Collator:
-        """Return what makes a batch of pairs."""
+        """Return the collator of pairs."""
         return PairCollator(self.batch_builder(length))
 
 
 class PairCollator:
-    """Makes a batch of 2 B rows from B pairs: the chosen answers, then the rejected ones.
+    """Collates B pairs into 2 B rows: first the chosen answers, then the rejected ones.
 
     Args:
-        builder: Pads sequences.
+        builder: Pads the sequences.
     """
 
     def __init__(self, builder: RowBatchBuilder) -> None:
@@ -58,15 +58,15 @@ class PairCollator:
 
 
 class StdlibPreferenceDataModule(PreferenceDataModule):
-    """Docstring → its function rather than another one, from this machine's Python standard library.
+    """Docstring → the documented function (chosen) or another one (rejected), from this machine's standard library.
 
-    The rejected answer is the body of another function of about the same length under the signature that was asked
-    for. Held out are the files that `StdlibDataModule` holds out.
+    The rejected answer has the requested signature and the body of another function of about the same length. The files
+    that `StdlibDataModule` holds out are held out here, too.
 
     Args:
-        max_lines: Functions with more lines are left out.
-        val_fraction: Share of the files held out for validation.
-        test_fraction: Share of the files held out for the test.
+        max_lines: Maximum number of lines; longer functions are left out.
+        val_fraction: Fraction of the files held out for validation.
+        test_fraction: Fraction of the files held out for testing.
         kwargs: Arguments of `PreferenceDataModule`.
     """
 
@@ -77,18 +77,18 @@ class StdlibPreferenceDataModule(PreferenceDataModule):
         self.max_lines = max_lines
 
     def row_sources(self) -> Sequence[RecordSource]:
-        """Return the pairs of the standard library."""
+        """Return the source of pairs from the standard library."""
         return [StdlibPreferences(max_lines=self.max_lines)]
 
 
 class FeedbackEncoder(InstructionEncoder):
-    """An instruction and its answer, with whether the answer is a good one."""
+    """Encodes an instruction, its answer and whether the answer is desirable."""
 
     def __call__(self, row: Record) -> EncodedRow | str:
         """Encode a row.
 
         Raises:
-            UserError: if it has no usable form, or no label.
+            UserError: if the row has no supported format, or no label.
         """
         values = dict(row.values)
         label = values.pop(self.columns.get("label", "label"), None)
@@ -104,10 +104,10 @@ class FeedbackEncoder(InstructionEncoder):
 
 
 class FeedbackDataModule(RowDataModule):
-    """Answers with a label each: the fields of an instruction (`prompt`, `completion`, ...) and `label`, true or false.
+    """Labeled answers: the fields of an instruction (`prompt`, `completion`, ...) and a boolean `label`.
 
-    A batch has `desirable` (B,) bool, and under `mismatched` a batch of the same prompts with the answers of the next
-    rows of the split: what KTO's reference point is measured on. Which those are depends on the row alone.
+    A batch has `desirable` (B,) bool and `mismatched`, a batch that pairs the same prompts with the answers of the next
+    rows of the split, on which KTO's reference point is estimated. The pairing depends only on the row.
 
     Args:
         kwargs: Arguments of `RowDataModule`.
@@ -117,20 +117,20 @@ class FeedbackDataModule(RowDataModule):
         super().__init__(**kwargs)
 
     def encoder(self) -> FeedbackEncoder:
-        """Return what renders an answer."""
+        """Return the encoder of a labeled answer."""
         return FeedbackEncoder(self.renderer, self.block_size, self.long_rows, self.columns, self.system_prompt)
 
     def collator(self, length: int | None = None) -> Collator:
-        """Return what makes a batch of answers."""
+        """Return the collator of labeled answers."""
         return FeedbackCollator(self.batch_builder(length), self.block_size)
 
 
 class FeedbackCollator(SequenceCollator):
-    """Makes a batch of answers with their labels, and of the same prompts with other answers.
+    """Collates answers with their labels, and the same prompts with mismatched answers.
 
     Args:
-        builder: Pads sequences.
-        block_size: Tokens of a row at most.
+        builder: Pads the sequences.
+        block_size: Maximum row length in tokens.
     """
 
     def __init__(self, builder: RowBatchBuilder, block_size: int) -> None:
@@ -147,7 +147,7 @@ class FeedbackCollator(SequenceCollator):
         return batch
 
     def _mismatched(self, split: RowSplit, row: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return ids and mask of the row's prompt with the next row's answer, cut off at the end of the context."""
+        """Return ids and mask of the row's prompt with the next row's answer, truncated to the context length."""
         ids, mask = split.sequence(row)
         others, other_mask = split.sequence((row + 1) % len(split))
         first, other_first = int(mask.argmax()), int(other_mask.argmax())

@@ -1,7 +1,7 @@
-"""Corpora that `python -m lit_gpt prepare` has made: their shards are opened, nothing is read or tokenised again.
+"""DataModules of corpora made by `python -m lit_gpt prepare`: token shards are opened without tokenizing again.
 
-`PreparedDataModule` opens one; `MixtureDataModule` draws from several in exact proportions, which may change during the
-run.
+`PreparedDataModule` opens one corpus; `MixtureDataModule` samples from several in exact proportions, which may change
+during the run.
 """
 
 from dataclasses import replace
@@ -30,17 +30,17 @@ from lit_gpt.errors import UserError
 
 
 class PreparedDataModule(WindowDataModule):
-    """Batches from token shards that exist.
+    """Batches from existing token shards.
 
     Args:
-        path: The `out` folder of a `prepare` recipe, or a folder of token shards itself.
-        tokenizer: Folder of the tokenizer that made the shards; null finds it next to them.
-        vocab_size: Entries of the model's vocabulary; null takes the tokenizer's, more pads it.
+        path: The `out` folder of a `prepare` recipe, or a folder of token shards.
+        tokenizer: Folder of the tokenizer that made the shards; null looks for it next to them.
+        vocab_size: Vocabulary size of the model; null takes the tokenizer's, a larger value pads it.
         kwargs: Arguments of `WindowDataModule`.
 
     Raises:
-        UserError: if there is no whole corpus, its tokenizer is missing or another, or a split that a stage needs is
-            empty.
+        UserError: if the corpus is missing or incomplete, its tokenizer is missing or a different one, or a split that
+            a stage needs is empty.
 
     Example:
         >>> data = PreparedDataModule("corpora/stdlib", block_size=512)  # doctest: +SKIP
@@ -70,29 +70,31 @@ class PreparedDataModule(WindowDataModule):
 
 
 class MixtureDataModule(WindowDataModule):
-    """Training windows from several prepared corpora by weight; validation of each of them, and of all together.
+    """Training windows from several prepared corpora by weight, validated on each corpus and on all of them together.
 
-    Which corpus and which of its windows a sample is, is computed from the seed and the sample's number: a run is
-    resumed bit for bit, and can continue on another number of devices. The proportions are those of the weights to
-    within about one sample, not by luck. A weight is a share of the training tokens: all windows are `block_size` long,
-    and none holds tokens of two corpora. `MixtureProportions` logs the proportions drawn and those asked for.
+    The corpus and the window of a sample are computed from the seed and the sample index, so a run is resumed bit for
+        bit and can continue on another number of devices. The proportions match the weights to within about one sample,
+        deterministically. A weight is a share of the training tokens: all windows are `block_size` long, and no window
+        contains tokens of two corpora. `MixtureProportions` logs the actual and the requested proportions.
 
-    Validation goes through the held-out windows of all corpora: `val/loss` is over all, `val/<name>/loss` over one.
+    Validation covers the held-out windows of all corpora: `val/loss` is over all, `val/<name>/loss` over one.
 
     Args:
-        corpora: The corpora: `path`, and `weight`, `max_epochs`, `name` where wanted.
-        weights: `tokens`: in proportion to the corpora's sizes. `temperature`: to size ** (1 / temperature).
-            `explicit`: as each corpus's `weight` says. Null: `explicit` if the corpora have weights, else `tokens`.
-        temperature: For `weights: temperature`: 1 is by size, larger values draw small corpora more often.
+        corpora: The corpora, each with `path` and optionally `weight`, `max_epochs` and `name`.
+        weights: `tokens`: proportional to the sizes of the corpora. `temperature`: proportional to size ** (1 /
+            temperature). `explicit`: the `weight` of each corpus. Null: `explicit` if the corpora have weights, else
+            `tokens`.
+        temperature: For `weights: temperature`; 1 is proportional to size, larger values sample small corpora more
+            often.
         schedule: Changes of the weights over the run, in order, such as `{at: 0.8, weights: {web: 0.3, books: 0.7}}`.
-        total_steps: Optimizer steps that shares in `schedule` refer to; null takes `trainer.max_steps`.
-        tokenizer: Folder of the tokenizer that made all corpora; null finds it next to them.
-        vocab_size: Entries of the model's vocabulary; null takes the tokenizer's, more pads it.
+        total_steps: Optimizer steps to which fractions in `schedule` refer; null takes `trainer.max_steps`.
+        tokenizer: Folder of the tokenizer that made all corpora; null looks for it next to them.
+        vocab_size: Vocabulary size of the model; null takes the tokenizer's, a larger value pads it.
         kwargs: Arguments of `WindowDataModule`.
 
     Raises:
         UserError: if a corpus is missing, was made with another tokenizer than the first or is shorter than a window,
-            or weights and schedule cannot be used.
+            or if weights and schedule are invalid.
     """
 
     def __init__(
@@ -112,7 +114,7 @@ class MixtureDataModule(WindowDataModule):
         self.corpora = list(corpora)
         self.names = [corpus.name or Path(corpus.path).name for corpus in corpora]
         if len(set(self.names)) < len(self.names):
-            raise UserError(f"the mixture's corpora are called {', '.join(self.names)}; give each a `name` of its own")
+            raise UserError(f"the mixture's corpora are called {', '.join(self.names)}; give each a different `name`")
         given = any(corpus.weight is not None for corpus in corpora)
         self.weights: WeightsMode = weights or ("explicit" if given else "tokens")
         self.temperature = temperature
@@ -131,7 +133,7 @@ class MixtureDataModule(WindowDataModule):
 
     @property
     def mixture(self) -> Mixture:
-        """Corpora and order of the training samples.
+        """Corpora and sampling order of the training samples.
 
         Raises:
             UserError: before `setup`.
@@ -142,12 +144,12 @@ class MixtureDataModule(WindowDataModule):
 
     @property
     def data_info(self) -> DataInfo:
-        """What the module and its callbacks may know about the data; complete after `setup`."""
+        """Facts about the data for the module and its callbacks; complete after `setup`."""
         return replace(super().data_info, mixture=self._order if isinstance(self._order, Mixture) else None)
 
     @property
     def corpus(self) -> TokenCorpus:
-        """The first corpus: its tokenizer, separator and byte lengths are those of all."""
+        """The first corpus; all corpora share its tokenizer, separator and byte lengths."""
         return self._opened[0].corpus
 
     def _open(self) -> list[PreparedCorpus]:
@@ -162,7 +164,7 @@ class MixtureDataModule(WindowDataModule):
         return opened
 
     def setup(self, stage: str) -> None:
-        """Open the corpora and, for training, lay out the order.
+        """Open the corpora and, for training, plan the sampling order.
 
         Args:
             stage: `fit`, `validate`, `test` or `predict`.
@@ -173,11 +175,11 @@ class MixtureDataModule(WindowDataModule):
             self._check_length()
 
     def _num_train_windows(self) -> int:
-        """Return the windows of all corpora."""
+        """Return the number of training windows of all corpora."""
         return sum(prepared.corpus.split("train").num_tokens // self.block_size for prepared in self._opened)
 
     def make_order(self) -> Mixture:
-        """Return the order in which windows are drawn from the corpora, and print the weights."""
+        """Return the order in which windows are sampled from the corpora, and print the weights."""
         splits = [prepared.corpus.split("train") for prepared in self._opened]
         tokens = [split.num_tokens for split in splits]
         weights = [corpus.weight for corpus in self.corpora]
@@ -203,7 +205,7 @@ class MixtureDataModule(WindowDataModule):
         ends = None if total is None else total * self.global_batch_size
         segments = [s for s in mixture.sampler.segments if ends is None or s.start < ends]
         for number, segment in enumerate(segments):
-            if 3 <= number < len(segments) - 2 and len(segments) > 6:  # the stairs of a gradual change
+            if 3 <= number < len(segments) - 2 and len(segments) > 6:  # intermediate steps of a gradual change
                 if number == 3:
                     say("mixture …")
                 continue
@@ -211,7 +213,7 @@ class MixtureDataModule(WindowDataModule):
             say(f"mixture from step {segment.start // self.global_batch_size:,}: {shares}")
 
     def _check_length(self) -> None:
-        """Refuse a run that is longer than the epoch caps allow."""
+        """Raise a `UserError` if the run is longer than the epoch caps allow."""
         end, trainer = self.mixture.num_samples, self.trainer
         if end is None or trainer is None:
             return
@@ -225,7 +227,7 @@ class MixtureDataModule(WindowDataModule):
             )
 
     def _trainer_epochs_in_steps(self, steps_per_epoch: int) -> int | None:
-        """Return the optimizer steps of the Trainer's `max_epochs`; None: they are not limited."""
+        """Return the Trainer's `max_epochs` in optimizer steps, or None if it sets no limit."""
         assert self.trainer is not None
         epochs, limit = self.trainer.max_epochs, self.trainer.limit_train_batches
         if epochs is None or epochs < 0:
@@ -233,7 +235,7 @@ class MixtureDataModule(WindowDataModule):
         return epochs * (min(steps_per_epoch, limit) if isinstance(limit, int) else int(steps_per_epoch * limit))
 
     def lineage(self) -> dict[str, Any]:
-        """Return which corpora, weights, tokenizer and order made the batches (JSON values)."""
+        """Return which corpora, weights, tokenizer and sample order produced the batches (JSON values)."""
         corpora = {
             name: prepared.corpus.lineage() | {"weight": corpus.weight, "max_epochs": corpus.max_epochs}
             for name, prepared, corpus in zip(self.names, self._opened, self.corpora, strict=True)
@@ -262,13 +264,13 @@ class MixtureDataModule(WindowDataModule):
         return any(prepared.corpus.split(split).num_tokens for prepared in self._opened)
 
     def _evaluated_split(self, batch: Batch, split: SplitName) -> TokenSplit:
-        """Return the tokens of the corpus that an evaluation batch names."""
+        """Return the token split of the corpus that an evaluation batch belongs to."""
         return self._opened[self.names.index(batch["corpus"])].corpus.split(split)
 
     def _evaluation_loader(self, kind: type[TokenLoader], split: SplitName) -> AlternatingLoader:
-        """Return the loader of a split of all corpora, in turns."""
+        """Return the loader of a split, which alternates between the corpora."""
         splits = {n: prepared.corpus.split(split) for n, prepared in zip(self.names, self._opened, strict=True)}
-        # A corpus need not hold anything out.
+        # A corpus may have no held-out data.
         loaders = {name: self._token_loader(kind, tokens) for name, tokens in splits.items() if tokens.num_tokens}
         if not loaders:
             raise UserError(f"no corpus of the mixture has a {split} split; prepare one with {split}_fraction above 0")

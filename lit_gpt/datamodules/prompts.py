@@ -1,4 +1,4 @@
-"""Prompts to be answered by the model itself, for reinforcement learning."""
+"""DataModules of prompts that the model itself completes, for reinforcement learning."""
 
 import json
 from collections.abc import Sequence
@@ -21,34 +21,34 @@ from lit_gpt.datamodules.rows import RowDataModule
 
 
 class PromptBatch(Batch, total=False):
-    """Prompts of one rank in one optimizer step, or of an evaluation batch, as plain Python values."""
+    """Prompts of one rank for one optimizer step, or of an evaluation batch, as plain Python values."""
 
     prompts: list[list[dict[str, Any]]]
-    """For each group the prompts that it may be sampled for, in order of trial: `ids`, `messages`, `row`, `where`,
-    `number` (of the row in its split)."""
+    """Candidate prompts for each group, in the order in which they are tried: `ids`, `messages`, `row`, `where` and
+    `number` (the index of the row in its split)."""
     rollout: int
-    """How often prompts have been sampled before."""
+    """Index of the current rollout, from 0."""
     update: int
-    """Which optimizer step on these rollouts this is, from 0."""
+    """Index of the optimizer step on the current rollout, from 0."""
     num_updates: int
-    """Optimizer steps on the same rollouts."""
+    """Optimizer steps per rollout."""
 
 
 class PromptDataModule(RowDataModule):
-    """Prompts, with all fields of their rows for the rewards.
+    """Prompts, together with all fields of their rows for the reward functions.
 
-    Rows have `prompt`, `question`, `messages` or `instruction`; whatever else they have (an `answer`) goes to the
-    rewards as it is. `global_batch_size` counts prompts of a step; how many answers each gets, and how many of them
-    are in one forward, the module says, so `micro_batch_size` has no meaning here.
+    Rows have `prompt`, `question`, `messages` or `instruction`; all other fields (such as `answer`) are passed to the
+    rewards unchanged. `global_batch_size` counts prompts per step. The number of completions per prompt and of
+    completions in one forward pass are settings of the module, so `micro_batch_size` is ignored here.
 
     Args:
-        max_prompt_tokens: Longer prompts are left out and counted, or an error (`long_rows`); null: half of
-            `block_size`. The rest of the context is for answers.
-        candidates: Prompts for each group of a step. With more than one, and the module's `dynamic_sampling`, the next
-            is tried where all answers to one get the same reward (DAPO).
-        updates_per_rollout: Optimizer steps on the same answers (the GRPO paper's mu); beyond the first the ratio to
-            the policy that drew them is no longer 1, and clipping takes hold.
-        long_rows: `drop` or `error`.
+        max_prompt_tokens: Maximum prompt length in tokens; longer prompts are left out and counted, or an error (see
+            `long_rows`). Null: half of `block_size`. The rest of the context is for completions.
+        candidates: Candidate prompts per group and step. With more than one, and with the module's `dynamic_sampling`,
+            the next one is tried if all completions of a prompt get the same reward (DAPO).
+        updates_per_rollout: Optimizer steps on the same completions (the GRPO paper's mu). After the first one, the
+            ratio to the policy that sampled them is no longer 1 and clipping takes effect.
+        long_rows: What to do with a prompt longer than `max_prompt_tokens`: `drop` or `error`.
         kwargs: Arguments of `RowDataModule`.
     """
 
@@ -73,7 +73,7 @@ class PromptDataModule(RowDataModule):
     pins_memory = False  # batches are mostly Python values
 
     def encoder(self) -> PromptEncoder:
-        """Return what renders a prompt."""
+        """Return the prompt encoder."""
         return PromptEncoder(
             self.renderer,
             self.max_prompt_tokens,
@@ -84,11 +84,11 @@ class PromptDataModule(RowDataModule):
 
     @property
     def data_info(self) -> DataInfo:
-        """What the module and its callbacks may know about the data; complete after `setup`."""
+        """Facts about the data for the module and its callbacks; complete after `setup`."""
         return replace(super().data_info, max_prompt_tokens=self.max_prompt_tokens)
 
     def train_steps(self) -> StepSource:
-        """Return the data set of this rank's optimizer steps; an epoch visits every prompt once."""
+        """Return the dataset of this rank's optimizer steps; an epoch visits every prompt once."""
         sampler = RowSampler(len(self._split("train")), self.global_batch_size * self.candidates, self.seed)
         updates = self.updates_per_rollout
         return PromptSteps(
@@ -96,7 +96,7 @@ class PromptDataModule(RowDataModule):
         )
 
     def _repeated_steps(self, num_steps: int) -> int | None:
-        """Return the number of steps that `overfit_batches` repeats: whole rollouts, each with all of its updates."""
+        """Return the number of steps that `overfit_batches` repeats, rounded to rollouts with all of their updates."""
         steps = super()._repeated_steps(num_steps)
         return None if steps is None else -(-steps // self.updates_per_rollout) * self.updates_per_rollout
 
@@ -105,14 +105,14 @@ class PromptDataModule(RowDataModule):
 
 
 class StdlibPromptDataModule(PromptDataModule):
-    """Signature and docstring of a function to write, from this machine's Python standard library.
+    """Signatures and docstrings of functions to write, from this machine's Python standard library.
 
-    Held out are the files that `StdlibDataModule` holds out.
+    The files that `StdlibDataModule` holds out are held out here, too.
 
     Args:
-        max_lines: Functions with more lines are left out.
-        val_fraction: Share of the files held out for validation.
-        test_fraction: Share of the files held out for the test.
+        max_lines: Maximum number of lines; longer functions are left out.
+        val_fraction: Fraction of the files held out for validation.
+        test_fraction: Fraction of the files held out for testing.
         kwargs: Arguments of `PromptDataModule`.
     """
 
@@ -128,16 +128,16 @@ class StdlibPromptDataModule(PromptDataModule):
 
 
 class PromptSteps(StepSource):
-    """Optimizer steps made of prompts: item s has this rank's prompts, the same for all updates on one rollout.
+    """Optimizer steps made of prompts. Item s has this rank's prompts; all updates on one rollout share them.
 
     Args:
-        split: The rows.
-        sampler: Says which rows a rollout has, candidates side by side.
-        candidates: Prompts for each group.
-        num_updates: Optimizer steps on one rollout.
-        rank: This process's place among those that see different data.
-        world_size: Number of these processes.
-        options: What else the order depends on, by the name of the option.
+        split: Prompt rows.
+        sampler: Chooses the rows of a rollout; the candidates of a group are consecutive.
+        candidates: Candidate prompts per group.
+        num_updates: Optimizer steps per rollout.
+        rank: Data-parallel rank of this process.
+        world_size: Number of data-parallel ranks.
+        options: Further values that the order depends on, by option name.
     """
 
     def __init__(
@@ -173,12 +173,12 @@ class PromptSteps(StepSource):
 
 
 class PromptEvaluationLoader(OrderedLoader):
-    """Every prompt once.
+    """Visits every prompt of a split once.
 
     Args:
-        split: The rows.
-        args: Arguments of `OrderedLoader` from `batch_size` on.
-        kwargs: The same by name.
+        split: Prompt rows.
+        args: Positional arguments of `OrderedLoader` from `batch_size` on.
+        kwargs: Keyword arguments of `OrderedLoader`.
     """
 
     def __init__(self, split: RowSplit, *args: Any, **kwargs: Any) -> None:
@@ -192,7 +192,7 @@ class PromptEvaluationLoader(OrderedLoader):
 def prompt_batch(
     split: RowSplit, groups: np.ndarray, rollout: int = 0, update: int = 0, num_updates: int = 1
 ) -> PromptBatch:
-    """Return the batch of (groups, candidates) rows; its tensors are the first candidates, padded on the right."""
+    """Return the batch of (groups, candidates) rows; its tensors hold the first candidates, padded on the right."""
     prompts = [[_prompt(split, row) for row in candidates] for candidates in groups.tolist()]
     first = [candidates[0]["ids"] for candidates in prompts]
     ids = torch.zeros(len(first), max(map(len, first), default=0), dtype=torch.int64)

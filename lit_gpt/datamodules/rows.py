@@ -1,7 +1,7 @@
-"""What all DataModules of separate rows share: reading, preparing and evaluating them.
+"""Base class of the DataModules of separate rows: reading, encoding and evaluating them.
 
-`prepare_data` (one process per node) encodes what the cache lacks; `setup` opens it. A subclass says which encoder its
-rows need and how a batch is made of them.
+`prepare_data` (one process per node) encodes the rows that are missing in the cache; `setup` opens them. A subclass
+provides the encoder of its rows and the collator of its batches.
 """
 
 from abc import abstractmethod
@@ -43,37 +43,40 @@ DEFAULT_GLOBAL_BATCH_SIZE = 16
 class RowDataModule(StepDataModule):
     """Batches of rows rendered with a chat template.
 
-    `vocab_size` (the tokenizer's, with the template's tokens) and `block_size` are known from the start.
+    `vocab_size` (that of the tokenizer with the template's tokens) and `block_size` are available right after
+    construction.
 
     Args:
-        tokenizer: The model's tokenizer: a tokenizer folder, a hub name, or a run, checkpoint or bundle that has one.
+        tokenizer: The model's tokenizer: a tokenizer folder, a hub name, or a run, checkpoint or bundle that contains
+            one.
         chat_template: `chatml`, `llama3`, `gemma`, `qwen`, `mistral`, `alpaca`, or a Jinja file; null takes the
-            tokenizer's own. Special tokens that it names and the tokenizer lacks are added.
-        chat_tokens: Further special tokens to add.
-        files: JSON, JSON lines, CSV, TSV, Parquet or Arrow files, folders or patterns to train on; each also as .gz,
-            .zst, .bz2 or .xz.
-        datasets: Hugging Face data sets: names, or mappings with `path`, `name`, `split`, ...
-        val_files: Files whose rows are all for validation.
-        test_files: Files whose rows are all for the test.
-        columns: Our name of a field → the name that the data has for it.
-        format: How files are written, where their suffix does not say it: encoding, quoting, delimiter.
-        system_prompt: Given to rows that have none.
-        block_size: Tokens of a row at most: the context.
-        long_rows: A longer row is cut off at its end (`cut`), left out (`drop`) or an error; the first two are
-            counted. Under `cut`, a row whose prompt alone is longer is bad input: nothing would be left to learn.
-        global_batch_size: Rows of a batch in one optimizer step over all devices; null takes 16, or 8 where an epoch
-            of few rows would have few steps.
-        val_fraction: Share of the rows held out for validation, chosen by the hash of each row's prompt.
-        test_fraction: Share held out for the test.
-        on_bad_input: What happens at a file or row that cannot be used: `error` stops and names it, `skip` leaves it
-            out, counts and names it.
-        cache_dir: Where tokens are stored; null means `$LIT_GPT_CACHE`, else `$XDG_CACHE_HOME/lit_gpt`, else
+            tokenizer's own template. Special tokens of the template that the tokenizer lacks are added.
+        chat_tokens: Additional special tokens to add.
+        files: JSON, JSON lines, CSV, TSV, Parquet or Arrow files, folders or glob patterns to train on; each may be
+            compressed (.gz, .zst, .bz2, .xz).
+        datasets: Hugging Face datasets: names, or mappings with `path`, `name`, `split`, ...
+        val_files: Files whose rows are all used for validation.
+        test_files: Files whose rows are all used for testing.
+        columns: Mapping from the expected field name to the name in the data.
+        format: File format options that the suffix does not determine: encoding, quoting, delimiter.
+        system_prompt: System prompt for rows that have none.
+        block_size: Maximum row length in tokens: the context length.
+        long_rows: What to do with rows longer than `block_size`: truncate them (`cut`), leave them out (`drop`) or
+            raise an error (`error`); truncated and dropped rows are counted. With `cut`, a row whose prompt alone is
+            too long is treated as bad input, because no target tokens would be left.
+        global_batch_size: Rows per optimizer step over all devices; null takes 16, or 8 if an epoch would otherwise
+            have few steps.
+        val_fraction: Fraction of the rows held out for validation, chosen by the hash of each row's prompt.
+        test_fraction: Fraction of the rows held out for testing.
+        on_bad_input: What to do with a file or row that cannot be used: `error` stops and names it, `skip` leaves it
+            out, counts it and names it.
+        cache_dir: Folder of the token cache; null means `$LIT_GPT_CACHE`, else `$XDG_CACHE_HOME/lit_gpt`, else
             `~/.cache/lit_gpt`.
         kwargs: Arguments of `StepDataModule`.
 
     Raises:
-        UserError: for sizes that contradict each other, a template that cannot be learned from, and, while preparing,
-            for bad or missing rows.
+        UserError: for sizes that contradict each other, a template that does not mark the assistant's tokens, and,
+            while preparing, for bad or missing rows.
     """
 
     def __init__(
@@ -121,51 +124,49 @@ class RowDataModule(StepDataModule):
         self._store: RowStore | None = None
         self._train_samples: list[np.ndarray] | None = None
 
-    # ------------------------------------------------------------------ what a subclass provides
+    # ------------------------------------------------------------------ to be provided by subclasses
 
     @abstractmethod
     def encoder(self) -> RowEncoder:
-        """Return what turns a row into tokens."""
+        """Return the encoder that turns a row into tokens."""
 
     def load_tokenizer(self) -> tuple[Tokenizer, list[str]]:
-        """Return the tokenizer with the chat template in it, and the tokens that are new in it."""
+        """Return the tokenizer with the chat template applied, and the tokens that were added to it."""
         return chat_tokenizer(self.tokenizer, self.chat_template, self.chat_tokens)
 
     def collator(self, length: int | None = None) -> Collator:
-        """Return what makes a batch of rows; an object that can be pickled, because workers may be spawned.
+        """Return the collator of rows; it must be picklable, because workers may be spawned.
 
         Args:
-            length: Positions of a row; None: as many as the longest needs.
+            length: Row length in positions; None: the length of the longest row of the batch.
         """
         return SequenceCollator(self.batch_builder(length))
 
     def row_sources(self) -> Sequence[RecordSource]:
-        """Return where rows come from: what is held out by name, then the other files, then the data sets."""
+        """Return the sources of the rows: held-out files first, then the other files, then the datasets."""
         found = sources_of(self.files, self.datasets, self.val_files, self.test_files, format=self.format)
         if not found:
-            raise UserError(
-                f"{type(self).__name__} has nothing to read; set files (json, jsonl, csv, parquet) or datasets"
-            )
+            raise UserError(f"{type(self).__name__} has no input; set files (json, jsonl, csv, parquet) or datasets")
         return found
 
     def samples(self, split: RowSplit) -> list[np.ndarray]:
-        """Return, for each row of a training batch, the rows of the split that are in it: one each, unpacked."""
+        """Return, for each row of a training batch, the split rows that it contains: one each, unless packed."""
         return [np.array([row], dtype=np.int64) for row in range(len(split))]
 
     # ------------------------------------------------------------------ preparing and opening
 
     @cached_property
     def renderer(self) -> ChatRenderer:
-        """The chat template on the tokenizer."""
+        """The chat template bound to the tokenizer."""
         return ChatRenderer(self.chat_tokenizer)
 
     @property
     def tokenizer_path(self) -> Path:
-        """Hugging Face folder of the tokenizer with template and new tokens; it exists after `prepare_data`."""
+        """Hugging Face folder of the tokenizer with template and added tokens; it exists after `prepare_data`."""
         return kept_tokenizer_path(self.chat_tokenizer, self.cache_dir)
 
     def prepare_data(self) -> None:
-        """Store the tokenizer and encode the rows, unless the cache has them."""
+        """Store the tokenizer and encode the rows, unless they are in the cache."""
         self._check_batch_sizes()
         make_cache_dir(self.cache_dir)
         keep_tokenizer(self.chat_tokenizer, self.cache_dir)
@@ -175,7 +176,7 @@ class RowDataModule(StepDataModule):
         self._folder = prepare_rows(self.row_sources(), self.encoder(), self.cache_dir, *fractions, self.on_bad_input)
 
     def setup(self, stage: str) -> None:
-        """Open the rows and check that there are some for `stage`.
+        """Open the rows and check that the split that `stage` needs is not empty.
 
         Args:
             stage: `fit`, `validate`, `test` or `predict`.
@@ -198,7 +199,7 @@ class RowDataModule(StepDataModule):
 
     @property
     def data_info(self) -> DataInfo:
-        """What the module and its callbacks may know about the data; complete after `setup`."""
+        """Facts about the data for the module and its callbacks; complete after `setup`."""
         return replace(super().data_info, rows=self._split, scoring_batches=self.scoring_batches)
 
     @property
@@ -216,7 +217,7 @@ class RowDataModule(StepDataModule):
         return self.store.split(name)
 
     def lineage(self) -> dict[str, Any]:
-        """Return which rows, tokenizer and order made the batches, by content hash (JSON values)."""
+        """Return which rows, tokenizer and sample order produced the batches, by content hash (JSON values)."""
         return {
             "class": f"{type(self).__module__}.{type(self).__qualname__}",
             **self._identity(),
@@ -233,13 +234,13 @@ class RowDataModule(StepDataModule):
         }
 
     def _identity(self) -> dict[str, Any]:
-        """Return what the order depends on besides rows, seed and global batch size."""
+        """Return what the order depends on in addition to rows, seed and global batch size."""
         return {"block_size": self.block_size}
 
     # ------------------------------------------------------------------ batches
 
     def train_steps(self) -> StepSource:
-        """Return the data set of this rank's optimizer steps."""
+        """Return the dataset of this rank's optimizer steps."""
         split, samples = self._split("train"), self._samples()
         sampler = RowSampler(len(samples), self.global_batch_size, self.seed, self._lengths(split))
         collate = self.collator(self._row_length)
@@ -247,13 +248,13 @@ class RowDataModule(StepDataModule):
         return RowSteps(split, samples, sampler, collate, self._micro_batch_size(), **self._ranks(), options=options)
 
     def _samples(self) -> list[np.ndarray]:
-        """Return the samples of the train split: packing many rows takes seconds, so it is done once."""
+        """Return the samples of the train split; computed once, because packing many rows takes seconds."""
         if self._train_samples is None:
             self._train_samples = self.samples(self._split("train"))
         return self._train_samples
 
     def val_dataloader(self) -> Any:
-        """Return the loader of the validation rows; none if nothing is held out."""
+        """Return the loader of the validation rows; an empty list if nothing is held out."""
         return self._limited(self._evaluation_loader("val"), "val") if len(self._split("val")) else self._no_batches()
 
     def test_dataloader(self) -> Any:
@@ -265,7 +266,7 @@ class RowDataModule(StepDataModule):
         return self._evaluation_loader("test") if len(self._split("test")) else []
 
     def scoring_batches(self, split: SplitName) -> Iterator[Batch]:
-        """Yield this rank's share of all rows of a split, once, for log-probabilities computed beforehand."""
+        """Yield this rank's share of all rows of a split once, to compute log-probabilities beforehand."""
         rows = self._split(split)
         if len(rows):
             yield from RowEvaluationLoader(rows, self.collator(), self._eval_batch_size(), **self._ranks())
@@ -275,15 +276,15 @@ class RowDataModule(StepDataModule):
         return RowEvaluationLoader(rows, self.collator(), size, **self._evaluation_processes())
 
     def batch_builder(self, length: int | None = None) -> RowBatchBuilder:
-        """Return what packs or pads sequences."""
+        """Return the builder that packs or pads sequences."""
         tokenizer: Tokenizer = self.chat_tokenizer
         return RowBatchBuilder(tokenizer.separator_id, tokenizer.byte_lengths, length)
 
     @property
     def _row_length(self) -> int | None:
-        """Positions of a training row; None: as many as the longest of its micro-batch needs."""
+        """Length of a training row; None: the length of the longest row of its micro-batch."""
         return None
 
     def _lengths(self, split: RowSplit) -> np.ndarray | None:
-        """Return the lengths to group samples by; None: do not."""
+        """Return the lengths by which samples are grouped; None disables grouping."""
         return split.lengths()

@@ -1,4 +1,4 @@
-"""Text that is larger than the disk: read from remote shards or the Hugging Face hub while the model trains on it."""
+"""DataModule that streams text from remote shards or the Hugging Face hub during training."""
 
 from collections.abc import Iterator
 from contextlib import closing
@@ -38,43 +38,45 @@ from lit_gpt.errors import UserError
 from lit_gpt.hashing import sha256_json
 
 ENDLESS_STEPS = 1_000_000_000
-"""Steps of an epoch where nobody says how long one is."""
+"""Steps per epoch if nothing else determines the length of an epoch."""
 
 
 class StreamingDataModule(WindowDataModule):
-    r"""Training windows from a stream that is tokenised on the fly.
+    r"""Training windows from a stream that is tokenized on the fly.
 
-    The stream is cut into blocks of `block_windows` windows, and the windows of each block are permuted. So the order
-    is a pure function of stream, seed and step; a run is resumed exactly from (block, offset) without reading the
-    stream from its start, by any number of devices and workers. Memory is bounded: a block and the documents being
-    encoded. The disk holds the latest blocks, as many as `cache_gigabytes` allow, and a remote shard while it is read.
-    Each machine of a cluster reads the whole stream once, however many devices it has. At the end it begins again.
+    The stream is cut into blocks of `block_windows` windows, and the windows of each block are permuted. The order is
+        therefore a pure function of stream, seed and step: a run is resumed exactly from (block, offset) without
+        reading the stream from its start, with any number of devices and workers. Memory is bounded by one block and
+        the documents being encoded. The disk holds the most recent blocks, up to `cache_gigabytes`, and a remote shard
+        while it is read. Each machine of a cluster reads the whole stream once, regardless of its number of devices. At
+        its end the stream starts over.
 
-    The stream's first documents are held out for validation and test; they, and copies of them, are not trained on.
+    The first documents of the stream are held out for validation and testing; they and exact copies of them are not
+    trained on.
 
     Args:
         files: URLs that fsspec opens (`s3://bucket/*.jsonl.zst`, `hf://datasets/<name>/<folder>/*.parquet`, plain
-            paths): files, folders or patterns. Shards are read in an order that `seed` chooses, another in each pass.
-        dataset: Or a Hugging Face data set, by name or as a mapping (`path`, `name`, `split`, `revision`, ...), in
-            its own order. Give one of the two.
+            paths): files, folders or patterns. `seed` determines the order of the shards, which differs in each pass.
+        dataset: Alternative to `files`: a Hugging Face dataset, by name or as a mapping (`path`, `name`, `split`,
+            `revision`, ...), read in its own order.
         tokenizer: Tokenizer folder, `tokenizer.json`, or name on the hub; `tokenizer train` makes one.
-        vocab_size: Entries of the model's vocabulary; null takes the tokenizer's, more pads it.
-        text_field: Field or column that holds the text, or a template of fields: "{question} {answer}".
-        document_separator: String at which plain text files are cut into documents; `\n` means a line break.
-        format: How files are written, where their suffix does not say it: encoding, quoting, delimiter.
-        block_windows: Windows of a block: more of them mix better and need more disk and a longer start.
-        val_documents: Documents to hold out for validation; 0 for none.
-        test_documents: Documents to hold out for the test; 0 for none.
+        vocab_size: Vocabulary size of the model; null takes the tokenizer's, a larger value pads it.
+        text_field: Field or column with the text, or a template of fields: "{question} {answer}".
+        document_separator: String at which plain text files are split into documents; `\n` means a line break.
+        format: File format options that the suffix does not determine: encoding, quoting, delimiter.
+        block_windows: Windows per block. Larger blocks shuffle better, but need more disk space and start later.
+        val_documents: Number of documents to hold out for validation; 0 for none.
+        test_documents: Number of documents to hold out for testing; 0 for none.
         steps_per_epoch: Optimizer steps that count as an epoch for the Trainer; null takes `trainer.max_steps`.
-        cache_dir: Where blocks are stored; null means `$LIT_GPT_CACHE`, else `$XDG_CACHE_HOME/lit_gpt`, else
+        cache_dir: Folder in which blocks are stored; null means `$LIT_GPT_CACHE`, else `$XDG_CACHE_HOME/lit_gpt`, else
             `~/.cache/lit_gpt`.
-        cache_gigabytes: Disk space that blocks may take, at least two blocks' worth.
-        on_bad_input: What happens at a row that cannot be read: `error` stops and names it, `skip` leaves it out.
-        prepare_threads: Threads that tokenise ahead.
+        cache_gigabytes: Maximum disk space for blocks, at least the size of two blocks.
+        on_bad_input: What to do with a row that cannot be read: `error` stops and names it, `skip` leaves it out.
+        prepare_threads: Number of threads that tokenize in advance.
         kwargs: Arguments of `WindowDataModule`.
 
     Raises:
-        UserError: for sources or sizes that contradict each other, and while reading for what cannot be read.
+        UserError: for sources or sizes that contradict each other, and during reading for unreadable input.
     """
 
     def __init__(
@@ -98,7 +100,7 @@ class StreamingDataModule(WindowDataModule):
     ) -> None:
         super().__init__(**kwargs)
         if bool(files) == bool(dataset):
-            raise UserError("StreamingDataModule reads either files (URLs) or a dataset; give one of the two")
+            raise UserError("StreamingDataModule reads either files (URLs) or a dataset; set exactly one of them")
         if tokenizer is None:
             raise UserError(
                 "StreamingDataModule needs a tokenizer before it can read: give tokenizer a folder (python -m lit_gpt "
@@ -127,14 +129,14 @@ class StreamingDataModule(WindowDataModule):
         self.prepare_threads = prepare_threads
         self._held_out: Path | None = None
 
-    # ------------------------------------------------------------------ what is read
+    # ------------------------------------------------------------------ the stream
 
     def stream(self, shuffled: bool = True) -> DocumentStream:
-        """Return the documents; override it for a stream of your own.
+        """Return the documents; override it to read another stream.
 
         Args:
-            shuffled: Whether shards are read in the order that the seed chooses, or as they are listed (which decides
-                what is held out).
+            shuffled: Whether to read the shards in the order given by the seed, or as they are listed (which determines
+                the held-out documents).
         """
         if self.dataset:
             spec = HubDataset(self.dataset) if isinstance(self.dataset, str) else self.dataset
@@ -155,7 +157,7 @@ class StreamingDataModule(WindowDataModule):
         return kept_tokenizer_path(self._tokenizer, self.cache_dir)
 
     def _first_documents(self, begin: int, count: int) -> Iterator[Document]:
-        """Yield the documents with a text from number `begin` on, in the order in which the stream lists them."""
+        """Yield the non-empty documents from index `begin` on, in the order in which the stream lists them."""
         bad_input = BadInput(self.on_bad_input)
         with closing(self.stream(shuffled=False).documents(0, None, bad_input)) as documents:  # type: ignore[type-var]
             with_text = (document for document, _ in documents if document.text)
@@ -164,7 +166,7 @@ class StreamingDataModule(WindowDataModule):
     # ------------------------------------------------------------------ preparing and opening
 
     def prepare_data(self) -> None:
-        """Store the tokenizer and tokenise the documents that are held out; the stream is read as it is needed."""
+        """Store the tokenizer and tokenize the held-out documents; the stream itself is read on demand."""
         self._check_batch_sizes()
         make_cache_dir(self.cache_dir)
         keep_tokenizer(self._tokenizer, self.cache_dir)
@@ -189,7 +191,7 @@ class StreamingDataModule(WindowDataModule):
         self._held_out = prepare_corpus(spec, self._tokenizer, self.cache_dir, self.prepare_threads)
 
     def setup(self, stage: str) -> None:
-        """Open what is held out and, for training, the stream.
+        """Open the held-out documents and, for training, the stream.
 
         Args:
             stage: `fit`, `validate`, `test` or `predict`.
@@ -209,7 +211,7 @@ class StreamingDataModule(WindowDataModule):
         return sha256_json([self.stream().fingerprint(), self._tokenizer.fingerprint, held_out, self.on_bad_input])
 
     def make_order(self) -> StreamOrder:
-        """Return which window of the stream a training sample is."""
+        """Return the order that maps training samples to windows of the stream."""
         tokens = self.block_windows * self.block_size
         key = sha256_json([self.fingerprint, tokens])[:24]
         dtype = self._tokenizer.dtype
@@ -218,7 +220,7 @@ class StreamingDataModule(WindowDataModule):
         if self._corpus is not None:
             splits = [self._corpus.split(name) for name in SPLITS]
             held_out = {split.document(i).sha256 for split in splits for i in range(split.num_documents)}
-        # Not a method of this DataModule: workers that are spawned get a copy, and a DataModule holds its Trainer.
+        # A function, not a method: spawned workers get a pickled copy, and this DataModule references its Trainer.
         open_reader = partial(
             _open_reader, self.stream(), self._tokenizer, frozenset(held_out), self.on_bad_input, self.prepare_threads
         )
@@ -226,7 +228,7 @@ class StreamingDataModule(WindowDataModule):
         return StreamOrder(store, self.block_size, self.block_windows, self.seed, self.fingerprint)
 
     def lineage(self) -> dict[str, Any]:
-        """Return which stream, tokenizer and order made the batches (JSON values)."""
+        """Return which stream, tokenizer and sample order produced the batches (JSON values)."""
         return self._order_lineage() | {
             "stream": self.stream().describe(),
             "fingerprint": self.fingerprint,
@@ -243,14 +245,14 @@ class StreamingDataModule(WindowDataModule):
     # ------------------------------------------------------------------ batches
 
     def _num_train_windows(self) -> None:
-        """Return None: nobody knows how long a stream is."""
+        """Return None: the length of a stream is unknown."""
 
     def _steps_per_epoch(self) -> int:
         """Return the optimizer steps that count as an epoch for the Trainer."""
         return self.steps_per_epoch or self._trainer_steps() or ENDLESS_STEPS
 
     def _holds_out(self, split: SplitName) -> bool:
-        """Return whether documents are held out for a split."""
+        """Return whether documents are held out for the given split."""
         return (self.val_documents if split == "val" else self.test_documents) > 0
 
     def _builder(self) -> BatchBuilder:
@@ -265,5 +267,5 @@ def _open_reader(
     num_threads: int,
     cursor: Cursor,
 ) -> TokenReader:
-    """Return a reader of the stream's tokens from a cursor on."""
+    """Return a reader of the stream's tokens, starting at a cursor."""
     return TokenReader(stream, tokenizer, cursor, BadInput(on_bad_input), held_out, num_threads)

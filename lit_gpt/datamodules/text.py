@@ -1,14 +1,14 @@
-"""Text as a corpus: documents in, token shards in a cache, windows out.
+"""DataModules of text: documents are tokenized into cached shards, from which windows are read.
 
-`prepare_data` (one process per node) makes what is missing in the cache: the tokenizer, then the shards. `setup` opens
-them. A subclass of `TokenDataModule` says where its documents come from, in one method:
+`prepare_data` (one process per node) creates what is missing in the cache: the tokenizer, then the shards. `setup`
+opens them. A subclass of `TokenDataModule` provides its documents in a single method:
 
     class LyricsDataModule(TokenDataModule):
         def documents(self):
             for path in sorted(Path("lyrics").glob("*.txt")):
                 yield path.read_text()
 
-`TextDataModule` reads files and Hugging Face data sets, `StdlibDataModule` the Python standard library.
+`TextDataModule` reads files and Hugging Face datasets, `StdlibDataModule` the Python standard library.
 """
 
 from collections.abc import Iterable, Sequence
@@ -44,27 +44,27 @@ DEFAULT_VOCAB_SIZE = 4096
 class TokenDataModule(WindowDataModule):
     """Token windows from a corpus of documents.
 
-    `tokenizer_path` says from the start where the tokenizer will be, and `vocab_size` is what the model needs: as
-    configured, or that of the tokenizer.
+    `tokenizer_path` (where the tokenizer will be stored) and `vocab_size` (as configured, or that of the given
+    tokenizer) are available right after construction.
 
     Args:
         tokenizer: Tokenizer to use: a Hugging Face folder, a `tokenizer.json`, a folder with GPT-2's `encoder.json`
-            and `vocab.bpe`, or a name on the hub. Null trains a byte-level BPE on the train split.
-        vocab_size: Entries of the tokenizer to train (4,096 if null). With a `tokenizer` it may only be larger than
-            that one's, which pads the model's vocabulary.
-        tokenizer_pattern: How a tokenizer that is trained splits text into words.
-        val_fraction: Share of the documents held out for validation, chosen by each document's hash; 0 for none.
-        test_fraction: Share held out for the test; 0 for none.
-        on_bad_input: What happens at a file or row that cannot be read: `error` stops and names it, `skip` leaves it
-            out, counts and names it.
-        cache_dir: Where tokenizers and shards are stored; null means `$LIT_GPT_CACHE`, else
+            and `vocab.bpe`, or a hub name. Null trains a byte-level BPE on the train split.
+        vocab_size: Vocabulary size of the tokenizer to train (4,096 if null). With a given `tokenizer` it may only be
+            larger than the tokenizer's, which pads the model's vocabulary.
+        tokenizer_pattern: Pattern by which a tokenizer to be trained splits text into words.
+        val_fraction: Fraction of the documents held out for validation, chosen by each document's hash; 0 for none.
+        test_fraction: Fraction of the documents held out for testing; 0 for none.
+        on_bad_input: What to do with a file or row that cannot be read: `error` stops and names it, `skip` leaves it
+            out, counts it and names it.
+        cache_dir: Folder in which tokenizers and shards are stored; null means `$LIT_GPT_CACHE`, else
             `$XDG_CACHE_HOME/lit_gpt`, else `~/.cache/lit_gpt`.
-        prepare_threads: Threads that tokenise; null takes one per core.
+        prepare_threads: Number of threads that tokenize; null takes one per core.
         kwargs: Arguments of `WindowDataModule`.
 
     Raises:
         UserError: for sizes that contradict each other, a tokenizer that cannot be loaded, and, while preparing, for
-            bad, empty or too short input and a disk without space.
+            bad, empty or too short input or a full disk.
     """
 
     def __init__(
@@ -88,26 +88,27 @@ class TokenDataModule(WindowDataModule):
         self.on_bad_input: OnBadInput = on_bad_input
         self.cache_dir = default_cache_dir() if cache_dir is None else Path(cache_dir).expanduser()
         self.prepare_threads = prepare_threads
-        self._folders: tuple[Path, Path] | None = None  # of the tokenizer and the corpus, once they are known
+        self._folders: tuple[Path, Path] | None = None  # folders of the tokenizer and the corpus, once known
 
-    # ------------------------------------------------------------------ what a subclass provides
+    # ------------------------------------------------------------------ to be provided by subclasses
 
     def documents(self) -> Iterable[str | Document]:
-        """Yield the corpus's documents, each time the same ones in the same order; subclasses implement it.
+        """Yield the corpus's documents, always the same ones in the same order; to be implemented by subclasses.
 
-        A pass over all of them finds their hash, which the cache goes by: it should be much cheaper than tokenising.
+        The cache key is a hash of all documents, for which they are read once: this should be much cheaper than
+            tokenizing.
         """
         raise NotImplementedError(f"{type(self).__name__} must implement documents() or sources()")
 
     def sources(self) -> Sequence[RecordSource]:
-        """Return the corpus's sources; by default one made of `documents`. Override it for several, or for files."""
+        """Return the corpus's sources; by default a single one made of `documents`."""
         return [IterableRecords(self.documents, name=type(self).__name__)]
 
     # ------------------------------------------------------------------ preparing and opening
 
     @cached_property
     def spec(self) -> CorpusSpec:
-        """What the corpus is made of."""
+        """Sources of the corpus and how it is split."""
         return CorpusSpec(self.sources(), self.val_fraction, self.test_fraction, self.on_bad_input)
 
     @cached_property
@@ -137,7 +138,7 @@ class TokenDataModule(WindowDataModule):
         return trained_tokenizer_path(self.spec, self.cache_dir, self.vocab_size, self.tokenizer_pattern)
 
     def prepare_data(self) -> None:
-        """Make the tokenizer and the token shards, unless the cache has them."""
+        """Create the tokenizer and the token shards, unless they are in the cache."""
         self._check_batch_sizes()
         make_cache_dir(self.cache_dir)
         if self._given_tokenizer is not None:
@@ -152,7 +153,7 @@ class TokenDataModule(WindowDataModule):
         self._folders = (tokenizer_path, corpus)
 
     def setup(self, stage: str) -> None:
-        """Open the corpus and checks that it has what `stage` needs.
+        """Open the corpus and check that it has what `stage` needs.
 
         Args:
             stage: `fit`, `validate`, `test` or `predict`.
@@ -162,10 +163,10 @@ class TokenDataModule(WindowDataModule):
         self._corpus = TokenCorpus(self._folders[1])
         self._check_stage(stage)
         if stage == "fit" and self.val_fraction > 0:
-            self._evaluation_loader(EvaluationLoader, "val")  # refuses an empty split before the first step
+            self._evaluation_loader(EvaluationLoader, "val")  # raises for an empty split before the first step
 
     def _names_of_rank_zero(self) -> tuple[str, str]:
-        """Return the names of the tokenizer's and the corpus's folder; only rank 0 hashes the sources for them."""
+        """Return the folder names of the tokenizer and the corpus; only rank 0 hashes the sources for them."""
         trainer = self.trainer
         names = None
         if self._folders is not None:
@@ -182,38 +183,38 @@ class TokenDataModule(WindowDataModule):
         return names
 
     def lineage(self) -> dict[str, Any]:
-        """Return which documents, tokenizer and order made the batches, by content hash (JSON values)."""
+        """Return which documents, tokenizer and sample order produced the batches, by content hash (JSON values)."""
         lineage = super().lineage()
         lineage["tokenizer"]["given"] = self.tokenizer
         return lineage
 
     def _holds_out(self, split: SplitName) -> bool:
-        """Return whether a split is asked for; by fraction, or by the files that a subclass names."""
+        """Return whether a split is requested, by its fraction or by the files that a subclass names."""
         fraction = self.val_fraction if split == "val" else self.test_fraction
         return fraction > 0 or super()._holds_out(split)
 
 
 class TextDataModule(TokenDataModule):
-    r"""Text from files, folders, glob patterns and Hugging Face data sets.
+    r"""Text from files, folders, glob patterns and Hugging Face datasets.
 
-    Files are read by their suffix: JSON, JSON lines, CSV, TSV, Parquet and Arrow hold a document a record, any other
-    text (txt, md, code) is one document; each may be compressed (.gz, .zst, .bz2, .xz). A folder is everything below it
-    but hidden entries. The split into train, validation and test goes by each document's hash, so it never moves when
-    data are added; `val_files` and `test_files` are held out regardless of their hash, also where `files` names
-    them too (with both fractions 0 they alone are). A corpus of a single document is split by position: its end is
-    held out.
+    Files are read according to their suffix: JSON, JSON lines, CSV, TSV, Parquet and Arrow have one document per
+        record; any other text file (txt, md, code) is one document. Each may be compressed (.gz, .zst, .bz2, .xz). A
+        folder is read recursively without hidden entries. A document is assigned to train, validation or test by its
+        hash, so that it stays in its split when data are added; `val_files` and `test_files` are held out regardless of
+        their hash, even if `files` includes them too (with both fractions 0 only they are held out). A corpus of a
+        single document is split by position: its end is held out.
 
     Args:
         files: Files, folders or glob patterns (`**` crosses folders) to train on.
-        datasets: Hugging Face data sets to train on: names, or mappings with `path`, `name`, `split`, `streaming`, ...
-        val_files: Files, folders or patterns whose documents are all for validation.
-        test_files: Files, folders or patterns whose documents are all for the test.
-        text_field: Field or column that holds the text in tables, JSON and data sets, or a template of fields:
-            "{question} {answer}".
-        document_separator: String at which plain text files are cut into documents (a blank line, or the
-            `<|endoftext|>` that some corpora are joined with); null keeps each file whole. `\n` and `\t` mean a
+        datasets: Hugging Face datasets to train on: names, or mappings with `path`, `name`, `split`, `streaming`, ...
+        val_files: Files, folders or patterns whose documents are all used for validation.
+        test_files: Files, folders or patterns whose documents are all used for testing.
+        text_field: Field or column with the text in tables, JSON and datasets, or a template of fields: "{question}
+            {answer}".
+        document_separator: String at which plain text files are split into documents (such as a blank line, or the
+            `<|endoftext|>` between the documents of some corpora); null keeps each file whole. `\n` and `\t` mean a
             line break and a tab.
-        format: How files are written, where their suffix does not say it: encoding, quoting, delimiter.
+        format: File format options that the suffix does not determine: encoding, quoting, delimiter.
         kwargs: Arguments of `TokenDataModule`.
 
     Example:
@@ -235,7 +236,7 @@ class TextDataModule(TokenDataModule):
     ) -> None:
         super().__init__(**kwargs)
         if not files and not datasets:
-            raise UserError("TextDataModule has nothing to read; set files (files, folders, patterns) or datasets")
+            raise UserError("TextDataModule has no input; set files (files, folders, patterns) or datasets")
         self.files = files
         self.datasets = datasets
         self.val_files = val_files
@@ -245,13 +246,13 @@ class TextDataModule(TokenDataModule):
         self.format = format
 
     def sources(self) -> Sequence[RecordSource]:
-        """Return what is held out by name, then the other files, then the data sets."""
+        """Return the held-out files first, then the other files, then the datasets."""
         held_out = (self.val_files, self.test_files)
         return sources_of(self.files, self.datasets, *held_out, self.text_field, self.document_separator, self.format)
 
 
 def unescape(separator: str | None) -> str | None:
-    r"""Return a separator as it was meant on a command line, where a line break is typed as `\n`."""
+    r"""Return a separator with the escapes of a command line resolved: `\n` becomes a line break."""
     return separator and separator.replace("\\r", "\r").replace("\\n", "\n").replace("\\t", "\t")
 
 
@@ -259,9 +260,9 @@ class StdlibDataModule(TokenDataModule):
     """The source of this machine's Python standard library, without its tests: about 12 MB in 700 files.
 
     Args:
-        vocab_size: Entries of the byte-level BPE tokenizer that is trained on it.
-        val_fraction: Share of the files held out for validation, chosen by each file's hash.
-        test_fraction: Share of the files held out for the test.
+        vocab_size: Vocabulary size of the byte-level BPE tokenizer that is trained on it.
+        val_fraction: Fraction of the files held out for validation, chosen by each file's hash.
+        test_fraction: Fraction of the files held out for testing.
         kwargs: Arguments of `TokenDataModule`.
     """
 
@@ -275,5 +276,5 @@ class StdlibDataModule(TokenDataModule):
         super().__init__(vocab_size=vocab_size, val_fraction=val_fraction, test_fraction=test_fraction, **kwargs)
 
     def sources(self) -> Sequence[RecordSource]:
-        """Return the standard library."""
+        """Return the standard library as the only source."""
         return [stdlib_source()]

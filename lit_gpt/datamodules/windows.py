@@ -1,7 +1,7 @@
-"""What all DataModules of packed token windows share, independent of where the tokens come from.
+"""Base class of the DataModules of packed token windows, independent of where the tokens come from.
 
-`TokenDataModule` (text.py) makes its corpus, `PreparedDataModule` opens one, `MixtureDataModule` draws from several
-(prepared.py), and `StreamingDataModule` (streaming.py) reads one that is larger than the disk.
+`TokenDataModule` (text.py) builds its corpus, `PreparedDataModule` opens an existing one, `MixtureDataModule` samples
+from several (both in prepared.py), and `StreamingDataModule` (streaming.py) reads one that is larger than the disk.
 """
 
 from dataclasses import replace
@@ -25,16 +25,16 @@ DEFAULT_GLOBAL_BATCH_SIZE = 32
 class WindowDataModule(StepDataModule):
     """Batches of fixed-length token windows.
 
-    The attributes `vocab_size` and `block_size` are known from the start; `corpus` is there after `setup`.
+    The attributes `vocab_size` and `block_size` are available right after construction, `corpus` after `setup`.
 
     Args:
-        block_size: Tokens of a window: the context length that the model is trained on.
-        global_batch_size: Sequences of one optimizer step over all devices. If neither this nor `global_batch_tokens`
-            is given: 32, or 16 or 8 where an epoch of a small corpus would have few steps.
-        global_batch_tokens: The same in tokens, a multiple of `block_size`; give one of the two.
-        isolate_documents: Documents in one window do not see each other and each has positions from 0; false
-            repeats recipes that pack without isolation.
-        predict_split: Split that `predict` goes through document by document.
+        block_size: Window length in tokens: the context length that the model is trained on.
+        global_batch_size: Sequences per optimizer step over all devices. If neither this nor `global_batch_tokens` is
+            given: 32, or 16 or 8 if an epoch of a small corpus would otherwise have few steps.
+        global_batch_tokens: The same in tokens, a multiple of `block_size`; set at most one of the two.
+        isolate_documents: Whether tokens attend only within their own document, with positions counted from its start.
+            False reproduces recipes that pack documents without isolation.
+        predict_split: Split that `predict` visits document by document.
         kwargs: Arguments of `StepDataModule`.
 
     Raises:
@@ -73,18 +73,18 @@ class WindowDataModule(StepDataModule):
         return self._corpus
 
     def make_order(self) -> WindowOrder:
-        """Return which window each training sample is; by default the windows of `corpus`, shuffled by `seed`."""
+        """Return the map from training samples to windows; by default the windows of `corpus`, shuffled by `seed`."""
         return Mixture(None, [self._split("train")], None, self.block_size, self.seed)
 
     @property
     def order(self) -> WindowOrder:
-        """Which window each training sample is, laid out by `setup("fit")`."""
+        """Order that maps training samples to windows, created by `setup("fit")`."""
         if self._order is None:
             self._order = self.make_order()
         return self._order
 
     def lineage(self) -> dict[str, Any]:
-        """Return which documents, tokenizer and order made the batches, by content hash (JSON values)."""
+        """Return which documents, tokenizer and sample order produced the batches, by content hash (JSON values)."""
         return self._order_lineage() | {
             "corpus": self.corpus.lineage(),
             "tokenizer": {
@@ -105,12 +105,12 @@ class WindowDataModule(StepDataModule):
 
     @property
     def tokens_per_step(self) -> int:
-        """Input tokens of one optimizer step over all devices."""
+        """Input tokens per optimizer step over all devices."""
         return self.global_batch_size * self.block_size
 
     @property
     def data_info(self) -> DataInfo:
-        """What the module and its callbacks may know about the data; complete after `setup`."""
+        """Facts about the data for the module and its callbacks; complete after `setup`."""
         return replace(super().data_info, packing=self.isolate_documents)
 
     def provenance(self, batch: Batch, split: SplitName = "train") -> list[list[Piece]]:
@@ -118,10 +118,10 @@ class WindowDataModule(StepDataModule):
 
         Args:
             batch: Batch of a loader of this DataModule, on the CPU.
-            split: Split that the loader goes through.
+            split: Split that the loader visits.
 
         Returns:
-            For each row the pieces of documents that it is made of, over its T + 1 tokens; none for an empty row.
+            For each row, the pieces of documents in its T + 1 tokens; an empty list for an empty row.
         """
         if split == "train":
             return self.order.trace(batch["sample_ids"].numpy())
@@ -134,11 +134,11 @@ class WindowDataModule(StepDataModule):
     # ------------------------------------------------------------------ stages
 
     def prepare_data(self) -> None:
-        """Check the sizes; a corpus that exists needs nothing else."""
+        """Check the sizes; an existing corpus needs no other preparation."""
         self._check_batch_sizes()
 
     def _check_stage(self, stage: str) -> None:
-        """Check that the open corpus has what a stage needs, and lay out the order of the training samples.
+        """Check that the open corpus has what a stage needs, and create the order of the training samples.
 
         Args:
             stage: `fit`, `validate`, `test` or `predict`.
@@ -152,22 +152,22 @@ class WindowDataModule(StepDataModule):
             self._evaluation_loader(EvaluationLoader, "val" if stage == "validate" else "test")
 
     def _num_train_windows(self) -> int | None:
-        """Return the windows of an epoch; None where that is not known."""
+        """Return the number of windows in an epoch, or None if it is unknown."""
         return self._split("train").num_tokens // self.block_size
 
     # ------------------------------------------------------------------ batches
 
     def train_steps(self) -> StepSource:
-        """Return the data set of this rank's optimizer steps."""
+        """Return the dataset of this rank's optimizer steps."""
         sizes = (self.global_batch_size, self._micro_batch_size())
         return WindowSteps(self.order, self._builder(), *sizes, **self._ranks(), num_steps=self._steps_per_epoch())
 
     def _steps_per_epoch(self) -> int | None:
-        """Return the optimizer steps of an epoch; None: as many as the data give."""
+        """Return the number of optimizer steps in an epoch; None: as many as the data provide."""
         return None
 
     def val_dataloader(self) -> Any:
-        """Return the loader of the validation windows; none if nothing is held out."""
+        """Return the loader of the validation windows; an empty list if nothing is held out."""
         if not self._holds_out("val"):
             return self._no_batches()
         return self._limited(self._evaluation_loader(EvaluationLoader, "val"), "val")
@@ -177,7 +177,7 @@ class WindowDataModule(StepDataModule):
         return self._limited(self._evaluation_loader(EvaluationLoader, "test"), "test")
 
     def predict_dataloader(self) -> Any:
-        """Return the loader of `predict_split`, document by document."""
+        """Return the loader of `predict_split`, which visits it document by document."""
         return self._evaluation_loader(DocumentLoader, self.predict_split)
 
     def _evaluation_loader(self, kind: type[TokenLoader], split: SplitName) -> TokenLoader | AlternatingLoader:
@@ -200,7 +200,7 @@ class WindowDataModule(StepDataModule):
         return self.corpus.split(name)
 
     def _evaluated_split(self, batch: Batch, split: SplitName) -> TokenSplit:
-        """Return the tokens that an evaluation batch is from."""
+        """Return the token split that an evaluation batch was read from."""
         return self._split(split)
 
     def _builder(self) -> BatchBuilder:
@@ -208,10 +208,10 @@ class WindowDataModule(StepDataModule):
 
 
 def _global_batch_size(block_size: int, sequences: int | None, tokens: int | None) -> int:
-    """Return the sequences of a step from whichever of the two was given."""
+    """Return the global batch size in sequences, from sequences or tokens, whichever was given."""
     if sequences is not None and tokens is not None:
         raise UserError(
-            f"global_batch_size {sequences} and global_batch_tokens {tokens} are both given; give one, and set the "
+            f"global_batch_size {sequences} and global_batch_tokens {tokens} are both set; set one, and the "
             "other to null"
         )
     if tokens is None:
@@ -219,7 +219,7 @@ def _global_batch_size(block_size: int, sequences: int | None, tokens: int | Non
     if tokens < 1 or tokens % max(block_size, 1):
         below = max(tokens // max(block_size, 1), 1) * block_size
         raise UserError(
-            f"global_batch_tokens {tokens} is no multiple of block_size {block_size}; set it to {below} or "
+            f"global_batch_tokens {tokens} is not a multiple of block_size {block_size}; set it to {below} or "
             f"{below + block_size}"
         )
     return tokens // max(block_size, 1)

@@ -168,10 +168,10 @@ def test_a_given_tokenizer_and_its_vocabulary(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"global_batch_size": 4, "global_batch_tokens": 64}, "are both given; give one"),
+        ({"global_batch_size": 4, "global_batch_tokens": 64}, "global_batch_tokens 64 are both set"),
         (
             {"global_batch_size": None, "global_batch_tokens": 40},
-            "40 is no multiple of block_size 16; set it to 32 or 48",
+            "40 is not a multiple of block_size 16; set it to 32 or 48",
         ),
         ({"global_batch_size": 0}, "global_batch_size is 0"),
         ({"block_size": 0}, "block_size is 0"),

@@ -190,7 +190,7 @@ def test_bad_rows_are_named_or_counted(make, tmp_path, row, message):
 
 
 def test_mistakes_in_the_settings(make, tmp_path):
-    with pytest.raises(UserError, match="nothing to read"):
+    with pytest.raises(UserError, match="set files"):
         make(files=None)
     with pytest.raises(UserError, match="--chat_template"):
         make(chat_template=None)

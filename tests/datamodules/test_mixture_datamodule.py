@@ -270,7 +270,7 @@ def test_corpora_that_do_not_go_together(root: Path, tmp_path: Path) -> None:
     corpora = [MixtureCorpus(str(root / "corpora" / "web")), MixtureCorpus(str(other["books"]))]
     with pytest.raises(UserError, match="another tokenizer"):
         mixture(root, corpora=corpora)
-    with pytest.raises(UserError, match="a `name` of its own"):
+    with pytest.raises(UserError, match="different `name`"):
         mixture(root, corpora=[corpora[0], corpora[0]])
     with pytest.raises(UserError, match="at least one prepared corpus"):
         mixture(root, corpora=[])

@@ -94,7 +94,7 @@ def test_bad_input_is_fatal_or_skipped_by_a_flag(folder: Path, name: str, conten
 
 
 def test_nothing_to_read_and_what_is_missing(folder: Path) -> None:
-    with pytest.raises(UserError, match="nothing to read; set files"):
+    with pytest.raises(UserError, match="set files"):
         TextDataModule()
     with pytest.raises(UserError, match=r"gone\.txt does not exist"):
         text_data(folder, files=str(folder / "gone.txt")).prepare_data()
@@ -166,7 +166,7 @@ def test_the_command_line_knows_and_explains_every_argument(folder: Path) -> Non
             if action.dest.startswith("data.") and not (action.help or "").replace("%", "").strip()
         ]
         assert undescribed == []
-        assert "Tokens of a window" in " ".join(described.format_help().split())
+        assert "Window length in tokens" in " ".join(described.format_help().split())
 
 
 def test_a_single_file_is_split_by_position(tmp_path: Path) -> None:
