@@ -194,6 +194,7 @@ def _constraint(json_schema: str | None, regex: str | None, grammar: str | None)
 
 def _read_prompts(name: str) -> list[dict[str, Any]]:
     """Return the records of a prompt file or of standard input, with all their fields."""
+    import sys
     import tempfile
     from pathlib import Path
 
@@ -204,9 +205,9 @@ def _read_prompts(name: str) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(name).expanduser()
         if name == "-":
-            text = _read(name)
-            path = Path(folder, "prompts.jsonl" if text.lstrip().startswith('{"') else "prompts.txt")
-            path.write_text(text, encoding="utf-8")
+            content = sys.stdin.buffer.read()
+            path = Path(folder, "prompts.jsonl" if content.lstrip().startswith(b'{"') else "prompts.txt")
+            path.write_bytes(content)
         # Each line of a plain text file is a prompt; in tables and JSON, each record is.
         source = FileRecords([(shown, path)], text_field="prompt", document_separator="\n")
         bad_input = BadInput(remedy="fix or remove it")
@@ -218,13 +219,10 @@ def _read_prompts(name: str) -> list[dict[str, Any]]:
 
 
 def _read(name: str) -> str:
-    import sys
     from pathlib import Path
 
     from lit_gpt.errors import UserError
 
-    if name == "-":
-        return sys.stdin.read()
     try:
         return Path(name).expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

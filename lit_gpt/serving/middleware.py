@@ -189,7 +189,7 @@ def read_keys(file: str | None) -> list[str]:
     if file is None:
         return [key.strip() for key in os.environ.get(KEYS_VARIABLE, "").split(",") if key.strip()]
     try:
-        keys = [line.strip() for line in Path(file).expanduser().read_text(encoding="utf-8").splitlines()]
+        keys = [line.strip() for line in Path(file).expanduser().read_text(encoding="utf-8").split("\n")]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"the API keys in {file} cannot be read: {type(error).__name__}") from error
     keys = [key for key in keys if key and not key.startswith("#")]

@@ -65,10 +65,34 @@ def test_json_lines_keep_what_came_with_a_prompt(bundle, tmp_path, capsys):
 
 
 def test_standard_input(bundle, capsys, monkeypatch):
-    monkeypatch.setattr("sys.stdin", io.StringIO("red\nblue\n"))
-    assert len(run(capsys, "--model", bundle, "--prompts", "-", "--max_new_tokens", 3)[1].splitlines()) == 2
     monkeypatch.setattr("sys.stdin", io.StringIO("red\nblue"))
     assert run(capsys, "--model", bundle, "--prompt", "-", "--max_new_tokens", 3)[1].startswith("red\nblue")
+
+
+NOT_LINE_ENDS = "a\x0bb\x0cc\x1cd\x85e\u2028f\u2029g"
+PROMPT_LINES = {
+    "p.txt": NOT_LINE_ENDS + "\nred\n",
+    "p.jsonl": json.dumps({"prompt": NOT_LINE_ENDS}, ensure_ascii=False) + '\n{"prompt": "red"}\n',
+}
+
+
+@pytest.mark.parametrize("name", PROMPT_LINES)
+@pytest.mark.parametrize("from_file", [True, False])
+def test_a_prompt_ends_at_a_line_feed_alone(bundle, tmp_path, capsys, monkeypatch, name, from_file):
+    content = PROMPT_LINES[name].encode()
+    (tmp_path / name).write_bytes(content)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))
+    prompts = tmp_path / name if from_file else "-"
+    out = run(capsys, "--model", bundle, "--prompts", prompts, "--max_new_tokens", 1)[1]
+    assert [json.loads(line)["prompt"] for line in out.strip("\n").split("\n")] == [NOT_LINE_ENDS, "red"]
+
+
+def test_bytes_that_are_no_text_on_standard_input(bundle, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"red \xff\n")))
+    status, out, message = run(capsys, "--model", bundle, "--prompts", "-", "--max_new_tokens", 1)
+    assert (status, out) == (2, "")
+    assert "standard input" in message
+    assert "encoding" in message
 
 
 def test_forms_and_guesses(bundle, tmp_path, capsys):

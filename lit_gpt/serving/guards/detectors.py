@@ -168,7 +168,7 @@ class _BlockedText(SpanGuard):
 
 def _read(file: str) -> list[str]:
     try:
-        lines = Path(file).expanduser().read_text(encoding="utf-8").splitlines()
+        lines = Path(file).expanduser().read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"the file {file} of the guard block_list cannot be read: {error}") from error
     return [line.strip() for line in lines if not line.startswith("#")]
