@@ -30,6 +30,7 @@ states, in time that grows with their square and that none of its limits bound: 
 did not end."""
 MAX_DIGITS = 40
 _MULTIPLE = re.compile(r'"multipleOf"\s*:\s*([^\s,}\]]*)')
+_PLACE = re.compile(r"^at \d+\(\d+\): ")
 _ESCAPE = re.compile(r"\\u([0-9a-fA-F]{4})")
 _LOCK = threading.Lock()
 _TOKENIZERS: "weakref.WeakKeyDictionary[Tokenizer, dict[tuple[int, ...], Any]]" = weakref.WeakKeyDictionary()
@@ -80,7 +81,10 @@ class GrammarMatcher:
 
     def _raise_errors(self, kind: type[Exception]) -> None:
         if self._matcher.is_error():
-            raise kind(f"the constraint cannot be followed: {_first_line(self._matcher.get_error())}")
+            reason = _first_line(self._matcher.get_error())
+            # The library names why it stopped in one word of its own where there is nothing to follow.
+            reason = "no text has this form" if reason.isidentifier() else reason
+            raise kind(f"the constraint cannot be followed: {reason}")
 
 
 def build_matcher(
@@ -130,7 +134,12 @@ def compile_constraint(constraint: Constraint) -> str:
         grammar = LLMatcher.grammar_from_lark(source)
     refused, messages = LLMatcher.validate_grammar_with_warnings(grammar)
     if refused:
-        raise UserError(f"the {constraint.kind} constraint is refused: {_first_line(messages[0])}")
+        reason = _first_line(messages[0])
+        if constraint.kind == "regex":  # a place in the grammar that the library has made of it
+            reason = _PLACE.sub("", reason)
+        if "coerce_one_of" in reason:
+            reason = "the branches of a oneOf overlap; write anyOf"
+        raise UserError(f"the {constraint.kind} constraint is refused: {reason}")
     return str(grammar)
 
 

@@ -79,7 +79,9 @@ def test_beside_free_requests_and_with_guesses(engine):
     [
         (Constraint("json_schema", "{not json"), "JSON schema cannot be read"),
         (Constraint("json_schema", {"type": "no such type"}), "refused"),
-        (Constraint("regex", "(unclosed"), "regex constraint is refused"),
+        (Constraint("regex", "(unclosed"), "regex constraint is refused: invalid regex.*unclosed"),
+        (Constraint("grammar", "start: start"), "cannot be followed: no text has this form"),
+        (Constraint("json_schema", {"oneOf": [{"type": "integer"}, {"type": "number"}]}), "oneOf.*anyOf"),
         (Constraint("grammar", "start: undefined_rule"), "grammar constraint is refused"),
         (Constraint("regex", {"a": 1}), "is a text, got dict"),
     ],
