@@ -17,24 +17,14 @@ from lit_gpt.errors import UserError
 from lit_gpt.serving import chat, completions, embeddings
 from lit_gpt.serving.errors import ApiError
 from lit_gpt.serving.middleware import AccessControl, BodyLimit, Keys, RequestLog, internal_error, note
+from lit_gpt.serving.openapi import ModelCard, ModelList, Status, answered_with, answered_with_text, document
 from lit_gpt.serving.page import content_security_policy, page_html
 from lit_gpt.serving.protocol import refusal
 from lit_gpt.serving.service import Service
 
-ROUTES = frozenset(
-    {
-        "/",
-        "/health",
-        "/ready",
-        "/metrics",
-        "/v1/models",
-        "/v1/chat/completions",
-        "/v1/completions",
-        "/v1/embeddings",
-    }
-)
+READ_ROUTES = frozenset({"/", "/health", "/ready", "/metrics", "/openapi.json", "/v1/models"})
+JSON_ROUTES = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/embeddings"})
 _ROOT_PATH = re.compile(r"(/[A-Za-z0-9._~-]+)*/?")
-_READ = ["GET", "HEAD"]
 router = APIRouter()
 
 
@@ -71,39 +61,45 @@ def create_app(
     app.state.service = service
     for routes in (chat.router, completions.router, embeddings.router, router):
         app.include_router(routes)
+    description = document(app, service.served.name, root_path, bool(keys))
+
+    @app.get("/openapi.json", include_in_schema=False)
+    async def openapi() -> JSONResponse:
+        return JSONResponse(description)
+
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(UserError, _user_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _bug)
-    guarded: ASGIApp = BodyLimit(app, service.limits, service.metrics)
+    guarded: ASGIApp = BodyLimit(app, service.limits, service.metrics, JSON_ROUTES)
     guarded = AccessControl(guarded, keys or Keys(), hosts, service.metrics)
     if cors_origins:
         # Any header: the openai client for browsers sends a dozen of its own. Cookies are not allowed, so a header
         # carries nothing that the page does not know.
         guarded = CORSMiddleware(
-            guarded, allow_origins=list(cors_origins), allow_methods=[*_READ, "POST"], allow_headers=["*"]
+            guarded, allow_origins=list(cors_origins), allow_methods=["GET", "HEAD", "POST"], allow_headers=["*"]
         )
-    return RequestLog(guarded, service.metrics, ROUTES, root_path)
+    return RequestLog(guarded, service.metrics, READ_ROUTES | JSON_ROUTES, root_path)
 
 
 # ------------------------------------------------------------------ routes that read
 
 
-@router.api_route("/", methods=_READ, response_model=None)
+@router.get("/", response_model=None, responses=answered_with_text("text/html"))
 async def page() -> Response:
     """Return the chat page."""
     headers = {"Content-Security-Policy": content_security_policy(), "Cache-Control": "no-cache"}
     return HTMLResponse(page_html(), headers=headers)
 
 
-@router.api_route("/v1/models", methods=_READ, response_model=None)
+@router.get("/v1/models", response_model=None, responses=answered_with(ModelList))
 async def models(request: Request) -> Response:
     """List the one model."""
     return JSONResponse({"object": "list", "data": [_card(Service.of(request))]})
 
 
-@router.api_route("/v1/models/{name:path}", methods=_READ, response_model=None)
+@router.get("/v1/models/{name:path}", response_model=None, responses=answered_with(ModelCard))
 async def model(name: str, request: Request) -> Response:
     """Describe the one model by its name."""
     service = Service.of(request)
@@ -126,14 +122,14 @@ def _card(service: Service) -> dict[str, Any]:
     }
 
 
-@router.api_route("/health", methods=_READ, response_model=None)
+@router.get("/health", response_model=None, responses=answered_with(Status, 503))
 async def health(request: Request) -> Response:
     """Report whether the engine's thread is alive; an orchestrator restarts the process when it is not."""
     failure = Service.of(request).served.loop.failure
     return JSONResponse({"status": "ok" if failure is None else "failed"}, 200 if failure is None else 503)
 
 
-@router.api_route("/ready", methods=_READ, response_model=None)
+@router.get("/ready", response_model=None, responses=answered_with(Status, 503))
 async def ready(request: Request) -> Response:
     """Report whether a request sent now would be accepted; a load balancer sends none while it is not."""
     service = Service.of(request)
@@ -149,7 +145,7 @@ async def ready(request: Request) -> Response:
     return JSONResponse({"status": status}, 200 if status == "ready" else 503)
 
 
-@router.api_route("/metrics", methods=_READ, response_model=None)
+@router.get("/metrics", response_model=None, responses=answered_with_text("text/plain"))
 async def metrics(request: Request) -> Response:
     """Return the metrics for Prometheus; with keys set, it needs one as well."""
     return Response(Service.of(request).metrics.text(), media_type=CONTENT_TYPE_LATEST)

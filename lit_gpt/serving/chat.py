@@ -14,6 +14,7 @@ from lit_gpt.errors import UserError
 from lit_gpt.generation.request import Constraint
 from lit_gpt.serving.errors import ApiError
 from lit_gpt.serving.middleware import note
+from lit_gpt.serving.openapi import ChatCompletion, answered_with
 from lit_gpt.serving.protocol import (
     ChatRequest,
     NamedTool,
@@ -144,7 +145,7 @@ class _ToolUse:
         return cls(described, functions, choice == "required")
 
 
-@router.post("/v1/chat/completions", response_model=None)
+@router.post("/v1/chat/completions", response_model=None, responses=answered_with(ChatCompletion, streams=True))
 async def chat_completions(body: ChatRequest, request: Request) -> Response:
     """Answer a conversation."""
     service = Service.of(request)

@@ -16,6 +16,7 @@ from lit_gpt.generation.text import heal
 from lit_gpt.serving.errors import ApiError
 from lit_gpt.serving.middleware import note
 from lit_gpt.serving.model import TokenLogprob
+from lit_gpt.serving.openapi import TextCompletion, answered_with
 from lit_gpt.serving.protocol import (
     COMPLETION_TOKENS,
     CompletionRequest,
@@ -64,7 +65,7 @@ class _Prompt:
         return ids or [tokenizer.separator_id], space, matcher
 
 
-@router.post("/v1/completions", response_model=None)
+@router.post("/v1/completions", response_model=None, responses=answered_with(TextCompletion, streams=True))
 async def completions(body: CompletionRequest, request: Request) -> Response:
     """Continue one text or several; a text is treated as the start of a document, as in training.
 

@@ -11,6 +11,7 @@ from fastapi.responses import JSONResponse, Response
 
 from lit_gpt.serving.errors import ApiError
 from lit_gpt.serving.middleware import note
+from lit_gpt.serving.openapi import Embeddings, answered_with
 from lit_gpt.serving.protocol import EmbeddingRequest, listed_prompts
 from lit_gpt.serving.responses import while_connected
 from lit_gpt.serving.service import Service
@@ -18,7 +19,7 @@ from lit_gpt.serving.service import Service
 router = APIRouter()
 
 
-@router.post("/v1/embeddings", response_model=None)
+@router.post("/v1/embeddings", response_model=None, responses=answered_with(Embeddings))
 async def embeddings(body: EmbeddingRequest, request: Request) -> Response:
     """Embed texts: each vector is the mean over the text's tokens of the hidden states after the final norm.
 

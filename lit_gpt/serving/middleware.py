@@ -75,6 +75,8 @@ class RequestLog:
         if self._root_path and scope["path"].startswith(self._root_path + "/"):
             scope = {**scope, "path": scope["path"].removeprefix(self._root_path)}
         record = _Record(scope, self._routes)
+        if scope["method"] == "HEAD":
+            scope = {**scope, "method": "GET"}  # uvicorn sends the head of the answer alone
 
         async def recorded(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -275,12 +277,14 @@ class BodyLimit:
         app: Gets the body in one piece; its next `receive` waits for the client to disconnect.
         limits: Of size and time.
         metrics: Where refusals are counted.
+        json_routes: Paths that take a JSON object.
     """
 
-    def __init__(self, app: ASGIApp, limits: Limits, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, limits: Limits, metrics: Metrics, json_routes: frozenset[str]) -> None:
         self._app = app
         self._limits = limits
         self._metrics = metrics
+        self._json_routes = json_routes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Read a body and pass the request on, or refuse it."""
@@ -291,7 +295,7 @@ class BodyLimit:
             body = await self._read(scope, receive)
             if body is None:
                 return
-            if scope["method"] == "POST":
+            if scope["method"] == "POST" and scope["path"] in self._json_routes:
                 check_json(dict(scope["headers"]).get(b"content-type", b""), body)
         except ApiError as error:
             note(scope, refused=str(error.code))

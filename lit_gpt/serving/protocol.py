@@ -14,6 +14,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    StrictBool,
     StrictInt,
     StrictStr,
     field_validator,
@@ -35,7 +36,7 @@ COMPLETION_TOKENS = 16
 SMALLEST_TOP_P = 1e-9
 """Replaces `top_p: 0`, which OpenAI's API allows: only the most likely token remains."""
 _INT64 = 1 << 63
-Finite = Annotated[float, Field(allow_inf_nan=False)]
+Finite = Annotated[float, Field(allow_inf_nan=False, strict=True)]
 Stop = Annotated[StrictStr, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
 TokenIds = Annotated[list[Annotated[StrictInt, Field(ge=0, lt=1 << 31)]], Field(min_length=1, fail_fast=True)]
 ToolName = Annotated[StrictStr, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
@@ -73,8 +74,8 @@ class _Known(BaseModel):
 class StreamOptions(_Known):
     """Options of a stream."""
 
-    include_usage: bool = False
-    include_obfuscation: bool = False
+    include_usage: StrictBool = False
+    include_obfuscation: StrictBool = False
     """Random padding against observers who measure sizes; never added here."""
 
 
@@ -84,7 +85,7 @@ class JsonSchema(_Known):
     name: SchemaName
     schema_: Annotated[dict[str, Any], Field(alias="schema")]
     description: str | None = None
-    strict: bool | None = None
+    strict: StrictBool | None = None
     """Without effect: the answer follows the schema in any case."""
 
 
@@ -110,7 +111,7 @@ class FunctionSpec(_Known):
     name: ToolName
     description: str | None = None
     parameters: dict[str, Any] | None = None
-    strict: bool | None = None
+    strict: StrictBool | None = None
 
 
 class ToolSpec(_Known):
@@ -145,7 +146,7 @@ class _Sampled(_Known):
     frequency_penalty: Annotated[Finite, Field(ge=-2, le=2)] | None = None
     logit_bias: Annotated[dict[str, Annotated[Finite, Field(ge=-100, le=100)]], _few(MAX_BIASES)] | None = None
     stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS, fail_fast=True)] | None = None
-    stream: bool | None = None
+    stream: StrictBool | None = None
     stream_options: StreamOptions | None = None
     response_format: ResponseFormat | None = None
     user: str | None = None
@@ -154,7 +155,7 @@ class _Sampled(_Known):
     """0: all tokens."""
     min_p: Annotated[Finite, Field(ge=0, le=1)] | None = None
     repetition_penalty: Annotated[Finite, Field(gt=0, le=10)] | None = None
-    ignore_eos: bool = False
+    ignore_eos: StrictBool = False
 
     @field_validator("logit_bias")
     @classmethod
@@ -186,11 +187,11 @@ class ChatRequest(_Sampled):
     max_tokens: Annotated[StrictInt, Field(ge=1)] | None = None
     messages: Annotated[list[dict[str, Any]], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
     max_completion_tokens: Annotated[StrictInt, Field(ge=1)] | None = None
-    logprobs: bool | None = None
+    logprobs: StrictBool | None = None
     top_logprobs: Annotated[StrictInt, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     tools: Annotated[list[ToolSpec], Field(max_length=MAX_TOOLS)] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
-    parallel_tool_calls: bool | None = None
+    parallel_tool_calls: StrictBool | None = None
     modalities: list[Literal["text"]] | None = None
     # Accepted, and without effect on the answer here.
     metadata: Annotated[dict[str, str], _few(MAX_METADATA)] | None = None
@@ -222,7 +223,7 @@ class CompletionRequest(_Sampled):
     max_tokens: Annotated[StrictInt, Field(ge=0)] | None = None
     """0: no answer; with `echo` and `logprobs`, the log-probabilities of the prompt alone."""
     logprobs: Annotated[StrictInt, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
-    echo: bool | None = None
+    echo: StrictBool | None = None
     best_of: StrictInt | None = None
     suffix: None = None
 

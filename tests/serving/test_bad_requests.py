@@ -221,11 +221,12 @@ def test_unknown_paths_and_methods(server):
     for method, path, status in (
         ("GET", "/v1/nothing", 404),
         ("GET", "/docs", 404),
-        ("GET", "/openapi.json", 404),
         ("GET", "/../../etc/passwd", 404),
         ("GET", "/page/style.css", 404),
         ("GET", CHAT, 405),
         ("DELETE", "/v1/models", 405),
+        ("POST", "/v1/models", 405),
+        ("POST", "/v1/nothing", 404),
     ):
         got, headers, body = server.request(method, path)
         assert got == status, path
