@@ -1,4 +1,4 @@
-"""The model as plain torch: `GPTConfig`, its parts, `GPT`, and presets per family."""
+"""The model in plain PyTorch: `GPTConfig`, the model's parts, `GPT`, and presets by model family."""
 
 from lit_gpt.models.attention import SelfAttention
 from lit_gpt.models.block import Block

@@ -1,4 +1,4 @@
-"""Names of the parts that a `GPTConfig` chooses from."""
+"""The allowed names of the parts that a `GPTConfig` selects."""
 
 from typing import Literal
 
@@ -8,4 +8,4 @@ Positions = Literal["learned", "sinusoidal", "rope", "alibi", "none"]
 QKNorm = Literal["head", "projection"]
 Activation = Literal["gelu", "gelu_tanh", "relu2", "swiglu", "geglu", "geglu_tanh", "swiglu_clamped"]
 GATED: tuple[Activation, ...] = ("swiglu", "geglu", "geglu_tanh", "swiglu_clamped")
-"""Activations of MLPs with a gate: a third matrix, whose activated output multiplies the second's."""
+"""Activations of gated MLPs: the activated output of a gate projection multiplies that of the up projection."""

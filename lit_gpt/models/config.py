@@ -1,9 +1,9 @@
-"""`GPTConfig`: a model as a value, after its nested parts `RopeScaling`, `MLAConfig` and `MoEConfig`.
+"""`GPTConfig`, the complete model architecture as an immutable dataclass, and its nested configs.
 
-Frozen dataclasses that say everything about a GPT's shape and check themselves, so that a model, its preset, its
-checkpoint and its export all mean the same thing. The defaults are GPT-2's 124M; every later idea is a
-further field. Sizes left at None follow from others (`head_size` from `n_embd // n_head`), and stay None in the
-value itself, so that overriding one field of a preset moves what depends on it; read them through the properties.
+Frozen dataclasses that fully specify a GPT architecture and validate themselves, so that a model, its preset, its
+checkpoint and its export all mean the same thing. The defaults are GPT-2's 124M; each later idea adds a field.
+Sizes left at None are derived from others (`head_size` from `n_embd // n_head`) and stay None in the dataclass, so
+that overriding one field of a preset also changes what depends on it; read derived sizes through the properties.
 """
 
 import dataclasses
@@ -26,23 +26,23 @@ FIELDS_OF_KIND: dict[ScalingKind, tuple[str, ...]] = {
     "llama3": ("low_freq_factor", "high_freq_factor"),
     "longrope": ("short_factors", "long_factors", "attention_factor"),
 }
-"""Fields that not every kind reads."""
+"""The fields that only some kinds of RoPE scaling read."""
 
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """One of five published ways, each with the fields that it reads.
+    """RoPE scaling to a longer context, by one of five published methods; each kind reads only its own fields.
 
     - `linear`: every frequency is divided by `factor` (Chen et al. 2023, arXiv:2306.15595).
-    - `dynamic`: beyond `original_block_size` the base grows with the context ("NTK-aware", as `transformers` has it).
-    - `yarn`: fast pairs are left alone, slow ones divided by `factor`, with a linear ramp in between, and attention
-      becomes sharper (Peng et al. 2023, arXiv:2309.00071).
+    - `dynamic`: beyond `original_block_size` the base grows with the context ("NTK-aware", as in `transformers`).
+    - `yarn`: high frequencies are unchanged, low ones divided by `factor`, with a linear ramp in between, and the
+      attention distribution is sharpened (Peng et al. 2023, arXiv:2309.00071).
     - `llama3`: the same idea with the ramp over wavelengths (Llama 3.1, arXiv:2407.21783).
-    - `longrope`: every pair has a divisor of its own, one set up to `original_block_size` and one beyond
+    - `longrope`: each pair has its own divisor, in two sets: up to `original_block_size` and beyond it
       (Ding et al. 2024, arXiv:2402.13753).
 
-    The context that `dynamic` and `longrope` look at is each text's own (`rope_frequencies.context_lengths`), so that
-    packed documents and rows of a batch stay isolated.
+    `dynamic` and `longrope` depend on the context length, which is that of each text in the batch
+    (`rope_frequencies.context_lengths`), so that packed documents and rows of a batch do not affect each other.
 
     Raises:
         UserError: If a value is out of bounds; the message names value, bound and remedy.
@@ -50,29 +50,30 @@ class RopeScaling:
 
     kind: ScalingKind = "llama3"
     factor: float = 8.0
-    """How many times longer the context becomes."""
+    """Factor by which the context is extended."""
     original_block_size: int = 8192
-    """The context, in tokens, that the model was first trained with."""
+    """Context length, in tokens, of the original training."""
     low_freq_factor: float = 1.0
-    """llama3: wavelengths above `original_block_size / low_freq_factor` tokens are divided by the whole factor."""
+    """llama3: frequencies with wavelengths above `original_block_size / low_freq_factor` tokens are divided by
+    `factor`."""
     high_freq_factor: float = 4.0
-    """llama3: wavelengths below `original_block_size / high_freq_factor` tokens are left alone."""
+    """llama3: frequencies with wavelengths below `original_block_size / high_freq_factor` tokens are unchanged."""
     beta_fast: float = 32.0
-    """yarn: pairs that turn more often than this in the original context are left alone."""
+    """yarn: pairs that make more turns than this in the original context are unchanged."""
     beta_slow: float = 1.0
-    """yarn: pairs that turn less often are divided by the whole factor."""
+    """yarn: the frequencies of pairs that make fewer turns than this are divided by `factor`."""
     truncate: bool = True
-    """yarn: round the ramp's ends to whole pairs."""
+    """yarn: round the ends of the ramp to integer pair indices."""
     mscale: float | None = None
-    """yarn, DeepSeek's: with `mscale_all_dim`, cos and sin are scaled by the ratio of their two temperatures."""
+    """yarn (DeepSeek): with `mscale_all_dim`, cos and sin are scaled by the ratio of the two attention factors."""
     mscale_all_dim: float | None = None
-    """yarn, DeepSeek's: latent attention multiplies its scores by the square of this one's temperature."""
+    """yarn (DeepSeek): latent attention multiplies its scores by the square of this attention factor."""
     short_factors: tuple[float, ...] | None = None
-    """longrope: the divisor of each pair up to `original_block_size`."""
+    """longrope: divisor of each pair's frequency for contexts up to `original_block_size`."""
     long_factors: tuple[float, ...] | None = None
-    """longrope: the divisor of each pair beyond it."""
+    """longrope: divisor of each pair's frequency for longer contexts."""
     attention_factor: float | None = None
-    """yarn and longrope: what cos and sin are multiplied by; None = the paper's value."""
+    """yarn and longrope: multiplier of cos and sin; None = the paper's value."""
     query_scale_beta: float = 0.0
     """Queries are multiplied by 1 + beta · ln(1 + floor(position / original_block_size)) (Llama 4, Ministral 3)."""
 
@@ -94,21 +95,21 @@ class RopeScaling:
                 "YaRN has 1 and 32"
             )
         if self.kind == "longrope" and (not self.short_factors or not self.long_factors):
-            raise UserError("rope_scaling.kind longrope needs short_factors and long_factors, a number for each pair")
+            raise UserError("rope_scaling.kind longrope needs short_factors and long_factors, with one number per pair")
         for name in ("short_factors", "long_factors"):
             if any(divisor <= 0 for divisor in getattr(self, name) or ()):
                 raise UserError(f"rope_scaling.{name} are divisors of frequencies, so each must be greater than 0")
         if self.attention_factor is not None and self.attention_factor <= 0:
             raise UserError(
                 f"rope_scaling.attention_factor is {self.attention_factor}, it must be greater than 0, or null for the "
-                "paper's"
+                "paper's value"
             )
         for name in ("mscale", "mscale_all_dim", "query_scale_beta"):
             if (getattr(self, name) or 0.0) < 0:
                 raise UserError(f"rope_scaling.{name} is {getattr(self, name)}, it must be at least 0")
 
     def _check_fields_of_kind(self) -> None:
-        """Refuse a field that this kind does not read: it would change nothing."""
+        """Reject a field that this kind does not read: it would have no effect."""
         for one in fields(self):
             readers = [kind for kind, names in FIELDS_OF_KIND.items() if one.name in names]
             if readers and self.kind not in readers and getattr(self, one.name) != one.default:
@@ -119,12 +120,12 @@ class RopeScaling:
 
     @property
     def follows_length(self) -> bool:
-        """Whether frequencies depend on how long the context in hand is, not on the config alone."""
+        """Whether the frequencies depend on the current context length and not only on the config."""
         return self.kind in ("dynamic", "longrope")
 
     @property
     def rotation_scale(self) -> float:
-        """What cos and sin are multiplied by: YaRN's and LongRoPE's attention factor, else 1."""
+        """The multiplier of cos and sin: the attention factor of YaRN or LongRoPE, else 1."""
         if self.attention_factor is not None:
             return self.attention_factor
         if self.kind == "yarn":
@@ -136,13 +137,13 @@ class RopeScaling:
         return 1.0
 
     def temperature(self, mscale: float) -> float:
-        """YaRN's 0.1 · mscale · ln(factor) + 1 (arXiv:2309.00071, equation 22)."""
+        """Return YaRN's attention factor, 0.1 · mscale · ln(factor) + 1 (arXiv:2309.00071, equation 22)."""
         return 0.1 * mscale * math.log(self.factor) + 1.0
 
 
 @dataclass(frozen=True)
 class MLAConfig:
-    """Keys and values of all heads are unfolded from one small latent a token, which is all that a cache holds.
+    """Latent attention: keys and values of all heads are expanded from one small cached latent per token.
 
     Field names are those of Hugging Face's DeepseekV3Config. Source: DeepSeek-V2, arXiv:2405.04434, section 2.1.
 
@@ -151,15 +152,15 @@ class MLAConfig:
     """
 
     kv_lora_rank: int = 512
-    """Width of the latent that keys and values are unfolded from."""
+    """Width of the latent from which keys and values are computed."""
     q_lora_rank: int | None = 1536
-    """Width of the queries' latent; None = queries straight from the residual stream."""
+    """Width of the query latent; None = queries are computed directly from the residual stream."""
     qk_nope_head_dim: int = 128
-    """The part of a head's query and key without positions."""
+    """Width of the part of each head's query and key without position encoding."""
     qk_rope_head_dim: int = 64
-    """The part that is rotated; its key is shared by all heads."""
+    """Width of the rotary part; its key is shared by all heads."""
     v_head_dim: int = 128
-    """Width of a head's value."""
+    """Width of each head's value."""
 
     def __post_init__(self) -> None:
         check_types(self, "mla.")
@@ -182,43 +183,44 @@ RouterScores = Literal["softmax", "sigmoid"]
 
 @dataclass(frozen=True)
 class MoEConfig:
-    """A router sends every token to `num_experts_per_tok` of `num_experts` small MLPs (arXiv:1701.06538).
+    """Mixture of experts: a router sends each token to a few of `num_experts` small MLPs (arXiv:1701.06538).
 
-    No expert has a capacity, so no token is ever dropped. The experts' activation is the model's `mlp`, their biases
-    its `mlp_bias`. Field names are those of Hugging Face's configs where those agree.
+    Experts have no capacity limit, so no token is ever dropped. The experts use the model's `mlp` activation and
+    `mlp_bias`. Field names follow Hugging Face's configs where those agree.
 
     Raises:
         UserError: If a value is out of bounds or two of them disagree; the message names value, bound and remedy.
     """
 
     num_experts: int = 8
-    """Routed experts."""
+    """Number of routed experts."""
     num_experts_per_tok: int = 2
-    """Experts that a token goes to."""
+    """Number of experts that each token is routed to."""
     intermediate_size: int | None = None
     """Width F inside one expert; None = the model's intermediate_size."""
     shared_intermediate_size: int = 0
-    """Width of the shared expert, which every token passes (DeepSeekMoE, arXiv:2401.06066); 0 = none."""
+    """Width of the shared expert, which processes every token (DeepSeekMoE, arXiv:2401.06066); 0 = none."""
     layers: tuple[bool, ...] | None = None
-    """Which layers are mixtures: a pattern that repeats over the layers; None = all. The others have the plain MLP."""
+    """Which layers are mixtures: a pattern that repeats over the layers; None = all. The others have a plain MLP."""
     scores: RouterScores = "softmax"
-    """What the router's logits become: `softmax` over the experts, or each one's `sigmoid` (arXiv:2412.19437)."""
+    """How router logits become scores: `softmax` over the experts, or a `sigmoid` per expert (arXiv:2412.19437)."""
     norm_topk_prob: bool = True
-    """Divide the chosen experts' weights by their sum (after softmax: the same as a softmax over the chosen ones)."""
+    """Divide the chosen experts' weights by their sum (with softmax scores: a softmax over the chosen experts only)."""
     routed_scaling_factor: float = 1.0
-    """What the routed experts' weights are multiplied by at last."""
+    """Final multiplier of the routed experts' weights."""
     n_group: int = 1
-    """Groups of experts; a token first chooses groups by the sum of their two best scores (arXiv:2412.19437)."""
+    """Number of expert groups; groups are selected first, by the sum of their two best scores (arXiv:2412.19437)."""
     topk_group: int = 1
-    """Groups that a token may choose experts from."""
+    """Number of groups that a token may choose experts from."""
     router_bias: bool = False
-    """A bias in the router's linear layer (GPT-OSS)."""
+    """Whether the router's linear layer has a bias (GPT-OSS)."""
     selection_bias: bool = False
-    """A bias an expert that moves only the choice, not the weights: balance without a loss (arXiv:2408.15664)."""
+    """Per-expert bias added to the router scores for top-k selection only, not to the gate weights: load balancing
+    without an auxiliary loss (arXiv:2408.15664)."""
     bias_update_rate: float = 0.0
-    """How far a step of training moves each selection bias towards balance; DeepSeek-V3 has 0.001."""
+    """Change of each selection bias per training step, towards balance; DeepSeek-V3 uses 0.001."""
     balance_loss_weight: float = 0.0
-    """Weight of the load-balancing loss, computed over each sequence, so that accumulation changes nothing."""
+    """Weight of the load-balancing loss, computed per sequence, so that gradient accumulation does not change it."""
     z_loss_weight: float = 0.0
     """Weight of the router z-loss, the mean of logsumexp(logits)² (ST-MoE, arXiv:2202.08906)."""
 
@@ -247,17 +249,17 @@ class MoEConfig:
         if self.topk_group > self.n_group or self.topk_group * per_group < self.num_experts_per_tok:
             raise UserError(
                 f"moe.topk_group {self.topk_group} of {self.n_group} groups with {per_group} experts each cannot give "
-                f"{self.num_experts_per_tok} experts a token; choose topk_group between 1 and n_group, large enough"
+                f"{self.num_experts_per_tok} experts per token;  choose topk_group between 1 and n_group, large enough"
             )
         if self.n_group > 1 and per_group < 2:
-            raise UserError(f"moe.n_group {self.n_group} leaves {per_group} expert a group; a group needs at least 2")
+            raise UserError(f"moe.n_group {self.n_group} leaves {per_group} expert per group; a group needs at least 2")
         if self.bias_update_rate and not self.selection_bias:
-            raise UserError("moe.bias_update_rate moves selection biases; set selection_bias: true")
+            raise UserError("moe.bias_update_rate changes the selection biases; set selection_bias: true")
 
 
 @dataclass(frozen=True)
 class GPTConfig:
-    """The shape of a decoder-only transformer.
+    """The architecture of a decoder-only transformer.
 
     Raises:
         UserError: If a value is out of bounds or two of them disagree; the message names value, bound and remedy.
@@ -268,98 +270,102 @@ class GPTConfig:
     n_head: int = 12
     """Number of query heads."""
     n_kv_head: int | None = None
-    """Number of key/value heads: None = n_head, fewer = grouped queries (arXiv:2305.13245), 1 = multi-query."""
+    """Number of key/value heads: None = n_head, fewer = grouped-query (arXiv:2305.13245), 1 = multi-query."""
     n_embd: int = 768
     """Width of the residual stream."""
     head_size: int | None = None
-    """Width of one head; None = n_embd // n_head."""
+    """Width of each head; None = n_embd // n_head."""
     block_size: int = 1024
-    """The longest context, in tokens, that the model accepts."""
+    """Maximum context length, in tokens."""
     vocab_size: int = 50257
-    """Number of rows of the token embedding and of logits."""
+    """Number of tokens: rows of the token embedding and width of the logits."""
     dropout: float = 0.0
-    """Probability of dropping an activation: embeddings, attention weights, both residual branches."""
+    """Dropout probability for embeddings, attention weights and both residual branches."""
     bias: bool = True
-    """Biases in linear layers and LayerNorms; `attention_bias` and `mlp_bias` override it in their part."""
+    """Whether linear layers and LayerNorms have biases; `attention_bias` and `mlp_bias` override it for their part."""
     norm: Norm = "layernorm"
     """LayerNorm (arXiv:1607.06450) or RMSNorm (arXiv:1910.07467)."""
     norm_eps: float = 1e-5
-    """Added to the variance or mean square before the root."""
+    """Added to the variance or mean square before the square root."""
     norm_offset: bool = False
-    """RMSNorm stores its gain less one, so that it starts and decays towards 1 (Gemma)."""
+    """RMSNorm stores `gain - 1`, so zero initialization and weight decay act around a gain of 1 (Gemma)."""
     norm_placement: NormPlacement = "pre"
     """Where a branch f is normed: `pre` x + f(n(x)); `post` n(x + f(x)) (arXiv:1706.03762); `output` x + n(f(x))
     (OLMo 2, arXiv:2501.00656); `sandwich` x + n(f(n(x))) (Gemma 2, arXiv:2408.00118)."""
     parallel_residual: bool = False
     """Attention and MLP both read the block's input and are added together (GPT-J, GPT-NeoX, arXiv:2204.06745)."""
     positions: Positions = "learned"
-    """`learned` or `sinusoidal` vectors added to the embedding (arXiv:1706.03762), rotary queries and keys (`rope`,
-    arXiv:2104.09864), scores that fall with distance (`alibi`, arXiv:2108.12409), or `none` (arXiv:2305.19466)."""
+    """Position encoding: `learned` or `sinusoidal` vectors added to the embedding (arXiv:1706.03762), rotary queries
+    and keys (`rope`, arXiv:2104.09864), scores that decrease with distance (`alibi`, arXiv:2108.12409), or `none`
+    (arXiv:2305.19466)."""
     rope_theta: float = 10000.0
     """RoPE's base."""
     rope_local_theta: float | None = None
-    """RoPE's base in layers that slide, which are then not stretched by rope_scaling; None = as in all others."""
+    """RoPE's base in sliding-window layers, which `rope_scaling` then does not affect; None = as in all others."""
     rope_fraction: float = 1.0
-    """The part of each head that is rotated, from its front (GPT-NeoX has 0.25)."""
+    """Fraction of each head's coordinates that is rotated, starting with the first (GPT-NeoX: 0.25)."""
     rope_layers: tuple[bool, ...] | None = None
-    """Which layers rotate: a pattern that repeats over the layers; None = all (SmolLM3 leaves out every fourth)."""
+    """Which layers use RoPE: a pattern that repeats over the layers; None = all (SmolLM3: all but every fourth)."""
     rope_scaling: RopeScaling | None = None
-    """RoPE's stretch to a longer context; None = none."""
+    """RoPE's scaling to a longer context; None = no scaling."""
     mlp: Activation = "gelu"
-    """`gelu` (exact), `gelu_tanh` (GPT-2's approximation), `relu2` (arXiv:2109.08668); gated: `swiglu`, `geglu`,
-    `geglu_tanh` (arXiv:2002.05202), `swiglu_clamped` (GPT-OSS, arXiv:2508.10925)."""
+    """Activation: `gelu` (exact), `gelu_tanh` (GPT-2's approximation), `relu2` (arXiv:2109.08668); gated: `swiglu`,
+    `geglu`, `geglu_tanh` (arXiv:2002.05202), `swiglu_clamped` (GPT-OSS, arXiv:2508.10925)."""
     intermediate_size: int | None = None
-    """Width inside the MLP; None = 4 * n_embd."""
+    """Width of the MLP's hidden layer; None = 4 * n_embd."""
     attention_bias: bool | None = None
-    """Biases of the q, k and v projections; None = bias."""
+    """Whether the q, k and v projections have biases; None = `bias`."""
     attention_out_bias: bool | None = None
-    """Bias of the o projection; None = as attention_bias."""
+    """Whether the o projection has a bias; None = `attention_bias`."""
     mlp_bias: bool | None = None
-    """Biases of the MLP's projections; None = bias."""
+    """Whether the MLP's projections have biases; None = `bias`."""
     qk_norm: QKNorm | None = None
-    """Norm of queries and keys before positions are rotated in (arXiv:2302.05442): of each `head`, or of the whole
-    `projection` (OLMo 2)."""
+    """Norm of queries and keys before RoPE is applied (arXiv:2302.05442): per `head`, or over the whole `projection`
+    (OLMo 2); None = no norm."""
     attention_scale: float | None = None
-    """What scores are multiplied by before the softmax; None = 1 / √(head size)."""
+    """Multiplier of the attention scores before the softmax; None = 1 / √(head size)."""
     attention_softcap: float | None = None
-    """Scores s become cap · tanh(s / cap) (Gemma 2, arXiv:2408.00118); None = they do not."""
+    """Soft-cap of attention scores, cap · tanh(s / cap) (Gemma 2, arXiv:2408.00118); None = no cap."""
     attention_sinks: bool = False
-    """A learned logit a head joins each softmax, so that a head may attend to nothing (GPT-OSS)."""
+    """Whether each head's softmax includes one more learned logit, so that a head can attend to nothing (GPT-OSS)."""
     mla: MLAConfig | None = None
-    """Multi-head latent attention and its sizes (arXiv:2405.04434) in place of q, k and v projections."""
+    """Sizes of multi-head latent attention (arXiv:2405.04434), which replaces the q, k and v projections; None = not
+    used."""
     sliding_window: int | None = None
-    """In layers that slide, a token sees itself and the `sliding_window - 1` before it; None = all before it."""
+    """Size of the window in sliding-window layers: a token attends to itself and the `sliding_window - 1` tokens before
+    it; None = all tokens before it."""
     chunked_window: bool = False
-    """The windows are fixed chunks: a token sees those before it in its own chunk of `sliding_window` (Llama 4)."""
+    """Windows are fixed chunks of `sliding_window` tokens: a token attends only within its own chunk (Llama 4)."""
     layer_windows: tuple[bool, ...] | None = None
-    """Which layers slide: a pattern of bools that repeats over the layers; None = all when `sliding_window` is set."""
+    """Which layers use the sliding window: a pattern of bools that repeats over the layers; None = all, if
+    `sliding_window` is set."""
     layer_types: tuple[str, ...] | None = None
     """The token mixer of each layer, a pattern that repeats over the layers: `attention`, `sliding`, `latent`, or one
-    that another package registers (`register_token_mixer`); None = what `mla` and the windows say."""
+    registered by another package (`register_token_mixer`); None = derived from `mla` and the windows."""
     mixer_options: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    """Settings of registered token mixers, by their names in `layer_types`."""
+    """Options of registered token mixers, keyed by their name in `layer_types`."""
     moe: MoEConfig | None = None
-    """A mixture of experts in place of MLPs, and its routing."""
+    """Mixture of experts that replaces the MLPs; None = plain MLPs."""
     embedding_scale: float | Literal["sqrt_width"] = 1.0
-    """What token embeddings are multiplied by; `sqrt_width` is √n_embd, whatever n_embd becomes (Gemma)."""
+    """Multiplier of token embeddings; `sqrt_width` is √n_embd, also after n_embd is overridden (Gemma)."""
     residual_scale: float = 1.0
-    """What each branch is multiplied by before it joins the residual stream (Granite)."""
+    """Multiplier of each branch before it is added to the residual stream (Granite)."""
     logit_scale: float = 1.0
-    """What logits are multiplied by (Granite divides them by 8, say: 0.125)."""
+    """Multiplier of the logits (for example 0.125 in Granite, which divides them by 8)."""
     logit_softcap: float | None = None
-    """Logits z become cap · tanh(z / cap); None = they do not."""
+    """Soft-cap of logits, cap · tanh(z / cap); None = no cap."""
     tie_embeddings: bool = True
-    """The LM head reuses the token embedding's matrix (arXiv:1608.05859)."""
+    """Whether the LM head shares the token embedding's matrix (arXiv:1608.05859)."""
     multi_token: int = 0
-    """How many tokens beyond the next one are predicted too in training, by one more block each (DeepSeek-V3,
-    arXiv:2412.19437, section 2.2); generation and exports leave these blocks out."""
+    """Number of further tokens, beyond the next one, that are predicted in training, with one more block each
+    (DeepSeek-V3, arXiv:2412.19437, section 2.2); generation and exports ignore these blocks."""
     init_std: float = 0.02
     """Standard deviation of initial weights."""
     scale_residual_init: bool = True
-    """Projections into the residual stream start with init_std / sqrt(2 n_layer) (GPT-2)."""
+    """Whether projections into the residual stream are initialized with init_std / sqrt(2 n_layer) (GPT-2)."""
     family: str = "gpt2"
-    """Whose weight names and config an export to Hugging Face uses (`families.family_names()`); the model itself never
-    looks at it."""
+    """Model family whose weight names and config an export to Hugging Face uses (`families.family_names()`); the model
+    itself never reads it."""
 
     def __post_init__(self) -> None:
         check(self)
@@ -367,17 +373,17 @@ class GPTConfig:
 
     @property
     def num_kv_heads(self) -> int:
-        """Key/value heads K."""
+        """Number of key/value heads, K."""
         return self.n_head if self.n_kv_head is None else self.n_kv_head
 
     @property
     def head_dim(self) -> int:
-        """Width D of one head."""
+        """Width of each head, D."""
         return self.n_embd // self.n_head if self.head_size is None else self.head_size
 
     @property
     def mlp_size(self) -> int:
-        """Width inside the MLP."""
+        """Width of the MLP's hidden layer."""
         return 4 * self.n_embd if self.intermediate_size is None else self.intermediate_size
 
     @property
@@ -397,27 +403,27 @@ class GPTConfig:
 
     @property
     def rope_size(self) -> int:
-        """How many coordinates of a head are rotated."""
+        """Number of rotated coordinates per head."""
         return self.mla.qk_rope_head_dim if self.mla is not None else int(self.head_dim * self.rope_fraction)
 
     @property
     def embedding_multiplier(self) -> float:
-        """What token embeddings are multiplied by, as a number."""
+        """The multiplier of token embeddings as a number."""
         return math.sqrt(self.n_embd) if self.embedding_scale == "sqrt_width" else self.embedding_scale
 
     @property
     def score_scale(self) -> float:
-        """What scores are multiplied by before the softmax."""
+        """The multiplier of attention scores before the softmax."""
         if self.attention_scale is not None:
             return self.attention_scale
         if self.mla is None:
             return self.head_dim**-0.5
         scaling = self.rope_scaling
         temperature = scaling.temperature(scaling.mscale_all_dim) if scaling and scaling.mscale_all_dim else 1.0
-        return self.mla.qk_head_dim**-0.5 * temperature**2  # DeepSeek's code, model.py
+        return self.mla.qk_head_dim**-0.5 * temperature**2  # as in DeepSeek's model.py
 
     def token_mixer(self, layer: int) -> str:
-        """Return the kind of token mixer of layer number `layer`, as `layer_types` names it."""
+        """Return the token mixer of a layer, named as in `layer_types`."""
         if self.layer_types is not None:
             return self.layer_types[layer % len(self.layer_types)]
         if self.mla is not None:
@@ -425,83 +431,84 @@ class GPTConfig:
         return "sliding" if self.slides(layer) else "attention"
 
     def mixer_options_of(self, layer: int) -> Any:
-        """Return the options of a registered token mixer: its own dataclass, from `mixer_options`."""
+        """Return the options of a layer's registered token mixer, as an instance of its dataclass."""
         name = self.token_mixer(layer)
         return mixers.mixer_options(name, self.mixer_options.get(name))
 
     def slides(self, layer: int) -> bool:
-        """Whether layer number `layer` sees a window only."""
+        """Return whether a layer uses a sliding window."""
         if self.layer_types is not None:
             return self.token_mixer(layer) == "sliding"
         return self.sliding_window is not None and (_in_pattern(self.layer_windows, layer))
 
     def rotates(self, layer: int) -> bool:
-        """Whether layer number `layer` rotates its queries and keys."""
+        """Return whether a layer applies RoPE to its queries and keys."""
         return self.positions == "rope" and (_in_pattern(self.rope_layers, layer))
 
     def is_moe(self, layer: int) -> bool:
-        """Whether layer number `layer` is a mixture of experts."""
+        """Return whether a layer is a mixture of experts."""
         return self.moe is not None and (_in_pattern(self.moe.layers, layer))
 
     @property
     def expert_size(self) -> int:
-        """Width inside one routed expert."""
+        """Width of a routed expert's hidden layer."""
         assert self.moe is not None
         return self.mlp_size if self.moe.intermediate_size is None else self.moe.intermediate_size
 
     def window(self, layer: int) -> int | None:
-        """The sliding window of layer number `layer`, in tokens; None where it sees the whole context."""
+        """Return the sliding window of a layer, in tokens; None if it sees the whole context."""
         return self.sliding_window if self.slides(layer) else None
 
     def num_parameters(self, embeddings: bool = True, active: bool = False) -> int:
-        """Parameters of the model, counted without building it; a tied matrix counts once.
+        """Return the number of parameters, counted without building the model; a tied matrix counts once.
 
         Args:
-            embeddings: If False, leave out what is only looked up: positions, and the token embedding unless it is
-                also the head.
-            active: If True, count of a mixture of experts only the experts that one token goes to.
+            embeddings: If False, exclude lookup-only parameters: position embeddings, and the token embedding unless
+                it is also the head.
+            active: If True, count only those routed experts that are active for one token.
         """
         return counts.num_parameters(self, embeddings, active)
 
     def flops_per_token(self, context: int | None = None, causal: bool = False) -> int:
-        """Floating-point operations of forward and backward for one token of training.
+        """Return the floating-point operations of forward and backward per training token.
 
         Args:
-            context: Tokens in the window; None = block_size.
-            causal: Count only the half of attention that the causal mask leaves.
+            context: Context length in tokens; None = block_size.
+            causal: Count only the half of the attention scores that the causal mask keeps.
         """
         return counts.flops_per_token(self, self.block_size if context is None else context, causal)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values only (numbers, strings, lists, dicts), ready for JSON."""
+        """Return the config as plain values (numbers, strings, lists, dicts), ready for JSON."""
         values: dict[str, Any] = _plain(dataclasses.asdict(self))
         return values
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "GPTConfig":
-        """The inverse of `to_dict`.
+        """Build a config from the values of `to_dict`.
 
         Raises:
-            UserError: If a key is unknown (the nearest ones are named) or a value is refused.
+            UserError: If a key is unknown (the nearest names are given) or a value is invalid.
         """
         return cls(**_parsed(values))
 
     @classmethod
     def from_preset(cls, name: str, **overrides: Any) -> "GPTConfig":
-        """A preset with some fields changed, e.g. `from_preset("gpt2", n_layer=6)`.
+        """Return a preset with some fields changed, e.g. `from_preset("gpt2", n_layer=6)`.
 
         Raises:
-            UserError: If the preset or a field is unknown (the nearest names are given) or a value is refused.
+            UserError: If the preset or a field is unknown (the nearest names are given) or a value is invalid.
         """
         return get_preset(name).overridden(overrides)
 
     def overridden(self, overrides: Mapping[str, Any]) -> "GPTConfig":
-        """This config with some fields changed; of a nested part (`moe`, `mla`, `rope_scaling`) only what is named.
+        """Return this config with some fields changed; nested parts (`moe`, `mla`, `rope_scaling`) are merged.
 
-        Another kind of `rope_scaling` takes over factor and original context, not what the new kind does not read.
+        If the `kind` of `rope_scaling` changes, factor and original context are kept, but not the fields that the new
+        kind does not read.
 
         Raises:
-            UserError: If a field is unknown (the nearest names are given) or a value is refused.
+            UserError: If a field is unknown (the nearest names are given) or a value is invalid.
         """
         values = dict(overrides)
         for name in _NESTED:
@@ -520,10 +527,10 @@ _NESTED: dict[str, type] = {"rope_scaling": RopeScaling, "mla": MLAConfig, "moe"
 
 
 def _overrides(config: type) -> Any:
-    """Return a TypedDict with the fields of a dataclass, each of them optional; nested parts are TypedDicts too.
+    """Return a TypedDict with the fields of a dataclass, all optional; nested dataclasses become TypedDicts too.
 
-    A parser (jsonargparse) reads the names and types of a YAML's `overrides:` from it. Being derived from the
-    dataclass, it cannot disagree with it.
+    The parser (jsonargparse) reads the names and types of a YAML file's `overrides:` from it. Because it is derived
+    from the dataclass, the two cannot disagree.
     """
     hints = get_type_hints(config)
     kinds = {field.name: hints[field.name] for field in dataclasses.fields(config)}
@@ -539,11 +546,13 @@ if TYPE_CHECKING:
     GPTConfigOverrides: TypeAlias = Mapping[str, Any]
 else:
     GPTConfigOverrides = _overrides(GPTConfig)
-    GPTConfigOverrides.__doc__ = "The fields of `GPTConfig`, each of them optional: what a YAML changes in a preset."
+    GPTConfigOverrides.__doc__ = (
+        "The fields of `GPTConfig`, all optional: the changes that a YAML file makes to a preset."
+    )
 
 
 def _parsed(values: dict[str, Any]) -> dict[str, Any]:
-    """Values as the dataclass wants them: known keys, nested parts, tuples."""
+    """Return the values as the dataclass expects them: known keys, nested parts, tuples."""
     _known(values, GPTConfig)
     values = dict(values)
     for name, part in _NESTED.items():
@@ -554,7 +563,7 @@ def _parsed(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _in_pattern(pattern: tuple[bool, ...] | None, layer: int) -> bool:
-    """A pattern repeats over the layers, so that one serves any depth; without one, every layer is meant."""
+    """Return a layer's entry of a pattern that repeats over the layers; True if there is no pattern."""
     return pattern is None or pattern[layer % len(pattern)]
 
 
@@ -563,7 +572,7 @@ def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Tuples as lists, at any depth."""
+    """Return a value with tuples replaced by lists, at any depth."""
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, tuple) else value

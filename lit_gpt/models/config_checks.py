@@ -1,4 +1,4 @@
-"""What a `GPTConfig` must satisfy: each value by itself, then the values together."""
+"""Validation of `GPTConfig`: first each value, then combinations of values."""
 
 from typing import TYPE_CHECKING
 
@@ -11,10 +11,10 @@ if TYPE_CHECKING:
 
 
 def check(config: "GPTConfig") -> None:
-    """Refuse values out of bounds, and values that contradict each other.
+    """Raise on values that are out of bounds or contradict each other.
 
     Raises:
-        UserError: Naming value, bound and remedy.
+        UserError: With value, bound and remedy.
     """
     check_types(config)
     for name in ("n_layer", "n_head", "n_embd", "block_size", "vocab_size"):
@@ -63,10 +63,12 @@ def _check_attention(config: "GPTConfig") -> None:
         }
         for name, value in without.items():
             if value is not None:
-                raise UserError(f"mla is latent attention, which has no {name} (got {value}); leave it at its default")
+                raise UserError(
+                    f"mla is multi-head latent attention, which has no {name} (got {value}); leave it at its default"
+                )
         if config.positions != "rope" or config.rope_fraction != 1:
             raise UserError(
-                f"mla rotates its qk_rope_head_dim: set positions: rope and rope_fraction: 1, not {config.positions} "
+                f"mla applies RoPE to its qk_rope_head_dim: set positions: rope and rope_fraction: 1, not {config.positions} "
                 f"and {config.rope_fraction}"
             )
 
@@ -83,22 +85,24 @@ def _check_positions(config: "GPTConfig") -> None:
         raise UserError(f"rope_fraction is {config.rope_fraction}, it must be greater than 0 and at most 1")
     if config.rope_size % 2 or config.rope_size < 2:
         raise UserError(
-            f"RoPE rotates pairs, so the {config.rope_size} rotated coordinates of a head must be even and at least 2; "
+            f"RoPE rotates pairs of coordinates, so the {config.rope_size} rotated coordinates of a head must be even and at least 2; "
             "change head_size or rope_fraction"
         )
     if config.rope_local_theta is not None and config.sliding_window is None:
-        raise UserError("rope_local_theta is the base of layers that slide, but sliding_window is null; set it")
+        raise UserError("rope_local_theta is the base in sliding-window layers, but sliding_window is null; set it")
     scaling = config.rope_scaling
     if scaling is not None and scaling.kind == "longrope":
         for name in ("short_factors", "long_factors"):
             count = len(getattr(scaling, name))
             if count != config.rope_size // 2:
-                raise UserError(f"rope_scaling.{name} has {count} numbers for {config.rope_size // 2} rotated pairs")
+                raise UserError(
+                    f"rope_scaling.{name} has {count} numbers, but there are {config.rope_size // 2} rotated pairs"
+                )
 
 
 def _check_layers(config: "GPTConfig") -> None:
     if config.layer_windows is not None and config.sliding_window is None:
-        raise UserError("layer_windows says which layers slide but sliding_window is null; set it in tokens")
+        raise UserError("layer_windows selects sliding-window layers, but sliding_window is null; set it in tokens")
     if config.chunked_window and config.sliding_window is None:
         raise UserError("chunked_window needs sliding_window, the size of a chunk in tokens")
     if config.sliding_window is not None and config.sliding_window > config.block_size:
@@ -130,30 +134,32 @@ def _check_layer_types(config: "GPTConfig") -> None:
     used = {config.token_mixer(layer) for layer in range(config.n_layer)}
     for name in config.mixer_options:
         if name not in used:
-            raise UserError(f"mixer_options names {name!r}, which is in no layer; the layers are {sorted(used)}")
+            raise UserError(f"mixer_options names {name!r}, which no layer uses; the layers are {sorted(used)}")
     if config.layer_types is None:
         return
     if config.layer_windows is not None:
-        raise UserError("layer_types and layer_windows both say which layers slide; set layer_windows to null")
+        raise UserError(
+            "layer_types and layer_windows both select the sliding-window layers; set layer_windows to null"
+        )
     if ("sliding" in used) != (config.sliding_window is not None):
         raise UserError(
             f"layer_types {list(config.layer_types)} and sliding_window {config.sliding_window} disagree: layers of "
-            "type sliding need sliding_window in tokens, and no other layer has one"
+            "type sliding need sliding_window in tokens, and no other layer uses it"
         )
     if ("latent" in used) != (config.mla is not None):
         raise UserError(
             f"layer_types {list(config.layer_types)} and mla disagree: layers of type latent need the sizes in mla, "
-            "and no other layer has them"
+            "and no other layer uses them"
         )
     if config.mla is not None and used & {"attention", "sliding"}:
-        raise UserError("layer_types mixes latent layers with attention, whose heads have other sizes; choose one")
+        raise UserError("layer_types mixes latent layers and attention layers, whose head sizes differ; choose one")
     for layer in range(config.n_layer):
         if config.token_mixer(layer) not in mixers.BUILT_IN:
-            config.mixer_options_of(layer)  # refuses an unknown kind, and options that the kind refuses
+            config.mixer_options_of(layer)  # raises on an unknown kind or invalid options
 
 
 def _check_residual(config: "GPTConfig") -> None:
     if config.norm_offset and config.norm != "rmsnorm":
-        raise UserError(f"norm_offset belongs to norm: rmsnorm, got norm: {config.norm}")
+        raise UserError(f"norm_offset requires norm: rmsnorm, got norm: {config.norm}")
     if config.parallel_residual and config.norm_placement != "pre":
-        raise UserError(f"parallel_residual goes with norm_placement: pre, got {config.norm_placement}")
+        raise UserError(f"parallel_residual requires norm_placement: pre, got {config.norm_placement}")

@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 
 def num_parameters(config: "GPTConfig", embeddings: bool = True, active: bool = False) -> int:
-    """Return the parameters of the model; see `GPTConfig.num_parameters`."""
+    """Return the number of parameters of the model; see `GPTConfig.num_parameters`."""
     V, C, T = config.vocab_size, config.n_embd, config.block_size
     token_embedding = V * C
     positions = T * C if config.positions == "learned" else 0
     head = 0 if config.tie_embeddings else V * C
     blocks = sum(_block(config, layer, active) for layer in range(config.n_layer))
     total = token_embedding + positions + blocks + _norm(config, C) + head
-    if not active:  # used in training alone
+    if not active:  # used only in training
         total += config.multi_token * _multi_token_block(config)
     if embeddings:
         return total
@@ -30,13 +30,13 @@ def num_parameters(config: "GPTConfig", embeddings: bool = True, active: bool = 
 
 
 def flops_per_token(config: "GPTConfig", context: int, causal: bool = False) -> int:
-    """Return the training FLOPs of one token: 6 N + 12 · layers · width · context.
+    """Return the training FLOPs per token: 6 N + 12 · layers · width · context.
 
-    N leaves out what is only looked up (the head stays: it is a matrix product, tied or not) and experts that the
-    token does not go to; 6 = 2 for the multiply and add, times forward 1 + backward 2. The second term is the two
-    products of attention, with a layer's window in place of the context where that is shorter. Source: PaLM,
-    arXiv:2204.02311, appendix B. Blocks that predict further tokens (`multi_token`) count as what they are: another
-    block, and another pass through the head.
+    N excludes lookup-only parameters (the head counts, tied or not, because it is a matrix product) and experts that
+    the token is not routed to; 6 = 2 for multiply and add, times forward 1 + backward 2. The second term is attention's
+    two matrix products, with a layer's window instead of the context if that is shorter. Source: PaLM,
+    arXiv:2204.02311, appendix B. Multi-token-prediction blocks (`multi_token`) count in full: each is one more block
+    and one more pass through the head.
     """
     kinds = [mixer_kind(config.token_mixer(layer)).build for layer in range(config.n_layer)]
     attention = sum(kind.flops_per_token(config, layer, context) for layer, kind in enumerate(kinds))
@@ -68,7 +68,7 @@ def _token_mixer(config: "GPTConfig", layer: int) -> int:
         return _attention(config)
     if kind == "latent":
         return _latent_attention(config)
-    with torch.device("meta"):  # built without memory, and counted
+    with torch.device("meta"):  # no memory is allocated
         return sum(parameter.numel() for parameter in mixer_kind(kind).build(config, layer).parameters())
 
 
@@ -93,8 +93,8 @@ def _latent_attention(config: "GPTConfig") -> int:
         queries = _linear(C, mla.q_lora_rank, bias) + _norm(config, mla.q_lora_rank)
         queries += _linear(mla.q_lora_rank, H * mla.qk_head_dim, False)
     latent = _linear(C, mla.kv_lora_rank + mla.qk_rope_head_dim, bias) + _norm(config, mla.kv_lora_rank)
-    unfolded = _linear(mla.kv_lora_rank, H * (mla.qk_nope_head_dim + mla.v_head_dim), False)
-    return queries + latent + unfolded + _linear(H * mla.v_head_dim, C, config.has_attention_out_bias)
+    kv_up_proj = _linear(mla.kv_lora_rank, H * (mla.qk_nope_head_dim + mla.v_head_dim), False)
+    return queries + latent + kv_up_proj + _linear(H * mla.v_head_dim, C, config.has_attention_out_bias)
 
 
 def _mlp(config: "GPTConfig", width: int) -> int:
@@ -112,6 +112,6 @@ def _experts(config: "GPTConfig", active: bool) -> int:
 
 
 def _multi_token_block(config: "GPTConfig", active: bool = False) -> int:
-    """Count one block of multi-token prediction: two norms, a projection of twice the width, a block, a norm."""
+    """Count a multi-token-prediction block: two norms, a projection from twice the width, a block and a norm."""
     C = config.n_embd
     return 3 * _norm(config, C) + 2 * C * C + _block(config, config.n_layer - 1, active)

@@ -1,4 +1,4 @@
-"""`GPT`: embeddings, a stack of blocks, a norm and the LM head. Plain torch, nothing hidden.
+"""`GPT`: token embeddings, a stack of transformer blocks, a final norm and the LM head, in plain PyTorch.
 
 B batch, T time, C model width, V vocabulary.
 """
@@ -26,14 +26,14 @@ from lit_gpt.models.norms import build_norm
 from lit_gpt.models.positions import Rotations, build_rotations, context_lengths, sinusoids
 
 MAX_TABLE = 16384
-"""Positions: RoPE's tables for decoding are kept for contexts of at most this length."""
+"""RoPE's tables for decoding are precomputed once for models whose block_size is at most this many positions."""
 
 
 class GPT(nn.Module):
-    """A decoder-only transformer language model (Radford et al. 2019), and its descendants by config.
+    """A decoder-only transformer (GPT-2, Radford et al. 2019, and later architectures, selected through the config).
 
     Args:
-        config: The model's shape.
+        config: The model's architecture.
 
     Example:
         >>> model = GPT(GPTConfig(n_layer=2, n_head=2, n_embd=32, vocab_size=100, block_size=16))
@@ -45,7 +45,7 @@ class GPT(nn.Module):
         super().__init__()
         self.config = config
         self.gradient_checkpointing = False
-        """Recompute each block in the backward instead of keeping its activations: less memory, more time."""
+        """Recompute each block's activations in the backward pass instead of storing them: less memory, more time."""
         self._rope_tables: Rotations | None = None
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         self.wpe = nn.Embedding(config.block_size, config.n_embd) if config.positions == "learned" else None
@@ -72,29 +72,30 @@ class GPT(nn.Module):
         routing: Routing | None = None,
         mtp_head_fns: Sequence[HeadFn] = (),
     ) -> Any:
-        """Return next-token logits of every position.
+        """Return the next-token logits at every position.
 
         Args:
-            input_ids: (B, T) int64; in decoding (1, N), tokens of several sequences.
-            position_ids: (B, T) int64 below block_size; None = counted from 0, or from the end of the cache.
-            document_ids: (B, T) int64; tokens see only their own document, and -1 marks padding, whose outputs mean
-                nothing. None = each row is one document.
-            cache: In decoding, the states that these tokens continue; None = training, or a whole text at once.
-            head_fn: What to compute from the last hidden states and the head's weight instead of logits. It does its
-                own soft-capping (`logit_softcap`); `logit_scale` is in the hidden states already.
-            routing: Where mixtures of experts record their choices and losses; None = nowhere.
-            mtp_head_fns: As `head_fn`, for the tokens after the next one: one each for the config's `multi_token`, in
-                training alone. None of these blocks runs where it is empty.
+            input_ids: (B, T) int64; in decoding (1, N), the tokens of several sequences.
+            position_ids: (B, T) int64 below block_size; None = count from 0, or from the current length of the cache.
+            document_ids: (B, T) int64; a token attends only within its own document. -1 marks padding, whose outputs
+                are undefined. None = each row is one document.
+            cache: In decoding, the states of the sequences that these tokens continue; None = training or a full
+                forward pass without a cache.
+            head_fn: Function of the last hidden states and the head's weight that replaces the logits, such as a loss.
+                It must apply `logit_softcap` itself; `logit_scale` has already been applied to the hidden states.
+            routing: Where mixture-of-experts layers record their routing decisions and losses; None = not recorded.
+            mtp_head_fns: Like `head_fn`, one per multi-token-prediction depth (`config.multi_token`); training only.
+                If empty, the multi-token-prediction blocks do not run.
 
         Returns:
-            Logits (B, T, V), or what `head_fn` returns; with `mtp_head_fns` also the list of what they return.
+            Logits (B, T, V), or the result of `head_fn`; with `mtp_head_fns`, also the list of their results.
 
         Raises:
             UserError: If the context is longer than block_size.
         """
         T, device = input_ids.shape[1], input_ids.device
         if cache is not None:
-            assert document_ids is None, "a row of a cache holds one document"
+            assert document_ids is None, "each row of a cache must hold a single document"
             if position_ids is None:
                 position_ids = cache.position_ids
         elif self.config.block_size < T:
@@ -105,7 +106,7 @@ class GPT(nn.Module):
         if position_ids is None:
             position_ids = torch.arange(T, device=device)  # (T,) broadcasts over B
         x = self.drop(self._embed(input_ids, position_ids))
-        # Positions and masks are the same in every layer of a kind: once here, not once a block.
+        # Positions and masks are shared by all layers of the same kind: compute them once here, not in every block.
         if cache is not None:
             rotations = self._decoding_rotations(position_ids, cache.context_lengths)
             context = Context(position_ids, rotations=rotations, routing=routing, prepared=cache.prepared)
@@ -125,7 +126,7 @@ class GPT(nn.Module):
         result = self._head(x, head_fn)
         if not mtp_head_fns:
             return result
-        assert cache is None, "tokens beyond the next one are predicted in training alone"
+        assert cache is None, "multi-token prediction runs only in training"
         assert self.multi_token is not None
         results = []
         for depth, (predictor, mtp_head_fn) in enumerate(zip(self.multi_token, mtp_head_fns, strict=True), start=1):
@@ -145,14 +146,14 @@ class GPT(nn.Module):
         dtype: torch.dtype | None = None,
         device: torch.device | None = None,
     ) -> list[LayerState]:
-        """Return an empty decoding state of every layer.
+        """Return an empty decoding state for every layer.
 
         Args:
-            num_rows: Sequences that each holds.
-            capacity: Tokens of one sequence, at most.
-            margin: Tokens at the end of a sequence that may be taken back.
-            dtype: None = the weights' (under autocast, autocast's).
-            device: None = the weights'.
+            num_rows: Number of sequences in each state.
+            capacity: Maximum number of tokens per sequence.
+            margin: Maximum number of tokens that may be removed from the end of a sequence.
+            dtype: Type of the states; None = that of the weights (under autocast, autocast's).
+            device: Device of the states; None = that of the weights.
         """
         weight = self.wte.weight
         device = weight.device if device is None else device
@@ -167,7 +168,7 @@ class GPT(nn.Module):
         return [block.attn for block in self.blocks]  # type: ignore[misc]
 
     def _decoding_rotations(self, position_ids: Tensor, lengths: Tensor | None) -> Rotations | None:
-        """Return RoPE's tables for a decoding step: rows of a table over all positions, which is computed once."""
+        """Return RoPE's tables for a decoding step, taken from a table over all positions that is computed once."""
         scaling = self.config.rope_scaling
         if (
             self.config.positions != "rope"
@@ -185,8 +186,8 @@ class GPT(nn.Module):
     def _head(self, x: Tensor, head_fn: HeadFn | None) -> Any:
         """Apply the LM head to normed hidden states (B, T, C).
 
-        The loss is computed in here, by `head_fn`, for two reasons: under FSDP2 the head's weight is whole only while
-        the head's own forward runs, and a loss that works in chunks never holds the full (B, T, V) logits.
+        `head_fn` computes the loss in here for two reasons: under FSDP2 the head's weight is unsharded only during
+        the head's own forward, and a loss that works in chunks never materializes the full (B, T, V) logits.
         """
         if self.config.logit_scale != 1:
             x = x * self.config.logit_scale
@@ -195,10 +196,10 @@ class GPT(nn.Module):
         return self.lm_head(x, head_fn)
 
     def _embed(self, input_ids: Tensor, position_ids: Tensor) -> Tensor:
-        """Return token embeddings, scaled, plus learned or sinusoidal positions: (B, T, C)."""
+        """Return the scaled token embeddings plus learned or sinusoidal positions: (B, T, C)."""
         x = self.wte(input_ids)
         if self.config.embedding_multiplier != 1:
-            # Rounded to the embedding's type first, as Gemma's own code does.
+            # Round the multiplier to the embedding's dtype first, as Gemma's reference code does.
             x = x * torch.tensor(self.config.embedding_multiplier, dtype=x.dtype, device=x.device)
         if self.wpe is not None:
             return x + self.wpe(position_ids)
@@ -207,9 +208,9 @@ class GPT(nn.Module):
         return x
 
     def init_weights(self, seed: int) -> None:
-        """Fill every parameter from (seed, its name): the same numbers on any device, sharding and process count.
+        """Initialize every parameter from (seed, name): identical values on any device, sharding and process count.
 
-        Call it again after `to_empty` has brought the model from the meta device. A tied matrix is filled once.
+        Call it again after `to_empty` has moved the model off the meta device. A tied matrix is initialized once.
 
         Args:
             seed: Any integer.
@@ -217,7 +218,7 @@ class GPT(nn.Module):
         self._tie()
         for name, parameter in self.named_parameters():
             value = None
-            if ".attn." in name:  # a token mixer may have rules of its own
+            if ".attn." in name:  # a token mixer may define its own initialization
                 owner, _, own_name = name.partition(".attn.")
                 value = self.get_submodule(f"{owner}.attn").initial_value(own_name, parameter.shape)  # type: ignore
             fill(parameter, initial_value(self.config, seed, name, parameter.shape) if value is None else value)
@@ -226,18 +227,18 @@ class GPT(nn.Module):
                 module.selection_bias.zero_()
 
     def _tie(self) -> None:
-        """Make embedding and head one Parameter: leaving the meta device, or loading by assignment, splits them."""
+        """Make embedding and head share one Parameter; leaving the meta device or loading by assignment splits them."""
         if self.config.tie_embeddings and self.lm_head.weight is not self.wte.weight:
             self.lm_head.weight = self.wte.weight
 
 
 def softcapped_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, softcap: float) -> Tensor:
-    """Return logits z as cap · tanh(z / cap) (Gemma 2, arXiv:2408.00118): (B, T, C) → (B, T, V)."""
+    """Return soft-capped logits, cap · tanh(z / cap) (Gemma 2, arXiv:2408.00118): (B, T, C) → (B, T, V)."""
     return softcap * torch.tanh(F.linear(hidden, weight, bias) / softcap)
 
 
 def _accept_missing_tied_head(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Accept a file that stores the tied matrix once."""
+    """Accept a state dict that stores the tied matrix only once."""
     head, embedding = f"{prefix}lm_head.weight", f"{prefix}wte.weight"
     assert isinstance(module, GPT)
     if module.config.tie_embeddings and head not in state_dict and embedding in state_dict:
@@ -245,6 +246,6 @@ def _accept_missing_tied_head(module: nn.Module, state_dict: dict[str, Any], pre
 
 
 def _tie_again(module: nn.Module, _: Any) -> None:
-    """Tie again after loading: by assignment it makes two parameters of one matrix."""
+    """Tie the weights again after loading: loading by assignment turns the shared matrix into two parameters."""
     assert isinstance(module, GPT)
     module._tie()
