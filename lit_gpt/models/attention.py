@@ -1,14 +1,14 @@
-"""Causal self-attention: multi-head, grouped-query or multi-query, with what later models added by config.
+"""Causal self-attention: multi-head, grouped-query or multi-query, with the extensions of later models.
 
-First softmax(scale · q kᵀ + mask) v, and what published models do to the scores in between, in four ways that compute
-the same, each taken where it is fastest and has what the model asks for:
+The first part computes softmax(scale · q kᵀ + mask) v, with the changes that published models make to the scores. It
+has four equivalent implementations and picks the fastest one that supports what the model needs:
 
-- `scaled_dot_product_attention`: everything without soft-capping;
+- `scaled_dot_product_attention`: everything except soft-capping;
 - the same with one more key for attention sinks (its score is the head's learned logit, its value zero);
-- FlexAttention under a BlockMask on CUDA, which has all of it;
+- FlexAttention with a BlockMask on CUDA, which supports everything;
 - the formula written out, for soft-capped scores elsewhere.
 
-Then the layer around it (`SelfAttention`).
+The second part is the layer (`SelfAttention`).
 
 B batch, T time or queries, S keys (T and what a state holds), C model width, H heads, K key/value heads, D head size.
 """
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 class Scoring(NamedTuple):
-    """How scores q kᵀ are changed before the softmax; ALiBi is part of the mask, or FlexAttention adds it on CUDA."""
+    """How scores q kᵀ are changed before the softmax; ALiBi is added by the mask or, on CUDA, by FlexAttention."""
 
     scale: float
     softcap: float | None = None
@@ -41,7 +41,7 @@ class Scoring(NamedTuple):
 
     @classmethod
     def of(cls, config: GPTConfig) -> "Scoring":
-        """Return what a model's config asks for."""
+        """Return the scoring that a model's config specifies."""
         return cls(config.score_scale, config.attention_softcap, config.positions == "alibi")
 
 
@@ -54,15 +54,15 @@ def attend(
     sinks: Tensor | None = None,
     dropout: float = 0.0,
 ) -> Tensor:
-    """Compute attention with the fastest kernel that has what the arguments ask for.
+    """Compute attention with the fastest kernel that supports the arguments.
 
     Args:
         q: (B, H, T, D).
         k: (B, K, S, D).
         v: (B, K, S, any width).
-        mask: From `build_masks`; None = causal, or, for one query after a cache, everything.
-        scoring: None = scores are multiplied by 1 / √D, and that is all.
-        sinks: (H,) logits that join each head's softmax, or None.
+        mask: From `build_masks`; None = causal, or, for a single query with a cache, no mask.
+        scoring: Scale and soft-cap; None = scale by 1 / √D only.
+        sinks: (H,) logits that are included in each head's softmax, or None.
         dropout: Probability of dropping an attention weight.
 
     Returns:
@@ -86,9 +86,9 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, dr
         v,
         attn_mask=mask if mask is None or mask.dtype == torch.bool else mask.to(q.dtype),
         dropout_p=dropout,
-        # SDPA aligns its causal mask with the first key (upper left), which is right only while T = S: several queries
-        # get no mask only then, and a single query in decoding sees every stored key. (While exporting, T is a symbol
-        # that cannot be compared; nothing is cached there, and for T = 1 causal and full are the same.)
+        # SDPA aligns its causal mask with the first key (upper left), which is correct only if T = S. Several queries
+        # come without a mask only in that case, and a single query in decoding sees every stored key. (In torch.export,
+        # T is a symbol that cannot be compared; nothing is cached there, and for T = 1 causal and full are the same.)
         is_causal=mask is None and (torch.compiler.is_exporting() or q.shape[2] > 1),
         scale=scale,
         enable_gqa=q.shape[1] != k.shape[1],
@@ -98,11 +98,11 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, dr
 def _with_sink_key(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, sinks: Tensor, scale: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Express attention sinks as one more key, seen by every query, with the sink as its score and a value of zero.
+    """Express attention sinks as one more key, visible to every query, with the sink as its score and a zero value.
 
-    Queries get one more coordinate, sink / scale; the new key is 1 there and 0 elsewhere, all other keys are 0 there.
-    So the score of the new key is scale · (sink / scale) = sink, the fast kernels compute the larger softmax, and the
-    sinks' gradient flows through the queries.
+    Queries get one more coordinate, sink / scale; the new key is 1 in it and 0 elsewhere, all other keys are 0 in it.
+    So the score of the new key is scale · (sink / scale) = sink, the fast kernels compute the extended softmax, and
+    the gradient of the sinks flows through the queries.
     """
     T, S = q.shape[2], k.shape[2]
     sink = (sinks / scale).to(q.dtype).view(1, -1, 1, 1).expand(q.shape[0], -1, T, 1)
@@ -118,7 +118,7 @@ def _with_sink_key(
 def _written_out(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scoring: Scoring, sinks: Tensor | None, dropout: float
 ) -> Tensor:
-    """Compute attention as the formula says; (B, H, T, S) weights are stored."""
+    """Compute attention by the formula, materializing the (B, H, T, S) weights."""
     weights = attention_weights(q, k, mask, scoring, sinks).to(v.dtype)
     if dropout:
         weights = F.dropout(weights, dropout)
@@ -137,7 +137,7 @@ def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None, scoring: Scorin
         sinks: (H,) or None.
 
     Returns:
-        (B, H, T, S) float32 (float64 for float64 inputs); a row sums to 1, less what its head's sink took.
+        (B, H, T, S) float32 (float64 for float64 inputs); a row sums to 1, minus the share of its head's sink.
     """
     T, S = q.shape[2], k.shape[2]
     grouped = (q * scoring.scale).unflatten(1, (k.shape[1], -1))  # (B, K, H/K, T, D)
@@ -155,14 +155,14 @@ def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None, scoring: Scorin
 
 
 class SelfAttention(TokenMixer):
-    """Each token compares its query with the keys of the tokens it may see, and takes a weighted mean of their values.
+    """Causal self-attention layer.
 
-    Heads are counted from the projections' outputs, not from the config: under tensor parallelism a device holds
-    only its share of them.
+    The number of heads is taken from the projections' outputs and not from the config: under tensor parallelism each
+    device holds only a part of the heads.
 
     Args:
-        config: The model's shape.
-        layer: Which block this is, from 0.
+        config: The model's architecture.
+        layer: Index of the block, from 0.
     """
 
     def __init__(self, config: GPTConfig, layer: int) -> None:
@@ -218,7 +218,7 @@ class SelfAttention(TokenMixer):
         shape = (*x.shape[:2], -1, self.head_size)
         if self.fused is not None and (prepared or self.fused.serves((self.q_proj, self.k_proj, self.v_proj))):
             if not self.config.qk_norm:
-                # Queries and keys stand side by side: one rotation for both.
+                # Queries and keys are adjacent, so one call rotates both.
                 heads = self.num_heads + self.num_kv_heads
                 qk, v = self.fused.product(x).view(shape).split_with_sizes((heads, self.num_kv_heads), dim=2)
                 if rotation is not None:
@@ -243,14 +243,14 @@ class SelfAttention(TokenMixer):
         return q.to(v.dtype), k.to(v.dtype), v  # under autocast, norms and rotations give float32
 
     def new_state(self, num_rows: int, capacity: int, margin: int, dtype: torch.dtype, device: torch.device) -> KVState:
-        """Return keys and values of no tokens."""
+        """Return an empty KV state."""
         shapes = ((self.num_kv_heads, self.head_size), (self.num_kv_heads, self.head_size))
         window = self.config.window(self.layer)
         return KVState(self.config, window, shapes, num_rows, capacity, margin, dtype, device)
 
     @classmethod
     def flops_per_token(cls, config: GPTConfig, layer: int, context: int) -> int:
-        """Return the FLOPs of q kᵀ and of the weighted sum of values, forward and backward."""
+        """Return the FLOPs of q kᵀ and of the weighted sum of values, forward and backward, per token."""
         return 6 * 2 * config.n_head * config.head_dim * min(context, config.window(layer) or context)
 
 

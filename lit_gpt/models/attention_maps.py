@@ -1,4 +1,4 @@
-"""Attention maps for plots: the weights that the fast kernels never store.
+"""Attention maps for plots: the attention weights, which the fast kernels do not return.
 
 B batch, T time, L layers, H heads, K key/value heads, D head size.
 """
@@ -16,22 +16,22 @@ from lit_gpt.models.masks import build_masks
 
 @torch.no_grad()
 def attention_maps(model: GPT, input_ids: Tensor) -> Tensor:
-    """Run the model once and return every head's attention weights.
+    """Return the attention weights of every head for a batch of sequences.
 
-    The model runs in eval mode and uncompiled. It stays sharded if it is, so under FSDP every process has to call this.
-    Layers without attention weights (recurrent ones) are left out.
+    The model runs in eval mode and uncompiled. A sharded model stays sharded, so under FSDP every process must call
+    this function. Layers without attention weights (recurrent ones) are skipped.
 
     Args:
-        model: On the device of `input_ids`.
+        model: The model, on the device of `input_ids`.
         input_ids: (B, T) int64, each row one document.
 
     Returns:
-        (attention layers, B, H, T, T) float32 on CPU; row i of the last two sums to 1 over the tokens that token i may
-        see (less what an attention sink took).
+        (attention layers, B, H, T, T) float32 on CPU; row i of the last two dimensions sums to 1 over the tokens that
+        token i may attend to (minus the share of an attention sink).
     """
     maps: list[Tensor] = []
     T, device = input_ids.shape[1], input_ids.device
-    # Built as for a CPU: dense, whatever kernel the device prefers.
+    # Build the masks as for a CPU: dense, whatever kernel the device prefers.
     masks = build_masks(model.config, None, T, torch.device("cpu"))
 
     def record(module: nn.Module, args: tuple[Any, ...], _: Any) -> None:

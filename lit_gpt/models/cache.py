@@ -1,19 +1,19 @@
-"""What a model remembers while it decodes: a state for each layer, and the parts of one decoding forward.
+"""Decoding states: what each layer stores of the sequences so far, and the parts of one decoding forward.
 
-Every token mixer makes its own state (`TokenMixer.new_state`). A state has rows, one a sequence, and owns how a row is
-stored, copied, moved and shortened; nobody else looks inside. `KVState` holds keys and values (or the latents of
-latent attention), all of them or those of a sliding window; a recurrent layer holds a matrix of fixed size.
+Every token mixer creates its own state (`TokenMixer.new_state`). A state has one row per sequence and encapsulates how
+rows are stored, copied, moved and truncated. `KVState` holds keys and values (or the latents of latent attention), of
+all tokens or of those in a sliding window; a recurrent layer holds a matrix of fixed size.
 
-One decoding forward runs over one row of tokens, (1, N): the next token of each sequence that is being written, then
-pieces of prompts. Linear layers and norms treat them alike; token mixers go part by part (`StepState.map`):
+One decoding forward runs over a single row of tokens, (1, N): the next token of each sequence being generated, then
+chunks of prompts. Linear layers and norms treat all tokens alike; token mixers process them by part (`StepState.map`):
 
 - `DecodePart`: one new token for each of the first B rows of a state, attended in one call;
 - `PaddedDecodePart`: the same with fixed shapes, for `torch.compile`;
-- `ChunkPart`: T consecutive tokens of one row (or of several rows of equal length): a piece of a prompt, or guessed
+- `ChunkPart`: T consecutive tokens of one row (or of several rows of equal length): a chunk of a prompt, or draft
   tokens that are being verified.
 
-A layer with a window shorter than a row keeps a ring: the key of position p is entry p mod R. Keys are rotated before
-they are stored, so their order in the ring does not matter; the mask computes each entry's position again.
+A layer whose window is shorter than a row uses a ring buffer: the key of position p is entry p mod R. Keys are rotated
+before they are stored, so their order in the ring does not matter; the mask recomputes the position of each entry.
 
 B rows, N tokens of the forward, T tokens of a row, S keys, H heads, K key/value heads, D head size, R ring entries.
 """
@@ -34,84 +34,84 @@ if TYPE_CHECKING:
 
 
 class LayerState:
-    """The decoding state of one layer: tensors whose first dimension is the row, one row a sequence.
+    """The decoding state of one layer: tensors whose first dimension is the row, one row per sequence.
 
-    This class is right for a layer whose state has a fixed size (a recurrent one): a row is copied and moved whole,
-    and it can be continued only from where it stands. `KVState` can do more.
+    This class suits layers whose state has a fixed size (recurrent layers): rows are copied and moved as a whole, and
+    decoding can continue only from the latest token. `KVState` supports more.
 
     Args:
         tensors: Each (number of rows, ...); a row of zeros is the state before the first token.
     """
 
     can_truncate = False
-    """Whether the last tokens of a row can be taken back, which speculative decoding does with wrong guesses."""
+    """Whether the last tokens of a row can be removed, as speculative decoding does with rejected draft tokens."""
 
     can_branch = False
-    """Whether several continuations of one prefix can be computed in one forward under a mask, as attention can."""
+    """Whether several continuations of a prefix can share one forward under a mask, as in attention."""
 
     def __init__(self, *tensors: Tensor) -> None:
         self.tensors = tensors
 
     def read(self, part: "Part") -> tuple[Tensor, ...]:
-        """Return copies or views of the rows that a part continues, each (B, ...)."""
+        """Return the rows that a part continues (copies or views), each (B, ...)."""
         return tuple(x[part.rows] for x in self.tensors)
 
     def write(self, part: "Part", *values: Tensor) -> None:
-        """Store the rows of a part after its tokens, each (B, ...)."""
+        """Store the states of a part's rows after its tokens, each (B, ...)."""
         for x, value in zip(self.tensors, values, strict=True):
             x[part.rows] = part.without_padding(value)
 
     def reset_row(self, row: int) -> None:
-        """Forget a row: its next token is the first one of a sequence."""
+        """Reset a row: its next token is the first one of a sequence."""
         for x in self.tensors:
             x[row].zero_()
 
     def copy_row(self, row: int, source: "LayerState", source_row: int, length: int) -> None:
         """Copy the state after `length` tokens from a row of this or another state of the same layer.
 
-        Only called where `can_resume` allows it.
+        Call it only if `can_resume` returns True.
         """
         for x, y in zip(self.tensors, source.tensors, strict=True):
             x[row].copy_(y[source_row])
 
     def swap_rows(self, one: int, other: int, length: int) -> None:
-        """Exchange two rows, neither of which holds more than `length` tokens."""
+        """Exchange two rows, each holding at most `length` tokens."""
         for x in self.tensors:
             kept = x[one].clone()
             x[one].copy_(x[other])
             x[other].copy_(kept)
 
     def can_resume(self, num_stored: int, length: int) -> bool:
-        """Return whether a row that holds `num_stored` tokens also gives the state after its first `length`."""
+        """Return whether a row with `num_stored` tokens still contains the state after its first `length` tokens."""
         return num_stored == length
 
     @property
     def bytes_per_row(self) -> int:
-        """Bytes of one row that do not grow with its tokens."""
+        """Bytes per row that do not grow with the number of tokens."""
         return sum(x[0].numel() * x.element_size() for x in self.tensors)
 
     @property
     def bytes_per_token(self) -> int:
-        """Bytes of one more token of a row."""
+        """Bytes that each further token adds to a row."""
         return 0
 
     def num_bytes(self) -> int:
-        """Return the bytes of all rows."""
+        """Return the size of all rows in bytes."""
         return sum(x.numel() * x.element_size() for x in self.tensors)
 
 
 class KVState(LayerState):
-    """Keys and values of the tokens so far, or of a window of them in a ring.
+    """Keys and values of all tokens so far, or of the tokens in a window, in a ring buffer.
 
     Args:
-        config: Says whether windows are chunks, and whether scores fall with distance.
-        window: Tokens that a query sees; None = all before it.
-        shapes: (heads, width) of the keys and of the values; latent attention stores its latent and its rotated key.
-        num_rows: Sequences.
-        capacity: Tokens of one sequence, at most.
-        margin: Entries of a ring beyond its window: how many tokens may be taken back.
-        dtype: Of keys and values.
-        device: Where they are.
+        config: The model's architecture (windows and ALiBi).
+        window: Number of tokens that a query sees; None = all before it.
+        shapes: (heads, width) of the keys and of the values; latent attention stores its latent and its rotary key.
+        num_rows: Number of sequences.
+        capacity: Maximum number of tokens per sequence.
+        margin: Entries of the ring buffer beyond the window: the maximum number of tokens that can be removed.
+        dtype: Type of keys and values.
+        device: Device of keys and values.
     """
 
     can_truncate = True
@@ -139,7 +139,7 @@ class KVState(LayerState):
         """Do nothing: entries beyond a row's length are never read."""
 
     def copy_row(self, row: int, source: LayerState, source_row: int, length: int) -> None:
-        """Copy the first `length` tokens; a ring is copied whole."""
+        """Copy the first `length` tokens; a ring buffer is copied completely."""
         for x, y in zip(self.tensors, source.tensors, strict=True):
             count = min(x.shape[2], y.shape[2], length)
             x[row, :, :count] = y[source_row, :, :count]
@@ -153,32 +153,32 @@ class KVState(LayerState):
             second.copy_(kept)
 
     def can_resume(self, num_stored: int, length: int) -> bool:
-        """Return whether all keys before position `length` that its window asks for are still there."""
+        """Return whether all keys before position `length` that are in its window are still stored."""
         if self.window is None or num_stored - length <= 1:
-            return True  # a ring has one entry more than its window and the guesses after it
-        return num_stored + self.margin <= self.size  # nothing was ever overwritten
+            return True  # the ring has one entry more than its window and the draft tokens
+        return num_stored + self.margin <= self.size  # nothing has been overwritten yet
 
     @property
     def bytes_per_row(self) -> int:
-        """Bytes of a row that do not grow with its tokens: none."""
+        """Bytes per row that do not grow with the number of tokens: none."""
         return 0
 
     @property
     def bytes_per_token(self) -> int:
-        """Bytes of the key and the value of one token, while it is inside the window."""
+        """Bytes of the key and the value of one token inside the window."""
         return sum(x.shape[1] * x.shape[3] * x.element_size() for x in self.tensors)
 
     def update(self, part: "Part", k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Store the new keys and values of a part; return all that its tokens may see.
+        """Store the new keys and values of a part and return all keys and values that its tokens may attend to.
 
         Args:
-            part: Which rows the tokens continue.
+            part: The rows that the tokens continue.
             k: (B, T, K, D).
             v: (B, T, K, any width).
 
         Returns:
-            Keys (B, K, S, D), values (B, K, S, width) and the mask that is added to scores, (B or 1, H or 1, T, S);
-            None = causal, or, for one query, everything.
+            Keys (B, K, S, D), values (B, K, S, width) and an additive mask, (B or 1, H or 1, T, S); mask None = causal,
+            or, for a single query, no mask.
         """
         if isinstance(part, DecodePart):
             return self._append_one(part, k, v) if len(part.lengths) == 1 else self._append(part, k, v)
@@ -188,7 +188,7 @@ class KVState(LayerState):
         return self._extend(part, k.transpose(1, 2), v.transpose(1, 2))
 
     def _append(self, part: "DecodePart", k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """One token for each of several rows, which have different lengths: a mask hides what is beyond them."""
+        """Append one token to each of several rows of different lengths; a mask hides entries beyond each length."""
         rows, entries = part.places(self.size, k.device)
         self.keys[rows, :, entries] = k[:, 0]
         self.values[rows, :, entries] = v[:, 0]
@@ -196,7 +196,7 @@ class KVState(LayerState):
         return self.keys[:B, :, :S], self.values[:B, :, :S], self._ring_mask(part, S)
 
     def _append_one(self, part: "DecodePart", k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """One token of one row: no mask while what it sees stands together."""
+        """Append one token to one row; no mask is needed while the visible entries are contiguous."""
         position, size, window = part.lengths[0], self.size, self.window
         entry = position % size
         self.keys[0, :, entry] = k[0, 0]
@@ -209,7 +209,7 @@ class KVState(LayerState):
         return self.keys[:1, :, :S], self.values[:1, :, :S], self._ring_mask(part, S)
 
     def _append_padded(self, part: "PaddedDecodePart", k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """As `_append`; where the sequences stand is in tensors, never in shapes."""
+        """Like `_append`, but the positions of the sequences are in tensors and never in shapes."""
         entries = part.lengths % self.size
         self.keys[part.rows, :, entries] = part.without_padding(k)[:, 0]
         self.values[part.rows, :, entries] = part.without_padding(v)[:, 0]
@@ -217,13 +217,13 @@ class KVState(LayerState):
         return self.keys[: part.num_rows, :, :S], self.values[: part.num_rows, :, :S], self._ring_mask(part, S)
 
     def _ring_mask(self, part: "DecodePart | PaddedDecodePart", num_keys: int) -> Tensor:
-        """Return what is added to the scores of one query a row, (B, 1 or H, 1, S); built once for layers alike."""
+        """Return the additive mask of one query per row, (B, 1 or H, 1, S); built once and shared by similar layers."""
         key = self.window, self.size
         if key not in part.masks:
             device = self.keys.device
             last = torch.as_tensor(part.lengths, device=device)[:, None]  # (B, 1)
             entry = torch.arange(num_keys, device=device)[None]
-            # The latest position p <= last with p mod R = entry; negative where nothing was stored yet.
+            # The latest position p <= last with p mod R = entry; negative if nothing was stored in the entry yet.
             position = last - (last - entry) % self.size  # (B, S)
             part.masks[key] = additive_mask(
                 self.config, last[:, :, None], position[:, None], self.window, self.keys.dtype
@@ -231,13 +231,13 @@ class KVState(LayerState):
         return part.masks[key]
 
     def _extend(self, part: "ChunkPart", k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """T tokens for each row of a part, all of one length; k (B, K, T, D) and v (B, K, T, width)."""
+        """Append T tokens to each row of a part, all of equal length; k (B, K, T, D) and v (B, K, T, width)."""
         keys, values = self.keys[part.rows], self.values[part.rows]
         size, start, end = self.size, part.start, part.start + part.num_tokens
         first = first_visible(start, self.window, self.config.chunked_window)
         wraps = end > size
         if wraps:
-            # The new keys overwrite old ones that the first queries still see: attend over a copy of both.
+            # The new keys overwrite old ones that the first queries still see, so attend over a copy of both.
             earlier = torch.arange(first, start, device=k.device) % size
             seen = (
                 torch.cat((keys.index_select(2, earlier), k), dim=2),
@@ -266,31 +266,31 @@ class KVState(LayerState):
 
 
 class Part:
-    """Some consecutive tokens of a decoding forward that a token mixer handles together: B rows of T tokens each.
+    """Consecutive tokens of a decoding forward that a token mixer processes together: B rows of T tokens each.
 
     Args:
-        states: Of every layer; the tokens continue rows of them.
+        states: The states of every layer; the tokens continue rows of them.
         num_rows: B.
-        num_tokens: T, of each row.
-        rows: An index into the first dimension of a state's tensors.
+        num_tokens: T, per row.
+        rows: Index into the first dimension of a state's tensors.
     """
 
     def __init__(self, states: Sequence[Any], num_rows: int, num_tokens: int, rows: slice | Tensor) -> None:
         self.states, self.num_rows, self.num_tokens, self.rows = states, num_rows, num_tokens, rows
         self.masks: dict[Any, Any] = {}
-        """Masks that layers of one kind share."""
+        """Masks shared by layers of the same kind."""
 
     def without_padding(self, x: Tensor) -> Tensor:
-        """Return x (B, ...) with what was computed for rows of padding replaced by what may be stored there."""
+        """Return x (B, ...) with the results of padding rows replaced by values that are safe to store there."""
         return x
 
 
 class DecodePart(Part):
-    """One token more for each of the first B rows.
+    """One new token for each of the first B rows.
 
     Args:
-        states: Of every layer.
-        lengths: Of the B rows, in tokens before this forward: the positions of the new ones.
+        states: The states of every layer.
+        lengths: Lengths of the B rows in tokens before this forward, which are the positions of the new tokens.
     """
 
     def __init__(self, states: Sequence[Any], lengths: list[int]) -> None:
@@ -300,7 +300,7 @@ class DecodePart(Part):
         self._entries: dict[int, Tensor] = {}
 
     def places(self, size: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Return row numbers, and the entry of each row's new token in a ring of `size` entries; both (B,) int64."""
+        """Return the row index of each new token and its entry in a ring of `size` entries; both (B,) int64."""
         if self._row_ids is None:
             self._row_ids = torch.arange(len(self.lengths), device=device)
         if size not in self._entries:
@@ -309,13 +309,13 @@ class DecodePart(Part):
 
 
 class PaddedDecodePart(Part):
-    """As `DecodePart` with fixed shapes: a compiled graph serves every step with as many rows and keys.
+    """Like `DecodePart` with fixed shapes, so that a compiled graph serves every step with as many rows and keys.
 
     Args:
-        states: Of every layer, with B rows at least.
-        lengths: (B,) int64, of the rows before this forward.
-        rows: (B,) int64: which row each is; 0 again where it is padding.
-        num_keys: S, more than every length.
+        states: The states of every layer, with at least B rows.
+        lengths: (B,) int64: the rows' lengths before this forward.
+        rows: (B,) int64: the index of each row; 0 for padding.
+        num_keys: S, greater than every length.
     """
 
     def __init__(self, states: Sequence[Any], lengths: Tensor, rows: Tensor, num_keys: int) -> None:
@@ -324,7 +324,7 @@ class PaddedDecodePart(Part):
         self.lengths, self.num_keys = lengths, num_keys
 
     def without_padding(self, x: Tensor) -> Tensor:
-        """Return x with row 0 in every row of padding: padding repeats row 0, and must write the same values."""
+        """Return x with row 0 copied to all padding rows: padding writes to row 0 and must write the same values."""
         return x[self.rows]
 
 
@@ -332,11 +332,11 @@ class ChunkPart(Part):
     """T consecutive tokens of one row, or of several rows of equal length.
 
     Args:
-        states: Of every layer.
-        row: Its number; of several, the first.
+        states: The states of every layer.
+        row: Index of the row; if there are several, of the first one.
         start: Position of the first token: the row's length before this forward.
         num_tokens: T.
-        num_rows: How many rows.
+        num_rows: Number of rows.
     """
 
     def __init__(self, states: Sequence[Any], row: int, start: int, num_tokens: int, num_rows: int = 1) -> None:
@@ -345,23 +345,23 @@ class ChunkPart(Part):
 
 
 class StepState:
-    """One layer's states in a decoding forward: one for each part.
+    """The states of one layer in a decoding forward, one per part.
 
     Args:
-        parts: Cover the forward's tokens in order.
-        layer: From 0.
+        parts: The parts, which cover the forward's tokens in order.
+        layer: Index of the layer, from 0.
     """
 
     def __init__(self, parts: Sequence[Part], layer: int) -> None:
         self.parts, self.layer = parts, layer
 
     def map(self, function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
-        """Apply a function part by part, to its own tokens and state, and join the results.
+        """Apply a function to each part's tokens and state, and concatenate the results.
 
         Args:
             function: `function(state, part, *tensors)`, where each tensor holds the part's tokens, (B, T, ...); it
                 updates `state` and returns (B, T, ...).
-            tensors: Each (1, N, ...), a token's projections.
+            tensors: Each (1, N, ...), projections of the tokens.
 
         Returns:
             (1, N, ...).
@@ -386,14 +386,14 @@ class StepState:
 
 
 class DecodeStep:
-    """One decoding forward, for `GPT.forward`: which tokens continue which rows.
+    """The input of one decoding forward (`GPT.forward`): which tokens continue which rows.
 
     Args:
-        parts: Cover the tokens in order.
+        parts: The parts, which cover the tokens in order.
         position_ids: (1, N) or (T,) int64.
-        context_lengths: (1, N) int64, the length of each token's sequence, for a RoPE scaling that depends on it;
-            None = no need.
-        prepared: Whether the weights are laid out for decoding (`prepare_for_decoding`) and still the ones laid out.
+        context_lengths: (1, N) int64, the length of each token's sequence, for RoPE scalings that depend on it; None =
+            not needed.
+        prepared: Whether the current weights have been laid out for decoding (`prepare_for_decoding`).
     """
 
     def __init__(
@@ -407,17 +407,17 @@ class DecodeStep:
         self.prepared = prepared
 
     def layer(self, layer: int) -> StepState:
-        """Return the states of one layer."""
+        """Return the states of a layer."""
         return StepState(self.parts, layer)
 
 
 class Cache:
-    """The states of B sequences of equal length, for calling a model by hand; the engine has blocks of its own.
+    """The states of B sequences of equal length, for calling a model directly; the engine manages its own blocks.
 
     Args:
-        model: What decodes.
+        model: The model that decodes.
         batch_size: B.
-        max_length: Tokens of a sequence, at most; None = the model's block_size.
+        max_length: Maximum number of tokens per sequence; None = the model's block_size.
 
     Example:
         >>> cache = Cache(model, 1)  # doctest: +SKIP
@@ -430,16 +430,16 @@ class Cache:
         self.max_length = self.block_size if max_length is None else max_length
         self.batch_size = batch_size
         self.length = 0
-        """Tokens of each sequence so far."""
+        """Number of tokens in each sequence so far."""
         self._device = model.wte.weight.device
-        # A margin as long as a row: windows keep all tokens too, so that any number of them can be taken back.
+        # The margin equals the row length: windowed layers keep all tokens too, so any number of them can be removed.
         self.states = model.new_states(batch_size, self.max_length, margin=self.max_length)
 
     def step(self, num_tokens: int) -> DecodeStep:
-        """Return what `GPT.forward` needs for the next `num_tokens` tokens of every sequence, (B, num_tokens).
+        """Return the decoding input for the next `num_tokens` tokens of every sequence, (B, num_tokens).
 
         Raises:
-            UserError: If the sequences become longer than the model's block_size.
+            UserError: If the sequences would exceed the model's block_size.
         """
         start, end = self.length, self.length + num_tokens
         if end > self.block_size:
@@ -447,7 +447,7 @@ class Cache:
                 f"{end} tokens are more than the model's block_size {self.block_size}; "
                 "shorten the context or build the model with a larger block_size"
             )
-        assert end <= self.max_length, f"{end} tokens in a cache of {self.max_length}"
+        assert end <= self.max_length, f"{end} tokens exceed the cache's max_length {self.max_length}"
         part: Part = ChunkPart(self.states, 0, start, num_tokens, self.batch_size)
         if num_tokens == 1:
             part = DecodePart(self.states, [start] * self.batch_size)
@@ -455,33 +455,33 @@ class Cache:
         return DecodeStep([part], torch.arange(start, end, device=self._device))
 
     def truncate(self, length: int) -> None:
-        """Take back all but the first `length` tokens.
+        """Remove all but the first `length` tokens.
 
         Raises:
-            UserError: If a layer's state cannot be shortened.
+            UserError: If a layer's state cannot be truncated.
         """
         assert 0 <= length <= self.length
         if length < self.length and not all(state.can_truncate for state in self.states):
-            raise UserError("a layer of this model has a recurrent state, which cannot take tokens back")
+            raise UserError("a layer of this model has a recurrent state, from which tokens cannot be removed")
         self.length = length
 
 
 def first_visible(position: int, window: int | None, chunked: bool) -> int:
-    """Return the first position that a query at `position` sees."""
+    """Return the first position that a query at `position` may attend to."""
     if window is None:
         return 0
     return position // window * window if chunked else max(0, position - window + 1)
 
 
 def additive_mask(config: "GPTConfig", query: Tensor, key: Tensor, window: int | None, dtype: torch.dtype) -> Tensor:
-    """Return 0 where a query sees a key (less ALiBi's slope times their distance), else -inf.
+    """Return 0 where a query may attend to a key (minus ALiBi's slope times their distance), else -inf.
 
     Args:
-        config: Says whether windows are chunks, and whether scores fall with distance.
+        config: The model's architecture (windows and ALiBi).
         query: (B or 1, T, 1) positions.
-        key: (B or 1, 1, S) positions; negative = nothing there.
-        window: Of the layer.
-        dtype: Of the scores.
+        key: (B or 1, 1, S) positions; negative = empty entry.
+        window: The layer's window in tokens; None = no window.
+        dtype: Type of the scores.
 
     Returns:
         (B or 1, 1 or H, T, S).

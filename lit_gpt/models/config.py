@@ -249,7 +249,7 @@ class MoEConfig:
         if self.topk_group > self.n_group or self.topk_group * per_group < self.num_experts_per_tok:
             raise UserError(
                 f"moe.topk_group {self.topk_group} of {self.n_group} groups with {per_group} experts each cannot give "
-                f"{self.num_experts_per_tok} experts per token;  choose topk_group between 1 and n_group, large enough"
+                f"{self.num_experts_per_tok} experts per token; choose topk_group between 1 and n_group, large enough"
             )
         if self.n_group > 1 and per_group < 2:
             raise UserError(f"moe.n_group {self.n_group} leaves {per_group} expert per group; a group needs at least 2")

@@ -68,8 +68,8 @@ def _check_attention(config: "GPTConfig") -> None:
                 )
         if config.positions != "rope" or config.rope_fraction != 1:
             raise UserError(
-                f"mla applies RoPE to its qk_rope_head_dim: set positions: rope and rope_fraction: 1, not {config.positions} "
-                f"and {config.rope_fraction}"
+                "mla applies RoPE to its qk_rope_head_dim: set positions: rope and rope_fraction: 1, not "
+                f"{config.positions} and {config.rope_fraction}"
             )
 
 
@@ -85,8 +85,8 @@ def _check_positions(config: "GPTConfig") -> None:
         raise UserError(f"rope_fraction is {config.rope_fraction}, it must be greater than 0 and at most 1")
     if config.rope_size % 2 or config.rope_size < 2:
         raise UserError(
-            f"RoPE rotates pairs of coordinates, so the {config.rope_size} rotated coordinates of a head must be even and at least 2; "
-            "change head_size or rope_fraction"
+            f"RoPE rotates pairs of coordinates, so the {config.rope_size} rotated coordinates of a head must be even "
+            "and at least 2; change head_size or rope_fraction"
         )
     if config.rope_local_theta is not None and config.sliding_window is None:
         raise UserError("rope_local_theta is the base in sliding-window layers, but sliding_window is null; set it")

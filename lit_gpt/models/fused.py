@@ -1,10 +1,10 @@
-"""Matrices laid out for decoding: the same values and shapes in another order in memory.
+"""Weight matrices laid out for decoding: the same values and shapes in a different memory order.
 
-Decoding one token multiplies every matrix by one vector: it takes as long as reading the matrix does. On a CPU,
-BLAS reads a matrix that is wider than high far faster column by column (a column is added at a time, and no sums run
-across lanes), and one large product faster than three small ones. So weights that are higher than wide are stored
+Decoding one token multiplies every matrix by one vector, which takes as long as reading the matrix. On a CPU, BLAS
+reads a matrix that is wider than high much faster by columns (it adds one column at a time, without sums across
+lanes), and one large product is faster than three small ones. So weights that are higher than wide are stored
 transposed, and projections of the same input (q, k, v; gate, up) become views of one matrix. Parameters keep their
-names, shapes and values; what changes them in place changes the one matrix too.
+names, shapes and values; in-place changes to a parameter also change the shared matrix.
 
 O outputs, I inputs of a linear layer.
 """
@@ -20,10 +20,11 @@ from lit_gpt.models.head import LMHead
 
 
 class FusedLinears:
-    """Several linear layers of one input as one product, over a matrix that their weights are views of.
+    """Several linear layers of the same input as one product with a matrix that their weights are views of.
 
     Args:
-        linears: Plain `nn.Linear`s on one device, of one dtype, all with biases or none; their weights become views.
+        linears: Plain `nn.Linear`s on one device, of one dtype, all with or all without biases; their weights become
+            views.
         transposed: Store (I, O) instead of (O, I).
     """
 
@@ -43,38 +44,39 @@ class FusedLinears:
         self._pointers = [linear.weight.data_ptr() for linear in linears]
 
     def serves(self, linears: Sequence[nn.Module]) -> bool:
-        """Return whether these are still the layers it was made of: none replaced, moved or given other weights.
+        """Return whether these are still the fused layers: none replaced, moved or assigned other weights.
 
-        An engine checks the whole model once an iteration instead (`layout_of`).
+        An engine instead checks the whole model once per iteration (`layout_of`).
         """
         if torch.compiler.is_compiling():
-            return False  # addresses cannot be traced
+            return False  # torch.compile cannot trace data pointers
         if torch.is_grad_enabled():
-            return False  # the one matrix is no parameter: the layers would get no gradient
+            return False  # the shared matrix is not a parameter: the layers would get no gradient
         return all(
             type(linear) is nn.Linear and linear.weight.data_ptr() == pointer
             for linear, pointer in zip(linears, self._pointers, strict=True)
         )
 
     def product(self, x: Tensor) -> Tensor:
-        """Return the layers' outputs side by side: (..., I) → (..., sum of outputs)."""
+        """Return the concatenated outputs of the layers: (..., I) → (..., sum of outputs)."""
         return F.linear(x, self.weight, self.bias)
 
     def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Return each layer's output, views of one tensor: (..., I) → (..., O) each."""
+        """Return the output of each layer, views of one tensor: (..., I) → (..., O) each."""
         return F.linear(x, self.weight, self.bias).split_with_sizes(self.sizes, dim=-1)
 
 
-@torch.inference_mode(False)  # in a Trainer's `validate` too: what is trained afterwards must be plain tensors
+@torch.inference_mode(False)  # also within a Trainer's `validate`: training afterwards needs normal tensors
 @torch.no_grad()
 def prepare_for_decoding(model: nn.Module) -> None:
-    """Lay out a model's matrices for decoding, in place; what it computes stays the same but for rounding.
+    """Lay out a model's matrices for decoding, in place; its outputs change only by rounding.
 
-    Modules that have `fusable` (their linear layers that share an input) get `fused`, if there are several.
-    Quantised, sharded and otherwise special layers are left as they are. So is the order in memory of matrices that are
-    trained (`requires_grad`), which may still become rows of one: AdamW with `fused: true` goes through a parameter,
-    its gradient and its moments by address on a CPU, and DistributedDataParallel keeps gradients in the order that its
-    parameters had when it was made. Both mix them up, silently, where those orders are not one (torch 2.13).
+    Modules with `fusable` (their linear layers that share an input) get `fused` if there are several such layers.
+    Quantized, sharded and other special layers are left unchanged. Matrices that are trained (`requires_grad`) keep
+    their memory order, though they may still become rows of a shared matrix: on a CPU, AdamW with `fused: true` walks
+    through a parameter, its gradient and its moments by address, and DistributedDataParallel keeps gradients in the
+    memory order that its parameters had when it was created. Both silently mix up values if those orders differ
+    (torch 2.13).
     """
     on_cpu = all(parameter.device.type == "cpu" for parameter in model.parameters())
     done: set[int] = set()
@@ -84,7 +86,7 @@ def prepare_for_decoding(model: nn.Module) -> None:
             continue
         linears = module.fusable()
         if not (len(linears) > 1 and all(map(_is_plain, linears)) and _are_alike(linears)):
-            module.fused = None  # it would have the weights from before an adapter was added or layers were quantised
+            module.fused = None  # stale: from before an adapter was added or layers were quantized
             continue
         if module.fused is None or not module.fused.serves(linears):
             high = sum(linear.out_features for linear in linears) >= linears[0].in_features
@@ -100,9 +102,9 @@ def prepare_for_decoding(model: nn.Module) -> None:
 
 
 def layout_of(model: Any) -> tuple[Any, ...]:
-    """Return what changes when a model's weights are moved or replaced: types and addresses of some linear layers.
+    """Return a fingerprint that changes when a model's weights are moved or replaced: types and addresses of layers.
 
-    They are those of the last block that has any at its top level, which is almost always the last one.
+    It covers linear layers of the last block that has any at its top level, which is almost always the last block.
 
     Args:
         model: A `GPT`.
@@ -110,13 +112,13 @@ def layout_of(model: Any) -> tuple[Any, ...]:
     found: list[Any] = [model.training]
     for layer in range(len(model.blocks) - 1, -1, -1):
         block = model.blocks[layer]
-        # Straight from the modules' dicts: this runs before every forward.
+        # Read the modules' dicts directly: this runs before every forward.
         for module in (*block.attn._modules.values(), *block.mlp._modules.values()):
             if isinstance(module, nn.Linear):
                 weight = module._parameters["weight"]
                 found += (type(module), weight.data_ptr() if type(weight) is nn.Parameter else id(weight))
         if len(found) > 1:
-            break  # else a layer of another package and experts, say: nothing to see in this block
+            break  # a block without such layers (for example, a third-party mixer with experts) is skipped
     return tuple(found)
 
 

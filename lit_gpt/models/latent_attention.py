@@ -1,9 +1,11 @@
 """Multi-head latent attention (DeepSeek-V2, arXiv:2405.04434, section 2.1; also DeepSeek-V3, arXiv:2412.19437).
 
-Keys and values of all heads are projected up from one latent a token, and the part of the keys that is rotated is
-shared by all heads; so a cache holds R + D' numbers a token instead of 2 H D. Two ways to compute the same:
+Keys and values of all heads are projected up from one latent per token, and the rotary part of the keys is shared by
+all heads, so a cache stores R + D' values per token instead of 2 H D (D' = qk_rope_head_dim, D = head size). There are
+two equivalent formulations:
 
-- **unfolded**, for training and prompts: keys and values are made for every head, then it is ordinary attention;
+- **expanded**, for training and prefill: per-head keys and values are computed from the latent, followed by standard
+  attention;
 - **absorbed**, for a few queries in decoding: q · (W_k c) = (W_kᵀ q) · c, so W_k is applied to the few queries instead
   of to all stored latents c, and W_v to the weighted mean of the latents instead of to each of them.
 
@@ -28,15 +30,15 @@ if TYPE_CHECKING:
     from lit_gpt.models.cache import Part, StepState
 
 LATENT_NORM_EPS = 1e-6
-"""Epsilon of the latents' norms: DeepSeek's code and transformers use it whatever the model's own is."""
+"""Epsilon of the latents' norms: DeepSeek's code and transformers use it regardless of the model's `norm_eps`."""
 
 
 class LatentAttention(TokenMixer):
-    """Causal attention whose keys and values come from one latent a token.
+    """Causal attention whose keys and values are computed from one latent per token.
 
     Args:
-        config: The model's shape; `mla` has the widths.
-        layer: Which block this is, from 0.
+        config: The model's architecture; `mla` has the widths.
+        layer: Index of the block, from 0.
     """
 
     def __init__(self, config: GPTConfig, layer: int) -> None:
@@ -66,35 +68,35 @@ class LatentAttention(TokenMixer):
         if state is not None:
             y = state.map(self._attend_part, q, q_rotated, latent, k_rotated)
         else:
-            y = self.unfolded(q, q_rotated, latent, k_rotated, context.mask(self.slides))
+            y = self.expanded(q, q_rotated, latent, k_rotated, context.mask(self.slides))
         return self.drop(self.o_proj(y.flatten(2)))
 
     def _attend_part(
         self, state: KVState, part: "Part", q: Tensor, q_rotated: Tensor, latent: Tensor, k_rotated: Tensor
     ) -> Tensor:
-        # The state holds latents as keys and rotated keys as values, both of a single head.
+        # The KV state is reused with a single head: its keys are the latents and its values the rotary keys.
         latents, rotated, mask = state.update(part, latent.unsqueeze(2), k_rotated.unsqueeze(2))
         latents, rotated = latents.squeeze(1), rotated.squeeze(1)
         few = self._absorbing_is_cheaper(q.shape[1], latents.shape[1])
         if few and (mask is not None or q.shape[1] == 1):
             return self.absorbed(q, q_rotated, latents, rotated, mask)
-        return self.unfolded(q, q_rotated, latents, rotated, mask)
+        return self.expanded(q, q_rotated, latents, rotated, mask)
 
     def new_state(self, num_rows: int, capacity: int, margin: int, dtype: torch.dtype, device: torch.device) -> KVState:
-        """Return latents and rotated keys of no tokens."""
+        """Return an empty state of latents and rotary keys."""
         shapes = ((1, self.mla.kv_lora_rank), (1, self.mla.qk_rope_head_dim))
         window = self.config.window(self.layer)
         return KVState(self.config, window, shapes, num_rows, capacity, margin, dtype, device)
 
     @classmethod
     def flops_per_token(cls, config: GPTConfig, layer: int, context: int) -> int:
-        """Return the FLOPs of q kᵀ and of the weighted sum of values, unfolded, forward and backward."""
+        """Return the FLOPs of q kᵀ and of the weighted sum of values in expanded form, forward and backward."""
         assert config.mla is not None
         width = config.n_head * (config.mla.qk_head_dim + config.mla.v_head_dim)
         return 6 * width * min(context, config.window(layer) or context)
 
     def _queries(self, x: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor]:
-        """Return queries without positions (B, T, H, qk_nope_head_dim), and rotated (B, T, H, qk_rope_head_dim)."""
+        """Return queries without positions (B, T, H, qk_nope_head_dim) and rotary ones (B, T, H, qk_rope_head_dim)."""
         if self.q_proj is not None:
             q = self.q_proj(x)
         else:
@@ -109,14 +111,14 @@ class LatentAttention(TokenMixer):
         return plain, rotated if rotation is None else apply_rope(rotated, rotation).to(q.dtype)
 
     def _latents(self, x: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor]:
-        """Return what is cached of each token: latent (B, T, R) and rotated key (B, T, qk_rope_head_dim)."""
+        """Return the cached values of each token: latent (B, T, R) and rotary key (B, T, qk_rope_head_dim)."""
         latent, key = self.kv_a_proj(x).split((self.mla.kv_lora_rank, self.mla.qk_rope_head_dim), dim=-1)
         if rotation is not None:
             key = apply_rope(key.unsqueeze(2), rotation).squeeze(2).to(key.dtype)
         return _normed(self.kv_a_norm, latent).to(key.dtype), key
 
-    def unfolded(self, q: Tensor, q_rotated: Tensor, latent: Tensor, k_rotated: Tensor, mask: Mask) -> Tensor:
-        """Attend with keys and values of every head.
+    def expanded(self, q: Tensor, q_rotated: Tensor, latent: Tensor, k_rotated: Tensor, mask: Mask) -> Tensor:
+        """Attend with per-head keys and values.
 
         Args:
             q: (B, T, H, qk_nope_head_dim).
@@ -128,17 +130,17 @@ class LatentAttention(TokenMixer):
         Returns:
             (B, T, H, v_head_dim).
         """
-        q, k, v = (part.transpose(1, 2) for part in self._unfold(q, q_rotated, latent, k_rotated))
+        q, k, v = (part.transpose(1, 2) for part in self._expand(q, q_rotated, latent, k_rotated))
         if v.device.type == "cpu" and v.shape[-1] < k.shape[-1]:
-            v = F.pad(v, (0, k.shape[-1] - v.shape[-1]))  # SDPA's fused CPU kernel wants one width
+            v = F.pad(v, (0, k.shape[-1] - v.shape[-1]))  # SDPA's fused CPU kernel needs equal widths
         y = attend(q, k, v, mask, self.scoring, None, self.dropout if self.training else 0.0)
         return y.transpose(1, 2)[..., : self.mla.v_head_dim]
 
     def project(self, x: Tensor, rotation: Rotation | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Return queries and keys (B, T, H, qk_head_dim) and values (B, T, H, v_head_dim) of x (B, T, C), rotated."""
-        return self._unfold(*self._queries(x, rotation), *self._latents(x, rotation))
+        """Return rotated queries and keys (B, T, H, qk_head_dim) and values (B, T, H, v_head_dim) of x (B, T, C)."""
+        return self._expand(*self._queries(x, rotation), *self._latents(x, rotation))
 
-    def _unfold(self, q: Tensor, q_rotated: Tensor, latent: Tensor, k_rotated: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _expand(self, q: Tensor, q_rotated: Tensor, latent: Tensor, k_rotated: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         kv = self.kv_b_proj(latent).unflatten(2, (self.num_heads, -1))
         k, v = kv.split((self.mla.qk_nope_head_dim, self.mla.v_head_dim), dim=-1)
         q = torch.cat((q, q_rotated), dim=-1)
@@ -146,29 +148,29 @@ class LatentAttention(TokenMixer):
         return q, k, v
 
     def absorbed(self, q: Tensor, q_rotated: Tensor, latent: Tensor, k_rotated: Tensor, mask: Tensor | None) -> Tensor:
-        """Attend over the latents themselves; arguments and result as in `unfolded`."""
+        """Attend over the latents directly; arguments and result as in `expanded`."""
         T = q.shape[1]
         # kv_b_proj holds W_k and W_v of every head: (H (D + V), R). Scores: q · W_k c = (W_kᵀ q) · c, plus the part
         # with positions, whose key all heads share. Output: W_v (Σ w c) = Σ w (W_v c).
-        unfold = self.kv_b_proj.weight.unflatten(0, (self.num_heads, -1))  # (H, D + V, R)
-        to_keys, to_values = unfold.split((self.mla.qk_nope_head_dim, self.mla.v_head_dim), dim=1)
+        kv_up_proj = self.kv_b_proj.weight.unflatten(0, (self.num_heads, -1))  # (H, D + V, R)
+        to_keys, to_values = kv_up_proj.split((self.mla.qk_nope_head_dim, self.mla.v_head_dim), dim=1)
         absorbed = torch.einsum("bthd,hdr->bhtr", q, to_keys).flatten(1, 2)  # (B, H T, R)
         scores = absorbed @ latent.mT + q_rotated.transpose(1, 2).flatten(1, 2) @ k_rotated.mT  # (B, H T, S)
         scores = scores.unflatten(1, (-1, T)) * self.scoring.scale
         if mask is not None:
             scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
-        assert mask is not None or T == 1, "several queries in decoding need a mask"
+        assert mask is not None or T == 1, "several queries in decoding require a mask"
         weights = F.softmax(scores, dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(latent.dtype)
         mean = weights.flatten(1, 2) @ latent  # (B, H T, R)
         return torch.einsum("bhtr,hvr->bthv", mean.unflatten(1, (-1, T)), to_values)
 
     def _absorbing_is_cheaper(self, num_queries: int, num_keys: int) -> bool:
-        """Compare the cost of both forms, in multiplications of one head for each key."""
+        """Return whether the absorbed form needs fewer multiplications, counted per head and key."""
         R, rotated = self.mla.kv_lora_rank, self.mla.qk_rope_head_dim
         plain, v = self.mla.qk_nope_head_dim, self.mla.v_head_dim
         absorbed = num_queries * (2 * R + rotated) + num_queries * R * (plain + v) / num_keys
-        unfolded = R * (plain + v) + num_queries * (plain + rotated + v)
-        return absorbed < unfolded
+        expanded = R * (plain + v) + num_queries * (plain + rotated + v)
+        return absorbed < expanded
 
 
 def _latent_norm(config: GPTConfig, width: int) -> nn.LayerNorm | nn.RMSNorm:
@@ -178,7 +180,7 @@ def _latent_norm(config: GPTConfig, width: int) -> nn.LayerNorm | nn.RMSNorm:
 
 
 def _normed(norm: nn.LayerNorm | nn.RMSNorm, x: Tensor) -> Tensor:
-    """Apply a norm in its own precision: under autocast, x is narrower."""
+    """Apply a norm in its own precision, because under autocast x has a lower one."""
     return norm(x.to(norm.weight.dtype)).to(x.dtype)
 
 

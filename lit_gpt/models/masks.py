@@ -1,17 +1,17 @@
-"""Who may attend to whom: built once a forward and shared by all layers of a kind.
+"""Attention masks: built once per forward and shared by all layers of the same kind.
 
-A query sees the keys before it and itself; only those of its own document when rows are packed; only the nearest
-`window`, or those of its own chunk, in layers that slide. Padding (document -1) counts as a document of its own, so
-that every position sees at least itself and no softmax runs over nothing.
+A query attends to itself and the keys before it; with packed rows, only to those of its own document; in sliding-window
+layers, only to the nearest `window` or to those of its own chunk. Padding (document -1) counts as one document, so
+every position attends at least to itself and no softmax is empty.
 
-Three forms, from cheap to general: None (plain causal, no mask at all: SDPA's fast path); FlexAttention's BlockMask
-on CUDA, which skips the blocks that are masked out; a dense tensor, on CPU and as the tested fallback: booleans, or,
-with ALiBi, what is added to the scores.
+There are three forms, from fastest to most general: None (plain causal without a mask: SDPA's fast path);
+FlexAttention's BlockMask on CUDA, which skips the blocks that are masked out; and a dense tensor, on CPU and as the
+tested fallback: booleans or, with ALiBi, values added to the scores.
 
-FlexAttention (arXiv:2412.05496) compiles a kernel for a rule "may query i see key j" and skips the blocks that the
-rule empties, so a row of many short documents costs what the documents cost and no (T, T) mask is ever stored. The
-block mask is built once a forward on the device, without waiting for it. Its backward does not exist on CPU; there
-SDPA with a dense mask serves.
+FlexAttention (arXiv:2412.05496) compiles a kernel for a rule "may query i attend to key j" and skips the blocks that
+the rule masks out, so a row of many short documents costs only what the documents cost, and no (T, T) mask is ever
+stored. The block mask is built once per forward on the device, without synchronizing with it. FlexAttention has no
+backward on CPU; there SDPA with a dense mask is used.
 
 B batch, T time, S keys, H heads, K key/value heads, D head size.
 """
@@ -32,12 +32,12 @@ if TYPE_CHECKING:
 
 
 Mask = Union[Tensor, "BlockMask", None]
-"""None: plain causal. Tensor: (B or 1, 1, T, S) bool, True where a query sees a key, or (B or 1, H, T, S) float32,
-added to the scores. BlockMask: FlexAttention's."""
+"""None: plain causal. Tensor: (B or 1, 1, T, S) bool, True where a query may attend to a key, or (B or 1, H, T, S)
+float32, added to the scores. BlockMask: FlexAttention's mask."""
 
 
 class LayerMasks(NamedTuple):
-    """The masks of layers that see the whole context and of layers that slide."""
+    """The masks of full-attention layers and of sliding-window layers."""
 
     full: Mask
     sliding: Mask
@@ -54,12 +54,12 @@ def build_masks(
     """Return the masks of one forward.
 
     Args:
-        config: Says which layers slide and how far, and whether scores get a bias.
+        config: The model's architecture (windows and ALiBi).
         document_ids: (B, T) int64, -1 on padding; None = each row is one document.
-        num_tokens: T, queries and keys alike.
-        device: Where the model runs.
-        dropout: Of attention weights in this forward; FlexAttention has none, so it then gives way to dense masks.
-        position_ids: (B, T) or (T,) int64: chunks are counted from where these are 0; None = from the row's start.
+        num_tokens: T, the number of queries and of keys.
+        device: Device of the model.
+        dropout: Attention dropout in this forward; FlexAttention does not support it, so dense masks are used then.
+        position_ids: (B, T) or (T,) int64: chunks are counted from position 0; None = from the start of the row.
     """
     plain = config.sliding_window is None and not _biases_scores(config) and not _needs_flex(config, device)
     if document_ids is None and plain:
@@ -67,7 +67,7 @@ def build_masks(
     return _build_masks(config, document_ids, num_tokens, device, dropout, position_ids)
 
 
-@torch.compiler.disable  # looks at the batch on CPU, and compiles its own kernel on CUDA
+@torch.compiler.disable  # reads the batch on CPU, and compiles its own kernel on CUDA
 def _build_masks(
     config: GPTConfig,
     document_ids: Tensor | None,
@@ -76,14 +76,14 @@ def _build_masks(
     dropout: float,
     position_ids: Tensor | None,
 ) -> LayerMasks:
-    # On CPU looking at the batch costs nothing; on an accelerator it would stop the host until the device is done.
+    # Reading the batch costs nothing on CPU; on an accelerator it would make the host wait for the device.
     if document_ids is not None and device.type == "cpu" and is_plain_causal(document_ids):
         document_ids = None
     use_flex = dropout == 0 and flex_serves(config, device)
     bias = _alibi(config, num_tokens, device) if _biases_scores(config) and not use_flex else None
 
     def build(window: int | None) -> Mask:
-        # (A program that is exported for any length keeps its window: it cannot choose by the length.)
+        # (A program exported for any length keeps its window, because it cannot depend on the length.)
         if window is not None and not torch.compiler.is_exporting() and window >= num_tokens:
             window = None
         if use_flex and (document_ids is not None or window is not None or _needs_flex(config, device)):
@@ -102,7 +102,7 @@ def _build_masks(
 
 
 def is_plain_causal(document_ids: Tensor) -> bool:
-    """Return whether each row is one document, with padding only after it: then causality alone isolates it."""
+    """Return whether each row is one document with padding only at its end, so that the causal mask is enough."""
     before, after = document_ids[:, :-1], document_ids[:, 1:]
     return bool(((after == before) | (after == -1)).all())
 
@@ -114,14 +114,14 @@ def dense_mask(
     device: torch.device,
     chunks: Tensor | None = None,
 ) -> Tensor:
-    """Return the mask written out: (B or 1, 1, T, T) bool, True where a query sees a key.
+    """Return the dense mask: (B or 1, 1, T, T) bool, True where a query may attend to a key.
 
     Args:
         document_ids: (B, T) int64, or None.
-        window: Tokens a query sees, itself among them; None = all before it.
+        window: Number of tokens that a query attends to, including itself; None = all before it.
         num_tokens: T.
-        device: Where it is built.
-        chunks: (B or 1, T) int64: which chunk each key is in; then that, and not distance, makes the window.
+        device: Device of the mask.
+        chunks: (B or 1, T) int64, the chunk index of each key; if given, it defines the window instead of the distance.
     """
     query = torch.arange(num_tokens, device=device)[:, None]
     key = torch.arange(num_tokens, device=device)[None, :]
@@ -136,7 +136,7 @@ def dense_mask(
 
 
 def _chunks(position_ids: Tensor | None, window: int | None, num_tokens: int, device: torch.device) -> Tensor | None:
-    """Return which chunk each key is in, (B or 1, T)."""
+    """Return the chunk index of each key, (B or 1, T)."""
     if window is None:
         return None
     if position_ids is None:
@@ -149,7 +149,7 @@ def _biases_scores(config: GPTConfig) -> bool:
 
 
 def _needs_flex(config: GPTConfig, device: torch.device) -> bool:
-    """Return whether changed scores need FlexAttention on this device even without a mask."""
+    """Return whether this device needs FlexAttention for modified scores even without a mask."""
     changes = config.attention_softcap is not None or config.attention_sinks or _biases_scores(config)
     return changes and flex_serves(config, device)
 
@@ -162,7 +162,7 @@ def _alibi(config: GPTConfig, num_tokens: int, device: torch.device) -> Tensor:
 
 
 MIN_HEAD_SIZE = 16
-"""The kernel's tensor-core tiles are at least this wide."""
+"""Minimum width of the kernel's tensor-core tiles."""
 
 
 def flex_serves(config: GPTConfig, device: torch.device) -> bool:
@@ -178,14 +178,15 @@ def flex_block_mask(
     device: torch.device,
     chunks: Tensor | None = None,
 ) -> "BlockMask":
-    """Return the block mask of the rule that `dense_mask` writes out.
+    """Return the block mask equivalent to `dense_mask`.
 
     Args:
         document_ids: (B, T) int64 or None.
-        window: Tokens a query sees, itself among them; None = all before it.
-        num_tokens: T, queries and keys alike.
-        device: Where it is built.
-        chunks: (B or 1, T) int64: which chunk each token is in; then that, and not distance, makes the window.
+        window: Number of tokens that a query attends to, including itself; None = all before it.
+        num_tokens: T, the number of queries and of keys.
+        device: Device of the mask.
+        chunks: (B or 1, T) int64, the chunk index of each token; if given, it defines the window instead of the
+            distance.
     """
 
     def sees(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
@@ -214,17 +215,17 @@ def flex_attend(
     alibi: bool = False,
     sinks: Tensor | None = None,
 ) -> Tensor:
-    """Compute attention under a block mask.
+    """Compute attention with a block mask.
 
     Args:
         q: (B, H, T, D).
         k: (B, K, T, D).
         v: (B, K, T, D).
         block_mask: From `flex_block_mask`.
-        scale: What scores are multiplied by; None = 1 / √D.
-        softcap: Scores s become cap · tanh(s / cap); None = they do not.
-        alibi: Whether scores fall with distance.
-        sinks: (H,) logits that join each head's softmax, or None.
+        scale: Multiplier of the scores; None = 1 / √D.
+        softcap: Soft-cap of the scores, cap · tanh(s / cap); None = no cap.
+        alibi: Whether to add ALiBi's bias, which decreases with distance.
+        sinks: (H,) logits that are included in each head's softmax, or None.
 
     Returns:
         (B, H, T, D).
@@ -240,7 +241,7 @@ def flex_attend(
     if sinks is None:
         return run(q, k, v, change, **options)
     y, log_total = _with_log_total(run, q, k, v, change, options)
-    # A sink is one more logit in the softmax, with a value of zero: it scales the result by
+    # A sink is one more logit in the softmax with a zero value: it scales the result by
     # total / (total + e^sink) = sigmoid(log total - sink).
     share = torch.sigmoid(log_total - sinks.to(log_total.dtype)[:, None])  # (B, H, T)
     return y * share[..., None].to(y.dtype)
@@ -254,7 +255,7 @@ def _with_log_total(
     change: Callable[..., Tensor] | None,
     options: dict[str, Any],
 ) -> tuple[Tensor, Tensor]:
-    """Return attention, and the logarithm of each query's softmax denominator (B, H, T)."""
+    """Return the attention output and the logarithm of each query's softmax denominator, (B, H, T)."""
     from torch.nn.attention import flex_attention as module
 
     if hasattr(module, "AuxRequest"):
@@ -264,7 +265,7 @@ def _with_log_total(
 
 
 def _score_change(softcap: float | None, slopes: Tensor | None) -> Callable[..., Tensor]:
-    """Return how FlexAttention changes each score: cap it, then add ALiBi's bias."""
+    """Return FlexAttention's score modification: apply the soft-cap, then add ALiBi's bias."""
 
     def change(score: Tensor, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         if softcap is not None:
@@ -278,7 +279,7 @@ def _score_change(softcap: float | None, slopes: Tensor | None) -> Callable[...,
 
 @functools.cache
 def _compiled_flex_attention() -> Callable[..., Any]:
-    """Return FlexAttention, compiled at its first use: uncompiled it would store the whole score matrix."""
+    """Return FlexAttention, compiled on first use: uncompiled it would materialize the full score matrix."""
     from torch.nn.attention.flex_attention import flex_attention
 
     return torch.compile(flex_attention, dynamic=False)
@@ -286,7 +287,7 @@ def _compiled_flex_attention() -> Callable[..., Any]:
 
 @functools.cache
 def _create_block_mask(device_type: str) -> Callable[..., Any]:
-    """Return the builder of block masks, compiled so that it reduces to blocks without storing (B, T, T)."""
+    """Return the builder of block masks, compiled so that it does not materialize (B, T, T)."""
     from torch.nn.attention.flex_attention import create_block_mask
 
     build: Callable[..., Any] = create_block_mask

@@ -1,8 +1,8 @@
-"""The protocol of a layer's token mixer, what each forward hands to it, and the registry that other packages add to.
+"""The token mixer interface, the inputs that each forward passes to it, and the registry for third-party mixers.
 
-A block has two halves. The *token mixer* lets tokens exchange information (attention, latent attention, a recurrent
-layer of another package); the *channel mixer* works on each token alone (an MLP, a mixture of experts). A
-`GPTConfig` lists the kinds of its layers in `layer_types`; `register_token_mixer` adds a kind.
+A block has two halves. The *token mixer* exchanges information between tokens (attention, latent attention, a recurrent
+layer of another package); the *channel mixer* processes each token separately (an MLP, a mixture of experts). A
+`GPTConfig` lists the kinds of its token mixers in `layer_types`; `register_token_mixer` adds a kind.
 
 B batch, T time, C model width.
 """
@@ -26,29 +26,29 @@ if TYPE_CHECKING:
 
 
 class Context(NamedTuple):
-    """The inputs that all layers of one forward share; computed once by `GPT.forward`."""
+    """The inputs shared by all layers of one forward; computed once by `GPT.forward`."""
 
     position_ids: "Tensor | None" = None
-    """(B, T) or (T,) int64: the position of each token in its own document; None only where no layer needs it."""
+    """(B, T) or (T,) int64: the position of each token in its own document; None only if no layer needs it."""
     document_ids: "Tensor | None" = None
-    """(B, T) int64, -1 on padding: tokens must not be influenced by other documents; None = a row is one document."""
+    """(B, T) int64, -1 on padding; tokens must not depend on other documents. None = each row is one document."""
     rotations: "Rotations | None" = None
-    """RoPE's tables; None where the model does not rotate."""
+    """RoPE's tables; None if the model does not use RoPE."""
     masks: "LayerMasks | None" = None
-    """Who attends to whom in training; in decoding each layer's state knows."""
+    """Attention masks in training; in decoding each layer's state builds its own."""
     routing: "Routing | None" = None
-    """Where mixtures of experts record their choices; None = nowhere."""
+    """Where mixture-of-experts layers record their routing decisions; None = not recorded."""
     prepared: bool = False
-    """Decoding by an engine, which has laid out the weights for it and checked this iteration that they still are."""
+    """Whether an engine has laid out the weights for decoding and checked in this iteration that they are unchanged."""
 
     def rotation(self, slides: bool) -> "Rotation | None":
-        """Return RoPE's tables for layers that see a window (`slides`) or the whole context."""
+        """Return RoPE's tables for sliding-window (`slides`) or full-attention layers."""
         if self.rotations is None:
             return None
         return self.rotations.sliding if slides else self.rotations.full
 
     def mask(self, slides: bool) -> "Mask":
-        """Return the training mask of layers that see a window (`slides`) or the whole context."""
+        """Return the training mask for sliding-window (`slides`) or full-attention layers."""
         if self.masks is None:
             return None
         return self.masks.sliding if slides else self.masks.full
@@ -58,21 +58,21 @@ class TokenMixer(nn.Module):
     """Base class of token mixers; a subclass takes `(config, layer)` and implements `forward` and `new_state`.
 
     Args:
-        config: The model's shape; options of a registered kind are `config.mixer_options_of(layer)`.
-        layer: Which block this is, from 0.
+        config: The model's architecture; options of a registered kind are `config.mixer_options_of(layer)`.
+        layer: Index of the block, from 0.
     """
 
     def forward(self, x: Tensor, context: Context, state: "StepState | None" = None) -> Tensor:
         """Mix tokens.
 
-        In training (`state` None) `x` holds B rows of T tokens, and a token may depend on earlier tokens of its own
-        document alone (`context.document_ids`). In decoding, `x` is (1, N, C): tokens of several sequences, which
-        `state.map` hands to a function part by part, together with the rows they continue.
+        In training (`state` None) `x` holds B rows of T tokens, and a token may depend only on earlier tokens of its
+        own document (`context.document_ids`). In decoding, `x` is (1, N, C), the tokens of several sequences;
+        `state.map` passes them to a function part by part, together with the rows that they continue.
 
         Args:
             x: (B, T, C).
-            context: Shared by all layers of this forward.
-            state: The states of the sequences that are continued; None = training.
+            context: Inputs shared by all layers of this forward.
+            state: In decoding, the states of the sequences being continued; None = training.
 
         Returns:
             (B, T, C).
@@ -85,33 +85,33 @@ class TokenMixer(nn.Module):
         """Return an empty decoding state.
 
         Args:
-            num_rows: Sequences that it holds.
-            capacity: Tokens of one sequence, at most.
-            margin: Tokens at the end of a sequence that may be taken back (speculative decoding).
-            dtype: Of the layer's activations.
-            device: Where the model runs.
+            num_rows: Number of sequences.
+            capacity: Maximum number of tokens per sequence.
+            margin: Maximum number of tokens that may be removed from the end of a sequence (speculative decoding).
+            dtype: Type of the layer's activations.
+            device: Device of the model.
         """
         raise NotImplementedError
 
     def initial_value(self, name: str, shape: torch.Size) -> Tensor | None:
-        """Return the initial value of a parameter that has a rule of its own; None = the model's rule.
+        """Return the initial value of a parameter with a special initialization; None = the model's default rule.
 
-        It must not depend on anything but the config: every process computes the whole value.
+        It must depend only on the config, because every process computes the complete value.
 
         Args:
-            name: Of the parameter within this module, such as `decay`.
-            shape: Of the whole parameter.
+            name: Name of the parameter within this module, such as `decay`.
+            shape: Shape of the complete (unsharded) parameter.
         """
         return None
 
     @classmethod
     def flops_per_token(cls, config: "GPTConfig", layer: int, context: int) -> int:
-        """Return the training FLOPs of one token beyond 6 for each parameter (see `counts.flops_per_token`).
+        """Return the training FLOPs per token beyond 6 per parameter (see `counts.flops_per_token`).
 
         Args:
-            config: The model's shape.
-            layer: Which layer.
-            context: Tokens in the window.
+            config: The model's architecture.
+            layer: Index of the layer.
+            context: Context length in tokens.
         """
         return 0
 
@@ -122,27 +122,27 @@ class MixerKind:
 
     build: type[TokenMixer]
     options: type | None = None
-    """A dataclass of what `GPTConfig.mixer_options` may say about this kind; None = it has no options."""
+    """Dataclass of the options that `GPTConfig.mixer_options` may set for this kind; None = no options."""
 
 
 BUILT_IN = ("attention", "sliding", "latent")
-"""Kinds that every installation has: attention over the whole context, over a window, and over latents."""
+"""The built-in kinds: full attention, sliding-window attention and latent attention."""
 _KINDS: dict[str, MixerKind] = {}
 
 
 def register_token_mixer(name: str, mixer: type[TokenMixer], options: type | None = None) -> None:
-    """Add a kind of token mixer that `GPTConfig.layer_types` may name.
+    """Register a kind of token mixer for use in `GPTConfig.layer_types`.
 
     Call it in a module that is an entry point of the group `lit_gpt.extensions` (see `lit_gpt.extensions`), so that
-    the command line finds it wherever a model with such layers is loaded.
+    the command line finds it whenever a model with such layers is loaded.
 
     Args:
-        name: In configs, checkpoints and exports.
-        mixer: A subclass of `TokenMixer`, called with the config and the layer's number.
-        options: A dataclass for the layer's own settings; its `__post_init__` checks them.
+        name: Name of the kind in configs, checkpoints and exports.
+        mixer: A subclass of `TokenMixer`, called with the config and the layer's index.
+        options: A dataclass of the layer's options; its `__post_init__` validates them.
 
     Raises:
-        UserError: If the name is taken by another mixer.
+        UserError: If another mixer is registered under this name.
 
     Example:
         >>> register_token_mixer("gated_linear", GatedLinear, GatedLinearOptions)  # doctest: +SKIP
@@ -150,21 +150,21 @@ def register_token_mixer(name: str, mixer: type[TokenMixer], options: type | Non
     """
     known = _KINDS.get(name)
     if known is not None and known.build is not mixer:
-        raise UserError(f"token mixer {name!r} is registered already, by {known.build!r}; choose another name")
+        raise UserError(f"token mixer {name!r} is already registered, by {known.build!r}; choose another name")
     _KINDS[name] = MixerKind(mixer, options)
 
 
 def mixer_names() -> list[str]:
-    """Return the names of all kinds, those of installed extensions included."""
+    """Return the names of all kinds, including those of installed extensions."""
     load_extensions()
     return sorted({*BUILT_IN, *_KINDS})
 
 
 def mixer_kind(name: str) -> MixerKind:
-    """Return a registered kind.
+    """Return the registered kind of a name.
 
     Raises:
-        UserError: If nobody has registered it; names the nearest ones.
+        UserError: If no such kind is registered; the nearest names are given.
     """
     if name not in _KINDS:
         load_extensions()
@@ -177,15 +177,15 @@ def mixer_kind(name: str) -> MixerKind:
 
 
 def mixer_options(name: str, values: Any) -> Any:
-    """Return the checked options of a kind: an instance of its dataclass, or None where it has none.
+    """Return the validated options of a kind: an instance of its dataclass, or None if it has no options.
 
     Raises:
-        UserError: If an option is unknown or refused.
+        UserError: If an option is unknown or invalid.
     """
     options = mixer_kind(name).options
     if options is None:
         if values:
-            raise UserError(f"mixer_options.{name}: token mixer {name!r} has no options; leave it out")
+            raise UserError(f"mixer_options.{name}: token mixer {name!r} has no options; remove the entry")
         return None
     names = [field.name for field in fields(options)]
     for key in values or {}:

@@ -1,4 +1,4 @@
-"""The feed-forward half of a block: textbook GELU, squared ReLU, or gated (Shazeer 2020, arXiv:2002.05202).
+"""The feed-forward half of a block: with GELU, squared ReLU, or gated activations (Shazeer 2020, arXiv:2002.05202).
 
 B batch, T time, C model width, F MLP width.
 """
@@ -17,27 +17,27 @@ from lit_gpt.models.mixers import Context
 
 
 def relu_squared(x: Tensor) -> Tensor:
-    """max(x, 0)² (Primer, So et al. 2021, arXiv:2109.08668)."""
+    """Return max(x, 0)² (Primer, So et al. 2021, arXiv:2109.08668)."""
     return F.relu(x).square()
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
-    """silu(gate) · up."""
+    """Return silu(gate) · up."""
     return F.silu(gate) * up
 
 
 def geglu(gate: Tensor, up: Tensor) -> Tensor:
-    """gelu(gate) · up."""
+    """Return gelu(gate) · up."""
     return F.gelu(gate) * up
 
 
 def geglu_tanh(gate: Tensor, up: Tensor) -> Tensor:
-    """gelu(gate) · up with the tanh approximation."""
+    """Return gelu(gate) · up with the tanh approximation of GELU."""
     return F.gelu(gate, approximate="tanh") * up
 
 
 def swiglu_clamped(gate: Tensor, up: Tensor, limit: float = 7.0, alpha: float = 1.702) -> Tensor:
-    """GPT-OSS's: g · sigmoid(1.702 g) · (u + 1), with g at most 7 and u within ±7 (arXiv:2508.10925)."""
+    """Return GPT-OSS's g · sigmoid(1.702 g) · (u + 1), with g at most 7 and u within ±7 (arXiv:2508.10925)."""
     gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
     return gate * torch.sigmoid(alpha * gate) * (up + 1)
 
@@ -53,15 +53,15 @@ GATES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "geglu_tanh": geglu_tanh,
     "swiglu_clamped": swiglu_clamped,
 }
-"""(gate, up) → hidden, all (..., F)."""
+"""Gated activations, (gate, up) → hidden, all (..., F)."""
 
 
 class MLP(nn.Module):
-    """`Linear(C, F) → activation → Linear(F, C) → Dropout`; a gated one multiplies in a gate: act(x G) · (x U).
+    """`Linear(C, F) → activation → Linear(F, C) → Dropout`; gated activations compute act(x G) · (x U).
 
     Args:
-        config: The model's shape.
-        width: F; None = the config's.
+        config: The model's architecture.
+        width: F; None = the config's `mlp_size`.
     """
 
     def __init__(self, config: GPTConfig, width: int | None = None) -> None:
@@ -75,11 +75,11 @@ class MLP(nn.Module):
         self.fused: FusedLinears | None = None
 
     def fusable(self) -> list[nn.Linear]:
-        """Layers of one input (see `prepare_for_decoding`)."""
+        """Return the linear layers that share an input (see `prepare_for_decoding`)."""
         return [self.up_proj] if self.gate_proj is None else [self.gate_proj, self.up_proj]
 
     def forward(self, x: Tensor, context: Context | None = None) -> Tensor:
-        """(B, T, C) → (B, T, C)."""
+        """Apply the MLP: (B, T, C) → (B, T, C)."""
         if self.gate_proj is None:
             hidden = self.activation(self.up_proj(x))  # (B, T, F)
         elif self.fused is not None and (

@@ -76,15 +76,15 @@ def test_it_is_the_papers_equations(mla):
 @torch.no_grad()
 @pytest.mark.parametrize("changes", [{}, {"rope_scaling": YARN}], ids=["plain", "yarn"])
 @pytest.mark.parametrize("masked", [False, True])
-def test_absorbed_is_unfolded(changes, masked):
+def test_absorbed_is_expanded(changes, masked):
     attention = randomized(LatentAttention(small(**changes), 0))
     T, S = (3, 20) if masked else (1, 20)
     q, q_rotated = torch.randn(2, T, 3, 8), torch.randn(2, T, 3, 4)
     latent, k_rotated = torch.randn(2, S, 12), torch.randn(2, S, 4)
     mask = torch.ones(T, S, dtype=torch.bool).tril(S - T)[None, None] if masked else None
     absorbed = attention.absorbed(q, q_rotated, latent, k_rotated, mask)
-    unfolded = attention.unfolded(q, q_rotated, latent, k_rotated, mask)
-    torch.testing.assert_close(absorbed, unfolded, rtol=1e-5, atol=1e-5)
+    expanded = attention.expanded(q, q_rotated, latent, k_rotated, mask)
+    torch.testing.assert_close(absorbed, expanded, rtol=1e-5, atol=1e-5)
 
 
 @torch.no_grad()
@@ -93,7 +93,7 @@ def test_decoding_absorbs_and_prompts_unfold(monkeypatch):
     ids = torch.randint(31, (2, 40))
     expected = model(ids)
     calls = []
-    for name in ("absorbed", "unfolded"):
+    for name in ("absorbed", "expanded"):
         method = getattr(LatentAttention, name)
         monkeypatch.setattr(
             LatentAttention,
@@ -104,7 +104,7 @@ def test_decoding_absorbs_and_prompts_unfold(monkeypatch):
     for start, end in ((0, 10), (10, 11), (11, 12), (12, 14), (14, 40)):
         found.append(model(ids[:, start:end], cache=cache.step(end - start)))
     torch.testing.assert_close(torch.cat(found, 1), expected, rtol=1e-4, atol=1e-4)
-    assert calls[::2] == [("unfolded", 10), ("absorbed", 1), ("absorbed", 1), ("absorbed", 2), ("unfolded", 26)]
+    assert calls[::2] == [("expanded", 10), ("absorbed", 1), ("absorbed", 1), ("absorbed", 2), ("expanded", 26)]
 
 
 @torch.no_grad()
