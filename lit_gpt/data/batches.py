@@ -1,7 +1,7 @@
-"""Token rows → a `Batch`, in numpy: windows of a token stream, and sequences of which only some tokens are learned.
+"""Build batches from numpy token rows: windows of a token stream, or sequences with a loss mask.
 
-Shapes: B rows, T positions. A row is read with one token more than it has positions: `labels[t]` is the token after
-`input_ids[t]`. What a batch holds is described in `lit_gpt/batch.py`.
+Shapes: B rows, T positions. A row is read with T + 1 tokens: `labels[t]` is the token after `input_ids[t]`. The fields
+of a batch are described in `lit_gpt/batch.py`.
 """
 
 from collections.abc import Sequence
@@ -13,18 +13,18 @@ from torch import Tensor
 from lit_gpt.batch import IGNORE_INDEX, Batch
 
 PAD_MULTIPLE = 8
-"""Padded rows are as long as the longest, rounded up to this: few different shapes, and whole tiles on a GPU."""
+"""Padded rows are as long as the longest, rounded up to this, for few different shapes and full GPU tiles."""
 
 
 class BatchBuilder:
-    """Makes batches from windows of T + 1 tokens, without a loop over tokens.
+    """Builds pretraining batches from contiguous windows of T + 1 tokens, vectorized over tokens.
 
     Args:
-        separator_id: Token that opens each document.
-        byte_lengths: (vocabulary,) int64 bytes of text of each token.
-        isolate_documents: Give each document in a row its own id and positions from 0. The first one may be the rest
-            of a document that the window cuts: its positions begin at 0 with the window. If False, a row is one
-            document.
+        separator_id: Token at the start of each document.
+        byte_lengths: (vocabulary,) int64 number of text bytes of each token.
+        isolate_documents: Whether each document in a row gets its own id and positions from 0. The first one may be the
+            remainder of a document that the window cuts: its positions start at 0 with the window. If False, a row is
+            treated as one document.
     """
 
     def __init__(self, separator_id: int, byte_lengths: np.ndarray, isolate_documents: bool) -> None:
@@ -39,22 +39,23 @@ class BatchBuilder:
 
         Args:
             rows: (B, T + 1) int64 tokens.
-            sample_ids: (B,) int64.
-            lengths: (B,) targets that count in each row, at most T; the rest is padding. None: all T.
+            sample_ids: (B,) int64 sample indices.
+            lengths: (B,) number of valid targets in each row, at most T; the rest is padding. None: all T.
 
         Returns:
-            All keys of `Batch`; without isolation no `document_ids`: causality alone keeps a row from its padding.
+            All keys of `Batch`. Without isolation there are no `document_ids`: the causal mask already keeps real
+            tokens from attending to right padding.
         """
-        # Copies, also where one row is contiguous already: inputs and labels overlap, and padding is written into both.
+        # Copy even if a row is contiguous already: inputs and labels overlap, and padding is written into both.
         inputs = rows[:, :-1].copy()
         labels = rows[:, 1:].copy()
         time = np.arange(inputs.shape[1])
         if self.isolate_documents:
-            opens = inputs == self.separator_id
-            opens[:, 0] = True  # whatever stands first in the row opens document 0
-            document_ids = np.cumsum(opens, axis=1) - 1
-            # The running maximum of (t where a document opens, else 0) is where the current document began.
-            position_ids = time - np.maximum.accumulate(np.where(opens, time, 0), axis=1)
+            starts = inputs == self.separator_id
+            starts[:, 0] = True  # the first token of each row always starts document 0
+            document_ids = np.cumsum(starts, axis=1) - 1
+            # The running maximum of (t where a document starts, else 0) is the start of the current document.
+            position_ids = time - np.maximum.accumulate(np.where(starts, time, 0), axis=1)
         else:
             document_ids = None
             position_ids = np.broadcast_to(time, inputs.shape).copy()
@@ -80,21 +81,21 @@ class BatchBuilder:
 
 
 class TargetBatch(Batch, total=False):
-    """A batch of which few positions are supervised."""
+    """A batch in which few positions are supervised."""
 
     target_index: Tensor
-    """(n,) int64: the supervised positions of the flattened (B · T) batch, so that the head runs on them alone."""
+    """(n,) int64: the supervised positions of the flattened (B · T) batch, so that the head runs only on them."""
 
 
 class RowBatchBuilder:
-    """Makes batches from sequences: packed with document isolation, or padded on the right.
+    """Builds fine-tuning batches from whole sequences, packed with document isolation or padded on the right.
 
-    A sequence of n tokens takes n - 1 positions; a label is -100 where the next token is not a target.
+    A sequence of n tokens occupies n - 1 positions; labels are -100 where the next token is masked out of the loss.
 
     Args:
-        separator_id: Token that fills padding; nothing is learned from it and no document sees it.
-        byte_lengths: (vocabulary,) int64 bytes of text of each token.
-        length: T; None: as long as the longest row.
+        separator_id: Padding token; it contributes nothing to the loss and no document attends to it.
+        byte_lengths: (vocabulary,) int64 number of text bytes of each token.
+        length: T; None: the length of the longest row.
     """
 
     def __init__(self, separator_id: int, byte_lengths: np.ndarray, length: int | None = None) -> None:
@@ -106,12 +107,12 @@ class RowBatchBuilder:
         """Return the batch of these rows.
 
         Args:
-            rows: For each row the sequences in it, (ids, mask) each; a row without a sequence is all padding.
-            sample_ids: (B,) int64.
+            rows: For each row, its sequences as (ids, mask) pairs; a row without sequences is all padding.
+            sample_ids: (B,) int64 sample indices.
 
         Returns:
-            `document_ids` only where a row holds more than one sequence: causality alone keeps the others from their
-            padding, and attention without a mask is faster.
+            `document_ids` only if a row holds more than one sequence: otherwise the causal mask already prevents real
+            tokens from attending to right padding, and attention without a mask is faster.
         """
         longest = max((sum(len(ids) - 1 for ids, _ in row) for row in rows), default=0)
         length = max(-(-longest // PAD_MULTIPLE) * PAD_MULTIPLE, PAD_MULTIPLE) if self.length is None else self.length
@@ -120,17 +121,17 @@ class RowBatchBuilder:
         labels = np.full(shape, IGNORE_INDEX, dtype=np.int64)
         positions = np.zeros(shape, dtype=np.int64)
         documents = np.full(shape, -1, dtype=np.int64)
-        for place, row in enumerate(rows):
+        for row_index, row in enumerate(rows):
             start = 0
-            for number, (ids, mask) in enumerate(row):
+            for index, (ids, mask) in enumerate(row):
                 span = slice(start, start + len(ids) - 1)
-                inputs[place, span] = ids[:-1]
-                labels[place, span] = np.where(mask[1:], ids[1:], IGNORE_INDEX)
-                positions[place, span] = np.arange(len(ids) - 1)
-                documents[place, span] = number
+                inputs[row_index, span] = ids[:-1]
+                labels[row_index, span] = np.where(mask[1:], ids[1:], IGNORE_INDEX)
+                positions[row_index, span] = np.arange(len(ids) - 1)
+                documents[row_index, span] = index
                 start = span.stop
         targets = labels != IGNORE_INDEX
-        # Index 0 stands in for the labels that do not count: -100 is no index.
+        # Ignored labels (-100) are not valid indices, so look up index 0 for them; the result is masked out anyway.
         num_bytes = np.where(targets, self.byte_lengths[np.where(targets, labels, 0)], 0).sum(axis=1)
         batch = TargetBatch(
             input_ids=torch.from_numpy(inputs),

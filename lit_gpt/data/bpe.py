@@ -1,7 +1,7 @@
-"""Trains a byte-level BPE tokenizer (Sennrich et al. 2016, arXiv:1508.07909; on bytes as in GPT-2).
+"""Train a byte-level BPE tokenizer (Sennrich et al. 2016, arXiv:1508.07909; on bytes as in GPT-2).
 
-Text is split into words by a pattern, words into bytes, and the most frequent pair of neighbours is merged into a
-new token until the vocabulary is full. The 256 bytes are always in it: no text is unknown.
+Text is split into words by a pattern and words into bytes; then the most frequent pair of adjacent tokens is merged
+into a new token until the vocabulary is full. All 256 bytes are in the vocabulary, so every text can be encoded.
 """
 
 import os
@@ -13,13 +13,13 @@ from lit_gpt.errors import UserError
 
 Pattern = Literal["gpt2", "gpt4"]
 
-# cl100k_base of tiktoken, as Llama 3 carries it: numbers in groups of three digits, line ends kept with punctuation.
+# cl100k_base of tiktoken, also used by Llama 3: digits in groups of up to three, line ends kept with punctuation.
 GPT4_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
     r"|\s+(?!\S)|\s+"
 )
 
-# GPT-2's own, as `ByteLevel` has it built in.
+# GPT-2's pattern, which is built into `ByteLevel`.
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
 ChatTokens = Literal["chatml", "llama3"]
@@ -28,17 +28,17 @@ CHAT_TOKENS: dict[ChatTokens, tuple[str, ...]] = {
     "chatml": ("<|im_start|>", "<|im_end|>"),
     "llama3": ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
 }
-"""Special tokens that mark the turns of a conversation, by the format that they belong to."""
+"""Special tokens that mark the turns of a conversation, by chat format."""
 
-# The trainer takes 256 texts at a time; short pieces bound what these need.
+# The trainer processes 256 texts at a time; short pieces bound its memory.
 _PIECE_CHARACTERS = 1 << 14
 
 
 def check_vocab_size(vocab_size: int, special_tokens: Sequence[str] = ()) -> None:
-    """Raise a `UserError` if the bytes and special tokens alone would not fit."""
+    """Raise a `UserError` if the vocabulary cannot hold the 256 bytes and the special tokens."""
     least = 257 + len([token for token in special_tokens if token != END_OF_TEXT])
     if vocab_size < least:
-        raise UserError(f"vocab_size {vocab_size} is below {least}: 256 bytes and the special tokens; raise it")
+        raise UserError(f"vocab_size {vocab_size} is below {least}: the 256 bytes and the special tokens; raise it")
 
 
 def train_bpe(
@@ -49,19 +49,19 @@ def train_bpe(
     show_progress: bool = False,
     split_digits: bool = False,
 ) -> Tokenizer:
-    """Train on texts, in one pass; memory grows with the number of distinct words, not with the text.
+    """Train on texts in one pass; memory grows with the number of distinct words, not with the amount of text.
 
     Args:
         texts: The training texts.
-        vocab_size: Entries to reach, special tokens and the 256 bytes included; a small corpus may yield fewer.
-        pattern: How text is split into words: `gpt2` or `gpt4`.
-        special_tokens: Further special tokens; `<|endoftext|>` is always there, with id 0.
-        show_progress: Whether the trainer draws its progress bars.
-        split_digits: Make every digit a word of its own, so that each number is spelled in one way only (as Llama 2,
-            arXiv:2307.09288, section 2.2); without it `gpt4` groups them by three and `gpt2` not at all.
+        vocab_size: Vocabulary size, including special tokens and the 256 bytes; a small corpus may yield fewer entries.
+        pattern: Pattern that splits text into words: `gpt2` or `gpt4`.
+        special_tokens: Additional special tokens; `<|endoftext|>` always exists and has id 0.
+        show_progress: Whether to show the trainer's progress bars.
+        split_digits: Whether every digit is a separate word, so that each number has only one tokenization (as in Llama
+            2, arXiv:2307.09288, section 2.2). Otherwise `gpt4` groups up to three digits and `gpt2` any number of them.
 
     Returns:
-        The tokenizer. The same texts always give the same one.
+        The tokenizer, which is a deterministic function of the texts.
 
     Raises:
         UserError: if `vocab_size` is too small or there is no text.
@@ -79,7 +79,7 @@ def train_bpe(
     else:
         regex = Regex(GPT2_PATTERN if pattern == "gpt2" else GPT4_PATTERN)
         parts: list[Any] = [pre_tokenizers.Split(regex, behavior="isolated")]
-        if split_digits:  # before bytes: among the characters that stand for bytes are ² and ³
+        if split_digits:  # before the byte mapping, whose characters include ² and ³
             parts.append(pre_tokenizers.Digits(individual_digits=True))
         pre_tokenizer = pre_tokenizers.Sequence([*parts, byte_level(add_prefix_space=False, use_regex=False)])
     backend.pre_tokenizer = pre_tokenizer
@@ -99,9 +99,9 @@ def train_bpe(
             yield from pieces(text, _PIECE_CHARACTERS)
 
     backend.train_from_iterator(counted(), trainer)
-    # The trainer has used threads; were this process to fork now (a DataLoader's workers), the library would warn and
-    # switch itself off. It is set here, as that warning advises.
+    # The trainer has used threads; if this process forked now (for DataLoader workers), the library would warn and
+    # disable its parallelism. Set the variable here, as that warning advises.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if seen == 0:
-        raise UserError("there is no text to train a tokenizer on; name files that hold some")
+        raise UserError("there is no text to train a tokenizer on; name files that contain text")
     return Tokenizer(backend, END_OF_TEXT)

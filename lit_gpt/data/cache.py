@@ -1,6 +1,7 @@
-"""The cache of prepared corpora and tokenizers: where it is, its locks and its atomic writes.
+"""Cache of prepared corpora and tokenizers: its location, locks and atomic writes.
 
-Two processes that want to make the same thing take turns by an operating system lock, which dies with its process.
+Processes that want to create the same entry take turns through an operating system lock, which is released when its
+process dies.
 """
 
 import contextlib
@@ -19,7 +20,7 @@ from lit_gpt.pages.text import human_bytes
 
 
 def default_cache_dir() -> Path:
-    """`$LIT_GPT_CACHE`, else `$XDG_CACHE_HOME/lit_gpt`, else `~/.cache/lit_gpt`."""
+    """Return `$LIT_GPT_CACHE`, else `$XDG_CACHE_HOME/lit_gpt`, else `~/.cache/lit_gpt`."""
     if own := os.environ.get("LIT_GPT_CACHE"):
         return Path(own).expanduser()
     if xdg := os.environ.get("XDG_CACHE_HOME"):
@@ -28,7 +29,7 @@ def default_cache_dir() -> Path:
 
 
 def make_cache_dir(path: Path) -> None:
-    """Create the cache's folder if it is missing.
+    """Create the cache folder if it is missing.
 
     Raises:
         UserError: if it cannot be created.
@@ -37,7 +38,7 @@ def make_cache_dir(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(
-            f"cache_dir {path} cannot be made ({error.strerror}); set it (or LIT_GPT_CACHE) to a folder that can be "
+            f"cache_dir {path} cannot be created ({error.strerror}); set it (or LIT_GPT_CACHE) to a folder that can be "
             "written"
         ) from error
 
@@ -48,24 +49,24 @@ def say(line: str) -> None:
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write `data` to `path` so that a reader finds the old content or the whole new one."""
+    """Write `data` to `path` atomically: a reader sees either the old or the complete new content."""
     with atomic_file(path) as temporary:
         temporary.write_bytes(data)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON, atomically and with the same bytes for the same value."""
+    """Write `value` as indented JSON, atomically and deterministically."""
     write_atomic(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 @contextlib.contextmanager
 def exclusive(path: Path, purpose: str, announce: bool = True) -> Iterator[None]:
-    """Hold the lock file `path`; another process that holds it is waited for.
+    """Hold the lock file `path`, waiting for another process that holds it.
 
     Args:
-        path: Lock file; created if missing, never removed (removing it would let two processes in).
-        purpose: What the holder does, for the line that the waiting process prints.
-        announce: Whether it prints that line.
+        path: Lock file; created if missing and never removed (removing it would let two processes enter).
+        purpose: What the holder does, for the message of a waiting process.
+        announce: Whether to print a message when waiting.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a") as file:
@@ -78,18 +79,18 @@ def exclusive(path: Path, purpose: str, announce: bool = True) -> Iterator[None]
         try:
             yield
         finally:
-            # Closing the file is not enough: a worker that was forked meanwhile holds it open too.
+            # Closing the file is not enough: a worker forked in the meantime holds it open, too.
             fcntl.flock(file, fcntl.LOCK_UN)
 
 
 def check_disk_space(
     folder: Path, needed_bytes: int, purpose: str, remedy: str = "set cache_dir (or LIT_GPT_CACHE) to a larger disk"
 ) -> None:
-    """Refuse to begin what would not fit.
+    """Raise a `UserError` if the estimated output does not fit on the disk.
 
     Args:
-        folder: Where it would be written; it need not exist yet.
-        needed_bytes: Estimate of what will be written.
+        folder: Output folder; it need not exist yet.
+        needed_bytes: Estimated size of the output in bytes.
         purpose: What the space is for.
         remedy: What the user can do besides freeing space.
 

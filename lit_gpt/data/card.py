@@ -1,8 +1,8 @@
-"""The data card that every `prepare` writes: what was read, what was dropped and why, and what the corpus holds now.
+"""Data card of a prepared corpus: what was read, what was dropped and why, and what the corpus contains.
 
-Numbers first (`card.json`, from the reports of the cleaning steps and one pass over the token shards), then the page
-that shows them (`card.html`, from the same JSON alone). Nothing in them depends on when, where or with how many
-workers the corpus was made: the same corpus has the same card.
+The numbers come first (`card.json`, from the reports of the transforms and one pass over the token shards), then the
+page that displays them (`card.html`, rendered only from that JSON). Neither depends on when, where or with how many
+workers the corpus was made: the same corpus always has the same card.
 """
 
 import json
@@ -45,11 +45,11 @@ _SECTIONS = {
 def write_card(out: Path, recipe: Recipe, key: str) -> None:
     """Write `card.html` and `card.json` of a prepared corpus.
 
-    The page is written first: a corpus that has a `card.json` is complete.
+    The page is written first: a corpus with a `card.json` is complete.
 
     Args:
         out: Folder of the corpus.
-        recipe: What made it.
+        recipe: Recipe of the corpus.
         key: Hash of recipe and input.
     """
     card = collect_card(out, recipe, key)
@@ -61,12 +61,12 @@ def write_card(out: Path, recipe: Recipe, key: str) -> None:
 
 
 def collect_card(out: Path, recipe: Recipe, key: str) -> dict[str, Any]:
-    """Return the card's numbers.
+    """Return the numbers of the card.
 
     Args:
-        out: Folder of the prepared corpus: its `steps/` and `tokens/` are read.
-        recipe: What made it.
-        key: Its key.
+        out: Folder of the prepared corpus, of which `steps/` and `tokens/` are read.
+        recipe: Recipe of the corpus.
+        key: Hash of recipe and input.
     """
     reports = [json.loads(path.read_bytes()) for path in sorted((out / "steps").glob("[0-9]*.json"))]
     first, last = reports[0], reports[-1]
@@ -117,11 +117,11 @@ def _compared(first: dict[str, Any], last: dict[str, Any], kind: str) -> dict[st
 
 
 def _languages(reports: list[dict[str, Any]], identifying: set[int]) -> dict[str, Any]:
-    """Return documents and bytes by language: as found by the first transform that knows it, and as left.
+    """Return documents and bytes per language, as read by the first transform that reports languages and as kept.
 
     Args:
-        reports: The merged reports, in order.
-        identifying: Places of the transforms that identify the language; the first of them counts if there is one.
+        reports: The merged reports of the transforms, in order.
+        identifying: Indices of the transforms that identify languages; the first of them is used if there is one.
     """
     left = reports[-1]["out"]["groups"].get("language", {})
     found: dict[str, list[int]] = {}
@@ -142,7 +142,7 @@ def _languages(reports: list[dict[str, Any]], identifying: set[int]) -> dict[str
 
 
 def _step(report: dict[str, Any], personal_data: bool) -> dict[str, Any]:
-    """Return a step's report without what only merging needs."""
+    """Return the report of a transform without the fields that only merging needs."""
     examples = {
         reason: [_without_key(example) for example in examples] for reason, examples in report["examples"].items()
     }
@@ -173,16 +173,16 @@ def _without_key(shown: dict[str, Any]) -> dict[str, Any]:
 
 
 def token_statistics(corpus: TokenCorpus, tokenizer: Tokenizer, source_of: dict[str, str]) -> dict[str, Any]:
-    """Count a corpus in one pass over its shards, a few megabytes at a time.
+    """Compute statistics of a corpus in one pass over its shards, a few megabytes at a time.
 
     Args:
         corpus: The corpus.
-        tokenizer: Its tokenizer, to show tokens as text.
-        source_of: Prefix of the names in the shards → source of the recipe; "" stands for all.
+        tokenizer: Its tokenizer, which decodes tokens for display.
+        source_of: Map from prefixes of the source names in the shards to sources of the recipe; "" matches every name.
 
     Returns:
-        JSON values: splits, bytes per token, lengths of documents in tokens by their number of bits, use of the
-        vocabulary, how often the tokens occur by rank, the most frequent ones, and tokens by source.
+        JSON values: splits, bytes per token, document lengths in tokens by their bit length, vocabulary use, token
+        frequencies by rank, the most frequent tokens, and tokens by source.
     """
     counts = np.zeros(corpus.vocab_size, dtype=np.int64)
     lengths = np.zeros(64, dtype=np.int64)
@@ -205,7 +205,7 @@ def token_statistics(corpus: TokenCorpus, tokenizer: Tokenizer, source_of: dict[
                 entry[0] += int(num_tokens)
                 entry[1] += int(size)
     num_documents = sum(split["documents"] for split in splits.values())
-    text_tokens = int(counts.sum()) - num_documents  # one separator a document
+    text_tokens = int(counts.sum()) - num_documents  # one separator per document
     num_bytes = sum(split["bytes"] for split in splits.values())
     counts[corpus.separator_id] -= num_documents
     order = np.argsort(-counts, kind="stable")
@@ -238,7 +238,7 @@ def _count_tokens(path: Path, dtype: np.dtype[Any], counts: np.ndarray) -> None:
 
 
 def _num_bits(values: np.ndarray) -> np.ndarray:
-    """Return the number of bits of each value: (n,) int64, exact below 2^53."""
+    """Return the bit length of each value: (n,) int64, exact below 2^53."""
     return np.where(values > 0, np.frexp(values.astype(np.float64))[1], 0).astype(np.int64)
 
 
@@ -246,7 +246,7 @@ def _num_bits(values: np.ndarray) -> np.ndarray:
 
 
 def card_page(card: dict[str, Any]) -> str:
-    """Return the page of a card as HTML.
+    """Return the card as an HTML page.
 
     Args:
         card: From `collect_card`.
@@ -287,7 +287,7 @@ def _by_documents(rejected: Mapping[str, list[int]]) -> list[tuple[str, int, int
 
 
 def _cluster_sizes(sizes: Mapping[str, int]) -> list[tuple[str, int, str]]:
-    """Return bars of the number of clusters by their size; the largest sizes share one bar."""
+    """Return bars of the number of clusters by cluster size; the largest sizes share one bar."""
     ordered = sorted((int(size), number) for size, number in sizes.items())
     rows = [(f"{size:,} alike", number, f"{number:,}") for size, number in ordered[:_SHOWN_CLUSTER_SIZES]]
     if rest := ordered[_SHOWN_CLUSTER_SIZES:]:
@@ -297,7 +297,7 @@ def _cluster_sizes(sizes: Mapping[str, int]) -> list[tuple[str, int, str]]:
 
 
 def _compare(groups: Mapping[str, Any]) -> tuple[list[tuple[str, int, int, str]], int]:
-    """Return bars of the text read and left in each group, largest first, and how many groups are not shown."""
+    """Return bars of the text read and kept per group, largest first, and the number of groups not shown."""
     ranked = sorted(groups.items(), key=lambda item: (-max(item[1]["read"][1], item[1]["left"][1]), item[0]))
     rows = []
     for name, value in ranked[:_SHOWN_LANGUAGES]:
@@ -307,7 +307,7 @@ def _compare(groups: Mapping[str, Any]) -> tuple[list[tuple[str, int, int, str]]
 
 
 def _split_languages(languages: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return natural languages and programming languages."""
+    """Return natural languages and programming languages as two separate mappings."""
     natural = {name: value for name, value in languages.items() if name not in LANGUAGES}
     return natural, {name: value for name, value in languages.items() if name in LANGUAGES}
 
@@ -329,6 +329,6 @@ def _tokens_by_source(sources: Mapping[str, list[int]]) -> list[tuple[str, int, 
 
 
 def _origin(described: Mapping[str, Any]) -> str:
-    """Return where a source reads from."""
+    """Return a description of where a source reads from."""
     origin = described.get("path") or described.get("class_path") or described.get("name") or ""
     return ", ".join(map(str, origin)) if isinstance(origin, list) else str(origin)

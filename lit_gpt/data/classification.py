@@ -1,4 +1,4 @@
-"""Labelled texts → tokens and a class; also labelled functions of this machine's standard library."""
+"""Encode labeled texts as tokens and a class, including labeled functions of this machine's standard library."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
@@ -16,14 +16,15 @@ STDLIB_PACKAGES = ("asyncio", "email", "idlelib", "multiprocessing", "tkinter", 
 
 
 class ClassificationEncoder:
-    """Encodes a text between two separator tokens; the class is read at the position of the last one.
+    """Encodes a text between two separator tokens; the class is predicted at the position of the last one.
 
     Args:
-        tokenizer: Makes the ids.
+        tokenizer: Tokenizer of the model.
         classes: Names of the classes.
-        block_size: A longer text keeps its beginning (`cut`) or is left out (`drop`).
-        long_rows: Which, or `error`.
-        columns: Our name of a field (`text`, `label`) → the name in the data.
+        block_size: Maximum number of tokens.
+        long_rows: What to do with longer texts: keep their beginning (`cut`), leave them out (`drop`) or raise
+            (`error`).
+        columns: Mapping from the field name (`text`, `label`) to the name in the data.
     """
 
     def __init__(
@@ -42,7 +43,7 @@ class ClassificationEncoder:
         self.columns = dict(columns or {})
 
     def fingerprint(self) -> str:
-        """Return a hash of everything that decides the result."""
+        """Return a hash of everything that the result depends on."""
         parts = [self.tokenizer.fingerprint, self.classes, self.block_size, self.long_rows, self.columns]
         return sha256_json(["classification", *parts])
 
@@ -50,7 +51,7 @@ class ClassificationEncoder:
         """Encode a row.
 
         Raises:
-            UserError: if a field is missing or empty, or its class is none of those named.
+            UserError: if a field is missing or empty, or the label is not one of the classes.
         """
         values = renamed(row.values, self.columns)
         for name in ("text", "label"):
@@ -68,7 +69,7 @@ class ClassificationEncoder:
         try:
             ids = self.tokenizer.encode(text).tolist()
         except TypeError as error:
-            raise UserError("it holds a lone surrogate, which is no Unicode text") from error
+            raise UserError("it contains a lone surrogate, which is not valid Unicode") from error
         notes: tuple[str, ...] = ()
         if len(ids) > self.block_size - 1:
             if self.long_rows == "error":
@@ -86,14 +87,14 @@ class ClassificationEncoder:
 
 
 class StdlibOrigins(StdlibInstructions):
-    """Functions of the standard library without name and docstring, labelled with the package they are from.
+    """Functions of the standard library without name and docstring, labeled with the package they are from.
 
-    The split goes by each function's own text: some packages are few and large files, and by files one of them would
-    be most of what is held out.
+    The split depends on each function's own text rather than its file: some packages consist of few large files, one of
+    which could otherwise make up most of the held-out data.
 
     Args:
-        packages: The classes.
-        max_lines: Functions with more lines are left out.
+        packages: Names of the packages, which are the classes.
+        max_lines: Maximum number of lines; longer functions are left out.
     """
 
     name = "origin of functions of the Python standard library"

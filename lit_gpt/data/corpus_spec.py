@@ -1,4 +1,4 @@
-"""What a corpus is made of, and the one pass over its documents that everything else is built on."""
+"""Specification of a corpus (sources and split), and the single pass over its documents."""
 
 import hashlib
 import math
@@ -11,21 +11,21 @@ from lit_gpt.errors import UserError
 
 
 def document_hash(text: str) -> bytes:
-    """Returns the SHA-256 (32 bytes) of the text's UTF-8 bytes.
+    """Return the SHA-256 (32 bytes) of the text's UTF-8 bytes.
 
     Raises:
-        UnicodeEncodeError: if the text holds a lone surrogate, which is no Unicode text.
+        UnicodeEncodeError: if the text contains a lone surrogate, which is not valid Unicode.
     """
     return hashlib.sha256(text.encode()).digest()
 
 
 def uniform(digest: bytes) -> float:
-    """Returns the digest's place in [0, 1), from its first 53 bits."""
+    """Return the digest mapped to [0, 1), from its first 53 bits."""
     return (int.from_bytes(digest[:8], "big") >> 11) / 2**53
 
 
 def choose_split(digest: bytes, val_fraction: float, test_fraction: float) -> SplitName:
-    """Returns the split of the document with this hash."""
+    """Return the split of the document with this hash."""
     place = uniform(digest)
     if place < val_fraction:
         return "val"
@@ -33,7 +33,7 @@ def choose_split(digest: bytes, val_fraction: float, test_fraction: float) -> Sp
 
 
 def check_fractions(val_fraction: float, test_fraction: float) -> None:
-    """Raises a `UserError` unless both fractions are at least 0 and leave something to train on."""
+    """Raise a `UserError` unless both fractions are at least 0 and leave something to train on."""
     for name, fraction in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
         if not (math.isfinite(fraction) and 0.0 <= fraction < 1.0):
             raise UserError(f"{name} is {fraction}; it must be at least 0 and below 1")
@@ -46,12 +46,12 @@ def check_fractions(val_fraction: float, test_fraction: float) -> None:
 
 @dataclass(frozen=True)
 class CorpusSpec:
-    """Sources and how their documents are split.
+    """Sources of a corpus and the fractions by which their documents are split.
 
     Attributes:
-        sources: Where the documents come from, in order.
-        val_fraction: Share of the documents held out for validation, by hash.
-        test_fraction: Share held out for the test.
+        sources: Sources of the documents, in order.
+        val_fraction: Fraction of the documents held out for validation, by hash.
+        test_fraction: Fraction held out for testing.
         on_bad_input: `error` stops at a file or row that cannot be read, `skip` leaves it out and counts it.
     """
 
@@ -74,24 +74,24 @@ class CorpusSpec:
 
     @property
     def nothing_found(self) -> str:
-        """The error message when no text was found."""
+        """The error message for a corpus without text."""
         share = " for the train split" if self.val_fraction or self.test_fraction else ""
         return (
-            f"the corpus is empty: {self.names} hold no text{share}; name files that hold some, or lower val_fraction "
-            "and test_fraction"
+            f"the corpus is empty: {self.names} contain no text{share}; name files that contain text, or lower "
+            "val_fraction and test_fraction"
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
-    """A document that goes into the corpus.
+    """A document that is included in the corpus.
 
     Attributes:
-        number: Its place among all admitted documents.
+        number: Index among all included documents.
         document: The document.
         digest: SHA-256 of its text (32 bytes).
         num_bytes: UTF-8 bytes of its text.
-        split: Where it goes.
+        split: Split that it belongs to.
     """
 
     number: int
@@ -104,12 +104,12 @@ class Admitted:
 class Reading:
     """One pass over a corpus's documents, with its counts.
 
-    Each document goes to one split, by its hash or as its source assigns it. A single document is cut by
-    position instead.
+    Each document belongs to one split, by its hash or as its source assigns it. A corpus of a single document is split
+    by position instead.
 
     Attributes:
-        num_empty: Documents without a single character: left out, and no fault.
-        bad_input: What could not be read.
+        num_empty: Number of documents without any character; they are left out and do not count as bad input.
+        bad_input: Input that could not be read.
     """
 
     def __init__(self, spec: CorpusSpec) -> None:
@@ -131,7 +131,7 @@ class Reading:
             yield Admitted(number, found.document, found.digest, found.num_bytes, split)
 
     def _documents(self) -> Iterator["_Found"]:
-        """Yield the documents that go into the corpus, with the split that their source names, if it does."""
+        """Yield the documents to include, with the split if their source assigns one."""
         for source in self.spec.sources:
             for document in source.documents(self.bad_input):
                 if not document.text:
@@ -140,15 +140,15 @@ class Reading:
                 try:
                     digest = document_hash(document.text)
                 except UnicodeEncodeError:
-                    self.bad_input.reject(document.where, "the text holds a lone surrogate, which is no Unicode text")
+                    self.bad_input.reject(document.where, "the text contains a lone surrogate (not valid Unicode)")
                     continue
                 num_bytes = len(document.text) if document.text.isascii() else len(document.text.encode())
                 yield _Found(document, digest, num_bytes, source.split)
 
     def _by_position(self, found: "_Found") -> Iterator[Admitted]:
-        """Yield the parts of the only document: its hash would put all of it into one split.
+        """Yield the parts of a single-document corpus, which its hash would assign to one split as a whole.
 
-        The beginning is for training, what follows for validation and the end for the test.
+        The beginning is for training, the middle for validation and the end for testing.
         """
         text = found.document.text
         held_out = {"val": self.spec.val_fraction, "test": self.spec.test_fraction}
@@ -173,9 +173,9 @@ class _Found:
 
 
 def _cut(text: str, begin: int, end: int) -> int:
-    """Return the place after the last line break, or else the last space, in the 200 characters before `end`.
+    """Return the index after the last line break, or else the last space, in the 200 characters before `end`.
 
-    Backwards, so that the small parts, which come after `end`, never become empty.
+    It searches backwards, so that the small parts, which come after `end`, never become empty.
     """
     for mark in "\n ":
         found = text.rfind(mark, max(begin, end - 200), end)
@@ -185,17 +185,17 @@ def _cut(text: str, begin: int, end: int) -> int:
 
 
 def training_texts(spec: CorpusSpec, sample_bytes: int, corpus_bytes: int | None) -> Iterator[str]:
-    """Yields texts of the train split for a tokenizer: all, or an even sample chosen by hash.
+    """Yield texts of the train split for training a tokenizer: all of them, or an even sample chosen by hash.
 
     Args:
         spec: The corpus.
-        sample_bytes: Stop after about so many bytes.
-        corpus_bytes: Size of the whole corpus; None (unknown) takes its beginning.
+        sample_bytes: Stop after about this many bytes.
+        corpus_bytes: Size of the whole corpus in bytes; None (unknown) takes its beginning.
     """
     share = 1.0 if corpus_bytes is None else min(1.0, sample_bytes / max(corpus_bytes, 1))
     taken = 0
     for admitted in Reading(spec):
-        # The split looks at the hash's first eight bytes, the sample at the next.
+        # The split uses the first eight bytes of the hash, the sample the next ones.
         if admitted.split == "train" and uniform(admitted.digest[8:16]) < share:
             yield admitted.document.text
             taken += admitted.num_bytes

@@ -1,11 +1,11 @@
-"""Loaders that visit a split once: windows for a loss over all of it, document by document, or corpus by corpus.
+"""Loaders that visit a split once: by windows for a loss over the whole split, by document, or corpus by corpus.
 
-Every rank yields the same number of batches, the last ones empty (all labels -100) where they do not come out even:
-ranks that stopped early would leave the others waiting in a collective operation.
+Every rank yields the same number of batches, if necessary with empty ones at the end (all labels -100): a rank that
+stopped early would leave the others waiting in a collective operation.
 
-A Trainer may stop after the first batches (`limit_val_batches`). The first windows of a split are those of its first
-files, and say little about the rest; so a loader that knows of the limit (`sample_first`) begins with a random
-sample, the same one every time.
+A Trainer may stop after the first batches (`limit_val_batches`). The first windows of a split come from its first files
+and are not representative; so a loader that knows the limit (`sample_first`) starts with a random sample, which is the
+same every time.
 """
 
 from abc import ABC, abstractmethod
@@ -23,19 +23,19 @@ from lit_gpt.data.sampler import hash_integers, permute
 from lit_gpt.data.shards import TokenSplit
 from lit_gpt.errors import UserError
 
-SAMPLE_KEY = hash_integers(0, 4)  # fixed: evaluations are compared across steps and runs, whatever their seed
+SAMPLE_KEY = hash_integers(0, 4)  # fixed, because evaluations are compared across steps and runs with different seeds
 
 
 class OrderedLoader(Dataset[Batch], ABC):
-    """Batch j of a split's items (windows, rows, prompts) goes to rank j mod W.
+    """Base class of evaluation loaders: batch j of a split's items (windows, rows, prompts) goes to rank j mod W.
 
     Args:
         num_items: Number of items in the split.
-        batch_size: B, items of a batch.
-        rank: This process's place among those that see different data.
-        world_size: W, their number.
-        num_workers: Processes that read ahead; 0 reads in this one.
-        pin_memory: Put batches where a GPU fetches them faster.
+        batch_size: B, items per batch.
+        rank: Data-parallel rank of this process.
+        world_size: W, number of data-parallel ranks.
+        num_workers: Worker processes that prefetch batches; 0 reads in the main process.
+        pin_memory: Whether to put batches into pinned memory.
     """
 
     def __init__(
@@ -56,11 +56,11 @@ class OrderedLoader(Dataset[Batch], ABC):
         self._shuffled = False
 
     def __len__(self) -> int:
-        """Return the number of batches of each rank."""
+        """Return the number of batches per rank."""
         return -(-self.num_items // (self.batch_size * self.world_size))
 
     def sample_first(self, num_batches: int) -> None:
-        """Let each rank's first `num_batches` batches be a random sample of the split, because no more will be read."""
+        """Make each rank's first `num_batches` batches a random sample of the split, because no more will be read."""
         self._shuffled = num_batches < len(self)
 
     def __iter__(self) -> Iterator[Batch]:
@@ -74,7 +74,7 @@ class OrderedLoader(Dataset[Batch], ABC):
             sampler=indices,
             num_workers=self.num_workers,
             pin_memory=self.pin_memory,
-            generator=torch.Generator(),  # leaves the global one, which dropout uses, alone
+            generator=torch.Generator(),  # does not touch the global generator, which dropout uses
         )
 
     def __getitem__(self, index: int) -> Batch:
@@ -85,23 +85,23 @@ class OrderedLoader(Dataset[Batch], ABC):
         return self._batch(places)
 
     def _items(self, places: np.ndarray) -> np.ndarray:
-        """Return the items at these places of the order: (n,) int64."""
-        # Any beginning of a random permutation is a random sample.
+        """Return the items at these positions of the order: (n,) int64."""
+        # Every prefix of a random permutation is a random sample.
         return permute(places, self.num_items, SAMPLE_KEY) if self._shuffled else places
 
     @abstractmethod
     def _batch(self, items: np.ndarray) -> Batch:
-        """Return the batch of these items: (B,) int64; numbers from `num_items` on stand for empty rows."""
+        """Return the batch of these items: (B,) int64; indices from `num_items` on stand for empty rows."""
 
 
 class TokenLoader(OrderedLoader):
-    """Batches of windows of a token split.
+    """Base class of loaders of windows of a token split.
 
     Args:
-        split: Token stream.
-        builder: Makes batches.
-        block_size: T, tokens of a window at most.
-        batch_size: Windows of a batch.
+        split: Token split.
+        builder: Batch builder.
+        block_size: T, maximum window length in tokens.
+        batch_size: Windows per batch.
         kwargs: Arguments of `OrderedLoader`.
 
     Raises:
@@ -128,10 +128,10 @@ class TokenLoader(OrderedLoader):
 
 
 class EvaluationLoader(TokenLoader):
-    """Windows side by side from the start of the split: every token but the first is a target exactly once.
+    """Consecutive windows from the start of the split: every token but the first is a target exactly once.
 
-    The bytes of all batches (`num_bytes`) hence add up to those of the split's documents. `sample_ids` is the number of
-    the window.
+    Therefore the bytes of all batches (`num_bytes`) add up to those of the split's documents. `sample_ids` are window
+    indices.
     """
 
     def _count_windows(self) -> int:
@@ -152,19 +152,19 @@ class DocumentBatch(Batch, total=False):
     document_index: torch.Tensor
     """(B,) int64: index of the row's document in its split, -1 for an empty row."""
     sources: list[str]
-    """B names of sources, with the line or row after a colon where the source has several; "" for an empty row."""
+    """B source names, followed by a colon and the line or row if the source has several; "" for an empty row."""
 
 
 class DocumentLoader(TokenLoader):
-    """Documents one by one, each in as many windows as it needs; no row holds two.
+    """Documents one by one, each in as many windows as it needs; a row never contains two documents.
 
-    The targets of a document are its tokens and the separator that closes it. Rows are as long as the longest in the
-    batch. `sample_ids` is the number of the window.
+    The targets of a document are its tokens and the separator after it. Rows are padded to the longest in the batch.
+    `sample_ids` are window indices.
     """
 
     def _count_windows(self) -> int:
         targets = self.split.document_lengths() + 1
-        self._ends = np.cumsum(-(-targets // self.block_size))  # (documents,) windows up to the end of each document
+        self._ends = np.cumsum(-(-targets // self.block_size))  # (documents,) cumulative number of windows
         return int(self._ends[-1])
 
     def _batch(self, items: np.ndarray) -> Batch:
@@ -177,11 +177,12 @@ class DocumentLoader(TokenLoader):
                 sources.append("")
                 continue
             span = self.split.document(index)
-            place = window - (int(self._ends[index - 1]) if index else 0)  # of the window in its document
+            place = window - (int(self._ends[index - 1]) if index else 0)  # index of the window in its document
             begin = place * self.block_size
             count = min(self.block_size, span.num_tokens + 1 - begin)
             row = self.split.read(span.start + begin, min(count + 1, span.num_tokens + 1 - begin))
-            # The separator that closes the document opens the next one in the stream, or is missing at the end of it.
+            # The separator after the document is the first token of the next one, or is missing at the end of the
+            # stream.
             closed = np.append(row.astype(np.int64), self.builder.separator_id)
             rows.append(closed[: count + 1])
             sources.append(f"{span.source}:{span.record}" if span.record else span.source)
@@ -196,12 +197,12 @@ class DocumentLoader(TokenLoader):
 
 
 class AlternatingLoader:
-    """Evaluation loaders of several corpora in turns; each batch is of one of them and names it in `corpus`.
+    """Alternates between the evaluation loaders of several corpora; each batch is from one corpus, named in `corpus`.
 
-    In turns, and not one after the other, so that a loop that stops early (`limit_val_batches`) has visited them all.
+    It alternates so that a loop that stops early (`limit_val_batches`) has visited every corpus.
 
     Args:
-        loaders: Loader of each corpus, by name.
+        loaders: Loader of each corpus, by corpus name.
     """
 
     def __init__(self, loaders: dict[str, TokenLoader]) -> None:
@@ -211,10 +212,10 @@ class AlternatingLoader:
         return sum(map(len, self.loaders.values()))
 
     def sample_first(self, num_batches: int) -> None:
-        """Let the first batches be a random sample of every corpus, unless `num_batches` are all there are."""
+        """Start with a random sample of every corpus, unless `num_batches` are all the batches."""
         if num_batches < len(self):
             for loader in self.loaders.values():
-                loader.sample_first(0)  # in turns: how many of its batches are read depends on the other corpora
+                loader.sample_first(0)  # how many of its batches are read depends on the other corpora
 
     def __iter__(self) -> Iterator[Batch]:
         rest = [(name, iter(loader)) for name, loader in self.loaders.items()]
@@ -228,7 +229,7 @@ class AlternatingLoader:
                     continue
                 batch["corpus"] = name
                 fields: dict[str, Any] = batch  # type: ignore[assignment]
-                if "document_index" in fields:  # counted through all corpora
+                if "document_index" in fields:  # cumulative over all corpora
                     index = fields["document_index"]
                     fields["document_index"] = torch.where(index >= 0, index + first_document[name], index)
                     fields["sources"] = [f"{name}/{source}" if source else "" for source in fields["sources"]]

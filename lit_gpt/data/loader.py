@@ -1,19 +1,20 @@
-"""The training loader: optimizer step s takes samples [s G, (s + 1) G), independent of ranks, workers and restarts.
+"""Training loader: optimizer step s takes samples [s G, (s + 1) G), independent of ranks, workers and restarts.
 
-In stages:
+It has three stages:
 
-1. A `WindowOrder` says which T + 1 tokens sample p is: a pure function of data, seed and p. `Mixture` is the order over
-   prepared corpora: `MixtureSampler` (mixture.py) says which corpus sample p is from and how many samples of that
-   corpus came before it, and the corpus's `WindowSampler` (sampler.py) which window that is. A single corpus is a
-   mixture of one. `StreamOrder` (streaming/blocks.py) is the order over text that is read while the model trains.
-2. A `StepSource` makes optimizer steps: item s is this rank's contiguous share of the step's G samples, as a list of
-   micro-batches. `WindowSteps` makes them of windows; those of separate rows and of prompts are in `rows/loader.py` and
-   `datamodules/prompts.py`.
-3. `StepLoader` goes through the steps, in this process or with workers, and moves its state on before it yields an
-   item: what the Trainer saves while it works on a step already counts that step, so that a resumed run begins with the
-   next one. The state is the number of samples handed out, the same on all ranks, and what their order depends on.
+1. A `WindowOrder` maps sample p to its T + 1 tokens: a pure function of data, seed and p. `Mixture` is the order over
+   prepared corpora: `MixtureSampler` (mixture.py) determines the corpus of sample p and the number of earlier samples
+   from that corpus, and the corpus's `WindowSampler` (sampler.py) the window. A single corpus is a mixture of one.
+   `StreamOrder` (streaming/blocks.py) is the order over text that is read during training.
+2. A `StepSource` assembles optimizer steps: item s is this rank's contiguous share of the step's G samples, as a list
+   of micro-batches. `WindowSteps` builds them from windows; those for separate rows and prompts are in `rows/loader.py`
+   and `datamodules/prompts.py`.
+3. `StepLoader` iterates over the steps, in this process or with workers, and advances its state before it yields an
+   item: a checkpoint saved while the Trainer processes a step already counts that step, so that a resumed run starts
+   with the next one. The state is the number of samples yielded, which is the same on all ranks, and what their order
+   depends on.
 
-Shapes: G samples of an optimizer step over all ranks, T tokens of a window (read with one more, the last target).
+Shapes: G samples per optimizer step over all ranks, T tokens per window (read with one more, the last target).
 """
 
 from abc import ABC, abstractmethod
@@ -32,20 +33,20 @@ from lit_gpt.data.sampler import WindowSampler, hash_integers
 from lit_gpt.data.shards import TokenSplit
 from lit_gpt.errors import UserError
 
-BLOCK_STEPS = 64  # windows are located for this many steps at once; one at a time costs as much as the batch itself
+BLOCK_STEPS = 64  # locate windows for this many steps at once; one by one it costs as much as the batch
 
 
-# ------------------------------------------------------------------ which window a sample is
+# ------------------------------------------------------------------ from samples to windows
 
 
 class WindowOrder(ABC):
-    """Which window of which token stream each training sample is: a pure function of the sample's number.
+    """Maps each training sample to a window of a token stream: a pure function of the sample index.
 
     Attributes:
-        block_size: T, tokens of a window.
-        epoch_samples: Samples of one epoch; None: the data does not say.
-        num_samples: Samples until the data is used up; None: without end.
-        numbers_corpora: Whether batches say in `corpus_ids` which corpus each row is from.
+        block_size: T, window length in tokens.
+        epoch_samples: Samples per epoch; None if the data does not determine it.
+        num_samples: Number of samples until the data is exhausted; None: unlimited.
+        numbers_corpora: Whether batches contain `corpus_ids`, the corpus index of each row.
     """
 
     block_size: int
@@ -55,34 +56,34 @@ class WindowOrder(ABC):
 
     @abstractmethod
     def locate(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the part of the data that each sample is from, and where in it the sample's window begins.
+        """Return, for each sample, the part of the data that it is from and the start of its window in that part.
 
         Args:
-            samples: (n,) int64 numbers of samples, ascending.
+            samples: (n,) int64 sample indices, ascending.
 
         Returns:
-            (n,) int64 number of the part (a corpus, a block of a stream) and (n,) int64 start.
+            (n,) int64 index of the part (a corpus, a block of a stream) and (n,) int64 start.
         """
 
     @abstractmethod
     def read(self, part: int, start: int, length: int) -> np.ndarray:
-        """Return `length` tokens of a part from `start` on."""
+        """Return `length` tokens of a part, starting at `start`."""
 
     @abstractmethod
     def trace(self, samples: np.ndarray) -> list[list[Piece]]:
-        """Return, for each sample, the documents that its T + 1 tokens are from."""
+        """Return, for each sample, the documents in its T + 1 tokens."""
 
     @abstractmethod
     def identity(self) -> dict[str, Any]:
-        """Return what the order depends on, by the name of the option; a checkpoint with other values is refused."""
+        """Return what the order depends on, by option name; a checkpoint with other values is rejected."""
 
     @abstractmethod
     def state(self, position: int) -> dict[str, Any]:
-        """Return what a checkpoint saves in addition to `identity` when `position` samples were handed out."""
+        """Return what a checkpoint saves in addition to `identity` after `position` samples."""
 
     @abstractmethod
     def check(self, state: Mapping[str, Any]) -> None:
-        """Refuse a checkpoint for which there is a better explanation than "another value of an option".
+        """Raise if a checkpoint does not fit for a reason that deserves a more specific message than a changed option.
 
         Raises:
             UserError: if the order would change.
@@ -90,23 +91,23 @@ class WindowOrder(ABC):
 
     @abstractmethod
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Take in a checkpoint whose `identity` is this one's.
+        """Restore a checkpoint whose `identity` equals that of this order.
 
         Raises:
-            UserError: if the order of the samples before its position would have been another.
+            UserError: if the order of the samples before the checkpoint's position would differ.
         """
 
 
 class Mixture(WindowOrder):
-    """Token streams of one or several corpora, and the order in which windows are drawn from them.
+    """Token streams of one or several corpora, and the order in which windows are sampled from them.
 
     Args:
-        names: Names of the corpora; None: there is one, without a name. Its windows are chosen by `seed` itself, its
-            batches have no `corpus_ids` and its checkpoints no weights.
-        splits: Their token streams.
-        sampler: Says which corpus a sample is from; None: all are from the one.
-        block_size: T, tokens of a window.
-        seed: Chooses the order of each corpus's windows.
+        names: Names of the corpora; None: a single corpus without a name, whose windows are chosen by `seed` itself,
+            whose batches have no `corpus_ids` and whose checkpoints contain no weights.
+        splits: Token streams of the corpora.
+        sampler: Determines the corpus of a sample; None for a single corpus.
+        block_size: T, window length in tokens.
+        seed: Seed of the order of each corpus's windows.
 
     Raises:
         UserError: if a stream is shorter than a window.
@@ -131,12 +132,12 @@ class Mixture(WindowOrder):
             self.windows = [WindowSampler(split.num_tokens, block_size, seed) for split in splits]
         else:
             self.windows = corpus_samplers(names, splits, block_size, seed)
-        # An epoch is as many windows as all corpora have, or all that their epoch caps allow.
+        # An epoch has as many windows as all corpora together, or as many as their epoch caps allow.
         self.epoch_samples = sum(self.num_windows) if self.num_samples is None else self.num_samples
 
     @property
     def num_windows(self) -> list[int]:
-        """Windows of each corpus."""
+        """Number of windows of each corpus."""
         return [sampler.num_windows for sampler in self.windows]
 
     def locate(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -149,11 +150,11 @@ class Mixture(WindowOrder):
         return corpora, starts
 
     def read(self, part: int, start: int, length: int) -> np.ndarray:
-        """Return `length` tokens of corpus `part` from `start` on."""
+        """Return `length` tokens of corpus `part`, starting at `start`."""
         return self.splits[part].read(start, length)
 
     def trace(self, samples: np.ndarray) -> list[list[Piece]]:
-        """Return, for each sample, the documents that its T + 1 tokens are from."""
+        """Return, for each sample, the documents in its T + 1 tokens."""
         located = zip(*(part.tolist() for part in self.locate(samples)), strict=True)
         return [
             trace_window(self.splits[corpus], start, self.block_size + 1, self.names[corpus])
@@ -161,36 +162,36 @@ class Mixture(WindowOrder):
         ]
 
     def drawn(self, num_samples: int) -> dict[str, int]:
-        """Return how often each corpus is drawn in the first samples."""
+        """Return the number of samples from each corpus among the first `num_samples`."""
         return dict(zip(self.names, self.sampler.drawn(num_samples), strict=True))
 
     def wanted(self, num_samples: int) -> dict[str, float]:
-        """Return how many of the first samples the weights ask for from each corpus."""
+        """Return the number of samples per corpus that the weights request among the first `num_samples`."""
         return dict(zip(self.names, self.sampler.wanted(num_samples), strict=True))
 
     def identity(self) -> dict[str, Any]:
         """Return corpora, seed and block size."""
         data: dict[str, Any] = {"corpus": self.splits[0].fingerprint}
         if self.numbers_corpora:
-            # A list, because the sequence of the corpora counts: it decides which draws and windows each of them gets.
+            # A list, because the order of the corpora determines which samples and windows each of them gets.
             data = {"corpora": [[name, split.fingerprint] for name, split in zip(self.names, self.splits, strict=True)]}
         return data | {"seed": self.seed, "block_size": self.block_size}
 
     def state(self, position: int) -> dict[str, Any]:
-        """Return the weights that were in force up to `position`."""
+        """Return the weights that were in effect up to `position`."""
         return {"weights": self.sampler.past(position)} if self.numbers_corpora else {}
 
     def check(self, state: Mapping[str, Any]) -> None:
-        """Refuse a checkpoint of the same corpora in another sequence."""
+        """Raise a `UserError` if the checkpoint has the same corpora in another order."""
         saved, own = [list(pair) for pair in state.get("corpora", [])], self.identity().get("corpora", [])
         if saved != own and sorted(saved) == sorted(own):
             raise UserError(
                 f"the checkpoint was trained with the corpora in the order {_names(saved)}, this run has "
-                f"{_names(own)}: other windows would be drawn; restore that order"
+                f"{_names(own)}: other windows would be sampled; restore that order"
             )
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Refuse other weights up to the saved position; from there on they may differ."""
+        """Raise a `UserError` if the weights up to the saved position differ; later ones may differ."""
         saved = [list(segment) for segment in state.get("weights", [])]
         own = self.state(state["position"]).get("weights", [])
         if saved != own:
@@ -213,7 +214,7 @@ class Mixture(WindowOrder):
 def corpus_samplers(
     names: Sequence[str], splits: Sequence[TokenSplit], block_size: int, seed: int
 ) -> list[WindowSampler]:
-    """Return the sampler of each corpus, each with an order of its own.
+    """Return the samplers of the corpora, each with a different seed.
 
     Raises:
         UserError: naming the corpus that is shorter than a window.
@@ -235,12 +236,12 @@ def _names(corpora: Sequence[Sequence[str]]) -> str:
 
 
 class StepSource(Dataset[StepBatch], ABC):
-    """A data set of optimizer steps: item s is this rank's micro-batches of step s, a pure function of s.
+    """A dataset of optimizer steps: item s is this rank's micro-batches of step s, a pure function of s.
 
     Args:
-        global_batch_size: G, samples of a step over all ranks.
-        num_steps: Steps of an epoch.
-        end: Steps until the data is used up; None: without end.
+        global_batch_size: G, samples per step over all ranks.
+        num_steps: Steps per epoch.
+        end: Number of steps until the data is exhausted; None: unlimited.
     """
 
     def __init__(self, global_batch_size: int, num_steps: int, end: int | None = None) -> None:
@@ -254,14 +255,14 @@ class StepSource(Dataset[StepBatch], ABC):
 
     @abstractmethod
     def identity(self) -> dict[str, Any]:
-        """Return what the order depends on, by the name of the option; a checkpoint with other values is refused."""
+        """Return what the order depends on, by option name; a checkpoint with other values is rejected."""
 
     def state(self, position: int) -> dict[str, Any]:
-        """Return what a checkpoint saves in addition to `identity` when `position` samples were handed out."""
+        """Return what a checkpoint saves in addition to `identity` after `position` samples."""
         return {}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Check that a checkpoint was made with the order of this run, and take in what else it saved.
+        """Check that a checkpoint was made with the order of this run, and restore its other state.
 
         Raises:
             UserError: if an option has another value than in the saved run.
@@ -283,16 +284,16 @@ class WindowSteps(StepSource):
     """Optimizer steps made of token windows.
 
     Args:
-        order: Says which window a sample is.
-        builder: Makes batches.
-        global_batch_size: G, windows of a step over all ranks.
-        micro_batch_size: Windows of a micro-batch; divides the rank's share.
-        rank: This process's place among those that see different data.
-        world_size: Number of these processes; divides G.
-        num_steps: Steps of an epoch; None: as many as the order says, at least one.
+        order: Maps samples to windows.
+        builder: Batch builder.
+        global_batch_size: G, windows per step over all ranks.
+        micro_batch_size: Windows per micro-batch; divides the rank's share.
+        rank: Data-parallel rank of this process.
+        world_size: Number of data-parallel ranks; divides G.
+        num_steps: Steps per epoch; None: as many as the order's epoch has, at least one.
 
     Raises:
-        UserError: if the sizes do not divide, or the data allow less than one step.
+        UserError: if the sizes do not divide, or the data provide less than one step.
     """
 
     def __init__(
@@ -321,7 +322,7 @@ class WindowSteps(StepSource):
         self.micro_batch_size = micro_batch_size
         self.share = global_batch_size // world_size
         self.rank = rank
-        self._block = -1  # number of the block of steps that is located, and where its windows are: (steps, share)
+        self._block = -1  # index of the located block of steps; its windows are in the next two, (steps, share)
         self._parts = self._starts = np.empty((0, 0), dtype=np.int64)
 
     def __getitem__(self, step: int) -> StepBatch:
@@ -340,12 +341,12 @@ class WindowSteps(StepSource):
         return batches
 
     def _samples(self, step: int, num_steps: int) -> np.ndarray:
-        """Return the (num_steps, share) numbers of this rank's samples, ascending."""
+        """Return the (num_steps, share) ascending indices of this rank's samples."""
         first = np.arange(step, step + num_steps, dtype=np.int64) * self.global_batch_size + self.rank * self.share
         return first[:, None] + np.arange(self.share, dtype=np.int64)
 
     def _locate(self, step: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the parts and starts of this rank's windows of a step: (share,) int64 each."""
+        """Return the parts and starts of this rank's windows in a step: (share,) int64 each."""
         block, place = divmod(step, BLOCK_STEPS)
         if block != self._block:
             first = block * BLOCK_STEPS
@@ -364,17 +365,17 @@ class WindowSteps(StepSource):
         return self.order.state(position)
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Check a checkpoint against the order of this run."""
+        """Check a checkpoint against the order of this run and restore it."""
         self.order.check(state)
         super().restore(state)
         self.order.restore(state)
 
 
 def check_batch_sizes(global_batch_size: int, micro_batch_size: int, world_size: int) -> None:
-    """Refuse sizes that do not divide.
+    """Check that the batch sizes divide.
 
     Raises:
-        UserError: if `global_batch_size` is no multiple of `world_size`, or the share of each rank no multiple of
+        UserError: if `global_batch_size` is not a multiple of `world_size`, or the share of a rank not a multiple of
             `micro_batch_size`.
     """
     if global_batch_size % world_size:
@@ -389,7 +390,7 @@ def check_batch_sizes(global_batch_size: int, micro_batch_size: int, world_size:
         nearest = sorted(sorted(fits, key=lambda size: abs(size - micro_batch_size))[:2])
         raise UserError(
             f"micro_batch_size {micro_batch_size} does not divide the {share} sequences that each of {world_size} "
-            f"devices takes of a step; set it to {' or '.join(map(str, nearest))}, or to auto"
+            f"devices processes per step; set it to {' or '.join(map(str, nearest))}, or to auto"
         )
 
 
@@ -399,15 +400,16 @@ def check_batch_sizes(global_batch_size: int, micro_batch_size: int, world_size:
 class StepLoader:
     """A sized, resumable loader: each `iter` continues where the last one stopped.
 
-    An epoch has `len` steps, and so has each pass, wherever it begins. The Trainer ends a pass earlier itself: at
-    `limit_train_batches`, or in the epoch in which it was resumed, of which it counts the steps that were done. If the
-    end of a pass were computed here, from the position alone, an epoch of another length than `len` would be cut short.
+    Both an epoch and a pass have `len` steps, wherever the pass starts. The Trainer ends a pass earlier itself: at
+    `limit_train_batches`, or in the epoch in which it was resumed, whose finished steps it counts. If this loader
+    computed the end of a pass from the position instead, an epoch whose length differs from `len` would be cut short.
 
     Args:
-        steps: Item s is this rank's share of optimizer step s.
-        num_workers: Processes that read ahead; 0 reads in this one, which is fastest unless assembling is slow.
-        pin_memory: Put batches where a GPU fetches them faster.
-        repeat_steps: Go through this many steps again and again, to see whether a model can overfit them; None: do not.
+        steps: Step source; item s is this rank's share of optimizer step s.
+        num_workers: Worker processes that prefetch steps; 0 reads in the main process, which is fastest unless
+            assembling is slow.
+        pin_memory: Whether to put batches into pinned memory.
+        repeat_steps: Repeat the first steps, this many, to check whether a model can overfit them; None disables it.
     """
 
     def __init__(
@@ -418,7 +420,7 @@ class StepLoader:
         self.num_workers = num_workers
         self.pin_memory = pin_memory
         self.repeat_steps = repeat_steps
-        self._position = 0  # samples handed out
+        self._position = 0  # samples yielded
 
     def __len__(self) -> int:
         return self.steps.num_steps
@@ -449,13 +451,14 @@ class StepLoader:
                 sampler=indices,
                 num_workers=self.num_workers,
                 pin_memory=self.pin_memory,
-                # Its own generator: the loader must not draw from the global one, which dropout uses.
+                # A separate generator: the loader must not consume random numbers of the global one, which dropout
+                # uses.
                 generator=torch.Generator(),
             )
         )
 
     def seek(self, step: int) -> None:
-        """Make optimizer step `step`, counted from 0, the next one."""
+        """Continue with optimizer step `step`, counted from 0."""
         self._position = step * self.global_batch_size
 
     def state_dict(self) -> dict[str, Any]:
@@ -463,10 +466,10 @@ class StepLoader:
         return {"position": self._position, **self.steps.identity(), **self.steps.state(self._position)}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Go to a saved position.
+        """Restore a saved position.
 
         Raises:
-            UserError: if seed, data, block size or global batch size are not those of the saved run.
+            UserError: if seed, data, block size or global batch size differ from those of the saved run.
         """
         self.steps.restore(state_dict)
         self._position = state_dict["position"]

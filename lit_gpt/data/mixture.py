@@ -1,19 +1,19 @@
-"""Which corpus sample p of a mixture comes from, and how many samples of that corpus came before it.
+"""Determine, for sample p of a mixture, its corpus and the number of earlier samples from that corpus.
 
-In stages:
+It has three stages:
 
-1. What the user writes (`MixtureCorpus`, `MixtureChange`: weights, temperature, a schedule in steps) becomes `Phase`s:
-   weights that hold from one sample on (`first_weights`, `plan_phases`).
-2. Phases and epoch caps are cut into `Segment`s with one set of weights each (`MixtureSampler`). A cap is reached where
-   a corpus has been drawn that often, which is found by bisection; from there on the others share its weight.
-3. Within a segment, the corpus of a sample is a pure function of the sample's number.
+1. The user's settings (`MixtureCorpus`, `MixtureChange`: weights, temperature, a schedule in steps) become `Phase`s:
+   weights that apply from a given sample on (`first_weights`, `plan_phases`).
+2. Phases and epoch caps are split into `Segment`s with constant weights (`MixtureSampler`). The sample at which a
+   corpus reaches its cap is found by bisection; from there on the others share its weight.
+3. Within a segment, the corpus of a sample is a pure function of the sample index.
 
-Drawing a corpus at random for each sample would leave the proportions to luck, and would need a counter for each corpus
-to find its next window. Here both are computed. A binary tree has the corpora as leaves; a node whose left side has the
-share λ of its weight sends round(λ q) of its first q samples to the left (a line drawn on a grid, Bresenham 1965). So
-sample q goes left if round(λ (q + 1)) > round(λ q), and it is number round(λ q) there: the same question again, one
-level down. After any number of samples each of K corpora has been drawn as often as its weight says, to within half a
-sample per level of the tree (⌈log₂ K⌉ of them); nothing is stored, and any sample can be asked for.
+Choosing a corpus at random for each sample would leave the proportions to chance, and finding its next window would
+need a counter per corpus. Here both are computed. The corpora are the leaves of a binary tree; a node whose left
+subtree has the share λ of its weight sends round(λ q) of its first q samples to the left (a line rasterized on a grid,
+Bresenham 1965). So sample q goes left if round(λ (q + 1)) > round(λ q), and its index within that subtree is round(λ
+q); recurse into the subtree. After any number of samples, the count of each of K corpora matches its weight to within
+half a sample per level of the tree (there are ⌈log₂ K⌉); nothing is stored, and samples can be looked up in any order.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,13 +26,13 @@ from lit_gpt.checks import check_above, check_one_of
 from lit_gpt.errors import UserError
 
 WeightsMode = Literal["tokens", "temperature", "explicit"]
-_STAIRS = 32  # a slow change of the weights is a staircase: weights are constant within a segment
+_RAMP_STEPS = 32  # gradual changes are approximated by this many piecewise-constant steps
 _BITS = np.uint64(32)  # shares are fractions of 2³²: integers, exact on every machine
 _ONE = 1 << 32
 _HALF = np.uint64(1 << 31)
 
 
-# ------------------------------------------------------------------ what a user writes, and its phases
+# ------------------------------------------------------------------ user settings and their phases
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,10 @@ class MixtureCorpus:
 
     Args:
         path: The `out` folder of a `prepare` recipe, or a folder of token shards.
-        weight: Share of the training tokens, in proportion to the other corpora's weights.
-        max_epochs: Draw each of its tokens at most so often; then the other corpora share its weight. Null: no cap.
-        name: What logs and the schedule call it; the folder's name if null.
+        weight: Share of the training tokens, relative to the other corpora's weights.
+        max_epochs: Maximum number of times that each of its tokens is used; then the other corpora share its weight.
+            Null: no cap.
+        name: Name in logs and in the schedule; null takes the folder's name.
     """
 
     path: str
@@ -54,13 +55,14 @@ class MixtureCorpus:
 
 @dataclass(frozen=True)
 class MixtureChange:
-    """New weights from some step on.
+    """Change of the weights at some step.
 
     Args:
-        at: When: a share of the run between 0 and 1 (a float, such as 0.8), or an optimizer step (an int).
-        weights: Weights by name from then on; a corpus that is not named gets none.
-        over: Change over so long instead of at once, in a straight line of 32 stairs; a share or a number of steps.
-            The change is over before the run is.
+        at: Time of the change: a fraction of the run between 0 and 1 (a float, such as 0.8), or an optimizer step (an
+            int).
+        weights: New weights by corpus name; a corpus that is not listed gets weight 0.
+        over: Duration of a linear interpolation to the new weights (in up to 32 increments) instead of an immediate
+            switch; a fraction of the run or a number of steps. It must end before the run does.
     """
 
     at: int | float
@@ -70,11 +72,11 @@ class MixtureChange:
 
 @dataclass(frozen=True)
 class Phase:
-    """Weights from one sample on.
+    """Weights from a given sample on.
 
     Attributes:
         start: First sample of the phase.
-        weights: Of each corpus, at least 0; what counts is their proportion.
+        weights: Weight of each corpus, at least 0; only their proportions matter.
     """
 
     start: int
@@ -84,19 +86,19 @@ class Phase:
 def first_weights(
     mode: WeightsMode, names: Sequence[str], tokens: Sequence[int], weights: Sequence[float | None], temperature: float
 ) -> tuple[float, ...]:
-    """Return the share of each corpus, adding up to 1.
+    """Return the share of each corpus; the shares add up to 1.
 
     Args:
-        mode: `tokens`: as large as the corpora are. `explicit`: as `weights` say. `temperature`: in proportion to
-            tokens ** (1 / temperature) (Arivazhagan et al. 2019, arXiv:1907.05019): 1 is `tokens`, large values
-            draw all corpora alike.
+        mode: `tokens`: proportional to size. `explicit`: as given in `weights`. `temperature`: proportional to tokens
+            ** (1 / temperature) (Arivazhagan et al. 2019, arXiv:1907.05019); 1 equals `tokens`, large values sample all
+            corpora equally.
         names: Names of the corpora.
-        tokens: Their training tokens.
-        weights: Their weights as written.
-        temperature: At least 1 gives small corpora more than their size.
+        tokens: Training tokens of each corpus.
+        weights: Weights given by the user.
+        temperature: Values above 1 give small corpora more than their proportional share.
 
     Raises:
-        UserError: for weights that are missing, superfluous or cannot be used.
+        UserError: for weights that are missing, superfluous or invalid.
     """
     given = [name for name, weight in zip(names, weights, strict=True) if weight is not None]
     if mode == "explicit":
@@ -108,14 +110,14 @@ def first_weights(
         if given:
             raise UserError(
                 f"the corpus {given[0]} has a weight, and weights: {mode} would ignore it; set weights: explicit, or "
-                "leave the corpora's weights out"
+                "remove the weights of the corpora"
             )
-        check_above("temperature", temperature, 0, "1 is by size, larger values are more even")
+        check_above("temperature", temperature, 0, "1 is proportional to size, larger values are more even")
         exponent = 1.0 if mode == "tokens" else 1.0 / temperature
         shares = [(count / sum(tokens)) ** exponent for count in tokens]
     if any(not 0 <= share < float("inf") for share in shares) or sum(shares) <= 0:
         written = ", ".join(f"{name} {share:g}" for name, share in zip(names, shares, strict=True))
-        raise UserError(f"weights of the mixture: {written}; each must be at least 0, and one above it")
+        raise UserError(f"weights of the mixture: {written}; all must be at least 0 and one above 0")
     return tuple(share / sum(shares) for share in shares)
 
 
@@ -132,12 +134,12 @@ def plan_phases(
         first: Weights from the start.
         names: Names of the corpora.
         changes: The schedule.
-        total_steps: Optimizer steps of the run, of which shares are taken; None where that is not known.
-        global_batch_size: Samples of a step.
+        total_steps: Optimizer steps of the run, to which fractions refer; None if unknown.
+        global_batch_size: Samples per step.
 
     Raises:
-        UserError: for unknown names, changes out of order or not over when the run ends, and shares of a run without
-            an end.
+        UserError: for unknown names, changes that are out of order or not complete by the end of the run, and fractions
+            of a run of unknown length.
     """
     phases = [Phase(0, first)]
     for change in changes:
@@ -146,16 +148,16 @@ def plan_phases(
         before, after = phases[-1].weights, _named(change.weights, names)
         if start * global_batch_size <= phases[-1].start and start:
             raise UserError(
-                f"the mixture's schedule changes at step {start}, when the change before it is not over; let `at` "
-                "rise from entry to entry"
+                f"the mixture's schedule changes at step {start}, before the previous change is complete; let `at` "
+                "increase from entry to entry"
             )
         if start == 0:
             raise UserError(
                 f"at is {change.at}: weights from the first step on are the corpora's own; give a later one"
             )
-        stairs = max(1, min(_STAIRS, over))
+        stairs = max(1, min(_RAMP_STEPS, over))
         for stair in range(1, stairs + 1):
-            # The last stair has the new weights; on the way each stair has those of its middle.
+            # The last increment has the new weights; each one before has those at its midpoint.
             share = 1.0 if stair == stairs else (stair - 0.5) / stairs
             weights = tuple((1 - share) * old + share * new for old, new in zip(before, after, strict=True))
             step = start + over * (stair - 1) // stairs
@@ -164,13 +166,13 @@ def plan_phases(
 
 
 def _steps(name: str, value: int | float, total_steps: int | None) -> int:
-    """Return optimizer steps from a share of the run (a float up to 1) or a number of steps."""
+    """Convert a fraction of the run (a float up to 1) or a number of steps to optimizer steps."""
     if not (value >= 0 and (isinstance(value, int) or value <= 1 or value.is_integer())):
-        raise UserError(f"{name} is {value}; write a share of the run between 0 and 1, or a whole number of steps")
+        raise UserError(f"{name} is {value}; write a fraction of the run between 0 and 1, or a whole number of steps")
     if isinstance(value, float) and value <= 1:
         if total_steps is None:
             raise UserError(
-                f"{name} {value} of the mixture's schedule is a share of a run whose length is not known; set "
+                f"{name} {value} of the mixture's schedule is a fraction of a run whose length is not known; set "
                 "trainer.max_steps, or data.init_args.total_steps, or write a number of steps"
             )
         value = round(value * total_steps)
@@ -180,35 +182,35 @@ def _steps(name: str, value: int | float, total_steps: int | None) -> int:
 
 
 def _length(change: MixtureChange, start: int, total_steps: int | None) -> int:
-    """Return the optimizer steps that a change takes, which end with the run at the latest."""
+    """Return the number of optimizer steps that a change takes; it ends with the run at the latest."""
     over = _steps("over", change.over, total_steps)
     if total_steps is None or start + over <= total_steps:
         return over
     shares = all(isinstance(value, float) and value <= 1 for value in (change.at, change.over))
     if shares and round((change.at + change.over) * total_steps) <= total_steps:
-        return total_steps - start  # such as 0.3 and 0.7 of 5 steps, both rounded up
+        return total_steps - start  # e.g. 0.3 and 0.7 of 5 steps, both rounded up
     raise UserError(
         f"the mixture's schedule changes from step {start} over {over} steps, and the run ends after {total_steps} "
-        "steps, before the new weights hold; choose an earlier `at`, or a shorter `over`"
+        "steps, before the new weights take effect; choose an earlier `at`, or a shorter `over`"
     )
 
 
 def _named(weights: Mapping[str, float], names: Sequence[str]) -> tuple[float, ...]:
-    """Return the weights of a change in the order of `names`, adding up to 1."""
+    """Return the weights of a change in the order of `names`, normalized to sum to 1."""
     for name in weights:
         check_one_of("a corpus in the mixture's schedule", name, names)
     total = sum(weights.values())
     if any(not 0 <= weight < float("inf") for weight in weights.values()) or total <= 0:
-        raise UserError(f"weights {dict(weights)} in the mixture's schedule: each must be at least 0, and one above it")
+        raise UserError(f"weights {dict(weights)} in the mixture's schedule: all must be at least 0 and one above 0")
     return tuple(weights.get(name, 0.0) / total for name in names)
 
 
-# ------------------------------------------------------------------ which corpus a sample is from
+# ------------------------------------------------------------------ the corpus of a sample
 
 
 @dataclass(frozen=True)
 class _Node:
-    """A fork: `left` gets the share `numerator` / 2³² of its samples. Leaves are the numbers of corpora."""
+    """Internal tree node; `left` receives `numerator` / 2³² of its samples. Leaves are corpus indices."""
 
     numerator: int
     left: "_Node | int"
@@ -216,7 +218,7 @@ class _Node:
 
 
 def _tree(corpora: Sequence[int], weights: Sequence[float]) -> _Node | int:
-    """Return a balanced tree over corpora (their weights are above 0)."""
+    """Return a balanced tree over corpora, whose weights must be above 0."""
     if len(corpora) == 1:
         return corpora[0]
     middle = (len(corpora) + 1) // 2
@@ -233,7 +235,7 @@ def _taken(numerator: int, count: np.ndarray) -> np.ndarray:
 
 
 def _route(node: _Node | int, numbers: np.ndarray, corpus: np.ndarray, index: np.ndarray, where: np.ndarray) -> None:
-    """Fill in the corpus and the index of the samples `numbers`, at the positions `where`."""
+    """Write the corpus and the index within it of the samples `numbers` to the positions `where`."""
     if isinstance(node, int):
         corpus[where], index[where] = node, numbers.astype(np.int64)
         return
@@ -244,7 +246,7 @@ def _route(node: _Node | int, numbers: np.ndarray, corpus: np.ndarray, index: np
 
 
 def _counts(node: _Node | int, count: int, counts: list[int]) -> None:
-    """Add how often each corpus is drawn in the first `count` samples below `node`."""
+    """Add the number of samples from each corpus among the first `count` samples below `node`."""
     if isinstance(node, int):
         counts[node] += count
         return
@@ -255,13 +257,13 @@ def _counts(node: _Node | int, count: int, counts: list[int]) -> None:
 
 @dataclass(frozen=True)
 class Segment:
-    """A stretch of samples with one set of weights.
+    """A range of samples with constant weights.
 
     Attributes:
-        start: Its first sample.
-        weights: Shares of the corpora, adding up to 1; 0 for those whose cap is reached.
-        drawn: How often each corpus was drawn before it.
-        tree: Says which corpus a sample is from.
+        start: First sample of the segment.
+        weights: Shares of the corpora, adding up to 1; 0 for corpora whose cap is reached.
+        drawn: Number of samples from each corpus before the segment.
+        tree: Tree that assigns samples to corpora.
     """
 
     start: int
@@ -271,17 +273,17 @@ class Segment:
 
 
 class MixtureSampler:
-    """Map a sample's number to its corpus and to the number of the draw from that corpus.
+    """Map a sample index to its corpus and to the sample's index within that corpus.
 
     Args:
-        phases: Weights and the samples from which they hold, the first from 0 on, in order.
-        caps: Draws that each corpus allows; None without end.
+        phases: Phases in order; the first one starts at sample 0.
+        caps: Maximum number of samples from each corpus; None: unlimited.
 
     Attributes:
-        num_samples: Samples until every corpus that still has a weight is used up; None: without end.
+        num_samples: Number of samples until every corpus with a weight is exhausted; None: unlimited.
 
     Raises:
-        UserError: for weights that cannot be used.
+        UserError: for invalid weights.
     """
 
     def __init__(self, phases: Sequence[Phase], caps: Sequence[int | None]) -> None:
@@ -310,13 +312,13 @@ class MixtureSampler:
                 position += length
 
     def assign(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return corpus and draw of each sample.
+        """Return the corpus and the index within it of each sample.
 
         Args:
             samples: (n,) int64, at least 0 and below `num_samples`.
 
         Returns:
-            (n,) int64 number of the corpus, and (n,) int64 how often that corpus was drawn before.
+            (n,) int64 corpus index, and (n,) int64 number of earlier samples from that corpus.
         """
         corpus = np.empty(len(samples), dtype=np.int64)
         index = np.empty(len(samples), dtype=np.int64)
@@ -331,14 +333,14 @@ class MixtureSampler:
         return corpus, index
 
     def drawn(self, num_samples: int) -> list[int]:
-        """Return how often each corpus is drawn in the first `num_samples` samples."""
+        """Return the number of samples from each corpus among the first `num_samples`."""
         segment = next(s for s in reversed(self.segments) if s.start <= num_samples)
         counts = list(segment.drawn)
         _counts(segment.tree, num_samples - segment.start, counts)
         return counts
 
     def wanted(self, num_samples: int) -> list[float]:
-        """Return the draws that the weights ask for in the first `num_samples` samples, fractions included."""
+        """Return the (fractional) number of samples per corpus that the weights request of the first `num_samples`."""
         totals = [0.0] * self.num_corpora
         ends = [segment.start for segment in self.segments[1:]] + [num_samples]
         for segment, end in zip(self.segments, ends, strict=True):
@@ -352,26 +354,26 @@ class MixtureSampler:
 
 
 def check_phases(phases: Sequence[Phase], num_corpora: int) -> None:
-    """Refuse weights that cannot be used.
+    """Check the weights of the phases.
 
     Raises:
         UserError: naming the weights or the sample.
     """
     assert phases, "a mixture needs at least one phase"
-    assert phases[0].start == 0, "the first phase begins with the first sample"
+    assert phases[0].start == 0, "the first phase must start at sample 0"
     for number, phase in enumerate(phases):
         assert len(phase.weights) == num_corpora
         if any(not 0 <= weight < float("inf") for weight in phase.weights) or sum(phase.weights) <= 0:
-            raise UserError(f"weights {list(phase.weights)} of the mixture: each must be at least 0, one above it")
+            raise UserError(f"weights {list(phase.weights)} of the mixture: all must be at least 0 and one above 0")
         if number and phase.start <= phases[number - 1].start:
             raise UserError(
-                f"the mixture's schedule changes at sample {phase.start}, which is not after the change before it; "
-                "let `at` rise from entry to entry"
+                f"the mixture's schedule changes at sample {phase.start}, which is not after the previous change; "
+                "let `at` increase from entry to entry"
             )
 
 
 def _until_a_cap(segment: Segment, left: Sequence[int | None], length: int | None) -> int | None:
-    """Return the samples until a corpus has no draws left, at most `length`; None: forever."""
+    """Return the number of samples until a corpus reaches its cap, at most `length`; None: never."""
     for corpus, (weight, rest) in enumerate(zip(segment.weights, left, strict=True)):
         if rest is None or weight == 0:
             continue

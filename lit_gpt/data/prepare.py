@@ -1,13 +1,14 @@
-"""Raw documents → token shards in a cache that is keyed by content.
+"""Tokenize raw documents into shards in a cache that is keyed by content.
 
-In stages: one reader walks the documents in order and gives each to its split; batches of them are encoded by several
-threads; one writer appends the results, in the order of reading, to the shards of each split; a manifest written last
-makes the folder a corpus. The bytes are therefore the same for any number of threads, and a start after a kill reads
-everything again (cheap) but encodes only what no finished shard holds (dear).
+In stages: one reader visits the documents in order and assigns each to its split; batches of them are encoded by
+several threads; one writer appends the results to the shards of each split in reading order; a manifest, which is
+written last, makes the folder a corpus. The bytes are therefore the same for any number of threads. After an
+interruption, everything is read again (cheap) but only documents that are not in a finished shard are encoded again
+(expensive).
 
-Threads and not processes: the tokenizer works outside Python's lock, two threads encode 1.75 times what one does
-(6.4 against 3.7 MB/s at 4,096 entries), and only 4 % of the work holds the lock. So there is no fork, no second import,
-and no `if __name__ == "__main__"` in the user's script.
+Threads rather than processes, because the tokenizer releases Python's GIL: two threads encode at 1.75 times the speed
+of one (6.4 vs. 3.7 MB/s at 4,096 entries), and only 4 % of the work holds the GIL. This avoids forks, repeated imports
+and `if __name__ == "__main__"` in the user's script.
 """
 
 import contextlib
@@ -35,30 +36,30 @@ from lit_gpt.hashing import FileHashes, sha256_json
 from lit_gpt.pages.text import human_bytes
 
 _BATCH_BYTES = 1 << 18
-_IN_FLIGHT_BYTES = 32 << 20  # text handed to the threads and not yet written
+_IN_FLIGHT_BYTES = 32 << 20  # text submitted to the threads but not yet written
 
 
 def corpus_path(spec: CorpusSpec, tokenizer: Tokenizer, cache_dir: Path, shard_tokens: int = SHARD_TOKENS) -> Path:
-    """Return the folder of the corpus that these settings give, whether it exists yet or not."""
+    """Return the folder of the corpus that these settings produce, whether or not it exists."""
     content = corpus_fingerprint(spec.sources, FileHashes.of_cache(cache_dir))
     key = [content, tokenizer.fingerprint, spec.val_fraction, spec.test_fraction, shard_tokens, FORMAT_VERSION]
     return cache_dir / "corpora" / sha256_json(key)[:24]
 
 
 def check_room(spec: CorpusSpec, cache_dir: Path, vocab_size: int, present_bytes: int = 0) -> None:
-    """Refuse to begin if the shards would not fit on the disk.
+    """Raise a `UserError` if the shards would not fit on the disk.
 
     Args:
         spec: The corpus.
-        cache_dir: Where it goes.
-        vocab_size: Decides between two and four bytes a token; two bytes of text a token are assumed, which
-            ordinary tokenizers do better than.
-        present_bytes: What of it is written already.
+        cache_dir: Root of the cache.
+        vocab_size: Vocabulary size, which determines whether a token takes two or four bytes. Two bytes of text per
+            token are assumed, which ordinary tokenizers exceed.
+        present_bytes: Size of the shards that are already written.
     """
     text_bytes = total_bytes(spec.sources)
     if text_bytes is not None:
         needed = text_bytes // 2 * (2 if vocab_size <= 1 << 16 else 4) - present_bytes
-        check_disk_space(cache_dir, needed, f"tokenising {human_bytes(text_bytes)} of text")
+        check_disk_space(cache_dir, needed, f"tokenizing {human_bytes(text_bytes)} of text")
 
 
 def prepare_corpus(
@@ -70,23 +71,23 @@ def prepare_corpus(
     folder: Path | None = None,
     key: str | None = None,
 ) -> Path:
-    """Tokenize a corpus into shards unless the cache has it; an interrupted start is continued.
+    """Tokenize a corpus into shards unless the cache has it; an interrupted preparation is continued.
 
     Args:
         spec: The corpus.
-        tokenizer: Makes the ids.
+        tokenizer: Tokenizer to use.
         cache_dir: Root of the cache.
-        num_threads: Threads that encode; None takes one a core.
-        shard_tokens: Size of a shard.
-        folder: Where the corpus goes; None: to its place in the cache. The caller vouches that what is there already
-            was made from the same documents with the same tokenizer.
-        key: What the manifest calls the corpus; None: the folder's name.
+        num_threads: Number of encoding threads; None takes one per core.
+        shard_tokens: Shard size in tokens.
+        folder: Folder of the corpus; None: its folder in the cache. The caller guarantees that existing files there
+            were made from the same documents with the same tokenizer.
+        key: Key of the corpus in the manifest; None: the folder's name.
 
     Returns:
         The corpus folder, for `TokenCorpus`.
 
     Raises:
-        UserError: for bad or empty input and for a full disk. No unfinished file stays behind.
+        UserError: for bad or empty input and for a full disk. No unfinished file is left behind.
     """
     folder = corpus_path(spec, tokenizer, cache_dir, shard_tokens) if folder is None else folder
     key = folder.name if key is None else key
@@ -109,13 +110,13 @@ def prepare_corpus(
         except BaseException as error:
             for writer in writers.values():
                 writer.abandon()
-            # Bad input will be fixed and then has another key; after a kill or a full disk the shards are continued.
+            # Bad input will be fixed, which changes the key; after a kill or a full disk the shards are continued.
             bad_input = started and isinstance(error, UserError)
             if bad_input or not any(writer.finished for writer in writers.values()):
                 shutil.rmtree(folder)
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise UserError(
-                    f"the disk of {folder} is full; free some space and start again (finished shards stay), or set "
+                    f"the disk of {folder} is full; free some space and start again (finished shards are kept), or set "
                     "cache_dir (or LIT_GPT_CACHE) to a larger disk"
                 ) from error
             raise
@@ -123,7 +124,7 @@ def prepare_corpus(
 
 
 def _is_whole(folder: Path, spec: CorpusSpec) -> bool:
-    """Return whether the folder is a finished corpus; a damaged one is reported and made anew."""
+    """Return whether the folder is a complete corpus; a damaged one is reported and prepared again."""
     if not (folder / "manifest.json").exists():
         return False
     try:
@@ -134,9 +135,9 @@ def _is_whole(folder: Path, spec: CorpusSpec) -> bool:
     skipped = corpus.manifest["num_skipped"]
     if skipped and spec.on_bad_input == "error":
         first = corpus.manifest["skipped"][0]
-        raise UserError(f"{first}; fix or remove it, or set on_bad_input: skip ({skipped} are bad in all)")
+        raise UserError(f"{first}; fix or remove it, or set on_bad_input: skip ({skipped} bad records in total)")
     for name in SPLITS:
-        forget_progress(folder / name)  # a kill just after the manifest was written left them
+        forget_progress(folder / name)  # left over if the process was killed right after writing the manifest
     return True
 
 
@@ -185,7 +186,7 @@ def _fill(
     bad = reading.bad_input
     if bad.num_skipped:
         more = f" and {bad.num_skipped - 5} more" if bad.num_skipped > 5 else ""
-        say(f"skipped {bad.num_skipped} that could not be read: {'; '.join(bad.named[:5])}{more}")
+        say(f"skipped {bad.num_skipped} records that could not be read: {'; '.join(bad.named[:5])}{more}")
     for note in bad.encoding_notes():
         say(note)
 
@@ -194,7 +195,7 @@ def _encoded(
     documents: Iterable[Admitted], tokenizer: Tokenizer, num_threads: int
 ) -> Generator[tuple[Admitted, np.ndarray], None, None]:
     """Yield each document with its ids (separator first), in order, while threads encode the next ones."""
-    # Our threads take the place of the library's own, which would warn at every later fork.
+    # These threads replace those of the library, which would warn at every later fork.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     separator = np.array([tokenizer.separator_id], dtype=tokenizer.dtype)
 
@@ -262,7 +263,7 @@ def _write_manifest(
         "num_skipped": reading.bad_input.num_skipped,
         "skipped": reading.bad_input.named,
     }
-    json.dumps(manifest)  # a source that describes itself in anything but JSON fails here, before the file exists
+    json.dumps(manifest)  # fail before writing if a source's description is not JSON
     write_json(folder / "manifest.json", manifest)
     for name in SPLITS:
         forget_progress(folder / name)

@@ -1,4 +1,4 @@
-"""Opens what `prepare` left: the token shards and the tokenizer that made them."""
+"""Open the output of `prepare`: the token shards and the tokenizer that made them."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ class PreparedCorpus:
     Attributes:
         corpus: The shards.
         tokenizer: The tokenizer.
-        tokenizer_path: Its folder.
+        tokenizer_path: Folder of the tokenizer.
     """
 
     corpus: TokenCorpus
@@ -30,12 +30,12 @@ def open_prepared(path: str | Path, tokenizer: str | Path | None = None) -> Prep
     """Open a prepared corpus.
 
     Args:
-        path: The `out` of a `prepare` recipe, or a folder of token shards itself.
-        tokenizer: The tokenizer's folder; None looks in `tokenizer/` next to the shards or above them, and in the
-            cache that the shards lie in.
+        path: The `out` folder of a `prepare` recipe, or a folder of token shards.
+        tokenizer: Folder of the tokenizer; None looks in `tokenizer/` next to or above the shards, and in the cache
+            that contains the shards.
 
     Raises:
-        UserError: if there is no complete corpus, or no tokenizer that made it.
+        UserError: if there is no complete corpus, or the tokenizer that made it is not found.
     """
     folder = Path(path).expanduser()
     if not folder.exists():
@@ -66,12 +66,12 @@ def _candidates(shards: Path) -> list[Path]:
 
 
 def padded_vocab_size(vocab_size: int | None, own: int, name: str) -> int:
-    """Return the model's vocabulary for a tokenizer of `own` entries.
+    """Return the model's vocabulary size for a tokenizer with `own` entries.
 
     Args:
-        vocab_size: What the user wants; None takes the tokenizer's.
-        own: Entries of the tokenizer.
-        name: What messages call the tokenizer.
+        vocab_size: Requested size; None takes the tokenizer's.
+        own: Number of entries of the tokenizer.
+        name: Name of the tokenizer in messages.
 
     Raises:
         UserError: if the vocabulary would be smaller than the tokenizer's.

@@ -1,8 +1,8 @@
-"""Prompts to be answered: rows → tokens that end where an answer begins, stored with the row itself.
+"""Encode prompts for generation: rows become tokens up to the start of the answer, stored together with the row.
 
-A prompt may have any of the forms of `lit_gpt.data.instructions` without its answer: `prompt` or `messages` that
-end with the user, `question`, or `instruction` with `input`; `system` and `tools` may accompany it. All fields of
-the row go along for the rewards.
+A prompt may have any format of `lit_gpt.data.instructions` without its answer: `prompt` or `messages` that end with the
+user, `question`, or `instruction` with `input`; `system` and `tools` are optional. All fields of the row are kept for
+the reward functions.
 """
 
 import json
@@ -25,10 +25,10 @@ DROPPED = "left out as longer than max_prompt_tokens"
 def prompt_of(
     row: Mapping[str, object], columns: Mapping[str, str] | None = None, system_prompt: str | None = None
 ) -> list[Message]:
-    """Read a row; an answer at the end of `messages` is left away.
+    """Return the messages of a row; an answer at the end of `messages` is removed.
 
     Raises:
-        UserError: if it has no prompt, or its roles are out of order.
+        UserError: if the row has no prompt, or its roles are out of order.
     """
     row = renamed(row, columns)
     if row.get("messages") is not None:
@@ -54,14 +54,14 @@ def prompt_of(
 
 
 class PromptEncoder:
-    """Renders a prompt up to where the assistant's answer begins.
+    """Renders a prompt up to the start of the assistant's answer.
 
     Args:
         renderer: Chat template on a tokenizer.
-        max_prompt_tokens: A longer prompt is left out, or an error; it is never cut.
-        long_rows: Which.
-        columns: Our name of a field → the data's.
-        system_prompt: Given to rows that have none.
+        max_prompt_tokens: Maximum prompt length in tokens; prompts are never truncated.
+        long_rows: What to do with longer prompts: `drop` or `error`.
+        columns: Mapping from the expected field name to the name in the data.
+        system_prompt: System prompt for rows that have none.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class PromptEncoder:
         system_prompt: str | None = None,
     ) -> None:
         if long_rows not in ("drop", "error"):
-            raise UserError(f"long_rows is {long_rows!r}; for prompts, which are never cut, it can be drop or error")
+            raise UserError(f"long_rows is {long_rows!r}; prompts are never truncated, so it can be drop or error")
         self.renderer = renderer
         self.max_prompt_tokens = max_prompt_tokens
         self.long_rows = long_rows
@@ -82,7 +82,7 @@ class PromptEncoder:
         self.vocab_size = renderer.tokenizer.vocab_size
 
     def fingerprint(self) -> str:
-        """Return a hash of everything that decides the tokens."""
+        """Return a hash of everything that the tokens depend on."""
         return sha256_json([
             type(self).__name__, self.renderer.tokenizer.fingerprint, self.renderer.template.source,
             self.max_prompt_tokens, self.long_rows, self.columns, self.system_prompt,
@@ -92,7 +92,8 @@ class PromptEncoder:
         """Encode a row.
 
         Raises:
-            UserError: if it has no prompt, one that is too long (under `error`), or fields that are no JSON.
+            UserError: if the row has no prompt, a prompt that is too long (with `error`), or fields that cannot be
+                stored as JSON.
         """
         messages = prompt_of(row.values, self.columns, self.system_prompt)
         fields = renamed(row.values, self.columns)
@@ -105,7 +106,7 @@ class PromptEncoder:
                 "error)"
             )
         try:
-            # A date or a decimal of a parquet file goes along as text; most rewards never look at it.
+            # Values such as dates and decimals in Parquet files are stored as text; few rewards use them.
             attached = json.dumps({"messages": messages, "row": fields}, ensure_ascii=False, default=str)
             attached.encode("utf-8")
         except (TypeError, ValueError) as error:
@@ -114,16 +115,16 @@ class PromptEncoder:
 
 
 class StdlibPrompts(StdlibInstructions):
-    """Rows with `prompt`, `signature` and `completion`: what `StdlibInstructions` asks for, to be tried freely.
+    """Rows with `prompt`, `signature` and `completion`: the tasks of `StdlibInstructions`, for sampling answers.
 
-    The split is the same: functions of files that pretraining held out are held out here.
+    The split is the same: functions of files that pretraining held out are held out here, too.
     """
 
     name = "functions to write, of the Python standard library"
     version = 1
 
     def generate(self) -> Iterator[Record]:
-        """Yield the functions, file by file; of each prompt the first."""
+        """Yield the functions, file by file; only the first one of those with the same prompt."""
         seen: set[str] = set()
         for name, path in self.files:
             text = path.read_text(encoding="utf-8")

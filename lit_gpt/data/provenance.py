@@ -1,4 +1,4 @@
-"""From a window of tokens back to the documents that it was cut from."""
+"""Trace a window of tokens back to the documents that it was cut from."""
 
 from dataclasses import dataclass
 
@@ -7,17 +7,17 @@ from lit_gpt.data.shards import TokenSplit
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """The part of one document in a window.
+    """The part of a document that lies in a window.
 
     Attributes:
         begin: Index of its first token in the window.
         end: Index after its last token in the window.
         source: Name of the document's source.
-        record: Line or row there, from 1; 0 when the source is one document.
+        record: Line or row in the source, from 1; 0 if the source is a single document.
         sha256: First 32 hexadecimal digits of the SHA-256 of the document's text.
-        offset: Place of the piece's first token in the document; 0 is the separator that opens it.
-        num_tokens: Tokens of the whole document, its separator included; 0 where that is not known.
-        corpus: Name of the corpus, where the window comes from a mixture.
+        offset: Position of the piece's first token in the document; 0 is the separator at its start.
+        num_tokens: Number of tokens of the whole document, including its separator; 0 if unknown.
+        corpus: Name of the corpus if the window comes from a mixture.
     """
 
     begin: int
@@ -31,7 +31,7 @@ class Piece:
 
     @property
     def where(self) -> str:
-        """`source:record`, for people."""
+        """`source:record`, for display."""
         return f"{self.source}:{self.record}" if self.record else self.source
 
 
@@ -40,9 +40,9 @@ def trace_window(split: TokenSplit, start: int, length: int, corpus: str = "") -
 
     Args:
         split: Token stream.
-        start: Position of the window in it, taken modulo its length.
-        length: Tokens of the window.
-        corpus: Name to give the pieces.
+        start: Position of the window in the stream, modulo the stream's length.
+        length: Window length in tokens.
+        corpus: Corpus name of the pieces.
     """
     pieces: list[Piece] = []
     begin = 0

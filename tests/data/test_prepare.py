@@ -159,7 +159,7 @@ def test_empty_documents_are_left_out_and_bad_ones_named(
     tmp_path: Path, tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     texts = ["one", "", "two \ud800", "three"]
-    with pytest.raises(UserError, match="texts:3: the text holds a lone surrogate"):
+    with pytest.raises(UserError, match="texts:3: the text contains a lone surrogate"):
         prepare_corpus(spec_of(texts), tokenizer, tmp_path)
     assert everything(tmp_path) == []
     corpus = TokenCorpus(prepare_corpus(spec_of(texts, on_bad_input="skip"), tokenizer, tmp_path))
@@ -182,7 +182,7 @@ def test_bad_input_late_in_a_corpus_leaves_nothing(tmp_path: Path, tokenizer: To
 def test_an_empty_corpus(tmp_path: Path, tokenizer: Tokenizer) -> None:
     (tmp_path / "empty.txt").touch()
     spec = CorpusSpec([FileRecords(str(tmp_path / "empty.txt"))])
-    with pytest.raises(UserError, match=r"the corpus is empty: .*empty\.txt hold no text"):
+    with pytest.raises(UserError, match=r"the corpus is empty: .*empty\.txt contain no text"):
         prepare_corpus(spec, tokenizer, tmp_path / "cache")
     with pytest.raises(UserError, match="the corpus is empty"):
         prepare_tokenizer(spec, tmp_path / "cache", 300)

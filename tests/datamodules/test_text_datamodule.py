@@ -106,7 +106,7 @@ def test_nothing_to_read_and_what_is_missing(folder: Path) -> None:
 
 def test_a_cache_that_cannot_be_made(folder: Path) -> None:
     (folder / "file").touch()
-    with pytest.raises(UserError, match=r"cache_dir .*file/below cannot be made \(Not a directory\)"):
+    with pytest.raises(UserError, match=r"cache_dir .*file/below cannot be created \(Not a directory\)"):
         text_data(folder, cache_dir=str(folder / "file" / "below")).prepare_data()
 
 
