@@ -1,13 +1,12 @@
-"""Which window or row is sample p: a pure function of (seed, p), without a stored list and without state.
+"""Map sample p to a window or row: a pure function of (seed, p), without a stored list or state.
 
-A shuffled list of all windows would take 8 bytes a window on every process, and its order would have to be saved. Here
-a keyed permutation of {0, ..., N-1} is computed for the samples that are asked for: a Feistel network over
-Z_a x Z_b with a*b just above N, walked along its cycle until it is back inside (Black & Rogaway 2002, "Ciphers with
-Arbitrary Finite Domains"). Each round adds a hash of one half to the other, which can be undone for any hash function:
-the whole is a bijection.
+A shuffled list of all windows would take 8 bytes per window in every process, and its order would have to be saved.
+Instead, a keyed permutation of {0, ..., N-1} is evaluated only at the requested samples: a Feistel network over Z_a x
+Z_b with a*b just above N, iterated along its cycle until the result is below N (Black & Rogaway 2002, "Ciphers with
+Arbitrary Finite Domains"). Each round adds a hash of one half to the other, which is invertible for any hash function,
+so the network is a bijection.
 
-`WindowSampler` is the order of the windows of a token stream, `RowSampler` that of rows, which it can also group by
-length.
+`WindowSampler` orders the windows of a token stream, `RowSampler` orders rows and can group them by length.
 """
 
 import math
@@ -16,25 +15,25 @@ import numpy as np
 
 from lit_gpt.errors import UserError
 
-# Four make a strong pseudo-random permutation where the halves are large (Luby & Rackoff 1988); with a hundred windows,
-# six still kept neighbours together 14 % too often, eight do not.
+# Four rounds make a strong pseudo-random permutation if the halves are large (Luby & Rackoff 1988); with only a hundred
+# windows, six still kept neighbors together 14 % too often, eight do not.
 _ROUNDS = 8
 _MASK = (1 << 64) - 1
 
 GROUP_STEPS = 32
-"""Steps whose samples are sorted together: with 32, padding is a few per cent and steps still differ at random. Never
-more than an epoch's, and never those of two epochs, or copies of one row would meet in a step."""
+"""Number of steps whose samples are sorted together: with 32, padding is a few percent and steps still differ randomly.
+A group never exceeds an epoch or spans two epochs, which could put copies of one row into the same step."""
 
 
 def _mix(values: np.ndarray) -> np.ndarray:
-    """Return SplitMix64's finaliser (Steele et al. 2014) of uint64 values: every input bit affects every output bit."""
+    """Return SplitMix64's finalizer (Steele et al. 2014) of uint64 values: every input bit affects every output bit."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))
 
 
 def hash_integers(*integers: int) -> int:
-    """Return a 64-bit hash of integers (the same on every machine and in every process)."""
+    """Return a 64-bit hash of integers, which is the same on every machine and in every process."""
     state = np.zeros(1, dtype=np.uint64)
     for integer in integers:
         state = _mix(state + np.uint64((integer + 0x9E3779B97F4A7C15) & _MASK))
@@ -42,7 +41,7 @@ def hash_integers(*integers: int) -> int:
 
 
 def permute(index: np.ndarray, size: int, key: int) -> np.ndarray:
-    """Map indices through the permutation of {0, ..., size - 1} that `key` chooses.
+    """Map indices through the permutation of {0, ..., size - 1} selected by `key`.
 
     Args:
         index: (n,) integers in [0, size).
@@ -64,21 +63,23 @@ def permute(index: np.ndarray, size: int, key: int) -> np.ndarray:
             left = (left + _mix(right ^ left_key) % left_size) % left_size
             right = (right + _mix(left ^ right_key) % right_size) % right_size
         result[outside] = left * right_size + right
-        outside = outside[result[outside] >= size]  # a * b - size < a: few, and each comes back inside
+        outside = outside[
+            result[outside] >= size
+        ]  # a * b - size < a, so these are few, and each cycle returns below size
     return result.astype(np.int64)
 
 
 class WindowSampler:
-    """Maps a sample's number to the start of its window in a circular stream.
+    """Maps a sample index to the start of its window in a circular stream.
 
     Sample p belongs to epoch e = p // N and is window perm(seed, e)(p mod N) of the N = n // T windows of that epoch.
-    The grid of windows is shifted by another offset in each epoch, so that over epochs every token is met at every
-    place of a window, and none is always left over.
+    The grid of windows is shifted by a different offset in each epoch, so that over epochs every token occurs at every
+    position of a window and no token is always left over.
 
     Args:
         num_tokens: n, length of the stream.
-        block_size: T, tokens of a window (it reads one more, the last target).
-        seed: Chooses the order.
+        block_size: T, window length in tokens (one more is read, the last target).
+        seed: Seed of the order.
 
     Raises:
         UserError: if the stream is shorter than one window and its last target.
@@ -96,10 +97,10 @@ class WindowSampler:
         self.num_windows = num_tokens // block_size
 
     def starts(self, samples: np.ndarray) -> np.ndarray:
-        """Return the positions in the stream where samples' windows begin.
+        """Return the stream positions at which the samples' windows start.
 
         Args:
-            samples: (n,) int64 numbers of samples, from 0 without end.
+            samples: (n,) int64 sample indices, from 0 without upper bound.
 
         Returns:
             (n,) int64 in [0, num_tokens).
@@ -115,18 +116,18 @@ class WindowSampler:
 
 
 class RowSampler:
-    """Says which samples are in optimizer step s.
+    """Determines which samples are in optimizer step s.
 
-    A sample is what makes one row of a batch: a single row of the data, or several packed into one. Sample p of the
-    endless sequence belongs to epoch p // N and is number perm(seed, epoch)(p mod N) of N, so that each epoch visits
-    every one once. Where rows are padded, those of similar length should share a step: the samples of `GROUP_STEPS`
-    steps are sorted by length and dealt out again, and the order of these steps is shuffled.
+    A sample makes up one row of a batch: a single row of the data, or several packed into one. Sample p of the endless
+    sequence belongs to epoch p // N and is sample perm(seed, epoch)(p mod N) of N, so that each epoch visits every
+    sample once. If rows are padded, those of similar length should share a step: the samples of `GROUP_STEPS` steps are
+    sorted by length and redistributed, and the order of these steps is shuffled.
 
     Args:
-        num_samples: N.
-        global_batch_size: G, samples of a step.
-        seed: Chooses the order.
-        lengths: (N,) int64: group samples of similar length; None: do not.
+        num_samples: N, number of samples per epoch.
+        global_batch_size: G, samples per step.
+        seed: Seed of the order.
+        lengths: (N,) int64 lengths by which samples are grouped; None disables grouping.
     """
 
     def __init__(self, num_samples: int, global_batch_size: int, seed: int, lengths: np.ndarray | None = None) -> None:
@@ -139,7 +140,7 @@ class RowSampler:
         self._grouped = np.empty((0, 0), dtype=np.int64)
 
     def step(self, step: int) -> np.ndarray:
-        """Return the (G,) int64 numbers of the samples of a step."""
+        """Return the (G,) int64 indices of the samples of a step."""
         size = self.global_batch_size
         if self.lengths is None:
             return self._shuffled(np.arange(step * size, (step + 1) * size, dtype=np.int64))
@@ -148,8 +149,8 @@ class RowSampler:
             first = group * self.group_steps * size
             places = np.arange(first, first + self.group_steps * size, dtype=np.int64)
             samples = self._shuffled(places)
-            # Where a group reaches into the next epoch, each epoch's share is sorted by itself: else two copies
-            # of one row would meet in a step.
+            # If a group extends into the next epoch, sort each epoch's part separately; otherwise two copies of one row
+            # could be in the same step.
             by_length = np.lexsort((-self.lengths[samples], places // self.num_samples))
             samples = samples[by_length].reshape(self.group_steps, size)
             key = hash_integers(self.seed, group, 2)

@@ -1,8 +1,8 @@
-"""Writes one split's shards, so that a process that is killed leaves finished shards and nothing that looks like one.
+"""Write the shards of one split so that a killed process leaves only finished shards behind.
 
-In stages, for each shard: tokens and document records go to `.tmp-` files; when the shard is full these are synced
-and renamed, and then `shard-NNNNN.json` is written, which says that the shard is finished and which document comes
-next. A new start uses the unbroken sequence of finished shards and deletes everything else.
+For each shard, tokens and document records go to `.tmp-` files. When the shard is full, these are synced and renamed,
+and then `shard-NNNNN.json` is written, which marks the shard as finished and records the number of the next document. A
+restart keeps the unbroken sequence of finished shards and deletes everything else.
 """
 
 import contextlib
@@ -21,12 +21,12 @@ from lit_gpt.data.cache import write_json
 from lit_gpt.data.shards import DOCUMENT, Shard
 
 SHARD_TOKENS = 1 << 25
-"""A shard is finished with the document that brings it to this many tokens (64 MB of uint16)."""
+"""A shard is finished after the document with which it reaches this many tokens (64 MB of uint16)."""
 
 
 @dataclass(frozen=True)
 class Finished:
-    """A finished shard, and the number (over all splits) of the first document of the next."""
+    """A finished shard, and the number (over all splits) of the first document after it."""
 
     shard: Shard
     next_document: int
@@ -37,7 +37,7 @@ def finished_shards(folder: Path, itemsize: int) -> list[Finished]:
 
     Args:
         folder: The split's folder, created if missing.
-        itemsize: Bytes of a token.
+        itemsize: Bytes per token.
     """
     folder.mkdir(parents=True, exist_ok=True)
     done: list[Finished] = []
@@ -55,7 +55,7 @@ def finished_shards(folder: Path, itemsize: int) -> list[Finished]:
 
 
 def forget_progress(folder: Path) -> None:
-    """Remove a split's notes about finished shards, once the manifest lists these."""
+    """Remove a split's records of finished shards, once the manifest lists the shards."""
     for path in folder.glob("shard-*.json"):
         path.unlink(missing_ok=True)
 
@@ -75,7 +75,7 @@ def _read_finished(folder: Path, number: int, itemsize: int) -> Finished | None:
 
 
 class _HashedFile:
-    """A file that is written under a temporary name and hashed on the way."""
+    """A file that is written under a temporary name and hashed while it is written."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -106,11 +106,11 @@ class SplitWriter:
 
     Args:
         folder: The split's folder below the corpus.
-        dtype: Of the tokens, little-endian.
-        shard_tokens: Size at which a shard is finished.
+        dtype: Token dtype, little-endian.
+        shard_tokens: Number of tokens at which a shard is finished.
 
     Attributes:
-        finished: Shards that are complete on disk, those of an earlier start included.
+        finished: Complete shards on disk, including those of an earlier run.
     """
 
     def __init__(self, folder: Path, dtype: np.dtype[Any], shard_tokens: int = SHARD_TOKENS) -> None:
@@ -123,19 +123,19 @@ class SplitWriter:
 
     @property
     def next_document(self) -> int:
-        """Number of the first document that no finished shard holds."""
+        """Number of the first document that is not in a finished shard."""
         return self.finished[-1].next_document if self.finished else 0
 
     def add(self, tokens: np.ndarray, num_bytes: int, source: int, record: int, sha256: bytes, number: int) -> None:
         """Append one document.
 
         Args:
-            tokens: (n,) its ids, the separator first.
-            num_bytes: UTF-8 bytes of its text.
-            source: Index of its source.
-            record: Line or row there.
-            sha256: Hash of its text.
-            number: Its number over all splits.
+            tokens: (n,) token ids, starting with the separator.
+            num_bytes: UTF-8 bytes of the text.
+            source: Index of the source.
+            record: Line or row in the source.
+            sha256: SHA-256 of the text.
+            number: Number of the document over all splits.
         """
         if self._open is None:
             names = (f"{kind}-{len(self.finished):05}.bin" for kind in ("tokens", "documents"))
@@ -172,7 +172,7 @@ class SplitWriter:
         self._num_tokens = self._num_documents = self._num_bytes = 0
 
     def abandon(self) -> None:
-        """Remove the shard that is not finished."""
+        """Remove the unfinished shard."""
         for file in self._open or ():
             file.abandon()
         self._open = None

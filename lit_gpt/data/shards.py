@@ -1,14 +1,14 @@
-"""The token corpus on disk, and the reader that shows a split as one endless stream.
+"""Token corpus on disk, and the reader that presents a split as a circular stream.
 
-    <corpus>/manifest.json          written last: a folder without it is no corpus
-             sources.json           names of the sources, by number
-             byte_lengths.bin       int64 bytes of text of each token
+    <corpus>/manifest.json          written last: a folder without it is not a corpus
+             sources.json           names of the sources, by index
+             byte_lengths.bin       int64 number of text bytes of each token
              train/tokens-00000.bin little-endian uint16 or uint32 ids
-             train/documents-00000.bin  one DOCUMENT record a document, in order
+             train/documents-00000.bin  one DOCUMENT record per document, in order
              val/...  test/...
 
-A document is the separator followed by its tokens. The separator opens it so that its first token is predicted from
-something, and closes the one before, so that the model learns where to stop. Shards end with a document.
+A document is a separator followed by its tokens. The separator gives the first token a context from which to be
+predicted, and teaches the model where the previous document ends. Shards end at a document boundary.
 """
 
 import json
@@ -31,9 +31,9 @@ FORMAT_VERSION = 1
 
 DOCUMENT = np.dtype(
     [
-        ("offset", "<u8"),  # of its separator, in tokens from the start of the shard
-        ("num_bytes", "<u8"),  # of its UTF-8 text
-        ("record", "<u8"),  # line or row in the source, from 1; 0: the source is one document
+        ("offset", "<u8"),  # token index of its separator in the shard
+        ("num_bytes", "<u8"),  # UTF-8 bytes of its text
+        ("record", "<u8"),  # line or row in the source, from 1; 0: the source is a single document
         ("source", "<u4"),  # index into sources.json
         ("sha256", "u1", (16,)),  # the first half of its text's hash
     ]
@@ -43,16 +43,16 @@ _MAX_OPEN_SHARDS = 256
 
 @dataclass(frozen=True)
 class Shard:
-    """One pair of files: tokens and the documents that they are.
+    """A pair of files: tokens, and the records of the documents in them.
 
     Attributes:
-        tokens: Path of the tokens below the corpus.
-        documents: Path of the document records below the corpus.
-        num_tokens: Tokens, separators included.
-        num_documents: Documents.
+        tokens: Path of the token file, relative to the corpus.
+        documents: Path of the file of document records, relative to the corpus.
+        num_tokens: Number of tokens, including separators.
+        num_documents: Number of documents.
         num_bytes: UTF-8 bytes of their texts.
-        sha256: Of the tokens' file.
-        documents_sha256: Of the documents' file.
+        sha256: SHA-256 of the token file.
+        documents_sha256: SHA-256 of the file of document records.
     """
 
     tokens: str
@@ -66,14 +66,14 @@ class Shard:
 
 @dataclass(frozen=True)
 class DocumentSpan:
-    """Where a document lies in its split's stream, and where it came from.
+    """Position of a document in its split's stream, and its origin.
 
     Attributes:
         start: Position of its separator in the stream.
-        num_tokens: Tokens after the separator.
+        num_tokens: Number of tokens after the separator.
         num_bytes: UTF-8 bytes of its text.
         source: Name of its source.
-        record: Line or row there, from 1; 0 when the source is one document.
+        record: Line or row in the source, from 1; 0 if the source is a single document.
         sha256: First 32 hexadecimal digits of its text's SHA-256.
     """
 
@@ -86,9 +86,9 @@ class DocumentSpan:
 
 
 class TokenSplit:
-    """One split of a corpus, as a circular stream of tokens over its memory-mapped shards.
+    """One split of a corpus: a circular stream of tokens over memory-mapped shards.
 
-    It can be pickled (the maps are opened again on the other side) and shared with forked workers.
+    It can be pickled (the shards are mapped again after unpickling) and shared with forked workers.
     """
 
     def __init__(self, folder: Path, name: SplitName, dtype: str, shards: list[Shard]) -> None:
@@ -105,18 +105,18 @@ class TokenSplit:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of the tokens: equal for equal streams, wherever they lie."""
+        """Hash of the tokens, independent of the corpus's location."""
         return sha256_json([self.dtype.str, [shard.sha256 for shard in self.shards]])
 
     def read(self, start: int, length: int) -> np.ndarray:
-        """Return `length` tokens from position `start` on, going round at the end.
+        """Return `length` tokens starting at position `start`, wrapping around at the end.
 
         Args:
             start: Position in the stream, at least 0; taken modulo its length.
             length: Number of tokens, at most the length of the stream.
 
         Returns:
-            (length,) uint16 or uint32; a view of the map where one shard holds them all.
+            (length,) uint16 or uint32; a view of the memory map if a single shard contains them all.
         """
         start %= self.num_tokens
         index = bisect_right(self._token_ends, start)
@@ -135,7 +135,7 @@ class TokenSplit:
         return np.concatenate(parts)
 
     def document(self, index: int) -> DocumentSpan:
-        """Return the span of document `index`, counted from 0 through the split."""
+        """Return the span of document `index`, counted from 0 within the split."""
         if not 0 <= index < self.num_documents:
             raise IndexError(f"document {index} of {self.num_documents}")
         number = bisect_right(self._document_ends, index)
@@ -155,7 +155,7 @@ class TokenSplit:
         )
 
     def document_at(self, position: int) -> int:
-        """Return the index of the document that holds the token at `position` of the stream."""
+        """Return the index of the document that contains the token at `position` of the stream."""
         position %= self.num_tokens
         number = bisect_right(self._token_ends, position)
         shard = self.shards[number]
@@ -165,7 +165,7 @@ class TokenSplit:
         return self._document_ends[number] - shard.num_documents + place
 
     def document_lengths(self) -> np.ndarray:
-        """Return the tokens of every document, separators not counted: (num_documents,) int64."""
+        """Return the number of tokens of every document, without separators: (num_documents,) int64."""
         lengths = [np.empty(0, dtype=np.int64)]
         for shard in self.shards:
             offsets = self._map(shard.documents, DOCUMENT)["offset"].astype(np.int64)
@@ -183,7 +183,7 @@ class TokenSplit:
         if array is None:
             array = np.memmap(self.folder / name, dtype=dtype, mode="r").view(np.ndarray)
             self._maps[name] = array
-            if len(self._maps) > _MAX_OPEN_SHARDS:  # each map holds a file descriptor
+            if len(self._maps) > _MAX_OPEN_SHARDS:  # each map keeps a file descriptor open
                 self._maps.popitem(last=False)
         return array
 
@@ -195,16 +195,17 @@ class TokenCorpus:
     """A prepared corpus.
 
     Args:
-        path: Its folder.
+        path: Folder of the corpus.
 
     Raises:
-        UserError: if the folder is no complete corpus: no manifest, another format, a file missing or of another size.
+        UserError: if the corpus is incomplete: no manifest, another format version, a file missing or of the wrong
+            size.
 
     Attributes:
         manifest: Contents of `manifest.json`.
-        vocab_size: Number of ids of the tokenizer that made it.
-        separator_id: Token that opens each document.
-        fingerprint: Hash of all its tokens and its tokenizer.
+        vocab_size: Number of token ids of the tokenizer that made it.
+        separator_id: Token at the start of each document.
+        fingerprint: Hash of all tokens and the tokenizer.
     """
 
     def __init__(self, path: Path) -> None:
@@ -212,12 +213,12 @@ class TokenCorpus:
         try:
             self.manifest: dict[str, Any] = json.loads((path / "manifest.json").read_bytes())
         except FileNotFoundError:
-            raise UserError(f"{path} is no prepared corpus: it has no manifest.json; prepare it first") from None
+            raise UserError(f"{path} is not a prepared corpus: it has no manifest.json; prepare it first") from None
         except ValueError as error:
             raise UserError(f"{path / 'manifest.json'} is damaged ({error}); delete the folder {path}") from error
         version = (self.manifest.get("format"), self.manifest.get("version"))
         if version != (FORMAT, FORMAT_VERSION):
-            raise UserError(f"{path} is in format {version}, this is {(FORMAT, FORMAT_VERSION)}; prepare it again")
+            raise UserError(f"{path} is in format {version}, expected {(FORMAT, FORMAT_VERSION)}; prepare it again")
         self.vocab_size: int = self.manifest["vocab_size"]
         self.separator_id: int = self.manifest["separator_id"]
         self.fingerprint: str = self.manifest["fingerprint"]
@@ -236,11 +237,11 @@ class TokenCorpus:
 
     @cached_property
     def byte_lengths(self) -> np.ndarray:
-        """(vocab_size,) int64: UTF-8 bytes that each token stands for, 0 for special tokens."""
+        """(vocab_size,) int64: number of UTF-8 bytes of each token's text, 0 for special tokens."""
         return np.fromfile(self.path / "byte_lengths.bin", dtype="<i8")
 
     def verify(self) -> None:
-        """Read every file again and compares its SHA-256.
+        """Read every file again and compare its SHA-256.
 
         Raises:
             UserError: naming the first file that differs.
@@ -249,10 +250,10 @@ class TokenCorpus:
             for shard in split.shards:
                 for file, digest in ((shard.tokens, shard.sha256), (shard.documents, shard.documents_sha256)):
                     if sha256_file(self.path / file) != digest:
-                        raise UserError(f"{self.path / file} is damaged: its content is not what was written")
+                        raise UserError(f"{self.path / file} is damaged: its content has changed since it was written")
 
     def lineage(self) -> dict[str, Any]:
-        """Return what made the corpus: its sources, tokenizer, split sizes and hashes (JSON values)."""
+        """Return how the corpus was made: its sources, tokenizer, split sizes and hashes (JSON values)."""
         splits = {
             name: {
                 "documents": split.num_documents,

@@ -1,7 +1,7 @@
-"""The corpus that is always there: the source of this machine's Python standard library, without its tests.
+"""A corpus that needs no download: the source of this machine's Python standard library, without its tests.
 
-About 12 MB of real code and prose in some 700 files (Python 3.11). Tests are left out because they are long tables
-of cases more than code that one would want to imitate.
+About 12 MB of real code and prose in some 700 files (Python 3.11). Tests are excluded because they are mostly long
+tables of cases rather than code worth imitating.
 """
 
 import sysconfig
@@ -34,7 +34,7 @@ def stdlib_files(root: Path | None = None) -> list[tuple[str, Path]]:
 
 
 def _is_utf8(path: Path) -> bool:
-    """Return whether the file is UTF-8: the few that declare another encoding are not part of the corpus."""
+    """Return whether the file is UTF-8; the few files that declare another encoding are not part of the corpus."""
     try:
         path.read_bytes().decode()
     except (UnicodeDecodeError, OSError):

@@ -1,6 +1,6 @@
-"""Tokenizers in the cache: trained on a corpus's train split, or copied from where the user has them.
+"""Cache of tokenizers, which are trained on a corpus's train split or copied from a given one.
 
-A folder is named by what decides its content, so that it is known before it exists and made once.
+A folder is named by a hash of everything that its content depends on, so its path is known before it exists.
 """
 
 import time
@@ -19,7 +19,7 @@ from lit_gpt.errors import UserError
 from lit_gpt.hashing import FileHashes, sha256_json
 
 TOKENIZER_SAMPLE_BYTES = 256_000_000
-"""Text that a tokenizer is trained on at most; more of it changes the merges little and costs memory."""
+"""Maximum text to train a tokenizer on; more changes the merges little and costs memory."""
 
 
 def trained_tokenizer_path(
@@ -30,7 +30,7 @@ def trained_tokenizer_path(
     special_tokens: Sequence[str] = (),
     sample_bytes: int = TOKENIZER_SAMPLE_BYTES,
 ) -> Path:
-    """Return the folder of the tokenizer that these settings give, whether it exists yet or not."""
+    """Return the folder of the tokenizer that these settings produce, whether or not it exists."""
     content = corpus_fingerprint(spec.sources, FileHashes.of_cache(cache_dir))
     key = [content, spec.val_fraction, spec.test_fraction, vocab_size, pattern, list(special_tokens), sample_bytes]
     return cache_dir / "tokenizers" / f"bpe-{vocab_size}-{sha256_json(key)[:16]}"
@@ -49,10 +49,10 @@ def prepare_tokenizer(
     Args:
         spec: The corpus.
         cache_dir: Root of the cache.
-        vocab_size: Entries, special tokens included.
-        pattern: How text is split into words.
-        special_tokens: Special tokens besides `<|endoftext|>`.
-        sample_bytes: Text to train on at most, an even sample by document hash.
+        vocab_size: Vocabulary size, including special tokens.
+        pattern: Pattern that splits text into words.
+        special_tokens: Special tokens in addition to `<|endoftext|>`.
+        sample_bytes: Maximum amount of text to train on, an even sample by document hash.
 
     Returns:
         The Hugging Face tokenizer folder, below `cache_dir / "tokenizers"`.
@@ -85,7 +85,7 @@ def prepare_tokenizer(
 
 
 def keep_tokenizer(tokenizer: Tokenizer, cache_dir: Path) -> Path:
-    """Puts a loaded tokenizer's files into the cache and returns their folder."""
+    """Store a loaded tokenizer's files in the cache and return their folder."""
     folder = kept_tokenizer_path(tokenizer, cache_dir)
     if not folder.exists():
         with exclusive(cache_dir / "locks" / f"{folder.name}.lock", "copying this tokenizer"):
@@ -96,13 +96,13 @@ def keep_tokenizer(tokenizer: Tokenizer, cache_dir: Path) -> Path:
 
 
 def kept_tokenizer_path(tokenizer: Tokenizer, cache_dir: Path) -> Path:
-    """Return where `keep_tokenizer` puts a tokenizer."""
+    """Return the folder in which `keep_tokenizer` stores a tokenizer."""
     content = {name: data.decode("latin-1") for name, data in tokenizer.folder_files().items()}
     return cache_dir / "tokenizers" / f"kept-{sha256_json(content)[:16]}"
 
 
 def _shown(texts: Iterable[str], total: int | None, what: str) -> Iterator[str]:
-    """Pass texts on and shows their bytes in a progress bar."""
+    """Yield the texts unchanged while showing their bytes in a progress bar."""
     with tqdm(total=total, unit="B", unit_scale=True, desc=what, disable=None) as bar:
         for text in texts:
             yield text

@@ -1,4 +1,4 @@
-"""Measures of tokenizers, by which to choose between several: compression, speed, and whether texts round-trip."""
+"""Measure tokenizers in order to choose between them: compression, speed, and whether texts round-trip."""
 
 # ruff: noqa: RUF001 (look-alikes are the point)
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from lit_gpt.data.tokenizers import Tokenizer
 
-# A word is a run of letters, marks and digits. Scripts that put no spaces between words count by the character.
+# A word is a run of letters, marks and digits. In scripts without spaces between words, each character counts as one.
 _UNSPACED = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 )
@@ -20,10 +20,10 @@ _WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
 _TIMING_SECONDS = 1.0
 
 
-# Strings that break tokenizers which are not exact: every one must come back from its ids as it was. In the spirit of
-# the Big List of Naughty Strings and of Kuhn's UTF-8 stress test, in our own words. What cannot be text is refused with
-# its place: bytes that are not in their file's encoding by the readers of files, a lone surrogate by
-# `Tokenizer.encode`; everything else is text and is preserved to the byte.
+# Strings that break inexact tokenizers: every one must be reproduced exactly from its ids. Written for this project in
+# the spirit of the Big List of Naughty Strings and Kuhn's UTF-8 stress test. Input that is not text is rejected with
+# its position: bytes that are invalid in their file's encoding by the file readers, a lone surrogate by
+# `Tokenizer.encode`. Everything else is text and is preserved to the byte.
 HOSTILE: Mapping[str, str] = {
     "empty": "",
     "one space": " ",
@@ -68,35 +68,35 @@ HOSTILE: Mapping[str, str] = {
     "a long word without spaces": "0123456789abcdef" * 200,
     "a long run of one emoji": "😀" * 500,
 }
-"""Name of a difficulty → a text that has it."""
+"""Maps the name of a difficulty to a text that has it."""
 
 
 def failures(encode_decode: Mapping[str, str]) -> list[str]:
-    """Return the names of the texts that did not come back as they were.
+    """Return the names of the texts that did not round-trip.
 
     Args:
-        encode_decode: Name → what came back.
+        encode_decode: Decoded texts by name.
     """
     return [name for name, text in HOSTILE.items() if encode_decode[name] != text]
 
 
 @dataclass
 class TokenizerMeasure:
-    """Measures of one tokenizer.
+    """Measurements of one tokenizer.
 
     Attributes:
-        name: As the user named it.
-        vocab_size: Entries.
+        name: Name given by the user.
+        vocab_size: Number of entries.
         num_bytes: UTF-8 bytes of the texts.
-        num_tokens: Tokens that they became.
-        bytes_per_token: Of all texts together: more is shorter sequences.
-        fertility: Tokens a word, by source (Rust et al. 2021, arXiv:2012.15613); 1 is a token for each word.
+        num_tokens: Number of tokens after encoding.
+        bytes_per_token: Bytes per token over all texts; higher means shorter sequences.
+        fertility: Tokens per word, by source (Rust et al. 2021, arXiv:2012.15613); 1 means one token per word.
         bytes_per_token_of: Bytes per token by source.
-        unused_share: Share of the entries, special tokens left out, that no text needed.
-        megabytes_per_second: Encoding speed of one thread, in 10⁶ bytes of text.
-        exact: Documents that came back from their ids as they were.
-        num_documents: Documents.
-        hostile_failures: Names of the hostile texts that did not come back as they were.
+        unused_share: Fraction of the entries, excluding special tokens, that no text uses.
+        megabytes_per_second: Encoding speed of one thread, in 10⁶ bytes of text per second.
+        exact: Number of documents that round-trip exactly.
+        num_documents: Number of documents.
+        hostile_failures: Names of the hostile texts that do not round-trip.
     """
 
     name: str
@@ -114,29 +114,29 @@ class TokenizerMeasure:
 
     @property
     def hostile_exact(self) -> int:
-        """Hostile texts that came back as they were."""
+        """Number of hostile texts that round-trip exactly."""
         return len(HOSTILE) - len(self.hostile_failures)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the measures as JSON values."""
+        """Return the measurements as JSON values."""
         return asdict(self) | {"hostile_exact": self.hostile_exact, "num_hostile": len(HOSTILE)}
 
 
 def count_words(text: str) -> int:
-    """Return the words of a text: runs of letters and digits, and single characters of scripts without spaces."""
+    """Count the words of a text: runs of letters and digits, and single characters of scripts without spaces."""
     return sum(1 for _ in _WORD.finditer(text))
 
 
 def measure_tokenizer(name: str, tokenizer: Tokenizer, sources: Mapping[str, Sequence[str]]) -> TokenizerMeasure:
-    """Encode texts and measures what became of them.
+    """Encode and decode texts and return the measurements.
 
     Args:
-        name: What to call the tokenizer.
+        name: Name of the tokenizer.
         tokenizer: The tokenizer.
         sources: Texts by source or language.
 
     Returns:
-        The measures; a source without words has fertility None.
+        The measurements; a source without words has fertility None.
     """
     counts = np.zeros(tokenizer.vocab_size, dtype=np.int64)
     fertility: dict[str, float | None] = {}
@@ -176,10 +176,10 @@ def measure_tokenizer(name: str, tokenizer: Tokenizer, sources: Mapping[str, Seq
 
 
 def encoding_speed(tokenizer: Tokenizer, texts: Sequence[str], seconds: float | None = None) -> float:
-    """Return 10⁶ bytes a second that one thread encodes: the fastest of the passes that fit into the time.
+    """Return the encoding speed of one thread in 10⁶ bytes per second: the fastest pass within the time limit.
 
-    One text at a time, which the library does in one thread. The texts were encoded before: what is timed is the
-    tokenizer with its cache of words filled, as in any long run.
+    Texts are encoded one at a time, for which the library uses one thread. They have been encoded before, so the
+    tokenizer's word cache is warm, as in any long run.
     """
     seconds = _TIMING_SECONDS if seconds is None else seconds
     size = sum(len(text.encode()) for text in texts)
@@ -195,7 +195,7 @@ def encoding_speed(tokenizer: Tokenizer, texts: Sequence[str], seconds: float | 
 
 
 def table(measures: Sequence[TokenizerMeasure]) -> str:
-    """Return one table of all tokenizers, a row each; with several sources a column of two numbers for each."""
+    """Return one table of all tokenizers, one row each; with several sources each has a column of two numbers."""
     sources = list(measures[0].fertility)
     several = len(sources) > 1
     header = ["tokenizer", "entries", "bytes/token"]

@@ -1,4 +1,4 @@
-"""A sample of text to train a tokenizer on: of one source, or of several in given proportions."""
+"""Sample text to train a tokenizer on, from one source or from several in given proportions."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from lit_gpt.data.corpus_spec import CorpusSpec, training_texts
 from lit_gpt.data.records import FileFormat, FileRecords, OnBadInput
 from lit_gpt.errors import UserError
 
-# A file may hold much less text than its size says (JSON's escapes, other columns): look at so many times more.
+# A file may hold much less text than its size says (JSON's escapes, other columns): read this many times more.
 _OVERESTIMATE = 4
 
 
@@ -17,10 +17,10 @@ class WeightedFiles:
 
     Args:
         files: Files, folders or glob patterns.
-        weight: Share of the sample's bytes, in proportion to the other sources' weights.
-        text_field: Field or column that holds the text, or a template of fields.
-        document_separator: String at which plain text files are cut into documents; null keeps each whole.
-        format: How files are written, where their suffix does not say it: encoding, quoting, delimiter.
+        weight: Share of the sample's bytes, relative to the other sources' weights.
+        text_field: Field or column with the text, or a template of fields.
+        document_separator: String at which plain text files are split into documents; null keeps each file whole.
+        format: File format options that the suffix does not determine: encoding, quoting, delimiter.
     """
 
     files: str | list[str]
@@ -32,13 +32,13 @@ class WeightedFiles:
 
 @dataclass
 class SampledSource:
-    """A source and what a sample takes of it.
+    """A source and the amount of text sampled from it.
 
     Attributes:
         spec: The source.
-        num_bytes: Size of its text, estimated from its files.
-        sample_bytes: Bytes to take.
-        taken_bytes: Bytes taken by the last pass.
+        num_bytes: Size of the source's text, estimated from its files.
+        sample_bytes: Bytes to sample.
+        taken_bytes: Bytes sampled by the last pass.
     """
 
     spec: CorpusSpec
@@ -57,16 +57,16 @@ class SampledSource:
 class TokenizerSample:
     """Training texts for a tokenizer, an even sample of each source by document hash.
 
-    With several sources their shares of the bytes are those of the weights, to within a document: if one has too
-    little text for its share, the whole sample shrinks until it suffices, because repeating text would invent merges.
-    (How much text a source has is known only after reading it, so several sources are read twice.)
+    With several sources, their shares of the bytes match the weights to within a document. If one has too little text
+    for its share, the whole sample shrinks accordingly, because repeated text would distort the merges. (The amount of
+    text in a source is known only after reading it, so several sources are read twice.)
 
     Args:
         sources: The sources.
-        sample_bytes: Text to take at most.
-        val_fraction: Leave out what a data module with this fraction holds out for validation.
-        test_fraction: The same for the test.
-        on_bad_input: What happens at a file or row that cannot be read.
+        sample_bytes: Maximum size of the sample in bytes.
+        val_fraction: Exclude the documents that a data module with this fraction holds out for validation.
+        test_fraction: The same for the test split.
+        on_bad_input: What to do with a file or row that cannot be read: `error` or `skip`.
 
     Raises:
         UserError: for weights that are not above 0.
@@ -97,7 +97,7 @@ class TokenizerSample:
             yield from source.texts()
 
     def _settle(self) -> None:
-        """Find how much of each source there is, and lowers all shares to what the scarcest allows."""
+        """Measure the text in each source, and scale all shares down to what the scarcest source allows."""
         if self._settled:
             return
         for source in self.sources:

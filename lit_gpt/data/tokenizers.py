@@ -1,8 +1,8 @@
-"""Tokenizers: loaded from several formats, stored as a Hugging Face tokenizer folder.
+"""Load tokenizers from several formats, and store them as a Hugging Face tokenizer folder.
 
-What a folder holds decides everything else: `tokenizer.json` makes the ids, `tokenizer_config.json` names the end of
-text, which is our separator. It opens every document in the token stream; a text that spells it out gets ordinary
-tokens, so that data cannot forge a document's end.
+`tokenizer.json` determines the ids; `tokenizer_config.json` names the end-of-text token, which serves as the separator.
+The separator precedes every document in the token stream; text that spells it out is encoded as ordinary tokens, so
+that data cannot forge the end of a document.
 """
 
 import json
@@ -17,9 +17,9 @@ import numpy as np
 from lit_gpt.errors import UserError
 from lit_gpt.hashing import sha256_json
 
-# Encoding needs some hundred bytes for every byte of text until it is done, so a long text is cut where a tokenizer
-# would cut it anyway. A piece ends before a space that is between two words: pre-tokenizers (GPT-2's and GPT-4's
-# patterns, SentencePiece's `▁`) begin a new word exactly there, hence the ids of the pieces, joined, are the whole's.
+# Encoding needs some hundred bytes of memory per byte of text, so long texts are split where a tokenizer would split
+# them anyway. A piece ends before a space between two words: pre-tokenizers (GPT-2's and GPT-4's patterns,
+# SentencePiece's `▁`) start a new word exactly there, so the concatenated ids of the pieces equal those of the text.
 PIECE_CHARACTERS = 1 << 17
 _BETWEEN_WORDS = re.compile(r"(?<=[\w!-~])(?= [\w!-~])")
 
@@ -27,12 +27,12 @@ _BETWEEN_WORDS = re.compile(r"(?<=[\w!-~])(?= [\w!-~])")
 def pieces(text: str, limit: int = PIECE_CHARACTERS) -> Iterator[str]:
     """Yield `text` in pieces of at most `limit` characters.
 
-    A stretch of `limit` characters without a space between words (base64, some scripts) is cut where it is full; only
-    there can a token differ from that of the uncut text.
+    A run of `limit` characters without a space between words (base64, some scripts) is split at the limit; only there
+    can a token differ from that of the unsplit text.
 
     Args:
         text: Any text.
-        limit: Characters in a piece.
+        limit: Maximum number of characters in a piece.
     """
     start = 0
     while len(text) - start > limit:
@@ -44,7 +44,7 @@ def pieces(text: str, limit: int = PIECE_CHARACTERS) -> Iterator[str]:
 
 
 def _last_cut(text: str, start: int, end: int) -> int:
-    """Return the last place between words in text[start + 1 : end], or `end`."""
+    """Return the last position between words in text[start + 1 : end], or `end`."""
     width = 256
     while True:
         low = max(start + 1, end - width)
@@ -57,7 +57,7 @@ def _last_cut(text: str, start: int, end: int) -> int:
 
 
 END_OF_TEXT = "<|endoftext|>"
-# Tried in this order where no configuration names the end of text.
+# Tried in this order if no configuration names the end-of-text token.
 _KNOWN_SEPARATORS = (END_OF_TEXT, "<|end_of_text|>", "<|im_end|>", "</s>", "<eos>", "[EOS]", "[SEP]")
 
 TOKENIZER_FILES = (
@@ -75,13 +75,13 @@ TOKENIZER_FILES = (
 
 
 class Tokenizer:
-    """A `tokenizers.Tokenizer` with what training needs to know about it.
+    """A `tokenizers.Tokenizer` together with the information that training needs.
 
     Args:
-        backend: The tokenizer. Truncation and padding are turned off in it, and special tokens that occur in a text
-            are encoded as ordinary text.
-        separator: Token that opens each document; None finds the end-of-text token by its usual names.
-        files: Files of the folder that it came from (name → content), written unchanged by `save`.
+        backend: The tokenizer. Its truncation and padding are turned off, and special tokens that occur in a text are
+            encoded as ordinary text.
+        separator: Token at the start of each document; None finds the end-of-text token by its usual names.
+        files: Files of the folder that it was loaded from (name → content), written unchanged by `save`.
 
     Raises:
         UserError: if the vocabulary has no such token.
@@ -103,30 +103,30 @@ class Tokenizer:
                 )
         index = backend.token_to_id(separator)
         if index is None:
-            raise UserError(f"the tokenizer names {separator!r} as its end of text, but has no such token")
+            raise UserError(f"the tokenizer names {separator!r} as its end-of-text token, but has no such token")
         self.separator = separator
         self.separator_id: int = index
         self.opening_ids: tuple[int, ...] = (index,)
-        """What a text that a model reads begins with: our separator, or what `as_published` finds."""
+        """Ids that a model's input starts with: the separator, or those found by `as_published`."""
         self.stop_ids: tuple[int, ...] = (index,)
-        """Tokens that end a text."""
+        """Ids of the tokens that end a text."""
         self.is_published = False
-        """Whether `as_published` has been asked."""
+        """Whether `as_published` has been called."""
         self.vocab_size: int = max(backend.get_vocab(with_added_tokens=True).values()) + 1
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of what decides the ids: the vocabulary, the rules and the separator."""
+        """Hash of everything that the ids depend on: the vocabulary, the rules and the separator."""
         return sha256_json([json.loads(self.backend.to_str()), self.separator])
 
     @cached_property
     def byte_lengths(self) -> np.ndarray:
-        """(vocab_size,) int64: UTF-8 bytes that each token represents, 0 for special tokens."""
+        """(vocab_size,) int64: number of UTF-8 bytes of each token's text, 0 for special tokens."""
         return token_byte_lengths(self.backend, self.vocab_size)
 
     @property
     def rule_ids(self) -> tuple[int, ...]:
-        """What the tokenizer's own rules (its post-processor) put before a text."""
+        """Ids that the tokenizer's post-processor puts before a text."""
         rules = self.backend.encode("x", add_special_tokens=True).ids
         plain = self.backend.encode("x", add_special_tokens=False).ids
         before = next((i for i in range(len(rules)) if rules[i : i + len(plain)] == plain), 0)
@@ -134,19 +134,19 @@ class Tokenizer:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """The smallest of uint16 and uint32 that holds every id."""
+        """The smaller of uint16 and uint32 that can hold every id."""
         return np.dtype("<u2" if self.vocab_size <= 1 << 16 else "<u4")
 
     def encode(self, text: str) -> np.ndarray:
         """Return the ids of a text, of any length, without adding special tokens: (n,) of `dtype`.
 
         Raises:
-            UserError: if the text holds a lone surrogate, which is no Unicode text and has no bytes.
+            UserError: if the text contains a lone surrogate, which is not valid Unicode and has no bytes.
         """
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Return the ids of several texts; long ones go through the tokenizer piece by piece."""
+        """Return the ids of several texts; long texts are encoded in pieces."""
         encoded: list[np.ndarray] = []
         short = [text for text in texts if len(text) <= PIECE_CHARACTERS]
         of_short = iter(self._encode(short))
@@ -159,17 +159,17 @@ class Tokenizer:
 
     def _encode(self, texts: list[str]) -> list[np.ndarray]:
         try:
-            # The fast variant skips the offsets of tokens in the text.
+            # The fast variant skips the token offsets.
             encodings = self.backend.encode_batch_fast(texts, add_special_tokens=False)
         except TypeError:
             for text in texts:
                 check_unicode(text)
             raise
-        # From an iterator of known length: half the time of np.array, which looks at all values for their type first.
+        # fromiter takes half the time of np.array, which inspects all values for their type first.
         return [np.fromiter(ids := encoding.ids, dtype=self.dtype, count=len(ids)) for encoding in encodings]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Return the text of ids, special tokens included."""
+        """Return the text of ids, including special tokens."""
         return str(self.backend.decode([int(index) for index in ids], skip_special_tokens=False))
 
     def beginning_with(self, index: int) -> list[int]:
@@ -178,16 +178,16 @@ class Tokenizer:
         return [other for token, other in self.backend.get_vocab().items() if token.startswith(start)]
 
     def as_published(self, eos_token_ids: Sequence[int] = ()) -> "Tokenizer":
-        """Open and end texts as the publisher's files say, for a model that was not trained here.
+        """Set the start and end tokens as published, for a model that was not trained here.
 
-        A text begins with what the tokenizer's own rules put before it (Llama, Gemma), else with the `bos_token` where
-        its configuration turns `add_bos_token` on, else with nothing (Qwen, GPT-2, SmolLM): as transformers reads it.
+        As in transformers, a text starts with what the tokenizer's post-processor puts before it (Llama, Gemma), else
+        with the `bos_token` if its configuration sets `add_bos_token`, else with nothing (Qwen, GPT-2, SmolLM).
 
         Args:
-            eos_token_ids: Of the model's generation_config or config.
+            eos_token_ids: End-of-text ids of the model's generation_config or config.
 
         Returns:
-            The tokenizer itself.
+            This tokenizer.
         """
         self.is_published = True
         self.opening_ids = self.rule_ids
@@ -200,10 +200,10 @@ class Tokenizer:
         return self
 
     def folder_files(self) -> dict[str, bytes]:
-        """Return name and content of each file of its Hugging Face tokenizer folder."""
+        """Return the names and contents of the files of its Hugging Face tokenizer folder."""
         if self.files is not None:
             return self.files
-        self.backend.encode_special_tokens = False  # a switch for our training data, not part of the tokenizer
+        self.backend.encode_special_tokens = False  # needed for training data, not part of the tokenizer
         content = self.backend.to_str(pretty=True)
         self.backend.encode_special_tokens = True
         config = {
@@ -222,29 +222,29 @@ class Tokenizer:
         }
 
     def save(self, folder: Path) -> None:
-        """Write a folder that `transformers.AutoTokenizer.from_pretrained` opens."""
+        """Write a folder that `transformers.AutoTokenizer.from_pretrained` can load."""
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in self.folder_files().items():
             (folder / name).write_bytes(content)
 
 
 def check_unicode(text: str) -> None:
-    """Refuse what is no Unicode text: a lone surrogate, half of a character that UTF-16 writes in two.
+    """Reject a text with a lone surrogate, i.e. half of a UTF-16 surrogate pair, which is not valid Unicode.
 
     Raises:
-        UserError: naming the first one and its place.
+        UserError: naming the first one and its position.
     """
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise UserError(
-            f"the text holds the lone surrogate U+{ord(text[error.start]):04X} at character {error.start}, which is no "
-            "Unicode text; remove it, or read its bytes as UTF-8 again"
+            f"the text has the lone surrogate U+{ord(text[error.start]):04X} at character {error.start}, which is not "
+            "valid Unicode; remove it, or read its bytes as UTF-8 again"
         ) from error
 
 
 def is_local_tokenizer(path_or_name: str) -> bool:
-    """Return whether this names something on this disk, there or not, and nothing on the hub."""
+    """Return whether the argument names a local path, existing or not, rather than a hub name."""
     path = Path(path_or_name).expanduser()
     looks_like_a_path = path.is_absolute() or path_or_name.startswith((".", "~")) or path.suffix == ".json"
     return path.exists() or looks_like_a_path or path_or_name.count("/") > 1
@@ -254,12 +254,12 @@ def load_tokenizer(path_or_name: str | Path, separator: str | None = None) -> To
     """Load a tokenizer.
 
     Args:
-        path_or_name: A Hugging Face tokenizer or model folder, a `tokenizer.json`, a folder with GPT-2's
-            `encoder.json` and `vocab.bpe` (or `vocab.json` and `merges.txt`), or a name on the Hugging Face hub.
-        separator: End-of-text token; None takes the one that the folder's configuration names.
+        path_or_name: A Hugging Face tokenizer or model folder, a `tokenizer.json`, a folder with GPT-2's `encoder.json`
+            and `vocab.bpe` (or `vocab.json` and `merges.txt`), or a hub name.
+        separator: End-of-text token; None takes the one named in the folder's configuration.
 
     Raises:
-        UserError: if there is none there, or it cannot be read.
+        UserError: if there is no tokenizer, or it cannot be read.
     """
     path = Path(path_or_name).expanduser()
     if path.is_file():
@@ -268,7 +268,7 @@ def load_tokenizer(path_or_name: str | Path, separator: str | None = None) -> To
         return _load_folder(path, separator)
     name = str(path_or_name)
     if is_local_tokenizer(name):
-        raise UserError(f"tokenizer {name} does not exist; name a folder, a tokenizer.json or a name on the hub")
+        raise UserError(f"tokenizer {name} does not exist; name a folder, a tokenizer.json or a hub name")
     return _load_folder(_download(name), separator)
 
 
@@ -279,7 +279,7 @@ def _load_folder(folder: Path, separator: str | None) -> Tokenizer:
     for vocabulary, merges in (("encoder.json", "vocab.bpe"), ("vocab.json", "merges.txt")):
         if (folder / vocabulary).exists() and (folder / merges).exists():
             return Tokenizer(_from_gpt2_files(folder / vocabulary, folder / merges), separator or END_OF_TEXT)
-    if (folder / "tokenizer_config.json").exists():  # SentencePiece alone: transformers converts it
+    if (folder / "tokenizer_config.json").exists():  # SentencePiece only: transformers converts it
         import transformers
 
         try:
@@ -288,7 +288,7 @@ def _load_folder(folder: Path, separator: str | None) -> Tokenizer:
         except (OSError, ValueError, ImportError, AttributeError) as error:
             raise UserError(f"the tokenizer in {folder} cannot be loaded: {str(error).splitlines()[0]}") from error
     raise UserError(
-        f"{folder} holds no tokenizer: neither tokenizer.json, nor encoder.json and vocab.bpe, nor vocab.json and "
+        f"{folder} contains no tokenizer: neither tokenizer.json, nor encoder.json and vocab.bpe, nor vocab.json and "
         "merges.txt"
     )
 
@@ -308,7 +308,7 @@ def _from_gpt2_files(vocabulary: Path, merges: Path) -> Any:
     try:
         model = tokenizers.models.BPE.from_file(str(vocabulary), str(merges))
     except Exception as error:  # the Rust side raises bare Exception
-        raise UserError(f"{vocabulary} and {merges} are no BPE tokenizer: {error}") from error
+        raise UserError(f"{vocabulary} and {merges} are not a BPE tokenizer: {error}") from error
     backend = tokenizers.Tokenizer(model)
     backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = tokenizers.decoders.ByteLevel()
@@ -337,19 +337,19 @@ def _download(name: str) -> Path:
     except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
-            f"tokenizer {name!r} is neither a file or folder here nor can it be had from the hub: {reason}"
+            f"tokenizer {name!r} is not a local file or folder, and cannot be loaded from the hub: {reason}"
         ) from error
 
 
-# How many UTF-8 bytes of text each token stands for turns a loss per token into bits per byte: the loss per token
-# cannot be compared between tokenizers (one with longer tokens has fewer and harder ones), the nats of a text divided
-# by its bytes and ln 2 can. A byte-level token is exactly that many bytes; special tokens are none, because no text
-# holds them.
+# The number of UTF-8 bytes per token converts a loss per token into bits per byte. Losses per token are not comparable
+# between tokenizers (one with longer tokens has fewer and harder ones), but the nats of a text divided by its bytes and
+# ln 2 are. A byte-level token has exactly that many bytes; special tokens have none, because they are not part of any
+# text.
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 
 
 def byte_alphabet() -> dict[str, int]:
-    """Return the character that byte-level BPE writes for each byte (GPT-2's `bytes_to_unicode`, inverted)."""
+    """Return the byte of each character in byte-level BPE's alphabet (GPT-2's `bytes_to_unicode`, inverted)."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in set(printable)]
     alphabet = {chr(byte): byte for byte in printable}
@@ -357,7 +357,7 @@ def byte_alphabet() -> dict[str, int]:
 
 
 def _component_types(component: Any) -> set[str]:
-    """Return the types in a tokenizer.json component, looking into sequences."""
+    """Return the types in a tokenizer.json component, including those in sequences."""
     if isinstance(component, list):
         return set().union(*map(_component_types, component)) if component else set()
     if not isinstance(component, dict):
@@ -367,15 +367,15 @@ def _component_types(component: Any) -> set[str]:
 
 
 def token_byte_lengths(backend: Any, vocab_size: int) -> np.ndarray:
-    """Return the bytes of text that each token represents.
+    """Return the number of text bytes that each token represents.
 
-    Byte-level vocabularies are exact. SentencePiece-like ones count `▁` as the space it is and `<0x0A>` as one byte,
-    so that a `▁` that the tokenizer itself puts before a text counts one byte too many. Anything else counts the
-    token's own characters.
+    Byte-level vocabularies are exact. SentencePiece-like ones count `▁` as a space and `<0x0A>` as one byte, so that a
+    `▁` that the tokenizer itself puts before a text counts one byte too many. For others the token's own characters are
+    counted.
 
     Args:
         backend: A `tokenizers.Tokenizer`.
-        vocab_size: Length of the table; ids that no token has get 0.
+        vocab_size: Length of the table; ids without a token get 0.
 
     Returns:
         (vocab_size,) int64; 0 for special tokens.

@@ -75,7 +75,7 @@ def check_nothing_looks_whole(root: Path, whole: dict[str, bytes]) -> int:
             if name.endswith(".bin") and atomic.TEMPORARY not in name:
                 assert data == whole[name], name
             finished += "shard-" in name and atomic.TEMPORARY not in name
-        with pytest.raises(UserError, match="no prepared corpus"):
+        with pytest.raises(UserError, match="not a prepared corpus"):
             TokenCorpus(folder)
     return finished
 
@@ -165,7 +165,7 @@ def test_empty_documents_are_left_out_and_bad_ones_named(
     corpus = TokenCorpus(prepare_corpus(spec_of(texts, on_bad_input="skip"), tokenizer, tmp_path))
     assert corpus.split("train").num_documents == 2
     assert (corpus.manifest["num_empty"], corpus.manifest["num_skipped"]) == (1, 1)
-    assert "skipped 1 that could not be read: texts:3" in capsys.readouterr().err
+    assert "skipped 1 records that could not be read: texts:3" in capsys.readouterr().err
     with pytest.raises(UserError, match=r"texts:3: .* lone surrogate"):  # the cache hides no fault
         prepare_corpus(spec_of(texts), tokenizer, tmp_path)
 

@@ -103,7 +103,7 @@ def test_damage_is_named(corpus: TokenCorpus) -> None:
     with pytest.raises(UserError, match="prepare it again"):
         TokenCorpus(corpus.path)
     (corpus.path / "manifest.json").unlink()
-    with pytest.raises(UserError, match="no prepared corpus"):
+    with pytest.raises(UserError, match="not a prepared corpus"):
         TokenCorpus(corpus.path)
 
 

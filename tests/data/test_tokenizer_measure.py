@@ -62,7 +62,7 @@ def test_hostile_texts_come_back_exactly(pattern: str, split_digits: bool) -> No
 )
 def test_what_is_no_text_is_refused_with_its_place(text: str) -> None:
     trained = train_bpe(make_texts(20), 300)
-    with pytest.raises(UserError, match=r"lone surrogate U\+D[89A-F][0-9A-F]{2} at character \d+, which is no Unicode"):
+    with pytest.raises(UserError, match=r"lone surrogate U\+D[89A-F][0-9A-F]{2} at character \d+"):
         trained.encode(text)
 
 

@@ -166,13 +166,13 @@ def test_what_is_no_tokenizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(UserError, match=r"not a tokenizer\.json"):
         load_tokenizer(tmp_path)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="holds no tokenizer"):
+    with pytest.raises(UserError, match="contains no tokenizer"):
         load_tokenizer(tmp_path / "empty")
     for name in ("./nowhere", "/no/where", "missing/tokenizer.json"):
         with pytest.raises(UserError, match="does not exist"):
             load_tokenizer(name)
     monkeypatch.setattr("huggingface_hub.snapshot_download", _offline)
-    with pytest.raises(UserError, match="neither a file or folder here"):
+    with pytest.raises(UserError, match="not a local file or folder"):
         load_tokenizer("no-such/tokenizer-1.5b")
     backend = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0}, unk_token="a"))
     with pytest.raises(UserError, match="no end-of-text token"):

@@ -1,12 +1,13 @@
-"""The one reader of files and datasets: they become records, and a text is taken from a record.
+"""Reads files and datasets as records, and extracts texts from records.
 
-- `record.py`: a `Record` (its fields and its place), a `Document` (the text of one), `BadInput` (error or skip).
-- `formats.py`: one file → its records, by suffix; on top of `compression.py` and `encoding.py`.
-- `files.py`: from files, folders and patterns to a sorted list of files.
-- `source.py`: `RecordSource` (list parts, read a part, fingerprint) and its kinds: `FileRecords`, `IterableRecords`;
-  `hub.py`: `HubRecords`; `remote.py`: `RemoteRecords`.
+- `record.py`: `Record` (fields and position in the source), `Document` (the text of a record), `BadInput` (error or
+skip).
+- `formats.py`: reads the records of one file, by suffix; built on `compression.py` and `encoding.py`.
+- `files.py`: expands files, folders and patterns to a sorted list of files.
+- `source.py`: `RecordSource` (list parts, read a part, fingerprint), `FileRecords` and `IterableRecords`;
+ `hub.py`: `HubRecords`; `remote.py`: `RemoteRecords`.
 
-All input from users is read through this package, so the same file means the same records everywhere.
+All user input is read through this package, so a file yields the same records everywhere.
 """
 
 from lit_gpt.data.records.files import expand_files

@@ -1,7 +1,7 @@
-"""Benchmark files → their texts, each with its record.
+"""Read the texts of benchmark files, with their record numbers.
 
-A record may hold several texts (question, choices, answer): each is a text of its own. Unlike in a source of documents,
-a file of which a part cannot be read is an error, because a benchmark that is half known protects half.
+Each text of a record (question, choices, answer) is yielded separately. Unlike in a document source, a partly
+unreadable file is always an error, because decontamination against part of a benchmark would be incomplete.
 """
 
 from collections.abc import Iterator
@@ -17,11 +17,11 @@ def read_benchmark(path: Path, fields: list[str] | None = None) -> Iterator[tupl
     """Yield (line or row, text).
 
     Args:
-        path: The file; of plain text each paragraph is a record.
-        fields: Fields or columns to take; None takes every one that holds text, lists and nested objects included.
+        path: The file; in plain text each paragraph is a record.
+        fields: Fields or columns to read; None reads all that contain text, including lists and nested objects.
 
     Raises:
-        UserError: if the file is missing, damaged or not what its suffix says, or has none of the fields.
+        UserError: if the file is missing, damaged or in another format than its suffix says, or has none of the fields.
     """
     name = f"benchmark {path}"
     seen: set[str] = set()
@@ -36,11 +36,11 @@ def read_benchmark(path: Path, fields: list[str] | None = None) -> Iterator[tupl
     if not found:
         known = ", ".join(sorted(seen)) or "none"
         wanted = "" if fields is None else f" in {', '.join(fields)}; its fields are {known}"
-        raise UserError(f"{name} holds no text{wanted}")
+        raise UserError(f"{name} contains no text{wanted}")
 
 
 def nested_texts(value: Any) -> Iterator[str]:
-    """Yield the texts in a JSON value, however deep."""
+    """Yield all texts nested in a JSON value."""
     if isinstance(value, str):
         if value.strip():
             yield value

@@ -1,4 +1,4 @@
-"""Opens plain and compressed files as one kind of byte stream, and notices when a compressed one is cut off."""
+"""Open plain and compressed files as byte streams, and detect truncated compressed files."""
 
 import bz2
 import gzip
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 DAMAGED = (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError)
-"""What a damaged compressed stream raises (a zstandard or bzip2 one is turned into `EOFError` below)."""
+"""Exceptions raised for a damaged compressed stream (zstandard and bzip2 errors are converted to `EOFError` below)."""
 
 COMPRESSED_SUFFIXES = (".gz", ".zst", ".bz2", ".xz")
 _CHUNK_BYTES = 1 << 18
@@ -17,7 +17,7 @@ _MAX_WINDOW_BYTES = 1 << 31  # the largest window that zstandard's format can us
 
 
 class _ZstdReader(io.RawIOBase):
-    """Decompresses frame after frame; the library's own reader takes a truncated file for a finished one."""
+    """Decompresses frame after frame; the library's own reader takes a truncated file for a complete one."""
 
     def __init__(self, path: Path) -> None:
         import zstandard
@@ -40,7 +40,7 @@ class _ZstdReader(io.RawIOBase):
                     raise EOFError("the last zstandard frame is cut off")
                 return 0
             if self._frame is None:
-                # Without a limit of its own the library refuses windows over 128 MiB.
+                # By default the library rejects windows over 128 MiB.
                 self._frame = self._zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW_BYTES).decompressobj()
             try:
                 self._ready = memoryview(self._frame.decompress(data))
@@ -60,7 +60,7 @@ class _ZstdReader(io.RawIOBase):
 
 
 class _Bz2Reader(io.RawIOBase):
-    """Turns bzip2's `OSError: Invalid data stream`, which looks like a fault of the disk, into `EOFError`."""
+    """Converts bzip2's `OSError: Invalid data stream`, which looks like a disk error, to `EOFError`."""
 
     def __init__(self, path: Path) -> None:
         self._file = bz2.open(path, "rb")  # noqa: SIM115 (closed in close)
@@ -82,7 +82,7 @@ class _Bz2Reader(io.RawIOBase):
 
 
 def open_bytes(path: Path) -> BinaryIO:
-    """Open a file for reading bytes, decompressing by its suffix: `.gz`, `.zst`, `.bz2` or `.xz`, in any case."""
+    """Open a file for reading bytes, decompressing by its suffix: `.gz`, `.zst`, `.bz2` or `.xz`, case-insensitive."""
     suffix = path.suffix.lower()
     if suffix == ".gz":
         return cast(BinaryIO, gzip.open(path, "rb"))
@@ -101,5 +101,5 @@ def is_compressed(path: Path) -> bool:
 
 
 def inner_suffix(path: Path) -> str:
-    """Return the lower-case suffix below a compression's: `.jsonl` for `a.jsonl.gz` and `A.JSONL.GZ`."""
+    """Return the lower-case suffix before that of the compression: `.jsonl` for `a.jsonl.gz` and `A.JSONL.GZ`."""
     return (Path(path.stem) if is_compressed(path) else path).suffix.lower()

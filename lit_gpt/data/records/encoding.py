@@ -1,8 +1,8 @@
-"""The encoding of a text file: by name, by byte order mark, or found from its bytes.
+"""Determine the encoding of a text file: by name, by byte order mark, or by detection.
 
-`encoding: utf-8` (the default) is UTF-8, or UTF-16 and UTF-32 where a file declares them by a byte order mark. Any
-other name that Python knows is taken as it is. `detect` keeps what is valid UTF-8 and decides for any other file on
-its bytes beyond ASCII, wherever in the file they are.
+`encoding: utf-8` (the default) is UTF-8, or UTF-16 or UTF-32 if a byte order mark declares it. Any other codec name of
+Python is used as given. `detect` keeps valid UTF-8 and chooses an encoding for other files from their non-ASCII bytes,
+which are sampled over the whole file.
 """
 
 # ruff: noqa: RUF001 (letters and quotation marks that look alike are the point)
@@ -30,9 +30,9 @@ _MARKS = (
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 
-# What `detect` chooses from, the commoner first: it wins where the bytes do not distinguish two. For each the languages
-# that are written in it. ISO 8859-2 comes before cp1250 because only the latter has letters at 0x80-0x9f: a file
-# without any is the former's. Latin-1 is not here because cp1252 has all of its letters at the same bytes.
+# Candidates of `detect` with the languages written in them, the more common first: it wins if the bytes do not
+# distinguish two. ISO 8859-2 comes before cp1250 because only the latter has letters at 0x80-0x9f, so a file without
+# such bytes is assigned to the former. Latin-1 is not included because cp1252 has all of its letters at the same bytes.
 _WESTERN = "english french german spanish portuguese italian nordic icelandic dutch"
 _CENTRAL = "polish czech hungarian romanian croatian german"
 _CANDIDATES = {
@@ -43,7 +43,7 @@ _CANDIDATES = {
     "iso8859_5": "russian serbian", "cp866": "russian", "mac_roman": _WESTERN, "cp850": _WESTERN,
 }  # fmt: skip
 
-# Language → letters beyond ASCII that its texts have, with those of its usual loan words.
+# Language → non-ASCII letters that occur in its texts, including those of common loan words.
 _LETTERS = {
     "english": "éèêëàâçîïôöüñáíóæœ", "french": "àâæçéèêëîïôœùûüÿ", "german": "äöüßéèà", "spanish": "áéíóúüñ¿¡ºª",
     "portuguese": "áâãàçéêíóôõúüºª", "italian": "àèéìòùîó", "nordic": "åäöæøéèêóòôüàá", "icelandic": "áðéíóúýþæö",
@@ -56,7 +56,7 @@ _LETTERS = {
     "arabic": "".join(map(chr, [*range(0x621, 0x653), *range(0x660, 0x66A), 0x60C, 0x61B, 0x61F, 0x67E, 0x686, 0x6AF])),
     "thai": "".join(map(chr, range(0xE01, 0xE5C))),
 }  # fmt: skip
-# The commonest letters of languages whose letters fill several encodings: they are this share of a text at least.
+# The most common letters of languages whose letters fill several encodings: their minimum share of a text.
 _COMMON = {
     "russian": ("оеаинтслрв", 0.45), "ukrainian": ("оаниіретсв", 0.45), "serbian": ("аиоенрстју", 0.45),
     "greek": ("αοιετνσηρκ", 0.4), "hebrew": ("יוהלאמרתבנש", 0.6), "arabic": ("ايلمونرتبةدعه", 0.5),
@@ -66,16 +66,16 @@ _COMMON = {
                 "這為來個們說國時於會後學對過沒還裡都那好自些麼着着家能心然作里后会学对过没还么", 0.12),
 }  # fmt: skip
 _NEUTRAL = frozenset("“”„‘’‚–—…«»‹›•·°§©®€£¥™†‡\xa0\xad，。、；：？！（）「」『』《》　")
-_MIN_SCORE = 0.6  # a reading of which less fits any language is no text
-_MARGIN = 0.02  # readings within it of the best are as plausible
+_MIN_SCORE = 0.6  # with a lower score in every language, the data is not considered text
+_MARGIN = 0.02  # encodings within this margin of the best are considered equally plausible
 _NEIGHBOURS = re.compile(r"([^\W\d_])(?=([^\W\d_]))")
 _QUOTE_IN_WORD = re.compile(r"[A-Za-z][“”„‚†‡…•«»‹›°§](?=[A-Za-z])")
 _BESIDE_ASCII = re.compile(r"[A-Za-z](?=[^\W\d_A-Za-z])|[^\W\d_A-Za-z](?=[A-Za-z])")
 
 _CHUNK_BYTES = 1 << 20
 _SAMPLE_BYTES = 1 << 15
-# A stretch with bytes beyond ASCII and the ASCII around it. It never begins inside a multi-byte character: what is
-# before it is more ASCII than the second half of one.
+# A run of non-ASCII bytes with the ASCII around it. It never starts inside a multi-byte character, because the ASCII
+# before it is longer than the second half of one.
 _STRETCH = re.compile(rb"[\x20-\x7e]{0,24}(?:[\x80-\xff]+[\x20-\x7e]{0,8}){1,24}[\x20-\x7e]{0,16}")
 
 
@@ -85,9 +85,9 @@ class Encoding:
 
     Attributes:
         name: Python's name of the codec.
-        found: Whether it was found rather than declared by the user or by a byte order mark.
-        num_bytes: Bytes beyond ASCII that it was decided on.
-        alternatives: Encodings in which the file reads as plausibly.
+        found: Whether it was detected rather than declared by the user or by a byte order mark.
+        num_bytes: Number of non-ASCII bytes on which the detection is based.
+        alternatives: Equally plausible encodings.
     """
 
     name: str = UTF8
@@ -101,10 +101,10 @@ class Encoding:
         return self.name.upper() if self.name.startswith("utf") else self.name
 
     def describe(self) -> str:
-        """Return the encoding and how sure it is, for people."""
+        """Return a description of the encoding and of how certain it is."""
         if not self.found:
             return self.title
-        others = f"; {', '.join(self.alternatives)} would read as well" if self.alternatives else ""
+        others = f"; {', '.join(self.alternatives)} would be as plausible" if self.alternatives else ""
         return f"{self.title} (decided on {self.num_bytes:,} bytes beyond ASCII{others})"
 
 
@@ -113,7 +113,7 @@ def check_encoding(encoding: str) -> None:
     if encoding == DETECT:
         return
     try:
-        io.TextIOWrapper(io.BytesIO(), encoding=encoding)  # unlike codecs.lookup it refuses base64 and its kind
+        io.TextIOWrapper(io.BytesIO(), encoding=encoding)  # unlike codecs.lookup, this rejects base64 and the like
     except LookupError as error:
         near = close_matches(encoding, [DETECT, UTF8, "utf-16", "utf-32", "latin-1", *_CANDIDATES])
         raise UserError(
@@ -123,15 +123,15 @@ def check_encoding(encoding: str) -> None:
 
 
 def choose_encoding(head: bytes, encoding: str, open_file: Callable[[], BinaryIO]) -> Encoding | None:
-    """Return the encoding of a file, None if `detect` finds that it is no text.
+    """Return the encoding of a file, or None if `detect` finds that it is not text.
 
     Args:
         head: The first four bytes of its content.
-        encoding: What the user said.
-        open_file: Opens the content from its beginning.
+        encoding: Value of the user's `encoding` option.
+        open_file: Opens the content at its beginning.
 
     Raises:
-        OSError: if it cannot be read; and what damaged compressed data raise.
+        OSError: if it cannot be read; also the exceptions of damaged compressed data.
     """
     if encoding not in (UTF8, DETECT):
         return Encoding(codecs.lookup(encoding).name)
@@ -144,13 +144,13 @@ def choose_encoding(head: bytes, encoding: str, open_file: Callable[[], BinaryIO
 def _detect(open_file: Callable[[], BinaryIO]) -> Encoding | None:
     stretches: list[bytes] = []
     size = num_bytes = seen = 0
-    every = 1  # of the stretches, each `every`-th is in the sample: evenly over the whole file
+    every = 1  # sample every `every`-th run, evenly over the whole file
     decoder = codecs.getincrementaldecoder(UTF8)()
     is_utf8 = True
     with open_file() as file:
         while data := file.read(_CHUNK_BYTES):
             if b"\0" in data:
-                return None  # no 8-bit text has one
+                return None  # 8-bit text contains no zero bytes
             if data.isascii():
                 if is_utf8:
                     is_utf8 = _feed(decoder, data)
@@ -184,7 +184,7 @@ def _feed(decoder: codecs.IncrementalDecoder, data: bytes, final: bool = False) 
 
 
 def _decodes(open_file: Callable[[], BinaryIO], name: str) -> bool:
-    """Return whether every byte of the file is part of a character."""
+    """Return whether the whole file can be decoded."""
     decoder = codecs.getincrementaldecoder(name)()
     with open_file() as file:
         while data := file.read(_CHUNK_BYTES):
@@ -194,7 +194,7 @@ def _decodes(open_file: Callable[[], BinaryIO], name: str) -> bool:
 
 
 def _ranked(sample: bytes) -> list[tuple[str, tuple[str, ...]]]:
-    """Return the plausible encodings of a sample, the best first, each with the others that are as plausible."""
+    """Return the plausible encodings of a sample, best first, each with its equally plausible alternatives."""
     texts: dict[str, str] = {}
     scores: dict[str, float] = {}
     for name, languages in _CANDIDATES.items():
@@ -213,12 +213,12 @@ def _ranked(sample: bytes) -> list[tuple[str, tuple[str, ...]]]:
 
 
 def _score(text: str, languages: list[str]) -> float:
-    """Return the largest share of a text's characters beyond ASCII that a text of one of the languages has so."""
+    """Return the share of a text's non-ASCII characters that are typical of one of the languages, for the best fit."""
     counts = Counter(character for character in text.lower() if character > "\x7f" and character not in _NEUTRAL)
     total = counts.total()
     if not total:
         return 1.0 if languages == _CANDIDATES["cp1252"].split() else 0.0
-    # A capital after a small letter, and a quotation mark inside a word, come from reading another encoding's letters.
+    # An uppercase letter after a lowercase one, or a quotation mark inside a word, indicates the wrong encoding.
     misplaced = len(_QUOTE_IN_WORD.findall(text))
     misplaced += sum(a.islower() and b > "\x7f" and b.isupper() for a, b in _NEIGHBOURS.findall(text))
     beside_ascii = len(_BESIDE_ASCII.findall(text))
@@ -227,11 +227,11 @@ def _score(text: str, languages: list[str]) -> float:
     for language in languages:
         letters = _LETTERS.get(language)
         hits = float(total) if letters is None else sum(counts[letter] for letter in set(letters)) - misplaced
-        if letters is not None and letters[0] > "\u0370":  # not Latin: no letter of it is next to one of ASCII
+        if letters is not None and letters[0] > "\u0370":  # not Latin: its letters do not occur next to ASCII letters
             hits -= beside_ascii
         if language in _COMMON:
             common, share = _COMMON[language]
             hits *= min(1.0, sum(counts[letter] for letter in set(common)) / total / share)
-            hits *= 0.9 if capitals > total / 2 else 1.0  # KOI8 and cp1251 have small letters at each other's capitals
+            hits *= 0.9 if capitals > total / 2 else 1.0  # KOI8 and cp1251 swap lowercase and uppercase
         best = max(best, hits / total)
     return best

@@ -1,8 +1,8 @@
-"""From what the user writes (files, folders, glob patterns) to a sorted list of files.
+"""Expand user input (files, folders, glob patterns) to a sorted list of files.
 
-Folders are followed through links, each folder once by its real path: a corpus may be spread over disks, and a loop of
-links ends. The folders that `datasets.Dataset.save_to_disk` writes hold Arrow files and JSON files that describe
-them; of those the Arrow files are listed.
+Links to folders are followed, each folder once by its real path: a corpus may be spread over several disks, and cycles
+of links terminate. In folders written by `datasets.Dataset.save_to_disk`, only the Arrow files are listed, not the JSON
+files that describe them.
 """
 
 import fnmatch
@@ -26,7 +26,7 @@ DATASET_DICT = "dataset_dict.json"
 
 
 def file_bytes(path: Path) -> int:
-    """Return the size of a file; 0 for what cannot be accessed, which reading it will report."""
+    """Return the size of a file, or 0 if it cannot be accessed (reading it will report the error)."""
     try:
         return path.stat().st_size
     except OSError:
@@ -34,12 +34,12 @@ def file_bytes(path: Path) -> int:
 
 
 def estimated_bytes(path: Path, size: int | None = None) -> int:
-    """Estimate the text in a file, in bytes, from its size (looked up if None) and suffix."""
+    """Estimate the bytes of text in a file from its size (looked up if None) and suffix."""
     return int((file_bytes(path) if size is None else size) * _EXPANSION.get(path.suffix.lower(), 1.0))
 
 
 def content_hash(path: Path, hashes: FileHashes) -> str:
-    """Return the SHA-256 of a file; a word for what cannot be read, which reading the corpus will report."""
+    """Return the SHA-256 of a file, or a placeholder if it cannot be read (reading it will report the error)."""
     try:
         return hashes.sha256(path)
     except OSError as error:
@@ -47,21 +47,23 @@ def content_hash(path: Path, hashes: FileHashes) -> str:
 
 
 def expand_files(patterns: str | Sequence[str]) -> list[tuple[str, Path]]:
-    r"""List the files that patterns name, in an order that depends on names alone.
+    r"""List the files that patterns name, in an order that depends only on their names.
 
     Args:
-        patterns: A file, a folder (everything below it except hidden entries and `__pycache__`, also through links) or
-            a glob pattern (`**` crosses folders), or several. Each file is taken once. Pipes, sockets and devices in
-            folders are no files. What cannot be accessed (a link that leads nowhere, a folder without permission)
-            stays in the list: reading it fails, and `on_bad_input` decides.
+        patterns: One or several of: a file, a folder (everything below it except hidden entries and `__pycache__`,
+            following links), a glob pattern (`**` crosses folders). Each file is listed once. Pipes, sockets and
+            devices in folders are ignored. Inaccessible entries (broken links, folders without permission) are listed:
+            reading them fails, and `on_bad_input` determines what happens.
 
     Returns:
-        `(name, path)` of each file, no name twice. The name starts at the folder that was named (`docs/guide/a.md` for
-        `/home/me/docs`), so that it is the same wherever the corpus lies; where two folders have the same name, at the
-        nearest parents that differ. Bytes of a name that are no UTF-8 are spelt out, as `\xe9`.
+        `(name, path)` of each file, with unique names. A name starts at the folder that the user named
+        (`docs/guide/a.md` for `/home/me/docs`), so that it does not depend on the location of the corpus; if two
+        folders have the same name, it starts at the closest parents that differ. Bytes of a name that are not UTF-8 are
+        escaped as `\xe9`.
 
     Raises:
-        UserError: if a pattern names nothing, or a saved dataset of several splits, of which one is to be named.
+        UserError: if a pattern matches nothing, or names a saved dataset with several splits, one of which must be
+            chosen.
     """
     taken: set[str] = set()
     groups = []
@@ -77,10 +79,10 @@ def expand_files(patterns: str | Sequence[str]) -> list[tuple[str, Path]]:
 
 
 class _Group(NamedTuple):
-    """What one pattern names.
+    """The files that one pattern names.
 
     Attributes:
-        above: The folder that the names start below.
+        above: Folder to which the names are relative.
         files: (name, path).
     """
 
@@ -95,7 +97,7 @@ def _expand(pattern: str) -> _Group:
     if path.is_dir():
         files = list(_walk(path))
         if not files:
-            raise UserError(f"the folder {pattern} holds no files; name one that does")
+            raise UserError(f"the folder {pattern} contains no files; name one that does")
         top = path.resolve()
         names = [_as_text(f"{top.name}/{file.relative_to(path).as_posix()}") for file in files]
         return _Group(top.parent, list(zip(names, files, strict=True)))
@@ -106,12 +108,12 @@ def _expand(pattern: str) -> _Group:
     magic = next(i for i, part in enumerate(path.parts) if glob.has_magic(part))
     root = Path(*path.parts[:magic])
     if "**" in path.parts and not any(part.startswith(".") for part in path.parts[magic:]):
-        # Not glob's own `**`, which follows loops of links and passes over folders that may not be read.
+        # Not glob's own `**`, which follows cyclic links and skips folders without read permission.
         wanted = path.parts[magic:]
         matches = {
             match
             for match in _walk(root, saved=False)
-            if match.is_dir() or _matches(match.relative_to(root).parts, wanted)  # a folder: one that cannot be read
+            if match.is_dir() or _matches(match.relative_to(root).parts, wanted)  # an unreadable folder
         }
     else:
         matches = {match for match in map(Path, glob.glob(str(path), recursive=True)) if _is_text_or_broken(match)}
@@ -135,13 +137,13 @@ def _matches(parts: Sequence[str], wanted: Sequence[str]) -> bool:
 
 
 def _walk(top: Path, saved: bool = True) -> Iterator[Path]:
-    """Yield the files below a folder: those of each folder in the order of their names, then its folders'.
+    """Yield the files below a folder: first its own files in the order of their names, then those of its subfolders.
 
-    Folders that may not be read come last.
+    Unreadable folders come last.
 
     Args:
         top: The folder.
-        saved: Whether of the folders of saved datasets the Arrow files alone are taken.
+        saved: Whether to yield only the Arrow files of saved datasets.
     """
     closed: list[OSError] = []
     real_top = os.path.realpath(top)
@@ -166,7 +168,7 @@ def _walk(top: Path, saved: bool = True) -> Iterator[Path]:
 
 
 def _leads_on(folder: str, top: str, seen: set[str]) -> bool:
-    """Return whether a folder is to be walked: a linked one only if it is neither above nor elsewhere in the walk."""
+    """Return whether to descend into a folder: a link is followed unless its target is a parent or visited anyway."""
     real = os.path.realpath(folder)
     if os.path.islink(folder):
         below = os.path.relpath(real, top).split(os.sep)
@@ -179,7 +181,7 @@ def _leads_on(folder: str, top: str, seen: set[str]) -> bool:
 
 
 def _saved_files(folder: Path, names: list[str], folders: list[str]) -> list[Path] | None:
-    """Return the Arrow files of a folder that `save_to_disk` wrote, in order; None for any other folder.
+    """Return the Arrow files of a folder written by `save_to_disk`, in order; None for any other folder.
 
     Raises:
         UserError: if it holds several splits.
@@ -189,7 +191,7 @@ def _saved_files(folder: Path, names: list[str], folders: list[str]) -> list[Pat
         if len(splits) > 1:
             raise UserError(
                 f"{folder} is a saved dataset with the splits {', '.join(splits)}; name one, such as "
-                f"{folder / splits[0]}, so that what is meant for a test is not trained on"
+                f"{folder / splits[0]}, so that test data is not trained on"
             )
         return [path for split in splits for path in _state_files(folder / split)]
     if DATASET_STATE in names and any(name.endswith(".arrow") for name in names):
@@ -208,7 +210,7 @@ def _state_files(folder: Path) -> list[Path]:
 
 
 def _is_text_or_broken(path: Path) -> bool:
-    """Return whether this is a file, or cannot be accessed: no folder, and no pipe, which would be waited for."""
+    """Return whether this is a file or inaccessible; False for folders and for pipes, which would block."""
     try:
         return stat.S_ISREG(path.stat().st_mode)
     except OSError:
@@ -220,7 +222,7 @@ def _as_text(name: str) -> str:
 
 
 def _differently_named(groups: list[_Group]) -> list[tuple[str, Path]]:
-    """Lengthen the names of groups that share one by the folders above, until all names differ."""
+    """Prefix equal names of different groups with their parent folders until all names differ."""
     levels = [0] * len(groups)
     while True:
         owners: dict[str, int] = {}
@@ -241,7 +243,7 @@ def _differently_named(groups: list[_Group]) -> list[tuple[str, Path]]:
         prefix = _as_text("".join(f"{part}/" for part in above[len(above) - levels[number] :]))
         for name, path in group.files:
             unique, count = prefix + name, 1
-            while unique in result:  # a name with bytes that are no UTF-8, and another that spells them out
+            while unique in result:  # a name with non-UTF-8 bytes, and another that contains their escapes
                 count += 1
                 unique = f"{prefix}{name} ({count})"
             result[unique] = path

@@ -1,16 +1,16 @@
-"""One file → its records: plain text, JSON, JSON lines, CSV and TSV, Parquet, Arrow; each also compressed.
+"""Read the records of one file: plain text, JSON, JSON lines, CSV, TSV, Parquet or Arrow, optionally compressed.
 
-The suffix below a compression's says which format a file has; any that is no table's is plain text, whose content is
-one record (or several, where a separator cuts it). The same file gives the same records to pretraining, `prepare`,
-fine-tuning, benchmarks, evaluation and prompts. A place is the line of JSON lines, CSV and TSV, and the number from 1
-elsewhere.
+The suffix (before that of a compression) determines the format; files with other suffixes are plain text, whose content
+is one record (or several, if a separator splits it). The same file gives the same records to pretraining, `prepare`,
+fine-tuning, benchmarks, evaluation and prompts. The position of a record is its line in JSON lines, CSV and TSV, and
+its number from 1 in other formats.
 
-What cannot be read has two forms. A *record* that is bad (a line that is no JSON, a row with too few cells) goes to
-`BadInput` by itself. A *file* that cannot be read to its end (damaged compression, bytes that are not in its encoding,
-a quote that is never closed, a damaged table) raises `UnreadableFile` inside, and none of its records is used: under
-`on_bad_input: skip` such a file is read once to check that it is complete before its records are passed on.
+There are two kinds of bad input. A bad *record* (a line that is not JSON, a row with too few cells) is reported to
+`BadInput` individually. A *file* that cannot be read to its end (damaged compression, bytes that are invalid in its
+encoding, an unclosed quote, a damaged table) raises `UnreadableFile` internally, and none of its records is used: with
+`on_bad_input: skip`, such a file is first read once to check that it is complete before its records are yielded.
 
-Memory is bounded by a line, a batch of rows or `MAX_DOCUMENT_BYTES` of text; only a `.json` array is parsed at once.
+Memory is bounded by a line, a batch of rows or `MAX_DOCUMENT_BYTES` of text; only a `.json` array is parsed as a whole.
 """
 
 import codecs
@@ -34,32 +34,32 @@ from lit_gpt.data.records.record import BadInput, Record, UnreadableFile, no_fie
 from lit_gpt.errors import UserError
 
 MAX_DOCUMENT_BYTES = 16 << 20
-"""A plain text file longer than this becomes several records, cut at line ends (a dump of a whole corpus as one
-`.txt` neither fits in memory nor in one document)."""
+"""A plain text file longer than this becomes several records, split at line ends (a whole corpus dumped to one `.txt`
+fits neither in memory nor in one document)."""
 
 MAX_LINE_BYTES = 64 << 20
-"""A longer line of JSON lines is refused rather than loaded."""
+"""A longer line of JSON lines is rejected rather than loaded."""
 
 MAX_JSON_BYTES = 256 << 20
-"""A larger JSON array is refused: parsing takes several times its size in memory."""
+"""A larger JSON array is rejected: parsing takes several times its size in memory."""
 
 BATCH_BYTES = 8 << 20
-"""Bytes of a batch of rows of Parquet."""
+"""Maximum size in bytes of a batch of Parquet rows."""
 
 _MAX_ROWS = 256
-_WHOLE_FILE_BYTES = 4 << 20  # a smaller file's records are held back until its end rather than read twice
+_WHOLE_FILE_BYTES = 4 << 20  # records of smaller files are buffered until the end of the file rather than read twice
 
 Quoting = Literal["strict", "none"]
 
 JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
 TABLE_SUFFIXES = (*JSON_SUFFIXES, ".csv", ".tsv", ".parquet", ".arrow", ".feather")
 
-# Names under which exports hold their rows, next to other fields: {"version": 1, "data": [...]}.
+# Fields that commonly contain the rows of an exported file, next to other fields: {"version": 1, "data": [...]}.
 _ROWS_NAMES = frozenset((
     "data", "rows", "examples", "instances", "items", "records", "documents", "questions", "train", "validation", "val",
     "test",
 ))  # fmt: skip
-# Fields of one row that hold lists of objects: {"messages": [...]} is a row, not a file of messages.
+# Fields of a single row that contain lists of objects: {"messages": [...]} is a row, not a file of messages.
 _ROW_LISTS = frozenset((
     "messages", "conversations", "conversation", "turns", "prompt", "completion", "chosen", "rejected", "tools",
     "functions", "history",
@@ -68,15 +68,15 @@ _ROW_LISTS = frozenset((
 
 @dataclass(frozen=True)
 class FileFormat:
-    """How files are written, where their suffix does not say it.
+    """File format options that the suffix does not determine.
 
     Args:
-        encoding: `utf-8` (also UTF-16 and UTF-32 with a byte order mark), another encoding's name such as `latin-1`,
-            or `detect`, which decides for each file that is not UTF-8 and reports it.
-        quoting: Of CSV and TSV. `strict`: a cell may be in double quotes, and a quote that is never closed is an
-            error. `none`: quotes are characters like any other, and a line is a row.
-        delimiter: Between the cells of CSV and TSV; null: a comma for .csv, a tab for .tsv.
-        column_names: Columns of CSV and TSV files whose first line is a row; null: the first line names them.
+        encoding: `utf-8` (or UTF-16 and UTF-32 with a byte order mark), the name of another encoding such as `latin-1`,
+            or `detect`, which chooses one for each file that is not UTF-8 and reports it.
+        quoting: Quoting of CSV and TSV. `strict`: a cell may be in double quotes, and an unclosed quote is an error.
+            `none`: quotes are ordinary characters, and every line is a row.
+        delimiter: Delimiter of CSV and TSV cells; null: a comma for .csv, a tab for .tsv.
+        column_names: Column names for CSV and TSV files without a header line; null: the first line is the header.
     """
 
     encoding: str = UTF8
@@ -92,7 +92,7 @@ class FileFormat:
                 f"delimiter is {self.delimiter!r}; it must be one character other than a quote or a line end"
             )
         if self.column_names is not None and (twice := _twice(self.column_names)):
-            raise UserError(f"column_names has {twice!r} twice; each column needs a name of its own")
+            raise UserError(f"column_names has {twice!r} twice; each column needs a different name")
 
 
 def read_records(
@@ -108,25 +108,25 @@ def read_records(
 
     Args:
         path: The file.
-        name: What its records give as their source.
-        bad_input: Takes what cannot be read.
-        format: How it is written.
-        columns: Fields that are needed; None reads all. A table that lacks one is refused as a whole, and of Parquet
-            and Arrow no others are read. Records of JSON hold all their fields, needed or not.
-        document_separator: String at which plain text is cut into records; None does not cut it. A line end in it
-            also matches the two characters with which Windows ends a line.
-        text_field: Field in which a record of plain text holds it.
+        name: Source name of the records.
+        bad_input: Collects input that cannot be read.
+        format: File format options.
+        columns: Fields that are needed; None reads all. A table that lacks one is rejected as a whole, and only these
+            columns of Parquet and Arrow files are read. JSON records keep all their fields.
+        document_separator: String at which plain text is split into records; None does not split it. A line end in it
+            also matches Windows line ends.
+        text_field: Field name for the text of a plain text file.
     """
     yield from _complete(_File(path, name, format or FileFormat(), document_separator, text_field), bad_input, columns)
 
 
 def read_text(path: Path, name: str, bad_input: BadInput, format: FileFormat) -> Iterator[Record]:
-    """Yield a file's content as plain text, whatever its suffix; arguments as `read_records`."""
+    """Yield a file's content as plain text regardless of its suffix; see `read_records` for the arguments."""
     yield from _complete(_File(path, name, format, suffix=""), bad_input, None)
 
 
 def _complete(file: "_File", bad_input: BadInput, columns: Sequence[str] | None) -> Iterator[Record]:
-    """Yield the records of a file that can be read to its end; under `skip` none of any other."""
+    """Yield the records of a file; with `skip`, only if the file can be read to its end."""
     try:
         if bad_input.mode == "error" or not file.can_fail_late():
             yield from _checked(file, bad_input, columns)
@@ -136,7 +136,7 @@ def _complete(file: "_File", bad_input: BadInput, columns: Sequence[str] | None)
             bad_input.take(own)
             yield from records
         else:
-            # Twice: the first time only to see whether it can be read to its end.
+            # Read it twice: the first time only to check that it can be read to its end.
             deque(_checked(file, BadInput("skip"), columns), maxlen=0)
             yield from _checked(file, bad_input, columns)
     except UnreadableFile as error:
@@ -144,15 +144,15 @@ def _complete(file: "_File", bad_input: BadInput, columns: Sequence[str] | None)
 
 
 class _File:
-    """A file to read: its format, its encoding (found on first use) and its bytes.
+    """A file to read: its format, its encoding (determined on first use) and its bytes.
 
     Args:
-        path: Where it is.
-        name: What messages call it.
-        format: How it is written.
-        separator: String at which plain text is cut.
-        text_field: Field of a plain text.
-        suffix: Which format to read it in; None: its own.
+        path: Path of the file.
+        name: Name of the file in messages.
+        format: File format options.
+        separator: String at which plain text is split.
+        text_field: Field name for the text of plain text.
+        suffix: Suffix that determines the format; None: that of the path.
     """
 
     def __init__(
@@ -174,16 +174,16 @@ class _File:
         self._encoding: Encoding | None = None
 
     def can_fail_late(self) -> bool:
-        """Return whether the file may turn out unreadable after some of its records."""
+        """Return whether an error may occur after some records of the file were read."""
         if self.is_compressed or self.suffix not in JSON_SUFFIXES or self.format.encoding != UTF8:
             return True
-        # JSON in UTF-8 is parsed at once, or line by line: a bad line does not spoil the others.
+        # JSON in UTF-8 is parsed as a whole or line by line: a bad line does not affect the others.
         with contextlib.suppress(UnreadableFile, OSError):
             return self.encoding(BadInput("skip")).name != UTF8
-        return False  # it cannot be opened
+        return False  # it cannot be opened at all
 
     def is_small(self) -> bool:
-        """Return whether all records of the file fit in memory. A small compressed file or table may hold much."""
+        """Return whether all records of the file fit in memory; compressed files and tables may expand greatly."""
         with contextlib.suppress(OSError):
             is_text = not self.is_compressed and self.suffix not in (".parquet", ".arrow", ".feather")
             return is_text and self.path.stat().st_size <= _WHOLE_FILE_BYTES
@@ -193,11 +193,11 @@ class _File:
         """Return the file's encoding.
 
         Args:
-            bad_input: Remembers an encoding that the user has not named.
-            opened: The content, opened at its beginning and not read yet, which saves opening it again.
+            bad_input: Records an encoding that the user has not named.
+            opened: The content, opened and not yet read, to avoid opening it again.
 
         Raises:
-            UnreadableFile: if it is to be found and the file is no text.
+            UnreadableFile: if the encoding is to be detected and the file is not text.
         """
         if self._encoding is None:
             head = opened.peek(4)[:4] if isinstance(opened, io.BufferedReader) else b""
@@ -206,18 +206,18 @@ class _File:
                     head = file.read(4)
             found = choose_encoding(head, self.format.encoding, lambda: open_bytes(self.path))
             if found is None:
-                raise UnreadableFile(self.name, "it is binary, or text in no encoding that could be found")
+                raise UnreadableFile(self.name, "it is binary, or text whose encoding could not be detected")
             self._encoding = found
         if self._encoding.name != UTF8 and self.format.encoding in (UTF8, DETECT):
             bad_input.note_encoding(self.name, self._encoding)
         return self._encoding
 
     def record_encoding(self) -> str | None:
-        """Return what records say of their encoding: nothing for UTF-8."""
+        """Return the encoding to note in records, or None for UTF-8."""
         return None if self._encoding is None or self._encoding.name == UTF8 else self._encoding.name
 
     def open_utf8(self, bad_input: BadInput) -> BinaryIO:
-        """Open the content as bytes in UTF-8 (a byte order mark may begin them)."""
+        """Open the content as UTF-8 bytes (possibly with a byte order mark)."""
         raw = open_bytes(self.path)
         try:
             encoding = self.encoding(bad_input, raw)
@@ -228,7 +228,7 @@ class _File:
 
 
 class _Transcoder(io.RawIOBase):
-    """A byte stream in another encoding as one in UTF-8, so that each format has one reader."""
+    """Transcodes a byte stream to UTF-8, so that each format needs only one reader."""
 
     def __init__(self, file: BinaryIO, encoding: str) -> None:
         self._file = file
@@ -255,7 +255,7 @@ class _Transcoder(io.RawIOBase):
 
 
 def _checked(file: _File, bad_input: BadInput, columns: Sequence[str] | None) -> Iterator[Record]:
-    """Yield the records of a file; whatever ends the reading of it early becomes `UnreadableFile`."""
+    """Yield the records of a file; any error that ends its reading becomes `UnreadableFile`."""
     reader = _READERS.get(file.suffix, _read_text)
     try:
         yield from reader(file, bad_input, columns)
@@ -264,13 +264,13 @@ def _checked(file: _File, bad_input: BadInput, columns: Sequence[str] | None) ->
     except UnicodeDecodeError as error:
         raise UnreadableFile(file.name, _not_text(file.encoding(bad_input).title)) from error
     except PermissionError as error:
-        raise UnreadableFile(file.name, "it may not be read (permission denied)") from error
+        raise UnreadableFile(file.name, "permission denied") from error
     except OSError as error:
         raise UnreadableFile(file.name, f"it cannot be read ({error.strerror or error})") from error
 
 
 def _not_text(title: str, near: str = "") -> str:
-    remedy = "; if it is text in another encoding, name it with encoding, or set encoding: detect"
+    remedy = "; if it is text in another encoding, set encoding to its name, or to detect"
     return f"it is not valid {title}{near}{remedy}"
 
 
@@ -294,7 +294,7 @@ def _read_text(file: _File, bad_input: BadInput, columns: Sequence[str] | None) 
 
 
 def _decoded(file: _File, bad_input: BadInput) -> Iterator[str]:
-    """Yield a text file's content in pieces of at most `MAX_DOCUMENT_BYTES`."""
+    """Yield a text file's content in chunks of at most `MAX_DOCUMENT_BYTES`."""
     position = 0
     with open_bytes(file.path) as stream:
         encoding = file.encoding(bad_input, stream)
@@ -311,7 +311,7 @@ def _decoded(file: _File, bad_input: BadInput) -> Iterator[str]:
             if encoding.name != UTF8 and "\0" in text:
                 raise UnreadableFile(file.name, f"it is binary, not {encoding.title} text (a zero character)")
             if position == 0:
-                text = text.removeprefix("\ufeff")  # of UTF-16 whose byte order is named
+                text = text.removeprefix("\ufeff")  # byte order mark of UTF-16 with an explicit byte order
             position += len(data)
             if text:
                 yield text
@@ -319,7 +319,7 @@ def _decoded(file: _File, bad_input: BadInput) -> Iterator[str]:
                 return
 
 
-# First bytes of files that are commonly named as text, or by a suffix that we do not know.
+# First bytes of files that are often named as text or with an unknown suffix.
 _MAGIC = (
     (b"\x1f\x8b", "gzip data; name it .gz"),
     (b"\x28\xb5\x2f\xfd", "zstandard data; name it .zst"),
@@ -328,8 +328,8 @@ _MAGIC = (
     (b"PK\x03\x04", "a zip archive; unpack it first"),
     (b"PAR1", "a Parquet file; name it .parquet"),
     (b"ARROW1", "an Arrow file; name it .arrow"),
-    (b"%PDF", "a PDF; take its text out first"),
-    (b"SQLite format 3\0", "a SQLite database; write its tables as .jsonl or .parquet"),
+    (b"%PDF", "a PDF; extract its text first"),
+    (b"SQLite format 3\0", "a SQLite database; export its tables as .jsonl or .parquet"),
 )
 
 
@@ -340,13 +340,13 @@ def _binary(file: _File) -> str:
         if head.startswith(magic):
             return f"it is binary, not text: {what}"
     even, odd = head[::2].count(0), head[1::2].count(0)
-    if max(even, odd) >= max(2, len(head) // 4) and min(even, odd) == 0:  # every other byte of Western text
+    if max(even, odd) >= max(2, len(head) // 4) and min(even, odd) == 0:  # every other byte is zero in Western text
         return "it is binary, or UTF-16 without a byte order mark; in that case set encoding: utf-16-le or utf-16-be"
     return "it is binary, not text (a zero byte)"
 
 
 def _cut(texts: Iterator[str], separator: str | None) -> Iterator[str]:
-    """Join pieces of a stream and cut them into documents at `separator`, or where they grow too long."""
+    """Join chunks of a stream and split them into documents at `separator`, or where they become too long."""
     pattern = None
     if separator and "\n" in separator.replace("\r\n", ""):
         pattern = re.compile(re.escape(separator).replace(re.escape("\n"), "\r?\n"))
@@ -354,7 +354,7 @@ def _cut(texts: Iterator[str], separator: str | None) -> Iterator[str]:
     for text in texts:
         rest += text
         if separator:
-            # The pattern alone would do, but a plain split is ten times as fast.
+            # The pattern would suffice, but a plain split is ten times as fast.
             *whole, rest = pattern.split(rest) if pattern and "\r\n" in rest else rest.split(separator)
             yield from (document for document in whole if document.strip())
         while len(rest) > MAX_DOCUMENT_BYTES:
@@ -370,7 +370,7 @@ def _cut(texts: Iterator[str], separator: str | None) -> Iterator[str]:
 
 
 def _read_json_lines(file: _File, bad_input: BadInput, columns: Sequence[str] | None) -> Iterator[Record]:
-    """Yield one record a line, cut at line feeds alone (U+2028 in a string ends no line); blank lines are none."""
+    """Yield one record per line, split only at line feeds (not at U+2028 in a string); blank lines are ignored."""
     with file.open_utf8(bad_input) as stream:
         encoding, name = file.record_encoding(), file.name
         number = 0
@@ -390,7 +390,10 @@ def _read_json_lines(file: _File, bad_input: BadInput, columns: Sequence[str] | 
             except UnicodeDecodeError:
                 bad_input.reject(f"{name}:{number}", "the line is not valid UTF-8")
                 continue
-            except (ValueError, RecursionError) as error:  # ValueError: also a whole number of thousands of digits
+            except (
+                ValueError,
+                RecursionError,
+            ) as error:  # ValueError is also raised for integers of thousands of digits
                 bad_input.reject(f"{name}:{number}", f"the line is not JSON ({error})")
                 continue
             if isinstance(values, dict):
@@ -400,7 +403,7 @@ def _read_json_lines(file: _File, bad_input: BadInput, columns: Sequence[str] | 
 
 
 def _read_json(file: _File, bad_input: BadInput, columns: Sequence[str] | None) -> Iterator[Record]:
-    """Yield the records of a `.json` file: an array's, or the lines' where it holds JSON lines, or the only object."""
+    """Yield the records of a `.json` file: those of an array, of JSON lines, or a single object."""
     if _begins_with_lines(file, bad_input):
         yield from _read_json_lines(file, bad_input, columns)
         return
@@ -408,7 +411,7 @@ def _read_json(file: _File, bad_input: BadInput, columns: Sequence[str] | None) 
         data = stream.read(MAX_JSON_BYTES + 1)
     if len(data) > MAX_JSON_BYTES:
         raise UnreadableFile(
-            file.name, f"it is JSON of more than {MAX_JSON_BYTES} bytes; write one object a line, as .jsonl"
+            file.name, f"it is JSON of more than {MAX_JSON_BYTES} bytes; write one object per line, as .jsonl"
         )
     text = data.decode("utf-8-sig")
     if not text.strip():
@@ -416,7 +419,7 @@ def _read_json(file: _File, bad_input: BadInput, columns: Sequence[str] | None) 
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        if _holds_a_line(text):  # JSON lines, of which the first is damaged
+        if _holds_a_line(text):  # JSON lines with a damaged first line
             yield from _read_json_lines(file, bad_input, columns)
             return
         raise UnreadableFile(file.name, f"it is not JSON ({error}); name it .txt to take it as plain text") from error
@@ -432,7 +435,7 @@ def _read_json(file: _File, bad_input: BadInput, columns: Sequence[str] | None) 
 
 
 def _rows_of(value: dict[str, Any]) -> list[Any]:
-    """Return the rows of a file that is one object: those under the usual name, or the object itself."""
+    """Return the rows of a file that is one object: those in a usual field, or the object itself."""
     lists = [
         key for key, part in value.items() if isinstance(part, list) and all(isinstance(row, dict) for row in part)
     ]
@@ -445,7 +448,7 @@ def _rows_of(value: dict[str, Any]) -> list[Any]:
 
 
 def _begins_with_lines(file: _File, bad_input: BadInput) -> bool:
-    """Return whether the first line is an object by itself and others follow: JSON lines under another name."""
+    """Return whether the first line is a complete object followed by others, i.e. JSON lines with a .json suffix."""
     with file.open_utf8(bad_input) as stream:
         start = stream.read(1 << 12).removeprefix(codecs.BOM_UTF8).lstrip()
         if start and not start.startswith(b"{"):  # an array may be one line of many megabytes
@@ -473,7 +476,7 @@ def _is_object(line: str | bytes) -> bool:
 
 
 def _read_csv(file: _File, bad_input: BadInput, columns: Sequence[str] | None) -> Iterator[Record]:
-    """Yield one record a row; its place is the line that it ends on."""
+    """Yield one record per row; its position is the line that it ends on."""
     delimiter = file.format.delimiter or ("\t" if file.suffix == ".tsv" else ",")
     with file.open_utf8(bad_input) as stream:
         lines = io.TextIOWrapper(stream, "utf-8-sig", newline="")
@@ -501,7 +504,7 @@ def _read_csv(file: _File, bad_input: BadInput, columns: Sequence[str] | None) -
 def _quoted(
     lines: io.TextIOWrapper, delimiter: str, file: _File, bad_input: BadInput
 ) -> Iterator[tuple[int, list[str]]]:
-    """Yield (line, cells); of cells in double quotes, which may hold line ends, quotes are doubled."""
+    """Yield (line, cells); cells in double quotes may contain line ends and doubled quotes."""
     csv.field_size_limit(MAX_LINE_BYTES)
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     while True:
@@ -511,19 +514,19 @@ def _quoted(
         except csv.Error as error:
             last = max(reader.line_num, first)
             span = f"line {first}" if last == first else f"lines {first} to {last}"
-            problem = f"{span}: it is no CSV ({error}); is each quote closed? (quoting: none takes them literally)"
-            if "unexpected end" in str(error):  # every row after the quote is lost in its cell
+            problem = f"{span}: it is not CSV ({error}); is each quote closed? (quoting: none takes them literally)"
+            if "unexpected end" in str(error):  # all rows after the quote are swallowed by its cell
                 raise UnreadableFile(f"{file.name}:{first}", problem) from error
             bad_input.reject(f"{file.name}:{first}", problem)
             continue
         if row is None:
             return
-        if row:  # a blank line is none
+        if row:  # skip blank lines
             yield reader.line_num, row
 
 
 def _unquoted(lines: io.TextIOWrapper, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    """Yield (line, cells) of a file in which a line is a row, whatever it holds."""
+    """Yield (line, cells) of a file in which every line is a row."""
     lines.reconfigure(newline="\n")
     for number, line in enumerate(lines, start=1):
         line = line.removesuffix("\n").removesuffix("\r")
@@ -584,14 +587,14 @@ def _named_errors(name: str, kind: str) -> Iterator[None]:
     except (pyarrow.ArrowException, OSError) as error:
         if isinstance(error, PermissionError | FileNotFoundError):
             raise
-        raise UnreadableFile(name, f"it is no readable {kind} file ({str(error).splitlines()[0]})") from error
+        raise UnreadableFile(name, f"it is not a readable {kind} file ({str(error).splitlines()[0]})") from error
 
 
 @contextlib.contextmanager
 def _seekable(path: Path) -> Iterator[Path | BinaryIO]:
-    """Give a file whose end can be read first, as these formats need: a compressed one as a temporary copy."""
+    """Yield a seekable file, which these formats need; a compressed one is decompressed to a temporary copy."""
     if not is_compressed(path):
-        open(path, "rb").close()  # a file that may not be read is reported as any other
+        open(path, "rb").close()  # report missing permission as for any other file
         yield path
         return
     with tempfile.TemporaryFile() as copy, open_bytes(path) as source:
@@ -608,7 +611,7 @@ def _rows(batches: Iterator[Any], name: str, bad_input: BadInput) -> Iterator[Re
         for row in range(batch.num_rows):
             record += 1
             try:
-                # Value by value: a column that says a long text many times is small until it is made Python objects.
+                # Convert value by value: a column that repeats a long text is small until it becomes Python objects.
                 yield Record(
                     {key: column[row].as_py() for key, column in zip(names, values, strict=True)}, name, record
                 )
@@ -617,19 +620,19 @@ def _rows(batches: Iterator[Any], name: str, bad_input: BadInput) -> Iterator[Re
 
 
 def parquet_batches(source: Any, columns: Sequence[str] | None = None) -> Iterator[Any]:
-    """Yield the `pyarrow.RecordBatch`es of a Parquet file, in order, bounded in bytes whatever the size of a row.
+    """Yield the `pyarrow.RecordBatch`es of a Parquet file in order, with bounded bytes for rows of any size.
 
-    Two kinds of file are small on disk and large in memory: rows of megabytes, of which a fixed number of rows is a
-    gigabyte; and columns that say one long text many times, which Parquet keeps once (its dictionary) and Arrow would
-    copy for each row. So the number of rows follows from the sizes that the file declares, and dictionaries stay
-    dictionaries.
+    Two kinds of file are small on disk and large in memory: rows of megabytes, of which a fixed number can be a
+    gigabyte; and columns that repeat a long text, which Parquet stores once (in its dictionary) and Arrow would copy
+    for each row. Therefore the number of rows is derived from the sizes that the file declares, and dictionaries are
+    kept.
 
     Args:
-        source: Path of the file, or a binary file that is open.
+        source: Path of the file, or an open binary file.
         columns: Columns to read; None reads all.
 
     Raises:
-        pyarrow.ArrowException: if it is damaged, or no Parquet file.
+        pyarrow.ArrowException: if it is damaged or not a Parquet file.
     """
     import pyarrow.parquet
 

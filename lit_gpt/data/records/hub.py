@@ -1,4 +1,4 @@
-"""Records of Hugging Face datasets: by name, from local files, or as `save_to_disk` left them; loaded or streamed."""
+"""Records of Hugging Face datasets from the hub, local files or `save_to_disk` folders, loaded or streamed."""
 
 import dataclasses
 import glob
@@ -19,18 +19,18 @@ from lit_gpt.hashing import FileHashes, sha256_json
 
 @dataclass(frozen=True)
 class HubDataset:
-    """A Hugging Face dataset, as `datasets.load_dataset` takes it.
+    """A Hugging Face dataset, specified as for `datasets.load_dataset`.
 
     Args:
-        path: Name on the hub (`roneneldan/TinyStories`), a local folder (also one that `save_to_disk` wrote), or a
+        path: Hub name (`roneneldan/TinyStories`), a local folder (including one written by `save_to_disk`), or a
             builder (`json`) with `data_files`.
-        name: Configuration (`sample-10BT`), where the dataset has several.
+        name: Configuration (`sample-10BT`), if the dataset has several.
         split: Split of the dataset to read.
         data_files: Files for a builder, or a part of the repository's files.
         revision: Commit, tag or branch to pin.
-        streaming: Read over the network as it goes instead of downloading first.
-        text_field: Column that holds the text; the data module's `text_field` if null.
-        max_documents: Read at most so many rows.
+        streaming: Whether to read over the network on demand instead of downloading first.
+        text_field: Column with the text; null takes the data module's `text_field`.
+        max_documents: Maximum number of rows to read.
     """
 
     path: str
@@ -46,14 +46,14 @@ class HubDataset:
 class HubRecords(RecordSource):
     """Records of one Hugging Face dataset.
 
-    A downloaded dataset is identified by the content hash that `datasets` gives it, a streamed one by its
-    description (pin `revision` there), and by name, size and date of the local files that it names.
+    A downloaded dataset is identified by the content hash computed by `datasets`, a streamed one by its description
+    (pin `revision` there) and by name, size and date of its local files.
 
     Args:
-        spec: Which dataset.
-        text_field: Column of the text where `spec` names none.
-        split: Our split that all records go to; None decides each by its hash.
-        keep: Further columns that become a document's metadata; None keeps all.
+        spec: Dataset to read.
+        text_field: Column with the text if `spec` names none.
+        split: Split that all records are assigned to; None assigns each by its hash.
+        keep: Additional columns that become a document's metadata; None keeps all.
     """
 
     kind = "hub"
@@ -72,7 +72,7 @@ class HubRecords(RecordSource):
         self._loaded: Any = None
 
     def load(self) -> Any:
-        """Return the dataset as `datasets` gives it, loaded once.
+        """Return the `datasets` object, which is loaded once.
 
         Raises:
             UserError: if it cannot be loaded.
@@ -102,7 +102,7 @@ class HubRecords(RecordSource):
         )
 
     def _saved(self) -> Any:
-        """Return the dataset of a folder that `save_to_disk` wrote, None if the path is no such folder."""
+        """Return the dataset in a folder written by `save_to_disk`, or None if the path is not such a folder."""
         import datasets
 
         folder = Path(self.spec.path).expanduser()
@@ -116,20 +116,20 @@ class HubRecords(RecordSource):
         return saved.to_iterable_dataset() if self.spec.streaming else saved
 
     def fingerprint(self, hashes: FileHashes) -> str:
-        """Return the content's hash, or for a stream that of its description and of its local files' versions."""
+        """Return the content hash, or for a stream the hash of its description and of its local files' versions."""
         content = self._local_versions() if self.spec.streaming else self.load()._fingerprint
         return sha256_json([self.kind, dataclasses.asdict(self.spec), self.text.text_field, self.split, content])
 
     def _local_versions(self) -> list[list[Any]]:
         given = [self.spec.data_files] if isinstance(self.spec.data_files, str) else self.spec.data_files or []
-        # Within a local folder every file counts; a builder's patterns may also be URLs or parts of a repository.
+        # In a local folder every file counts; a builder's patterns may also be URLs or parts of a repository.
         patterns = [self.spec.path] if Path(self.spec.path).is_dir() else [url for url in given if "://" not in url]
         paths = sorted({path for pattern in patterns for path in [pattern, *glob.glob(pattern, recursive=True)]})
         files = [file for path in paths if os.path.exists(path) for file in list_remote(path)]
         return [[file.url, file.size, file.version] for file in files]
 
     def num_bytes(self) -> int | None:
-        """Return the size that the dataset declares, None where it declares none or a part is read."""
+        """Return the size that the dataset declares, or None if it declares none or only a part is read."""
         size = None if self.spec.max_documents else self.load().info.dataset_size
         return int(size) if size else None
 
@@ -148,14 +148,14 @@ class HubRecords(RecordSource):
     def read_from(
         self, spec: Any, place: Any, bad_input: BadInput, columns: Sequence[str] | None = None
     ) -> Iterator[tuple[Record, Any]]:
-        """Yield rows with their places: of a stream what `IterableDataset.state_dict` gives, and the row's number.
+        """Yield rows with their positions; for a stream, the `IterableDataset.state_dict` and the row number.
 
-        Such a place is exact as long as nothing is shuffled.
+        Such a position is exact as long as nothing is shuffled.
         """
         if not self.spec.streaming:
             yield from super().read_from(spec, place, bad_input, columns)
             return
-        self._loaded = None  # the object carries a position
+        self._loaded = None  # the object has state: its position
         dataset = self.selected(self.load(), columns)
         record = 0
         if place is not None:
@@ -171,10 +171,10 @@ class HubRecords(RecordSource):
             yield Record(dict(row), self.name, record), here
 
     def selected(self, dataset: Any, columns: Sequence[str] | None) -> Any:
-        """Return the dataset with these columns alone; all of them for None.
+        """Return the dataset with only these columns; None keeps all.
 
         Raises:
-            UserError: if it lacks one.
+            UserError: if the dataset lacks one.
         """
         if columns is None or dataset.column_names is None:
             return dataset
@@ -201,18 +201,19 @@ def sources_of(
     document_separator: str | None = None,
     format: FileFormat | None = None,
 ) -> list[RecordSource]:
-    """Return the sources that a DataModule's arguments name: what is held out, then the other files, then datasets.
+    """Return the sources of a DataModule's arguments: held-out files first, then the other files, then datasets.
 
-    A file that two arguments name is in one split: test before validation before the rest.
+    A file that is named by two arguments is in one split only: test takes precedence over validation, which takes
+    precedence over the rest.
 
     Args:
         files: Files, folders or patterns whose records are split by hash.
-        datasets: Hugging Face datasets, by name or described.
-        val_files: Files whose records are all for validation.
-        test_files: Files whose records are all for the test.
-        text_field: Field that holds the text, or a template of fields.
-        document_separator: String at which plain text files are cut into records.
-        format: How files are written.
+        datasets: Hugging Face datasets, as names or descriptions.
+        val_files: Files whose records are all used for validation.
+        test_files: Files whose records are all used for testing.
+        text_field: Field with the text, or a template of fields.
+        document_separator: String at which plain text files are split into records.
+        format: File format options.
     """
     found: list[RecordSource] = []
     taken: set[str] = set()

@@ -1,4 +1,4 @@
-"""What sources yield: records, the texts that are taken from them, and what happens to input that cannot be used."""
+"""Records and documents that sources yield, and the handling of input that cannot be used."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,16 +16,16 @@ OnBadInput = Literal["error", "skip"]
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One record of a file or dataset: a row of a table, an object of a JSON file, a plain text.
+    """One record of a file or dataset: a row of a table, an object of a JSON file, or a plain text.
 
     Attributes:
-        values: Its fields.
-        source: File (relative to what the user named) or dataset that it came from.
-        record: Line or row in that source, counted from 1; 0 when the source is a single text.
-        split: Split that it belongs to whatever its hash; None: its source's, or decided by a hash.
-        split_key: Text whose hash decides the split; None takes the text, or what an encoder names (the prompt).
-            Records that belong together, such as those from one file, share one.
-        encoding: Encoding of its file, where that is not UTF-8.
+        values: Fields of the record.
+        source: File (relative to the path that the user named) or dataset that it came from.
+        record: Line or row in that source, counted from 1; 0 if the source is a single text.
+        split: Split that it is assigned to regardless of its hash; None: that of its source, or determined by a hash.
+        split_key: Text whose hash determines the split; None takes the text, or what an encoder names (the prompt).
+            Records that belong together, such as those from one file, share a key.
+        encoding: Encoding of its file, if that is not UTF-8.
     """
 
     values: dict[str, Any]
@@ -43,13 +43,14 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One text that the model is to learn as a unit: a record seen through a `TextField`.
+    """One text that forms a unit of training data: a record seen through a `TextField`.
 
     Attributes:
         text: The text itself.
-        source: File (relative to what the user named) or dataset that it came from.
-        record: Line or row in that source, counted from 1; 0 when the source is a single document.
-        metadata: What else the source knows (URL, language, ...), JSON values; `prepare` keeps it with the text.
+        source: File (relative to the path that the user named) or dataset that it came from.
+        record: Line or row in that source, counted from 1; 0 if the source is a single document.
+        metadata: Further fields of the record (URL, language, ...), as JSON values; `prepare` stores them with the
+            text.
     """
 
     text: str
@@ -64,11 +65,11 @@ class Document:
 
 
 class TextField:
-    """Takes the text out of records: one field, or a template of several.
+    """Extracts the text of records: one field, or a template of several.
 
     Args:
         text_field: Name of a field, or a template with fields in braces: `"{question} {answer}"`.
-        keep: Further fields that become a document's metadata; None keeps all.
+        keep: Additional fields that become a document's metadata; None keeps all.
 
     Example:
         >>> record = Record({"question": "2 + 2?", "answer": "4", "id": 7}, "a.jsonl", 1)
@@ -82,19 +83,19 @@ class TextField:
         try:
             found = list(Formatter().parse(text_field))
             if any(spec or conversion or name == "" for _, name, spec, conversion in found):
-                raise ValueError("a brace holds more than the name of a field, or none")
+                raise ValueError("braces must contain exactly one field name")
             parts = [(literal, name) for literal, name, _, _ in found]
         except ValueError as error:
             raise UserError(
-                f"text_field {text_field!r} is no template ({error}); write each field as {{name}}"
+                f"text_field {text_field!r} is not a valid template ({error}); write each field as {{name}}"
             ) from error
         self._template = parts if any(name for _, name in parts) else None
         self.fields: tuple[str, ...] = (text_field,) if self._template is None else tuple(n for _, n in parts if n)
-        """The fields that the text is made of."""
+        """Fields that the text is made of."""
 
     @property
     def columns(self) -> list[str] | None:
-        """All fields that are needed; None: every one."""
+        """All fields that are needed; None means every field."""
         return None if self._keep is None else list(dict.fromkeys([*self.fields, *self._keep]))
 
     def document(self, record: Record, bad_input: "BadInput") -> Document | None:
@@ -104,7 +105,8 @@ class TextField:
         for name in self.fields:
             text = values.get(name)
             if not isinstance(text, str):
-                # A number has one spelling, so it may be part of a template; as the text itself it is a mistake.
+                # The spelling of a number is unambiguous, so it may be part of a template; as the whole text it is a
+                # mistake.
                 if self._template is None or not isinstance(text, int | float) or isinstance(text, bool):
                     bad_input.reject(record.where, _missing(values, name))
                     return None
@@ -126,7 +128,7 @@ class TextField:
 
 
 def _plain(value: Any) -> Any:
-    """Return a value of a table as JSON holds it: a struct as an object, a date as its text."""
+    """Return a table value as a JSON value: a struct as an object, a date as text."""
     if isinstance(value, dict):
         return {str(name): _plain(part) for name, part in value.items()}
     if isinstance(value, list):
@@ -136,26 +138,26 @@ def _plain(value: Any) -> Any:
 
 def _missing(values: dict[str, Any], name: str) -> str:
     if name in values:
-        return f"the field {name!r} holds {type(values[name]).__name__}, not text"
+        return f"the field {name!r} contains {type(values[name]).__name__}, not text"
     return no_field(name, values)
 
 
 def no_field(name: str, names: Any, kind: str = "field") -> str:
-    """Return what to say of a record or table that lacks a field."""
+    """Return the message for a record or table that lacks a field."""
     return f"no {kind} {name!r}; its {kind}s are {', '.join(map(repr, names)) or 'none'} (set text_field)"
 
 
 class BadInput:
-    """Decides about a file or a record that cannot be read: an error that names it, or counted and left out.
+    """Handles files or records that cannot be read: raises an error that names them, or counts and skips them.
 
     Args:
         mode: `error` raises at the first; `skip` counts all and remembers the first hundred by name.
-        remedy: What an error says can be done.
+        remedy: Remedy to suggest in error messages.
 
     Attributes:
-        num_skipped: How many files and records were left out.
+        num_skipped: Number of files and records that were skipped.
         named: The first of them, each with the reason.
-        encodings: Encoding that is not UTF-8 and that the user has not named → files that were read in it.
+        encodings: Detected encoding other than UTF-8 → files that were read in it.
     """
 
     MAX_NAMED = 100
@@ -171,18 +173,18 @@ class BadInput:
         self._first_read: dict[str, str] = {}
 
     def reject(self, where: str, problem: str) -> None:
-        """Refuse the input at `where`.
+        """Reject the input at `where`.
 
         Raises:
-            UserError: in mode `error`.
+            UserError: if `mode` is `error`.
         """
-        named = visible(f"{where}: {problem}")  # a file's name may hold what moves a terminal's cursor
+        named = visible(f"{where}: {problem}")  # a file name may contain terminal escape sequences
         if self.mode == "error":
             raise UserError(f"{named}; {self.remedy}")
         self._add(1, [named])
 
     def note_encoding(self, name: str, encoding: Encoding) -> None:
-        """Remember that the file `name` was read in another encoding than UTF-8."""
+        """Record that the file `name` was read in an encoding other than UTF-8."""
         self.encodings.setdefault(encoding.title, set()).add(name)
         self._first_read.setdefault(encoding.title, visible(f"{name} as {encoding.describe()}"))
 
@@ -195,7 +197,7 @@ class BadInput:
         ]
 
     def take(self, other: "BadInput") -> None:
-        """Add what another one has counted."""
+        """Add the counts of another instance."""
         self._add(other.num_skipped, other.named)
         for name, files in other.encodings.items():
             self.encodings.setdefault(name, set()).update(files)
@@ -207,10 +209,10 @@ class BadInput:
 
 
 class UnreadableFile(Exception):  # noqa: N818 (a file's state; readers raise it, `read_records` catches it)
-    """A file cannot be read to its end, so that none of its records may be used.
+    """Raised for a file that cannot be read to its end, so that none of its records may be used.
 
     Attributes:
-        where: File, with the line or row where there is one.
+        where: File, with the line or row if known.
         problem: What is wrong.
     """
 
@@ -221,7 +223,7 @@ class UnreadableFile(Exception):  # noqa: N818 (a file's state; readers raise it
 
 
 def documents_of(records: Iterator[Record], text: TextField, bad_input: BadInput) -> Iterator[Document]:
-    """Yield the texts of records; a record without one goes to `bad_input`."""
+    """Yield the texts of records; a record without text goes to `bad_input`."""
     for record in records:
         document = text.document(record, bad_input)
         if document is not None:

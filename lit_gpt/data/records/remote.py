@@ -1,4 +1,4 @@
-"""Records of files behind a URL, through fsspec: which files there are, and a local copy of one while it is read."""
+"""Records of remote files through fsspec: lists the files, and keeps a local copy of one while it is read."""
 
 import contextlib
 import datetime
@@ -24,17 +24,17 @@ _WAITS_SECONDS = (1.0, 5.0, 20.0)
 _CHECKSUMS = ("checksum", "md5hash", "contentmd5", "md5", "sha", "blobid", "xethash", "crc32c", "crc", "digest", "etag")
 _DATES = ("generation", "lastmodified", "updated", "mtime", "modified", "modificationtime", "modify", "created")
 _VERSIONS = _CHECKSUMS + _DATES
-"""What fsspec's file systems call that by which a changed file is known, in small letters; the surer first."""
+"""Lower-case keys under which fsspec file systems report a version of a file, the most reliable first."""
 
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A shard.
+    """A file, possibly remote.
 
     Attributes:
-        url: Where it is, with its protocol.
-        size: Bytes; 0 where the server does not say.
-        version: Changes with the content: modification time, checksum or ETag; empty where the server has none.
+        url: URL with its protocol.
+        size: Size in bytes; 0 if the server does not report it.
+        version: Value that changes with the content: modification time, checksum or ETag; empty if the server has none.
         local: Whether it is on a disk of this machine and read in place.
     """
 
@@ -45,17 +45,17 @@ class RemoteFile:
 
 
 class RemoteRecords(FileRecords):
-    """Files anywhere that fsspec reaches: `s3://`, `gs://`, `hf://`, `https://`, `memory://`, plain paths.
+    """Files in any location supported by fsspec: `s3://`, `gs://`, `hf://`, `https://`, `memory://`, plain paths.
 
-    A remote file is fetched completely into the cache before it is read, and deleted when all streams that read it
-    there have done so. A file is known by its name, its size and its version: the date of a local file (copy with
-    `cp -p` or `rsync -a` to keep it), and what the server says of a remote one (a checksum, an ETag or a date).
+    A remote file is downloaded completely into the cache before it is read, and deleted when all streams that read it
+    there have finished. A file is identified by its name, size and version: the date of a local file (copy with `cp -p`
+    or `rsync -a` to keep it), and for a remote one a checksum, ETag or date from the server.
 
     Args:
         urls: Files, folders or glob patterns.
-        cache_dir: Where a copy is stored while it is read.
-        text_field: Field that holds the text of a record.
-        document_separator: String at which plain text files are cut into records.
+        cache_dir: Folder in which a copy is stored while it is read.
+        text_field: Field with the text of a record.
+        document_separator: String at which plain text files are split into records.
         format: Encoding, quoting and delimiter of the files.
     """
 
@@ -76,7 +76,7 @@ class RemoteRecords(FileRecords):
 
     @property
     def remote_files(self) -> list[RemoteFile]:
-        """The files, sorted by name; listed on first use."""
+        """Files, sorted by name; listed on first use."""
         if self._remote is None:
             self._remote = [file for url in self.urls for file in list_remote(url)]
         return self._remote
@@ -87,7 +87,7 @@ class RemoteRecords(FileRecords):
             yield Part(file.url, number, [file.size, file.version], file.size, None)
 
     def read(self, spec: Any, bad_input: BadInput, columns: Sequence[str] | None = None) -> Iterator[Record]:
-        """Yield the records of one file, of which there is a local copy meanwhile."""
+        """Yield the records of one file, of which there is a local copy in the meantime."""
         file = self.remote_files[spec]
         with fetched(file, self.cache_dir) as path:
             yield from self.read_file(file.url, path, bad_input, columns)
@@ -107,7 +107,7 @@ class RemoteRecords(FileRecords):
         return sha256_json([self.kind, FORMAT_VERSION, listed, *self.reading_key()])
 
     def describe(self) -> dict[str, Any]:
-        """Return the patterns, and number and size of the files."""
+        """Return the patterns and the number and total size of the files."""
         size = sum(file.size for file in self.remote_files)
         return {"kind": self.kind, "name": self.name, "num_files": len(self.remote_files), "file_bytes": size}
 
@@ -119,7 +119,7 @@ def list_remote(url: str) -> list[RemoteFile]:
         url: A file, a folder or a glob pattern, with or without protocol.
 
     Raises:
-        UserError: if there are none, or the protocol needs a package that is not installed.
+        UserError: if there are no files, or the protocol needs a package that is not installed.
     """
     system, path = _system(url)
     try:
@@ -142,8 +142,8 @@ def list_remote(url: str) -> list[RemoteFile]:
     unknown = [file.url for file in files if not file.version]
     if unknown:
         warnings.warn(
-            f"{len(unknown)} shards of {url} have no checksum, ETag or date, such as {unknown[0]}: one that is changed "
-            "without another size is not noticed, and what was read of it before is trained on; give a changed shard a "
+            f"{len(unknown)} shards of {url} have no checksum, ETag or date, such as {unknown[0]}: if one is changed "
+            "without changing its size, this is not noticed, and cached data is trained on; give a changed shard a "
             "new name",
             stacklevel=2,
         )
@@ -164,17 +164,17 @@ def _remote_file(system: Any, name: str, listed: Mapping[str, Any]) -> RemoteFil
 
 
 def _version(info: Mapping[str, Any]) -> str:
-    """Return by what a change of the file shows, empty if its file system does not say."""
+    """Return the value that identifies a version of the file; empty if its file system reports none."""
     values = {name.lower().replace("-", "").replace("_", ""): value for name, value in info.items()}
     for name in _VERSIONS:
         if value := values.get(name):
-            # One file system gives a date now as this, now as that.
+            # Some file systems return a date sometimes as a datetime and sometimes as a number.
             return f"{name} {value.timestamp() if isinstance(value, datetime.datetime) else value}"
     return ""
 
 
 def _asked(system: Any, name: str) -> dict[str, Any]:
-    """Ask for one file, of which a listing may say less (that of a web server gives names alone)."""
+    """Query a single file, for which a listing may have less information (that of a web server has only names)."""
     protocols = [system.protocol] if isinstance(system.protocol, str) else system.protocol
     more = {"expand_info": True} if "hf" in protocols else {}
     with contextlib.suppress(OSError, ValueError):
@@ -184,21 +184,21 @@ def _asked(system: Any, name: str) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def fetched(file: RemoteFile, cache_dir: Path) -> Iterator[Path]:
-    """Give a local path of the file, fetching it if it is not on this machine, and keeps it there while it is read.
+    """Yield a local path of the file, downloading it if necessary, and keep it there while it is read.
 
-    Readers of the copy hold a shared lock; it is fetched and deleted under the exclusive one. So streams that share
-    a cache share a copy too, and the last that has read it to its end deletes it. Where reading ends early the copy
-    stays: the stream continues there.
+    Readers of the copy hold a shared lock; it is downloaded and deleted under an exclusive lock. So streams that share
+    a cache also share a copy, and the last one that has read it to its end deletes it. If reading ends early, the copy
+    is kept: the stream will continue there.
 
     Args:
         file: The file.
-        cache_dir: Where the copy goes, below `shards/`.
+        cache_dir: Cache folder; the copy goes below its `shards/`.
 
     Yields:
         The path.
 
     Raises:
-        UserError: if it cannot be fetched after some tries, or the disk is full.
+        UserError: if it cannot be downloaded after several attempts, or the disk is full.
     """
     if file.local:
         yield Path(file.url)
@@ -213,16 +213,16 @@ def fetched(file: RemoteFile, cache_dir: Path) -> Iterator[Path]:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not target.exists():
                 _fetch(file, target)
-            # Between the two locks another stream may have read it to its end.
+            # Between releasing one lock and taking the other, another stream may have finished and deleted the copy.
             fcntl.flock(lock, fcntl.LOCK_SH)
         try:
             yield target
-            with contextlib.suppress(BlockingIOError):  # another stream reads it
+            with contextlib.suppress(BlockingIOError):  # another stream is reading it
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 target.unlink(missing_ok=True)
         finally:
-            # A forked worker has this lock in common with its parent: closing the file does not release it here, and
-            # must not there.
+            # A forked worker shares this lock with its parent: closing the file does not release it here, and must not
+            # release it there.
             if os.getpid() == process:
                 fcntl.flock(lock, fcntl.LOCK_UN)
 
@@ -258,7 +258,7 @@ def _system(url: str) -> tuple[Any, str]:
 
     try:
         system, path = fsspec.core.url_to_fs(str(Path(url).expanduser()) if "://" not in url else url)
-    except ImportError as error:  # fsspec says which package its protocol needs
+    except ImportError as error:  # the message names the package that the protocol needs
         raise UserError(f"{url}: {error}; install that package, too") from error
     except ValueError as error:
         raise UserError(f"{url}: {_reason(error)}") from error

@@ -1,8 +1,8 @@
-"""Where records come from, in one form for every reader: pretraining, `prepare`, fine-tuning, benchmarks, evaluation.
+"""Base class of all record sources, and sources of local files, generators and iterables.
 
 A `RecordSource` lists its parts (files, ranges of rows, shards), reads one part, and has a fingerprint that changes
-when its records do. Everything else follows from these three: all records in order, their texts, many tasks that read
-parts side by side, and a stream that begins again in the middle of a part.
+when its records change. Everything else is derived from these three: reading all records in order, extracting their
+texts, reading parts in parallel tasks, and resuming a stream within a part.
 """
 
 import hashlib
@@ -21,19 +21,19 @@ from lit_gpt.errors import UserError
 from lit_gpt.hashing import FileHashes, sha256_json
 
 FORMAT_VERSION = 1
-"""Part of every fingerprint of files: raise it when the same bytes come to give other records."""
+"""Part of every fingerprint of files; increase it when the same bytes are read as different records."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """What can be read by itself: a file, a range of rows, a shard of a stream.
+    """A part of a source that can be read separately: a file, a range of rows, a shard of a stream.
 
     Attributes:
-        name: For messages.
+        name: Name in messages.
         spec: JSON value that the source's `read` understands.
-        stamp: JSON value that changes when the content does; a start after a kill compares it.
+        stamp: JSON value that changes when the content does; compared when an interrupted run is restarted.
         num_bytes: Estimated bytes of text; None if unknown.
-        path: Where it is on this disk, if it is a file.
+        path: Local path, if the part is a file on this machine.
     """
 
     name: str
@@ -44,12 +44,12 @@ class Part:
 
 
 class RecordSource(ABC):
-    """Where records come from. Reading it twice yields the same records in the same order; it can be pickled.
+    """A source of records. Every pass yields the same records in the same order; a source can be pickled.
 
     Attributes:
-        name: What messages and lineage call it.
-        split: The split that all of its records go to, or None: each by its own hash.
-        text: How a text is taken from a record.
+        name: Name in messages and lineage.
+        split: Split that all of its records are assigned to; None: each by its own hash.
+        text: How to extract the text of a record.
     """
 
     kind = "records"
@@ -59,7 +59,7 @@ class RecordSource(ABC):
 
     @property
     def title(self) -> str:
-        """What reports call it: without the folders of this machine."""
+        """Name in reports, without this machine's folders."""
         return self.name
 
     @abstractmethod
@@ -71,9 +71,9 @@ class RecordSource(ABC):
         """Yield the records of a part, in bounded memory.
 
         Args:
-            spec: The part's.
-            bad_input: Takes what cannot be read.
-            columns: Fields that are needed: a source may leave the others out, and may refuse a table that lacks one.
+            spec: `spec` of the part.
+            bad_input: Collects input that cannot be read.
+            columns: Fields that are needed; a source may omit the others, and may reject a table that lacks one.
         """
 
     @abstractmethod
@@ -82,17 +82,17 @@ class RecordSource(ABC):
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
-        """Return what lineage and data card keep about it (JSON values)."""
+        """Return what lineage and the data card record about the source (JSON values)."""
 
     def read_from(
         self, spec: Any, place: Any, bad_input: BadInput, columns: Sequence[str] | None = None
     ) -> Iterator[tuple[Record, Any]]:
-        """Yield the records of a part from a place on, each with the place at which reading begins with it.
+        """Yield the records of a part from a position on, each with the position at which reading starts with it.
 
         Args:
-            spec: The part's.
-            place: As this function gave it with a record (a JSON value); None begins the part.
-            bad_input: Takes what cannot be read.
+            spec: `spec` of the part.
+            place: Position that this function yielded with a record (a JSON value); None starts at the beginning.
+            bad_input: Collects input that cannot be read.
             columns: Fields that are needed.
         """
         begin = place or 0
@@ -112,22 +112,22 @@ class RecordSource(ABC):
         return documents_of(self.records(bad_input, self.text.columns), self.text, bad_input)
 
     def num_bytes(self) -> int | None:
-        """Estimate the UTF-8 bytes of all texts; None if that is unknown before reading them."""
+        """Estimate the UTF-8 bytes of all texts; None if this is unknown before reading them."""
         sizes = [part.num_bytes for part in self.parts()]
         return None if None in sizes else sum(size for size in sizes if size is not None)
 
 
 class FileRecords(RecordSource):
-    """Records of local files: text, JSON, JSON lines, CSV, TSV, Parquet, Arrow; each also as .gz, .zst, .bz2 or .xz.
+    """Records of local files: text, JSON, JSON lines, CSV, TSV, Parquet, Arrow; optionally .gz, .zst, .bz2 or .xz.
 
     Args:
         files: Files, folders, glob patterns (see `expand_files`), or an already expanded list of (name, path).
-        text_field: Field that holds the text of a record, or a template of fields in braces.
-        document_separator: String at which plain text files are cut into records; None does not cut.
-        split: Split that all records go to; None decides each by its hash.
-        name: What lineage calls the source; the patterns by default.
+        text_field: Field with the text of a record, or a template of fields in braces.
+        document_separator: String at which plain text files are split into records; None does not split.
+        split: Split that all records are assigned to; None assigns each by its hash.
+        name: Name of the source in lineage; the patterns by default.
         format: Encoding, quoting and delimiter of the files.
-        keep: Further fields that become a document's metadata; None keeps all.
+        keep: Additional fields that become a document's metadata; None keeps all.
     """
 
     kind = "files"
@@ -144,7 +144,7 @@ class FileRecords(RecordSource):
     ) -> None:
         self.text = TextField(text_field, keep)
         if document_separator == "":
-            raise UserError("document_separator is empty; give a string such as '\\n\\n', or null not to cut files")
+            raise UserError("document_separator is empty; give a string such as '\\n\\n', or null to keep files whole")
         self.document_separator = document_separator
         self.format = format or FileFormat()
         self.split = split
@@ -156,11 +156,11 @@ class FileRecords(RecordSource):
 
     @property
     def title(self) -> str:
-        """The files' names, relative to what the user named."""
+        """Names of the files, relative to the paths that the user named."""
         return _listed([name for name, _ in self.files()])
 
     def files(self) -> list[tuple[str, Path]]:
-        """List (name, path) of each file; the disk is searched once. Subclasses may leave some out."""
+        """List (name, path) of each file; the disk is searched only once. Subclasses may exclude some."""
         if self._files is None:
             expanded = [] if isinstance(self._named, str) else [item for item in self._named if isinstance(item, tuple)]
             patterns = self._named if isinstance(self._named, str) else [str(pattern) for pattern in self._named]
@@ -172,7 +172,7 @@ class FileRecords(RecordSource):
         for name, path in self.files():
             try:
                 stat = path.stat()
-            except OSError as error:  # reading it will say so, and on_bad_input decides
+            except OSError as error:  # reading it will report the error according to on_bad_input
                 yield Part(name, [name, str(path)], f"unreadable: {error.strerror}", 0, path)
                 continue
             num_bytes = estimated_bytes(path, stat.st_size)
@@ -196,34 +196,34 @@ class FileRecords(RecordSource):
         self, name: str, path: Path, bad_input: BadInput, columns: Sequence[str] | None = None
     ) -> Iterator[Record]:
         """Yield the records of one file; subclasses read other formats."""
-        # A plain text file is a record whose text has the name by which it will be looked for.
+        # The text of a plain text file is stored under the field name by which it will be looked up.
         field = self.text.text_field if self.text.fields == (self.text.text_field,) else "text"
         return read_records(path, name, bad_input, self.format, columns, self.document_separator, field)
 
     def fingerprint(self, hashes: FileHashes) -> str:
-        """Return a hash of the files' names and contents and of how they are read."""
+        """Return a hash of the files' names and contents and of the reading options."""
         content = [[name, content_hash(path, hashes)] for name, path in self.files()]
         return sha256_json([self.kind, FORMAT_VERSION, content, *self.reading_key(), self.split])
 
     def reading_key(self) -> list[Any]:
-        """Return what the records depend on besides the files' contents (JSON values)."""
+        """Return what the records depend on in addition to the files' contents (JSON values)."""
         return [self.text.text_field, self.document_separator, asdict(self.format)]
 
     def describe(self) -> dict[str, Any]:
-        """Return name, number of files and their size."""
+        """Return name, number and total size of the files."""
         size = sum(file_bytes(path) for _, path in self.files())
         return {"kind": self.kind, "name": self.name, "num_files": len(self.files()), "file_bytes": size}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_files": None}  # a worker gets the name of the file to read
+        return {**self.__dict__, "_files": None}  # a worker receives the file to read
 
 
 class GeneratedRecords(RecordSource):
-    """Records that a subclass's `generate` yields, in one part.
+    """Records yielded by a subclass's `generate`, in a single part.
 
     Attributes:
-        version: Of the generator: raise it when the records that the same input gives change, so that no cache holds
-            the old ones.
+        version: Version of the generator; increase it when the records for the same input change, so that caches are
+            not reused.
     """
 
     kind = "generated"
@@ -231,10 +231,10 @@ class GeneratedRecords(RecordSource):
 
     @abstractmethod
     def generate(self) -> Iterator[Record]:
-        """Yield the records, each time the same ones."""
+        """Yield the records, which must be the same every time."""
 
     def parts(self) -> Iterator[Part]:
-        """Yield the one part that there is."""
+        """Yield the only part."""
         yield Part(self.name, None, self.version, None)
 
     def read(self, spec: Any, bad_input: BadInput, columns: Sequence[str] | None = None) -> Iterator[Record]:
@@ -254,11 +254,12 @@ class IterableRecords(GeneratedRecords):
     """Records from a Python function.
 
     Args:
-        make_records: Called for each pass; returns texts, dicts, `Record`s or `Document`s, each time the same ones.
-        name: What messages and lineage call it.
-        version: Changes when the records do. Without it a pass over all of them finds their hash.
-        split: Split that all records go to; None decides each by its hash.
-        text_field: Field that holds the text of a record.
+        make_records: Called for each pass; returns texts, dicts, `Record`s or `Document`s, which must be the same every
+            time.
+        name: Name in messages and lineage.
+        version: Value that changes when the records do; without it, the records are hashed in an additional pass.
+        split: Split that all records are assigned to; None assigns each by its hash.
+        text_field: Field with the text of a record.
 
     Example:
         >>> source = IterableRecords(lambda: ["one text", {"text": "another"}], name="two texts")
@@ -285,16 +286,16 @@ class IterableRecords(GeneratedRecords):
         self.text = TextField(text_field, keep=None)
 
     def generate(self) -> Iterator[Record]:
-        """Yield the function's records; those without a place of their own are numbered from 1.
+        """Yield the function's records; those without a record number are numbered from 1.
 
         Raises:
-            UserError: if the function returns an iterator that it returned before, or something that is no record.
+            UserError: if the function returns the same iterator again, or yields something that is not a record.
         """
         made = self._make_records()
         if made is self._last_made:
             raise UserError(
                 f"{self.name}: documents() (or the function that makes its records) returned the same iterator twice, "
-                "which is used up after the first pass; make a new one at each call (with yield), or return a list"
+                "which is exhausted after the first pass; create a new one at each call (with yield), or return a list"
             )
         self._last_made = made if isinstance(made, Iterator) else None
         for number, item in enumerate(made, start=1):
@@ -306,7 +307,7 @@ class IterableRecords(GeneratedRecords):
             yield record
 
     def fingerprint(self, hashes: FileHashes) -> str:
-        """Return the hash of `version`, or else of every record."""
+        """Return the hash of `version`, or of every record if there is no version."""
         if self._fingerprint is None:
             content = self.version
             if content is None:
@@ -324,13 +325,13 @@ class IterableRecords(GeneratedRecords):
 
 
 def as_record(item: object, name: str, number: int, text_field: str = "text") -> Record | None:
-    """Return what somebody's code yielded as a record; None for what is none.
+    """Convert an item that user code yielded to a record; None if it is not convertible.
 
     Args:
         item: A text, a dict, a `Record` or a `Document`.
-        name: Source of a text or dict.
-        number: Its place there.
-        text_field: Field for the text of a text or document.
+        name: Source name for a text or dict.
+        number: Record number in the source.
+        text_field: Field name for the text of a text or document.
     """
     match item:
         case Record():
@@ -345,11 +346,11 @@ def as_record(item: object, name: str, number: int, text_field: str = "text") ->
 
 
 def corpus_fingerprint(sources: Iterable[RecordSource], hashes: FileHashes) -> str:
-    """Return the hash of all that the sources hold, in order."""
+    """Return the hash of everything in the sources, in order."""
     return sha256_json([source.fingerprint(hashes) for source in sources])
 
 
 def total_bytes(sources: Iterable[RecordSource]) -> int | None:
-    """Estimate the text's bytes in all sources; None if one of them does not know."""
+    """Estimate the bytes of text in all sources; None if it is unknown for one of them."""
     sizes = [source.num_bytes() for source in sources]
     return None if None in sizes else sum(size for size in sizes if size is not None)

@@ -141,7 +141,7 @@ def test_every_format_gives_the_same_texts(tmp_path):
         ("long_number.jsonl", b"[" + b"9" * 5000 + b"]", "the line is not JSON"),
         ("bad.txt", b"\xff\xfe\x00", "is not valid UTF"),
         ("bad.jsonl.gz", gzip.compress(b'{"a": "b"}' * 500)[:-9], "compressed data are damaged"),
-        ("bad.parquet", b"PAR1", "is no readable Parquet file"),
+        ("bad.parquet", b"PAR1", "is not a readable Parquet file"),
         ("empty.jsonl", b"", "holds no text"),
         ("short.jsonl", b'{"a": "too short"}', "has no text of 8 words or more"),
     ],
@@ -160,7 +160,7 @@ def test_wrong_options(tmp_path):
     with pytest.raises(UserError, match=r"decontaminate: benchmarks is .*\[a.jsonl\]"):
         Decontaminate(benchmarks="a.jsonl")
     path = write_jsonl(tmp_path / "a.jsonl", [{"question": "what?"}])
-    with pytest.raises(UserError, match=r"holds no text in answer; its fields are question"):
+    with pytest.raises(UserError, match=r"contains no text in answer; its fields are question"):
         judge(Decontaminate(benchmarks=[path], fields=["answer"]), "some text")
 
 

@@ -146,7 +146,7 @@ def test_a_quote_that_is_never_closed_swallows_no_rows(tmp_path):
     bad_input = BadInput("skip")
     assert list(read_records(path, "a.csv", bad_input)) == []  # a file that fails half-way leaves nothing behind
     assert len(bad_input.named) == 1
-    assert bad_input.named[0].startswith("a.csv:3: lines 3 to 5: it is no CSV (unexpected end of data); is each quote")
+    assert bad_input.named[0].startswith("a.csv:3: lines 3 to 5: it is not CSV (unexpected end of data); is each quote")
 
 
 def test_rows_after_a_bad_csv_row_are_read(tmp_path):

@@ -118,7 +118,7 @@ def test_the_separator_wins_over_long_files(tmp_path: Path, monkeypatch: pytest.
             "a.txt.zst: the compressed data are damaged",
         ),
         ("a.txt.zst", b"no zstandard", "a.txt.zst: the compressed data are damaged"),
-        ("a.parquet", b"PAR1 no parquet", "a.parquet: it is no readable Parquet file"),
+        ("a.parquet", b"PAR1 no parquet", "a.parquet: it is not a readable Parquet file"),
         ("a.csv", b"text\nok\n\xff\n", "a.csv: it is not valid UTF-8"),
         ("a.csv", b"id,body\n1,x\n", "a.csv:1: no column 'text'; its columns are 'id', 'body'"),
         ("a.csv", b"id,text\n1\n", "a.csv:2: it has fewer cells (1) than the header has columns (2)"),

@@ -202,8 +202,8 @@ DAMAGED = {  # name → (content, what is said of it, texts that are left under 
         ": two columns are named 'prompt'",
         [],
     ),
-    "cut.parquet": (FORMATS["table.parquet"][:-30], ": it is no readable Parquet file", []),
-    "cut.arrow": (FORMATS["file.arrow"][:-30], ": it is no readable Arrow file", []),
+    "cut.parquet": (FORMATS["table.parquet"][:-30], ": it is not a readable Parquet file", []),
+    "cut.arrow": (FORMATS["file.arrow"][:-30], ": it is not a readable Arrow file", []),
     "binary.txt": (b"good\n\0\1", ": it is binary", []),
     "parquet.txt": (FORMATS["table.parquet"], ": it is binary, not text: a Parquet file; name it .parquet", []),
 }
