@@ -1,7 +1,7 @@
-"""Published architectures and their presets, one file a lineage, and the open registry that finds them.
+"""Published architectures and their presets, one file per lineage, and the registry of families.
 
-`registry.py` says how another package adds a family; `family.py` what a family is; `weights.py` is the language of
-weight tables, and `config_json.py` and `decoder.py` are what most families' mappings are made of.
+`registry.py` explains how another package adds a family, `family.py` defines what a family is, `weights.py` defines
+weight tables, and `config_json.py` and `decoder.py` contain what most families' mappings share.
 """
 
 from lit_gpt.models.families.family import Family, GGUFArchitecture

@@ -1,8 +1,8 @@
 """Keys of config.json that families share, read and written: checks, activations, layer kinds, and RoPE.
 
-RoPE has two spellings: `rope_parameters` (transformers 5), and `rope_theta` with `rope_scaling` (before). Both are
-read; both are written, with the same content, because many other tools still read the older. Families whose sliding
-layers rotate differently nest `rope_parameters` by the kind of layer.
+RoPE has two forms: `rope_parameters` (transformers 5), and `rope_theta` with `rope_scaling` (before). Both are read,
+and both are written with the same content, because many other tools still read only the older one. Families whose
+sliding-window layers use a different RoPE nest `rope_parameters` by layer kind.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,9 +13,9 @@ from lit_gpt.models.choices import Activation
 from lit_gpt.models.config import GPTConfig, RopeScaling
 
 FULL, SLIDING = "full_attention", "sliding_attention"
-"""Kinds of layers in `layer_types`."""
+"""Layer kinds in `layer_types`."""
 
-# "gelu_new", "gelu_fast" and "gelu_pytorch_tanh" are one function, written in three ways.
+# "gelu_new", "gelu_fast" and "gelu_pytorch_tanh" are three spellings of the same function.
 _READ_ACTIVATION: dict[str, Activation] = {
     "gelu_new": "gelu_tanh",
     "gelu_fast": "gelu_tanh",
@@ -31,12 +31,12 @@ _SCALING_FIELDS = {
     "yarn": ("beta_fast", "beta_slow", "truncate", "mscale", "mscale_all_dim", "attention_factor"),
     "longrope": ("attention_factor",),
 }
-"""Fields of `RopeScaling` with the same name in config.json, by kind."""
+"""For each kind of `RopeScaling`, the fields that have the same name in config.json."""
 _SCALING_ALIASES = {"su": "longrope"}
 
 
 def required(values: Mapping[str, Any], key: str) -> Any:
-    """Return a value that has no default.
+    """Return a required value.
 
     Raises:
         UserError: If it is missing or null.
@@ -47,25 +47,25 @@ def required(values: Mapping[str, Any], key: str) -> Any:
 
 
 def optional(values: Mapping[str, Any], key: str, default: Any) -> Any:
-    """Return a value that has a default; null means the default too."""
+    """Return a value, or its default if it is missing or null."""
     value = values.get(key)
     return default if value is None else value
 
 
 def whole(values: Mapping[str, Any], key: str, default: int, least: int = 0) -> int:
-    """Return a whole number that has a default.
+    """Return an integer, or its default if it is missing or null.
 
     Raises:
-        UserError: If it is not a whole number, or less than `least`.
+        UserError: If it is not an integer, or less than `least`.
     """
     value = optional(values, key, default)
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise UserError(f"config.json has {key}: {value!r}, it must be a whole number of at least {least}")
+        raise UserError(f"config.json has {key}: {value!r}, it must be an integer of at least {least}")
     return value
 
 
 def flag(values: Mapping[str, Any], key: str, default: bool) -> bool:
-    """Return a switch.
+    """Return a boolean, or its default if it is missing or null.
 
     Raises:
         UserError: If it is neither true nor false.
@@ -77,23 +77,23 @@ def flag(values: Mapping[str, Any], key: str, default: bool) -> bool:
 
 
 def expect(values: Mapping[str, Any], key: str, supported: Any) -> None:
-    """Raise if config.json asks for something that the model does not compute.
+    """Raise if config.json requires something that the model does not implement.
 
     Raises:
         UserError: If `key` has a value other than the supported one.
     """
     if values.get(key, supported) not in (supported, None):
         raise UserError(
-            f"config.json has {key}: {values[key]!r}, which lit_gpt does not compute (only {supported!r}); "
+            f"config.json has {key}: {values[key]!r}, which lit_gpt does not support (only {supported!r}); "
             "import a model without it"
         )
 
 
 def demand(config: GPTConfig, **fields: Any) -> None:
-    """Raise unless fields or properties of a config have the values that its family can express.
+    """Raise unless fields or properties of a config have the values that its family requires.
 
     Raises:
-        UserError: With the first that has another value.
+        UserError: For the first field that has another value.
     """
     for name, value in fields.items():
         actual = getattr(config, name)
@@ -105,10 +105,10 @@ def demand(config: GPTConfig, **fields: Any) -> None:
 
 
 def read_activation(key: str, name: str) -> Activation:
-    """Return our name of a plain (not gated) activation.
+    """Return our name of a plain (ungated) activation.
 
     Raises:
-        UserError: If it is none of those that are computed.
+        UserError: If it is not supported.
     """
     if name not in _READ_ACTIVATION:
         raise UserError(f"{key} {name!r} is not one of {', '.join(_READ_ACTIVATION)}")
@@ -116,7 +116,7 @@ def read_activation(key: str, name: str) -> Activation:
 
 
 def write_activation(config: GPTConfig) -> str:
-    """Return config.json's name of a plain activation.
+    """Return config.json's name of the config's plain activation.
 
     Raises:
         UserError: If the MLP is gated.
@@ -133,16 +133,17 @@ def read_layers(types: Sequence[str], window: int | None, block_size: int, keep:
 
     Args:
         types: The kind of each layer.
-        window: In tokens; None: no layer slides.
-        block_size: The longest context: a window as long as that hides nothing, and is read as none.
-        keep: Cut such a window to the context instead, because sliding layers differ in more than it (Gemma 3).
+        window: Window in tokens; None: no layer uses one.
+        block_size: The maximum context: a window at least this long has no effect, and is read as no window.
+        keep: Shorten such a window to the context instead, because sliding-window layers also differ in other ways
+            (Gemma 3).
 
     Raises:
         UserError: If a layer is of another kind.
     """
     unknown = sorted(set(types) - {FULL, SLIDING})
     if unknown:
-        raise UserError(f"config.json has layer_types {', '.join(unknown)}; lit_gpt computes {FULL} and {SLIDING}")
+        raise UserError(f"config.json has layer_types {', '.join(unknown)}; lit_gpt supports {FULL} and {SLIDING}")
     slides = [kind == SLIDING for kind in types]
     if window is None or not any(slides) or (window >= block_size and not keep):
         return {"sliding_window": None, "layer_windows": None}
@@ -154,8 +155,8 @@ def write_layers(config: GPTConfig, needs_window: bool = False) -> dict[str, Any
     """Return `sliding_window` and `layer_types`; the inverse of `read_layers`.
 
     Args:
-        config: The model's shape.
-        needs_window: The transformers class needs a number even where no layer slides; it gets the context's length.
+        config: The model's architecture.
+        needs_window: Whether the transformers class needs a number even if no layer uses a window; it gets block_size.
     """
     window = config.block_size if config.sliding_window is None and needs_window else config.sliding_window
     types = [SLIDING if config.slides(layer) else FULL for layer in range(config.n_layer)]
@@ -163,7 +164,7 @@ def write_layers(config: GPTConfig, needs_window: bool = False) -> dict[str, Any
 
 
 def shortest_pattern(flags: Sequence[bool]) -> tuple[bool, ...]:
-    """Return the shortest beginning that gives all of the flags when it is repeated over the layers."""
+    """Return the shortest pattern that yields all of the flags when it is repeated over the layers."""
     for length in range(1, len(flags)):
         if all(flag == flags[i % length] for i, flag in enumerate(flags)):
             return tuple(flags[:length])
@@ -178,11 +179,11 @@ def read_rope(
     Args:
         values: config.json.
         default_theta: The base if config.json has none.
-        default_fraction: The rotated part of a head if config.json has none; None: the family rotates whole heads,
-            and a part is refused.
+        default_fraction: The rotated fraction of a head if config.json has none; None: the family rotates complete
+            heads, and any other fraction is rejected.
 
     Raises:
-        UserError: If config.json asks for a part in a family that rotates whole heads, or for an unknown scaling.
+        UserError: If config.json sets a fraction in a family that rotates complete heads, or an unknown scaling.
     """
     parameters = _parameters(values)
     theta = _first("rope_theta", parameters, values, default=default_theta)
@@ -194,22 +195,26 @@ def read_rope(
 
 
 def read_layered_rope(values: dict[str, Any], full_theta: float, sliding_theta: float) -> dict[str, Any]:
-    """Return `rope_theta`, `rope_scaling` and `rope_local_theta` where sliding layers rotate differently.
+    """Return `rope_theta`, `rope_scaling` and `rope_local_theta` for families with a separate RoPE in window layers.
 
     Args:
-        values: config.json; `rope_parameters` nested, or the older `rope_theta`, `rope_local_base_freq` and
-            `rope_scaling`, which are those of the other layers.
-        full_theta: Base of layers that do not slide, if config.json has none.
-        sliding_theta: Base of layers that slide, likewise.
+        values: config.json; either nested `rope_parameters`, or the older `rope_theta`, `rope_local_base_freq` and
+            `rope_scaling`, where the first and last apply to the full-attention layers.
+        full_theta: Base of full-attention layers, if config.json has none.
+        sliding_theta: Base of sliding-window layers, if config.json has none.
     """
     nested = values.get("rope_parameters") or {}
     if nested and not {FULL, SLIDING} & nested.keys():
-        raise UserError(f"config.json has rope_parameters for no kind of layer; nest them under {FULL} and {SLIDING}")
+        raise UserError(
+            f"config.json has rope_parameters that are not nested by layer kind; nest them under {FULL} and {SLIDING}"
+        )
     full = nested.get(FULL) or values.get("rope_scaling") or {}
     sliding = nested.get(SLIDING) or {}
     _rotate_all(full, sliding, values)
     if _read_scaling(sliding, values) is not None:
-        raise UserError("config.json scales RoPE in sliding layers; lit_gpt computes that for the other layers alone")
+        raise UserError(
+            "config.json scales RoPE in sliding-window layers; lit_gpt supports that only in full-attention layers"
+        )
     theta = _first("rope_theta", full, values, default=full_theta)
     local = _first("rope_theta", sliding, default=optional(values, "rope_local_base_freq", sliding_theta))
     scaling = _read_scaling(full, values)
@@ -221,19 +226,19 @@ def read_layered_rope(values: dict[str, Any], full_theta: float, sliding_theta: 
 
 
 def with_default_rope(values: dict[str, Any], parameters: dict[str, Any]) -> dict[str, Any]:
-    """Return config.json with the class's default `rope_parameters` if it has RoPE in neither spelling."""
+    """Return config.json, with the class's default `rope_parameters` added if it has RoPE in neither form."""
     return values if _parameters(values) else values | {"rope_parameters": parameters}
 
 
 def write_rope(config: GPTConfig, query_scale: bool = False) -> dict[str, Any]:
-    """Return RoPE's keys in both spellings; the inverse of `read_rope`.
+    """Return RoPE's keys in both forms; the inverse of `read_rope`.
 
     Args:
-        config: The model's shape.
-        query_scale: The family scales queries by position, and needs the factor even where it is 0.
+        config: The model's architecture.
+        query_scale: Whether the family scales queries by position; if so, the factor is written even if it is 0.
 
     Raises:
-        UserError: If queries are scaled by position and the family cannot express that.
+        UserError: If the config scales queries by position and the family cannot express that.
     """
     scaling = _write_scaling(config.rope_scaling, config.family, query_scale)
     fraction = {} if config.rope_fraction == 1 else {"partial_rotary_factor": config.rope_fraction}
@@ -242,17 +247,17 @@ def write_rope(config: GPTConfig, query_scale: bool = False) -> dict[str, Any]:
 
 
 def write_layered_rope(config: GPTConfig) -> dict[str, Any]:
-    """Return RoPE's keys, nested by kind of layer and in the older spelling; the inverse of `read_layered_rope`.
+    """Return RoPE's keys, nested by layer kind and in the older form; the inverse of `read_layered_rope`.
 
     Raises:
-        UserError: If sliding layers are scaled too.
+        UserError: If sliding-window layers are scaled too.
     """
     scaling = _write_scaling(config.rope_scaling, config.family, False)
     local = config.rope_theta if config.rope_local_theta is None else config.rope_local_theta
     if scaling is not None and config.rope_local_theta is None and config.sliding_window is not None:
         raise UserError(
-            f"family {config.family!r} scales RoPE in full layers alone; set rope_local_theta to the base of the "
-            f"sliding ones (rope_theta is {config.rope_theta})"
+            f"family {config.family!r} scales RoPE only in full-attention layers; set rope_local_theta to the base of "
+            f"the sliding-window layers (rope_theta is {config.rope_theta})"
         )
     return {
         "rope_parameters": {
@@ -277,7 +282,7 @@ def original_context(config: GPTConfig) -> int:
     """Return `max_position_embeddings`; the inverse of `longest_context`.
 
     Raises:
-        UserError: If dynamic scaling gives another context than block_size.
+        UserError: If dynamic scaling yields a context other than block_size.
     """
     scaling = config.rope_scaling
     if scaling is None or scaling.kind != "dynamic":
@@ -291,7 +296,7 @@ def original_context(config: GPTConfig) -> int:
 
 
 def _first(key: str, *places: dict[str, Any], default: Any) -> Any:
-    """Return the value of `key` in the first place that has one."""
+    """Return the value of `key` in the first dict that has one."""
     return next((place[key] for place in places if place.get(key) is not None), default)
 
 
@@ -311,11 +316,11 @@ def _read_scaling(parameters: dict[str, Any], values: dict[str, Any]) -> RopeSca
         return None
     if kind not in ("linear", "dynamic", "yarn", "llama3", "longrope"):
         raise UserError(
-            f"config.json has RoPE scaling of type {kind!r}; lit_gpt computes default, linear, dynamic, yarn, llama3 "
+            f"config.json has RoPE scaling of type {kind!r}; lit_gpt supports default, linear, dynamic, yarn, llama3 "
             "and longrope"
         )
     length = values.get("max_position_embeddings")
-    # Phi-3 has the original context outside of rope_scaling; it takes precedence, as in transformers.
+    # Phi-3 stores the original context outside of rope_scaling; as in transformers, it takes precedence.
     original = values.get(_ORIGINAL) or parameters.get(_ORIGINAL)
     factor = parameters.get("factor")
     if factor is None and kind in ("yarn", "longrope") and original and length:

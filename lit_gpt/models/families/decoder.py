@@ -1,7 +1,7 @@
-"""The decoder that most families share (Llama's build): config.json's keys, tensor names, and mixtures of experts.
+"""The Llama-style decoder that most families share: config.json's keys, tensor names, and mixtures of experts.
 
-Tensor names are nearly ours and RoPE pairs coordinates as ours does, so most weights are only renamed. On the hub each
-expert is a tensor of its own; here, and in transformers' memory, the experts of a layer are stacked.
+Tensor names are close to ours and RoPE pairs coordinates in the same way, so most weights are only renamed. On the Hub
+each expert is a separate tensor; here, and in transformers' memory, the experts of a layer are stacked.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ from lit_gpt.models.families.family import ANY
 from lit_gpt.models.families.weights import Entry, Stack, entry
 
 LayerEntries = Callable[[GPTConfig, str, str], list[Entry]]
-"""Entries of a part of one layer, from (config, "model.layers.0.", "blocks.0.")."""
+"""Entries of one part of a layer, from (config, "model.layers.0.", "blocks.0.")."""
 
 PRE_NORMS = {"input_layernorm": "ln1", "post_attention_layernorm": "ln2"}
 OUTPUT_NORMS = {"post_attention_layernorm": "ln1", "post_feedforward_layernorm": "ln2"}
@@ -33,7 +33,7 @@ SANDWICH_NORMS = {
     "pre_feedforward_layernorm": "ln2",
     "post_feedforward_layernorm": "ln2_out",
 }
-"""The norms of a layer: name in files → local, by `norm_placement`."""
+"""The norms of a layer, as {name in files: local name}, by `norm_placement`."""
 
 _LLAMA: dict[str, Any] = {
     "norm": "rmsnorm",
@@ -72,12 +72,12 @@ _PLAIN_MIXTURE: dict[str, Any] = {
 
 
 def demand_llama(config: GPTConfig, **differences: Any) -> None:
-    """Raise unless a config is Llama's build, except for the differences that its family has.
+    """Raise unless a config equals the Llama architecture, except for the family's differences.
 
     Args:
-        config: The model's shape; its `family` is named in errors.
-        **differences: Fields or properties with the value that the family needs, or `ANY`. `attention_scale=ANY`
-            accepts any scale of scores.
+        config: The model's architecture; its `family` is named in errors.
+        **differences: Fields or properties with the value that the family requires, or `ANY`. For example,
+            `attention_scale=ANY` accepts any scale of the scores.
 
     Raises:
         UserError: With the first field that the family cannot express.
@@ -86,13 +86,13 @@ def demand_llama(config: GPTConfig, **differences: Any) -> None:
     needed = {name: value for name, value in (_LLAMA | differences).items() if value is not ANY}
     demand(config, **needed)
     if "layer_windows" in needed and len({config.window(layer) for layer in range(config.n_layer)}) > 1:
-        demand(config, layer_types=None)  # the other way to let some layers slide and others not
+        demand(config, layer_types=None)  # the alternative to layer_windows
     if scale is None and config.mla is None and config.score_scale != config.head_dim**-0.5:
         demand(config, attention_scale=None)
 
 
 def read_shared(values: dict[str, Any], default_theta: float = 10000.0) -> dict[str, Any]:
-    """Return the fields of `GPTConfig` that Llama and most others write alike."""
+    """Return the fields of `GPTConfig` that Llama and most other families store in the same way."""
     expect(values, "hidden_act", "silu")
     return {
         **read_sizes(values),
@@ -103,7 +103,7 @@ def read_shared(values: dict[str, Any], default_theta: float = 10000.0) -> dict[
 
 
 def read_sizes(values: dict[str, Any]) -> dict[str, Any]:
-    """Return the sizes among these fields, and what all of these families have."""
+    """Return the sizes among these fields, and the settings that all of these families share."""
     n_head, n_embd = required(values, "num_attention_heads"), required(values, "hidden_size")
     head_dim, kv_heads = values.get("head_dim"), values.get("num_key_value_heads")
     return {
@@ -122,7 +122,7 @@ def read_sizes(values: dict[str, Any]) -> dict[str, Any]:
         "intermediate_size": required(values, "intermediate_size"),
         "tie_embeddings": optional(values, "tie_word_embeddings", False),
         "init_std": optional(values, "initializer_range", 0.02),
-        "scale_residual_init": False,  # transformers draws all matrices with initializer_range alone
+        "scale_residual_init": False,  # transformers initializes all matrices with initializer_range
     }
 
 
@@ -130,8 +130,8 @@ def write_shared(config: GPTConfig, rope: dict[str, Any] | None = None) -> dict[
     """Return config.json's keys; the inverse of `read_shared`.
 
     Args:
-        config: The model's shape.
-        rope: The keys of RoPE, if the family has its own.
+        config: The model's architecture.
+        rope: RoPE's keys, if they differ from the shared form.
     """
     return {
         "num_hidden_layers": config.n_layer,
@@ -155,13 +155,13 @@ def decoder_entries(
     attention: LayerEntries | None = None,
     mlp: LayerEntries | None = None,
 ) -> list[Entry]:
-    """Return every tensor of the checkpoint; a tied head has none of its own.
+    """Return the entries of all tensors of the checkpoint; a tied head has no entry.
 
     Args:
-        config: The model's shape.
-        norms: The norms of a layer, name in files → local.
+        config: The model's architecture.
+        norms: The norms of a layer, as {name in files: local name}.
         attention: Entries of one layer's attention; None: Llama's.
-        mlp: Entries of one layer's MLP or mixture; None: Llama's gated MLP.
+        mlp: Entries of one layer's MLP or mixture of experts; None: Llama's gated MLP.
     """
     table = [entry("model.embed_tokens.weight", "wte.weight"), entry("model.norm.weight", "ln_f.weight")]
     for layer in range(config.n_layer):
@@ -175,7 +175,7 @@ def decoder_entries(
 
 
 def attention_entries(config: GPTConfig, hf: str, local: str) -> list[Entry]:
-    """Return the entries of one layer's attention, which are only renamed."""
+    """Return the entries of one layer's attention, which is only renamed."""
     names = [f"{part}_proj.weight" for part in "qkvo"]
     names += [f"{part}_proj.bias" for part in "qkv" if config.has_attention_bias]
     names += ["o_proj.bias"] if config.has_attention_out_bias else []
@@ -185,24 +185,24 @@ def attention_entries(config: GPTConfig, hf: str, local: str) -> list[Entry]:
 
 
 def mlp_entries(config: GPTConfig, hf: str, local: str) -> list[Entry]:
-    """Return the entries of one layer's gated MLP, which are only renamed."""
+    """Return the entries of one layer's gated MLP, which is only renamed."""
     kinds = ("weight", "bias") if config.has_mlp_bias else ("weight",)
     names = [f"{part}_proj.{kind}" for part in ("gate", "up", "down") for kind in kinds]
     return [entry(f"{hf}mlp.{name}", f"{local}mlp.{name}") for name in names]
 
 
 def demand_moe(config: GPTConfig, every_layer: bool = False, one_width: bool = False, **differences: Any) -> MoEConfig:
-    """Return the mixture of a config, or raise if its family cannot express it.
+    """Return the `moe` of a config, or raise if its family cannot express it.
 
     Args:
-        config: The model's shape; its `family` is named in errors.
-        every_layer: All of the layers must be mixtures.
-        one_width: The experts must be as wide as `intermediate_size` says.
-        **differences: Fields of `moe` with the value that the family needs, or `ANY`, where that is not the plain
-            one: a softmax over the chosen experts.
+        config: The model's architecture; its `family` is named in errors.
+        every_layer: Whether all layers must be mixtures of experts.
+        one_width: Whether the experts' width must equal `intermediate_size`.
+        **differences: Fields of `moe` with the value that the family requires, or `ANY`, if it differs from the
+            default: a softmax over the chosen experts.
 
     Raises:
-        UserError: With the first field that the family cannot express.
+        UserError: For the first field that the family cannot express.
     """
     family, moe = config.family, config.moe
     if moe is None:
@@ -217,19 +217,20 @@ def demand_moe(config: GPTConfig, every_layer: bool = False, one_width: bool = F
         raise UserError(f"family {family!r} has experts in every layer, but moe.layers is {moe.layers}")
     if one_width and config.expert_size != config.mlp_size:
         raise UserError(
-            f"family {family!r} has one width: moe.intermediate_size {config.expert_size} must be intermediate_size "
+            f"family {family!r} has a single width: moe.intermediate_size {config.expert_size} must be "
+            "intermediate_size "
             f"{config.mlp_size}"
         )
     return moe
 
 
 def read_balance(values: dict[str, Any], key: str = "aux_loss_alpha") -> dict[str, Any]:
-    """Return the fields of `MoEConfig` that balance the load of experts in training.
+    """Return the fields of `MoEConfig` that balance the experts' load in training.
 
     Args:
         values: config.json.
-        key: The family's key of the balance loss's weight. `router_aux_loss_coef` weighs a loss that is k (experts a
-            token) when balanced and a mean over the layers; ours is 1 when balanced and summed over the layers.
+        key: The family's key of the balance loss's weight. The loss of `router_aux_loss_coef` is k (experts per token)
+            when balanced and averaged over the layers; ours is 1 when balanced and summed over the layers.
     """
     weight = values.get(key) or 0.0
     if key == "router_aux_loss_coef":
@@ -242,20 +243,20 @@ def read_balance(values: dict[str, Any], key: str = "aux_loss_alpha") -> dict[st
 
 
 def write_balance(config: GPTConfig, key: str = "aux_loss_alpha") -> dict[str, Any]:
-    """Return the inverse of `read_balance`; transformers reads `router_aux_loss_coef` alone and keeps the others."""
+    """Return the inverse of `read_balance`; transformers only reads `router_aux_loss_coef` and keeps the others."""
     moe = config.moe
     assert moe is not None
     weight = moe.balance_loss_weight
     if key == "router_aux_loss_coef":
         weight = float(
             f"{weight * config.n_layer / moe.num_experts_per_tok:.12g}"
-        )  # what it was before dividing: 12 digits hide the rounding
+        )  # the original value: 12 digits hide the rounding of the division
     rest = {"router_z_loss_coef": moe.z_loss_weight, "bias_update_speed": moe.bias_update_rate}
     return {key: weight} | {name: value for name, value in rest.items() if value}
 
 
 def moe_or_mlp(mixture: LayerEntries) -> LayerEntries:
-    """Return entries that are the mixture's in layers that are one, and the gated MLP's in the others."""
+    """Return the mixture's entries for mixture-of-experts layers and the gated MLP's entries for the others."""
 
     def entries(config: GPTConfig, hf: str, local: str) -> list[Entry]:
         layer = int(local.split(".")[1])
@@ -265,13 +266,13 @@ def moe_or_mlp(mixture: LayerEntries) -> LayerEntries:
 
 
 def expert_entries(config: GPTConfig, hf: str, local: str, names: dict[str, str] | None = None) -> list[Entry]:
-    """Return the entries of one layer's experts, each of them a tensor in files.
+    """Return the entries of one layer's experts, each of which is a separate tensor in files.
 
     Args:
-        config: The model's shape.
-        hf: Prefix up to the expert's number: "model.layers.0.mlp.experts.".
+        config: The model's architecture.
+        hf: Prefix up to the expert's index: "model.layers.0.mlp.experts.".
         local: Prefix up to the stack's name: "blocks.0.mlp.experts.".
-        names: Name of a projection in files → local, such as {"w1": "gate_proj"}.
+        names: Projections as {name in files: local name}, such as {"w1": "gate_proj"}.
     """
     assert config.moe is not None
     names = names or {name: name for name in ("gate_proj", "up_proj", "down_proj")}

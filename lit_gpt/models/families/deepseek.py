@@ -1,16 +1,16 @@
-"""DeepSeek-V3 (arXiv:2412.19437), R1 (the same shape) and Moonlight (arXiv:2502.16982), as `transformers` stores them.
+"""DeepSeek-V3 (arXiv:2412.19437), R1 (same architecture) and Moonlight (arXiv:2502.16982), as `transformers` has them.
 
-Latent attention, groups of experts chosen by biased sigmoids, a shared expert. The files rotate coordinates
-(2i, 2i + 1) together, we (i, i + R/2), so the rows that make the rotated parts are permuted. Mistral 4 has the same
-attention and reads these functions. The hub has DeepSeek's own weights in FP8 with a scale for each block of
-128 × 128, which becomes bfloat16 when it is read. The layer after the last, which predicts one token further (section
-2.2), is left out, as in transformers.
+Features: latent attention, grouped experts selected by biased sigmoid scores, and a shared expert. The files rotate
+coordinates (2i, 2i + 1) together, we (i, i + R/2), so the rows of the rotary parts are permuted. Mistral 4 has the same
+attention and uses these functions. The Hub stores DeepSeek's own weights in FP8 with a scale for each block of
+128 × 128, which are dequantized to bfloat16 on load. The layer after the last one, which predicts a further token
+(section 2.2), is ignored, as in transformers.
 
 Presets are from the `config.json` of huggingface.co/deepseek-ai and huggingface.co/moonshotai: sigmoid routing with
-selection biases, weights that sum to 1 before they are scaled; the first layers plain; RoPE base 10000 with YaRN from
+selection biases, weights that sum to 1 before they are scaled; the first layers dense; RoPE base 10000 with YaRN from
 4096 to 163840 tokens (Moonlight: 50000, 8192 tokens); RMSNorm eps 1e-6 (Moonlight: 1e-5); no biases, untied. Training
-follows DeepSeek-V3's section 4.2 for both: selection biases move by 0.001 a step, and the balance loss weighs 0.0001.
-The block that predicts one token further is an option: `multi_token: 1`.
+follows DeepSeek-V3's section 4.2 for both: selection biases change by 0.001 per step, and the balance loss has weight
+0.0001. The block that predicts one more token is optional: `multi_token: 1`.
 """
 
 from collections.abc import Collection, Mapping
@@ -40,17 +40,17 @@ _FRACTION = "partial_rotary_factor"
 
 
 def latent_fields(values: dict[str, Any], defaults: dict[str, Any], **moe: Any) -> dict[str, Any]:
-    """Return the fields of `GPTConfig` that DeepSeek-V3 and Mistral 4 write alike.
+    """Return the fields of `GPTConfig` that DeepSeek-V3 and Mistral 4 store in the same way.
 
     Args:
         values: config.json.
-        defaults: The transformers class's, for keys that a file may leave out.
+        defaults: Defaults of the transformers class, for keys missing in the file.
         **moe: Further fields of `MoEConfig`.
     """
     values = defaults | values
     expect(values, "rope_interleave", True)
     expect(values, "moe_layer_freq", 1)
-    # partial_rotary_factor repeats what qk_rope_head_dim says, so it is not read.
+    # partial_rotary_factor duplicates qk_rope_head_dim, so it is not read.
     parameters = {
         place: {key: value for key, value in values[place].items() if key != _FRACTION}
         for place in ("rope_parameters", "rope_scaling")
@@ -81,8 +81,8 @@ def latent_values(config: GPTConfig, rope: dict[str, Any] | None = None, **moe: 
     """Return config.json's keys; the inverse of `latent_fields`.
 
     Args:
-        config: The model's shape.
-        rope: The keys of RoPE, if the family has its own.
+        config: The model's architecture.
+        rope: RoPE's keys, if they differ from the shared form.
         **moe: Further differences for `demand_moe`.
     """
     bias = config.has_attention_bias
@@ -93,9 +93,14 @@ def latent_values(config: GPTConfig, rope: dict[str, Any] | None = None, **moe: 
     dense = [layer for layer in range(config.n_layer) if not config.is_moe(layer)]
     num_shared, rest = divmod(mixture.shared_intermediate_size, config.expert_size)
     if mla is None or config.attention_scale is not None:
-        raise UserError(f"family {config.family!r} has latent attention with a scale of its own: set mla alone")
+        raise UserError(
+            f"family {config.family!r} derives the scale of latent attention from mla: set mla and leave "
+            "attention_scale at null"
+        )
     if dense != list(range(len(dense))):
-        raise UserError(f"family {config.family!r} has plain MLPs in its first layers; moe.layers has them elsewhere")
+        raise UserError(
+            f"family {config.family!r} has plain MLPs only in its first layers; moe.layers has them elsewhere"
+        )
     if rest or not num_shared:
         raise UserError(
             f"family {config.family!r} counts shared experts: moe.shared_intermediate_size "
@@ -143,14 +148,14 @@ def latent_entries(config: GPTConfig, hf: str, local: str) -> list[Entry]:
 
 
 def shared_expert_entries(hf: str, local: str) -> list[Entry]:
-    """Return the entries of one layer's shared expert, which every token passes."""
+    """Return the entries of one layer's shared expert, which processes every token."""
     names = [f"{part}_proj.weight" for part in ("gate", "up", "down")]
     return [entry(f"{hf}mlp.shared_experts.{name}", f"{local}mlp.shared.{name}") for name in names]
 
 
 @cache
 def _rotated_last(num_heads: int, plain: int, rotated: int) -> tuple[int, ...]:
-    """Return for each of our rows its row in files: of each head the plain ones, then even, then odd rotated ones."""
+    """Return the file's row index of each local row: per head the plain, then the even and odd rotary rows."""
     rows: list[int] = []
     for start in range(0, num_heads * (plain + rotated), plain + rotated):
         rows += range(start, start + plain)
@@ -173,11 +178,11 @@ _DEFAULTS = {
     "qk_rope_head_dim": 64,
     "v_head_dim": 128,
 }
-"""`DeepseekV3Config`'s, for keys that a file leaves out."""
+"""Defaults of `DeepseekV3Config`, for keys missing in a file."""
 
 
 def read_config(values: dict[str, Any]) -> GPTConfig:
-    """Turn a `DeepseekV3Config` into a `GPTConfig`."""
+    """Convert a `DeepseekV3Config` to a `GPTConfig`."""
     expect(values, "scoring_func", "sigmoid")
     expect(values, "topk_method", "noaux_tc")
     moe = {"scores": "sigmoid", "selection_bias": True, **read_balance(values)}
@@ -185,7 +190,7 @@ def read_config(values: dict[str, Any]) -> GPTConfig:
 
 
 def write_config(config: GPTConfig) -> dict[str, Any]:
-    """Turn a `GPTConfig` into a `DeepseekV3Config`."""
+    """Convert a `GPTConfig` to a `DeepseekV3Config`."""
     return {
         **latent_values(config, scores="sigmoid", selection_bias=True),
         "scoring_func": "sigmoid",
@@ -205,7 +210,7 @@ def _mixture(config: GPTConfig, hf: str, local: str) -> list[Entry]:
 
 
 def _left_out(config: GPTConfig, values: Mapping[str, Any], names: Collection[str]) -> tuple[str, ...]:
-    """Return the prefixes of the multi-token prediction layers that config.json counts and the folder has."""
+    """Return the prefixes of the multi-token-prediction layers that config.json counts and the folder contains."""
     further = range(config.n_layer, config.n_layer + whole(values, "num_nextn_predict_layers", 0))
     prefixes = [f"model.layers.{layer}." for layer in further]
     return tuple(prefix for prefix in prefixes if f"{prefix}eh_proj.weight" in names)
@@ -254,7 +259,7 @@ _V3 = GPTConfig(
         balance_loss_weight=0.0001,
     ),
     tie_embeddings=False,
-    init_std=0.02,  # config.json; the paper has 0.006
+    init_std=0.02,  # as in config.json; the paper uses 0.006
     scale_residual_init=False,
     family="deepseek_v3",
 )
@@ -291,8 +296,8 @@ PRESETS: dict[str, GPTConfig] = {
     "moonlight-16b-a3b": _MOONLIGHT,
 }
 
-# The papers say 671B and 16B; the digits are transformers' own DeepseekV3ForCausalLM, counted on the meta device. (Hub
-# pages count selection biases, scales of FP8 and the block that predicts a token further: 685B.)
+# The papers state 671B and 16B; the exact numbers are from transformers' DeepseekV3ForCausalLM, counted on the meta
+# device. (Hub pages also count selection biases, FP8 scales and the multi-token-prediction block: 685B.)
 PUBLISHED: dict[str, int] = {
     "deepseek-v3": 671_026_404_352,
     "deepseek-r1": 671_026_404_352,

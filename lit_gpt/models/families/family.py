@@ -1,7 +1,7 @@
-"""`Family`: everything about a published architecture that a `GPTConfig` does not say, as data.
+"""`Family`: everything about a published architecture that a `GPTConfig` does not contain, as data.
 
-How its config.json maps to a `GPTConfig` and back, which tensors of its files are which of ours (`weights.py`), and
-which of llama.cpp's architectures it is. Behaviour never depends on a family's name: what differs is a field here.
+That is: how its config.json maps to a `GPTConfig` and back, which tensors of its files correspond to ours
+(`weights.py`), and its architecture in llama.cpp. Behavior never depends on a family's name; differences are fields.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from lit_gpt.models.config import GPTConfig
 
 ANY: Final = object()
-"""In a table of required values: every value is accepted."""
+"""In a table of required values: any value is accepted."""
 GIVEN: Final = object()
-"""In a table of required values: every value but None is accepted."""
+"""In a table of required values: any value except None is accepted."""
 
 MetadataValue = str | int | float | bool | list[Any]
 """A value of GGUF's metadata; an int is written as uint32, a float as float32."""
@@ -36,78 +36,78 @@ def _nothing(config: "GPTConfig", values: Mapping[str, Any], names: Collection[s
 
 @dataclass(frozen=True)
 class GGUFArchitecture:
-    """One of llama.cpp's architectures: how its files differ from ours, and what its graph computes.
+    """One of llama.cpp's architectures: how its files differ from ours, and what llama.cpp computes.
 
-    A file that llama.cpp opens but computes differently would be worse than none, so whatever a `GPTConfig` asks for
-    beyond these fields is refused by name on export (`checkpoints/gguf/architecture.py`).
+    A file that llama.cpp opens but computes differently would be worse than none, so an export rejects any config field
+    that is not covered by these fields (`checkpoints/gguf/architecture.py`).
     """
 
     name: str
-    """`general.architecture`."""
+    """Value of `general.architecture`."""
     interleaved: bool = False
-    """RoPE rotates neighbours (0, 1), (2, 3), ... of a head where ours rotates its halves: rows of q and k move."""
+    """Whether RoPE rotates neighbors (0, 1), (2, 3), ... of a head instead of its halves; q and k rows are permuted."""
     fused_qkv: bool = False
-    """q, k and v are one matrix, end to end."""
+    """Whether q, k and v are one concatenated matrix."""
     fused_gate_up: bool = False
-    """Gate and up are one matrix, end to end."""
+    """Whether gate and up are one concatenated matrix."""
     own_head: bool = False
-    """The file has an LM head even where it is tied to the embedding."""
+    """Whether the file has an LM head even if it is tied to the embedding."""
     own_width: bool = True
-    """Heads may have a size other than `n_embd / n_head`."""
+    """Whether the head size may differ from `n_embd / n_head`."""
     demands: Mapping[str, Any] = field(default_factory=dict)
-    """Fields or properties of the config (also "moe.layers") and the only value that is computed, or `ANY`, `GIVEN`."""
+    """Required values of fields or properties of the config (also "moe.layers"), or `ANY`, `GIVEN`."""
     scalings: tuple[str, ...] = ("linear", "yarn")
-    """Kinds of `rope_scaling` that are computed."""
+    """Supported kinds of `rope_scaling`."""
     full_every: int | None = None
-    """Every layer but each n-th slides; None: as `attention.sliding_window_pattern` in the file says."""
+    """Every n-th layer has full attention; None: as `attention.sliding_window_pattern` in the file specifies."""
     unrotated_every: int | None = None
-    """Every layer but each n-th rotates, counted from 1; None: `rope_layers` is not looked at."""
+    """Every n-th layer, counted from 1, has no RoPE; None: `rope_layers` is ignored."""
     width_scaled_depth: int | None = None
-    """The number of layers at which scores are scaled by n_embd / n_head (Gemma's 27B), not by the head's size; None:
-    `attention_scale` is not looked at."""
+    """Number of layers at which scores are scaled by n_embd / n_head (Gemma's 27B) instead of the head size; None:
+    `attention_scale` is ignored."""
     settings: Callable[["GPTConfig"], dict[str, MetadataValue]] = _no_settings
-    """Further metadata, without the prefix of the architecture's name."""
+    """Returns further metadata, without the prefix of the architecture's name."""
     fixed: Mapping[str, Any] = field(default_factory=dict)
-    """Fields of the config that all models of this architecture have and no metadata says, where they are not Llama's
-    (RMSNorm before each branch, SwiGLU, no biases)."""
+    """Fields of the config that all models of this architecture share and that the metadata does not contain, if they
+    differ from Llama's (RMSNorm before each branch, SwiGLU, no biases)."""
     read: Callable[[Mapping[str, Any]], dict[str, Any]] = _no_fields
-    """Further fields of the config, from the metadata without the prefix; the inverse of `settings`."""
+    """Returns further fields of the config from the metadata without the prefix; the inverse of `settings`."""
 
 
 @dataclass(frozen=True)
 class Family:
-    """A published architecture: its config.json in both directions, its weight table, its place in llama.cpp.
+    """A published architecture: its config.json in both directions, its weight table, its architecture in llama.cpp.
 
-    Another package makes one and calls `register_family`; nothing here is edited.
+    Another package creates one and calls `register_family`; nothing in this package needs to be edited.
     """
 
     name: str
-    """As in `GPTConfig.family`."""
+    """Name in `GPTConfig.family`."""
     model_type: str
-    """As in config.json."""
+    """`model_type` in config.json."""
     architecture: str
     """The transformers class with an LM head, written to config.json's `architectures`."""
     read_config: Callable[[dict[str, Any]], "GPTConfig"]
-    """Turn a parsed config.json into a `GPTConfig`; raises `UserError` for what a `GPTConfig` cannot express."""
+    """Converts a parsed config.json to a `GPTConfig`; raises `UserError` for what a `GPTConfig` cannot express."""
     write_config: Callable[["GPTConfig"], dict[str, Any]]
-    """Return config.json's keys (`config_to_hf` adds those that all have); raises `UserError` for what it cannot
-    express."""
+    """Returns config.json's keys (`config_to_hf` adds those that all families share); raises `UserError` for what it
+    cannot express."""
     entries: Callable[["GPTConfig"], list[Entry]]
-    """Return the weight table: every tensor of the checkpoint; a tied head has none of its own."""
+    """Returns the weight table: all tensors of the checkpoint; a tied head has no entry."""
     base_prefix: str = "model."
-    """What names start with, except in files saved from the model without its head."""
+    """Prefix of names, which is missing in files saved from the model without its head."""
     head: str = "lm_head.weight"
-    """The LM head's name in files."""
+    """Name of the LM head in files."""
     buffers: tuple[str, ...] = ()
-    """Suffixes of names that old files have and that are not parameters."""
+    """Suffixes of non-parameter tensors in old files."""
     renamed: tuple[tuple[str, str], ...] = ()
-    """Prefixes of names that some files have, and what they are in the table."""
+    """Name prefixes of some files and their replacements in the table."""
     left_out: Callable[["GPTConfig", Mapping[str, Any], Collection[str]], tuple[str, ...]] = _nothing
-    """Return prefixes of what is not part of the language model (multi-token prediction, say), from the config,
-    config.json and the names in the folder."""
+    """Returns the name prefixes of tensors that are not part of the language model (for example multi-token
+    prediction), from the config, config.json and the names in the folder."""
     text_part_of: tuple[str, ...] = ()
-    """`model_type`s of multimodal models whose `text_config` belongs to this family unless it names another."""
+    """`model_type`s of multimodal models whose `text_config` belongs to this family unless it names another one."""
     token_mixers: tuple[str, ...] = ("attention", "sliding", "latent")
-    """Kinds of layers (`GPTConfig.token_mixer`) that config.json can express."""
+    """Kinds of token mixers (`GPTConfig.token_mixer`) that config.json can express."""
     gguf: GGUFArchitecture | None = None
-    """llama.cpp's architecture; None: not written as GGUF."""
+    """llama.cpp's architecture; None: GGUF export is not supported."""

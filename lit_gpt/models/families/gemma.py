@@ -1,13 +1,13 @@
 """Gemma 2 (arXiv:2408.00118) and Gemma 3's language models (arXiv:2503.19786), as `transformers` stores them.
 
-Gemma 2 has sandwich norms whose gain is stored less one, and soft-caps of scores and logits. Gemma 3 has QK-norm in
-place of the soft-caps, and a RoPE of its own in layers that slide; from 4B on the published models are multimodal, and
-their language model is what is read.
+Gemma 2 uses norms before and after each branch (with the gain stored as `gain - 1`) and soft-capped attention scores
+and logits. Gemma 3 has QK-norm instead of the soft-caps and a separate RoPE base in sliding-window layers; the
+published models from 4B up are multimodal, and only their language model is read.
 
 Presets are from the papers (table 1; tables 1 and 2) and the `config.json` of huggingface.co/google. All: RMSNorm eps
-1e-6, GeGLU by tanh, embeddings tied and multiplied by the root of the width. Gemma 2 caps scores at 50 and logits at 30
-and slides in every other layer; Gemma 3 slides in five of six, with a RoPE base of 10000 there and 1000000 elsewhere.
-The two 27B scale scores by 1 / √(width / heads), the others by 1 / √256.
+1e-6, GeGLU with tanh, embeddings tied and multiplied by the square root of the width. Gemma 2 caps scores at 50 and
+logits at 30 and uses a sliding window in every other layer; Gemma 3 in five of six, with a RoPE base of 10000 there and
+1000000 elsewhere. The two 27B models scale scores by 1 / √(width / heads), the others by 1 / √256.
 """
 
 import math
@@ -39,7 +39,7 @@ _GEMMA2_DEFAULTS = {"num_key_value_heads": 4, "head_dim": 256, "sliding_window":
 
 
 def read_gemma2(values: dict[str, Any]) -> GPTConfig:
-    """Turn a `Gemma2Config` into a `GPTConfig`."""
+    """Convert a `Gemma2Config` to a `GPTConfig`."""
     values = _GEMMA2_DEFAULTS | {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0} | values
     fields = gemma_fields(values)
     n_layer = fields["n_layer"]
@@ -54,9 +54,9 @@ def read_gemma2(values: dict[str, Any]) -> GPTConfig:
 
 
 def gemma_fields(values: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields that Gemma 2 and 3 write alike."""
+    """Return the fields that Gemma 2 and 3 store in the same way."""
     expect(values, "use_bidirectional_attention", False)
-    # hidden_act of the first published files said "gelu", and nothing ever read it.
+    # The first published files set hidden_act to "gelu", but no implementation ever read that key.
     expect(values, "hidden_activation", _ACTIVATION)
     fields = read_sizes({"tie_word_embeddings": True} | values)
     scalar = values["query_pre_attn_scalar"]
@@ -96,7 +96,7 @@ def gemma_values(config: GPTConfig, rope: dict[str, Any] | None = None, **differ
     scalar = config.score_scale**-2
     if not math.isclose(scalar, round(scalar), rel_tol=1e-6):
         raise UserError(
-            f"family {config.family!r} scales scores by 1 / √n with a whole n, which attention_scale "
+            f"family {config.family!r} scales scores by 1 / √n with an integer n, which attention_scale "
             f"{config.attention_scale} is not; change it, or leave it null for 1 / √head_size"
         )
     return {
@@ -111,17 +111,17 @@ def gemma_values(config: GPTConfig, rope: dict[str, Any] | None = None, **differ
 
 
 def write_gemma2(config: GPTConfig) -> dict[str, Any]:
-    """Turn a `GPTConfig` into a `Gemma2Config`."""
+    """Convert a `GPTConfig` to a `Gemma2Config`."""
     return gemma_values(config, attention_softcap=ANY)
 
 
 def gemma_entries(config: GPTConfig) -> list[Entry]:
-    """Return the table: every tensor of the checkpoint."""
+    """Return the weight table: all tensors of the checkpoint."""
     return decoder_entries(config, SANDWICH_NORMS)
 
 
 def _gemma2_gguf_settings(config: GPTConfig) -> dict[str, MetadataValue]:
-    """Write a window that hides nothing where there is none: llama.cpp would assume 4096."""
+    """Return the settings; without a window, write block_size as the window: llama.cpp would default to 4096."""
     return {} if config.sliding_window is not None else {"attention.sliding_window": config.block_size}
 
 
@@ -177,11 +177,11 @@ _GEMMA3_DEFAULTS = {
     "sliding_window": 4096,
     "query_pre_attn_scalar": 256,
 }
-"""Of `Gemma3TextConfig`: the published files leave out what equals it."""
+"""Defaults of `Gemma3TextConfig`; published files omit values that equal these."""
 
 
 def read_gemma3(values: dict[str, Any]) -> GPTConfig:
-    """Turn a `Gemma3TextConfig` into a `GPTConfig`."""
+    """Convert a `Gemma3TextConfig` to a `GPTConfig`."""
     values = _GEMMA3_DEFAULTS | values
     expect(values, "attn_logit_softcapping", None)
     fields = gemma_fields(values)
@@ -197,12 +197,12 @@ def read_gemma3(values: dict[str, Any]) -> GPTConfig:
 
 
 def write_gemma3(config: GPTConfig) -> dict[str, Any]:
-    """Turn a `GPTConfig` into a `Gemma3TextConfig`."""
+    """Convert a `GPTConfig` to a `Gemma3TextConfig`."""
     return gemma_values(config, write_layered_rope(config), qk_norm="head", rope_local_theta=ANY)
 
 
 def _gemma3_gguf_fields(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return RoPE's base in layers that slide, for which llama.cpp has a default."""
+    """Return RoPE's base in sliding-window layers, for which llama.cpp has a default."""
     return {"rope_local_theta": values.get("rope.freq_base_swa", 10000.0)}
 
 
@@ -284,8 +284,8 @@ PRESETS: dict[str, GPTConfig] = {
     ),
 }
 
-# Sizes on huggingface.co/google; from 4B on Gemma 3's pages count the vision tower too, so those three are
-# transformers' own Gemma3ForCausalLM, counted on the meta device.
+# Sizes on huggingface.co/google; from 4B on Gemma 3's pages also count the vision tower, so those three are from
+# transformers' Gemma3ForCausalLM, counted on the meta device.
 PUBLISHED: dict[str, int] = {
     "gemma-2-2b": 2_614_341_888,
     "gemma-2-9b": 9_241_705_984,

@@ -1,11 +1,11 @@
 """GPT-2 (Radford et al. 2019, "Language Models are Unsupervised Multitask Learners"), as `transformers` stores it.
 
-Its linear layers are Conv1D: weights (inputs, outputs), so each matrix is transposed; and q, k and v are one matrix
-`c_attn`, which is split in three.
+Its linear layers are Conv1D, with weights (inputs, outputs), so each matrix is transposed; q, k and v are one matrix
+`c_attn`, which is split into three.
 
 Presets are from table 2, the released `hparams.json` and the `config.json` of huggingface.co/openai-community:
-vocabulary 50257, context 1024, LayerNorm eps 1e-5, GELU by tanh, biases, tied head. Dropout is 0, not their 0.1: a
-corpus seen about once needs none (as in nanoGPT's reproduction). Initialisation: section 2.3 of the paper.
+vocabulary 50257, context 1024, LayerNorm eps 1e-5, GELU with tanh, biases, tied head. Dropout is 0 instead of 0.1: a
+corpus seen about once needs none (as in nanoGPT's reproduction). Initialization: section 2.3 of the paper.
 """
 
 from dataclasses import replace
@@ -19,7 +19,7 @@ from lit_gpt.models.families.weights import Entry, Split, Transpose, entry
 
 
 def read_config(values: dict[str, Any]) -> GPTConfig:
-    """Turn a `GPT2Config` into a `GPTConfig`; of its three dropouts the residual one is taken."""
+    """Convert a `GPT2Config` to a `GPTConfig`; of its three dropouts the residual one is used."""
     expect(values, "scale_attn_weights", True)
     expect(values, "scale_attn_by_inverse_layer_idx", False)
     expect(values, "add_cross_attention", False)
@@ -40,7 +40,7 @@ def read_config(values: dict[str, Any]) -> GPTConfig:
 
 
 def write_config(config: GPTConfig) -> dict[str, Any]:
-    """Turn a `GPTConfig` into a `GPT2Config`."""
+    """Convert a `GPTConfig` to a `GPT2Config`."""
     demand_llama(
         config,
         norm="layernorm",
@@ -70,7 +70,7 @@ def write_config(config: GPTConfig) -> dict[str, Any]:
 
 
 def entries(config: GPTConfig) -> list[Entry]:
-    """Return every tensor of the checkpoint; a tied head has none of its own."""
+    """Return the weight table: all tensors of the checkpoint; a tied head has no entry."""
     C = config.n_embd
     names = {"ln_1": "ln1", "attn.c_proj": "attn.o_proj", "ln_2": "ln2", "mlp.c_fc": "mlp.up_proj"}
     names["mlp.c_proj"] = "mlp.down_proj"
@@ -118,7 +118,7 @@ PRESETS: dict[str, GPTConfig] = {
     "gpt2-xl": replace(_GPT2, n_layer=48, n_head=25, n_embd=1600),  # 1.5B
 }
 
-# Sizes on huggingface.co/openai-community, without the masks that their files carry.
+# Sizes on huggingface.co/openai-community, without the causal masks that their files contain.
 PUBLISHED: dict[str, int] = {
     "gpt2": 124_439_808,
     "gpt2-medium": 354_823_168,

@@ -4,8 +4,9 @@ q, k and v are one matrix `query_key_value`, interleaved by head: rows (H, 3, D)
 
 Presets are from table 1 of both papers and the `config.json` of huggingface.co/EleutherAI. All: parallel residual, a
 quarter of each head rotated, context 2048, LayerNorm eps 1e-5, biases, untied head. The vocabulary is the tokenizer's
-50277 padded for the devices that each size was trained on. Initialisation as in transformers; the papers drew
-projections into the residual stream smaller (GPT-NeoX-20B, section 2.1), which no config.json records.
+50277, padded for the devices that each size was trained on. Initialization is as in transformers; the papers
+initialized projections into the residual stream with smaller values (GPT-NeoX-20B, section 2.1), which config.json does
+not record.
 """
 
 from collections.abc import Mapping
@@ -31,7 +32,7 @@ from lit_gpt.models.families.weights import Entry, Interleave, entry
 
 
 def read_config(values: dict[str, Any]) -> GPTConfig:
-    """Turn a `GPTNeoXConfig` into a `GPTConfig`; of its two dropouts the hidden one is taken."""
+    """Convert a `GPTNeoXConfig` to a `GPTConfig`; of its two dropouts the hidden one is used."""
     return GPTConfig(
         n_layer=required(values, "num_hidden_layers"),
         n_head=required(values, "num_attention_heads"),
@@ -54,7 +55,7 @@ def read_config(values: dict[str, Any]) -> GPTConfig:
 
 
 def write_config(config: GPTConfig) -> dict[str, Any]:
-    """Turn a `GPTConfig` into a `GPTNeoXConfig`."""
+    """Convert a `GPTConfig` to a `GPTNeoXConfig`."""
     bias = config.has_attention_bias
     demand_llama(
         config,
@@ -71,7 +72,7 @@ def write_config(config: GPTConfig) -> dict[str, Any]:
     if config.head_dim * config.n_head != config.n_embd:
         demand(config, head_size=None)
     rope = write_rope(config)
-    fraction = {"partial_rotary_factor": config.rope_fraction}  # the class would assume 0.25
+    fraction = {"partial_rotary_factor": config.rope_fraction}  # the class's default would be 0.25
     return {
         "num_hidden_layers": config.n_layer,
         "num_attention_heads": config.n_head,
@@ -92,7 +93,7 @@ def write_config(config: GPTConfig) -> dict[str, Any]:
 
 
 def entries(config: GPTConfig) -> list[Entry]:
-    """Return every tensor of the checkpoint; a tied head has none of its own."""
+    """Return the weight table: all tensors of the checkpoint; a tied head has no entry."""
     names = {
         "input_layernorm": "ln1",
         "post_attention_layernorm": "ln2",
@@ -136,7 +137,7 @@ GPT_NEOX = Family(
     write_config=write_config,
     entries=entries,
     head="embed_out.weight",
-    renamed=(("lm_head.", "embed_out."),),  # transformers' name in memory since version 5; on disk the older one
+    renamed=(("lm_head.", "embed_out."),),  # the name in memory since transformers 5; files keep the older one
     buffers=(".attention.bias", ".attention.masked_bias", ".rotary_emb.inv_freq"),  # files before 2023
     gguf=GGUFArchitecture(
         "gptneox",
@@ -177,7 +178,7 @@ PRESETS: dict[str, GPTConfig] = {
     "gpt-neox-20b": replace(_PYTHIA, n_layer=44, n_head=64, n_embd=6144, vocab_size=50432, mlp="gelu_tanh"),
 }
 
-# "Total params" in the README of github.com/EleutherAI/pythia; the last from the paper's section 2.1.
+# "Total params" in the README of github.com/EleutherAI/pythia; the last is from section 2.1 of the GPT-NeoX-20B paper.
 PUBLISHED: dict[str, int] = {
     "pythia-70m": 70_426_624,
     "pythia-160m": 162_322_944,

@@ -1,14 +1,14 @@
 """GPT-OSS (model card, arXiv:2508.10925), as `transformers.GptOssForCausalLM` stores it.
 
-Sinks, alternating windows, biases, clamped experts. The experts of a layer are two stacked tensors, transposed, with
-columns of gate and up interleaved. The hub has them in MXFP4 alone, which becomes bfloat16 when it is read; an export
-is bfloat16 (or what the weights are).
+Features: attention sinks, alternating sliding-window and full-attention layers, biases, and clamped-SwiGLU experts. The
+experts of a layer are two stacked tensors, transposed, with columns of gate and up interleaved. The Hub checkpoints
+store them only in MXFP4, which is dequantized to bfloat16 on load; exports use bfloat16 (or the dtype of the weights).
 
-Presets are from section 2 and the `config.json` of huggingface.co/openai. Both: width 2880 in the stream and in the
-experts, 4 experts a token, 64 heads of 64 with a sink each, 8 key/value heads, every other layer (from the first) with
-a window of 128 tokens, YaRN from 4096 to 131072 tokens without rounding to whole pairs, RoPE base 150000, RMSNorm eps
-1e-5, biases in attention, router and experts, vocabulary 201088, untied. OpenAI has not said how it balanced the load:
-set `moe.balance_loss_weight` to train one from scratch.
+Presets are from section 2 and the `config.json` of huggingface.co/openai. Both: width 2880 in the residual stream and
+in the experts, 4 experts per token, 64 heads of 64 with a sink each, 8 key/value heads, every other layer (from the
+first) with a window of 128 tokens, YaRN from 4096 to 131072 tokens without rounding to integer pairs, RoPE base 150000,
+RMSNorm eps 1e-5, biases in attention, router and experts, vocabulary 201088, untied. OpenAI has not published how it
+balanced the experts' load: set `moe.balance_loss_weight` to train a model from scratch.
 """
 
 from dataclasses import replace
@@ -53,11 +53,11 @@ _DEFAULT_ROPE = {
     "truncate": False,
     "original_max_position_embeddings": 4096,
 }
-"""Both are `GptOssConfig`'s, for keys that a file leaves out."""
+"""Defaults of `GptOssConfig`, for keys missing in a file."""
 
 
 def read_config(values: dict[str, Any]) -> GPTConfig:
-    """Turn a `GptOssConfig` into a `GPTConfig`."""
+    """Convert a `GptOssConfig` to a `GPTConfig`."""
     expect(values, "swiglu_limit", 7.0)
     expect(values, "swiglu_alpha", 1.702)
     values = with_default_rope(
@@ -77,7 +77,7 @@ def read_config(values: dict[str, Any]) -> GPTConfig:
 
 
 def write_config(config: GPTConfig) -> dict[str, Any]:
-    """Turn a `GPTConfig` into a `GptOssConfig`."""
+    """Convert a `GPTConfig` to a `GptOssConfig`."""
     bias = config.has_attention_bias
     demand_llama(
         config,
@@ -154,8 +154,8 @@ PRESETS: dict[str, GPTConfig] = {
     "gpt-oss-120b": replace(_GPT_OSS, n_layer=36, moe=MoEConfig(128, 4, router_bias=True)),
 }
 
-# The model card's table 1 says 20.91B and 116.83B; the digits are transformers' own GptOssForCausalLM, counted on the
-# meta device (the hub's pages count packed 4-bit weights).
+# The model card's table 1 states 20.91B and 116.83B; the exact numbers are from transformers' GptOssForCausalLM,
+# counted on the meta device (the Hub's pages count packed 4-bit weights).
 PUBLISHED: dict[str, int] = {
     "gpt-oss-20b": 20_914_757_184,
     "gpt-oss-120b": 116_829_156_672,

@@ -1,11 +1,12 @@
-"""Granite 3 and the dense models of 4.1, and Granite with sliding layers and sinks, as `transformers` stores them.
+"""Granite 3 and the dense models of 4.1, and Granite with sliding windows and sinks, as `transformers` stores them.
 
-Granite is Llama with four multipliers (muP's, arXiv:2203.03466). GraniteSWA's `layer_rope_theta` gives every layer a
-base, 0 where it does not rotate; a `GPTConfig` has one base for layers that slide and one for the others.
+Granite is Llama with four multipliers (muP's, arXiv:2203.03466). GraniteSWA's `layer_rope_theta` gives each layer its
+own base, 0 for no RoPE; a `GPTConfig` has one base for sliding-window layers and one for the others.
 
 Presets are from the `config.json` of huggingface.co/ibm-granite. All: tied embeddings multiplied by 12, branches by
 0.22, scores by 1 / head size, logits divided; 8 key/value heads, RMSNorm eps 1e-5, SwiGLU, no biases. 3.0 has a context
-of 4096 and RoPE base 10000; 3.1 is the same to 131072 with base 5000000, 3.3 with base 10000000 and four tokens more.
+of 4096 and RoPE base 10000; 3.1 is the same up to 131072 with base 5000000, 3.3 with base 10000000 and four more
+tokens.
 """
 
 from collections.abc import Mapping
@@ -28,12 +29,12 @@ from lit_gpt.models.families.family import ANY, Family, GGUFArchitecture, Metada
 
 
 def read_granite(values: dict[str, Any]) -> GPTConfig:
-    """Turn a `GraniteConfig` into a `GPTConfig`."""
+    """Convert a `GraniteConfig` to a `GPTConfig`."""
     return GPTConfig(**granite_fields(values), family="granite")
 
 
 def granite_fields(values: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields that both Granites write alike."""
+    """Return the fields that both Granite families store in the same way."""
     return {
         **read_shared(values),
         "mlp_bias": optional(values, "mlp_bias", False),
@@ -69,12 +70,12 @@ def granite_values(config: GPTConfig, rope: dict[str, Any] | None = None, **diff
         "embedding_multiplier": config.embedding_multiplier,
         "attention_multiplier": config.score_scale,
         "residual_multiplier": config.residual_scale,
-        "logits_scaling": whole if abs(whole - divisor) < 1e-9 * whole else divisor,  # 1 / (1 / 49) is not 49
+        "logits_scaling": whole if abs(whole - divisor) < 1e-9 * whole else divisor,  # 1 / (1 / 49) != 49 in floats
     }
 
 
 def write_granite(config: GPTConfig) -> dict[str, Any]:
-    """Turn a `GPTConfig` into a `GraniteConfig`."""
+    """Convert a `GPTConfig` to a `GraniteConfig`."""
     return granite_values(config)
 
 
@@ -117,7 +118,7 @@ GRANITE = Family(
 
 
 def read_granite_swa(values: dict[str, Any]) -> GPTConfig:
-    """Turn a `GraniteSWAConfig` into a `GPTConfig`."""
+    """Convert a `GraniteSWAConfig` to a `GPTConfig`."""
     fields = granite_fields({"num_key_value_heads": 4, "rms_norm_eps": 1e-5, "tie_word_embeddings": True} | values)
     n_layer = fields["n_layer"]
     types = values.get("layer_types") or [SLIDING if layer % 4 else FULL for layer in range(n_layer)]
@@ -139,22 +140,24 @@ def _granite_swa_bases(types: list[str], thetas: list[float], fields: dict[str, 
     kinds = {kind: {t for k, t in zip(types, thetas, strict=True) if k == kind and t} for kind in (FULL, SLIDING)}
     if any(len(bases) > 1 for bases in kinds.values()):
         raise UserError(
-            f"config.json has layer_rope_theta {sorted(kinds[FULL] | kinds[SLIDING])}; lit_gpt computes one base for "
-            "layers that slide and one for the others"
+            f"config.json has layer_rope_theta {sorted(kinds[FULL] | kinds[SLIDING])}; lit_gpt supports one base for "
+            "sliding-window layers and one for the others"
         )
     sliding, full = (next(iter(kinds[kind]), None) for kind in (SLIDING, FULL))
     base = full or sliding or fields["rope_theta"]
     local = None if sliding in (None, base) else float(sliding)
     if local is not None and fields["rope_scaling"] is not None:
-        raise UserError("config.json scales RoPE in sliding layers; lit_gpt computes that for the other layers alone")
+        raise UserError(
+            "config.json scales RoPE in sliding-window layers; lit_gpt supports that only in full-attention layers"
+        )
     return {"rope_theta": float(base), "rope_local_theta": local}
 
 
 def write_granite_swa(config: GPTConfig) -> dict[str, Any]:
-    """Turn a `GPTConfig` into a `GraniteSWAConfig`."""
+    """Convert a `GPTConfig` to a `GraniteSWAConfig`."""
     differences = {"sliding_window": ANY, "attention_sinks": True, "rope_layers": ANY, "rope_local_theta": ANY}
     if config.rope_scaling is not None:
-        differences["rope_local_theta"] = None  # the class scales all bases alike
+        differences["rope_local_theta"] = None  # the class applies one scaling to all layers
     written = granite_values(config, write_rope(config), **differences)
     local = config.rope_theta if config.rope_local_theta is None else config.rope_local_theta
     thetas = [
@@ -215,7 +218,7 @@ PRESETS: dict[str, GPTConfig] = {
     ),
 }
 
-# Sizes on huggingface.co/ibm-granite; those of 3.3 and 4.1 are transformers' own GraniteForCausalLM, counted on the
+# Sizes on huggingface.co/ibm-granite; those of 3.3 and 4.1 are from transformers' GraniteForCausalLM, counted on the
 # meta device.
 PUBLISHED: dict[str, int] = {
     "granite-3.0-2b": 2_533_531_648,

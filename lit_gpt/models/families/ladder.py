@@ -1,11 +1,12 @@
-"""Sizes of our own: a ladder from a laptop's minutes to a node's days, and any architecture shrunk.
+"""Project-defined presets, which train in minutes on a laptop to days on a node, and `shrink`, for any preset.
 
-The ladder's parts are Qwen3's (arXiv:2505.09388), so that any rung exports to a class every tool knows: RMSNorm, RoPE,
-QK-norm, SwiGLU, no biases. Sizes follow GPT-3's table 2.1 (arXiv:2005.14165) in width, with heads of 64 (128 from
-760m), an MLP of 8/3 the width rounded up to 128 (so SwiGLU's three matrices cost what GELU's two of 4x do;
-arXiv:2002.05202), and the depth that gives the count in the name at the vocabulary given: GPT-2's, padded to a multiple
-of 64 as in nanoGPT, smaller on the small rungs, where it would be most of the model. All embeddings are tied.
-The vocabulary is usually replaced by the tokenizer's own size. RoPE's base is RoFormer's 10000, enough for 2048 tokens.
+The presets use Qwen3's components (arXiv:2505.09388), so that each exports to a widely supported Hugging Face class:
+RMSNorm, RoPE, QK-norm, SwiGLU, no biases. Widths follow GPT-3's table 2.1 (arXiv:2005.14165), with heads of 64 (128
+from 760m) and an MLP of 8/3 the width rounded up to 128 (so SwiGLU's three matrices cost as much as two of 4x in a GELU
+MLP; arXiv:2002.05202). The depth is chosen so that the parameter count matches the preset's name at the given
+vocabulary size: GPT-2's, padded to a multiple of 64 as in nanoGPT, and smaller for the small presets, where the
+embedding would otherwise dominate the count. All embeddings are tied. The vocabulary size is usually replaced by that
+of the tokenizer. RoPE's base is RoFormer's 10000, enough for 2048 tokens.
 """
 
 from dataclasses import replace
@@ -55,21 +56,21 @@ def shrink(
     vocab_size: int = 8192,
     **overrides: Any,
 ) -> GPTConfig:
-    """Return an architecture at a size that fits a laptop: to try it, to compare families, to test them all.
+    """Return an architecture scaled down to laptop size, for trying it out, comparing families and testing.
 
-    Its parts stay: grouped queries grouped, windows shorter than the context, experts many.
+    Architectural features are preserved: grouped-query attention, windows shorter than the context, multiple experts.
 
     Args:
         config: A preset, as published.
         n_layer: Number of blocks; patterns of windows, positions and experts repeat over them as in the original.
         n_embd: Width of the residual stream.
         n_head: Number of query heads.
-        block_size: Context in tokens; a window becomes a quarter of it.
-        vocab_size: Rows of the embedding.
+        block_size: Context length in tokens; windows become a quarter of it.
+        vocab_size: Number of rows of the embedding.
         **overrides: Further fields.
 
     Example:
-        >>> shrink(get_preset("gemma-3-4b"), n_layer=6, n_embd=128)  # five sliding layers, then a full one
+        >>> shrink(get_preset("gemma-3-4b"), n_layer=6, n_embd=128)  # five sliding-window layers, then a full one
     """
     changes: dict[str, Any] = {
         "n_layer": n_layer,
@@ -85,10 +86,10 @@ def shrink(
     if config.sliding_window is not None:
         changes["sliding_window"] = max(1, block_size // 4)
     if config.rope_scaling is not None and config.rope_scaling.kind in ("longrope", "dynamic"):
-        changes["rope_scaling"] = None  # tables for another head size, or a threshold in tokens
+        changes["rope_scaling"] = None  # depends on the original head size or context
     elif config.rope_scaling is not None:
         changes["rope_scaling"] = {"original_block_size": max(1, block_size // 2)}
-    if config.logit_scale < 1:  # Granite's follows the width (muP, arXiv:2203.03466)
+    if config.logit_scale < 1:  # Granite scales it with the width (muP, arXiv:2203.03466)
         changes["logit_scale"] = min(1.0, config.logit_scale * config.n_embd / n_embd)
     if config.attention_scale is not None and config.mla is None:
         changes["attention_scale"] = config.attention_scale * config.head_dim / (n_embd // n_head)

@@ -1,7 +1,7 @@
 """Llama 2 (arXiv:2307.09288), Llama 3 (arXiv:2407.21783) and their successors, as `transformers` stores them.
 
 Presets are from table 1 and table 3 of the papers and the `config.json` of huggingface.co/meta-llama. All: RMSNorm eps
-1e-5, SwiGLU, no biases. Llama 2: vocabulary 32000, context 4096, RoPE base 10000; grouped queries at 70B alone.
+1e-5, SwiGLU, no biases. Llama 2: vocabulary 32000, context 4096, RoPE base 10000; grouped queries only at 70B.
 Llama 3: vocabulary 128256, 8 key/value heads, RoPE base 500000; from 3.1 on, RoPE is scaled from the 8192 tokens of
 pretraining to 131072.
 """
@@ -16,12 +16,12 @@ from lit_gpt.models.families.family import ANY, Family, GGUFArchitecture
 
 
 def read_config(values: dict[str, Any]) -> GPTConfig:
-    """Turn a `LlamaConfig` into a `GPTConfig`."""
+    """Convert a `LlamaConfig` to a `GPTConfig`."""
     return GPTConfig(**read_shared(values), mlp_bias=optional(values, "mlp_bias", False), family="llama")
 
 
 def write_config(config: GPTConfig) -> dict[str, Any]:
-    """Turn a `GPTConfig` into a `LlamaConfig`."""
+    """Convert a `GPTConfig` to a `LlamaConfig`."""
     bias = config.has_attention_bias
     demand_llama(config, has_attention_bias=ANY, has_attention_out_bias=bias, has_mlp_bias=ANY)
     return {**write_shared(config), "mlp_bias": config.has_mlp_bias}
@@ -102,7 +102,7 @@ PRESETS: dict[str, GPTConfig] = {
 }
 
 PUBLISHED: dict[str, int] = {
-    # Sizes on huggingface.co/meta-llama, whose 7B page counts 32 rotary buffers of 64 besides.
+    # Sizes on huggingface.co/meta-llama, whose 7B page also counts 32 rotary buffers of 64.
     "llama-2-7b": 6_738_415_616,
     "llama-2-13b": 13_015_864_320,
     "llama-2-70b": 68_976_648_192,

@@ -1,21 +1,21 @@
 """Mistral's lineage: Mistral, Ministral, Ministral 3, Mixtral and Mistral 4, as `transformers` stores them.
 
-- Mistral (arXiv:2310.06825): Llama's layout; every layer slides, or none does.
-- Ministral (2024): chosen layers slide.
+- Mistral (arXiv:2310.06825): Llama's layout; either all layers use a sliding window, or none.
+- Ministral (2024): selected layers use a sliding window.
 - Ministral 3 (arXiv:2601.08584): YaRN, and queries scaled by position.
 - Mixtral (arXiv:2401.04088): experts in every layer.
 - Mistral 4: DeepSeek-V3's attention (`deepseek.py`), a softmax router, long YaRN. The experts of a layer are two
-  stacked tensors, gate and up end to end. AutoModelForCausalLM does not know the class: open an export with
+  stacked tensors, with gate and up concatenated. AutoModelForCausalLM does not know the class: open an export with
   `Mistral4ForCausalLM.from_pretrained`.
 
-Since Small 3.1 the models on the hub are multimodal; their language model is what is read.
+Since Small 3.1 the models on the Hub are multimodal; only their language model is read.
 
 Presets are from the `config.json` of huggingface.co/mistralai, Mistral 4's from transformers' Mistral4Config, whose
 defaults are those of Mistral Small 4 (2603). All: RMSNorm, SwiGLU, no biases. Of the dense models only the first 7B
-slides; Ministral 3 scales RoPE by YaRN from 16384 to 262144 tokens (its 8B's values are the defaults of
+uses a sliding window; Ministral 3 scales RoPE by YaRN from 16384 to 262144 tokens (its 8B's values are the defaults of
 Ministral3Config), Mistral 4 from 8192 to 1048576. Mixtral's balance loss weight is config.json's
-`router_aux_loss_coef` 0.001 (0.02 in the first), which weighs a mean over layers of a loss that is k = 2 when balanced;
-ours is 1 then, and summed over the layers. How Mistral 4's load was balanced is not published: set
+`router_aux_loss_coef` 0.001 (0.02 in the first), whose loss is averaged over layers and k = 2 when balanced; ours is
+summed over layers and 1 when balanced. How Mistral 4's load was balanced has not been published: set
 `moe.balance_loss_weight` to train it from scratch.
 """
 
@@ -53,20 +53,20 @@ from lit_gpt.models.families.weights import Entry, Split, entry
 
 
 def read_mistral(values: dict[str, Any]) -> GPTConfig:
-    """Turn a `MistralConfig` into a `GPTConfig`."""
+    """Convert a `MistralConfig` to a `GPTConfig`."""
     return GPTConfig(**mistral_fields({"sliding_window": 4096} | values), family="mistral")
 
 
 def mistral_fields(values: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields that Mistral, Ministral 3 and Mixtral write alike."""
+    """Return the fields that Mistral, Ministral 3 and Mixtral store in the same way."""
     shared = read_shared({"num_key_value_heads": 8} | values)
-    window = values.get("sliding_window")  # transformers looks at the window alone, whatever layer_types says
+    window = values.get("sliding_window")  # transformers reads only the window and ignores layer_types
     kind = FULL if window is None else SLIDING
     return {**shared, "attention_bias": False, **read_layers([kind] * shared["n_layer"], window, shared["block_size"])}
 
 
 def write_mistral(config: GPTConfig) -> dict[str, Any]:
-    """Turn a `GPTConfig` into a `MistralConfig`."""
+    """Convert a `GPTConfig` to a `MistralConfig`."""
     demand_llama(config, sliding_window=ANY, layer_windows=None)
     return {**write_shared(config), "sliding_window": config.sliding_window}
 
@@ -85,7 +85,7 @@ MISTRAL = Family(
 
 
 def read_ministral(values: dict[str, Any]) -> GPTConfig:
-    """Turn a `MinistralConfig` into a `GPTConfig`."""
+    """Convert a `MinistralConfig` to a `GPTConfig`."""
     fields = mistral_fields(values)
     window = values.get("sliding_window", 4096)
     types = values.get("layer_types") or [FULL if window is None else SLIDING] * fields["n_layer"]
@@ -93,7 +93,7 @@ def read_ministral(values: dict[str, Any]) -> GPTConfig:
 
 
 def write_ministral(config: GPTConfig) -> dict[str, Any]:
-    """Turn a `GPTConfig` into a `MinistralConfig`."""
+    """Convert a `GPTConfig` to a `MinistralConfig`."""
     demand_llama(config, sliding_window=ANY)
     return {**write_shared(config), **write_layers(config, needs_window=True)}
 
@@ -119,20 +119,20 @@ _MINISTRAL3_DEFAULT_ROPE = {
     "mscale": 1.0,
     "llama_4_scaling_beta": 0.1,
 }
-"""`Ministral3Config`'s, for files without RoPE."""
+"""Defaults of `Ministral3Config`, for files without RoPE."""
 
 
 def read_ministral3(values: dict[str, Any]) -> GPTConfig:
-    """Turn a `Ministral3Config` into a `GPTConfig`."""
+    """Convert a `Ministral3Config` to a `GPTConfig`."""
     values = with_default_rope({"rms_norm_eps": 1e-5} | values, _MINISTRAL3_DEFAULT_ROPE)
     return GPTConfig(**mistral_fields(values), family="ministral3")
 
 
 def write_ministral3(config: GPTConfig) -> dict[str, Any]:
-    """Turn a `GPTConfig` into a `Ministral3Config`."""
+    """Convert a `GPTConfig` to a `Ministral3Config`."""
     demand_llama(config, sliding_window=ANY, layer_windows=None)
     if config.rope_scaling is None or config.rope_scaling.kind not in ("yarn", "llama3", "longrope"):
-        # the transformers class divides by the original context, which only these kinds have
+        # The transformers class divides by the original context, which only these kinds have.
         raise UserError("family 'ministral3' needs rope_scaling (kind: yarn); without it, export as family: mistral")
     return {**write_shared(config, write_rope(config, query_scale=True)), "sliding_window": config.sliding_window}
 
@@ -152,7 +152,7 @@ _MIXTRAL_AUX = "router_aux_loss_coef"
 
 
 def read_mixtral(values: dict[str, Any]) -> GPTConfig:
-    """Turn a `MixtralConfig` into a `GPTConfig`."""
+    """Convert a `MixtralConfig` to a `GPTConfig`."""
     expect(values, "router_jitter_noise", 0.0)
     values = {"num_experts_per_tok": 2, "rms_norm_eps": 1e-5, "rope_theta": 1e6, _MIXTRAL_AUX: 0.001} | values
     fields = mistral_fields(values)
@@ -165,7 +165,7 @@ def read_mixtral(values: dict[str, Any]) -> GPTConfig:
 
 
 def write_mixtral(config: GPTConfig) -> dict[str, Any]:
-    """Turn a `GPTConfig` into a `MixtralConfig`."""
+    """Convert a `GPTConfig` to a `MixtralConfig`."""
     demand_llama(config, moe=ANY, sliding_window=ANY, layer_windows=None)
     moe = demand_moe(config, every_layer=True, one_width=True)
     values = {key: value for key, value in write_shared(config).items() if key != "attention_bias"}
@@ -219,21 +219,21 @@ _MISTRAL4_DEFAULT_ROPE = {
     "mscale": 1.0,
     "llama_4_scaling_beta": 0.1,
 }
-"""Both are `Mistral4Config`'s, for keys that a file leaves out."""
+"""Defaults of `Mistral4Config`, for keys missing in a file."""
 
 
 def read_mistral4(values: dict[str, Any]) -> GPTConfig:
-    """Turn a `Mistral4Config` into a `GPTConfig`."""
+    """Convert a `Mistral4Config` to a `GPTConfig`."""
     values = with_default_rope(values, _MISTRAL4_DEFAULT_ROPE)
     return GPTConfig(**latent_fields(values, _MISTRAL4_DEFAULTS, **read_balance(values)), family="mistral4")
 
 
 def write_mistral4(config: GPTConfig) -> dict[str, Any]:
-    """Turn a `GPTConfig` into a `Mistral4Config`."""
+    """Convert a `GPTConfig` to a `Mistral4Config`."""
     if config.rope_scaling is None or config.rope_scaling.kind != "yarn":  # the class needs the original context
         raise UserError("family 'mistral4' needs rope_scaling (kind: yarn); without it, export as family: deepseek_v3")
     parameters = write_rope(config, query_scale=True)["rope_parameters"]
-    if config.mla is not None:  # the class takes the rotated width from here
+    if config.mla is not None:  # the class reads the rotary width from this key
         parameters["partial_rotary_factor"] = config.mla.qk_rope_head_dim / config.mla.qk_head_dim
     return {**latent_values(config, {"rope_parameters": parameters}), **write_balance(config)}
 
@@ -331,8 +331,8 @@ PRESETS: dict[str, GPTConfig] = {
 }
 
 PUBLISHED: dict[str, int] = {
-    # Sizes on huggingface.co/mistralai; Ministral 3's pages count the vision encoder too, so these two are
-    # transformers' own Ministral3ForCausalLM, counted on the meta device (its cards say 3.4B and 8.4B).
+    # Sizes on huggingface.co/mistralai; Ministral 3's pages also count the vision encoder, so these two are from
+    # transformers' Ministral3ForCausalLM, counted on the meta device (its model cards state 3.4B and 8.4B).
     "mistral-7b-v0.1": 7_241_732_096,
     "mistral-7b-v0.2": 7_241_732_096,
     "mistral-7b-v0.3": 7_248_023_552,
@@ -343,7 +343,7 @@ PUBLISHED: dict[str, int] = {
     # Sizes on huggingface.co/mistralai (46.7B and 141B).
     "mixtral-8x7b": 46_702_792_704,
     "mixtral-8x22b": 140_620_634_112,
-    # The release says 119B; the digits are transformers' own Mistral4ForCausalLM, counted on the meta device (the hub's
-    # page counts the vision encoder too).
+    # The release states 119B; the exact number is from transformers' Mistral4ForCausalLM, counted on the meta device
+    # (the Hub's page also counts the vision encoder).
     "mistral-small-4-119b": 118_972_826_624,
 }

@@ -1,11 +1,11 @@
 """OLMo 2 (arXiv:2501.00656) and OLMo 3 (arXiv:2512.13961), as `transformers` stores them.
 
-Outputs of branches are normed instead of inputs; queries and keys are normed as a whole. OLMo 3 slides in some layers,
-which RoPE scaling leaves alone.
+The outputs of branches are normed instead of their inputs; queries and keys are normed over the whole projection. Some
+layers of OLMo 3 use a sliding window; RoPE scaling does not affect them.
 
 Presets are from OLMo 2's table 1 and the `config.json` of huggingface.co/allenai. All: RMSNorm eps 1e-6, RoPE base
-500000, SwiGLU, no biases, untied head. OLMo 3 slides in three of four layers and scales RoPE in the others by YaRN,
-from 8192 tokens to 65536; its files have the tokenizer's 100278 rows, OLMo 2's are padded to 100352.
+500000, SwiGLU, no biases, untied head. OLMo 3 has a sliding window in three of four layers and scales RoPE in the
+others by YaRN, from 8192 tokens to 65536; its files have the tokenizer's 100278 rows, OLMo 2's are padded to 100352.
 """
 
 from collections.abc import Mapping
@@ -36,29 +36,29 @@ from lit_gpt.models.families.weights import Entry
 
 
 def read_olmo2(values: dict[str, Any]) -> GPTConfig:
-    """Turn an `Olmo2Config` into a `GPTConfig`."""
+    """Convert an `Olmo2Config` to a `GPTConfig`."""
     return GPTConfig(**read_shared({"rms_norm_eps": 1e-5} | values), **olmo_parts(), family="olmo2")
 
 
 def olmo_parts() -> dict[str, Any]:
-    """Return the fields that make a Llama an OLMo 2 or 3."""
+    """Return the fields in which OLMo 2 and 3 differ from Llama."""
     return {"norm_placement": "output", "qk_norm": "projection"}
 
 
 def demand_olmo(config: GPTConfig, **differences: Any) -> None:
-    """Raise a `UserError` for what OLMo 2 or 3 cannot express."""
+    """Raise a `UserError` for config values that OLMo 2 or 3 cannot express."""
     bias = config.has_attention_bias
     demand_llama(config, has_attention_bias=ANY, has_attention_out_bias=bias, **olmo_parts(), **differences)
 
 
 def write_olmo2(config: GPTConfig) -> dict[str, Any]:
-    """Turn a `GPTConfig` into an `Olmo2Config`."""
+    """Convert a `GPTConfig` to an `Olmo2Config`."""
     demand_olmo(config)
     return write_shared(config)
 
 
 def olmo_entries(config: GPTConfig) -> list[Entry]:
-    """Return the table: every tensor of the checkpoint."""
+    """Return the weight table: all tensors of the checkpoint."""
     return decoder_entries(config, OUTPUT_NORMS)
 
 
@@ -77,13 +77,13 @@ _OLMO3_THETA = 500_000.0
 
 
 def read_olmo3(values: dict[str, Any]) -> GPTConfig:
-    """Turn an `Olmo3Config` into a `GPTConfig`."""
+    """Convert an `Olmo3Config` to a `GPTConfig`."""
     expect(values, "hidden_act", "silu")
     fields = read_sizes({"rms_norm_eps": 1e-5} | values)
     types = values.get("layer_types") or [SLIDING if (layer + 1) % 4 else FULL for layer in range(fields["n_layer"])]
     theta = optional(values, "rope_theta", _OLMO3_THETA)
     rope = read_layered_rope(values, full_theta=theta, sliding_theta=theta)
-    # A window that hides nothing still marks the layers that rotate differently.
+    # Even a window as long as the context marks the layers with a different RoPE.
     keep = rope["rope_local_theta"] is not None
     windows = read_layers(types, values.get("sliding_window", 4096), fields["block_size"], keep)
     if windows["sliding_window"] is None:
@@ -100,13 +100,13 @@ def read_olmo3(values: dict[str, Any]) -> GPTConfig:
 
 
 def write_olmo3(config: GPTConfig) -> dict[str, Any]:
-    """Turn a `GPTConfig` into an `Olmo3Config`."""
+    """Convert a `GPTConfig` to an `Olmo3Config`."""
     demand_olmo(config, sliding_window=ANY, rope_local_theta=ANY)
     return {**write_shared(config, write_layered_rope(config)), **write_layers(config, needs_window=True)}
 
 
 def _olmo3_gguf_fields(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return RoPE's base in layers that slide: that of the others where those are scaled (llama.cpp's `olmo2.cpp`)."""
+    """Return RoPE's base in sliding-window layers, which equals the others' base if those are scaled (`olmo2.cpp`)."""
     scaled = values.get("rope.scaling.type", "none") != "none"
     return {"rope_local_theta": values.get("rope.freq_base_swa", values.get("rope.freq_base") if scaled else None)}
 
@@ -151,7 +151,7 @@ _32B = replace(_OLMO2, n_layer=64, n_head=40, n_kv_head=8, n_embd=5120, intermed
 
 
 def _olmo3(config: GPTConfig) -> GPTConfig:
-    """Return OLMo 3's shape from OLMo 2's of the same size."""
+    """Return OLMo 3's architecture from OLMo 2's of the same size."""
     return replace(
         config,
         vocab_size=100278,
@@ -173,7 +173,7 @@ PRESETS: dict[str, GPTConfig] = {
     "olmo-3-32b": _olmo3(_32B),
 }
 
-# Sizes on huggingface.co/allenai; OLMo 3's 32B as transformers' own Olmo3ForCausalLM, counted on the meta device.
+# Sizes on huggingface.co/allenai; OLMo 3's 32B is from transformers' Olmo3ForCausalLM, counted on the meta device.
 PUBLISHED: dict[str, int] = {
     "olmo-2-1b": 1_484_916_736,
     "olmo-2-7b": 7_298_617_344,

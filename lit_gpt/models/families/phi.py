@@ -1,10 +1,11 @@
 """Phi-3 (arXiv:2404.14219), Phi-4 (arXiv:2412.08905) and Phi-4-mini (arXiv:2503.01743), as `transformers` stores them.
 
-q, k and v are one matrix `qkv_proj`, in parts that grouped queries make unequal; gate and up are one, `gate_up_proj`.
+q, k and v are one matrix `qkv_proj`, in parts that differ in size with grouped queries; gate and up are one matrix
+`gate_up_proj`.
 
 Presets are from the `config.json` of huggingface.co/microsoft. All: RMSNorm eps 1e-5, SwiGLU, no biases. The models
 with a context of 128k scale RoPE by LongRoPE from 4096 tokens, with the divisors of their `rope_scaling`. Phi-3-small
-and the mixtures of experts are other architectures.
+and the mixtures of experts have other architectures.
 """
 
 from dataclasses import replace
@@ -19,10 +20,10 @@ from lit_gpt.models.families.weights import Entry, Split, entry
 
 
 def read_config(values: dict[str, Any]) -> GPTConfig:
-    """Turn a `Phi3Config` into a `GPTConfig`; of its three dropouts that of attention is taken."""
+    """Convert a `Phi3Config` to a `GPTConfig`; of its three dropouts that of attention is used."""
     expect(values, "hidden_act", "silu")
     values = {"original_max_position_embeddings": 4096, "rms_norm_eps": 1e-5} | values
-    for place in ("rope_parameters", "rope_scaling"):  # the class means longrope by both older names
+    for place in ("rope_parameters", "rope_scaling"):  # both older names mean longrope
         parameters = values.get(place)
         if parameters and parameters.get("rope_type", parameters.get("type")) in ("su", "yarn"):
             values[place] = parameters | {"rope_type": "longrope"}
@@ -40,7 +41,7 @@ def read_config(values: dict[str, Any]) -> GPTConfig:
 
 
 def write_config(config: GPTConfig) -> dict[str, Any]:
-    """Turn a `GPTConfig` into a `Phi3Config`."""
+    """Convert a `GPTConfig` to a `Phi3Config`."""
     demand_llama(config, sliding_window=ANY, layer_windows=None, rope_fraction=ANY)
     scaling = config.rope_scaling
     if scaling is not None and scaling.kind != "longrope":
@@ -74,12 +75,12 @@ def _mlp(config: GPTConfig, hf: str, local: str) -> list[Entry]:
 
 
 def entries(config: GPTConfig) -> list[Entry]:
-    """Return the table: every tensor of the checkpoint."""
+    """Return the weight table: all tensors of the checkpoint."""
     return decoder_entries(config, attention=_attention, mlp=_mlp)
 
 
 def _gguf_settings(config: GPTConfig) -> dict[str, MetadataValue]:
-    """Return what llama.cpp requires in any case: the original context, and a 0 where there is no window."""
+    """Return what llama.cpp always requires: the original context, and 0 for no window."""
     scaling = config.rope_scaling
     original = config.block_size if scaling is None else scaling.original_block_size
     window: dict[str, MetadataValue] = {} if config.sliding_window else {"attention.sliding_window": 0}
@@ -120,7 +121,7 @@ _PHI3 = GPTConfig(
     family="phi3",
 )
 _MINI = replace(_PHI3, n_layer=32, n_head=32, n_embd=3072, intermediate_size=8192)
-_LONG = {"block_size": 131072, "sliding_window": None}  # windows of 262144 hide nothing
+_LONG = {"block_size": 131072, "sliding_window": None}  # windows of 262144 have no effect
 
 # fmt: off
 _PHI35_SHORT = (

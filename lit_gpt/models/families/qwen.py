@@ -1,16 +1,17 @@
 """Qwen2 and 2.5 (arXiv:2412.15115), Qwen3 and its mixtures (arXiv:2505.09388), as `transformers` stores them.
 
-- Qwen2: Llama with biases of q, k and v, and sliding layers.
-- Qwen3: QK-norm in place of the biases.
+- Qwen2: Llama with biases of q, k and v, and sliding-window layers.
+- Qwen3: QK-norm instead of the biases.
 - Qwen3-MoE: Qwen3 with experts in most layers or all.
 
 Presets are from the `config.json` of huggingface.co/Qwen (table 1 of either paper, table 2 for the mixtures). All:
-SwiGLU, RoPE base 1000000. Qwen2.5's vocabulary has 151665 tokens, padded to 151936 or 152064 rows; the small three tie
-their embeddings. Qwen3: heads of 128 whatever the width, vocabulary 151936, context 40960 (32768 for the answer and
-the rest for reasoning); the small three are tied. The mixtures: 8 of 128 experts a token, weights that sum to 1,
-untied; `intermediate_size` is config.json's, no layer uses it. Their balance loss weight is config.json's
-`router_aux_loss_coef` 0.001, which weighs a mean over layers of a loss that is k = 8 when balanced; ours is 1 then, and
-summed over the layers. (They balance over the whole batch, section 2; ours does over each sequence.)
+SwiGLU, RoPE base 1000000. Qwen2.5's vocabulary has 151665 tokens, padded to 151936 or 152064 rows; the three small
+models tie their embeddings. Qwen3: heads of 128 regardless of the width, vocabulary 151936, context 40960 (32768 for
+the answer and the rest for reasoning); the three small models are tied. The mixtures: 8 of 128 experts per token,
+weights that sum to 1, untied; `intermediate_size` is config.json's, though no layer uses it. Their balance loss weight
+is config.json's `router_aux_loss_coef` 0.001, whose loss is averaged over layers and k = 8 when balanced; ours is
+summed over layers and 1 when balanced. (They balance over the global batch, section 2; ours balances within each
+sequence.)
 """
 
 from dataclasses import replace
@@ -45,13 +46,13 @@ from lit_gpt.models.families.weights import Entry, entry
 
 
 def read_qwen2(values: dict[str, Any]) -> GPTConfig:
-    """Turn a `Qwen2Config` into a `GPTConfig`."""
+    """Convert a `Qwen2Config` to a `GPTConfig`."""
     fields = read_shared(values) | {"attention_bias": True, "attention_out_bias": False}
     return GPTConfig(**fields, **read_windows(values, fields["n_layer"], fields["block_size"]), family="qwen2")
 
 
 def read_windows(values: dict[str, Any], n_layer: int, block_size: int) -> dict[str, Any]:
-    """Return which layers slide: those from `max_window_layers` on, unless `layer_types` lists them."""
+    """Return which layers use a sliding window: from `max_window_layers` on, unless `layer_types` lists them."""
     window = values.get("sliding_window", 4096) if flag(values, "use_sliding_window", False) else None
     first = whole(values, "max_window_layers", 28)
     types = values.get("layer_types") or [SLIDING if layer >= first else FULL for layer in range(n_layer)]
@@ -69,7 +70,7 @@ def write_windows(config: GPTConfig) -> dict[str, Any]:
 
 
 def write_qwen2(config: GPTConfig) -> dict[str, Any]:
-    """Turn a `GPTConfig` into a `Qwen2Config`."""
+    """Convert a `GPTConfig` to a `Qwen2Config`."""
     demand_llama(config, has_attention_bias=True, sliding_window=ANY)
     return {**write_shared(config), **write_windows(config)}
 
@@ -87,14 +88,14 @@ QWEN2 = Family(
 
 
 def read_qwen3(values: dict[str, Any]) -> GPTConfig:
-    """Turn a `Qwen3Config` into a `GPTConfig`."""
+    """Convert a `Qwen3Config` to a `GPTConfig`."""
     fields = read_shared({"head_dim": 128} | values)
     windows = read_windows(values, fields["n_layer"], fields["block_size"])
     return GPTConfig(**fields, qk_norm="head", **windows, family="qwen3")
 
 
 def write_qwen3(config: GPTConfig) -> dict[str, Any]:
-    """Turn a `GPTConfig` into a `Qwen3Config`."""
+    """Convert a `GPTConfig` to a `Qwen3Config`."""
     bias = config.has_attention_bias
     demand_llama(config, has_attention_bias=ANY, has_attention_out_bias=bias, qk_norm="head", sliding_window=ANY)
     return {**write_shared(config), **write_windows(config)}
@@ -115,7 +116,7 @@ _QWEN3_MOE_AUX = "router_aux_loss_coef"
 
 
 def read_qwen3_moe(values: dict[str, Any]) -> GPTConfig:
-    """Turn a `Qwen3MoeConfig` into a `GPTConfig`."""
+    """Convert a `Qwen3MoeConfig` to a `GPTConfig`."""
     values = {"num_key_value_heads": 4, _QWEN3_MOE_AUX: 0.001} | values
     fields = read_shared(values)
     n_layer, step = fields["n_layer"], whole(values, "decoder_sparse_step", 1, least=1)
@@ -129,14 +130,14 @@ def read_qwen3_moe(values: dict[str, Any]) -> GPTConfig:
         norm_topk_prob=optional(values, "norm_topk_prob", False),
         **read_balance(values, _QWEN3_MOE_AUX),
     )
-    # The class gives every layer the window, whatever max_window_layers says.
+    # The class applies the window to every layer and ignores max_window_layers.
     window = values.get("sliding_window", 4096) if flag(values, "use_sliding_window", False) else None
     windows = read_layers([SLIDING] * n_layer, window, fields["block_size"])
     return GPTConfig(**fields, qk_norm="head", moe=moe, **windows, family="qwen3_moe")
 
 
 def write_qwen3_moe(config: GPTConfig) -> dict[str, Any]:
-    """Turn a `GPTConfig` into a `Qwen3MoeConfig`."""
+    """Convert a `GPTConfig` to a `Qwen3MoeConfig`."""
     bias = config.has_attention_bias
     demand_llama(
         config,
@@ -256,7 +257,7 @@ PUBLISHED: dict[str, int] = {
     "qwen2.5-14b": 14_770_033_664,
     "qwen2.5-32b": 32_763_876_352,
     "qwen2.5-72b": 72_706_203_648,
-    # Sizes on huggingface.co/Qwen, less the tied head that the files of the small three store too.
+    # Sizes on huggingface.co/Qwen, minus the tied head, which the files of the three small models also store.
     "qwen3-0.6b": 596_049_920,
     "qwen3-1.7b": 1_720_574_976,
     "qwen3-4b": 4_022_468_096,

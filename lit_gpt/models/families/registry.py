@@ -1,13 +1,13 @@
-"""The open registry of families and presets.
+"""The registry of model families and presets, which other packages can extend.
 
-Ours are listed by name alone: a lineage's file (`qwen.py`, say) is imported when one of its families or presets is
-asked for. Another package adds its own by calling `register_family` and `register_presets` in a module that is an entry
-point of the group `lit_gpt.extensions` (see `lit_gpt/extensions.py`), so that every command finds them:
+Built-in families are listed only by name: a lineage's file (such as `qwen.py`) is imported when one of its families or
+presets is requested. Another package adds its own by calling `register_family` and `register_presets` in a module that
+is an entry point of the group `lit_gpt.extensions` (see `lit_gpt/extensions.py`), so that every command finds them:
 
     register_family(Family(name="acme", model_type="acme", ...))
     register_presets({"acme-1b": GPTConfig(..., family="acme")})
 
-A preset is a named `GPTConfig`: a published shape, each value with its source, or a size of somebody's own.
+A preset is a named `GPTConfig`: a published architecture with sources for its values, or a custom size.
 """
 
 import importlib
@@ -40,8 +40,8 @@ _LINEAGES: dict[str, tuple[str, ...]] = {
     "gpt_oss": ("gpt_oss",),
     "deepseek": ("deepseek_v3",),
 }
-"""Our files and the families in each, in the order in which presets are listed. A file has `FAMILIES`, `PRESETS`, and
-`PUBLISHED`: the exact number of parameters of each preset that somebody else has counted."""
+"""The built-in files and their families, in the order in which presets are listed. A file has `FAMILIES`, `PRESETS`,
+and `PUBLISHED`: the exact parameter count of each preset for which an independent count exists."""
 _LINEAGE_OF = {family: lineage for lineage, families in _LINEAGES.items() for family in families}
 
 _registered_families: dict[str, Family] = {}
@@ -49,44 +49,44 @@ _registered_presets: "dict[str, GPTConfig]" = {}
 
 
 def register_family(family: Family) -> None:
-    """Add a family of another package; its name is then valid in `GPTConfig.family`.
+    """Register a family of another package; its name is then valid in `GPTConfig.family`.
 
     Raises:
-        UserError: If its name or its model_type is another family's.
+        UserError: If its name or model_type belongs to another family.
     """
     for other in _families():
         if other == family:
             return
         for key in ("name", "model_type"):
             if getattr(other, key) == getattr(family, key):
-                raise UserError(f"{key} {getattr(family, key)!r} is registered already, by family {other.name!r}")
+                raise UserError(f"{key} {getattr(family, key)!r} is already registered, by family {other.name!r}")
     _registered_families[family.name] = family
 
 
 def register_presets(presets: "Mapping[str, GPTConfig]") -> None:
-    """Add presets of another package, of a family of its own or of any other.
+    """Register presets of another package, for its own or any other family.
 
     Args:
-        presets: Configs by the name that users write in `preset:`.
+        presets: Configs by preset name, as users write it in `preset:`.
 
     Raises:
-        UserError: If a name is another preset's.
+        UserError: If a name belongs to another preset.
     """
     taken = _our_presets() | _registered_presets
     for name, config in presets.items():
         if taken.get(name, config) != config:
-            raise UserError(f"preset {name!r} is registered already; choose another name")
+            raise UserError(f"preset {name!r} is already registered; choose another name")
     _registered_presets.update(presets)
 
 
 def family_names() -> list[str]:
-    """Return the names of all families, ours first."""
+    """Return the names of all families, built-in ones first."""
     load_extensions()
     return [*sorted(_LINEAGE_OF), *_registered_families]
 
 
 def get_family(name: str) -> Family:
-    """Return the family of that name.
+    """Return the family with the given name.
 
     Raises:
         UserError: If there is none; the nearest name is given.
@@ -98,7 +98,7 @@ def get_family(name: str) -> Family:
 
 
 def check_family(name: str) -> None:
-    """Raise a `UserError` with the nearest name unless `name` is a family's; imports none of ours."""
+    """Raise a `UserError` with the nearest name if no family has this name, without importing built-in families."""
     if name not in _LINEAGE_OF and name not in _registered_families:
         check_one_of("family", name, family_names())
 
@@ -116,7 +116,7 @@ def preset_names() -> list[str]:
 
 
 def get_preset(name: str) -> "GPTConfig":
-    """Return the preset of that name.
+    """Return the preset with the given name.
 
     Raises:
         UserError: If there is none; the nearest names are given.
@@ -131,7 +131,7 @@ def get_preset(name: str) -> "GPTConfig":
 
 
 def published_sizes() -> dict[str, int]:
-    """Return the exact number of parameters of each of our presets that somebody else has counted."""
+    """Return the exact parameter count of each built-in preset for which an independent count exists."""
     return {name: size for lineage in _LINEAGES for name, size in _lineage(lineage).PUBLISHED.items()}
 
 

@@ -1,10 +1,10 @@
 """SmolLM2 (arXiv:2502.02737) and SmolLM3, as `transformers` stores them.
 
-SmolLM2 is a Llama with tied embeddings, of family `llama`. SmolLM3 leaves RoPE out of some layers (arXiv:2501.18795):
-`no_rope_layers` in config.json, despite its name, has 1 where a layer rotates.
+SmolLM2 is the Llama architecture with tied embeddings and uses the `llama` family. SmolLM3 uses no RoPE in some layers
+(arXiv:2501.18795); despite its name, `no_rope_layers` in config.json is 1 for the layers that do use RoPE.
 
-Presets are from the `config.json` of huggingface.co/HuggingFaceTB. SmolLM3 leaves RoPE out of every fourth layer; its
-base of 5 million is that of the last stage of training, from 32768 to 65536 tokens.
+Presets are from the `config.json` of huggingface.co/HuggingFaceTB. SmolLM3 uses no RoPE in every fourth layer (NoPE);
+its RoPE base of 5 million is from the last stage of training, which extended the context from 32768 to 65536 tokens.
 """
 
 from dataclasses import replace
@@ -27,14 +27,14 @@ from lit_gpt.models.families.family import ANY, Family, GGUFArchitecture
 
 
 def read_config(values: dict[str, Any]) -> GPTConfig:
-    """Turn a `SmolLM3Config` into a `GPTConfig`."""
+    """Convert a `SmolLM3Config` to a `GPTConfig`."""
     values = {"num_key_value_heads": 4, "tie_word_embeddings": True} | values
     fields = read_shared(values, default_theta=2_000_000.0)
     n_layer, every = fields["n_layer"], whole(values, "no_rope_layer_interval", 4, least=1)
     flags = values.get("no_rope_layers")
     rotates = [bool((layer + 1) % every) for layer in range(n_layer)] if flags is None else [bool(f) for f in flags]
     if not all(type(f) in (int, bool) for f in flags or ()):
-        raise UserError(f"config.json has no_rope_layers: {flags!r}, it must be a list of 0 and 1, one for each layer")
+        raise UserError(f"config.json has no_rope_layers: {flags!r}, it must be a list of 0 and 1, one per layer")
     rotates = rotates[:n_layer]
     window = values.get("sliding_window") if flag(values, "use_sliding_window", False) else None
     types = values.get("layer_types") or [FULL if rotating else SLIDING for rotating in rotates]
@@ -48,7 +48,7 @@ def read_config(values: dict[str, Any]) -> GPTConfig:
 
 
 def write_config(config: GPTConfig) -> dict[str, Any]:
-    """Turn a `GPTConfig` into a `SmolLM3Config`."""
+    """Convert a `GPTConfig` to a `SmolLM3Config`."""
     demand_llama(
         config,
         rope_layers=ANY,

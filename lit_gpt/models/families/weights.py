@@ -1,13 +1,13 @@
-"""The reversible language of weight tables: which tensors of a file are which of ours, and how they are re-arranged.
+"""Reversible weight tables: which tensors of a file correspond to which of ours, and how they are rearranged.
 
-A table is a list of entries. An entry says that some tensors of a file are some of our tensors, and which transforms
-turn the ones into the others; without transforms it only renames. One table serves both directions: reading applies
-the transforms in order, writing undoes them in reverse order. A transform moves numbers and never computes with them,
-so a round trip is exact bit for bit. Tables also run on the meta device, which yields the shapes alone.
+A table is a list of entries. An entry maps some tensors of a file to some of our tensors through transforms; without
+transforms it only renames. One table serves both directions: reading applies the transforms in order, writing undoes
+them in reverse order. Transforms move numbers and never compute with them, so a round trip is exact bit for bit.
+Tables also run on the meta device, which yields only the shapes.
 
     entry("h.0.attn.c_attn.weight", ["q.weight", "k.weight", "v.weight"], Transpose(), Split((8, 8, 8)))
 
-Names are spelled out: "file" is the other side (a Hugging Face or a GGUF file), "local" is a `GPT`'s `state_dict`.
+In all names, "file" is the external side (a Hugging Face or a GGUF file) and "local" is a `GPT`'s `state_dict`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,14 +19,14 @@ from torch import Tensor
 
 
 class WeightTransform(Protocol):
-    """A re-arrangement of tensors that can be undone exactly."""
+    """A rearrangement of tensors that can be undone exactly."""
 
     def to_local(self, tensors: list[Tensor]) -> list[Tensor]:
-        """Turn the file's tensors into ours."""
+        """Convert the file's tensors to ours."""
         ...
 
     def to_file(self, tensors: list[Tensor]) -> list[Tensor]:
-        """Turn our tensors into the file's; the inverse of `to_local`."""
+        """Convert our tensors to the file's; the inverse of `to_local`."""
         ...
 
 
@@ -54,7 +54,7 @@ class Entry:
         """Return the file's tensors by name, as views where the transforms allow it.
 
         Args:
-            state_dict: Our tensors by name; those of `local` are used.
+            state_dict: Our tensors by name, of which those in `local` are used.
         """
         parts = [state_dict[name] for name in self.local]
         for transform in reversed(self.transforms):
@@ -63,12 +63,12 @@ class Entry:
 
 
 def entry(file: str | Sequence[str], local: str | Sequence[str], *transforms: WeightTransform) -> Entry:
-    """Return an entry of a weight table.
+    """Create an entry of a weight table.
 
     Args:
-        file: Name in the file, or names in the order in which the first transform takes them.
-        local: Our name, or names in the order in which the last transform gives them.
-        *transforms: What turns the file's tensors into ours; none where they are the same tensor.
+        file: Name in the file, or names in the order in which the first transform expects them.
+        local: Our name, or names in the order in which the last transform returns them.
+        *transforms: Transforms from the file's tensors to ours; none if they are equal.
     """
     return Entry(
         (file,) if isinstance(file, str) else tuple(file),
@@ -85,7 +85,7 @@ class Transpose:
     second: int = -1
 
     def to_local(self, tensors: list[Tensor]) -> list[Tensor]:
-        """Swap them; the same in both directions."""
+        """Swap the dimensions; the same in both directions."""
         return [tensor.transpose(self.first, self.second) for tensor in tensors]
 
     to_file = to_local
@@ -93,13 +93,13 @@ class Transpose:
 
 @dataclass(frozen=True)
 class Split:
-    """Cut one tensor of the file into several of ours, laid end to end with these sizes: q, k and v, or gate and up."""
+    """Split one tensor of the file into several of ours with these sizes: q, k and v, or gate and up."""
 
     sizes: tuple[int, ...]
     dim: int = 0
 
     def to_local(self, tensors: list[Tensor]) -> list[Tensor]:
-        """Cut one tensor into several."""
+        """Split one tensor into several."""
         (tensor,) = tensors
         return list(tensor.split(self.sizes, dim=self.dim))
 
@@ -110,7 +110,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Interleave:
-    """Separate one tensor of the file into `parts` of ours that alternate in it, `block` rows of each at a time.
+    """De-interleave one tensor of the file into `parts` tensors that alternate in it, `block` rows of each at a time.
 
     GPT-NeoX stores (H, 3, D) rows, for each head its queries, keys and values: `Interleave(3, D)`. GPT-OSS alternates
     columns of gate and up: `Interleave(2, 1, dim=-1)`.
@@ -121,7 +121,7 @@ class Interleave:
     dim: int = 0
 
     def to_local(self, tensors: list[Tensor]) -> list[Tensor]:
-        """Separate one tensor into `parts`."""
+        """Separate one tensor into `parts` tensors."""
         (tensor,) = tensors
         dim = self.dim % tensor.dim()
         blocks = tensor.unflatten(dim, (-1, self.parts, self.block))
@@ -153,7 +153,7 @@ class Permute:
 
 @dataclass(frozen=True)
 class Stack:
-    """Stack several tensors of the file (one an expert) into one of ours with a new first dimension."""
+    """Stack several tensors of the file (one per expert) into one of ours with a new first dimension."""
 
     def to_local(self, tensors: list[Tensor]) -> list[Tensor]:
         """Stack several tensors into one."""
@@ -167,5 +167,5 @@ class Stack:
 
 def _take_rows(tensor: Tensor, dim: int, order: Sequence[int]) -> Tensor:
     if tensor.shape[dim] != len(order):  # index_select would silently take a part of a larger tensor
-        raise RuntimeError(f"{tensor.shape[dim]} rows cannot be put in an order of {len(order)}")
+        raise RuntimeError(f"{tensor.shape[dim]} rows do not match a permutation of {len(order)}")
     return tensor.index_select(dim, torch.tensor(order, device=tensor.device))
