@@ -1,4 +1,4 @@
-"""LightningModules: one objective a file, on one base."""
+"""LightningModules: one training objective per file, all derived from one base class."""
 
 from lit_gpt.modules.base import GPTModule
 from lit_gpt.modules.classify import ClassificationModule

@@ -1,4 +1,4 @@
-"""An adapter's life in a run: added to the frozen base, saved without it, and checked when a checkpoint is loaded."""
+"""Adapter training: adding the adapter to the frozen base, saving only the adapter, and validating checkpoints."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,49 +16,49 @@ class AdapterTraining:
     """The adapter that a module trains instead of the weights of `init_from`.
 
     Args:
-        config: kind, rank and targets of the adapter.
-        init_from: how the user named the base model.
+        config: configuration of the adapter: kind, rank, targets.
+        init_from: the base model as the user named it, for messages.
         source: the base model.
-        vocab_size: entries of the token table; more than the base has means that the data brings new tokens.
+        vocab_size: number of tokens in the data; more than in the base model means that the data adds new tokens.
 
     Raises:
-        UserError: the data brings new tokens, and embeddings are not to be trained.
+        UserError: the data adds new tokens, and embeddings are not to be trained.
     """
 
     def __init__(self, config: AdapterConfig, init_from: str, source: ModelSource, vocab_size: int) -> None:
         self.config = config
         self.init_from = init_from
         self.base_sha256: str | None = None
-        """Content hash of the base's weights, known once they are loaded."""
+        """Content hash of the base model's weights, set once they are loaded."""
         self._source = source
-        # New tokens' rows are trained even if the user did not ask for it: they start as the mean of the others.
+        # Rows of new tokens are trained even if the user did not ask for it: they start as the mean of the others.
         new_tokens = vocab_size - source.config.vocab_size
         if config.train_embeddings is False and new_tokens > 0:
             raise UserError(
-                f"adapter.train_embeddings is false, but the data brings {new_tokens} tokens that {init_from} does not "
+                f"adapter.train_embeddings is false, but the data adds {new_tokens} tokens that {init_from} does not "
                 "have: their rows would be neither trained nor saved; set it to null or true, or choose a chat "
-                "template of tokens that the model has"
+                "template whose tokens the model has"
             )
         self.trains_embeddings = new_tokens > 0 if config.train_embeddings is None else config.train_embeddings
 
     def note_base(self, weights: Mapping[str, Tensor]) -> None:
-        """Remember which weights the adapter belongs to."""
+        """Record the hash of the weights that the adapter belongs to."""
         self.base_sha256 = hash_weights(weights, self._source.config)
 
     def add_to(self, model: nn.Module, seed: int, also_trained: tuple[str, ...]) -> None:
         """Freeze the base and insert the adapter.
 
         Args:
-            model: the base with its weights.
-            seed: of the adapter's initial weights.
-            also_trained: names of weights that an objective adds to the model; they stay trained.
+            model: the base model with its weights loaded.
+            seed: seed of the adapter's initial weights.
+            also_trained: names of weights that an objective adds to the model; they stay trainable.
         """
         add_adapter(model, self.config, seed, self.trains_embeddings)
         for name in also_trained:
             model.get_parameter(name).requires_grad_(True)
 
     def drop_base(self, checkpoint: dict[str, Any], model: nn.Module) -> None:
-        """Leave the base out of a Lightning checkpoint, and record which one it is."""
+        """Remove the base weights from a Lightning checkpoint, and record their hash."""
         assert self.base_sha256 is not None
         checkpoint["lit_gpt"]["adapter"] = adapter_info(self.config, self.init_from, self.base_sha256)
         trained = _trained_keys(model)
@@ -66,10 +66,10 @@ class AdapterTraining:
         checkpoint["state_dict"] = {name: value for name, value in weights.items() if name in trained}
 
     def check_loaded(self, result: Any, model: nn.Module) -> None:
-        """Check what `load_state_dict(strict=False)` reports: all trained weights loaded, and nothing else.
+        """Check the result of `load_state_dict(strict=False)`: exactly the trained weights must have been loaded.
 
         Raises:
-            UserError: a trained weight is missing, or there are others.
+            UserError: a trained weight is missing, or there are unexpected weights.
         """
         wrong = sorted(_trained_keys(model).intersection(result.missing_keys)) + result.unexpected_keys
         if wrong:
@@ -77,14 +77,14 @@ class AdapterTraining:
 
 
 def check_same_adapter(saved: dict[str, Any] | None, current: AdapterTraining | None) -> None:
-    """Refuse a checkpoint of another adapter, or of one that was trained on another base.
+    """Reject a checkpoint with another adapter, or with one that was trained on another base model.
 
     Args:
         saved: the checkpoint's `adapter` entry; None: it has no adapter.
-        current: the adapter of the module that loads it; None: it has none.
+        current: the adapter of the module that loads the checkpoint; None: it has none.
 
     Raises:
-        UserError: they differ.
+        UserError: the adapters differ.
     """
     here = None if current is None else current.config.to_dict()
     there = None if saved is None else saved["config"]

@@ -1,4 +1,4 @@
-"""The base module: what every objective shares when it trains a GPT under the Lightning Trainer.
+"""The base module, shared by all objectives: trains a GPT with the Lightning Trainer.
 
 One optimizer step, in `training_step`:
 
@@ -8,11 +8,11 @@ One optimizer step, in `training_step`:
 3. The summed loss of each micro-batch is divided by that count and backpropagated: all but the last inside
    `training_step`, the last by Lightning itself.
 
-So the loss of a step is the mean over its tokens, however they are cut into micro-batches and ranks, and Lightning sees
-one batch for one optimizer step: each interval in a Trainer's YAML counts optimizer steps.
+So the loss of a step is the mean over its tokens, regardless of how they are split into micro-batches and ranks, and
+one Lightning batch equals one optimizer step: every interval in a Trainer's YAML counts optimizer steps.
 
-An objective is a subclass that implements `loss`. A project of its own usually overrides one method: `loss`,
-`build_model` or `build_optimizer`; `log_sum` reports whatever else it measures.
+An objective is a subclass that implements `loss`. A custom objective usually overrides one method: `loss`,
+`build_model` or `build_optimizer`; `log_sum` logs further metrics.
 """
 
 import hashlib
@@ -58,39 +58,39 @@ from lit_gpt.optim import Schedule, ScheduledLR, check_learning_rates, parameter
 
 
 class GPTModule(LightningModule):
-    """Base of all objectives: builds, shards, compiles, optimises, evaluates, logs and checkpoints a GPT.
+    """Base class of all objectives: builds, shards, compiles, optimizes, evaluates, logs and checkpoints a GPT.
 
     Args:
-        preset: name of an architecture, such as `tiny` or `gpt2`; an unknown one is answered with the nearest names.
-        overrides: fields of `GPTConfig` that differ from the preset's.
+        preset: name of an architecture, such as `tiny` or `gpt2`; for an unknown name, the nearest ones are suggested.
+        overrides: fields of `GPTConfig` that differ from the preset.
         init_from: start from these weights instead of random ones: a run, a checkpoint, a bundle, or a Hugging Face
-            folder or hub name. Its architecture replaces the preset. (To resume a run, use `--ckpt_path last`.)
-        vocab_size: entries of the token table; the command line takes it from the DataModule.
-        block_size: longest context; the command line takes it from the DataModule.
-        optimizer: makes the optimizer from parameter groups: a class of `torch.optim`, or `MuonAdamW`; None: AdamW
+            folder or Hub name. Its architecture replaces the preset. (To resume a run, use `--ckpt_path last`.)
+        vocab_size: number of tokens; the command line sets it from the DataModule.
+        block_size: maximum context length in tokens; the command line sets it from the DataModule.
+        optimizer: factory of the optimizer from parameter groups: a class of `torch.optim`, or `MuonAdamW`; None: AdamW
             with learning rate 6e-4, betas 0.9 and 0.95, weight decay 0.1.
         schedule: factor of the learning rate over the run; None: constant.
         max_tokens: stop after this many input tokens (or at `trainer.max_steps`, whichever comes first).
         activation_checkpointing: recompute activations in the backward pass: less memory, about a third more time.
         compile: `torch.compile` the model.
-        adapter: train a LoRA (DoRA, rsLoRA, QLoRA) on the frozen weights of `init_from` instead of these weights;
-            checkpoints then hold the adapter alone.
-        seed: of the initial weights and of dropout.
+        adapter: train a LoRA (DoRA, rsLoRA, QLoRA) adapter on the frozen weights of `init_from` instead of the weights
+            themselves; checkpoints then contain only the adapter.
+        seed: seed of the initial weights and of dropout.
 
     Raises:
-        UserError: the arguments contradict each other, the data or the weights of `init_from`.
+        UserError: the arguments contradict each other, the data, or the weights of `init_from`.
     """
 
     trains_mtp = False
-    """Whether `loss` trains the multi-token prediction blocks of the config's `multi_token`; if not, none are built."""
+    """Whether `loss` trains the multi-token-prediction blocks (`multi_token` in the config); if not, none are built."""
     try_it = "generate --model {run} --prompt {prompt}"
-    """Words of the command that shows what a trained model does; printed at the end of a run."""
+    """Arguments of the command that tries out a trained model; printed at the end of a run."""
     grows_vocabulary = False
-    """Whether tokens of the data that the weights of `init_from` lack get rows of their own (post-training: yes)."""
+    """Whether tokens of the data that are missing in `init_from` get new embedding rows (in post-training: yes)."""
     new_weights: tuple[str, ...] = ()
-    """Names of weights that an objective adds to the model, and that `init_from` need not have."""
+    """Names of weights that an objective adds to the model, and that `init_from` may lack."""
     is_language_model_loss = True
-    """Whether the loss is in nats per token, so that perplexity and bits per byte mean something."""
+    """Whether the loss is in nats per token, so that perplexity and bits per byte are meaningful."""
 
     def __init__(
         self,
@@ -138,7 +138,7 @@ class GPTModule(LightningModule):
         self.tokens_seen = 0
         """Input tokens of the run so far, over all ranks; saved and resumed."""
         self._configured_groups: list[dict[str, Any]] = []
-        # Sums since the last log entry: of the loss, of what it is the mean over, and of bytes; and those of `log_sum`.
+        # Sums since the last log entry: of the loss, of its units and of bytes, and the sums of `log_sum`.
         self._loss_sums: Tensor | None = None
         self._train_sums, self._evaluation_sums = NamedSums(), NamedSums()
         self._loaded_sums: tuple[list[float] | None, Mapping[str, tuple[float, float]]] = (None, {})
@@ -147,7 +147,7 @@ class GPTModule(LightningModule):
     def _choose_config(
         self, preset: str, overrides: dict[str, Any], vocab_size: int | None, block_size: int | None
     ) -> GPTConfig:
-        """Return the config of the preset or of `init_from`, with the overrides and the data's sizes."""
+        """Return the config of the preset or of `init_from`, with the overrides and the data's sizes applied."""
         if self._source is not None:
             config = self._source.config
             if self.grows_vocabulary and vocab_size is not None and vocab_size > config.vocab_size:
@@ -160,25 +160,26 @@ class GPTModule(LightningModule):
         if config.multi_token and (self.adapter is not None or not self.trains_mtp):
             if overrides.get("multi_token"):
                 raise UserError(
-                    f"multi_token is {config.multi_token}, but {type(self).__name__} does not train blocks that "
-                    "predict further tokens; set it to 0, or use PretrainModule's own loss without an adapter"
+                    f"multi_token is {config.multi_token}, but {type(self).__name__} does not train "
+                    "multi-token-prediction "
+                    "blocks; set it to 0, or use PretrainModule's own loss without an adapter"
                 )
             config = config.overridden({"multi_token": 0})
         return config
 
-    # ---- what a subclass overrides ------------------------------------------------------------------------------
+    # ---- methods for subclasses to override ---------------------------------------------------------------------
 
     @abstractmethod
     def loss(self, batch: Batch) -> TokenLoss:
         """Return the loss of one micro-batch, summed (not averaged) over its supervised tokens.
 
         Usually `self(batch, head_fn=...)`: the loss is computed inside `GPT.forward`, in place of the head. There the
-        head's weight is whole even where it is sharded (FSDP2 gathers it for the duration of the root's forward), and
-        the (tokens, vocabulary) logits, the largest tensor of a step, need never exist at once.
+        head's weight is complete even if it is sharded (FSDP2 gathers it for the duration of the root's forward), and
+        the (tokens, vocabulary) logits, the largest tensor of a step, need never be materialized at once.
         """
 
     def num_units(self, batch: Batch) -> Tensor:
-        """Count what the loss of a step is the mean over: supervised tokens, unless an objective says otherwise.
+        """Return the denominator of a step's mean loss: the supervised tokens, unless an objective overrides it.
 
         Returns:
             () int64, on the batch's device.
@@ -186,32 +187,32 @@ class GPTModule(LightningModule):
         return (batch["labels"] != IGNORE_INDEX).sum()
 
     def evaluation_loss(self, batch: Batch) -> TokenLoss:
-        """Return the loss in validation and test, where an objective may also update metrics of its own."""
+        """Return the loss in validation and test; an objective may also update its own metrics here."""
         return self.loss(batch)
 
     def evaluation_metrics(self) -> dict[str, float]:
-        """Return and reset an objective's own metrics, at the end of a validation or test."""
+        """Return and reset the objective's own metrics, at the end of a validation or test."""
         return {}
 
     def build_model(self) -> nn.Module:
-        """Make the model without weights (it is called with the meta device in force).
+        """Build the model without weights (called in a meta-device context).
 
         Override it to replace parts of the GPT (`model.blocks[0].mlp = MyMLP(...)`, (B, T, C) → (B, T, C)). Checkpoints
-        then record the class by name, and open where the class is imported.
+        then record the class by name, and can be opened only where the class can be imported.
         """
         return GPT(self.config)
 
     def build_optimizer(self, groups: list[dict[str, Any]]) -> Optimizer:
-        """Make the optimizer from the parameter groups of `lit_gpt.optim.parameter_groups`."""
+        """Create the optimizer from the parameter groups of `lit_gpt.optim.parameter_groups`."""
         if self.optimizer is None:
-            # Not the argument's default: a YAML that names another class would inherit AdamW's arguments.
+            # Not the argument's default: a YAML file with another class would inherit AdamW's arguments.
             return AdamW(groups, lr=6e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
         return self.optimizer(groups)
 
     # ---- the model and its weights ------------------------------------------------------------------------------
 
     def configure_model(self) -> None:
-        """Build on the meta device, shard if the strategy has a mesh, then fill in the weights."""
+        """Build the model on the meta device, shard it if the strategy has a mesh, then load or initialize weights."""
         if self.model is not None:
             return
         with torch.device("meta"):
@@ -219,9 +220,9 @@ class GPTModule(LightningModule):
         if isinstance(model, GPT):
             model.gradient_checkpointing = self.activation_checkpointing
         if self.device_mesh is not None:
-            assert isinstance(model, GPT), "a model of your own must be sharded in your own configure_model"
+            assert isinstance(model, GPT), "a custom model must be sharded in an overridden configure_model"
             parallelize(model, self.device_mesh)
-        # Only now is memory allocated: each process holds its shards alone.
+        # Memory is allocated only now: each process holds only its shards.
         model.to_empty(device=self.device)
         self.init_weights(model)
         if self._adapter is not None:
@@ -229,24 +230,24 @@ class GPTModule(LightningModule):
                 raise UserError("an adapter is trained on one device or with DDP; set trainer.strategy to auto or ddp")
             self._adapter.add_to(model, self.seed, self.new_weights)
         if self.compile_model:
-            # Block by block: all share one compiled graph, and the head's `head_fn` stays plain Python.
+            # Block by block: all blocks share one compiled graph, and the head's `head_fn` stays plain Python.
             for part in (*model.blocks, *(model.multi_token or ())) if isinstance(model, GPT) else [model]:
                 part.compile()
         self.model = model
 
     def init_weights(self, model: nn.Module) -> None:
-        """Fill an empty model: random by (seed, parameter name), or from `init_from`.
+        """Fill an empty model, with random values by (seed, parameter name) or from `init_from`.
 
         Raises:
-            UserError: a part of another package has values that only a method `reset_parameters` of its own can fill.
+            UserError: a third-party part of the model has values that only its own `reset_parameters` can fill.
         """
         _reset_foreign_parts(model, self.seed)
         if isinstance(model, GPT):
             model.init_weights(self.seed)
         if self._source is None:
             return
-        # On a resume the checkpoint replaces all weights, so those of `init_from` are not read; but an adapter's
-        # checkpoint holds no base. `_trainer`: without one (in a notebook) `trainer` raises.
+        # On a resume the checkpoint replaces all weights, so those of `init_from` are not read, except with an adapter,
+        # whose checkpoint does not contain the base. `_trainer` because `trainer` raises without one (in a notebook).
         resumes = self._trainer is not None and self._trainer.ckpt_path is not None
         if resumes and self.adapter is None:
             return
@@ -254,12 +255,12 @@ class GPTModule(LightningModule):
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """Return a module with the weights of a checkpoint, a run or a bundle, ready to be used without a Trainer.
+        """Return a module with the weights of a checkpoint, a run or a bundle, ready to use without a Trainer.
 
         Args:
-            checkpoint_path: a `step-*.ckpt` folder, or anything else that `init_from` takes.
-            args: unused; Lightning's `map_location` and `hparams_file` have no meaning here.
-            kwargs: arguments of the module; architecture and weights are the checkpoint's.
+            checkpoint_path: a `step-*.ckpt` folder, or anything else that `init_from` accepts.
+            args: unused; Lightning's `map_location` and `hparams_file` are ignored.
+            kwargs: arguments of the module; architecture and weights come from the checkpoint.
         """
         for name in ("map_location", "hparams_file", "strict", "weights_only"):
             kwargs.pop(name, None)
@@ -280,9 +281,9 @@ class GPTModule(LightningModule):
             self._adapter.note_base(weights)
         for name, tensor in (*model.named_parameters(), *model.named_buffers()):
             if name not in weights and (name in self.new_weights or self._is_new_mtp_block(name)):
-                continue  # keeps the random values of `init_weights`
+                continue  # keep the random values of `init_weights`
             if name not in weights:
-                raise UserError(f"{self._source.path}: no weight named {name}; is it another architecture?")
+                raise UserError(f"{self._source.path}: no weight named {name}; does it have another architecture?")
             value = weights[name]
             if self.grows_vocabulary and name in VOCABULARY_WEIGHTS:
                 value = with_new_tokens(value, self.config.vocab_size, self.seed)
@@ -296,15 +297,15 @@ class GPTModule(LightningModule):
             )
 
     def _is_new_mtp_block(self, name: str) -> bool:
-        """Return whether a weight is in a multi-token prediction block that the source does not have."""
+        """Return whether a weight is in a multi-token-prediction block that the source does not have."""
         assert self._source is not None
         kind, _, rest = name.partition(".")
         return kind == "multi_token" and int(rest.split(".")[0]) >= self._source.config.multi_token
 
     def forward(self, batch: Batch, head_fn: HeadFn | None = None, mtp_head_fns: Sequence[HeadFn] = ()) -> Any:
-        """Run the model on a batch; see `GPT.forward`. In training, routers of a mixture of experts are recorded."""
+        """Run the model on a batch; see `GPT.forward`. In training, mixture-of-experts routing is recorded."""
         assert self.model is not None
-        options: dict[str, Any] = {}  # a model of one's own need not know what it does not use
+        options: dict[str, Any] = {}  # only what is needed: a custom model may lack the other arguments
         if mtp_head_fns:
             options["mtp_head_fns"] = mtp_head_fns
         if self._routers is not None and self.training and "labels" in batch:
@@ -317,18 +318,18 @@ class GPTModule(LightningModule):
             **options,
         )
 
-    # ---- the data and the ranks ---------------------------------------------------------------------------------
+    # ---- data and ranks -----------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        """Forget an earlier run's data; the DataModule's own `setup` has run by now."""
+        """Discard the data info of an earlier run; the DataModule's own `setup` has already run."""
         self._data_info = None
 
     @property
     def data_info(self) -> DataInfo:
-        """What the DataModule says about the data, read once a run."""
-        if self._trainer is None:  # in a notebook, say; `self.trainer` would raise
+        """The DataModule's description of the data, read once per run."""
+        if self._trainer is None:  # for example in a notebook; `self.trainer` would raise
             return DataInfo()
-        # Not read in `setup`, which a subclass may override without calling this one.
+        # Not read in `setup`, because a subclass may override it without calling super().
         if self._data_info is None:
             self._data_info = read_data_info(self.trainer)
         return self._data_info
@@ -340,15 +341,15 @@ class GPTModule(LightningModule):
 
     @property
     def data_parallel_rank(self) -> int:
-        """This process's place among the data-parallel ranks."""
+        """Data-parallel rank of this process."""
         return self.data_info.data_parallel.rank
 
     def sum_over_ranks(self, value: Tensor) -> Tensor:
-        """Return the sum of a tensor over the data-parallel ranks; all must call it."""
+        """Return the sum of a tensor over the data-parallel ranks; a collective that all of them must call."""
         return self.data_info.data_parallel.sum(value)
 
     def check_tokens(self, source: ModelSource, name: str) -> None:
-        """Refuse a model whose tokenizer is not that of the data, as far as both are known.
+        """Reject a model whose tokenizer differs from the data's, as far as both are known.
 
         Raises:
             UserError: token ids mean different tokens.
@@ -371,7 +372,8 @@ class GPTModule(LightningModule):
         total = self.max_tokens if self.schedule.counts_tokens else self._total_steps()
 
         def factor(step: int) -> float:
-            # The current step counts as done up to its last token, so that the first one does not train at nearly 0.
+            # The current step counts as completed up to its last token, so that the first step does not train at nearly
+            # 0.
             now = self.tokens_seen + (tokens_per_step or 1) - 1 if self.schedule.counts_tokens else step
             return self.schedule.factor(now, total)
 
@@ -381,25 +383,26 @@ class GPTModule(LightningModule):
         }
 
     def _total_steps(self) -> int | None:
-        """Return the optimizer steps of the whole run, from whichever limit the user set."""
+        """Return the number of optimizer steps of the whole run, from whichever limit the user set."""
         limits = []
         if self.max_tokens is not None and self.data_info.tokens_per_step is not None:
             limits.append(-(-self.max_tokens // self.data_info.tokens_per_step))
         if self.trainer.max_steps >= 0:
             limits.append(self.trainer.max_steps)
         if self.trainer.max_epochs not in (None, -1) and self.schedule.needs_total:
-            # Lightning makes the training loader for this number. It must be made again afterwards, because the
-            # position in a checkpoint is given only to a loader that is made after the checkpoint's loops are restored.
+            # Lightning builds the training loader to compute this number. The loader must be rebuilt afterwards,
+            # because the position in a checkpoint is given only to a loader that is built after the checkpoint's loops
+            # are restored.
             steps_per_run = self.trainer.estimated_stepping_batches
             self.trainer.fit_loop._combined_loader = None
             limits.append(int(steps_per_run))
         return min(limits) if limits else None
 
     def _restore_configured_settings(self) -> None:
-        """Let the YAML's optimizer settings win over a checkpoint's, and print what changed."""
+        """Override a checkpoint's optimizer settings with the YAML's, and print what changed."""
         for group, configured in zip(self.trainer.optimizers[0].param_groups, self._configured_groups, strict=False):
             for key, value in configured.items():
-                if key in ("lr", "initial_lr"):  # `ScheduledLR` has set them
+                if key in ("lr", "initial_lr"):  # already set by `ScheduledLR`
                     continue
                 if group.get(key) != value:
                     name = configured.get("name", "the optimizer")
@@ -419,10 +422,10 @@ class GPTModule(LightningModule):
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip as the Trainer says, also in bf16-mixed with a fused optimizer.
+        """Clip gradients as configured in the Trainer, also in bf16-mixed with a fused optimizer.
 
-        Lightning refuses to clip for an optimizer that can unscale gradients itself, as fused ones can, even when
-        there is no scaler whose gradients could be scaled.
+        Lightning refuses to clip for an optimizer that can unscale gradients itself, as fused ones can, even if there
+        is no gradient scaler.
         """
         precision = self.trainer.precision_plugin
         if isinstance(precision, MixedPrecision) and precision.scaler is None and gradient_clip_val:
@@ -434,12 +437,12 @@ class GPTModule(LightningModule):
     # ---- one optimizer step -------------------------------------------------------------------------------------
 
     def on_fit_start(self) -> None:
-        """Refuse data in other tokens than those of the weights that the run starts from.
+        """Reject data whose tokens differ from those of the weights that the run starts from.
 
         Raises:
-            UserError: the DataModule's tokenizer is another than that of `init_from`.
+            UserError: the DataModule's tokenizer differs from that of `init_from`.
         """
-        # Metrics created under `trainer.validate` hold inference tensors, which training may not add to.
+        # Metrics created under `trainer.validate` hold inference tensors, which training must not modify.
         for module in self.modules():
             if isinstance(module, Metric):
                 module.reset()
@@ -448,21 +451,21 @@ class GPTModule(LightningModule):
             self.check_tokens(self._source, str(self.init_from))
 
     def _check_accumulation(self) -> None:
-        # Set by an argument of any Trainer, or changed on the way by a callback.
+        # Set by an argument of any Trainer, or changed during the run by a callback.
         count = self.trainer.accumulate_grad_batches
         if count != 1:
             raise UserError(
-                f"accumulate_grad_batches is {count}; it must be 1, because a batch holds all micro-batches of an "
+                f"accumulate_grad_batches is {count}; it must be 1, because a batch contains all micro-batches of an "
                 "optimizer step: set global_batch_size and micro_batch_size of the DataModule instead"
             )
 
     def on_train_start(self) -> None:
-        """Apply the YAML's optimizer settings, take up the sums of a checkpoint, and print the model's size."""
+        """Apply the YAML's optimizer settings, restore the sums of a checkpoint, and print the model's size."""
         self._restore_configured_settings()
         self._loss_sums = torch.zeros(3, device=self.device)
         self._train_sums.clear()
         loss_sums, named_sums = self._loaded_sums
-        if self.trainer.is_global_zero:  # they were summed over ranks when they were saved: one rank takes them up
+        if self.trainer.is_global_zero:  # already summed over ranks when saved, so only rank 0 restores them
             self._train_sums.load(named_sums)
             if loss_sums is not None:
                 self._loss_sums += torch.tensor(loss_sums, device=self.device)
@@ -472,7 +475,7 @@ class GPTModule(LightningModule):
             self.print(f"nothing to train: {self.tokens_seen:,} tokens seen, and max_tokens is {self.max_tokens:,}")
         assert self.model is not None
         trained, count = trainable_counts(self.model)
-        share = "" if trained == count else f", {trained / 1e6:,.2f} M ({trained / count:.1%}) of them trained"
+        share = "" if trained == count else f", {trained / 1e6:,.2f} M ({trained / count:.1%}) trainable"
         self.print(f"model: {count / 1e6:,.2f} M parameters{share}")
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
@@ -480,25 +483,25 @@ class GPTModule(LightningModule):
         self._check_accumulation()
         key = f"{self.seed} {self.trainer.global_step} {self.data_parallel_rank}".encode()
         seed = int.from_bytes(hashlib.sha256(key).digest()[:7], "little")
-        # Not torch.manual_seed: it asks every kind of device, at 0.4 ms a call on a machine that has none of them.
+        # Not torch.manual_seed: it seeds every kind of device, at 0.4 ms per call on a machine without any.
         torch.default_generator.manual_seed(seed)
         if self.device.type in ("cuda", "mps"):
             getattr(torch, self.device.type).manual_seed(seed)
 
     def training_step(self, batch: StepBatch | Batch, batch_idx: int) -> Tensor:
-        """Accumulate the gradient of one optimizer step: each micro-batch's loss over the tokens of the whole step.
+        """Accumulate the gradient of one optimizer step: the mean loss over all of its tokens.
 
         Why not `accumulate_grad_batches`: Lightning averages the micro-batches' mean losses, so that a token in a
         micro-batch with few supervised tokens would weigh more than one in a full micro-batch, and the gradient would
-        depend on how a step is cut. Here all micro-batches are known, so the sums can be divided by the step's total.
+        depend on how a step is split. Here all micro-batches are known, so the sums can be divided by the step's total.
 
         Args:
             batch: the micro-batches of this rank, or a single one.
             batch_idx: unused.
 
         Returns:
-            () the last micro-batch's share of the loss, which Lightning backpropagates: with it come the strategy's
-            gradient synchronisation, clipping, the optimizer and all hooks.
+            () the last micro-batch's share of the loss, which Lightning backpropagates, including the strategy's
+            gradient synchronization, clipping, the optimizer and all hooks.
         """
         micro_batches = batch if isinstance(batch, list) else [batch]
         self.trainer.optimizers[0].zero_grad()
@@ -506,12 +509,12 @@ class GPTModule(LightningModule):
         num_units = self.sum_over_ranks(num_units)
         if self._routers is not None:
             self._routers.begin_step()
-        # Data-parallel strategies average gradients over ranks; the ranks' losses are shares of one sum, so the factor
-        # `data_parallel_size` undoes that. A step without supervised tokens has loss 0 instead of 0 / 0.
+        # Data-parallel strategies average gradients over ranks, but the ranks' losses are shares of one sum: the factor
+        # `data_parallel_size` undoes the averaging. A step without supervised tokens has loss 0 instead of 0 / 0.
         scale = self.data_parallel_size / num_units.clamp(min=1)
-        # Backward passes inside the step: a micro-batch's graph is freed before the next one is run, so memory is that
-        # of one micro-batch. They add to `.grad` on this rank alone (`block_backward_sync` is DDP's `no_sync`); the sum
-        # over ranks is taken once, in the backward pass of the loss that is returned.
+        # Backward passes inside the step: each micro-batch's graph is freed before the next forward, so memory is that
+        # of one micro-batch. They accumulate into `.grad` on this rank only (`block_backward_sync` is DDP's `no_sync`);
+        # gradients are summed over ranks once, in the backward pass of the returned loss.
         no_sync = getattr(self.trainer.strategy, "block_backward_sync", nullcontext)
         with no_sync():
             for micro_batch in micro_batches[:-1]:
@@ -521,7 +524,7 @@ class GPTModule(LightningModule):
         return loss
 
     def _micro_batch_loss(self, micro_batch: Batch) -> Tensor:
-        """Return the summed loss of a micro-batch, and add it to what is logged."""
+        """Return the summed loss of a micro-batch, and add it to the logged sums."""
         token_loss = self.loss(micro_batch)
         loss, num_units = token_loss.loss, self.num_units(micro_batch)
         for name, part in token_loss.parts.items():
@@ -539,12 +542,12 @@ class GPTModule(LightningModule):
         return loss
 
     def _stop_at_max_tokens(self) -> None:
-        # Before the step's callbacks run, so that the checkpoint callback knows this step as the last.
+        # Set before the step's callbacks run, so that the checkpoint callback knows that this step is the last one.
         if self.max_tokens is not None and self.tokens_seen >= self.max_tokens:
             self.trainer.should_stop = True
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Note the gradient norm before clipping and the learning rates, and move the routers' selection biases."""
+        """Record the gradient norm before clipping and the learning rates, and update the routers' selection biases."""
         if self.logs_after_this_step:
             gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
             norm = nn.utils.get_total_norm(gradients)
@@ -552,7 +555,7 @@ class GPTModule(LightningModule):
                 f"optim/lr_{group.get('name', i)}": group["lr"] for i, group in enumerate(optimizer.param_groups)
             }
             self._step_values["optim/grad_norm"] = norm.full_tensor() if isinstance(norm, DTensor) else norm
-        # `NonFiniteGuard` sets gradients to None to skip a step; then the biases stay, too.
+        # `NonFiniteGuard` sets gradients to None to skip a step; then the biases must not change either.
         if self._routers is not None and any(p.grad is not None for p in optimizer.param_groups[0]["params"]):
             assert self.model is not None
             measures = self._routers.finish_step(self.model, self.data_info.data_parallel, self.logs_after_this_step)
@@ -561,17 +564,18 @@ class GPTModule(LightningModule):
     # ---- logging ------------------------------------------------------------------------------------------------
 
     def log_sum(self, name: str, value: Tensor | float, count: Tensor | float) -> None:
-        """Report a mean: what is logged is the sum of `value` over the sum of `count`.
+        """Log a mean: the sum of `value` divided by the sum of `count`.
 
         Call it in `loss` or anywhere in a step. In training the sums run over the micro-batches, steps and ranks since
-        the last entry in the log, and `train/<name>` is written with the next one; in validation and test they run over
-        the whole split (`val/<name>`, `test/<name>`). Nothing waits for the device before that. The sums are part of a
-        checkpoint, so that a resumed run logs what an uninterrupted one does. A name whose count is 0 is not logged.
+        the last log entry, and `train/<name>` is written with the next one; in validation and test they run over
+        the whole split (`val/<name>`, `test/<name>`). The device is not synchronized before that. The sums are part of
+        a checkpoint, so that a resumed run logs the same values as an uninterrupted one. A name whose count is 0 is not
+        logged.
 
         Args:
-            name: of the metric, without the stage.
-            value: () sum over whatever is counted; detached here.
-            count: () how much it is the sum over: tokens, pairs, answers.
+            name: name of the metric, without the stage.
+            value: () sum over the counted items; detached here.
+            count: () number of items in the sum: tokens, pairs, completions.
 
         Example:
             >>> self.log_sum("entropy", entropies.sum(), entropies.numel())  # doctest: +SKIP
@@ -580,7 +584,7 @@ class GPTModule(LightningModule):
 
     @property
     def logs_after_this_step(self) -> bool:
-        """Whether the current optimizer step ends with an entry in the log: what is costly is measured only then."""
+        """Return whether the current optimizer step is logged; expensive measurements are made only then."""
         return self._logs_at(self.trainer.global_step + 1)
 
     def _logs_at(self, step: int) -> bool:
@@ -588,7 +592,7 @@ class GPTModule(LightningModule):
         return every > 0 and step % every == 0  # 0: never, as with `barebones: true`
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Log the sums that stayed on the device, every `trainer.log_every_n_steps` optimizer steps."""
+        """Log the sums accumulated on the device, every `trainer.log_every_n_steps` optimizer steps."""
         if not self._logs_at(self.trainer.global_step):
             return
         assert self._loss_sums is not None
@@ -601,12 +605,12 @@ class GPTModule(LightningModule):
         self.log("train/loss", values["train/loss"], logger=False, prog_bar=True)
 
     def _log_now(self, values: Mapping[str, Any]) -> None:
-        """Write to the loggers without Lightning's per-step bookkeeping."""
+        """Write to the loggers directly, without Lightning's per-step bookkeeping."""
         for logger in self.loggers:
             logger.log_metrics({name: float(value) for name, value in values.items()}, step=self.trainer.global_step)
 
     def _reported(self, measures: dict[str, float]) -> dict[str, float]:
-        """Return the loss alone where it is not that of a language model."""
+        """Return only the loss if it is not that of a language model."""
         return measures if self.is_language_model_loss else {"loss": measures["loss"]}
 
     # ---- validation and test ------------------------------------------------------------------------------------
@@ -616,7 +620,7 @@ class GPTModule(LightningModule):
         self._evaluate(batch, self.val_metrics)
 
     def on_validation_epoch_end(self) -> None:
-        """Log the measures of the whole validation split, and of each corpus if there are several."""
+        """Log the metrics of the whole validation split, and of each corpus if there are several."""
         self._log_evaluation("val", self.val_metrics)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
@@ -624,7 +628,7 @@ class GPTModule(LightningModule):
         self._evaluate(batch, self.test_metrics)
 
     def on_test_epoch_end(self) -> None:
-        """Log the measures of the whole test split, and of each corpus if there are several."""
+        """Log the metrics of the whole test split, and of each corpus if there are several."""
         self._log_evaluation("test", self.test_metrics)
 
     def _evaluate(self, batch: Batch, metrics: LanguageModelingMetrics) -> None:
@@ -654,7 +658,7 @@ class GPTModule(LightningModule):
     # ---- checkpoints --------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Record in plain data what model this is and where its training stands."""
+        """Save the model's config and the training position as plain data."""
         ranks = self.data_info.data_parallel
         checkpoint["lit_gpt"] = {
             "config": self.config.to_dict(),
@@ -669,10 +673,10 @@ class GPTModule(LightningModule):
             self._adapter.drop_base(checkpoint, self.model)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another model, naming the fields that differ, and take up its counts.
+        """Reject a checkpoint of another model, naming the fields that differ, and restore its counts.
 
         Raises:
-            UserError: the checkpoint was not written by lit_gpt, or holds another architecture or adapter, or the run
+            UserError: the checkpoint was not written by lit_gpt, contains another architecture or adapter, or the run
                 was started with another seed.
         """
         if "lit_gpt" not in checkpoint:
@@ -700,10 +704,10 @@ class GPTModule(LightningModule):
         self._loaded_sums = checkpoint["lit_gpt"]["train_sums"], checkpoint["lit_gpt"]["named_sums"]
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Load weights; an adapter's checkpoint holds the trained ones alone, and must hold all of them.
+        """Load weights; an adapter's checkpoint contains exactly the trained ones.
 
         Raises:
-            UserError: a trained weight is missing, or there are others.
+            UserError: a trained weight is missing, or there are unexpected weights.
         """
         if self._adapter is None or self.model is None:
             return super().load_state_dict(state_dict, strict, assign)
@@ -717,13 +721,13 @@ class GPTModule(LightningModule):
 
 
 class NamedSums:
-    """Named sums and their counts, which stay on the device until they are asked for."""
+    """Named sums and their counts, accumulated on the device."""
 
     def __init__(self) -> None:
         self._sums: dict[str, tuple[Tensor | float, Tensor | float]] = {}
 
     def add(self, name: str, value: Tensor | float, count: Tensor | float) -> None:
-        """Add to a sum and to its count, without waiting for the device."""
+        """Add to a sum and to its count, without synchronizing the device."""
         value, count = (x.detach() if isinstance(x, Tensor) else x for x in (value, count))
         if name in self._sums:
             total, number = self._sums[name]
@@ -731,7 +735,7 @@ class NamedSums:
         self._sums[name] = value, count
 
     def totals(self, ranks: DataParallel, device: torch.device) -> dict[str, tuple[float, float]]:
-        """Return (sum, count) by name, over all ranks; all must call it, but need not have the same names."""
+        """Return (sum, count) by name, over all ranks; all must call it, but their names may differ."""
         names = ranks.union(self._sums, device)
         if not names:
             return {}
@@ -741,33 +745,33 @@ class NamedSums:
         return {name: (values[2 * i], values[2 * i + 1]) for i, name in enumerate(names)}
 
     def pop_means(self, ranks: DataParallel, device: torch.device) -> dict[str, float]:
-        """Return sum / count by name, over all ranks, and start anew; what was counted 0 times is left out."""
+        """Return sum / count by name, over all ranks, and reset; names with a count of 0 are skipped."""
         totals = self.totals(ranks, device)
         self.clear()
         return {name: total / count for name, (total, count) in totals.items() if count}
 
     def load(self, totals: Mapping[str, tuple[float, float]]) -> None:
-        """Continue from what `totals` returned; on one rank alone, because that is summed over all of them."""
+        """Restore the result of `totals`, on one rank only, because it is already summed over all of them."""
         self._sums = {name: (total, count) for name, (total, count) in totals.items()}
 
     def clear(self) -> None:
-        """Start anew."""
+        """Reset all sums."""
         self._sums = {}
 
 
-# ---- models with parts of another package -----------------------------------------------------------------------
+# ---- models with third-party parts ------------------------------------------------------------------------------
 
 
 def _builder_of(kind: type[GPTModule], frame: FrameType | None) -> dict[str, Any] | None:
-    """Describe a class that builds a model of its own, so that a checkpoint can name it.
+    """Describe a class that builds a custom model, so that a checkpoint can name it.
 
     Args:
         kind: class of the module.
-        frame: of `GPTModule.__init__`, whose callers are the constructors of the subclasses.
+        frame: frame of `GPTModule.__init__`, whose callers are the constructors of the subclasses.
 
     Returns:
-        `class`: its import path; `arguments`: what its own constructor was given, beyond `GPTModule`'s arguments;
-        `not_saved`: the names of those that are no plain data. None: the class builds a plain `GPT`.
+        `class`: its import path; `arguments`: its constructor's arguments beyond `GPTModule`'s;
+        `not_saved`: the names of those that are not plain data. None: the class builds a plain `GPT`.
     """
     methods = (kind.build_model, kind.configure_model)
     if all(method.__module__.partition(".")[0] == __name__.partition(".")[0] for method in methods):
@@ -786,9 +790,9 @@ def _builder_of(kind: type[GPTModule], frame: FrameType | None) -> dict[str, Any
 
 
 def _reset_foreign_parts(model: nn.Module, seed: int) -> None:
-    """Let parts of another package fill what `GPT.init_weights` does not fill after the meta device.
+    """Let third-party parts of the model fill what `GPT.init_weights` does not fill after the meta device.
 
-    Those are buffers of a GPT's replaced parts, and everything in a model of another class.
+    These are the buffers of a GPT's replaced parts, and all values of a model of another class.
     """
     with isolate_rng():
         torch.manual_seed(seed)
@@ -806,7 +810,7 @@ def _reset_foreign_parts(model: nn.Module, seed: int) -> None:
             module.reset_parameters()
 
 
-# ---- starting from weights --------------------------------------------------------------------------------------
+# ---- starting from existing weights -----------------------------------------------------------------------------
 
 WEIGHTLESS = {
     "attention_scale",
@@ -829,7 +833,7 @@ WEIGHTLESS = {
     "scale_residual_init",
     "sliding_window",
 }
-"""Fields of `GPTConfig` that hold no weights, or (`multi_token`) weights that may start at random."""
+"""Fields of `GPTConfig` that do not determine weights, or (`multi_token`) whose weights may start at random."""
 WEIGHTLESS_MOE = {
     "balance_loss_weight",
     "bias_update_rate",
@@ -839,13 +843,13 @@ WEIGHTLESS_MOE = {
     "topk_group",
     "z_loss_weight",
 }
-"""Fields of `MoEConfig` that hold no weights."""
+"""Fields of `MoEConfig` that do not determine weights."""
 
 
 def _fit_to_weights(
     config: GPTConfig, overrides: dict[str, Any], vocab_size: int | None, block_size: int | None
 ) -> GPTConfig:
-    """Check the data's sizes against weights that exist; only fields that hold no weights may be overridden."""
+    """Check the data's sizes against existing weights; only fields that do not determine weights may be overridden."""
     for name, needed in (("vocab_size", vocab_size), ("block_size", block_size)):
         if needed is not None and needed > getattr(config, name):
             raise UserError(
@@ -866,20 +870,20 @@ def _fit_to_weights(
 
 @torch.no_grad()
 def _copy_into(parameter: Tensor, value: Tensor) -> None:
-    """Copy a whole tensor into a parameter that may be sharded: each process takes its own part."""
+    """Copy a complete tensor into a parameter that may be sharded: each process copies its own shard."""
     if parameter.shape != value.shape:
-        raise UserError(f"a weight has shape {tuple(value.shape)} where the model has {tuple(parameter.shape)}")
+        raise UserError(f"a weight has shape {tuple(value.shape)} but the model's has {tuple(parameter.shape)}")
     if isinstance(parameter, DTensor):
-        # src_data_rank=None: every process has read the whole value, so nothing is communicated.
+        # src_data_rank=None: every process has read the complete value, so nothing is communicated.
         value = distribute_tensor(
             value.to(parameter.device), parameter.device_mesh, parameter.placements, src_data_rank=None
         )
-    # In place: DDP, FSDP2 and fused optimizers hold on to the parameter's own memory and its layout.
+    # In place: DDP, FSDP2 and fused optimizers keep references to the parameter's memory and its layout.
     parameter.copy_(value)
 
 
 def _warn_if_not_exportable(config: GPTConfig) -> None:
-    """Warn before the first step of what `export` would refuse after the last."""
+    """Warn before the first step about what would make `export` fail after the last."""
     try:
         config_to_hf(config)
     except UserError as error:
@@ -887,19 +891,19 @@ def _warn_if_not_exportable(config: GPTConfig) -> None:
 
 
 def _check_same_tokens(data: Path, model: Path, name: str) -> None:
-    """Refuse data whose tokens have other ids than the model's; additional tokens on either side are fine.
+    """Reject data whose token ids differ from the model's; additional tokens on either side are allowed.
 
     Args:
         data: folder of the data's tokenizer.
         model: folder of the model's tokenizer.
-        name: of the model, for the message.
+        name: name of the model, for the message.
 
     Raises:
-        UserError: a token that both have has another id, or an id that both use is that of different tokens.
+        UserError: a token has different ids on the two sides, or an id in both stands for different tokens.
     """
     one, other = (load_tokenizer(path).backend.get_vocab(with_added_tokens=True) for path in (data, model))
     different = sum(one[token] != other[token] for token in one.keys() & other.keys())
-    # Of the tokens that only one side has, none may have an id that the other side uses.
+    # A token that only one side has must not have an id that the other side uses.
     common = min(len(one), len(other))
     different += sum(index < common for token, index in one.items() if token not in other)
     if different:

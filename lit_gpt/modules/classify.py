@@ -1,4 +1,4 @@
-"""Classification: which of several classes a text belongs to."""
+"""Classification: assign each text to one of several classes."""
 
 from typing import Any
 
@@ -14,13 +14,13 @@ from lit_gpt.objectives import TokenLoss
 
 
 class ClassificationModule(ScoringModule):
-    """Cross-entropy of the class from the last hidden state (Radford et al. 2018), the mean over the rows of a step.
+    """Cross-entropy of the class, predicted from the last hidden state (Radford et al. 2018); mean over a step's rows.
 
     Validation logs loss, accuracy and the mean F1 of the classes; `confusion` then holds the confusion matrix, which
     `ConfusionPicture` draws. `predict` gives each row's class and its probability, which `ClassWriter` writes.
 
     Args:
-        classes: names of the classes; the command line takes them from the DataModule.
+        classes: names of the classes; the command line sets them from the DataModule.
         kwargs: see `GPTModule`.
     """
 
@@ -28,7 +28,7 @@ class ClassificationModule(ScoringModule):
 
     def __init__(self, classes: list[str] | None = None, **kwargs: object) -> None:
         if classes is None or len(classes) < 2:
-            raise UserError(f"classes is {classes}; give two names or more (the command line takes the DataModule's)")
+            raise UserError(f"classes is {classes}; give at least two names (the command line takes the DataModule's)")
         super().__init__(num_outputs=len(classes), **kwargs)
         self.classes = list(classes)
         count = len(classes)
@@ -36,18 +36,18 @@ class ClassificationModule(ScoringModule):
         self.f1 = MulticlassF1Score(count, average="macro", validate_args=False)
         self.confusion_matrix = MulticlassConfusionMatrix(count, validate_args=False)
         self.confusion: Tensor | None = None
-        """(classes, classes) int64 on the CPU after a validation or test: rows are true classes."""
+        """(classes, classes) int64 on the CPU, set after a validation or test; rows are true classes."""
 
     def num_units(self, batch: Batch) -> Tensor:
-        """Count the texts; rows of padding are none."""
+        """Count the texts, without padding rows."""
         return rows_with_targets(batch).sum()
 
     def loss(self, batch: Batch) -> TokenLoss:
-        """Return the sum of the texts' losses."""
+        """Return the summed loss of the texts."""
         return self._loss(batch, self.scores(batch))
 
     def evaluation_loss(self, batch: Batch) -> TokenLoss:
-        """Return the same, and update the metrics of the whole split."""
+        """Return the summed loss, and update the metrics of the split."""
         scores = self.scores(batch)
         texts = rows_with_targets(batch)
         classes: Tensor = batch["classes"]  # type: ignore[typeddict-item]
@@ -64,11 +64,11 @@ class ClassificationModule(ScoringModule):
         return values
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
-        """Return class and probability of each text.
+        """Return the predicted class and probability of each text.
 
         Returns:
-            `sample_ids` (B,), `classes` (B,) int64 predicted, `probabilities` (B, classes) float32; rows of padding
-            are left out.
+            `sample_ids` (B,), `classes` (B,) int64 predicted, `probabilities` (B, classes) float32, without padding
+            rows.
         """
         texts = rows_with_targets(batch)
         probabilities = self.scores(batch).softmax(1)[texts]

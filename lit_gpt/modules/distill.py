@@ -1,4 +1,4 @@
-"""Distillation: a student learns the next-token distributions of a teacher."""
+"""Distillation: train a student on the next-token distributions of a teacher."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
@@ -20,34 +20,35 @@ from lit_gpt.modules.sft import SFTModule
 from lit_gpt.objectives import TokenLoss, linear_cross_entropy, token_cross_entropy
 from lit_gpt.objectives.distillation import Divergence, linear_divergence
 
-PACKED = "lmbda is for one conversation per row; set data.init_args.packing to false"
+PACKED = "lmbda needs one conversation per row; set data.init_args.packing to false"
 
 
 class DistillModule(SFTModule):
-    """The divergence of the student's next tokens from the teacher's, mixed with the hard loss; the mean over a step.
+    """Divergence of the student's next-token distribution from the teacher's, mixed with cross-entropy.
 
     Works with every DataModule whose batches have `labels`: supervised tokens are distilled. Logged in addition to
-    SFT's measures: `divergence`, in nats per token.
+    SFT's metrics: `divergence`, in nats per token.
 
-    On-policy (GKD, Agarwal et al. 2023, arXiv:2306.13649, algorithm 1): with `lmbda` above 0, that share of the rows
-    has its last answer replaced by one that the student draws at that moment, so that it learns from the teacher
-    in the states that its own words lead to. These rows have no hard loss: their divergence counts whole. Which rows,
-    and what is drawn, depends on (seed, optimizer step, row) alone. Logged then: `own_answers`, the share of rows, and
-    `own_length`, their mean tokens; some of them as text; `loss` is the cross-entropy of all that is learned from.
+    On-policy (GKD, Agarwal et al. 2023, arXiv:2306.13649, algorithm 1): with `lmbda` above 0, in that fraction of the
+    rows the last answer is replaced by one sampled from the current student, so that it learns from the teacher in the
+    states that its own outputs lead to. These rows have no cross-entropy term: their divergence has full weight. The
+    choice of rows and the samples depend only on (seed, optimizer step, row). Logged then: `own_answers`, the fraction
+    of rows, and `own_length`, their mean length in tokens; some of them are also logged as text; `loss` is the
+    cross-entropy over all supervised tokens.
 
     Args:
-        teacher: its weights: a run, a checkpoint, a bundle, a Hugging Face folder or a hub name, with the student's
-            tokenizer.
+        teacher: weights of the teacher: a run, a checkpoint, a bundle, a Hugging Face folder or a Hub name, with the
+            student's tokenizer.
         divergence: `forward` KL (Hinton et al. 2015), `reverse` KL (MiniLLM) or `jsd` (GKD).
-        temperature: divides both logits.
-        hard_weight: share of the cross-entropy against the data, from 0 to 1.
-        beta: of `jsd`.
-        teacher_dtype: of the teacher's weights in memory.
-        lmbda: share of the rows answered by the student itself, from 0 to 1; needs `packing: false` of the data.
-        max_new_tokens: of such an answer.
-        sample_temperature: of the draws.
-        engine_batch_size: answers drawn at once, which bounds the cache.
-        num_logged_samples: of the student's answers written to the log each time.
+        temperature: divides the logits of both models.
+        hard_weight: weight of the cross-entropy against the data, from 0 to 1.
+        beta: interpolation coefficient of `jsd`.
+        teacher_dtype: type of the teacher's weights in memory.
+        lmbda: fraction of the rows that the student answers itself, from 0 to 1; needs `packing: false` of the data.
+        max_new_tokens: maximum length of such an answer, in tokens.
+        sample_temperature: sampling temperature of these answers.
+        engine_batch_size: number of answers sampled at once, which bounds the KV cache.
+        num_logged_samples: number of the student's answers written to the log each time.
         kwargs: see `SFTModule`.
     """
 
@@ -88,14 +89,16 @@ class DistillModule(SFTModule):
         self.hard_weight = hard_weight
         self.beta = beta
         self.teacher_dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[teacher_dtype]
-        self.__dict__["_teacher_model"] = None  # not a submodule: it is in no checkpoint and no optimizer
+        self.__dict__["_teacher_model"] = None  # not a submodule, so it is not in checkpoints and the optimizer
 
     def configure_model(self) -> None:
         """Build the student and the frozen teacher."""
         if self.model is not None:
             return
         if self.lmbda and self.device_mesh is not None:
-            raise UserError("lmbda draws from the whole student on each device; set trainer.strategy to auto or ddp")
+            raise UserError(
+                "lmbda samples from the complete student on each device; set trainer.strategy to auto or ddp"
+            )
         super().configure_model()
         with torch.device("meta"):
             teacher = GPT(self._teacher_source.config.overridden({"multi_token": 0}))
@@ -108,10 +111,10 @@ class DistillModule(SFTModule):
         self.__dict__["_teacher_model"] = teacher.to(self.device).requires_grad_(False).eval()
 
     def on_fit_start(self) -> None:
-        """Refuse a teacher of other tokens, and data that cannot be answered; prepare to draw.
+        """Reject a teacher with other tokens and data that cannot be answered, and prepare sampling.
 
         Raises:
-            UserError: the teacher's tokenizer is another, or the data packs rows that are to be answered.
+            UserError: the teacher's tokenizer differs, or the data packs rows that are to be answered.
         """
         super().on_fit_start()
         if self.lmbda and self.data_info.packing:
@@ -120,10 +123,10 @@ class DistillModule(SFTModule):
         if self.lmbda:
             self.sampler.prepare(self)
 
-    # ---- answers of its own -------------------------------------------------------------------------------------
+    # ---- the student's own answers ------------------------------------------------------------------------------
 
     def training_step(self, batch: StepBatch | Batch, batch_idx: int) -> Tensor:
-        """Let the student answer its share of the rows, then do the step."""
+        """Let the student answer its fraction of the rows, then run the step."""
         if self.lmbda == 0:
             return super().training_step(batch, batch_idx)
         micro_batches: list[Batch] = batch if isinstance(batch, list) else [batch]
@@ -132,7 +135,7 @@ class DistillModule(SFTModule):
     def sample(
         self, prompts: Sequence[Prompt], seeds: Sequence[Sequence[int]], temperature: float
     ) -> list[list[Completion]]:
-        """Answer prompts with the student as it is; see `Sampler.sample`."""
+        """Sample answers from the current student; see `Sampler.sample`."""
         return self.sampler.sample(self, prompts, seeds, temperature)
 
     def _with_own_answers(self, micro_batches: list[Batch]) -> list[Batch]:
@@ -143,7 +146,7 @@ class DistillModule(SFTModule):
             for row, number in enumerate(batch["sample_ids"].tolist()):
                 length = prompt_length(batch["labels"][row])
                 fits = 0 < length < self.config.block_size
-                # The seed has 56 bits: divided by 2^56 it is a uniform draw from [0, 1).
+                # The seed has 56 bits: divided by 2^56 it is a uniform sample from [0, 1).
                 if fits and request_seed(self.seed, "own", step, number) / 2**56 < self.lmbda:
                     chosen.append((place, row))
                     prompts.append({"ids": batch["input_ids"][row, :length].tolist(), "number": number})
@@ -185,11 +188,11 @@ class DistillModule(SFTModule):
     # ---- the loss -----------------------------------------------------------------------------------------------
 
     def loss(self, batch: Batch) -> TokenLoss:
-        """Return the sum over the supervised tokens."""
+        """Return the summed loss of the supervised tokens."""
         return self._distillation_loss(batch)
 
     def evaluation_loss(self, batch: Batch) -> TokenLoss:
-        """Return the same, and report SFT's measures as well."""
+        """Return the summed loss, and log SFT's metrics as well."""
         super().evaluation_loss(batch)
         return self._distillation_loss(batch)
 
@@ -213,7 +216,7 @@ class DistillModule(SFTModule):
                 hard = linear_cross_entropy(rows, weight, bias, targets, softcap=softcap)
                 divergence = self._divergence(rows, weight, teacher_rows)
                 return self._mixed(hard.loss, divergence), divergence.detach(), hard.cross_entropy
-            # Tokens of the data's answers (h, t, y) have both losses, those of the student's own the divergence alone.
+            # Tokens of the data's answers (h, t, y) have both losses, those of the student's own only the divergence.
             is_own = own[index // batch["labels"].shape[1]]
             h, t, y = (values[~is_own] for values in (rows, teacher_rows, targets))
             own_h, own_t, own_y = (values[is_own] for values in (rows, teacher_rows, targets))
@@ -244,12 +247,12 @@ def with_answers(batch: Batch, answers: Mapping[int, Sequence[int]], num_bytes: 
     """Return a padded batch with the last answers of some rows replaced.
 
     Args:
-        batch: one conversation a row.
-        answers: by row, the ids of the new answer, which is all that is learned of such a row.
-        num_bytes: by row, the bytes of its text.
+        batch: one conversation per row.
+        answers: by row, the token ids of the new answer, whose tokens become the only supervised ones of the row.
+        num_bytes: by row, the UTF-8 length of the new answer's text.
 
     Returns:
-        The batch, with `own` (B,) bool: which rows are replaced.
+        The batch, with `own` (B,) bool: which rows were replaced.
     """
     inputs, labels = batch["input_ids"].cpu(), batch["labels"].cpu()
     rows = []

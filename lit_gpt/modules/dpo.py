@@ -1,4 +1,4 @@
-"""Direct preference optimisation and related losses: prefer the better of two answers."""
+"""Direct preference optimization and related losses on pairs of a chosen and a rejected answer."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from lit_gpt.objectives.preferences import PairLoss
 
 
 class DPOModule(GPTModule):
-    """A loss on pairs of answers (Rafailov et al. 2023, arXiv:2305.18290), the mean over the pairs of a step.
+    """A loss on pairs of answers (Rafailov et al. 2023, arXiv:2305.18290); mean over the pairs of a step.
 
     Logged, in training and validation: the rewards of chosen and rejected answers (beta times the log-ratio to the
     reference), their margin, the accuracy (share of pairs with a margin above 0), `kl` (mean log-ratio of policy and
@@ -23,12 +23,12 @@ class DPOModule(GPTModule):
     Args:
         loss_type: `sigmoid` (DPO), `ipo`, `hinge`, `robust`, or without a reference `orpo` and `simpo`; see
             `lit_gpt.objectives.PreferenceLoss`.
-        beta: how strongly the policy is held to the reference; 2 or more for `simpo`.
-        label_smoothing: share of pairs that may be the wrong way round (`sigmoid`, `robust`).
+        beta: strength of the pull towards the reference; 2 or more for `simpo`.
+        label_smoothing: assumed fraction of pairs in the wrong order (`sigmoid`, `robust`).
         gamma: margin of `simpo`.
-        reference: where the reference's log-probabilities come from: a `frozen` second copy of the first weights,
-            `precomputed` before the first step and kept in the run's folder (no second model in memory), or the base
-            under a `disabled_adapter`. `auto`: the last if there is an adapter, else a frozen copy.
+        reference: source of the reference's log-probabilities: a `frozen` second copy of the initial weights,
+            `precomputed` before the first step and stored in the run's folder (no second model in memory), or the base
+            under a `disabled_adapter`. `auto`: the last one if there is an adapter, else a frozen copy.
         kwargs: see `GPTModule`.
     """
 
@@ -49,7 +49,7 @@ class DPOModule(GPTModule):
         self.reference = ReferenceModel(reference, choices, has_adapter=self.adapter is not None)
         self.preference_loss = PreferenceLoss(loss_type, beta, label_smoothing, gamma)
         self._reference_tables: dict[str, Tensor] = {}
-        """Where the reference is precomputed: (rows of the split, 2) float32 by split."""
+        """If the reference is precomputed: (rows of the split, 2) float32 by split."""
 
     # ---- the reference ------------------------------------------------------------------------------------------
 
@@ -59,7 +59,7 @@ class DPOModule(GPTModule):
         return self.preference_loss.needs_reference
 
     def configure_model(self) -> None:
-        """Build the policy, and the reference: the first weights, also on a resume."""
+        """Build the policy and the reference, which has the initial weights, also on a resume."""
         if self.model is not None:
             return
         super().configure_model()
@@ -67,39 +67,39 @@ class DPOModule(GPTModule):
             self.reference.build(self)
 
     def on_fit_start(self) -> None:
-        """Compute or read the reference's log-probabilities of all rows, if they are to be precomputed."""
+        """Compute or read the reference's log-probabilities of all rows, if they are precomputed."""
         super().on_fit_start()
         if self.uses_reference and self.reference.kind == "precomputed":
             self._reference_tables = score_all_rows(self, self.reference, self.reference_scores, self.rows_of)
             self.reference.release()
 
     def on_validation_start(self) -> None:
-        """Outside a fit, leave the tables: the rows may be others than those of the last fit."""
+        """Outside of fit, ignore the tables: the rows may differ from those of the last fit."""
         super().on_validation_start()
         if self.trainer.state.fn != TrainerFn.FITTING:
             self._reference_tables = {}
 
     def on_test_start(self) -> None:
-        """Leave the tables, as `on_validation_start` does."""
+        """Ignore the tables, as in `on_validation_start`."""
         super().on_test_start()
         self._reference_tables = {}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Also record which weights the reference has."""
+        """Also save the hash of the reference's weights."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["lit_gpt"]["reference_sha256"] = self.reference.sha256
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse to resume with another reference.
+        """Reject resuming with another reference.
 
         Raises:
-            UserError: the first weights are not those that the run was started from.
+            UserError: the initial weights are not those that the run was started from.
         """
         super().on_load_checkpoint(checkpoint)
         self.reference.check_saved(checkpoint["lit_gpt"].get("reference_sha256"), self.init_from)
 
     def scores_under_reference(self, batch: Batch) -> Tensor:
-        """Return `reference_scores` of a batch, from the tables if there are any, else from the reference itself."""
+        """Return `reference_scores` of a batch, from the tables if there are any, else computed with the reference."""
         if self._reference_tables:
             split = "train" if self.training else "test" if self.trainer.testing else "val"
             return self._reference_tables[split][self.rows_of(batch).clamp(min=0)]
@@ -107,11 +107,11 @@ class DPOModule(GPTModule):
             return self.reference_scores(model, batch)
 
     def reference_scores(self, model: Any, batch: Batch) -> Tensor:
-        """Return (pairs, 2) float32: log-probabilities of the chosen and of the rejected answers under `model`."""
+        """Return (pairs, 2) float32: log-probabilities of the chosen and the rejected answers under `model`."""
         return torch.stack(self._log_probs(model, batch).chunk(2), dim=1)
 
     def rows_of(self, batch: Batch) -> Tensor:
-        """Return (pairs,) int64: numbers of the pairs in their split (a batch has each twice); -1 is padding."""
+        """Return (pairs,) int64: row numbers of the pairs in their split (each is in a batch twice); -1 is padding."""
         return batch["sample_ids"].chunk(2)[0]
 
     def _reference_log_probs(self, batch: Batch) -> LogProbs | None:
@@ -142,11 +142,11 @@ class DPOModule(GPTModule):
     # ---- the loss -----------------------------------------------------------------------------------------------
 
     def num_units(self, batch: Batch) -> Tensor:
-        """Count the pairs that are no padding."""
+        """Count the pairs, without padding."""
         return _is_pair(batch).sum()
 
     def loss(self, batch: Batch) -> TokenLoss:
-        """Return the sum of the pairs' losses."""
+        """Return the summed loss of the pairs."""
         reference = self._reference_log_probs(batch)
         policy = self._policy_log_probs(batch)
         losses, chosen, rejected = self.preference_loss(policy, reference)
@@ -174,5 +174,5 @@ def _lengths(batch: Batch) -> tuple[Tensor, Tensor]:
 
 
 def _is_pair(batch: Batch) -> Tensor:
-    """Return (pairs,) bool: which of a batch's pairs are no padding."""
+    """Return (pairs,) bool: which pairs of a batch are not padding."""
     return (batch["labels"].chunk(2)[0] != IGNORE_INDEX).any(1)

@@ -1,13 +1,14 @@
-"""Reinforcement learning with group-relative advantages: draw, rate, and make the better answers likelier.
+"""Reinforcement learning with group-relative advantages: sample completions, rate them, and reinforce the better ones.
 
 One optimizer step, all in one process:
 
-1. Each prompt is answered `group_size` times by the project's engine, with the policy as it is.
-2. Rewards, plain functions of text, rate the answers. Nothing ever runs them.
-3. Each answer's advantage is how much better it is than its group.
-4. The clipped objective is backpropagated, `completions_per_forward` answers at a time, as the mean over the step.
+1. The project's engine samples `group_size` completions per prompt from the current policy.
+2. Rewards, plain functions of text, rate the completions. Generated code is never executed.
+3. A completion's advantage is how much better it is than the mean of its group.
+4. The clipped objective is backpropagated, `completions_per_forward` completions at a time, as the mean over the step.
 
-A request's draws depend on (seed, rollout, place in it, trial, sample) alone, so that a resumed run repeats them.
+The random numbers of a request depend only on (seed, rollout, index in the rollout, trial, sample), so that a resumed
+run repeats them.
 """
 
 import json
@@ -36,50 +37,52 @@ from lit_gpt.objectives.grpo import Average
 from lit_gpt.rewards import Rated, Reward, RewardFunction, Rewards, Sample
 
 NUM_NAMED = 5
-"""How many skipped rewards are named at the end."""
+"""Number of skipped rewards that are listed at the end of a run."""
 
 
 class GRPOModule(GPTModule):
-    """Group-relative policy optimisation (Shao et al. 2024, arXiv:2402.03300), with Dr. GRPO's and DAPO's corrections.
+    """Group-relative policy optimization (Shao et al. 2024, arXiv:2402.03300), with Dr. GRPO's and DAPO's corrections.
 
-    Logged in training: `reward` (the weighted sum) and each reward by name, over all answers drawn; `length` in tokens
-    and the share that `finished`; the share of groups with a `signal` (rewards that differ); and of the tokens that
-    are learned from: `entropy`, `clip_fraction` and `kl` to the reference. In validation: the rewards, length and
-    share finished on held-out prompts, with the same draws each time; `val/loss` is the reward's negative. With
-    `trainer.num_sanity_val_steps: -1` this is also measured before the first step, and logged at step 0. Completions
-    with their rewards are written to the log as text.
+    Logged in training: `reward` (the weighted sum) and each reward by name, over all sampled completions; `length` in
+    tokens and the fraction that `finished`; the fraction of groups with a `signal` (rewards that differ); and of the
+    tokens in the loss: `entropy`, `clip_fraction` and `kl` to the reference. In validation: the rewards, length and
+    fraction finished on held-out prompts, with the same random numbers each time; `val/loss` is the negative reward.
+    With `trainer.num_sanity_val_steps: -1` this is also measured before the first step, and logged at step 0.
+    Completions with their rewards are written to the log as text.
 
     The defaults: mean over all tokens of the step and no clipping beyond the paper's. The paper itself: `average:
     completion`, `kl_coefficient: 0.04`. Dr. GRPO: `average: constant`, `scale_by_std: false`. DAPO: `clip_high: 0.28`,
     `dynamic_sampling: true` with `candidates` of the data above 1, and `Length` with a margin among the rewards.
 
-    Answers are drawn in the weights' own type. Under `bf16-mixed` they are thus drawn in float32 and learned in
-    bfloat16; as the ratio of a rollout's first step is 1 by definition, nothing corrects for that difference, a bias as
-    small as bfloat16's rounding. With `bf16-true` or `32-true` both are one.
+    Completions are sampled in the dtype of the weights. Under `bf16-mixed` they are thus sampled in float32, but the
+    loss is computed in bfloat16; as the ratio of a rollout's first step is 1 by definition, this difference is not
+    corrected, a bias as small as bfloat16's rounding. With `bf16-true` or `32-true` both dtypes are the same.
 
     Args:
-        rewards: functions of a `lit_gpt.rewards.Sample`, by `class_path` (those of the project) or dotted name.
-        reward_weights: one number each; null: all 1.
-        group_size: answers to each prompt.
-        max_new_tokens: of an answer.
-        temperature: of the draws, and of the probabilities that are learned: those are of what was drawn from.
+        rewards: functions of a `lit_gpt.rewards.Sample`, by `class_path` (built-in ones) or import path.
+        reward_weights: one weight per reward; null: all 1.
+        group_size: number of completions per prompt.
+        max_new_tokens: maximum length of a completion, in tokens.
+        temperature: sampling temperature; log-probabilities in the loss use the same temperature, so they refer to the
+            distribution that was sampled.
         scale_by_std: divide advantages by the standard deviation of the group's rewards.
-        average: over a step's tokens, over each completion's first, or by a constant; see `PolicyLoss`.
-        clip_low: lower bound of the ratio to the policy that drew, as a distance from 1.
-        clip_high: upper bound; null: as `clip_low`.
-        kl_coefficient: weight of the KL to the reference; 0: none, and no reference in memory.
-        unbiased_kl: weigh the KL term by the ratio, as DeepSeek-V3.2 does; see `PolicyLoss`.
+        average: whether the mean is over all tokens of a step, over each completion's tokens first, or a division by a
+            constant; see `PolicyLoss`.
+        clip_low: lower bound of the ratio to the sampling policy, as a distance from 1.
+        clip_high: upper bound of the ratio, as a distance from 1; null: same as `clip_low`.
+        kl_coefficient: weight of the KL to the reference; 0: no KL term, and no reference in memory.
+        unbiased_kl: weight the KL term by the ratio, as in DeepSeek-V3.2; see `PolicyLoss`.
         reference: `frozen`, `disabled_adapter` or `auto`.
-        dynamic_sampling: leave groups whose rewards are all equal out of the mean, and try the next of the data's
+        dynamic_sampling: exclude groups whose rewards are all equal from the mean, and try the next of the data's
             `candidates` in their place.
-        mask_unfinished: leave answers that a limit cut off out of the loss (DAPO's overlong filtering).
-        completions_per_forward: answers in one forward and backward; fewer save memory and change no result.
-        engine_batch_size: answers drawn at once, which bounds the cache.
-        eval_samples: answers to each held-out prompt.
-        eval_temperature: of these; null: as in training; 0: the likeliest tokens.
-        num_logged_samples: completions written to the log each time.
-        on_bad_input: where a reward raises or gives no finite number: `error` names the row and stops, `skip` leaves
-            the answer out of its group, counted and named.
+        mask_unfinished: exclude completions that were cut off by a limit from the loss (DAPO's overlong filtering).
+        completions_per_forward: completions per forward and backward; fewer save memory and do not change the result.
+        engine_batch_size: number of completions sampled at once, which bounds the KV cache.
+        eval_samples: number of completions per held-out prompt.
+        eval_temperature: sampling temperature for held-out prompts; null: as in training; 0: greedy decoding.
+        num_logged_samples: number of completions written to the log each time.
+        on_bad_input: what to do if a reward raises or returns a non-finite number: `error` names the row and stops,
+            `skip` excludes the completion from its group and reports it.
         kwargs: see `GPTModule`.
     """
 
@@ -111,10 +114,10 @@ class GRPOModule(GPTModule):
         **kwargs: object,
     ) -> None:
         super().__init__(**kwargs)  # type: ignore[arg-type]
-        check_at_least("group_size", group_size, 2, "an answer is compared with the others of its group")
+        check_at_least("group_size", group_size, 2, "a completion is compared with the others of its group")
         check_at_least("completions_per_forward", completions_per_forward, 1)
         check_at_least("eval_samples", eval_samples, 1)
-        check_above("temperature", temperature, 0, "at 0 all answers of a group are the same")
+        check_above("temperature", temperature, 0, "at 0 all completions of a group are the same")
         self.sampler = Sampler(max_new_tokens, engine_batch_size, num_logged_samples)
         choices: tuple[ReferenceKind, ...] = ("auto", "frozen", "disabled_adapter")
         self.reference = ReferenceModel(reference, choices, has_adapter=self.adapter is not None)
@@ -126,34 +129,34 @@ class GRPOModule(GPTModule):
         self.eval_samples = eval_samples
         self.eval_temperature = temperature if eval_temperature is None else eval_temperature
         self._groups: dict[int, list[Answer]] = {}
-        """The current rollout: answers by place in it, counted over all ranks."""
+        """The current rollout: completions by their index in it, over all ranks."""
         self._rollout_sums: dict[str, float] = {}
-        """What was measured when this rank drew its part of the current rollout."""
+        """Sums of the metrics of this rank's part of the current rollout."""
         self._next_update = 0
-        """Which step on the current rollout comes next; 0: the next step draws a new one."""
+        """Index of the next step on the current rollout; 0: the next step samples a new rollout."""
 
     @property
     def uses_reference(self) -> bool:
-        """Whether there is a KL term."""
+        """Whether the loss has a KL term."""
         return self.policy_loss.kl_coefficient > 0
 
     # ---- before the first step ----------------------------------------------------------------------------------
 
     def configure_model(self) -> None:
-        """Build the policy, whole on each device, and the reference if there is a KL term."""
+        """Build the policy, unsharded on each device, and the reference if there is a KL term."""
         if self.model is not None:
             return
         if self.device_mesh is not None:
-            raise UserError("GRPO draws from the whole model on each device; set trainer.strategy to auto or ddp")
+            raise UserError("GRPO samples from the complete model on each device; set trainer.strategy to auto or ddp")
         super().configure_model()
         if self.uses_reference:
             self.reference.build(self)
 
     def on_fit_start(self) -> None:
-        """Refuse answers that do not fit into the context and rows that cannot be rated; prepare sampling.
+        """Check that completions fit into the context and that all rows can be rated; prepare sampling.
 
         Raises:
-            UserError: prompts and answers do not fit in the context, or rows cannot be rated.
+            UserError: prompts and completions exceed the context, or rows cannot be rated.
         """
         super().on_fit_start()
         longest, new = self.data_info.max_prompt_tokens, self.sampler.max_new_tokens
@@ -166,10 +169,10 @@ class GRPOModule(GPTModule):
         self.sampler.prepare(self)
 
     def _check_rows(self) -> None:
-        """Find rows that a reward will not be able to use, before the first of them is drawn.
+        """Find rows that a reward will not be able to use, before any completion is sampled.
 
         Raises:
-            UserError: under `on_bad_input: error` if there is one; under `skip` if all are.
+            UserError: under `on_bad_input: error` if there is such a row; under `skip` if all are.
         """
         rows_of_split = self.data_info.rows
         if rows_of_split is None or not self.rewards.check_rows:
@@ -190,7 +193,7 @@ class GRPOModule(GPTModule):
             return
         message = f"{unusable} of {num_rows} rows cannot be rated: {'; '.join(examples)}"
         if unusable == num_rows:
-            raise UserError(f"{message}; name the right field in the reward, or leave it out")
+            raise UserError(f"{message}; name the right field in the reward, or remove the reward")
         if self.rewards.bad_input.mode == "error":
             raise UserError(f"{message}; correct them, name the right field, or set on_bad_input: skip")
         self.print(message)
@@ -198,14 +201,14 @@ class GRPOModule(GPTModule):
     # ---- rollouts -----------------------------------------------------------------------------------------------
 
     def training_step(self, batch: StepBatch | Batch, batch_idx: int) -> Tensor:
-        """Draw and rate answers, unless this step continues to learn from the last ones; then learn."""
+        """Sample and rate completions, unless this step reuses the current rollout; then run the training step."""
         parts: list[Any] = batch if isinstance(batch, list) else [batch]
         first = parts[0]
         groups = [candidates for part in parts for candidates in part["prompts"]]
         start = self.data_parallel_rank * len(groups)
         if first["update"] == 0:
             self._groups = self._rollout(groups, start, first)
-        assert first["update"] == self._next_update, "the data and the rollouts are out of step"
+        assert first["update"] == self._next_update, "the data and the rollouts are out of sync"
         self._next_update = (first["update"] + 1) % first["num_updates"]
         self._log_rollout()
         answers = [answer for place in range(start, start + len(groups)) for answer in self._groups[place]]
@@ -215,19 +218,19 @@ class GRPOModule(GPTModule):
     def sample(
         self, prompts: Sequence[Prompt], seeds: Sequence[Sequence[int]], temperature: float
     ) -> list[list[Completion]]:
-        """Answer prompts with the policy as it is; see `Sampler.sample`."""
+        """Sample completions of prompts from the current policy; see `Sampler.sample`."""
         return self.sampler.sample(self, prompts, seeds, temperature)
 
     def _rollout(self, groups: Sequence[Sequence[Prompt]], start: int, batch: Any) -> dict[int, list[Answer]]:
-        """Answer each group's first candidate, or under dynamic sampling the first whose rewards differ.
+        """Sample completions of each group's first candidate, or with dynamic sampling the first whose rewards differ.
 
         Args:
-            groups: this rank's, each with its candidate prompts.
-            start: place of the first among those of all ranks.
-            batch: says which rollout it is, and how many steps learn from it.
+            groups: this rank's groups, each a list of candidate prompts.
+            start: index of this rank's first group among those of all ranks.
+            batch: provides the index of the rollout, and the number of steps that use it.
 
         Returns:
-            The answers by place.
+            The completions of each group, by its index.
         """
         answers: dict[int, list[Answer]] = {}
         self._rollout_sums = dict.fromkeys((*self._measures, "answers", "rated", "signal", "groups"), 0.0)
@@ -235,23 +238,23 @@ class GRPOModule(GPTModule):
         pending = dict(enumerate(groups, start))
         for trial in range(max(map(len, groups))):
             prompts = [candidates[trial] for candidates in pending.values()]
-            # By place and not by prompt: one that is drawn twice is answered anew.
+            # Seed by index rather than by prompt, so that a prompt that occurs twice gets different completions.
             seeds = [
-                [request_seed(self.seed, batch["rollout"], place, trial, n) for n in range(self.group_size)]
-                for place in pending
+                [request_seed(self.seed, batch["rollout"], index, trial, n) for n in range(self.group_size)]
+                for index in pending
             ]
             completions = self.sample(prompts, seeds, self.temperature)
             samples, rated = self._rate(prompts, completions)
             self._add_measures(samples, rated)
             still_pending = {}
             rewards = iter(rated.totals)
-            for (place, candidates), of_prompt in zip(pending.items(), completions, strict=True):
-                answers[place] = group = self._group(of_prompt, list(islice(rewards, len(of_prompt))))
+            for (index, candidates), of_prompt in zip(pending.items(), completions, strict=True):
+                answers[index] = group = self._group(of_prompt, list(islice(rewards, len(of_prompt))))
                 has_signal = any(answer.advantage for answer in group)
                 self._rollout_sums["signal"] += has_signal
                 self._rollout_sums["groups"] += 1
                 if not has_signal and trial + 1 < len(candidates):
-                    still_pending[place] = candidates
+                    still_pending[index] = candidates
             pending = still_pending
             if not self.dynamic_sampling or not pending:
                 break
@@ -260,7 +263,7 @@ class GRPOModule(GPTModule):
         return answers
 
     def _group(self, completions: Sequence[Completion], rewards: Sequence[float | None]) -> list[Answer]:
-        """Return the answers to one prompt with their advantages; a reward of None is left out of the group."""
+        """Return the completions of one prompt with their advantages; those with reward None are excluded."""
         used = [reward for reward in rewards if reward is not None]
         advantages = iter(group_advantages(used, self.scale_by_std) if len(used) > 1 else [0.0] * len(used))
         group = []
@@ -277,11 +280,11 @@ class GRPOModule(GPTModule):
         return group
 
     def _batches(self, answers: Sequence[Answer]) -> list[RolloutBatch]:
-        """Return the forwards of a step; what gives no gradient is left out of them, but not out of the mean."""
+        """Return the forward batches of a step; completions without a gradient only count in the mean."""
         loss = self.policy_loss
         units = sum(loss.units(answer.num_tokens, self.sampler.max_new_tokens) for answer in answers if answer.counts)
         learned = [answer for answer in answers if self._has_gradient(answer)]
-        # With nothing to learn, a prompt without an answer: under DDP every rank must have a backward pass.
+        # If there is nothing to learn, use a prompt without a completion: under DDP every rank needs a backward pass.
         parts = chunks(learned, self.completions_per_forward) or [[Answer(answers[0].ids, len(answers[0].ids))]]
         return [rollout_batch(part, loss, self.device, 0 if place else units) for place, part in enumerate(parts)]
 
@@ -290,7 +293,7 @@ class GRPOModule(GPTModule):
 
     @torch.no_grad()
     def _add_log_probs(self, answers: Sequence[Answer], several_updates: bool) -> None:
-        """Store the log-probabilities under the policy that drew and under the reference, as far as they are needed."""
+        """Store the log-probabilities under the sampling policy and under the reference, if they are needed."""
         learned = [answer for answer in answers if self._has_gradient(answer)]
         model: Any = self.model
         for part in chunks(learned, self.completions_per_forward):
@@ -309,7 +312,7 @@ class GRPOModule(GPTModule):
                 for answer, values in zip(part, log_probs.split(sizes), strict=True):
                     answer.reference_log_probs = values
 
-    # ---- rewards and what is measured of answers ----------------------------------------------------------------
+    # ---- rewards and metrics of completions ---------------------------------------------------------------------
 
     @property
     def _measures(self) -> tuple[str, ...]:
@@ -338,7 +341,7 @@ class GRPOModule(GPTModule):
         self.sampler.shown += _shown(samples, rated, missing)
 
     def _sums_of(self, samples: Sequence[Sample], rated: Rated) -> dict[str, float]:
-        """Return the sums of all measures, and how many `answers` there are and how many are `rated`."""
+        """Return the sums of all metrics, and the numbers of `answers` and of `rated` ones."""
         sums = dict.fromkeys((*self._measures, "answers", "rated"), 0.0)
         for place, sample in enumerate(samples):
             sums["answers"] += 1
@@ -354,7 +357,7 @@ class GRPOModule(GPTModule):
         return sums
 
     def _log_measures(self, sums: dict[str, float]) -> None:
-        """Report the means over all answers, and those of rewards over the rated ones."""
+        """Log the means over all completions, and those of rewards over the rated ones."""
         for name in self._measures:
             self.log_sum(name, sums[name], sums["answers" if name in ("length", "finished") else "rated"])
 
@@ -363,7 +366,7 @@ class GRPOModule(GPTModule):
         self.log_sum("signal", self._rollout_sums["signal"], self._rollout_sums["groups"])
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Also log how many rewards were skipped so far, and the answers as text."""
+        """Also log how many rewards have been skipped so far, and the completions as text."""
         super().on_before_optimizer_step(optimizer)
         if not self.logs_after_this_step:
             return
@@ -373,11 +376,11 @@ class GRPOModule(GPTModule):
         self.sampler.write_shown(self, "train")
 
     def _check_some_rated(self, num_rated: float) -> None:
-        """Refuse to continue where a whole rollout has no reward."""
+        """Raise if no completion of a whole rollout has a reward."""
         bad = self.rewards.bad_input
         if bad.mode == "skip" and not self.sum_over_ranks(torch.tensor(num_rated, device=self.device)):
             raise UserError(
-                f"every reward of a whole rollout was skipped, so that nothing can be learned; {bad.named[-1]}"
+                f"every reward of a whole rollout was skipped, so there is nothing to learn from; {bad.named[-1]}"
             )
 
     def _print_skipped(self) -> None:
@@ -390,7 +393,7 @@ class GRPOModule(GPTModule):
         total = sum(count for count, _ in everyone)
         if total:
             named = [name for _, names in everyone for name in names]
-            self.print("\n  ".join([f"{total} answers had a reward that was skipped, such as", *named[:NUM_NAMED]]))
+            self.print("\n  ".join([f"{total} completions had a reward that was skipped, such as", *named[:NUM_NAMED]]))
 
     def on_fit_end(self) -> None:
         """Print which rewards were skipped."""
@@ -400,15 +403,15 @@ class GRPOModule(GPTModule):
     # ---- the loss -----------------------------------------------------------------------------------------------
 
     def num_units(self, batch: Batch) -> Tensor:
-        """Count what the loss of a step is the mean over: tokens of answers, answers, or a constant; see `average`."""
+        """Return the denominator of a step's mean: tokens of completions, completions, or a constant; see `average`."""
         units: Tensor = batch["units"]  # type: ignore[typeddict-item]
         return units
 
     def loss(self, batch: Batch) -> TokenLoss:
-        """Return the weighted sum of the clipped objective over the answers' tokens."""
+        """Return the weighted sum of the clipped objective over the completions' tokens."""
         rollout: Any = batch
         log_probs, entropy = self._log_probs(self, batch, measure=self.logs_after_this_step)
-        # In a rollout's first step the policy is the one that drew: the ratio is 1, but its gradient is not 0.
+        # In a rollout's first step the policy equals the sampling policy: the ratio is 1, but its gradient is not 0.
         old = rollout.get("old_log_probs", log_probs.detach())
         terms = self.policy_loss(log_probs, old, rollout["advantages"], rollout.get("reference_log_probs"))
         total = (terms.loss * rollout["weights"]).sum()
@@ -421,12 +424,12 @@ class GRPOModule(GPTModule):
         return TokenLoss(total, total.detach())
 
     def _log_probs(self, model: Any, batch: Any, measure: bool = False) -> tuple[Tensor, Tensor | None]:
-        """Return (n,) log-probabilities of the answers' tokens at the temperature of the draws, and the entropy there.
+        """Return (n,) log-probabilities of the completions' tokens at the sampling temperature, and their entropy.
 
         Args:
-            model: the policy (this module, which records routers, or its model) or the reference.
+            model: the policy (this module, which records routing, or its model) or the reference.
             batch: a `RolloutBatch`.
-            measure: whether the entropy is wanted.
+            measure: whether to compute the entropy.
         """
         index, labels = batch["target_index"], batch["labels"]
         temperature, softcap = self.temperature, self.config.logit_softcap
@@ -435,7 +438,7 @@ class GRPOModule(GPTModule):
             rows = hidden.reshape(-1, hidden.shape[-1]).index_select(0, index)
             cap = softcap
             if temperature != 1:
-                # Dividing hidden states instead of logits: the head is linear, and with a soft cap
+                # Divide hidden states instead of logits: the head is linear, and with a soft-cap
                 # cap · tanh(z / cap) / t = (cap / t) · tanh((z / t) / (cap / t)).
                 rows, bias = rows / temperature, None if bias is None else bias / temperature
                 cap = None if softcap is None else softcap / temperature
@@ -454,11 +457,11 @@ class GRPOModule(GPTModule):
     # ---- held-out prompts ---------------------------------------------------------------------------------------
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Answer and rate held-out prompts."""
+        """Sample and rate completions of held-out prompts."""
         self._evaluate_prompts(batch, batch_idx)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Answer and rate prompts of the test split."""
+        """Sample and rate completions of the test split's prompts."""
         self._evaluate_prompts(batch, batch_idx)
 
     def _evaluate_prompts(self, batch: Any, batch_idx: int) -> None:
@@ -473,7 +476,7 @@ class GRPOModule(GPTModule):
         self._log_measures(self._sums_of(samples, rated))
 
     def on_validation_epoch_end(self) -> None:
-        """Log the mean rewards; those before the first step too, if there is a sanity check."""
+        """Log the mean rewards, also those before the first step if there is a sanity check."""
         self._log_rewards("val")
 
     def on_test_epoch_end(self) -> None:
@@ -482,10 +485,10 @@ class GRPOModule(GPTModule):
 
     def _log_rewards(self, stage: str) -> None:
         means = self._evaluation_sums.pop_means(self.data_info.data_parallel, self.device)
-        reward = means.setdefault("reward", math.nan)  # NaN where every reward was skipped
+        reward = means.setdefault("reward", math.nan)  # NaN if every reward was skipped
         values = {f"{stage}/{name}": value for name, value in (means | {"loss": -reward}).items()}
         self.sampler.write_shown(self, stage)
-        if self.trainer.sanity_checking:  # what Lightning would not log
+        if self.trainer.sanity_checking:  # Lightning does not log these
             self._log_now(values)
             self.print(f"held-out reward before training: {reward:.4f}")
             return
@@ -496,7 +499,7 @@ class GRPOModule(GPTModule):
     # ---- checkpoints --------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Also save which weights the reference has, and the current rollout if more steps are to learn from it."""
+        """Also save the hash of the reference's weights, and the current rollout if further steps use it."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["lit_gpt"]["reference_sha256"] = self.reference.sha256
         if not self._next_update:
@@ -514,10 +517,10 @@ class GRPOModule(GPTModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take up the current rollout.
+        """Restore the current rollout from the checkpoint.
 
         Raises:
-            UserError: the reference is another than that of the run so far.
+            UserError: the reference differs from that of the run so far.
         """
         super().on_load_checkpoint(checkpoint)
         self.reference.check_saved(checkpoint["lit_gpt"].get("reference_sha256"), self.init_from)
@@ -525,7 +528,7 @@ class GRPOModule(GPTModule):
         if saved is not None:
             self._next_update = saved["next_update"]
             self._groups = {n: [Answer(**answer) for answer in group] for n, group in saved["groups"].items()}
-            # They were summed over ranks when they were saved: one rank takes them up.
+            # The sums were reduced over ranks when they were saved, so only rank 0 restores them.
             here = self.trainer.is_global_zero
             self._rollout_sums = {name: value if here else 0.0 for name, value in saved["sums"].items()}
 

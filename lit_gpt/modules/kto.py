@@ -1,4 +1,4 @@
-"""KTO: learn from single answers that were judged good or bad, with no pairs."""
+"""KTO: train on single answers that were judged good or bad, without pairs."""
 
 from typing import Any
 
@@ -13,17 +13,17 @@ from lit_gpt.objectives import TokenLoss, kto_loss
 
 
 class KTOModule(DPOModule):
-    """Kahneman–Tversky optimisation (Ethayarajh et al. 2024, arXiv:2402.01306), the mean over the answers of a step.
+    """Kahneman–Tversky optimization (Ethayarajh et al. 2024, arXiv:2402.01306); mean over the answers of a step.
 
     The reference point z_0 is the mean log-ratio of policy and reference on answers to other prompts, over the whole
-    optimizer step on all devices, so that cutting the step into micro-batches changes nothing. In validation it is
-    that of each batch.
+    optimizer step on all devices, so that splitting the step into micro-batches changes nothing. In validation it is
+    the mean over each batch.
 
     Args:
-        beta: how strongly the policy is held to the reference.
+        beta: strength of the pull towards the reference.
         desirable_weight: weight of the good answers; with n_D good and n_U bad ones, the paper advises
             desirable_weight · n_D between 1 and 4/3 times undesirable_weight · n_U.
-        undesirable_weight: weight of the bad ones.
+        undesirable_weight: weight of the bad answers.
         reference: see `DPOModule`.
         kwargs: see `GPTModule`.
     """
@@ -44,16 +44,16 @@ class KTOModule(DPOModule):
         """() z_0 of the current optimizer step."""
 
     def num_units(self, batch: Batch) -> Tensor:
-        """Count the answers; rows of padding are none."""
+        """Count the answers, without padding rows."""
         return _is_answer(batch).sum()
 
     def training_step(self, batch: StepBatch | Batch, batch_idx: int) -> Tensor:
-        """Find the step's reference point without gradients, then do the step."""
+        """Compute the step's reference point without gradients, then run the step."""
         parts: list[Any] = batch if isinstance(batch, list) else [batch]
         micro_batches: list[Batch] = [
             part | {"reference_log_probs": self.scores_under_reference(part)} for part in parts
         ]
-        # Over the whole step before any loss is computed: a mean of each micro-batch would change with its size.
+        # Computed over the whole step before any loss: a mean per micro-batch would depend on its size.
         sums = torch.stack([self._mismatched_ratios(micro_batch) for micro_batch in micro_batches]).sum(0)
         self._reference_point = _mean_above_0(*self.sum_over_ranks(sums))
         return super().training_step(micro_batches, batch_idx)
@@ -64,7 +64,7 @@ class KTOModule(DPOModule):
         return torch.stack([self._log_probs(model, batch), self._log_probs(model, mismatched)], dim=1)
 
     def rows_of(self, batch: Batch) -> Tensor:
-        """Return (rows,) int64: numbers of the answers in their split; -1 is padding."""
+        """Return (rows,) int64: row numbers of the answers in their split; -1 is padding."""
         return batch["sample_ids"]
 
     @torch.no_grad()
@@ -72,7 +72,7 @@ class KTOModule(DPOModule):
         """Return (2,): the sum of the log-ratios of answers to other prompts, and their number."""
         mismatched: Batch = batch["mismatched"]  # type: ignore[typeddict-item]
         reference: Tensor = batch["reference_log_probs"][:, 1]  # type: ignore[typeddict-item]
-        # Without dropout: the reference point of the policy itself, not of one draw of it.
+        # Without dropout: the reference point of the policy itself, not of a random subnetwork.
         assert self.model is not None
         training = self.model.training
         self.model.eval()
@@ -82,9 +82,9 @@ class KTOModule(DPOModule):
         return torch.stack([torch.where(answers, ratios, 0.0).sum(), answers.sum().to(ratios.dtype)])
 
     def loss(self, batch: Batch) -> TokenLoss:
-        """Return the sum of the answers' losses."""
+        """Return the summed loss of the answers."""
         rows: Any = batch
-        if "reference_log_probs" not in batch:  # a training step has added them
+        if "reference_log_probs" not in batch:  # a training step has already added them
             rows = rows | {"reference_log_probs": self.scores_under_reference(batch)}
         reference_point = self._reference_point
         if not self.training or reference_point is None:

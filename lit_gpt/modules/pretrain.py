@@ -16,17 +16,18 @@ from lit_gpt.objectives import TokenLoss, linear_cross_entropy, mtp_labels, toke
 class PretrainModule(GPTModule):
     """Next-token cross-entropy (Radford et al. 2019, "Language Models are Unsupervised Multitask Learners").
 
-    A loss of your own is one method:
+    A custom loss is one method:
 
         class LabelSmoothed(PretrainModule):
             def loss(self, batch):
                 return self(batch, head_fn=partial(my_loss, labels=batch["labels"]))
 
-    It predicts the next token alone; one that passes `mtp_head_fns` too, as this class does, sets `trains_mtp = True`.
+    Such a loss predicts only the next token; one that passes `mtp_head_fns` too, as this class does, sets
+    `trains_mtp = True`.
 
     Args:
-        z_loss: coefficient of the z-loss, which keeps the logits from drifting (PaLM: 1e-4); 0 leaves it out.
-        multi_token_weight: weight of the mean loss of the multi-token prediction blocks, in a model with `multi_token`
+        z_loss: coefficient of the z-loss, which keeps the logits from drifting (PaLM: 1e-4); 0 disables it.
+        multi_token_weight: weight of the mean loss of the multi-token-prediction blocks, for models with `multi_token`
             (DeepSeek-V3: 0.3, and 0.1 for the last third of its training).
         kwargs: see `GPTModule`.
     """
@@ -34,7 +35,7 @@ class PretrainModule(GPTModule):
     trains_mtp = True
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Assume that a subclass with a loss of its own trains no multi-token prediction blocks unless it says so."""
+        """Assume that a subclass with its own loss does not train multi-token-prediction blocks unless it says so."""
         super().__init_subclass__(**kwargs)
         if "loss" in vars(cls) and "trains_mtp" not in vars(cls):
             cls.trains_mtp = False
@@ -46,7 +47,7 @@ class PretrainModule(GPTModule):
         self.multi_token_weight = multi_token_weight
 
     def loss(self, batch: Batch) -> TokenLoss:
-        """Return the cross-entropy against `labels`, computed inside the head without a whole tensor of logits.
+        """Return the cross-entropy against `labels`, computed inside the head without materializing all logits.
 
         In training, a model with `multi_token` also predicts the tokens after the next one (DeepSeek-V3,
         arXiv:2412.19437, equations 24 and 25); their mean cross-entropy is logged as `mtp_loss`.
@@ -70,14 +71,14 @@ class PretrainModule(GPTModule):
         """Return the loss of each row; `PredictionWriter` adds up the rows of a document.
 
         Args:
-            batch: rows that hold a window of one document each, and also have `document_index` (B,) and `sources`.
-            batch_idx: place in the split.
+            batch: rows that each contain a window of one document, with `document_index` (B,) and `sources`.
+            batch_idx: index of the batch in the split.
 
         Returns:
             `document_index`, `num_tokens`, `num_bytes` (B,) int64, `loss_sum` (B,) float32 in nats, `sources`.
         """
         rows: dict[str, Any] = dict(batch)
-        # A row is one document with padding after it, which causality alone isolates: no mask to build.
+        # Each row is one document followed by padding, so the causal mask is enough and no other is built.
         alone = Batch(input_ids=batch["input_ids"], position_ids=batch["position_ids"])
         head_fn = partial(token_cross_entropy, labels=batch["labels"], softcap=self.config.logit_softcap)
         losses = self(alone, head_fn=head_fn)  # (B, T)

@@ -1,4 +1,4 @@
-"""The reference model that a policy is compared with, and log-probabilities under it that are computed beforehand."""
+"""The reference model that a policy is compared with, and its precomputed log-probabilities."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,19 +24,19 @@ SPLITS = ("train", "val", "test")
 
 
 class ReferenceModel:
-    """The weights that a run started from: a frozen copy, or the base under the disabled adapter.
+    """The weights that a run started from: a frozen copy, or the base with the adapter disabled.
 
-    It is no submodule of the module that holds it, so it is in no checkpoint and no optimizer. On a resume it is built
-    from the first weights again, whose hash is in the checkpoint.
+    It is not a submodule of the module that holds it, so it is not in checkpoints and the optimizer. On a resume it is
+    rebuilt from the initial weights, whose hash is in the checkpoint.
 
     Args:
         kind: `frozen`; `precomputed` (frozen, and released once all rows are scored); `disabled_adapter` (no second
-            model in memory); or `auto`: the last if there is an adapter, else `frozen`.
+            model in memory); or `auto`: the last one if there is an adapter, else `frozen`.
         choices: kinds that the objective supports.
         has_adapter: whether the run trains an adapter.
 
     Raises:
-        UserError: the kind is not among the choices, or needs an adapter that is not there.
+        UserError: the kind is not among the choices, or needs an adapter and there is none.
     """
 
     def __init__(self, kind: ReferenceKind, choices: Sequence[ReferenceKind], has_adapter: bool) -> None:
@@ -47,15 +47,15 @@ class ReferenceModel:
             kind = "disabled_adapter" if has_adapter else "frozen"
         self.kind: ReferenceKind = kind
         self.model: GPT | None = None
-        """The frozen copy; None under a disabled adapter and once it is released."""
+        """The frozen copy; None with a disabled adapter, and after it is released."""
         self.sha256: str | None = None
         """Content hash of the frozen copy's weights."""
 
     def build(self, policy: GPTModule) -> None:
-        """Make the frozen copy, if one is needed.
+        """Create the frozen copy, if one is needed.
 
         Raises:
-            UserError: the policy is sharded, which the copy would not be.
+            UserError: the policy is sharded, which is not supported for the copy.
         """
         if self.kind == "disabled_adapter":
             return
@@ -73,14 +73,14 @@ class ReferenceModel:
         self.model = model
 
     def release(self) -> None:
-        """Free the frozen copy's memory; it is built again if it is asked for."""
+        """Free the frozen copy's memory; it is rebuilt when it is needed."""
         self.model = None
 
     @contextmanager
     def active(self, policy: GPTModule) -> Iterator[Any]:
-        """Yield the reference: a second model, or the policy's own with its adapter disabled and without dropout."""
+        """Yield the reference: a second model, or the policy's model with its adapter disabled and without dropout."""
         if self.kind != "disabled_adapter":
-            if self.model is None:  # released for tables, which hold no other rows
+            if self.model is None:  # released after scoring, but these rows are not in the tables
                 self.build(policy)
             yield self.model
             return
@@ -93,19 +93,19 @@ class ReferenceModel:
         model.train(training)
 
     def check_saved(self, sha256: str | None, init_from: str | None) -> None:
-        """Refuse to resume with another reference.
+        """Reject resuming with another reference.
 
         Args:
-            sha256: `sha256` of the run so far, as its checkpoint has it.
-            init_from: how the user named the first weights.
+            sha256: `sha256` of the run so far, from its checkpoint.
+            init_from: the initial weights as the user named them.
 
         Raises:
-            UserError: the first weights are not those that the run was started from.
+            UserError: the initial weights are not those that the run was started from.
         """
         if sha256 is not None and self.sha256 is not None and sha256 != self.sha256:
             raise UserError(
-                f"the run was started from other weights than {init_from} has now, so its reference is gone; bring "
-                "those weights back, or start a new run"
+                f"the run was started from other weights than {init_from} has now, so its reference is lost; restore "
+                "those weights, or start a new run"
             )
 
 
@@ -116,24 +116,24 @@ def score_all_rows(
     score: Callable[[Any, Batch], Tensor],
     rows_of: Callable[[Batch], Tensor],
 ) -> dict[str, Tensor]:
-    """Return what the reference says of every row, computed once and stored in the run's folder.
+    """Return the reference's scores of every row, computed once and stored in the run's folder.
 
     Args:
-        policy: the module, which knows data, ranks and device.
+        policy: the module, which provides data, ranks and device.
         reference: the reference model.
         score: (model, batch) → (rows, 2) float32.
-        rows_of: batch → (rows,) int64 numbers of its rows in their split; -1 is padding.
+        rows_of: batch → (rows,) int64, row numbers in their split; -1 is padding.
 
     Returns:
         (rows of the split, 2) float32 by split.
 
     Raises:
-        UserError: the DataModule has no rows.
+        UserError: the DataModule does not consist of rows.
     """
     info = policy.data_info
     if info.rows is None or info.scoring_batches is None:
         raise UserError(
-            "reference: precomputed needs a DataModule of rows, such as PreferenceDataModule; set reference: frozen"
+            "reference: precomputed needs a row-based DataModule, such as PreferenceDataModule; set reference: frozen"
         )
     tables = {}
     for split in SPLITS:
@@ -150,7 +150,7 @@ def score_all_rows(
             is_row = numbers >= 0
             with reference.active(policy) as model:
                 table[numbers[is_row]] = score(model, batch)[is_row]
-        tables[split] = table = policy.sum_over_ranks(table)  # each row was scored by one rank, and is 0 elsewhere
+        tables[split] = table = policy.sum_over_ranks(table)  # each row was scored by one rank and is 0 on the others
         if policy.trainer.is_global_zero:
             with atomic_file(path) as temporary:
                 save_file({"log_probs": table.cpu()}, temporary, metadata=key)

@@ -1,4 +1,4 @@
-"""Reward models: a number for an answer, learned from which of two is better."""
+"""Reward models: score an answer with a number, trained on pairs of a better and a worse answer."""
 
 import torch
 from torch import Tensor
@@ -12,11 +12,11 @@ from lit_gpt.objectives import TokenLoss
 
 
 class RewardModule(ScoringModule):
-    r"""Bradley–Terry: :math:`-\log\sigma(r(x, y_c) - r(x, y_r))`, the mean over a step (Ouyang et al. 2022).
+    r"""Bradley–Terry loss :math:`-\log\sigma(r(x, y_c) - r(x, y_r))`, mean over a step (Ouyang et al. 2022).
 
     Logged: the loss, the accuracy (share of pairs in the right order) and the mean margin; in validation also the
-    calibration error (Guo et al. 2017): how far the predicted probability that an answer is the better one lies from
-    how often it is, over ten bins, with each pair in both orders.
+    calibration error (Guo et al. 2017): the difference between the predicted probability that an answer is the better
+    one and how often it is, over ten bins, with each pair in both orders.
 
     Args:
         center: coefficient of (r_c + r_r)², which keeps rewards around 0 (Eisenstein et al. 2023: 0.01).
@@ -32,19 +32,19 @@ class RewardModule(ScoringModule):
         self.calibration = BinaryCalibrationError(n_bins=10, norm="l1", validate_args=False)
 
     def num_units(self, batch: Batch) -> Tensor:
-        """Count the pairs; rows of padding are none."""
+        """Count the pairs, without padding rows."""
         return _is_pair(batch).sum()
 
     def loss(self, batch: Batch) -> TokenLoss:
-        """Return the sum of the pairs' losses."""
+        """Return the summed loss of the pairs."""
         return self._loss_and_margins(batch)[0]
 
     def evaluation_loss(self, batch: Batch) -> TokenLoss:
-        """Return the same, and update the calibration error."""
+        """Return the summed loss, and update the calibration error."""
         loss, margins = self._loss_and_margins(batch)
         better = torch.sigmoid(margins[_is_pair(batch)])
-        if len(better):  # with several devices the last batch may be padding alone
-            # Both orders of each pair: with the chosen answer always first, every pair would be a positive.
+        if len(better):  # with several devices the last batch may consist of padding
+            # Both orders of each pair: with the chosen answer always first, all examples would be positive.
             ones = torch.ones_like(better, dtype=torch.int64)
             self.calibration.update(torch.cat([better, 1 - better]), torch.cat([ones, 1 - ones]))
         return loss
@@ -70,5 +70,5 @@ class RewardModule(ScoringModule):
 
 
 def _is_pair(batch: Batch) -> Tensor:
-    """Return (pairs,) bool: which of a batch's pairs are no padding."""
+    """Return (pairs,) bool: which pairs of a batch are not padding."""
     return rows_with_targets(batch).chunk(2)[0]

@@ -1,6 +1,6 @@
-"""Rollouts: answers that a policy drew, and the batches that it learns from.
+"""Rollouts: completions sampled from a policy, and the batches that it is trained on.
 
-B rows, T positions, n answer tokens in a batch.
+B rows, T positions, n completion tokens in a batch.
 """
 
 import hashlib
@@ -15,37 +15,37 @@ from lit_gpt.batch import IGNORE_INDEX, Batch
 from lit_gpt.objectives import PolicyLoss
 
 PAD_MULTIPLE = 8
-"""Rows are as long as the longest, rounded up to a multiple of this: few different shapes."""
+"""Row lengths are rounded up to a multiple of this, to limit the number of different shapes."""
 
 
 class RolloutBatch(Batch, total=False):
-    """Prompts with the answers that were drawn; the labels are the answers' tokens."""
+    """Prompts with sampled completions; the labels are the completions' tokens."""
 
     target_index: Tensor
-    """(n,) int64: positions of the answers' tokens in the flattened (B · T) batch."""
+    """(n,) int64: positions of the completions' tokens in the flattened (B · T) batch."""
     advantages: Tensor
-    """(n,) float32: of the answer that each token is in."""
+    """(n,) float32: advantage of the completion that each token belongs to."""
     weights: Tensor
-    """(n,) float32: what each token counts in the sum of the step."""
+    """(n,) float32: weight of each token in the sum of the step."""
     old_log_probs: Tensor
-    """(n,) float32; absent where the policy is still the one that drew."""
+    """(n,) float32; absent if the policy is still the one that sampled the completions."""
     reference_log_probs: Tensor
     """(n,) float32; absent without a reference."""
     units: Tensor
-    """() int64: this batch's part of what the step's sum is divided by."""
+    """() int64: this batch's part of the step's denominator."""
 
 
 @dataclass
 class Answer:
-    """One answer of a group.
+    """One completion of a group.
 
     Attributes:
-        ids: token ids of prompt and answer.
-        num_prompt: tokens of the prompt.
-        advantage: of all its tokens; 0 gives no policy gradient.
-        counts: whether it is part of the mean of the step.
-        old_log_probs: (tokens of the answer,) under the policy that drew it, where several steps learn from it.
-        reference_log_probs: (tokens of the answer,) under the reference.
+        ids: token ids of prompt and completion.
+        num_prompt: number of tokens of the prompt.
+        advantage: advantage of all its tokens; 0 gives no policy gradient.
+        counts: whether it is included in the mean of the step.
+        old_log_probs: (completion tokens,) under the policy that sampled it, if several steps train on it.
+        reference_log_probs: (completion tokens,) under the reference.
     """
 
     ids: list[int]
@@ -57,11 +57,11 @@ class Answer:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of the answer."""
+        """Number of tokens of the completion."""
         return len(self.ids) - self.num_prompt
 
     def to_plain(self) -> dict[str, Any]:
-        """Return its fields for a checkpoint: plain data, and tensors on the CPU."""
+        """Return the fields for a checkpoint: plain data, and tensors on the CPU."""
         return {name: value.cpu() if isinstance(value, Tensor) else value for name, value in vars(self).items()}
 
 
@@ -71,18 +71,18 @@ def request_seed(*parts: int | str) -> int:
 
 
 def chunks(answers: Sequence[Answer], size: int) -> list[list[Answer]]:
-    """Cut answers into forwards of at most `size`, those of similar length together."""
+    """Split completions into forwards of at most `size`, grouping similar lengths."""
     ordered = sorted(answers, key=lambda answer: -len(answer.ids))
     return [ordered[start : start + size] for start in range(0, len(ordered), size)]
 
 
 def rollout_batch(answers: Sequence[Answer], loss: PolicyLoss, device: torch.device, units: int = 0) -> RolloutBatch:
-    """Pad answers to a batch.
+    """Pad completions to a batch.
 
     Args:
-        answers: at least one; the tokens of one that does not count have weight 0.
-        loss: says what a token weighs.
-        device: where the batch goes.
+        answers: at least one completion; tokens of completions that do not count get weight 0.
+        loss: the loss, which determines the weight of each token.
+        device: device of the batch.
         units: see `RolloutBatch`.
     """
     longest = max(len(answer.ids) - 1 for answer in answers)
@@ -92,7 +92,7 @@ def rollout_batch(answers: Sequence[Answer], loss: PolicyLoss, device: torch.dev
     for row, answer in enumerate(answers):
         ids = torch.tensor(answer.ids)
         inputs[row, : len(ids) - 1] = ids[:-1]
-        # Shifted: the prompt's last position predicts the answer's first token.
+        # Shifted: the prompt's last position predicts the completion's first token.
         labels[row, answer.num_prompt - 1 : len(ids) - 1] = ids[answer.num_prompt :]
     tokens_of = torch.tensor([answer.num_tokens for answer in answers])
     weights = [answer.counts * loss.token_weight(answer.num_tokens) for answer in answers]

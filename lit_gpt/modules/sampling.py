@@ -1,4 +1,4 @@
-"""Answers that a module draws from its own model while it trains, through the project's engine."""
+"""Sampling from a module's own model during training, through the project's engine."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,19 +14,19 @@ from lit_gpt.models.fused import prepare_for_decoding
 from lit_gpt.modules.base import GPTModule
 
 Prompt = dict[str, Any]
-"""A prompt of a batch; its token ids are `ids`."""
+"""A prompt of a batch; its token ids are in `ids`."""
 
 
 class Sampler:
-    """Draws answers from a module's model as it is, on the device where it trains.
+    """Samples completions from a module's current model, on the device where it trains.
 
     Args:
-        max_new_tokens: tokens of an answer at most.
-        engine_batch_size: answers drawn at once, which bounds the KV cache.
-        num_logged_samples: answers written to the log as text each time.
+        max_new_tokens: maximum number of tokens per completion.
+        engine_batch_size: number of completions sampled at once, which bounds the KV cache.
+        num_logged_samples: number of completions written to the log as text each time.
 
     Raises:
-        UserError: a number is out of its bounds.
+        UserError: a number is out of bounds.
     """
 
     def __init__(self, max_new_tokens: int, engine_batch_size: int, num_logged_samples: int) -> None:
@@ -37,17 +37,17 @@ class Sampler:
         self.engine_batch_size = engine_batch_size
         self.num_logged_samples = num_logged_samples
         self.shown: list[str] = []
-        """The latest answers, as `shown_answer` renders them."""
+        """The latest completions, as rendered by `shown_answer`."""
         self.tokenizer: Tokenizer | None = None
         self.stop_ids: tuple[int, ...] = ()
 
     def prepare(self, module: GPTModule) -> None:
         """Lay out the weights for decoding, once, before the first optimizer step.
 
-        The same product is rounded differently in another memory layout. So the layout must be the same in every step,
-        also after a resume in the middle of a rollout, when the first step draws nothing; and a parameter's layout must
-        not change between optimizer steps, because the optimizer's moments and DDP's buckets have the layout that the
-        parameter had when they were made.
+        A matrix product is rounded differently in another memory layout. So the layout must be the same in every step,
+        also after a resume in the middle of a rollout, when the first step samples nothing; and a parameter's layout
+        must not change between optimizer steps, because the optimizer's moments and DDP's buckets have the layout that
+        the parameter had when they were created.
         """
         assert module.model is not None
         prepare_for_decoding(module.model)
@@ -55,16 +55,16 @@ class Sampler:
     def sample(
         self, module: GPTModule, prompts: Sequence[Prompt], seeds: Sequence[Sequence[int]], temperature: float
     ) -> list[list[Completion]]:
-        """Answer prompts with the model as it is.
+        """Sample completions from the current model.
 
         Args:
-            module: has the model.
-            prompts: have their token ids as `ids`.
-            seeds: for each prompt one per answer.
-            temperature: of the draws.
+            module: the module that has the model.
+            prompts: prompts with their token ids as `ids`.
+            seeds: for each prompt, one seed per completion.
+            temperature: sampling temperature.
 
         Returns:
-            For each prompt its answers.
+            For each prompt, its completions.
 
         Raises:
             UserError: neither the data nor `init_from` has a tokenizer.
@@ -84,15 +84,15 @@ class Sampler:
             )
             for _, seed in requests
         ]
-        # A new engine each time: its cache is free again while the policy learns. Without autocast, because the cache
-        # has the dtype of the weights.
+        # A new engine each time, so that its cache is freed while the policy trains. Without autocast, because the
+        # cache has the dtype of the weights.
         with torch.autocast(module.device.type, enabled=False):
             engine = Engine(
                 model,
                 self.tokenizer,
                 max_batch_size=min(self.engine_batch_size, len(requests)),
                 max_length=min(module.config.block_size, longest + self.max_new_tokens),
-                prepare=not module.training,  # in training `prepare` has done it, once
+                prepare=not module.training,  # in training, `prepare` has already done it
             )
             completions = iter(engine.generate([ids for ids, _ in requests], params))
         model.train(training)
@@ -103,15 +103,15 @@ class Sampler:
         if path is None and module._source is not None:
             path = module._source.tokenizer_path
         if path is None:
-            raise UserError("there is no tokenizer: give a DataModule that has one, or an init_from with its own")
+            raise UserError("there is no tokenizer: use a DataModule that has one, or an init_from that does")
         self.tokenizer = load_tokenizer(path)
         self.stop_ids = ChatRenderer(self.tokenizer).stop_ids
 
     def write_shown(self, module: GPTModule, stage: str) -> None:
-        """Write the latest answers to every logger that takes text."""
+        """Write the latest completions to every logger that supports text."""
         if not self.shown or not module.trainer.is_global_zero:
             return
-        # In training the current step is not counted yet.
+        # In training the current step has not been counted yet.
         step = module.trainer.global_step + (stage == "train")
         for logger in module.loggers:
             writer: Any = getattr(logger, "experiment", None)
@@ -120,7 +120,7 @@ class Sampler:
 
 
 def shown_answer(title: str, prompt: str, answer: str, finished: bool) -> str:
-    """Return prompt and answer verbatim, as Markdown."""
+    """Return prompt and completion verbatim, as Markdown."""
     prompt, answer = ("\n".join(f"    {line}" for line in text.splitlines()) or "    " for text in (prompt, answer))
     end = "" if finished else " (cut off by a limit)"
     return f"{title}\n\n{prompt}\n\nwas answered{end}:\n\n{answer}"

@@ -1,7 +1,7 @@
-"""Objectives whose model gives a few numbers per text instead of next tokens: a linear layer on the last hidden state.
+"""Objectives whose model outputs a few numbers per text instead of next tokens, by a linear layer on a hidden state.
 
-The numbers are read where the stop token (or whatever is the last target of a row) would be predicted: the model has
-then seen the whole text.
+The numbers are computed at the position that would predict the stop token (or whatever is the last target of a row):
+there the model has seen the whole text.
 """
 
 import torch
@@ -15,10 +15,10 @@ SCORE = "score"
 
 
 class ScoringModule(GPTModule):
-    """Base of reward models and classifiers: a GPT with a layer `score` of (outputs, C) next to the LM head.
+    """Base class of reward models and classifiers: a GPT with a layer `score` of (outputs, C) next to the LM head.
 
     Args:
-        num_outputs: numbers per text.
+        num_outputs: number of outputs per text.
         kwargs: see `GPTModule`.
     """
 
@@ -31,7 +31,7 @@ class ScoringModule(GPTModule):
         self.num_outputs = num_outputs
 
     def build_model(self) -> nn.Module:
-        """Make the GPT and its score layer; an untied LM head takes no part in the loss, so it is frozen."""
+        """Build the GPT and its score layer; an untied LM head does not contribute to the loss, so it is frozen."""
         model = GPT(self.config)
         setattr(model, SCORE, nn.Linear(self.config.n_embd, self.num_outputs, bias=False))
         if not self.config.tie_embeddings:
@@ -39,7 +39,7 @@ class ScoringModule(GPTModule):
         return model
 
     def scores(self, batch: Batch) -> Tensor:
-        """Return (B, outputs) float32: the score of each row; a row of padding has the score of its first position."""
+        """Return (B, outputs) float32: the scores of each row; a padding row has the scores of its first position."""
         targets = batch["labels"] != IGNORE_INDEX
         positions = torch.arange(targets.shape[1], device=targets.device)
         last = torch.where(targets, positions, 0).amax(1)  # (B,)
@@ -54,5 +54,5 @@ class ScoringModule(GPTModule):
 
 
 def rows_with_targets(batch: Batch) -> Tensor:
-    """Return (B,) bool: which rows are no padding."""
+    """Return (B,) bool: which rows are not padding."""
     return (batch["labels"] != IGNORE_INDEX).any(1)

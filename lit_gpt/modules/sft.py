@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: predict the assistant's tokens of a conversation."""
+"""Supervised fine-tuning: predict the assistant's tokens in a conversation."""
 
 from functools import partial
 from typing import Any
@@ -12,15 +12,15 @@ from lit_gpt.objectives import TokenLoss, linear_cross_entropy, token_prediction
 
 
 class SFTModule(GPTModule):
-    """Cross-entropy of the tokens that `labels` names: the assistant's words and its stop token (Ouyang et al. 2022).
+    """Cross-entropy of the supervised tokens: the assistant's messages and their stop tokens (Ouyang et al. 2022).
 
-    The loss of a step is the mean over all its supervised tokens, whatever the lengths of its rows. The head runs on
-    supervised positions alone, which saves its share of the prompts. Validation logs loss, perplexity and accuracy of
-    these tokens. Tokens that the tokenizer has and the weights of `init_from` lack (those of a chat template) get
-    rows of their own, which start as the mean of the others (`lit_gpt.models.head`).
+    The loss of a step is the mean over all its supervised tokens, regardless of row lengths. The LM head runs only on
+    supervised positions, which saves its cost on the prompts. Validation logs loss, perplexity and accuracy of
+    these tokens. Tokens that the tokenizer has but the weights of `init_from` lack (those of a chat template) get
+    new embedding rows, which start as the mean of the others (`lit_gpt.models.head`).
 
     Args:
-        z_loss: coefficient of the z-loss; 0 leaves it out.
+        z_loss: coefficient of the z-loss; 0 disables it.
         kwargs: see `GPTModule`.
     """
 
@@ -35,14 +35,14 @@ class SFTModule(GPTModule):
         return self(batch, head_fn=partial(self._on_targets, batch, self._cross_entropy))
 
     def evaluation_loss(self, batch: Batch) -> TokenLoss:
-        """Return the same, and report the share of supervised tokens that the model finds likeliest."""
+        """Return the summed loss, and log the accuracy: the share of tokens whose most likely prediction is correct."""
         token_loss, predictions, labels = self(batch, head_fn=partial(self._on_targets, batch, self._with_predictions))
         supervised = labels != IGNORE_INDEX
         self.log_sum("token_accuracy", ((predictions == labels) & supervised).sum(), supervised.sum())
         return token_loss
 
     def _on_targets(self, batch: Batch, head_fn: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Any:
-        """Apply `head_fn` to the supervised positions alone."""
+        """Apply `head_fn` to the supervised positions only."""
         labels = batch["labels"].reshape(-1)  # (B · T,)
         rows = hidden.reshape(-1, hidden.shape[-1])
         if "target_index" in batch:

@@ -285,7 +285,7 @@ def test_what_was_skipped_is_told_at_the_end(run, capsys):
     count = module.rewards.bad_input.num_skipped
     told = capsys.readouterr().out
     assert count >= 4
-    assert f"{count} answers had a reward that was skipped" in told
+    assert f"{count} completions had a reward that was skipped" in told
     assert "rows.jsonl:" in told
     assert "KeyError" in told
 
