@@ -5,18 +5,22 @@ and short errors that name the nearest key.
 """
 
 import dataclasses
+import math
 import os
 import re
 import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
+import lightning.pytorch.callbacks
 import torch
 import yaml
+from jsonargparse import get_loader, set_loader
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch import Trainer as LightningTrainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 # Imported for their names: whatever is imported here may be written in a YAML without its package.
 import lit_gpt.callbacks
@@ -27,9 +31,10 @@ import lit_gpt.plugins
 from lit_gpt.atomic import atomic_file
 from lit_gpt.callbacks import GracefulStop
 from lit_gpt.errors import UserError
+from lit_gpt.instantiate import read_yaml
 from lit_gpt.models import GPTConfig
 from lit_gpt.suggest import close_matches
-from lit_gpt.trainer import Trainer
+from lit_gpt.trainer import ENVIRONMENT, Trainer, environment_variables
 
 
 class ArgumentParser(LightningArgumentParser):
@@ -62,12 +67,60 @@ def _arguments(kind: type) -> list[str]:
     return [] if code is None else list(code.co_varnames[1 : code.co_argcount + code.co_kwonlyargcount])
 
 
+KINDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "text",
+    "list": "a list",
+    "dict": "a mapping",
+    "NoneType": "null",
+}
+"""Types in jsonargparse's messages, as users call them."""
+
+
 def short_message(message: str) -> str:
-    """Return jsonargparse's message on one line, without its account of types and values."""
-    line = " ".join(message.split())
+    """Return jsonargparse's message on one line: the key, its value and what it must be."""
+    line = re.sub(r"^Call to compute_fn of link .*? failed: ", "", " ".join(message.split()))
+    if line.startswith("Unexpected config:"):
+        what = line.partition(":")[2].strip() or "empty"
+        return f"the config is {what}; it must be a mapping with the keys trainer, model and data"
+    if line.startswith("the following arguments are required"):
+        return f"{line}; give --config <file>, or --model and --data"
+    found = re.fullmatch(r'Parser key "([\w.]+)": (.*)', line)
+    wanted = [] if found is None else re.findall(r"Expected a (<class '[\w.]+'>|typing\.Literal\[[^]]*\])", found[2])
+    if found is not None and wanted and not re.search(r"Unexpected|subclass|path string|Option|path but", found[2]):
+        outer, inner = (re.search(rf"{words}: (.*?)(?= - Expected| Given value|$)", found[2]) for words in VALUES)
+        value = next((match[1] for match in (outer, inner) if match), "")
+        if outer and inner and outer[1].startswith(("{", "[")):  # the mistake is in the mapping or list
+            return f"{found[1]} is {outer[1]}; {inner[1]} in it must be {_kind(wanted[0])}"
+        kinds = list(dict.fromkeys(_kind(one) for one in wanted))
+        return f"{found[1]} is {value}; it must be {' or '.join(kinds)}{_remedy(value, kinds)}"
     line = re.sub(r"Does not validate against any of the Union subtypes Subtypes: .*? Errors: - ", "", line)
     line = line.replace("- Expected a <class 'NoneType'>", "")
     return re.sub(r"\s*(Given value type:|Got value:).*", "", line)
+
+
+VALUES = ("Given value", "Got value")
+
+
+def _kind(wanted: str) -> str:
+    if wanted.startswith("typing.Literal"):
+        return f"one of {wanted.partition('[')[2][:-1]}"
+    name = wanted.split("'")[1].rpartition(".")[2]
+    return KINDS.get(name, f"a {name}")
+
+
+def _remedy(value: str, kinds: list[str]) -> str:
+    try:
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    if "a whole number" in kinds and number.is_integer():
+        return f"; write {int(number)}"
+    if "text" in kinds and "a whole number" not in kinds:
+        return "; write it in quotes"
+    return ""
 
 
 class SaveRunConfig(SaveConfigCallback):
@@ -83,7 +136,7 @@ class SaveRunConfig(SaveConfigCallback):
         text = self.parser.dump(self.config, skip_none=False)
         path = trainer.run_dir / self.config_filename
         if path.exists():
-            for line in _differences(yaml.safe_load(path.read_text()), yaml.safe_load(text)):
+            for line in _differences(read_yaml(path, "the config of the run, or remove it"), yaml.safe_load(text)):
                 print(f"config: {line}")
         with atomic_file(path) as temporary:
             temporary.write_text(text)
@@ -127,7 +180,8 @@ class CLI(LightningCLI):
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
         """Return the current command alone: the help of four would take four times as long."""
-        return {self._command: LightningCLI.subcommands()[self._command]}
+        # A checkpoint never runs code, so there is nothing to choose with weights_only.
+        return {self._command: LightningCLI.subcommands()[self._command] | {"weights_only"}}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Link the values that model and data share, so that they are written once, in the data."""
@@ -136,7 +190,7 @@ class CLI(LightningCLI):
                 "data", f"model.init_args.{name}", compute_fn=_attribute(name), apply_on="instantiate"
             )
         for target in ("model", "data"):
-            parser.link_arguments("seed_everything", f"{target}.init_args.seed")
+            parser.link_arguments("seed_everything", f"{target}.init_args.seed", compute_fn=_seed)
 
     def before_validate(self) -> None:
         """Refuse to measure random weights."""
@@ -168,6 +222,28 @@ def _attribute(name: str) -> Any:
     return read
 
 
+def _seed(value: bool | int | None) -> int:
+    if value is None or isinstance(value, bool) or not 0 <= value < 2**32:
+        raise UserError(
+            f"seed_everything is {value}; it must be a whole number from 0 to {2**32 - 1}, so that the run "
+            "can be repeated"
+        )
+    return value
+
+
+def _prefer_ours(value: Any) -> Any:
+    """Write out the short names under `class_path` that Lightning has too: they mean this package's classes."""
+    if isinstance(value, list):
+        return [_prefer_ours(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    ours = {name for name in lit_gpt.callbacks.__all__ if hasattr(lightning.pytorch.callbacks, name)}
+    return {
+        key: f"lit_gpt.callbacks.{item}" if key == "class_path" and item in ours else _prefer_ours(item)
+        for key, item in value.items()
+    }
+
+
 def run(args: list[str]) -> int:
     """Run a Trainer command.
 
@@ -178,7 +254,15 @@ def run(args: list[str]) -> int:
         The exit status; 128 + the signal's number if one stopped the run.
     """
     sys.path.insert(0, str(Path.cwd()))  # `class_path: my_module.MyModule` from the working directory
-    cli = CLI(args)
+    load = get_loader("yaml")
+    set_loader("yaml", lambda text: _prefer_ours(load(text)), (yaml.YAMLError,))
+    for name in environment_variables():
+        variable = ENVIRONMENT + name.upper()
+        print(f"lit_gpt: {variable} is ignored on the command line; write --trainer.{name}", file=sys.stderr)
+    try:
+        cli = CLI(args)
+    except MisconfigurationException as error:
+        raise UserError(" ".join(str(error).split())) from error
     if torch.distributed.is_initialized():
         torch.distributed.barrier()  # gloo aborts a process whose peer leaves while it still talks
         torch.distributed.destroy_process_group()

@@ -4,8 +4,12 @@ Nothing here is needed to train: a stock `lightning.Trainer` runs the same modul
 its plugins and whichever callbacks it is given. This class fills in the usual ones.
 """
 
+import ast
+import functools
+import inspect
+import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -15,6 +19,7 @@ from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from lightning.pytorch.callbacks import Callback, ProgressBar
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lit_gpt.callbacks import (
     GracefulStop,
@@ -29,8 +34,58 @@ from lit_gpt.callbacks import (
 )
 from lit_gpt.callbacks.run_folder import require_fresh
 from lit_gpt.checkpoints.resolve import find_best, find_last_complete, list_checkpoints
+from lit_gpt.checkpoints.step import step_of
+from lit_gpt.checks import local_path
 from lit_gpt.errors import UserError
 from lit_gpt.plugins import AtomicCheckpointIO
+
+DEFAULT_CALLBACKS: tuple[type[Callback], ...] = (
+    RunFolder,
+    Preflight,
+    NonFiniteGuard,
+    MixtureProportions,
+    ThroughputMonitor,
+    PredictionWriter,
+    TokenProgressBar,
+    GracefulStop,
+    RunCheckpoint,
+)
+"""Of each of these, `Trainer` adds one unless the user gives one."""
+
+
+ENVIRONMENT = "PL_TRAINER_"
+"""Prefix of environment variables that replace defaults of the Trainer's arguments, as in Lightning."""
+
+
+def environment_variables() -> dict[str, Any]:
+    """Return the arguments of Lightning's Trainer that the environment sets, by name.
+
+    Raises:
+        UserError: it sets one of this class alone, which Lightning would hand to its own.
+    """
+    for name in ("name", "default_callbacks"):
+        if os.environ.get(ENVIRONMENT + name.upper()):
+            raise UserError(f"{ENVIRONMENT}{name.upper()} is set, but {name} is no argument of Lightning's; unset it")
+    found = {}
+    for name in inspect.signature(pl.Trainer).parameters:
+        value = os.environ.get(ENVIRONMENT + name.upper())
+        if value:
+            try:
+                found[name] = ast.literal_eval(value)
+            except (ValueError, SyntaxError):  # a string
+                found[name] = value
+    return found
+
+
+def _defaults_from_environment(init: Callable[..., None]) -> Callable[..., None]:
+    """Let environment variables replace defaults; Lightning's own decorator knows no arguments of a subclass."""
+
+    @functools.wraps(init)
+    def with_defaults(self: Any, *args: Any, **kwargs: Any) -> None:
+        given = dict(zip(list(inspect.signature(init).parameters)[1:], args, strict=False)) | kwargs
+        init(self, **(environment_variables() | given))
+
+    return with_defaults
 
 
 class Trainer(pl.Trainer):
@@ -56,10 +111,11 @@ class Trainer(pl.Trainer):
         kwargs: every other argument of `lightning.pytorch.Trainer`.
     """
 
+    @_defaults_from_environment
     def __init__(
         self,
         name: str = "default",
-        default_root_dir: str = "runs",
+        default_root_dir: str | None = "runs",
         max_steps: int = -1,
         max_epochs: int | None = None,
         val_check_interval: int | float | str | timedelta | dict[str, int] | None = None,
@@ -73,15 +129,11 @@ class Trainer(pl.Trainer):
         enable_model_summary: bool = False,
         **kwargs: Any,
     ) -> None:
-        if not name or Path(name).name != name:
-            raise UserError(f"name {name!r} names a folder under default_root_dir {default_root_dir!r}: no slashes")
-        if "://" in str(default_root_dir):
-            raise UserError(
-                f"default_root_dir is {default_root_dir}; runs live in a local folder: give one, and copy the run from "
-                "there"
-            )
-        self.run_dir = Path(default_root_dir).expanduser() / name
+        self.run_dir = _run_folder("runs" if default_root_dir is None else default_root_dir, name)
         callbacks = [callbacks] if isinstance(callbacks, Callback) else list(callbacks or [])
+        for kind in DEFAULT_CALLBACKS:
+            if sum(isinstance(callback, kind) for callback in callbacks) > 1:
+                raise UserError(f"callbacks has two of {kind.__name__}; a run has one: give one, with all its options")
         barebones = bool(kwargs.get("barebones"))  # Lightning's measure of its own overhead: nothing around the loop
         if default_callbacks and not barebones:
             callbacks = _missing(callbacks, kwargs) + callbacks
@@ -90,23 +142,27 @@ class Trainer(pl.Trainer):
         plugins = list(plugins) if isinstance(plugins, list | tuple) else [plugins] if plugins is not None else []
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             plugins.append(AtomicCheckpointIO())
-        if isinstance(val_check_interval, int) and not isinstance(val_check_interval, bool):
+        val_check_interval = _validation_interval(val_check_interval)
+        if isinstance(val_check_interval, int):
             # Count steps over the whole run, not from the start of each epoch.
             kwargs["check_val_every_n_epoch"] = None
-        super().__init__(
-            default_root_dir=str(self.run_dir),
-            max_steps=max_steps,
-            max_epochs=-1 if max_epochs is None and max_steps == -1 else max_epochs,
-            val_check_interval=val_check_interval,
-            log_every_n_steps=None if barebones else log_every_n_steps,
-            gradient_clip_val=gradient_clip_val,
-            logger=logger,
-            callbacks=callbacks,
-            plugins=plugins,
-            num_sanity_val_steps=num_sanity_val_steps,
-            enable_model_summary=enable_model_summary,
-            **kwargs,
-        )
+        try:
+            super().__init__(
+                default_root_dir=str(self.run_dir),
+                max_steps=max_steps,
+                max_epochs=-1 if max_epochs is None and max_steps == -1 else max_epochs,
+                val_check_interval=val_check_interval,
+                log_every_n_steps=None if barebones else log_every_n_steps,
+                gradient_clip_val=gradient_clip_val,
+                logger=logger,
+                callbacks=callbacks,
+                plugins=plugins,
+                num_sanity_val_steps=num_sanity_val_steps,
+                enable_model_summary=enable_model_summary,
+                **kwargs,
+            )
+        except (MisconfigurationException, TypeError, ValueError) as error:
+            raise UserError(" ".join(str(error).split())) from error
 
     def fit(  # type: ignore[override]
         self,
@@ -115,6 +171,7 @@ class Trainer(pl.Trainer):
         val_dataloaders: Any = None,
         datamodule: pl.LightningDataModule | None = None,
         ckpt_path: str | None = None,
+        weights_only: bool | None = None,
     ) -> None:
         """Train.
 
@@ -124,6 +181,7 @@ class Trainer(pl.Trainer):
             val_dataloaders: loaders of validation batches, if there is no DataModule.
             datamodule: the DataModule.
             ckpt_path: resume from this checkpoint; `last`: from the run's newest complete one.
+            weights_only: as in Lightning; whatever it is, a checkpoint never runs code.
 
         Raises:
             UserError: the run's folder holds a run and `ckpt_path` is None, or a setting is refused.
@@ -132,7 +190,7 @@ class Trainer(pl.Trainer):
             require_fresh(self.run_dir)
         existed = self.run_dir.exists()
         try:
-            super().fit(model, train_dataloaders, val_dataloaders, datamodule, self._resolve(ckpt_path))
+            super().fit(model, train_dataloaders, val_dataloaders, datamodule, self._resolve(ckpt_path), weights_only)
         except UserError:
             # Refused before the first step: the logger's empty file is all there is.
             if not existed and self.global_step == 0 and self.is_global_zero and not list_checkpoints(self.run_dir):
@@ -146,6 +204,7 @@ class Trainer(pl.Trainer):
         ckpt_path: str | None = None,
         verbose: bool = True,
         datamodule: pl.LightningDataModule | None = None,
+        weights_only: bool | None = None,
     ) -> Any:
         """Measure on the validation split.
 
@@ -155,8 +214,9 @@ class Trainer(pl.Trainer):
             ckpt_path: weights to measure: a checkpoint, or `last` or `best` of the run.
             verbose: print the result.
             datamodule: the DataModule.
+            weights_only: see `fit`.
         """
-        return super().validate(model, dataloaders, self._resolve(ckpt_path), verbose, datamodule)
+        return super().validate(model, dataloaders, self._resolve(ckpt_path), verbose, datamodule, weights_only)
 
     def test(  # type: ignore[override]
         self,
@@ -165,6 +225,7 @@ class Trainer(pl.Trainer):
         ckpt_path: str | None = None,
         verbose: bool = True,
         datamodule: pl.LightningDataModule | None = None,
+        weights_only: bool | None = None,
     ) -> Any:
         """Measure on the test split.
 
@@ -174,8 +235,9 @@ class Trainer(pl.Trainer):
             ckpt_path: weights to measure: a checkpoint, or `last` or `best` of the run.
             verbose: print the result.
             datamodule: the DataModule.
+            weights_only: see `fit`.
         """
-        return super().test(model, dataloaders, self._resolve(ckpt_path), verbose, datamodule)
+        return super().test(model, dataloaders, self._resolve(ckpt_path), verbose, datamodule, weights_only)
 
     def predict(  # type: ignore[override]
         self,
@@ -184,6 +246,7 @@ class Trainer(pl.Trainer):
         datamodule: pl.LightningDataModule | None = None,
         return_predictions: bool = False,
         ckpt_path: str | None = None,
+        weights_only: bool | None = None,
     ) -> Any:
         """Write the loss and bits per byte of each document to `predictions.jsonl` in the run's folder.
 
@@ -193,10 +256,15 @@ class Trainer(pl.Trainer):
             datamodule: the DataModule.
             return_predictions: also keep every batch's result in memory and return them.
             ckpt_path: weights to use: a checkpoint, or `last` or `best` of the run.
+            weights_only: see `fit`.
         """
-        return super().predict(model, dataloaders, datamodule, return_predictions, self._resolve(ckpt_path))
+        return super().predict(
+            model, dataloaders, datamodule, return_predictions, self._resolve(ckpt_path), weights_only
+        )
 
     def _resolve(self, ckpt_path: str | None) -> str | None:
+        if ckpt_path == "hpc" or str(ckpt_path).startswith("registry"):
+            raise UserError(f"ckpt_path is {ckpt_path}; it must be last, best, or a step-*.ckpt folder of the run")
         if ckpt_path == "best":
             return str(find_best(self.run_dir))
         if ckpt_path != "last":
@@ -207,19 +275,48 @@ class Trainer(pl.Trainer):
         return str(path)
 
 
+def _run_folder(default_root_dir: str, name: str) -> Path:
+    """Return the folder of a run.
+
+    Raises:
+        UserError: it cannot be a folder, or its name is that of something else.
+    """
+    if not isinstance(name, str) or Path(name).name != name or name in ("", ".", ".."):
+        raise UserError(f"name is {name!r}; it must be the name of a folder under default_root_dir {default_root_dir}")
+    if step_of(Path(name)) is not None:
+        raise UserError(f"name is {name!r}, which is what checkpoints are called; give the run another name")
+    run_dir = local_path("default_root_dir", default_root_dir) / name
+    for path in (run_dir, *run_dir.parents):
+        if path.exists() and not path.is_dir():
+            raise UserError(f"default_root_dir {default_root_dir} with name {name}: {path} is a file, not a folder")
+    return run_dir
+
+
+def _validation_interval(interval: Any) -> Any:
+    """Return `val_check_interval` with a whole number as an int, also where it was written as `1e3`.
+
+    Raises:
+        UserError: a number is out of bounds.
+    """
+    if isinstance(interval, bool) or not isinstance(interval, int | float):
+        return interval
+    if interval > 1 and float(interval).is_integer():
+        return int(interval)
+    if not 0 < interval <= 1:
+        raise UserError(
+            f"val_check_interval is {interval}; it must be a whole number of optimizer steps from 1, or a fraction of "
+            "an epoch (0.25); for no validation set limit_val_batches to 0"
+        )
+    return interval
+
+
 def _missing(callbacks: list[Callback], arguments: dict[str, Any]) -> list[Callback]:
     """The default callbacks of which the user gave no instance, as far as the Trainer's arguments want them."""
-    wanted: list[type[Callback]] = [
-        RunFolder,
-        Preflight,
-        NonFiniteGuard,
-        MixtureProportions,
-        ThroughputMonitor,
-        PredictionWriter,
-    ]
+    unwanted: list[type[Callback]] = []
     has_bar = any(isinstance(callback, ProgressBar) for callback in callbacks)  # Lightning takes one
-    if arguments.get("enable_progress_bar", True) is not False and not has_bar:
-        wanted.append(TokenProgressBar)
-    if arguments.get("enable_checkpointing", True) is not False:
-        wanted += [GracefulStop, RunCheckpoint]
+    if arguments.get("enable_progress_bar", True) is False or has_bar:
+        unwanted.append(TokenProgressBar)
+    if arguments.get("enable_checkpointing", True) is False:
+        unwanted += [GracefulStop, RunCheckpoint]
+    wanted = [kind for kind in DEFAULT_CALLBACKS if kind not in unwanted]
     return [kind() for kind in wanted if not any(isinstance(callback, kind) for callback in callbacks)]

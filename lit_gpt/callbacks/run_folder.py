@@ -20,6 +20,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_gpt.atomic import atomic_file
 from lit_gpt.checkpoints.bundle import copy_tokenizer
+from lit_gpt.checkpoints.huggingface.tensors import read_json
 from lit_gpt.checkpoints.provenance import LINEAGE, code_versions, collect_lineage, hash_tokenizer
 from lit_gpt.checkpoints.resolve import TOKENIZER, list_checkpoints
 from lit_gpt.checkpoints.step import CHECKPOINTS
@@ -217,7 +218,7 @@ def _keep_lineage(path: Path, trainer: Trainer, pl_module: LightningModule, info
     """Write where the run comes from; a resume adds the code that continued it."""
     session = {"from_step": trainer.global_step, "code": code_versions()}
     if resumed and path.exists():
-        lineage = json.loads(path.read_text(encoding="utf-8"))
+        lineage = read_json(path, "restore it, or remove it to have it written from here on")
         lineage.setdefault("resumed", []).append(session)
     else:
         config: Any = getattr(pl_module, "config", None)

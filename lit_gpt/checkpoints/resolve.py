@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import yaml
 from torch import Tensor
 
 from lit_gpt.checkpoints.adapters import (
@@ -48,6 +47,7 @@ from lit_gpt.checkpoints.step import (
 from lit_gpt.data.tokenizers import TOKENIZER_FILES
 from lit_gpt.errors import UserError
 from lit_gpt.extensions import how_to_import, imported_class
+from lit_gpt.instantiate import read_yaml
 from lit_gpt.models import GPT, GPTConfig
 
 BEST = "best.json"
@@ -201,9 +201,17 @@ def _saved_adapter(path: Path, averaged: bool) -> SavedAdapter | None:
 
 def _run_of(checkpoint: Path) -> tuple[Path | None, Path | None]:
     """Return the folders of a checkpoint's run and of the run's tokenizer, each None if it does not exist."""
-    run_dir = checkpoint.parent.parent if checkpoint.parent.name == CHECKPOINTS else None
+    run_dir = run_of(checkpoint)
     has_tokenizer = run_dir is not None and (run_dir / TOKENIZER).is_dir()
     return run_dir, run_dir / TOKENIZER if run_dir is not None and has_tokenizer else None
+
+
+def run_of(checkpoint: Path) -> Path | None:
+    """Return the run that a checkpoint is of, also where the checkpoint is a link, or was moved and a link is left."""
+    for path in (checkpoint, checkpoint.absolute(), checkpoint.resolve()):
+        if path.parent.name == CHECKPOINTS:
+            return path.parent.parent
+    return None
 
 
 def _on_its_base(saved: SavedAdapter, averaged: bool, damaged: tuple[str, ...] = ()) -> ModelSource:
@@ -327,7 +335,7 @@ def _tokenizer_folder(files: tuple[tuple[str, bytes], ...]) -> "tempfile.Tempora
 
 def _read_lineage(folder: Path) -> dict[str, Any] | None:
     path = folder / LINEAGE
-    return read_json(path) if path.is_file() else None
+    return read_json(path, "restore it, or remove it") if path.is_file() else None
 
 
 def _download(name: str) -> Path:
@@ -377,7 +385,11 @@ def find_last_complete(run_dir: str | Path) -> tuple[Path, list[str]]:
             damaged.append(str(error))
     if damaged:
         raise UserError(f"every checkpoint in {run_dir} is damaged: " + "; ".join(damaged))
-    raise UserError(f"there is no checkpoint in {run_dir}; start the run without --ckpt_path")
+    inside = " (the working directory is a run's own)" if list_checkpoints(Path()) else ""
+    raise UserError(
+        f"there is no checkpoint in {Path(run_dir).absolute()}{inside}; a relative trainer.default_root_dir counts "
+        "from the working directory: go to where the run was started. A new run is started without --ckpt_path"
+    )
 
 
 def find_best(run_dir: str | Path) -> Path:
@@ -485,13 +497,15 @@ def training_facts(checkpoint: Path) -> dict[str, Any]:
     Args:
         checkpoint: folder of a checkpoint; for any other folder, {} is returned.
     """
-    if checkpoint.parent.name != CHECKPOINTS:
+    run_dir = run_of(checkpoint)
+    if run_dir is None:
         return {}
-    facts: dict[str, Any] = {"step": step_of(checkpoint)}
-    best = read_best(checkpoint.parent)
-    if best is not None and best["checkpoint"] == checkpoint.name:
+    name = checkpoint.name if step_of(checkpoint) is not None else checkpoint.resolve().name
+    facts: dict[str, Any] = {"step": step_of(Path(name))}
+    best = read_best(run_dir / CHECKPOINTS)
+    if best is not None and best["checkpoint"] == name:
         facts |= {"monitor": best["monitor"], "value": best["value"]}
-    config = checkpoint.parent.parent / "config.yaml"
+    config = run_dir / "config.yaml"
     if config.is_file():
-        facts["config"] = without_paths(yaml.safe_load(config.read_text(encoding="utf-8")))
+        facts["config"] = without_paths(read_yaml(config, "the config of a run"))
     return facts

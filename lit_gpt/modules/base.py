@@ -221,6 +221,11 @@ class GPTModule(LightningModule):
             model.gradient_checkpointing = self.activation_checkpointing
         if self.device_mesh is not None:
             assert isinstance(model, GPT), "a custom model must be sharded in an overridden configure_model"
+            if self.builder is not None and self.device_mesh["tensor_parallel"].size() > 1:
+                raise UserError(
+                    f"{self.builder['class']} builds parts that tensor parallelism does not divide; set "
+                    "tensor_parallel_size: 1 and shard over data_parallel_size instead (FSDP2)"
+                )
             parallelize(model, self.device_mesh)
         # Memory is allocated only now: each process holds only its shards.
         model.to_empty(device=self.device)
@@ -363,7 +368,10 @@ class GPTModule(LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return the optimizer over named parameter groups, and the schedule in optimizer steps or tokens."""
         assert self.model is not None
-        optimizer = self.build_optimizer(parameter_groups(self.model))
+        try:
+            optimizer = self.build_optimizer(parameter_groups(self.model))
+        except ValueError as error:  # Muon alone on vectors, say; MuonAdamW takes all
+            raise UserError(f"the optimizer refuses the model's parameters: {error}") from error
         check_learning_rates(optimizer)
         self._configured_groups = [
             {key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups

@@ -43,7 +43,7 @@ class AtomicCheckpointIO(CheckpointIO):
         """
         path = Path(path)
         if path.is_file():
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return _read_file(path)
         if not path.is_dir():
             raise UserError(f"no checkpoint at {path}; name a step-*.ckpt folder, or `last` for the newest")
         return read_checkpoint(path)
@@ -51,3 +51,17 @@ class AtomicCheckpointIO(CheckpointIO):
     def remove_checkpoint(self, path: str | Path) -> None:
         """Remove a checkpoint; a removal that is killed half-way leaves nothing that looks like a checkpoint."""
         remove_atomically(Path(path))
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    """Read a checkpoint file of Lightning's own, of plain data alone."""
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch passes on whatever the bytes of a foreign file make its unpickler raise
+        raise UserError(
+            f"{path} is no checkpoint of plain data and is not loaded, since it could run code; name a step-*.ckpt "
+            "folder of a run, or `last`"
+        ) from error
+    if not isinstance(checkpoint, dict) or not {"state_dict", "pytorch-lightning_version"} <= checkpoint.keys():
+        raise UserError(f"{path} is no checkpoint of Lightning; name a step-*.ckpt folder of a run, or `last`")
+    return checkpoint

@@ -24,7 +24,9 @@ from typing import Any
 import torch
 import torch.distributed.checkpoint as dcp
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
+from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.utilities import GradClipAlgorithmType
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -54,6 +56,9 @@ from lit_gpt.checkpoints.step import (
 from lit_gpt.errors import UserError
 from lit_gpt.plugins.checkpoint_io import AtomicCheckpointIO
 
+NOT_ON_SHARDS = (torch.optim.Adafactor, torch.optim.Rprop)
+"""Optimizers whose in-place operations DTensor does not have (torch 2.13)."""
+
 
 class AtomicModelParallelStrategy(ModelParallelStrategy):
     """Lightning's `ModelParallelStrategy` with atomic, verified, data-only checkpoints.
@@ -67,6 +72,33 @@ class AtomicModelParallelStrategy(ModelParallelStrategy):
 
     def __init__(self, save_distributed_checkpoint: bool = True, **kwargs: Any) -> None:
         super().__init__(save_distributed_checkpoint=save_distributed_checkpoint, **kwargs)
+
+    def setup(self, trainer: Trainer) -> None:
+        """Set up model and optimizers, after refusing what torch's sharded tensors cannot do.
+
+        Raises:
+            UserError: a setting of the Trainer, or the optimizer, does not work on sharded parameters.
+        """
+        if self.device_mesh["tensor_parallel"].size() > 1:
+            if trainer.gradient_clip_val and trainer.gradient_clip_algorithm == GradClipAlgorithmType.VALUE:
+                raise UserError(
+                    "gradient_clip_algorithm is value, which torch cannot apply under tensor parallelism; set it to "
+                    "norm, or tensor_parallel_size to 1"
+                )
+            if trainer._detect_anomaly:
+                raise UserError(
+                    "detect_anomaly is true, which torch cannot apply under tensor parallelism; set "
+                    "tensor_parallel_size to 1 while you look for the anomaly"
+                )
+        super().setup(trainer)
+
+    def setup_optimizers(self, trainer: Trainer) -> None:
+        """Make the optimizers; see `setup`."""
+        super().setup_optimizers(trainer)
+        for optimizer in self.optimizers:
+            if isinstance(optimizer, NOT_ON_SHARDS):
+                name = type(optimizer).__name__
+                raise UserError(f"{name} of torch cannot step sharded parameters; use AdamW or MuonAdamW, or DDP")
 
     @property
     def checkpoint_io(self) -> CheckpointIO:

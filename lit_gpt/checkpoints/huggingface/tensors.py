@@ -68,8 +68,12 @@ def open_tensors(folder: Path) -> dict[str, Stored]:
     raise UserError(f"{folder} has no weights: neither model.safetensors nor pytorch_model.bin, single or sharded")
 
 
-def read_json(file: Path) -> dict[str, Any]:
+def read_json(file: Path, remedy: str = "download it again") -> dict[str, Any]:
     """Return the JSON object in a file.
+
+    Args:
+        file: its path.
+        remedy: what to do about a damaged one.
 
     Raises:
         UserError: If the file is missing or does not contain a JSON object.
@@ -79,9 +83,9 @@ def read_json(file: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise UserError(f"{file} is missing; is {file.parent} a Hugging Face model folder?") from error
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{file} is not JSON: {error}; download it again") from error
+        raise UserError(f"{file} is not JSON: {error}; {remedy}") from error
     if not isinstance(values, dict):
-        raise UserError(f"{file} does not contain a JSON object; download it again")
+        raise UserError(f"{file} does not contain a JSON object; {remedy}")
     return values
 
 

@@ -1,0 +1,278 @@
+"""`lit_gpt.Trainer` and its command line: mistakes are one sentence with value and remedy, and lose nothing."""
+
+import os
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from lit_gpt.callbacks import RunCheckpoint
+from lit_gpt.checkpoints.resolve import list_checkpoints
+from lit_gpt.cli import main
+from lit_gpt.datamodules import TextDataModule
+from lit_gpt.errors import UserError
+from lit_gpt.generation.loading import load_for_generation
+from lit_gpt.lightning_cli import short_message
+from lit_gpt.modules import PretrainModule
+from lit_gpt.plugins import AtomicCheckpointIO
+from lit_gpt.trainer import Trainer
+
+SMALL = {"n_layer": 1, "n_head": 2, "n_embd": 16, "vocab_size": 300, "block_size": 16}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trainer")
+    (folder / "a.txt").write_text("\n\n".join(f"document {n}: " + "some words " * 9 for n in range(40)))
+    return folder
+
+
+@pytest.fixture
+def config(folder, tmp_path):
+    """The content of a complete YAML, in a new runs folder."""
+    return {
+        "trainer": {
+            "name": "run", "default_root_dir": str(tmp_path / "runs"), "max_steps": 2, "accelerator": "cpu",
+            "enable_progress_bar": False, "logger": False,
+        },
+        "model": {"class_path": "PretrainModule", "init_args": {"overrides": {"n_layer": 1, "n_head": 2, "n_embd": 16}}},
+        "data": {
+            "class_path": "TextDataModule",
+            "init_args": {
+                "files": [str(folder / "a.txt")], "document_separator": "\n\n", "val_fraction": 0.2, "vocab_size": 300,
+                "block_size": 16, "global_batch_size": 4, "cache_dir": str(folder / "cache"),
+            },
+        },
+    }  # fmt: skip
+
+
+@pytest.fixture
+def fit(config, tmp_path, capsys):
+    """Run `fit` in this process; returns the exit status and standard error."""
+
+    def run(*words, **trainer):
+        file = tmp_path / "config.yaml"
+        file.write_text(yaml.safe_dump(config | {"trainer": config["trainer"] | trainer}))
+        capsys.readouterr()
+        try:
+            status = main(["fit", "--config", str(file), *words])
+        except SystemExit as stop:
+            status = stop.code
+        return status, capsys.readouterr().err
+
+    return run
+
+
+def data(folder):
+    init = {"document_separator": "\n\n", "val_fraction": 0.2, "vocab_size": 300, "block_size": 16}
+    return TextDataModule(files=[str(folder / "a.txt")], global_batch_size=4, cache_dir=str(folder / "cache"), **init)
+
+
+def quiet(tmp_path, **arguments):
+    defaults = {"name": "run", "default_root_dir": str(tmp_path), "accelerator": "cpu", "logger": False, "max_steps": 1}
+    return Trainer(**defaults | {"enable_progress_bar": False} | arguments)
+
+
+# ---- what a run is called, and where it is -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "step-00000001.ckpt", None])
+def test_names_that_no_run_can_have(tmp_path, name):
+    with pytest.raises(UserError, match="name is"):
+        Trainer(name=name, default_root_dir=str(tmp_path))
+
+
+def test_a_root_that_is_a_file(tmp_path):
+    (tmp_path / "file").write_text("")
+    for root, name in ((tmp_path / "file", "run"), (tmp_path, "file")):
+        with pytest.raises(UserError, match="file is a file"):
+            Trainer(name=name, default_root_dir=str(root))
+
+
+@pytest.mark.parametrize("root", ["s3://bucket/runs", "gs://b", "hdfs://b/c", "file:///tmp/x", "memory://x"])
+def test_addresses_are_no_folders(root):
+    with pytest.raises(UserError, match="default_root_dir is"):
+        Trainer(default_root_dir=root)
+
+
+# ---- arguments -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("wrong", "names"),
+    [
+        ({"val_check_interval": 0}, "val_check_interval is 0.*limit_val_batches"),
+        ({"val_check_interval": 2.5}, "val_check_interval is 2.5"),
+        ({"val_check_interval": -1}, "val_check_interval is -1"),
+        ({"val_check_interval": "soon"}, "val_check_interval"),
+        ({"devices": "two"}, "devices"),
+        ({"strategy": "ddpp"}, "ddpp"),
+        ({"callbacks": [RunCheckpoint(), RunCheckpoint(every_n_steps=5)]}, "two of RunCheckpoint"),
+    ],
+    ids=str,
+)
+def test_wrong_arguments(tmp_path, wrong, names):
+    with pytest.raises(UserError, match=names):
+        Trainer(default_root_dir=str(tmp_path), **wrong)
+
+
+def test_a_whole_number_of_steps_may_be_written_as_a_float(tmp_path):
+    assert quiet(tmp_path, val_check_interval=1e3).val_check_interval == 1000
+    assert quiet(tmp_path, val_check_interval=0.5).val_check_interval == 0.5
+
+
+def test_the_environment_replaces_defaults_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("PL_TRAINER_MAX_STEPS", "7")
+    monkeypatch.setenv("PL_TRAINER_PRECISION", "bf16-mixed")
+    monkeypatch.setenv("PL_TRAINER_ACCELERATOR", "gpu")
+    trainer = Trainer("run", str(tmp_path), accelerator="cpu", logger=False)
+    assert (trainer.max_steps, trainer.precision) == (7, "bf16-mixed")
+    monkeypatch.setenv("PL_TRAINER_NAME", "x")
+    with pytest.raises(UserError, match="PL_TRAINER_NAME"):
+        Trainer(default_root_dir=str(tmp_path))
+
+
+def test_weights_only_is_taken_and_changes_nothing(tmp_path, folder):
+    for value in (True, False):
+        trainer = quiet(tmp_path, name=f"run{value}")
+        trainer.fit(PretrainModule(overrides=SMALL), datamodule=data(folder), weights_only=value)
+        trainer.validate(PretrainModule(overrides=SMALL), datamodule=data(folder), ckpt_path="last", weights_only=value)
+
+
+def test_an_optimizer_that_refuses_the_parameters(tmp_path, folder):
+    module = PretrainModule(overrides=SMALL, optimizer=partial(torch.optim.Muon, lr=1e-3))
+    with pytest.raises(UserError, match="optimizer.*2D"):
+        quiet(tmp_path).fit(module, datamodule=data(folder))
+
+
+# ---- the command line ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "names"),
+    [
+        ("trainer.name", 7, ["name", "7", "quotes"]),
+        ("trainer.name", True, ["name", "True", "quotes"]),
+        ("trainer.max_steps", 1e1, ["max_steps", "10.0", "write 10"]),
+        ("trainer.precision", "bf17", ["precision", "bf17", "bf16-mixed"]),
+        ("model.init_args.max_tokens", 1e9, ["max_tokens", "write 1000000000"]),
+        ("model.init_args.overrides.n_layer", "x", ["n_layer", "x", "whole number"]),
+        ("seed_everything", True, ["seed_everything", "True", "whole number"]),
+        ("seed_everything", -1, ["seed_everything", "-1", "0"]),
+        ("seed_everything", None, ["seed_everything", "None"]),
+        ("trainer.devices", "two", ["devices"]),
+        ("trainer.default_root_dir", "s3://bucket", ["default_root_dir", "s3://bucket"]),
+    ],
+)
+def test_wrong_values_are_named_with_the_remedy(fit, config, key, value, names):
+    *parents, last = key.split(".")
+    place = config
+    for parent in parents:
+        place = place[parent]
+    place[last] = value
+    status, error = fit()
+    assert status == 2
+    assert "Traceback" not in error
+    for name in names:
+        assert name in error
+
+
+@pytest.mark.parametrize("text", ["", "null", "[]", "a", "trainer: []", "{}"])
+def test_a_config_that_is_none(tmp_path, capsys, text):
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", str(tmp_path / "config.yaml")])
+    error = capsys.readouterr().err
+    assert "config" in error
+    assert "model" in error
+
+
+def test_a_message_about_a_union_names_all_its_kinds():
+    message = 'Parser key "x": Does not validate against any of the Union subtypes Subtypes: [a] Errors: - Expected a '
+    message += "<class 'int'> - Expected a <class 'NoneType'> Given value type: <class 'str'> Given value: y"
+    assert short_message(message) == "x is y; it must be a whole number or null"
+
+
+def test_our_class_is_meant_by_a_name_that_lightning_has_too(fit, config):
+    config["trainer"]["callbacks"] = [{"class_path": "ThroughputMonitor"}]
+    status, error = fit()
+    assert status == 0, error
+
+
+def test_lightnings_variables_are_named(fit, monkeypatch):
+    monkeypatch.setenv("PL_TRAINER_MAX_STEPS", "7")
+    status, error = fit()
+    assert status == 0
+    assert "PL_TRAINER_MAX_STEPS" in error
+    assert "--trainer.max_steps" in error
+
+
+# ---- checkpoints ---------------------------------------------------------------------------------------------------
+
+
+def test_foreign_files_are_not_loaded(tmp_path):
+    class Foreign:
+        pass
+
+    files = {name: tmp_path / name for name in ("text", "empty", "list", "other", "object")}
+    files["text"].write_text("hello")
+    files["empty"].write_bytes(b"")
+    torch.save([1], files["list"])
+    torch.save({"weights": torch.zeros(2)}, files["other"])
+    Foreign.__qualname__ = "Foreign"
+    sys.modules[__name__].Foreign = Foreign
+    torch.save({"state_dict": Foreign()}, files["object"])
+    for name, file in files.items():
+        with pytest.raises(UserError, match=name) as caught:
+            AtomicCheckpointIO().load_checkpoint(file)
+        assert "weights_only" not in str(caught.value)
+
+
+@pytest.mark.parametrize("path", ["hpc", "registry", "registry:model", "nowhere"])
+def test_checkpoints_that_no_run_has(tmp_path, folder, path):
+    with pytest.raises(UserError, match=path):
+        quiet(tmp_path).validate(PretrainModule(overrides=SMALL), datamodule=data(folder), ckpt_path=path)
+
+
+def test_a_damaged_record_of_the_run_is_named_on_resume(fit, tmp_path):
+    assert fit()[0] == 0
+    run = tmp_path / "runs" / "run"
+    for name, text in (("lineage.json", "[]"), ("config.yaml", "a: [b")):
+        whole = (run / name).read_text()
+        (run / name).write_text(text)
+        status, error = fit("--ckpt_path", "last", max_steps=3)
+        assert status == 2
+        assert str(run / name) in error
+        assert (run / name).read_text() == text
+        (run / name).write_text(whole)
+    assert fit("--ckpt_path", "last", max_steps=3)[0] == 0
+
+
+def test_every_name_of_a_checkpoint_finds_its_tokenizer(fit, tmp_path, monkeypatch):
+    assert fit()[0] == 0
+    run = tmp_path / "runs" / "run"
+    (checkpoint,) = list_checkpoints(run)
+    (tmp_path / "link").symlink_to(checkpoint)
+    (tmp_path / "run-link").symlink_to(run)
+    for place, name in (
+        (tmp_path, "link"), (tmp_path, "run-link"), (run, "."), (checkpoint, "."), (checkpoint.parent, checkpoint.name),
+    ):  # fmt: skip
+        monkeypatch.chdir(place)
+        assert load_for_generation(name)[1].vocab_size == 300, (place, name)
+    moved = tmp_path / "moved"
+    os.rename(checkpoint, moved)
+    checkpoint.symlink_to(moved)
+    assert load_for_generation(str(run))[1].vocab_size == 300
+
+
+def test_resuming_from_the_wrong_folder_does_not_advise_to_start_anew(fit, tmp_path, monkeypatch):
+    assert fit()[0] == 0
+    monkeypatch.chdir(tmp_path / "runs" / "run")
+    status, error = fit("--ckpt_path", "last", default_root_dir="runs")
+    assert status == 2
+    assert str(Path("runs/run").absolute()) in error
+    assert "default_root_dir" in error
+    assert "start the run" not in error
