@@ -1,8 +1,8 @@
-"""Cleaning: the filters and transforms that a recipe of `prepare` names (`base.py` says what one is).
+"""Cleaning filters and transforms that a recipe of `prepare` can name; the interface is defined in `base.py`.
 
-`TRANSFORMS` is an open registry: short name → class, or its import path, which is imported when a recipe uses it, so
-that a filter's libraries are loaded only then. Another package adds its own with `TRANSFORMS["name"] =
-"package.module.Class"`, or leaves it out and names the class by `class_path` in the recipe.
+`TRANSFORMS` is an open registry that maps a short name to the import path of a class, which is imported only when a
+recipe uses it, so that a filter's libraries are loaded on demand. Another package adds its own with `TRANSFORMS["name"]
+= "package.module.Class"`, or names the class by `class_path` in the recipe.
 """
 
 from lit_gpt.data.cleaning.base import CorpusTransform, Doc, Pass, Rejected, Transform
@@ -27,4 +27,4 @@ TRANSFORMS: dict[str, str] = {
     "duplicate_substrings": "lit_gpt.data.cleaning.duplicate_passages.DuplicateSubstrings",
     "decontaminate": "lit_gpt.data.cleaning.decontaminate.Decontaminate",
 }
-"""Short name in the recipe → import path of the class, a `Transform`."""
+"""Maps short names in the recipe to import paths of `Transform` classes."""

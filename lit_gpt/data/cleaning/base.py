@@ -1,14 +1,14 @@
-"""The one abstraction of cleaning: documents in, documents out.
+"""Base classes of cleaning: a transform maps documents to documents.
 
-A `Transform` is a class. The keyword arguments of its constructor are its options in the recipe (`- length: {min_chars:
-200}` builds `Length(min_chars=200)`), so their names, types, defaults and docstring are what `--explain length` prints.
-For each document, `apply` returns
+The keyword arguments of a `Transform`'s constructor are its options in the recipe (`- length: {min_chars: 200}` builds
+`Length(min_chars=200)`); their names, types, defaults and the docstring are what `--explain length` prints. For each
+document, `apply` returns one of
 
-- the document, unchanged or edited: a filter that keeps it, or a transform;
-- a `Rejected` with the reason: a filter that drops it;
-- an iterable of documents: the document is split into these parts, in this order. An empty one drops it.
+- the document, unchanged or edited, to keep it;
+- a `Rejected` with the reason, to drop it;
+- an iterable of documents, to split it into these parts, in this order. An empty iterable drops it.
 
-Your own one is a subclass in your own package, named in the recipe by its import path:
+A custom transform is a subclass in your own package, named in the recipe by its import path:
 
     class SplitChapters(Transform):
         def __init__(self, heading: str = "CHAPTER ") -> None:
@@ -23,15 +23,15 @@ Your own one is a subclass in your own package, named in the recipe by its impor
       - class_path: my_package.SplitChapters
         init_args: {heading: "CHAPTER "}
 
-What needs to see every document before it can judge one (deduplication) is a `CorpusTransform`: its `passes` are
-datatrove pipelines that run one after another over the shards and leave what they find in a folder. Then, for each
-shard, `begin(folder, rank)` opens the findings for that shard, and `apply` is called for its documents in order, as for
-any other transform. No transform writes documents itself: shards, counts, examples, the lists of rejected documents and
-resuming belong to the pipeline.
+A transform that needs to see every document before it can judge one (deduplication) is a `CorpusTransform`: its
+`passes` are datatrove pipelines that run one after another over the shards and write their findings to a folder. Then,
+for each shard, `begin(folder, rank)` loads the findings for that shard, and `apply` is called for its documents in
+order, as for any other transform. Transforms do not write documents: shards, counts, examples, lists of rejected
+documents and resuming are handled by the pipeline.
 
-A transform is built anew in each worker (from its options) or unpickled there, so it opens no file in `__init__`.
-`apply` must be a pure function of the document (and, for a corpus transform, of the findings): then the bytes are the
-same for any number of workers and after any number of kills.
+A transform is constructed in each worker (from its options) or unpickled there, so it must not open files in
+`__init__`. `apply` must be a pure function of the document (and, for a corpus transform, of the findings), so that the
+output is the same for any number of workers and after any number of interruptions.
 """
 
 import copy
@@ -48,19 +48,19 @@ from lit_gpt.instantiate import import_object
 
 @dataclass(slots=True)
 class Doc:
-    """One document on its way through the transforms.
+    """One document that passes through the transforms.
 
-    It has the fields of datatrove's `Document` that filters read, so datatrove's filters accept it as it is.
+    It has the fields of datatrove's `Document` that filters read, so datatrove's filters accept it directly.
 
     Args:
         text: The text, valid Unicode (no lone surrogates).
-        id: Stable name, made from source and record; unique within a recipe.
-        metadata: `source` (name of the source in the recipe), `path` (file, URL or data set), `record` (line, row or
-            0); `language` and `license` when known; whatever else the source declared. JSON values. Written with the
+        id: Stable name, composed of source and record; unique within a recipe.
+        metadata: `source` (name of the source in the recipe), `path` (file, URL or dataset), `record` (line, row or 0);
+            `language` and `license` if known; any other fields that the source declares. JSON values, stored with the
             document.
-        cluster: Not written. A corpus transform sets it on a kept document that represents a cluster of duplicates,
-            so that the card can show the cluster.
-        cluster_size: Not written. Documents in that cluster, including the kept one.
+        cluster: Set by a corpus transform on a kept document that represents a cluster of duplicates, so that the data
+            card can show the cluster. Not stored.
+        cluster_size: Number of documents in that cluster, including the kept one. Not stored.
     """
 
     text: str
@@ -70,7 +70,7 @@ class Doc:
     cluster_size: int = 0
 
     def part(self, text: str) -> "Doc":
-        """Return a part of this document: another text with a copy of the metadata.
+        """Return a part of this document: a new text with a copy of the metadata.
 
         The pipeline numbers the parts of a document: "novel.txt:3" becomes "novel.txt:3#1", "novel.txt:3#2", ...
         """
@@ -82,11 +82,11 @@ class Rejected:
     """Why a document was dropped.
 
     Args:
-        reason: Short, stable and countable: "too_short", "gopher_too_many_bullets", "near_duplicate".
-        detail: What was seen: "312 of 400 lines are bullets"; for decontamination the benchmark and what matched.
-        cluster: Of a duplicate: the cluster's id, the same as the kept document's `Doc.cluster`.
-        kept: Of a duplicate: the id of the document that is kept in its place.
-        cluster_size: Of a duplicate: documents in the cluster, including the kept one; 0 where unknown.
+        reason: Short, stable identifier by which rejections are counted: "too_short", "gopher_too_many_bullets", ...
+        detail: Evidence: "312 of 400 lines are bullets"; for decontamination the benchmark and the match.
+        cluster: For a duplicate: id of the cluster, equal to the kept document's `Doc.cluster`.
+        kept: For a duplicate: id of the document that is kept instead.
+        cluster_size: For a duplicate: number of documents in the cluster, including the kept one; 0 if unknown.
     """
 
     reason: str
@@ -97,7 +97,7 @@ class Rejected:
 
 
 Applied = Doc | Rejected | Iterable[Doc]
-"""What `Transform.apply` may return."""
+"""Return type of `Transform.apply`."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class Pass:
     Args:
         name: Folder name of its logs and completions, unique within the transform: "signatures", "buckets".
         pipeline: datatrove blocks, picklable, the same for every rank.
-        num_tasks: How many tasks (ranks) it has. A function of the input alone, never of the workers.
+        num_tasks: Number of tasks (ranks); a function of the input only, never of the workers.
     """
 
     name: str
@@ -116,36 +116,36 @@ class Pass:
 
 
 class Transform:
-    """Documents in, documents out, one at a time: the base of all filters and transforms.
+    """Base class of all filters and transforms, which process one document at a time.
 
     Attributes:
-        counts: What was done to documents that were kept, by kind ("email": 12, "lines_removed": 3). `apply` adds to
-            it; the pipeline reads it after each shard, sums over shards, and starts each shard with it empty.
+        counts: Counts of edits to kept documents, by kind ("email": 12, "lines_removed": 3). `apply` adds to it; the
+            pipeline reads it after each shard, sums it over shards, and clears it before each shard.
     """
 
     name: ClassVar[str] = ""
-    """The short name in the recipe; "" for a class that is named by its import path."""
+    """Short name in the recipe; "" for a class that is named by its import path."""
 
     removes_personal_data: ClassVar[bool] = False
-    """Whether personal data are taken out of the documents, so that reports must not show them either."""
+    """Whether it removes personal data from the documents, so that reports must not show them either."""
 
     identifies_language: ClassVar[bool] = False
-    """Whether it writes `metadata["language"]`."""
+    """Whether it sets `metadata["language"]`."""
 
     findings_per_byte: ClassVar[float] = 0.0
-    """Bytes on disk, per byte of text, of what the passes of a corpus transform leave while it runs."""
+    """Size on disk of a corpus transform's temporary findings, in bytes per byte of text."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
 
     def apply(self, document: Doc) -> Applied:
-        """Return the document to continue with (the same object, edited in place, is fine), its parts, or why not."""
+        """Return the document (the same object may be edited in place), its parts, or the reason to drop it."""
         raise NotImplementedError
 
     def stamps(self) -> Any:
-        """Return JSON values that change when what the options only name does: a file, a user's code.
+        """Return JSON values that identify external content named by the options, such as a file or user code.
 
-        They are part of the corpus's key, so that a start with other content is noticed.
+        They are part of the corpus's key, so that a change of that content is noticed.
         """
         return None
 
@@ -160,30 +160,30 @@ class CorpusTransform(Transform):
         """Return the datatrove pipelines to run, in order, before `apply` is called.
 
         Args:
-            folder: The transform's own folder, where the passes leave what they find. Deleted when it is done.
-            documents: The datatrove block that reads the documents: the first block of a pass. With the pass's
-                `num_tasks` equal to this one, rank r reads exactly shard r, in order.
+            folder: Folder for the findings of the passes; deleted when the transform is done.
+            documents: The datatrove block that reads the documents, which is the first block of a pass. If the pass has
+                this `num_tasks`, rank r reads exactly shard r, in order.
             num_tasks: Number of shards.
         """
         raise NotImplementedError
 
     def begin(self, folder: Path, rank: int) -> None:
-        """Open the findings for shard `rank`; the next `apply` gets the shard's first document."""
+        """Load the findings for shard `rank`; the next call of `apply` gets the shard's first document."""
         raise NotImplementedError
 
 
 def code_stamp(class_path: str, purpose: str, version: str | int = "") -> str:
-    """Return what changes when the user's own code does: its `version`, or else the hash of the file it is in.
+    """Return an identifier of the user code's state: its `version`, or else the hash of its source file.
 
     Args:
         class_path: Import path of the code.
-        purpose: What it is for, for messages.
-        version: The user's name for this state of the code; with one, an edit that changes no document (a comment)
-            changes nothing.
+        purpose: Purpose of the code, for messages.
+        version: The user's version of the code; if it is set, edits of the file that do not change the output (such as
+            comments) are ignored.
     """
     if version != "":
         return f"version {version}"
     try:
         return sha256_file(Path(inspect.getfile(import_object(class_path, purpose))))
-    except (TypeError, OSError):  # built into Python, or made without a file: nothing that could be edited
+    except (TypeError, OSError):  # built in or defined without a file, so it cannot be edited
         return "no file"

@@ -1,11 +1,13 @@
-"""`decontaminate`: documents that hold a piece of a benchmark are dropped, and what matched is listed.
+"""`decontaminate`: drop documents that overlap with a benchmark, and list the matches.
 
-As for GPT-3 (Brown et al. 2020, arXiv:2005.14165, appendix C): texts become words in lower case without punctuation;
-a document is contaminated if it has a run of 13 words in common with a benchmark's text. A text of 8 to 12 words counts
-if the document holds all of it (GPT-3 chose n between 8 and 13 by the lengths of a benchmark's texts); shorter ones say
-nothing. Runs that occur in many records of one benchmark are its instructions, not its questions, and are left out.
+As for GPT-3 (Brown et al. 2020, arXiv:2005.14165, appendix C), texts become lower-case words without punctuation; a
+document is contaminated if it shares an n-gram of 13 words with a benchmark text. A text of 8 to 12 words matches if
+the document contains all of it (GPT-3 chose n between 8 and 13 by the lengths of a benchmark's texts); shorter texts
+are ignored. N-grams that occur in many records of one benchmark are part of its instructions rather than its questions,
+and are excluded.
 
-The index is one sorted array of 64-bit hashes for each length: 16 bytes a run of the benchmarks.
+The index stores one sorted array of 64-bit hashes per n-gram length, at 16 bytes per benchmark n-gram (hash, file and
+record).
 """
 
 from collections import Counter
@@ -30,13 +32,13 @@ _MAX_LISTED = 20
 
 @dataclass(frozen=True)
 class Match:
-    """A run of words that a document has in common with a benchmark.
+    """An overlap of a document with a benchmark record.
 
     Attributes:
-        benchmark: Name of the benchmark's file.
-        record: The record in it, counted from 1.
-        words: The words, as matched.
-        num_runs: How many runs of this record the document holds.
+        benchmark: Name of the benchmark file.
+        record: Record in that file, counted from 1.
+        words: The matching words.
+        num_runs: Number of this record's n-grams that the document contains.
     """
 
     benchmark: str
@@ -46,8 +48,8 @@ class Match:
 
 
 @dataclass
-class _Runs:
-    """The benchmarks' runs of one length: hashes, sorted, and where the first of each comes from."""
+class _NGrams:
+    """The benchmarks' n-grams of one length: sorted hashes, and the origin of the first occurrence of each."""
 
     hashes: UInt64Array
     files: Int32Array
@@ -56,25 +58,25 @@ class _Runs:
 
 @dataclass
 class BenchmarkIndex:
-    """What benchmarks hold, for looking documents up in it.
+    """Index of benchmark n-grams used to look up contaminated documents.
 
     Attributes:
-        names: The benchmarks' names.
-        runs: Length in words → runs of that length.
-        num_texts: Texts that were long enough to be looked for.
-        num_short: Texts that were too short.
+        names: Names of the benchmarks.
+        runs: N-grams by length in words.
+        num_texts: Number of texts that are long enough to be indexed.
+        num_short: Number of texts that are too short.
     """
 
     names: list[str]
-    runs: dict[int, _Runs] = field(default_factory=dict)
+    runs: dict[int, _NGrams] = field(default_factory=dict)
     num_texts: int = 0
     num_short: int = 0
 
     def matches(self, text: str) -> list[Match]:
-        """Return what a text has in common with the benchmarks, one match a record, in the text's order."""
+        """Return the overlaps of a text with the benchmarks, one per record, in the order of the text."""
         words = match_words(text)
         hashes = word_hashes(words)
-        found: dict[tuple[int, int], tuple[int, int]] = {}  # (file, record) → (place, length) of its first run
+        found: dict[tuple[int, int], tuple[int, int]] = {}  # (file, record) → (position, length) of its first n-gram
         numbers: Counter[tuple[int, int]] = Counter()
         for length, runs in self.runs.items():
             own = n_gram_hashes(hashes, length)
@@ -97,13 +99,13 @@ def build_index(
 
     Args:
         files: The benchmark files.
-        n_gram: Words in a run.
-        min_words: A text of fewer words is not looked for; one of min_words to n_gram - 1 words counts as a whole.
-        max_records: A run that occurs in more records of one benchmark is left out.
-        fields: Fields to read; None reads all that hold text.
+        n_gram: Words per n-gram.
+        min_words: Texts with fewer words are ignored; a text of min_words to n_gram - 1 words must match as a whole.
+        max_records: N-grams that occur in more records of one benchmark are excluded.
+        fields: Fields to read; None reads all that contain text.
 
     Raises:
-        UserError: if a benchmark cannot be read, or holds no text that is long enough.
+        UserError: if a benchmark cannot be read, or contains no text that is long enough.
     """
     index = BenchmarkIndex(_names(files))
     collected: dict[int, list[tuple[UInt64Array, Int32Array, Int32Array]]] = {}
@@ -121,8 +123,8 @@ def build_index(
             of_file.setdefault(length, []).append((runs, np.full(len(runs), record, np.int32)))
         if index.num_texts == before:
             raise UserError(
-                f"benchmark {path} has no text of {min(min_words, n_gram)} words or more, so nothing of it could be "
-                "found; lower min_words, or leave it out"
+                f"benchmark {path} has no text of {min(min_words, n_gram)} words or more, so no overlap with it can be "
+                "found; lower min_words, or remove it"
             )
         for length, parts in of_file.items():
             hashes, records = _without_templates(
@@ -131,26 +133,26 @@ def build_index(
             collected.setdefault(length, []).append((hashes, np.full(len(hashes), number, np.int32), records))
     for length, triples in sorted(collected.items()):
         hashes, numbers, records = map(np.concatenate, zip(*triples, strict=True))
-        hashes, first = np.unique(hashes, return_index=True)  # the first file and record of each
-        index.runs[length] = _Runs(hashes, numbers[first], records[first])
+        hashes, first = np.unique(hashes, return_index=True)  # the first occurrence of each
+        index.runs[length] = _NGrams(hashes, numbers[first], records[first])
     index.runs = {length: runs for length, runs in index.runs.items() if len(runs.hashes)}
     return index
 
 
 def _without_templates(hashes: UInt64Array, records: Int32Array, max_records: int) -> tuple[UInt64Array, Int32Array]:
-    """Leave out the runs that occur in more than `max_records` records."""
+    """Exclude the n-grams that occur in more than `max_records` records."""
     order = np.lexsort((records, hashes))
     hashes, records = hashes[order], records[order]
     new = np.ones(len(hashes), bool)
     new[1:] = (hashes[1:] != hashes[:-1]) | (records[1:] != records[:-1])
-    hashes, records = hashes[new], records[new]  # each run once a record
+    hashes, records = hashes[new], records[new]  # each n-gram once per record
     values, first, counts = np.unique(hashes, return_index=True, return_counts=True)
     chosen = counts <= max_records
     return values[chosen], records[first[chosen]]
 
 
 def _names(files: list[Path]) -> list[str]:
-    """Return a short name for each file: its own, with its folder's where two have the same."""
+    """Return a short name for each file: the file name, with its folder's name if two are equal."""
     counts = Counter(path.name for path in files)
     return [path.name if counts[path.name] == 1 else f"{path.parent.name}/{path.name}" for path in files]
 
@@ -163,22 +165,22 @@ def _cached_index(
     max_records: int,
     fields: tuple[str, ...] | None,
 ) -> BenchmarkIndex:
-    """Build an index once a process: the files come with size and time, so that a changed one is read again."""
+    """Build an index once per process; `files` includes sizes and dates, so that a changed file is read again."""
     paths = [Path(name) for name, _, _ in files]
     return build_index(paths, n_gram, min_words, max_records, None if fields is None else list(fields))
 
 
 class Decontaminate(Transform):
-    """Drops documents that hold a run of words of a benchmark, and lists what matched.
+    """Drops documents that share an n-gram with a benchmark, and lists the matches.
 
     Args:
-        benchmarks: Benchmark files: JSON, JSON lines, CSV, TSV, Parquet, Arrow, or plain text (each paragraph a text);
-            also compressed. All texts of a record are looked for: questions, choices, answers, passages.
-        n_gram: Words in a run that counts as a match (GPT-3: 13).
-        min_words: A benchmark's text of min_words to n_gram - 1 words counts if all of it is in a document (GPT-3: 8);
-            shorter texts are not looked for.
-        max_records: A run that occurs in more records of one benchmark is taken for its instructions, and left out.
-        fields: Fields or columns of the benchmarks to look for; None takes all that hold text.
+        benchmarks: Benchmark files: JSON, JSON lines, CSV, TSV, Parquet, Arrow, or plain text (each paragraph is a
+            text); optionally compressed. All texts of a record are used: questions, choices, answers, passages.
+        n_gram: Number of consecutive words that count as a match (GPT-3: 13).
+        min_words: A benchmark text of min_words to n_gram - 1 words matches if a document contains all of it (GPT-3:
+            8); shorter texts are ignored.
+        max_records: N-grams that occur in more records of one benchmark are considered instructions and excluded.
+        fields: Fields or columns of the benchmarks to use; None uses all that contain text.
     """
 
     name = "decontaminate"
@@ -199,7 +201,7 @@ class Decontaminate(Transform):
         if fields is not None:
             check_list("decontaminate: fields", fields)
         if not benchmarks:
-            raise UserError("decontaminate: benchmarks is empty; name the files, or leave decontaminate out")
+            raise UserError("decontaminate: benchmarks is empty; name the files, or remove decontaminate")
         self.benchmarks = [str(path) for path in benchmarks]
         for path in self.benchmarks:
             if not Path(path).is_file():
@@ -213,7 +215,7 @@ class Decontaminate(Transform):
         self._index: BenchmarkIndex | None = None
 
     def stamps(self) -> list[str]:
-        """Return the SHA-256 of each benchmark's file.
+        """Return the SHA-256 of each benchmark file.
 
         Raises:
             UserError: if one cannot be read.
@@ -224,7 +226,7 @@ class Decontaminate(Transform):
             raise UserError(f"benchmark {error.filename} cannot be read ({error.strerror or error})") from error
 
     def index(self) -> BenchmarkIndex:
-        """Return what the benchmarks hold; read once a process.
+        """Return the benchmark index, which is built once per process.
 
         Raises:
             UserError: if a benchmark cannot be read.
@@ -244,7 +246,7 @@ class Decontaminate(Transform):
         return {**self.__dict__, "_index": None}
 
     def apply(self, document: Doc) -> Doc | Rejected:
-        """Return the document, or what of which benchmark it holds."""
+        """Return the document unchanged, or a `Rejected` listing the benchmark records it overlaps with."""
         matches = self.index().matches(document.text)
         if not matches:
             return document

@@ -1,20 +1,20 @@
-"""Parts of documents that occur elsewhere in the corpus: `duplicate_lines` and `duplicate_substrings`.
+"""Remove passages that are repeated in the corpus: `duplicate_lines` and `duplicate_substrings`.
 
-**duplicate_lines**: lines that occur in many documents are boilerplate (menus, licences, banners) and are removed.
-Llama 3 removed the lines that "appeared more than 6 times in each bucket of 30M documents" (Grattafiori et al. 2024,
-arXiv:2407.21783, section 3.1.1); here a line counts once per document, over the whole corpus, and short lines stay,
-because closing brackets and `return None` are not boilerplate. Two passes: the lines' 64-bit hashes (one task per
-shard), then the frequent ones (16 tasks, each a sixteenth of the hashes). 8 bytes per line on disk and, a sixteenth at
-a time, in memory.
+**duplicate_lines** removes lines that occur in many documents, which are boilerplate (menus, licenses, banners). Llama
+3 removed the lines that "appeared more than 6 times in each bucket of 30M documents" (Grattafiori et al. 2024,
+arXiv:2407.21783, section 3.1.1); here a line counts once per document, over the whole corpus, and short lines are kept,
+because closing brackets and `return None` are not boilerplate. It takes two passes: hash the lines to 64 bits (one task
+per shard), then find the frequent hashes (16 tasks, each for a sixteenth of the hashes). It needs 8 bytes per line on
+disk, and a sixteenth of that in memory.
 
-**duplicate_substrings**: long passages that occurred earlier in the corpus are cut out (Lee et al. 2022,
-arXiv:2107.06499). Lee et al. find every repeated passage of at least 50 tokens with a suffix array. The same passages
-are found here without one: a repeated passage of at least n words is a union of windows of n words, each of which
-occurred before; so hash every window, and the windows whose hash is not new are the repeated ones (exact, except for
-two different windows with the same 64-bit hash). The first occurrence stays, others are cut out. A word is a run of
-letters and digits or a single other character, as it is written; white space between words may differ. Three passes:
-window hashes (one task per shard), those seen before (16 tasks), and which words of which document they cover (one task
-per shard). 8 bytes per word on disk; in memory 16 million windows at a time.
+**duplicate_substrings** cuts out long passages that occurred earlier in the corpus (Lee et al. 2022, arXiv:2107.06499).
+Lee et al. find every repeated passage of at least 50 tokens with a suffix array. The same passages are found here
+without one: a repeated passage of at least n words is a union of windows of n words, each of which occurred before; so
+hash every window, and the windows whose hash is not new are the repeated ones (exact, except for hash collisions). The
+first occurrence is kept, later ones are cut out. A word is a run of letters and digits or a single other character,
+compared verbatim; white space between words may differ. There are three passes: window hashes (one task per shard),
+those seen before (16 tasks), and the words that they cover in each document (one task per shard). It needs 8 bytes per
+word on disk, and 16 million windows at a time in memory.
 """
 
 from array import array
@@ -34,15 +34,15 @@ from lit_gpt.extras import need
 NUM_PARTS = 16
 _DOCUMENTS_AT_ONCE = 1024
 SPAN = np.dtype([("place", "<i8"), ("start", "<i8"), ("end", "<i8")])
-"""Words `start` to `end` of the shard's document at `place` are to be cut out."""
+"""Words `start` to `end` of document `place` of the shard are to be cut out."""
 
 
 def line_hashes(lines: list[str], min_chars: int) -> UInt64Array:
-    """Return one hash a line, with 0 for lines that are too short to count.
+    """Return one hash per line, 0 for lines that are too short to count.
 
     Args:
-        lines: Lines; white space at both ends does not count.
-        min_chars: Least length that counts.
+        lines: Lines; leading and trailing white space is ignored.
+        min_chars: Minimum length of a line that counts.
     """
     xxh3 = need("xxhash", "data", "duplicate_lines").xxh3_64_intdigest
     visible = (line.strip() for line in lines)
@@ -54,13 +54,13 @@ def line_hashes(lines: list[str], min_chars: int) -> UInt64Array:
 
 
 class DuplicateLines(CorpusTransform):
-    """Removes the lines that occur in more than `max_documents` documents, and documents of nothing else.
+    """Removes lines that occur in more than `max_documents` documents; drops documents without other lines.
 
     Counts `lines_removed`.
 
     Args:
-        max_documents: A line may occur in so many documents (Llama 3: 6).
-        min_chars: Shorter lines always stay; white space around a line does not count.
+        max_documents: Maximum number of documents in which a line may occur (Llama 3: 6).
+        min_chars: Lines with fewer characters are always kept; white space around a line does not count.
     """
 
     name = "duplicate_lines"
@@ -104,14 +104,14 @@ class DuplicateLines(CorpusTransform):
 
 
 class WriteLines:
-    """Pass 1: one shard's documents → `lines/<rank>.hashes`, each line once a document, uint64."""
+    """Pass 1: write the uint64 line hashes of one shard to `lines/<rank>.hashes`, each line once per document."""
 
     def __init__(self, folder: Path, min_chars: int) -> None:
         self.folder = Path(folder)
         self.min_chars = min_chars
 
     def __call__(self, data: Iterable[Any] | None, rank: int = 0, world_size: int = 1) -> None:
-        """Read the documents that reach it and writes the hashes of their lines."""
+        """Read the incoming documents and write the hashes of their lines."""
         with atomic_file(self.folder / "lines" / f"{rank:05d}.hashes") as temporary, open(temporary, "wb") as file:
             waiting: list[UInt64Array] = []
             for document in data or ():
@@ -125,7 +125,7 @@ class WriteLines:
 
 
 class FindFrequent:
-    """Pass 2: task p → `frequent/<p>.hashes`, the frequent hashes of the p-th sixteenth of the range, sorted."""
+    """Pass 2: task p writes the sorted frequent hashes in the p-th sixteenth of the range."""
 
     def __init__(self, folder: Path, max_documents: int) -> None:
         self.folder = Path(folder)
@@ -143,12 +143,12 @@ class FindFrequent:
 
 
 class DuplicateSubstrings(CorpusTransform):
-    """Cuts out passages that occurred earlier in the corpus, word for word; documents of nothing else are dropped.
+    """Cuts out passages that occurred verbatim earlier in the corpus; drops documents without other text.
 
     Counts `passages_removed` and `words_removed`.
 
     Args:
-        min_tokens: Words (punctuation marks included) that a passage must have (Lee et al.: 50 BPE tokens).
+        min_tokens: Minimum passage length in words, including punctuation marks (Lee et al.: 50 BPE tokens).
     """
 
     name = "duplicate_substrings"
@@ -168,7 +168,7 @@ class DuplicateSubstrings(CorpusTransform):
         ]
 
     def begin(self, folder: Path, rank: int) -> None:
-        """Open the passages of shard `rank`; the next `apply` gets its first document."""
+        """Load the passages of shard `rank`; the next call of `apply` gets its first document."""
         self._at = self._next = 0
         self._spans = map_array(folder / "passages" / f"{rank:05d}.spans", SPAN)
 
@@ -192,14 +192,19 @@ class DuplicateSubstrings(CorpusTransform):
 
 
 def cut_words(text: str, spans: list[tuple[int, int]]) -> str:
-    """Return the text without the words in `spans`; of the white space around a cut, that before it stays.
+    """Return the text without the words in `spans`, keeping the white space before each cut.
 
     Args:
         text: Any text.
         spans: (first word, word after the last), ascending, without overlaps.
     """
     words = split_words(text)
-    parts, at, place, position = [], 0, 0, 0  # characters before `at` are done; word `place` is at or after `position`
+    parts, at, place, position = (
+        [],
+        0,
+        0,
+        0,
+    )  # characters before `at` are processed; word `place` is at or after `position`
     for start, end in spans:
         for word in words[place:start]:
             position = text.index(word, position) + len(word)
@@ -212,14 +217,14 @@ def cut_words(text: str, spans: list[tuple[int, int]]) -> str:
             while text[at : at + 1].isspace() and place < len(words):
                 at += 1
         elif not text[at : at + 1].isspace() and place < len(words):
-            parts.append(" ")  # "one, two" without its comma is no word "onetwo"
+            parts.append(" ")  # "one,two" without its comma must not become "onetwo"
     return "".join(parts) + text[at:]
 
 
 class WriteWindows:
-    """Pass 1: one shard's documents → `windows/<rank>.hashes`, a hash a window, uint64.
+    """Pass 1: write one uint64 hash per window of one shard to `windows/<rank>.hashes`.
 
-    Also `windows/<rank>.ends`: the number of windows up to and including each document, int64.
+    It also writes `windows/<rank>.ends`: the number of windows up to and including each document, int64.
     """
 
     def __init__(self, folder: Path, min_tokens: int) -> None:
@@ -227,7 +232,7 @@ class WriteWindows:
         self.min_tokens = min_tokens
 
     def __call__(self, data: Iterable[Any] | None, rank: int = 0, world_size: int = 1) -> None:
-        """Read the documents that reach it and writes the hashes of their windows."""
+        """Read the incoming documents and write the hashes of their windows."""
         base = self.folder / "windows" / f"{rank:05d}"
         ends = array("q")
         total = 0
@@ -241,9 +246,9 @@ class WriteWindows:
 
 
 class FindRepeated:
-    """Pass 2: task p → `repeated/<p>.rows`, the windows (numbered over all shards) that occurred before, sorted.
+    """Pass 2: task p writes the sorted windows (numbered over all shards) that occurred before to `repeated/<p>.rows`.
 
-    A window that overlaps its own first occurrence is not counted: of "ha ha ha ...", one passage stays complete.
+    A window that overlaps its first occurrence is not counted, so that one passage of "ha ha ha ..." remains complete.
     """
 
     def __init__(self, folder: Path, min_tokens: int) -> None:
@@ -251,7 +256,7 @@ class FindRepeated:
         self.min_tokens = min_tokens
 
     def __call__(self, data: Iterable[Any] | None = None, rank: int = 0, world_size: int = NUM_PARTS) -> None:
-        """Look at the windows whose hash is `rank` modulo the number of parts."""
+        """Process the windows whose hash is `rank` modulo the number of parts."""
         starts, ends = window_table(self.folder)
         shards = []
         for path, start in zip(sorted((self.folder / "windows").glob("*.hashes")), starts[:-1], strict=True):
@@ -269,14 +274,14 @@ class FindRepeated:
 
 
 class WritePassages:
-    """Pass 3: one shard's repeated windows → `passages/<rank>.spans`, runs of words to cut out of its documents."""
+    """Pass 3: write the spans of words to cut out of one shard's documents to `passages/<rank>.spans`."""
 
     def __init__(self, folder: Path, min_tokens: int) -> None:
         self.folder = Path(folder)
         self.min_tokens = min_tokens
 
     def __call__(self, data: Iterable[Any] | None = None, rank: int = 0, world_size: int = 1) -> None:
-        """Join overlapping windows of a document to passages."""
+        """Join overlapping windows of a document into passages."""
         starts, _ = window_table(self.folder)
         chosen = [np.empty(0, np.int64)]
         for path in sorted((self.folder / "repeated").glob("*.rows")):
@@ -298,7 +303,7 @@ class WritePassages:
 
 
 def window_table(folder: Path) -> tuple[list[int], Int64Array]:
-    """Return the number of each shard's first window (and of all windows), and where each document's windows end."""
+    """Return the index of each shard's first window (and the total), and the end of each document's windows."""
     starts, ends = [0], [np.empty(0, np.int64)]
     for path in sorted((folder / "windows").glob("*.ends")):
         of_shard = np.asarray(map_array(path, np.int64))

@@ -1,11 +1,11 @@
-"""Duplicate clusters, shared by all duplicate searches, and `exact_duplicates`, the simplest of them.
+"""Duplicate clusters, shared by all duplicate searches, and `exact_duplicates`, the simplest of these searches.
 
-A document has a number: its place in the corpus, shard after shard. The search works on numbers alone; the ids, which
-are on disk (`DocumentTable`), are needed only when a dropped document names the one that is kept in its place.
+Documents are numbered by their position in the corpus, shard after shard. The search uses only these numbers; the ids,
+which are stored on disk (`DocumentTable`), are needed only when a dropped document names the one that is kept instead.
 
-From pairs of duplicates to clusters, and from clusters to what each shard drops: a cluster is a connected component of
-the graph of pairs. Its first document in corpus order is kept, whatever the number of shards or workers. Memory: 8
-bytes per document of the corpus, and 150 per document in a cluster.
+A cluster is a connected component of the graph of duplicate pairs. Its first document in corpus order is kept,
+regardless of the number of shards or workers. Memory: 8 bytes per document of the corpus, and 150 per document in a
+cluster.
 """
 
 import hashlib
@@ -22,11 +22,11 @@ from lit_gpt.data.cleaning.base import CorpusTransform, Doc, Pass, Rejected
 Int64Array = np.ndarray[Any, np.dtype[np.int64]]
 
 MAX_KEYS_AT_ONCE = 1 << 24
-"""Keys that are sorted in memory at a time; more are sorted in several passes over them."""
+"""Number of keys that are sorted in memory at a time; more keys are sorted in several passes over them."""
 
 FINDING = np.dtype([("place", "<i8"), ("kept", "<i8"), ("size", "<i8")])
-"""A document of a shard that is in a cluster: its place in the shard, the number of the document that stays (its own if
-it is that one), and the cluster's size."""
+"""A document of a shard that is in a cluster: its position in the shard, the number of the kept document (possibly
+itself), and the cluster's size."""
 
 
 # Ids of the documents, on disk
@@ -36,8 +36,8 @@ class IdWriter:
     """Collects the ids of one shard; `close` writes them.
 
     Args:
-        folder: The table's folder.
-        rank: The shard.
+        folder: Folder of the table.
+        rank: Index of the shard.
     """
 
     def __init__(self, folder: Path, rank: int) -> None:
@@ -61,18 +61,18 @@ class DocumentTable:
     """The ids of the documents of all shards.
 
     Args:
-        folder: The table's folder.
+        folder: Folder of the table.
     """
 
     def __init__(self, folder: Path) -> None:
         self._paths = sorted(folder.glob("*.ends"))
         counts = [path.stat().st_size // 8 for path in self._paths]
         self.starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])
-        """Number of each shard's first document, and at the end the number of all documents, (shards + 1,)."""
+        """Number of each shard's first document, followed by the total number of documents: (shards + 1,)."""
 
     @property
     def num_documents(self) -> int:
-        """Documents in all shards."""
+        """Number of documents in all shards."""
         return int(self.starts[-1])
 
     def id_of(self, number: int) -> str:
@@ -87,7 +87,7 @@ class DocumentTable:
 
 
 def map_array(path: Path, dtype: Any) -> Any:
-    """Return a file's numbers without reading them into memory."""
+    """Return a memory-mapped view of a file's numbers."""
     if path.stat().st_size == 0:
         return np.empty(0, dtype)
     return np.memmap(path, dtype, mode="r")
@@ -103,10 +103,10 @@ def write_bytes(path: Path, data: bytes | bytearray | memoryview) -> None:
 
 
 class Components:
-    """Connected components of documents, each named by its least number.
+    """Connected components of documents, each identified by its smallest document number.
 
     Args:
-        num_documents: Documents 0 to num_documents - 1, each alone at first.
+        num_documents: Number of documents; each is a separate component at first.
     """
 
     def __init__(self, num_documents: int) -> None:
@@ -115,8 +115,8 @@ class Components:
     def connect(self, left: Int64Array, right: Int64Array) -> None:
         """Join the components of each pair, (P,) and (P,).
 
-        All pairs at once: each greater root is linked to the smallest root that it is paired with, and pairs that
-        are not yet in one component are processed again (Shiloach & Vishkin 1982).
+        All pairs are processed at once: each larger root is linked to the smallest root that it is paired with, and
+        pairs that are not yet in one component are processed again (Shiloach & Vishkin 1982).
         """
         while len(left):
             a, b = self.roots(left), self.roots(right)
@@ -125,7 +125,7 @@ class Components:
             np.minimum.at(self.parents, np.maximum(a, b), np.minimum(a, b))
 
     def roots(self, documents: Int64Array) -> Int64Array:
-        """Return the least number of each document's component."""
+        """Return the smallest number in each document's component."""
         found = self.parents[documents]
         while True:
             further = self.parents[found]
@@ -138,11 +138,11 @@ class Components:
 def equal_pairs(
     keys: list[tuple[Any, Any]], part: int = 0, num_parts: int = 1
 ) -> Iterator[tuple[Int64Array, Int64Array]]:
-    """Yield pairs of documents with equal keys: each document with the first that has its key.
+    """Yield pairs of documents with equal keys: each document with the first one that has its key.
 
     Args:
-        keys: For each shard the documents' numbers, ascending, and their keys (uint64), which may lie on disk.
-        part: Looks only at keys that are `part` modulo `num_parts`, so that tasks share the work.
+        keys: For each shard the ascending document numbers and their keys (uint64), which may be memory-mapped.
+        part: Process only keys that equal `part` modulo `num_parts`, so that tasks share the work.
         num_parts: Number of such tasks.
     """
     total = sum(len(numbers) for numbers, _ in keys)
@@ -159,9 +159,9 @@ def equal_pairs(
             return
         documents, values = np.concatenate(chosen_numbers), np.concatenate(chosen_keys)
         del chosen_numbers, chosen_keys
-        order = np.argsort(values, kind="stable")  # equal keys keep the order of the corpus
+        order = np.argsort(values, kind="stable")  # equal keys stay in corpus order
         values = values[order]
-        same = np.flatnonzero(values[1:] == values[:-1]) + 1  # places whose predecessor has the same key
+        same = np.flatnonzero(values[1:] == values[:-1]) + 1  # positions whose predecessor has the same key
         if len(same):
             opens = np.flatnonzero(np.concatenate([[True], values[1:] != values[:-1]]))
             firsts = opens[np.searchsorted(opens, same, side="right") - 1]
@@ -169,7 +169,7 @@ def equal_pairs(
 
 
 def write_findings(folder: Path, table: DocumentTable, components: Components) -> None:
-    """Writes, for each shard, which of its documents are in a cluster, and which one stays for them."""
+    """Write, for each shard, which of its documents are in a cluster and which document is kept for them."""
     parents = components.parents
     dropped = np.flatnonzero(parents != np.arange(len(parents)))
     kept, index, counts = np.unique(components.roots(dropped), return_inverse=True, return_counts=True)
@@ -187,19 +187,19 @@ def write_findings(folder: Path, table: DocumentTable, components: Components) -
 
 
 class DropsDuplicates(CorpusTransform):
-    """Base of the steps that keep one document of each cluster. A subclass's stages leave findings and a table."""
+    """Base class of transforms that keep one document per cluster; subclasses write findings and a table."""
 
     reason = "duplicate"
 
     def begin(self, folder: Path, rank: int) -> None:
-        """Open the findings for shard `rank`; the next `apply` gets its first document."""
+        """Load the findings for shard `rank`; the next call of `apply` gets its first document."""
         self._rank = rank
         self._at = self._next = 0
         self._findings = map_array(folder / "findings" / f"{rank:05d}.findings", FINDING)
         self._table = DocumentTable(folder / "ids")
 
     def apply(self, document: Doc) -> Doc | Rejected:
-        """Return the document if it is the first of its cluster, or in none."""
+        """Return the document if it is the first of its cluster or not in a cluster."""
         at, self._at = self._at, self._at + 1
         if self._next >= len(self._findings) or self._findings[self._next]["place"] != at:
             return document
@@ -219,12 +219,13 @@ class DropsDuplicates(CorpusTransform):
 
 
 def digest(text: str, ignore_whitespace: bool = False, ignore_case: bool = False) -> bytes:
-    """Return 16 bytes that tell a text from any other.
+    """Return a 16-byte digest of a text.
 
     Args:
         text: Any text.
-        ignore_whitespace: Whether runs of white space count as one space, and none at the ends.
-        ignore_case: Whether capitals count as small letters.
+        ignore_whitespace: Whether a run of white space equals one space, and leading and trailing white space is
+            ignored.
+        ignore_case: Whether to ignore case.
     """
     if ignore_whitespace:
         text = " ".join(text.split())
@@ -234,11 +235,12 @@ def digest(text: str, ignore_whitespace: bool = False, ignore_case: bool = False
 
 
 class ExactDuplicates(DropsDuplicates):
-    """Keeps the first of the documents that have the same text.
+    """Keeps the first of all documents with the same text.
 
     Args:
-        ignore_whitespace: Whether runs of white space count as one space, and none at the ends.
-        ignore_case: Whether capitals count as small letters.
+        ignore_whitespace: Whether a run of white space equals one space, and leading and trailing white space is
+            ignored.
+        ignore_case: Whether to ignore case.
     """
 
     name = "exact_duplicates"
@@ -259,7 +261,7 @@ class ExactDuplicates(DropsDuplicates):
 
 
 class WriteDigests:
-    """Pass 1: one shard's documents → `digests/<rank>.digests`, (documents, 2) uint64."""
+    """Pass 1: write the digests of one shard's documents to `digests/<rank>.digests`, (documents, 2) uint64."""
 
     def __init__(self, folder: Path, ignore_whitespace: bool, ignore_case: bool) -> None:
         self.folder = Path(folder)
@@ -267,7 +269,7 @@ class WriteDigests:
         self.ignore_case = ignore_case
 
     def __call__(self, data: Iterable[Any] | None, rank: int = 0, world_size: int = 1) -> None:
-        """Read the documents that reach it and writes their digests."""
+        """Read the incoming documents and write their digests."""
         ids = IdWriter(self.folder / "ids", rank)
         digests = bytearray()
         for document in data or ():
@@ -278,7 +280,7 @@ class WriteDigests:
 
 
 class FindEqual:
-    """Pass 2: all digests → `findings/<rank>.findings`."""
+    """Pass 2: compare all digests and write `findings/<rank>.findings`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)

@@ -1,20 +1,21 @@
-"""`near_duplicates`: one document is kept of those that share most of their n-grams (MinHash, LSH).
+"""`near_duplicates`: keep one of the documents that share most of their n-grams (MinHash LSH).
 
-Three passes, then the documents are filtered:
+Three passes precede the filtering:
 
-1. **signatures**, one task per shard: each document's n-grams → smallest hashes → one 64-bit key per bucket;
-2. **buckets**, one task per bucket: documents with equal keys are pairs, optionally checked by their signatures;
+1. **signatures**, one task per shard: each document's n-grams → minimum hashes → one 64-bit key per bucket;
+2. **buckets**, one task per bucket: documents with equal keys form pairs, optionally verified by their signatures;
 3. **clusters**, one task: pairs → connected components → which document is kept (`duplicates.py`).
 
-MinHash: the probability that two texts have the same smallest hash is their Jaccard similarity s, the share of n-grams
+MinHash: the probability that two texts have the same minimum hash is their Jaccard similarity s, the share of n-grams
 that they have in common (Broder 1997). With b buckets of r hashes each, two texts share at least one whole bucket with
 probability 1 - (1 - s^r)^b (Leskovec, Rajaraman & Ullman, "Mining of Massive Datasets", section 3.4). FineWeb's 14 x 8
 (Penedo et al. 2024, arXiv:2406.17557, with 5-grams) finds 92 % of the pairs at s = 0.8 and 5 % of those at s = 0.5.
 
 datatrove's MinHash needs spaCy's tokenizer, merges signatures through a heap of Python objects, and keeps some 290
-bytes per duplicate to cluster. Here: 150 bytes per document on disk (datatrove: 960), in memory 50 to sort a bucket (of
-at most 16 million documents at a time) and 8 to cluster, with 150 more for each duplicate; over ten times the speed of
-datatrove's defaults, two to three times that of its blocks with this project's words (`benchmarks/near_duplicates.py`).
+bytes per duplicate for clustering. This implementation needs 150 bytes per document on disk (datatrove: 960), 50 in
+memory to sort a bucket (at most 16 million documents at a time) and 8 to cluster, plus 150 for each duplicate. It is
+over ten times as fast as datatrove's defaults, and two to three times as fast as its blocks with this project's words
+(`benchmarks/near_duplicates.py`).
 """
 
 from collections.abc import Iterable
@@ -44,21 +45,21 @@ UInt32Array = np.ndarray[Any, np.dtype[np.uint32]]
 _DOCUMENTS_AT_ONCE = 2048
 _PAIRS_AT_ONCE = 1 << 16
 _BLOCK = 512
-"""n-grams hashed at a time: 112 functions x 512 x 4 bytes = 230 kB."""
+"""Number of n-grams hashed at a time: 112 functions x 512 x 4 bytes = 230 kB."""
 
 
 def probability(similarity: float, num_buckets: int, hashes_per_bucket: int) -> float:
-    """Return the chance that two texts of a Jaccard similarity share a bucket."""
+    """Return the probability that two texts of the given Jaccard similarity share a bucket."""
     return 1 - (1 - similarity**hashes_per_bucket) ** num_buckets
 
 
 class MinHash:
-    """A family of hash functions with its buckets.
+    """A family of hash functions grouped into buckets.
 
     Args:
-        num_buckets: Buckets b.
-        hashes_per_bucket: Hash functions r in each.
-        seed: Chooses the functions.
+        num_buckets: Number of buckets b.
+        hashes_per_bucket: Number of hash functions r per bucket.
+        seed: Seed of the hash functions.
     """
 
     def __init__(self, num_buckets: int = 14, hashes_per_bucket: int = 8, seed: int = 1) -> None:
@@ -70,7 +71,7 @@ class MinHash:
         self._a, self._b = draw[0] | np.uint32(1), draw[1]
 
     def signature(self, n_grams: UInt64Array) -> UInt32Array:
-        """Return the least hash of a text's n-grams under each function.
+        """Return the minimum hash of a text's n-grams under each function.
 
         Args:
             n_grams: Hashes of the n-grams, (N,), at least one.
@@ -87,7 +88,7 @@ class MinHash:
         return least
 
     def keys(self, signatures: UInt32Array) -> UInt64Array:
-        """Return one key a bucket: two texts share a bucket if they have the same key there.
+        """Return one key per bucket; two texts share a bucket if their keys for it are equal.
 
         Args:
             signatures: (D, num_buckets * hashes_per_bucket).
@@ -107,19 +108,19 @@ class MinHash:
 class NearDuplicates(DropsDuplicates):
     """Keeps the first document of each cluster of near-duplicates.
 
-    Documents of fewer than `n_grams` words have no n-gram and always stay (`exact_duplicates` is for them).
+    Documents of fewer than `n_grams` words have no n-gram and are always kept (see `exact_duplicates`).
 
     Args:
-        n_grams: Words in an n-gram.
-        num_buckets: Buckets; more find more pairs.
-        hashes_per_bucket: Hashes in a bucket; more demand more likeness. Half of the pairs are found at a similarity of
-            about (1 / num_buckets) ** (1 / hashes_per_bucket), 0.72.
-        min_similarity: Least share of equal hashes among all num_buckets * hashes_per_bucket, an estimate of the
-            Jaccard similarity (its deviation is about 0.04): drops fewer documents that only look alike. None, as
-            FineWeb: a shared bucket is enough.
-        seed: Chooses the hash functions.
-        ignore_numbers: Whether all numbers count as the same word, as in datatrove and FineWeb: pages that differ in a
-            date or a price are then duplicates, and so are all tables of the same shape. By default numbers differ.
+        n_grams: Words per n-gram.
+        num_buckets: Number of buckets; more buckets find more pairs.
+        hashes_per_bucket: Hashes per bucket; more hashes require a higher similarity. Half of the pairs are found at a
+            similarity of about (1 / num_buckets) ** (1 / hashes_per_bucket), 0.72.
+        min_similarity: Minimum share of equal hashes among all num_buckets * hashes_per_bucket, an estimate of the
+            Jaccard similarity (with a standard deviation of about 0.04), which reduces false positives. None: a shared
+            bucket suffices, as for FineWeb.
+        seed: Seed of the hash functions.
+        ignore_numbers: Whether all numbers count as the same word, as in datatrove and FineWeb: pages that differ only
+            in a date or a price are then duplicates, but so are all tables of the same shape.
     """
 
     name = "near_duplicates"
@@ -160,13 +161,13 @@ class NearDuplicates(DropsDuplicates):
 
 
 class WriteKeys:
-    """Pass 1: one shard's documents → `keys/<rank>.keys`, (documents with n-grams, buckets) uint64.
+    """Pass 1: write one shard's keys to `keys/<rank>.keys`, (documents with n-grams, buckets) uint64.
 
     Args:
-        folder: The step's folder.
+        folder: Folder of the transform.
         minhash: The hash functions.
-        n_grams: Words in an n-gram.
-        keep_signatures: Whether the signatures are written too, to check pairs with.
+        n_grams: Words per n-gram.
+        keep_signatures: Whether to write the signatures, too, for verifying pairs.
         ignore_numbers: Whether all numbers count as the same word.
     """
 
@@ -185,7 +186,7 @@ class WriteKeys:
         self.ignore_numbers = ignore_numbers
 
     def __call__(self, data: Iterable[Any] | None, rank: int = 0, world_size: int = 1) -> None:
-        """Read the documents that reach it and writes their keys."""
+        """Read the incoming documents and write their keys."""
         ids = IdWriter(self.folder / "ids", rank)
         base = self.folder / "keys" / f"{rank:05d}"
         rows = np.empty((_DOCUMENTS_AT_ONCE, self.minhash.num_hashes), np.uint32)
@@ -200,7 +201,7 @@ class WriteKeys:
             def flush() -> None:
                 signatures = rows[: len(places)]
                 values: tuple[Any, ...] = (np.asarray(places, np.int64), self.minhash.keys(signatures), signatures)
-                for file, array in zip(files, values, strict=False):  # signatures only if there is a file for them
+                for file, array in zip(files, values, strict=False):  # signatures only if a file is open for them
                     file.write(np.ascontiguousarray(array).data.cast("B") if array.size else b"")
                 places.clear()
 
@@ -220,12 +221,12 @@ class WriteKeys:
 
 
 class FindPairs:
-    """Pass 2: task b reads the keys of bucket b of all shards → `pairs/<b>.pairs`, (P, 2) int64.
+    """Pass 2: task b reads the keys of bucket b in all shards and writes `pairs/<b>.pairs`, (P, 2) int64.
 
     Args:
-        folder: The step's folder.
+        folder: Folder of the transform.
         minhash: The hash functions.
-        min_similarity: Least share of equal hashes; None takes every pair.
+        min_similarity: Minimum share of equal hashes; None accepts every pair.
     """
 
     def __init__(self, folder: Path, minhash: MinHash, min_similarity: float | None = None) -> None:
@@ -270,10 +271,10 @@ class FindPairs:
 
 
 class FindClusters:
-    """Pass 3: all pairs → `findings/<rank>.findings`.
+    """Pass 3: combine all pairs and write `findings/<rank>.findings`.
 
     Args:
-        folder: The step's folder.
+        folder: Folder of the transform.
     """
 
     def __init__(self, folder: Path) -> None:

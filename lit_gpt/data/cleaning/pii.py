@@ -1,15 +1,16 @@
 # ruff: noqa: RUF001 (punctuation and words of all scripts)
-"""`pii`: personal data and secrets are replaced by a tag, or their documents are dropped; counted by kind.
+"""`pii`: replace personal data and secrets by tags, or drop the documents with them; counted by kind.
 
 Tags rather than invented values, as in StarCoder (Li et al. 2023, arXiv:2305.06161, section 4): `<EMAIL>`, `<KEY>`.
-Secrets are in `secret_patterns.py`; the tables of domains, calling codes and IBAN lengths in `pii_tables.py`.
+Secrets are detected in `secret_patterns.py`; the tables of domains, calling codes and IBAN lengths are in
+`pii_tables.py`.
 
-Each finder yields (start, end) pairs. A pattern only proposes candidates, and a check decides: top-level domains,
-public ranges, check digits, the words before. In doubt a number stays, because prose and source code are full of
-numbers (versions, dates, constants), and a wrong replacement teaches a model nonsense. All repeats are bounded, so time
-is linear in the text, whatever it holds. What must not precede a match is checked after its first character: a pattern
+Each finder yields (start, end) pairs. A pattern only proposes candidates, which are then verified: top-level domains,
+public ranges, check digits, the words before. Doubtful numbers are kept, because prose and source code are full of
+numbers (versions, dates, constants), and a wrong replacement would teach a model nonsense. All repeats are bounded, so
+time is linear in the length of any text. What must not precede a match is checked after its first character: a pattern
 that begins with a look-behind is tried at every position of the text, one that begins with a character only where that
-character is. `JOINING` decides where a word ends, so that a Chinese or Thai letter may touch a match.
+character occurs. `JOINING` determines where a word ends, so that a Chinese or Thai letter may be adjacent to a match.
 `benchmarks/pii.py` measures recall and precision of each kind in twelve languages, logs, code and URLs.
 """
 
@@ -40,7 +41,7 @@ Span = tuple[int, int]
 
 # Email and IP addresses
 
-_LETTER = r"A-Za-z\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f"  # with the accented ones of Latin: müller@bücher.de
+_LETTER = r"A-Za-z\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f"  # including accented Latin letters: müller@bücher.de
 _LOCAL = rf"{_LETTER}0-9._%+'\-"
 _EMAIL, _EMAIL_IN_URL = (
     re.compile(
@@ -50,14 +51,14 @@ _EMAIL, _EMAIL_IN_URL = (
     )
     for at in ("@", "%40")
 )
-# Behind a host, a path on it: `git@host:user/repo.git`, `root@host:/etc`, `deploy@host:~/app`.
+# Path after a host: `git@host:user/repo.git`, `root@host:/etc`, `deploy@host:~/app`.
 _REMOTE_PATH = re.compile(r":(?:[~/]|[\w.\-]{1,64}/|[\w.\-]{1,64}\.git\b)")
 
 
 def find_emails(text: str) -> Iterator[Span]:
-    """Yield email addresses: `name@host` with a top-level domain that exists; `@` may be `%40`, as in a URL.
+    """Yield email addresses: `name@host` with an existing top-level domain; `@` may be `%40`, as in a URL.
 
-    The `user@host:` of a remote path and the matrix product `A@B.to(...)` of source code are none.
+    The `user@host:` of a remote path and the matrix product `A@B.to(...)` in source code are excluded.
     """
     plain = _EMAIL.finditer(text) if "@" in text else ()
     for match in chain(plain, _EMAIL_IN_URL.finditer(text) if "%40" in text else ()):
@@ -89,10 +90,10 @@ _ADDRESS_BEFORE = re.compile(
 
 
 def find_ip_addresses(text: str) -> Iterator[Span]:
-    """Yield public IP addresses: private ones, and those reserved for examples, tell nothing about anyone.
+    """Yield public IP addresses; private ones and those reserved for examples identify nobody.
 
-    Four small numbers with dots are a version or a section: an address without a part of three digits, and with two or
-    more of one digit (0.1 % of all), counts only after a word such as "address" or "host".
+    Four small numbers with dots are a version or a section number: an address without a part of three digits, and with
+    two or more of one digit (0.1 % of all), counts only after a word such as "address" or "host".
     """
     for match in _IPV4.finditer(text):
         before = text[max(0, match.start() - 24) : match.start()]
@@ -131,7 +132,7 @@ _CARD = re.compile(
     r"|\d{3}(?P<t>[ \u00a0\-])\d{6}(?P=t)\d{4,5}|\d{12,18})"
     rf"(?![{JOINING}]|[.,\-:/]\d|[ \u00a0]\d{{4}})"
 )
-# Issuer ranges (ISO/IEC 7812) and the lengths that the schemes issue.
+# Issuer ranges (ISO/IEC 7812) and the lengths that the schemes use.
 _SCHEMES = re.compile(
     r"4\d{12}(?:\d{3}(?:\d{3})?)?|(?:5[1-5]\d{2}|222[1-9]|22[3-9]\d|2[3-6]\d{2}|27[01]\d|2720)\d{12}|3[47]\d{13}|3(?:0[0-5]|[68]\d)\d{11}"
     r"|(?:6011|65\d{2}|64[4-9]\d)\d{12}|35(?:2[89]|[3-8]\d)\d{12}|62\d{14,17}"
@@ -139,7 +140,7 @@ _SCHEMES = re.compile(
 
 
 def find_credit_cards(text: str) -> Iterator[Span]:
-    """Yield payment card numbers: grouped as on a card or in one piece, of a scheme's range and length, Luhn-valid."""
+    """Yield payment card numbers: grouped as on a card or ungrouped, with a scheme's range and length, Luhn-valid."""
     for match in _CARD.finditer(text):
         digits = re.sub("[ \u00a0-]", "", match[0])
         in_one_piece = digits == match[0]
@@ -150,7 +151,7 @@ def find_credit_cards(text: str) -> Iterator[Span]:
 
 
 def _looks_like_time(digits: str) -> bool:
-    """Return whether the digits begin like YYYYMMDDhhmmss, as in names of files and log lines."""
+    """Return whether the digits start like YYYYMMDDhhmmss, as in file names and log lines."""
     if not 14 <= len(digits) <= 17:
         return False
     year, month, day, hour, minute = (int(digits[a:b]) for a, b in ((0, 4), (4, 6), (6, 8), (8, 10), (10, 12)))
@@ -167,7 +168,7 @@ _JOINS = re.compile(rf"[{JOINING}]")
 
 
 def find_ibans(text: str) -> Iterator[Span]:
-    """Yield IBANs, in one piece or in groups of four, of a country's length and with valid check digits."""
+    """Yield IBANs, ungrouped or in groups of four, with a country's length and valid check digits."""
     for match in _IBAN_HEAD.finditer(text):
         length = IBAN_LENGTHS.get(match[0][:2])
         if length is None:
@@ -190,7 +191,7 @@ def luhn_valid(digits: str) -> bool:
     """Return whether the last digit is the Luhn check digit of the others (ISO/IEC 7812-1, annex B).
 
     Args:
-        digits: ASCII digits, nothing else.
+        digits: ASCII digits only.
 
     Example:
         >>> luhn_valid("4111111111111111"), luhn_valid("4111111111111112")
@@ -206,7 +207,7 @@ def luhn_valid(digits: str) -> bool:
 
 
 def iban_valid(iban: str) -> bool:
-    """Return whether an IBAN's country, length and check digits are right (ISO 13616, ISO 7064 mod 97-10).
+    """Return whether an IBAN's country, length and check digits are valid (ISO 13616, ISO 7064 mod 97-10).
 
     Args:
         iban: Capital letters and digits, without spaces.
@@ -220,8 +221,8 @@ def iban_valid(iban: str) -> bool:
     return int("".join(str(int(character, 36)) for character in iban[4:] + iban[:4])) % 97 == 1
 
 
-# Phone numbers: international (+ and a calling code that exists), North American in their usual groups, and national
-# ones after a word such as "Tel.".
+# Phone numbers: international (+ and an existing calling code), North American in their usual groups, and national ones
+# after a word such as "Tel.".
 
 _PHONE_INTERNATIONAL = re.compile(
     rf"\+(?<![{JOINING}+\-*/^)%$£€].)(?P<number>[1-9]\d{{0,3}}"
@@ -245,7 +246,7 @@ _PHONE_WORD_BEFORE = re.compile(
 
 
 def find_phone_numbers(text: str) -> Iterator[Span]:
-    """Yield phone numbers of the three kinds."""
+    """Yield phone numbers of these three kinds."""
     for match in _PHONE_INTERNATIONAL.finditer(text):
         number = match["number"]
         digits = re.sub(r"\D", "", number)
@@ -284,9 +285,9 @@ class Kind(NamedTuple):
     """One kind of personal data.
 
     Attributes:
-        name: What it is counted as: "email".
-        tag: What it is replaced by.
-        find: Yields its (start, end) pairs in a text.
+        name: Name in the counts, such as "email".
+        tag: Replacement.
+        find: Yields the (start, end) pairs of its occurrences in a text.
     """
 
     name: str
@@ -294,7 +295,7 @@ class Kind(NamedTuple):
     find: Callable[[str], Iterator[tuple[int, int]]]
 
 
-# In this order where two overlap: the first one wins.
+# Where two overlap, the first in this order wins.
 KINDS: dict[str, Kind] = {
     "secrets": Kind("secret", "<SECRET>", find_secrets),
     "emails": Kind("email", "<EMAIL>", find_emails),
@@ -306,7 +307,7 @@ KINDS: dict[str, Kind] = {
 
 
 class Finding(NamedTuple):
-    """One piece of personal data in a text: characters `start` to `end`, and the option that it falls under."""
+    """One item of personal data in a text: characters `start` to `end`, and the option that it belongs to."""
 
     start: int
     end: int
@@ -318,7 +319,7 @@ def find_pii(text: str, options: Sequence[str] = tuple(KINDS)) -> list[Finding]:
 
     Args:
         text: Any text.
-        options: What to look for, of `KINDS`.
+        options: Kinds of data to find, from `KINDS`.
 
     Example:
         >>> [finding.option for finding in find_pii("Write to ada@lovelace.org or call +44 20 7946 0958.")]
@@ -339,15 +340,15 @@ def find_pii(text: str, options: Sequence[str] = tuple(KINDS)) -> list[Finding]:
 
 
 class PII(Transform):
-    """Replaces personal data and secrets by tags, or drops their documents.
+    """Replaces personal data and secrets by tags, or drops the documents with them.
 
-    Each option is `replace`, `drop` (the document) or `keep`. Counts what was replaced by kind: `email`, `ip_address`,
+    Each option is `replace`, `drop` (the document) or `keep`. Replacements are counted by kind: `email`, `ip_address`,
     `phone_number`, `credit_card`, `iban`, `secret`.
 
     Args:
         emails: Email addresses.
-        ip_addresses: Public IPv4 and IPv6 addresses; private ones stay.
-        phone_numbers: International, North American, and national ones after a word such as "Tel.".
+        ip_addresses: Public IPv4 and IPv6 addresses; private ones are kept.
+        phone_numbers: International and North American numbers, and national ones after a word such as "Tel.".
         credit_cards: Payment card numbers with a valid check digit (Luhn).
         ibans: Bank accounts with valid check digits (mod 97).
         secrets: Private keys, keys and tokens of common services.
@@ -378,10 +379,10 @@ class PII(Transform):
             check_one_of(f"pii: {option}", action, ACTIONS)
         self.wanted = [option for option, action in self.actions.items() if action != "keep"]
         if not self.wanted:
-            raise UserError("pii keeps every kind; set one to replace or drop, or leave pii out")
+            raise UserError("pii keeps every kind; set one to replace or drop, or remove pii")
 
     def apply(self, document: Doc) -> Doc | Rejected:
-        """Return the document with tags in place of what was found, or why it is dropped."""
+        """Return the document with tags in place of what was found, or the reason to drop it."""
         found = find_pii(document.text, self.wanted)
         if not found:
             return document
@@ -389,7 +390,7 @@ class PII(Transform):
             if self.actions[finding.option] == "drop":
                 kind = KINDS[finding.option].name
                 number = sum(other.option == finding.option for other in found)
-                return Rejected(f"pii_{kind}", f"{number} found")  # not what: a report must not repeat it
+                return Rejected(f"pii_{kind}", f"{number} found")  # without the value, which a report must not contain
         parts, at = [], 0
         for finding in found:
             parts += [document.text[at : finding.start], KINDS[finding.option].tag]

@@ -1,10 +1,10 @@
 # ruff: noqa: RUF001 (words of all scripts)
-"""Tables of the `pii` transform: what joins a word, top-level domains, words that announce a number, IBAN lengths."""
+"""Tables of the `pii` transform: joining characters, top-level domains, context words, IBAN lengths."""
 
 JOINING = r"0-9A-Za-z_\u00aa\u00b5\u00ba\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u02af\u0370-\u052f\u0531-\u0587\u1e00-\u1fff"
-"""Characters that join an adjacent identifier, as a range for a pattern: ASCII letters, digits, underscore, and the
-letters of scripts with capitals (Latin, Greek, Cyrillic, Armenian). `\\w` is not used for this: Chinese, Japanese,
-Korean, Thai, Arabic, Hebrew and Indian scripts write an address or number without a space next to it."""
+"""Characters that extend an adjacent identifier, as a range for a pattern: ASCII letters, digits, underscore, and the
+letters of scripts with upper case (Latin, Greek, Cyrillic, Armenian). `\\w` is not used: Chinese, Japanese, Korean,
+Thai, Arabic, Hebrew and Indic scripts write an address or number without a space next to it."""
 
 GENERIC = frozenset(
     """
@@ -15,8 +15,8 @@ school university institute foundation health care law legal consulting finance 
 tokyo example wiki global international eco ngo ong works zone team chat games community social
     """.split()  # noqa: SIM905
 )
-"""The usual generic top-level domains (IANA's root zone database). There are some 1,400, of which few see mail, and
-`w@x.transpose` in source code is not an address: the list is short on purpose."""
+"""Common generic top-level domains (IANA's root zone database). There are some 1,400, few of which are used for mail,
+and `w@x.transpose` in source code is not an address, so the list is deliberately short."""
 
 COUNTRIES = frozenset(
     """
@@ -68,10 +68,10 @@ IBAN_LENGTHS = {
     }.items()
     for country in countries.split()
 }
-"""Country → length of its IBANs (SWIFT IBAN registry)."""
+"""Length of IBANs by country (SWIFT IBAN registry)."""
 
 ATTRIBUTES = frozenset("to at mv mm ge gt lt ne id tr".split())  # noqa: SIM905
-"""Country codes that are also methods of arrays: `A@B.to(device)`, `x@y.at[0]` in source code are no addresses."""
+"""Country codes that are also array methods: `A@B.to(device)` and `x@y.at[0]` in source code are not addresses."""
 
 VERSION_WORDS = (
     r"versions?|release[sd]?|build|revision|rev\.?|patch|section|sec\.|chapter|clause|appendix|figure|"
@@ -79,14 +79,14 @@ VERSION_WORDS = (
     r"versie|wersja|abschnitt|kapitel|версия|версии|раздел|版本|版|バージョン|第|버전|เวอร์ชัน|รุ่น|phiên bản|"
     r"الإصدار|إصدار|संस्करण"
 )
-"""Words before four numbers with dots that make them a version or a section."""
+"""Words before four dotted numbers that mark them as a version or a section."""
 
 ADDRESS_WORDS = (
     r"address|addr|server|client|gateway|nameserver|proxy|remote|listen|connect|"
     r"adresse|dirección|servidor|serveur|endereço|indirizzo|адрес[а-я]?|сервер[а-я]?|地址|服务器|伺服器|主机|"
     r"アドレス|サーバー|주소|서버|เซิร์ฟเวอร์|ที่อยู่|địa chỉ|máy chủ|عنوان|خادم|पता|सर्वर"
 )
-"""Words before four small numbers with dots that make them an IP address."""
+"""Words before four small dotted numbers that mark them as an IP address."""
 
 PHONE_WORDS = (
     r"tel|telephone|phone|fax|mobile|mob|cell|cellphone|hotline|whatsapp|sms|gsm|msisdn|telefon|telefonnummer|"
@@ -95,4 +95,4 @@ PHONE_WORDS = (
     r"手機|热线|熱線|传真|傳真|拨打|撥打|致电|携帯|전화|휴대폰|휴대전화|연락처|팩스|โทร|โทรศัพท์|เบอร์|มือถือ|"
     r"هاتف|الهاتف|جوال|اتصل على|טל|טלפון|נייד|फ़ोन|फोन|मोबाइल|दूरभाष"
 )
-"""Words before digits that make them a phone number."""
+"""Words before digits that mark them as a phone number."""

@@ -1,13 +1,13 @@
-"""Published quality filters, run on datatrove's implementations: Gopher, C4, FineWeb.
+"""Published quality filters, based on datatrove's implementations: Gopher, C4, FineWeb.
 
 - `gopher_repetition`, `gopher_quality`: MassiveText's rules (Rae et al. 2021, arXiv:2112.11446, appendix A.1.1);
   datatrove's `GopherRepetitionFilter` and `GopherQualityFilter`; the defaults are the paper's (table A1 and its text).
 - `c4_quality`: the line and page rules of C4 (Raffel et al. 2020, JMLR 21(140), section 2.2); datatrove's
-  `C4QualityFilter`, which follows the published code of C4. It drops all source code (one curly bracket is enough).
-- `fineweb_quality`: the rules that FineWeb added to these (Penedo et al. 2024, arXiv:2406.17557); datatrove's
-  `FineWebQualityFilter`, the code that made FineWeb.
+ `C4QualityFilter`, which follows the published code of C4. It drops all source code (a single curly bracket suffices).
+- `fineweb_quality`: the additional rules of FineWeb (Penedo et al. 2024, arXiv:2406.17557); datatrove's
+ `FineWebQualityFilter`, the code that produced FineWeb.
 
-All were made for English web text: source code and other languages need their own thresholds.
+All were designed for English web text; source code and other languages need different thresholds.
 """
 
 from typing import TYPE_CHECKING, Any, cast
@@ -24,18 +24,18 @@ JUDGED_CHARS = 1_000_000
 
 
 class DatatroveFilter(Transform):
-    """Base of the steps around a filter of datatrove.
+    """Base class of transforms that wrap a datatrove filter.
 
-    A subclass makes the filter in `make_filter`. Documents longer than a million characters are judged by an excerpt of
-    that length, so that time and memory stay bounded (datatrove's n-gram lists take some fifty times the text).
+    A subclass creates the filter in `make_filter`. Documents longer than a million characters are judged by an excerpt
+    of that length, so that time and memory remain bounded (datatrove's n-gram lists take some fifty times the text).
 
     Args:
-        words: How words are found: "unicode" (this package's, linear in time), or a language code of datatrove ("en"),
-            which needs the library that datatrove has for that language.
+        words: Word tokenizer: "unicode" (this package's, linear in time), or a language code of datatrove ("en"), which
+            needs datatrove's library for that language.
     """
 
     prefix = ""
-    """Put before datatrove's names of the reasons, so that reasons say which filter they come from."""
+    """Prefix of datatrove's reasons, which identifies the filter."""
 
     def __init__(self, words: str = "unicode") -> None:
         super().__init__()
@@ -43,20 +43,20 @@ class DatatroveFilter(Transform):
         self._filter: BaseFilter | None = None
 
     def make_filter(self) -> "BaseFilter":
-        """Return the filter of datatrove with this step's options."""
+        """Return the datatrove filter with this transform's options."""
         raise NotImplementedError
 
     def explain(self, reason: str) -> str:
-        """Return what a reason means, with the threshold."""
+        """Return a description of a reason, including the threshold."""
         return ""
 
     def apply(self, document: Doc) -> Doc | Rejected:
-        """Return the document, or the reason that the filter gives."""
+        """Return the document, or a rejection with the filter's reason."""
         judged = Doc(excerpt(document.text, JUDGED_CHARS), document.id, document.metadata)
         return self.verdict(judged) or document
 
     def verdict(self, document: Doc) -> Rejected | None:
-        """Return why the filter drops a document (which it may edit), or None."""
+        """Return the filter's rejection of a document (which it may edit), or None."""
         if not split_words(document.text[:JUDGED_CHARS]):  # datatrove's filters divide by the number of words
             return Rejected("empty", "no words")
         if self._filter is None:
@@ -74,14 +74,14 @@ class DatatroveFilter(Transform):
 
 
 def pairs(name: str, thresholds: dict[int, float]) -> tuple[tuple[int, float], ...]:
-    """Return {n: share} as datatrove takes it.
+    """Return {n: share} in the form that datatrove expects.
 
     Raises:
         UserError: for an n below 1 or a share outside 0 to 1.
     """
     for n, share in thresholds.items():
         if int(n) < 1 or not 0 <= share <= 1:
-            raise UserError(f"{name} has {n}: {share}; write n-gram length (1 or more): share between 0 and 1")
+            raise UserError(f"{name} has {n}: {share}; write an n-gram length (1 or more) and a share between 0 and 1")
     return tuple(sorted((int(n), float(share)) for n, share in thresholds.items()))
 
 
@@ -93,13 +93,13 @@ class GopherRepetition(DatatroveFilter):
     """Drops documents that repeat themselves: lines, paragraphs and n-grams (Rae et al. 2021, table A1).
 
     Args:
-        duplicate_lines: Greatest share of lines that occurred before; None turns a rule off.
-        duplicate_paragraphs: Greatest share of paragraphs that occurred before.
-        duplicate_line_chars: Greatest share of characters in such lines.
-        duplicate_paragraph_chars: Greatest share of characters in such paragraphs.
-        top_n_grams: For each n, the greatest share of characters in the most frequent n-gram.
-        duplicate_n_grams: For each n, the greatest share of characters in n-grams that occurred before.
-        words: How words are found: "unicode", or a language code of datatrove (needs its library, mostly spaCy).
+        duplicate_lines: Maximum share of lines that occurred before; None disables the rule.
+        duplicate_paragraphs: Maximum share of paragraphs that occurred before.
+        duplicate_line_chars: Maximum share of characters in such lines.
+        duplicate_paragraph_chars: Maximum share of characters in such paragraphs.
+        top_n_grams: For each n, the maximum share of characters in the most frequent n-gram.
+        duplicate_n_grams: For each n, the maximum share of characters in n-grams that occurred before.
+        words: Word tokenizer: "unicode", or a language code of datatrove (needs its library, usually spaCy).
     """
 
     name = "gopher_repetition"
@@ -134,7 +134,7 @@ class GopherRepetition(DatatroveFilter):
         )
 
     def make_filter(self) -> "BaseFilter":
-        """Return datatrove's filter with these thresholds."""
+        """Return the datatrove filter with these thresholds."""
         language = word_tokenizer(self.words)
         from datatrove.pipeline.filters.gopher_repetition_filter import GopherRepetitionFilter
 
@@ -149,7 +149,7 @@ class GopherRepetition(DatatroveFilter):
         )
 
     def explain(self, reason: str) -> str:
-        """Return what a reason means, with the threshold."""
+        """Return a description of a reason, including the threshold."""
         rules = {
             "dup_line_frac": f"over {self.duplicate_lines} of the lines occurred before",
             "dup_para_frac": f"over {self.duplicate_paragraphs} of the paragraphs occurred before",
@@ -165,21 +165,21 @@ class GopherRepetition(DatatroveFilter):
 
 
 class GopherQuality(DatatroveFilter):
-    """Drops documents that hardly look like prose (Rae et al. 2021, appendix A.1.1, "Quality filtering").
+    """Drops documents that do not look like prose (Rae et al. 2021, appendix A.1.1, "Quality filtering").
 
     Args:
-        min_words: Least number of words (symbols not counted); None turns a rule off.
-        max_words: Greatest number of words.
-        min_mean_word_chars: Least mean length of a word.
-        max_mean_word_chars: Greatest mean length of a word.
-        max_symbols_per_word: Greatest number of "#", or of ellipses, per word.
-        max_bullet_lines: Greatest share of lines that begin with a bullet.
-        max_ellipsis_lines: Greatest share of lines that end in an ellipsis.
-        min_alphabetic_words: Least share of words that hold a letter. The paper's 0.8 was counted on words split at
-            spaces; as in datatrove, punctuation marks are words here.
-        min_stop_words: Least number of different stop words.
+        min_words: Minimum number of words (symbols not counted); None disables the rule.
+        max_words: Maximum number of words.
+        min_mean_word_chars: Minimum mean word length.
+        max_mean_word_chars: Maximum mean word length.
+        max_symbols_per_word: Maximum number of "#", or of ellipses, per word.
+        max_bullet_lines: Maximum share of lines that start with a bullet.
+        max_ellipsis_lines: Maximum share of lines that end in an ellipsis.
+        min_alphabetic_words: Minimum share of words that contain a letter. The paper's 0.8 refers to words split at
+            spaces; here, as in datatrove, punctuation marks count as words.
+        min_stop_words: Minimum number of different stop words.
         stop_words: The stop words; None for the paper's eight English ones (the be to of and that have with).
-        words: How words are found: "unicode", or a language code of datatrove (needs its library, mostly spaCy).
+        words: Word tokenizer: "unicode", or a language code of datatrove (needs its library, usually spaCy).
     """
 
     name = "gopher_quality"
@@ -223,7 +223,7 @@ class GopherQuality(DatatroveFilter):
         self.stop_words = stop_words
 
     def make_filter(self) -> "BaseFilter":
-        """Return datatrove's filter with these thresholds."""
+        """Return the datatrove filter with these thresholds."""
         language = word_tokenizer(self.words)
         from datatrove.pipeline.filters.gopher_quality_filter import GopherQualityFilter
 
@@ -242,37 +242,37 @@ class GopherQuality(DatatroveFilter):
         )
 
     def explain(self, reason: str) -> str:
-        """Return what a reason means, with the threshold."""
+        """Return a description of a reason, including the threshold."""
         return {
             "gopher_short_doc": f"fewer than {self.min_words} words",
             "gopher_long_doc": f"more than {self.max_words} words",
             "gopher_below_avg_threshold": f"words of fewer than {self.min_mean_word_chars} letters on average",
             "gopher_above_avg_threshold": f"words of more than {self.max_mean_word_chars} letters on average",
-            "gopher_too_many_hashes": f"more than {self.max_symbols_per_word} # a word",
-            "gopher_too_many_ellipsis": f"more than {self.max_symbols_per_word} ellipses a word",
+            "gopher_too_many_hashes": f"more than {self.max_symbols_per_word} # per word",
+            "gopher_too_many_ellipsis": f"more than {self.max_symbols_per_word} ellipses per word",
             "gopher_too_many_bullets": f"over {self.max_bullet_lines} of the lines begin with a bullet",
             "gopher_too_many_end_ellipsis": f"over {self.max_ellipsis_lines} of the lines end in an ellipsis",
-            "gopher_below_alpha_threshold": f"under {self.min_alphabetic_words} of the words hold a letter",
+            "gopher_below_alpha_threshold": f"under {self.min_alphabetic_words} of the words contain a letter",
             "gopher_enough_stop_words": f"fewer than {self.min_stop_words} stop words",
         }.get(reason, "")
 
 
 class C4Quality(DatatroveFilter):
-    """Removes lines that are no sentences, and drops pages that are no prose (Raffel et al. 2020, section 2.2).
+    """Removes lines that are not sentences, and drops pages that are not prose (Raffel et al. 2020, section 2.2).
 
     Counts `lines_removed`.
 
     Args:
-        min_sentences: Least number of sentences that must remain; None turns the rule off.
-        min_words_per_line: A line with fewer words is removed; None turns the rule off.
-        max_word_chars: A line with a longer word is removed; None turns the rule off.
-        require_end_punctuation: Remove lines that do not end in one of . ? ! " '
-        remove_citations: Remove Wikipedia's [1], [edit] and [citation needed].
-        drop_lorem_ipsum: Drop documents that hold "lorem ipsum".
-        drop_curly_brackets: Drop documents that hold a curly bracket.
-        remove_javascript_lines: Remove lines that mention JavaScript.
-        remove_policy_lines: Remove lines that mention cookies, terms of use or a privacy policy.
-        words: How sentences are found: "unicode", or a language code of datatrove (needs its library, mostly spaCy).
+        min_sentences: Minimum number of remaining sentences; None disables the rule.
+        min_words_per_line: Lines with fewer words are removed; None disables the rule.
+        max_word_chars: Lines with a longer word are removed; None disables the rule.
+        require_end_punctuation: Whether to remove lines that do not end in one of . ? ! " '
+        remove_citations: Whether to remove Wikipedia's [1], [edit] and [citation needed].
+        drop_lorem_ipsum: Whether to drop documents that contain "lorem ipsum".
+        drop_curly_brackets: Whether to drop documents that contain a curly bracket.
+        remove_javascript_lines: Whether to remove lines that mention JavaScript.
+        remove_policy_lines: Whether to remove lines that mention cookies, terms of use or a privacy policy.
+        words: Sentence tokenizer: "unicode", or a language code of datatrove (needs its library, usually spaCy).
     """
 
     name = "c4_quality"
@@ -306,7 +306,7 @@ class C4Quality(DatatroveFilter):
         self.remove_policy_lines = remove_policy_lines
 
     def make_filter(self) -> "BaseFilter":
-        """Return datatrove's filter with these rules."""
+        """Return the datatrove filter with these rules."""
         language = word_tokenizer(self.words)
         from datatrove.pipeline.filters.c4_filters import C4QualityFilter
 
@@ -324,7 +324,7 @@ class C4Quality(DatatroveFilter):
         )
 
     def apply(self, document: Doc) -> Doc | Rejected:
-        """Return the document with the lines that C4 keeps, or why it is dropped."""
+        """Return the document with the lines that C4 keeps, or the reason to drop it."""
         before = len(document.text.splitlines())
         rejected = self.verdict(document)
         if len(document.text) > JUDGED_CHARS:
@@ -337,16 +337,16 @@ class C4Quality(DatatroveFilter):
         return document
 
     def explain(self, reason: str) -> str:
-        """Return what a reason means, with the threshold."""
+        """Return a description of a reason, including the threshold."""
         return {
-            "too_few_sentences": f"fewer than {self.min_sentences} sentences in the lines that stay",
-            "lorem_ipsum": 'it holds "lorem ipsum"',
-            "curly_bracket": "it holds a curly bracket",
+            "too_few_sentences": f"fewer than {self.min_sentences} sentences in the remaining lines",
+            "lorem_ipsum": 'it contains "lorem ipsum"',
+            "curly_bracket": "it contains a curly bracket",
         }.get(reason, "")
 
 
 def _forget_sentences() -> None:
-    """Empty datatrove's cache, which holds the last five texts and their words, however long they are."""
+    """Clear datatrove's cache, which keeps the last five texts and their words regardless of their length."""
     from datatrove.utils.text import split_into_parts
 
     split_into_parts.cache_clear()
@@ -356,13 +356,13 @@ class FineWebQuality(DatatroveFilter):
     """Drops lists, menus and documents of repeated or unfinished lines (Penedo et al. 2024).
 
     Args:
-        min_punctuated_lines: Least share of lines that end in closing punctuation (0.12).
-        max_short_lines: Greatest share of short lines (0.67).
-        short_line_chars: A line of at most so many characters is short (30).
-        max_duplicate_line_chars: Greatest share of characters in lines that occurred before. datatrove's default is
-            0.01; the paper says 0.1.
-        max_line_breaks_per_word: Greatest number of line breaks per word (0.3).
-        words: How words are found: "unicode", or a language code of datatrove (needs its library, mostly spaCy).
+        min_punctuated_lines: Minimum share of lines that end in closing punctuation (0.12).
+        max_short_lines: Maximum share of short lines (0.67).
+        short_line_chars: Maximum number of characters of a short line (30).
+        max_duplicate_line_chars: Maximum share of characters in lines that occurred before. datatrove's default is
+            0.01; the paper has 0.1.
+        max_line_breaks_per_word: Maximum number of line breaks per word (0.3).
+        words: Word tokenizer: "unicode", or a language code of datatrove (needs its library, usually spaCy).
     """
 
     name = "fineweb_quality"
@@ -390,7 +390,7 @@ class FineWebQuality(DatatroveFilter):
         self.max_line_breaks_per_word = max_line_breaks_per_word
 
     def make_filter(self) -> "BaseFilter":
-        """Return datatrove's filter with these thresholds."""
+        """Return the datatrove filter with these thresholds."""
         language = word_tokenizer(self.words)
         from datatrove.pipeline.filters.fineweb_quality_filter import FineWebQualityFilter
 
@@ -404,10 +404,10 @@ class FineWebQuality(DatatroveFilter):
         )
 
     def explain(self, reason: str) -> str:
-        """Return what a reason means, with the threshold."""
+        """Return a description of a reason, including the threshold."""
         return {
             "line_punct_ratio": f"under {self.min_punctuated_lines} of the lines end in punctuation",
             "short_line_ratio": f"over {self.max_short_lines} of the lines: at most {self.short_line_chars} characters",
             "char_dup_ratio": f"over {self.max_duplicate_line_chars} of the characters are in repeated lines",
-            "list_ratio": f"more than {self.max_line_breaks_per_word} line breaks a word",
+            "list_ratio": f"more than {self.max_line_breaks_per_word} line breaks per word",
         }.get(reason, "")

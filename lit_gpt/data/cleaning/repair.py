@@ -1,13 +1,14 @@
 """Text repair: `fix_encoding` (mojibake) and `normalize` (Unicode normalization forms). Neither drops a document.
 
-**fix_encoding**: text that was decoded with the wrong encoding gets its letters back ("schÃ¶n" → "schön"). ftfy (Speer
-2019, doi:10.5281/zenodo.2591652) undoes the mistake only where the result is sensible. The defaults are those of
-datatrove's `FTFYFormatter`, used for FineWeb: repair, and leave style alone (quotes stay curly, ligatures and
-full-width letters stay). One differs: HTML entities stay as they are, because `&lt;` in source code is intended.
+**fix_encoding** restores text that was decoded with the wrong encoding ("schÃ
+n" → "schön"). ftfy (Speer 2019, doi:10.5281/zenodo.2591652) undoes the error only if the result is plausible. The
+defaults are those of datatrove's `FTFYFormatter`, used for FineWeb: repair, but do not change style (curly quotes,
+ligatures and full-width letters are kept). One differs: HTML entities are kept, because `&lt;` in source code is
+intended.
 
-**normalize**: one spelling for each character (Unicode Standard Annex #15). NFC composes "e" and a combining acute into
-"é" and changes no meaning; NFKC also replaces compatibility characters ("ﬁ" → "fi", "①" → "1"), which is wrong for
-mathematics and code.
+**normalize** gives each character a unique encoding (Unicode Standard Annex #15). NFC composes "e" and a combining
+acute into "é" without changing the meaning; NFKC also replaces compatibility characters ("ﬁ" → "fi", "①" → "1"), which
+is wrong for mathematics and code.
 """
 
 import re
@@ -22,7 +23,7 @@ from lit_gpt.data.cleaning.base import Doc, Transform
 from lit_gpt.extras import need
 
 MAX_PIECE_CHARS = 1_000_000
-# The characters that ftfy removes or replaces wherever they stand; all else that it repairs looks like mojibake.
+# Characters that ftfy always removes or replaces; everything else that it repairs looks like mojibake.
 _INVISIBLE = re.compile(r"[\x00-\x08\x0b\x0e-\x1f\x7f-\x9f\u206a-\u206f\ud800-\udfff\ufeff\ufff9-\ufffc]")
 
 
@@ -30,9 +31,9 @@ def repair(text: str, unescape_html: bool = False, remove_control_chars: bool = 
     """Return the text with its encoding repaired.
 
     Args:
-        text: Any text; long lines are repaired in pieces of a million characters, so time and memory stay linear.
-        unescape_html: Turn entities into characters in texts that hold no "<".
-        remove_control_chars: Remove invisible characters and terminal escapes that no text means.
+        text: Any text; long lines are repaired in pieces of a million characters, so that time and memory are linear.
+        unescape_html: Whether to unescape HTML entities in texts without "<".
+        remove_control_chars: Whether to remove invisible characters and terminal escapes, which no text needs.
     """
     entities = unescape_html and "&" in text and "<" not in text
     if text.isascii() and not entities and not _INVISIBLE.search(text):
@@ -58,13 +59,13 @@ def repair(text: str, unescape_html: bool = False, remove_control_chars: bool = 
 
 
 class FixEncoding(Transform):
-    """Repairs mojibake and removes control characters (ftfy). Drops nothing.
+    """Repairs mojibake and removes control characters (ftfy). It drops no document.
 
-    Counts `repaired`: documents that changed.
+    Counts the changed documents as `repaired`.
 
     Args:
-        unescape_html: Turn HTML entities into characters in documents that hold no "<".
-        remove_control_chars: Remove control characters and terminal escapes.
+        unescape_html: Whether to unescape HTML entities in documents without "<".
+        remove_control_chars: Whether to remove control characters and terminal escapes.
     """
 
     name = "fix_encoding"
@@ -89,7 +90,7 @@ _LONG_RUN = regex.compile(r"\p{M}{33,}+")
 
 
 def normalize(text: str, form: Form = "NFC") -> str:
-    """Return the text in a Unicode normalisation form, in time linear in its length (n log n in runs of marks).
+    """Return the text in a Unicode normalization form, in linear time (n log n in runs of combining marks).
 
     Args:
         text: Any text.
@@ -111,9 +112,9 @@ def _ordered(marks: str, decomposition: Form) -> str:
 
 
 class Normalize(Transform):
-    """Brings text into a Unicode normalisation form. Drops nothing.
+    """Converts text to a Unicode normalization form. It drops no document.
 
-    Counts `normalized`: documents that changed.
+    Counts the changed documents as `normalized`.
 
     Args:
         form: NFC (default), NFD, NFKC or NFKD.
@@ -127,7 +128,7 @@ class Normalize(Transform):
         self.form: Form = form
 
     def apply(self, document: Doc) -> Doc:
-        """Return the document with its text normalised."""
+        """Return the document with normalized text."""
         text = normalize(document.text, self.form)
         if text != document.text:
             self.counts["normalized"] += 1

@@ -1,4 +1,4 @@
-"""Simple rules: `length`, `lines`, and `predicate` for a rule of the user's own."""
+"""Simple rules: `length`, `lines`, and `predicate` for a user-defined rule."""
 
 import inspect
 from collections.abc import Callable
@@ -12,13 +12,13 @@ from lit_gpt.instantiate import construct, import_object
 
 
 class Length(Transform):
-    """Drops documents by their length. Set at least one bound.
+    """Drops documents that are too short or too long. At least one bound must be set.
 
     Args:
-        min_chars: Least number of characters, white space at both ends not counted.
-        max_chars: Greatest number of characters.
-        min_words: Least number of words, punctuation not counted.
-        max_words: Greatest number of words.
+        min_chars: Minimum number of characters, without leading and trailing white space.
+        max_chars: Maximum number of characters.
+        min_words: Minimum number of words, without punctuation.
+        max_words: Maximum number of words.
     """
 
     name = "length"
@@ -32,7 +32,7 @@ class Length(Transform):
     ) -> None:
         super().__init__()
         if min_chars is max_chars is min_words is max_words is None:
-            raise UserError("length has no bound; set one, such as min_chars: 200, or leave length out")
+            raise UserError("length has no bound; set one, such as min_chars: 200, or remove length")
         check_at_least("length: min_chars", min_chars, 0)
         check_at_least("length: max_chars", max_chars, max(min_chars or 0, 1))
         check_at_least("length: min_words", min_words, 0)
@@ -43,7 +43,7 @@ class Length(Transform):
         self.max_words = max_words
 
     def apply(self, document: Doc) -> Doc | Rejected:
-        """Return the document, or why it is dropped."""
+        """Return the document, or the reason to drop it."""
         chars = len(document.text.strip())
         if self.min_chars is not None and chars < self.min_chars:
             return Rejected("too_short", f"{chars} characters < {self.min_chars}")
@@ -60,22 +60,23 @@ class Length(Transform):
 
 
 class Lines(Transform):
-    """Removes single lines, and drops documents whose lines look wrong. Set at least one rule.
+    """Removes lines, and drops documents whose lines look wrong. At least one rule must be set.
 
-    Empty lines always stay. Counts `lines_removed`.
+    Empty lines are always kept. Counts `lines_removed`.
 
     Args:
-        min_chars: A line with fewer characters (spaces around it not counted) is removed.
-        max_chars: A line with more characters is removed.
-        min_words: A line with fewer words is removed.
-        max_uppercase: A line is removed if more than this share of its letters are capitals (RefinedWeb: lines of
-            capitals only; 0.9 allows for exceptions).
-        max_digits: A line is removed if more than this share of its visible characters are digits.
-        containing: A line that holds one of these phrases is removed (capitals or not): `[subscribe now, sign in]`.
-        max_removed: The document is dropped if more than this share of its characters was removed (RefinedWeb: 0.05).
-        max_mean_chars: The document is dropped if its lines are longer on average (Codex: 100).
-        max_longest_chars: The document is dropped if it has a longer line (Codex: 1000).
-        min_alphanumeric: The document is dropped if fewer of its characters are letters or digits (The Stack: 0.25).
+        min_chars: Lines with fewer characters (without surrounding spaces) are removed.
+        max_chars: Lines with more characters are removed.
+        min_words: Lines with fewer words are removed.
+        max_uppercase: Lines are removed if more than this share of their letters is uppercase (RefinedWeb removes lines
+            of only uppercase letters; 0.9 allows for exceptions).
+        max_digits: Lines are removed if more than this share of their visible characters are digits.
+        containing: Lines that contain one of these phrases (ignoring case) are removed: `[subscribe now, sign in]`.
+        max_removed: Documents are dropped if more than this share of their characters was removed (RefinedWeb: 0.05).
+        max_mean_chars: Documents are dropped if their mean line length is greater (Codex: 100).
+        max_longest_chars: Documents are dropped if their longest line is longer (Codex: 1000).
+        min_alphanumeric: Documents are dropped if a smaller share of their characters are letters or digits (The Stack:
+            0.25).
     """
 
     name = "lines"
@@ -109,7 +110,7 @@ class Lines(Transform):
         if containing is not None:
             check_list("lines: containing", containing)
             if not all(phrase.strip() for phrase in containing):
-                raise UserError("lines: containing has an empty phrase, which every line holds; remove it")
+                raise UserError("lines: containing has an empty phrase, which matches every line; remove it")
         self.min_chars = min_chars
         self.max_chars = max_chars
         self.min_words = min_words
@@ -125,10 +126,10 @@ class Lines(Transform):
         )
         of_documents = (max_removed, max_mean_chars, max_longest_chars, min_alphanumeric)
         if not self._of_lines and all(value is None for value in of_documents):
-            raise UserError("lines has no rule; set one, such as max_chars: 1000, or leave lines out")
+            raise UserError("lines has no rule; set one, such as max_chars: 1000, or remove lines")
 
     def apply(self, document: Doc) -> Doc | Rejected:
-        """Return the document without the lines that break a rule, or why it is dropped."""
+        """Return the document without the lines that break a rule, or the reason to drop it."""
         before = len(document.text)
         if self._of_lines:
             lines = document.text.split("\n")
@@ -144,7 +145,7 @@ class Lines(Transform):
         return self._look(document.text) or document
 
     def keeps(self, line: str) -> bool:
-        """Return whether a line breaks none of the rules for lines."""
+        """Return whether a line satisfies all rules for lines."""
         visible = line.strip()
         if not visible:
             return True
@@ -191,17 +192,18 @@ def _has_words(line: str, least: int) -> bool:
 
 
 class Predicate(Transform):
-    """Keeps the documents for which a function says so.
+    """Keeps the documents that a user-defined function accepts.
 
-    The function takes a `Doc` (`.text`, `.id`, `.metadata`) and returns True to keep it, or False, or a text that says
-    why it is dropped. A class is made with `init_args` first, and its instances are called. For the same bytes with any
-    number of workers it must judge by the document alone.
+    The function takes a `Doc` (`.text`, `.id`, `.metadata`) and returns True to keep it, or False or the reason as a
+    text to drop it. A class is constructed with `init_args`, and the instance is called. The result must depend only on
+    the document, so that the output is the same for any number of workers.
 
     Args:
-        class_path: Where it is: `my_package.my_module.keep`.
+        class_path: Import path of the function or class: `my_package.my_module.keep`.
         init_args: Keyword arguments of a class; for a function, keyword arguments of each call.
-        version: Changes when the rule does. Without it, any change of the file that contains the rule makes it another
-            rule; set it if the rule depends on more than that file, or to edit comments at will.
+        version: Version of the rule, to be changed when the rule changes. Without it, any change of the file that
+            contains the rule counts as a change; set it if the rule depends on more than that file, or in order to edit
+            comments freely.
     """
 
     name = "predicate"
@@ -221,14 +223,14 @@ class Predicate(Transform):
         self._options: dict[str, Any] = options
 
     def stamps(self) -> str:
-        """Return what changes when the rule does."""
+        """Return an identifier of the state of the rule's code."""
         return code_stamp(self.class_path, "predicate", self.version)
 
     def apply(self, document: Doc) -> Doc | Rejected:
-        """Return the document, or what the function said.
+        """Return the document, or a rejection with the function's reason.
 
         Raises:
-            UserError: if the function fails or returns something else; it names the document.
+            UserError: if the function fails or returns something else; the message names the document.
         """
         try:
             answer = self._judge(document, **self._options)
@@ -242,5 +244,5 @@ class Predicate(Transform):
             return Rejected("predicate", answer)
         raise UserError(
             f"predicate {self.class_path} returned {answer!r} for document {document.id}; return True to keep it, "
-            "False or a text that says why to drop it"
+            "False or the reason as a text to drop it"
         )

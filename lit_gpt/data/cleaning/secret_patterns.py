@@ -1,7 +1,7 @@
-"""Secrets in text: private keys and the keys of common services, each by the prefix that its issuer gave it.
+"""Find secrets in text: private keys, and keys of common services, which are recognized by their issuers' prefixes.
 
-Every rule is anchored at a fixed piece of text, found with `str.find`, so that a document without it costs one quick
-scan, and each pattern is tried at that place only, with bounded repeats: time is linear in the text. The shapes are
+Every rule is anchored at a fixed string, which is found with `str.find`, so that a document without it costs one quick
+scan; the pattern, whose repeats are bounded, is tried only there. Time is therefore linear in the text. The formats are
 those that the issuers document for secret scanning (GitHub's list of supported patterns, the rules of gitleaks).
 """
 
@@ -15,7 +15,7 @@ from lit_gpt.data.cleaning.pii_tables import JOINING
 _END = r"(?![A-Za-z0-9_\-])"
 _BEFORE = r"(?<![A-Za-z0-9_\-])"
 
-# name, anchor (where `find` looks), pattern (matched at the anchor)
+# name, anchor (searched with `find`), pattern (matched at the anchor)
 RULES: tuple[tuple[str, str, re.Pattern[str]], ...] = tuple(
     (name, anchor, re.compile(_BEFORE + pattern + _END))
     for name, anchor, pattern in (
@@ -59,7 +59,7 @@ _PRIVATE_KEY_END = re.compile(r"-----END (?:[A-Z0-9]{1,12} ){0,3}PRIVATE KEY(?: 
 _BASE64 = re.compile(r"[A-Za-z0-9+/]{40}")
 _MAX_KEY_CHARS = 20_000
 
-# A name that says "secret", an equals sign or colon, and a value, in quotes or not, that must look random.
+# A name that suggests a secret, an equals sign or colon, and a value, quoted or not, that must look random.
 _ASSIGNED = re.compile(
     r"[:=]>?=?[ \t]{0,4}[\"']?(?P<value>[A-Za-z0-9_+/\-]{20,100}={0,2})"
     rf"(?![{JOINING}+/(\[]|\.[{JOINING}])"
@@ -70,8 +70,8 @@ _SECRET_NAME = re.compile(
 )
 _ASSIGNED_ANCHORS = ("key", "Key", "KEY", "secret", "Secret", "SECRET", "token", "Token", "TOKEN")
 MIN_ENTROPY_BITS = 3.7
-"""Per character. Words joined by underscores have 3.0 to 3.6, random base64 of 20 characters about 4.1, of 40 about
-4.8; 32 random hexadecimal digits have about 3.7."""
+"""Minimum entropy in bits per character. Words joined by underscores have 3.0 to 3.6, random base64 of 20 characters
+about 4.1, of 40 about 4.8; 32 random hexadecimal digits have about 3.7."""
 
 
 def find_secrets(text: str) -> Iterator[tuple[int, int]]:
@@ -95,9 +95,9 @@ def find_secrets(text: str) -> Iterator[tuple[int, int]]:
 
 
 def looks_random(value: str) -> bool:
-    """Return whether a value mixes letters with digits as no name does.
+    """Return whether a value mixes letters and digits in a way that names do not.
 
-    Source of the idea: Meli et al. 2019, "How Bad Can It Git?" (NDSS), entropy filter.
+    The idea is the entropy filter of Meli et al. 2019, "How Bad Can It Git?" (NDSS).
     """
     digits = sum(map(str.isdigit, value))
     if digits < 3 or digits == len(value):
@@ -121,7 +121,7 @@ def _places(text: str, anchor: str) -> Iterator[int]:
 
 
 def _telegram(text: str, at: int) -> tuple[int, int] | None:
-    """Return a bot's token around the colon at `at`: its number, ":AA", and 33 characters."""
+    """Return the span of a Telegram bot token around the colon at `at`: its number, ":AA", and 33 characters."""
     number = _TELEGRAM_ID.search(text, max(0, at - 12), at)
     rest = _TELEGRAM_REST.match(text, at)
     return None if number is None or rest is None else (number.start(), rest.end())
@@ -138,8 +138,8 @@ def _private_keys(text: str) -> Iterator[tuple[int, int]]:
         closing = _PRIVATE_KEY_END.search(text, begin.end(), min(len(text), begin.end() + _MAX_KEY_CHARS))
         if closing is not None:
             body_end, end = closing.start(), closing.end()
-        else:  # cut off: the lines of the key that are there
+        else:  # truncated: take the lines of the key that are present
             lines = _KEY_BODY.match(text, begin.end(), min(len(text), begin.end() + _MAX_KEY_CHARS))
             body_end = end = lines.end() if lines is not None else begin.end()
-        if _BASE64.search(text, begin.end(), body_end):  # a key, not code or prose that mentions the header
+        if _BASE64.search(text, begin.end(), body_end):  # an actual key, not code or prose that mentions the header
             yield at, end

@@ -1,20 +1,19 @@
 # ruff: noqa: RUF001 (quotation marks and full stops of all scripts)
-"""Text → words, sentences and hashed n-grams: what every filter counts and every duplicate search compares.
+"""Split text into words, sentences and hashed n-grams, for filters and duplicate searches.
 
-Two ways to split, in linear time and without a model:
+There are two ways to split, both linear in time and without a model:
 
-- `split_words` keeps the text as it is written. A word is a run of letters, marks, digits and underscores (an
-  apostrophe inside it included); any other visible character is a word of its own, as in the tokenizers of spaCy and
-  NLTK that datatrove uses. Scripts that write no spaces (Han, Kana, Thai, Lao, Khmer, Burmese) give one word per letter
-  with its marks, so that n-grams there mean something. Measured on English prose: 15 to 23 MB/s on one core, where
-  spaCy's blank pipeline does 0.9 MB/s, with the same verdicts
-  (`tests/data/cleaning/test_filters_against_datatrove.py`).
-- `match_words` normalises first, so that copies match: lower case, accents removed, punctuation dropped (datatrove's
-  `simplify_text`, which FineWeb used).
+- `split_words` keeps the text as written. A word is a run of letters, marks, digits and underscores (including
+  apostrophes inside it); any other visible character is a separate word, as in the tokenizers of spaCy and NLTK that
+  datatrove uses. Scripts without spaces (Han, Kana, Thai, Lao, Khmer, Burmese) give one word per letter with its marks,
+  so that n-grams are meaningful. On English prose it reaches 15 to 23 MB/s on one core, spaCy's blank pipeline 0.9
+  MB/s, with the same verdicts (`tests/data/cleaning/test_filters_against_datatrove.py`).
+- `match_words` normalizes first, so that copies match: lower case, accents removed, punctuation dropped (datatrove's
+ `simplify_text`, which FineWeb used).
 
-`n_gram_hashes` turns words into one 64-bit hash per n-gram: each word is hashed once (xxh3, cached, since few words
-make up most of a text), and an n-gram's hash is a multilinear combination of its words' hashes (Carter & Wegman 1979),
-which numpy computes for all n-grams at once.
+`n_gram_hashes` computes one 64-bit hash per n-gram from its words: each word is hashed once (xxh3, cached, because few
+words make up most of a text), and an n-gram's hash is a multilinear combination of its words' hashes (Carter & Wegman
+1979), which numpy computes for all n-grams at once.
 """
 
 import re
@@ -40,24 +39,24 @@ UNSPACED = (
     r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u2fdf\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf"
     r"\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9d\U00020000-\U0003ffff"
 )
-"""The letters of Han, Kana, Thai, Lao, Khmer and Burmese, as a range for a pattern (`re` searches it ten times as fast
-as `regex` does script properties)."""
+"""Letters of Han, Kana, Thai, Lao, Khmer and Burmese, as a range for a pattern (`re` searches it ten times as fast as
+`regex` searches script properties)."""
 HAS_UNSPACED = re.compile(f"[{UNSPACED}]")
 _HAS_MARK = regex.compile(r"\p{M}")
-# The bound on apostrophes keeps the regex engines' memory flat in a run of a'a'a'a...
-_SIMPLE_WORD = re.compile(r"\w+(?:['’]\w+){0,4}|[^\w\s]")  # `re`'s \w knows no combining marks, `regex`'s does
+# The bound on apostrophes limits the regex engines' memory for a run of a'a'a'a...
+_SIMPLE_WORD = re.compile(r"\w+(?:['’]\w+){0,4}|[^\w\s]")  # `re`'s \w excludes combining marks, `regex`'s includes them
 _MARKED_WORD = regex.compile(r"\w++(?:['’]\w++){0,4}|[^\w\s]")
 _SPACED = rf"[\w--[{UNSPACED}]]"
 _UNSPACED_WORD = regex.compile(rf"(?V1)[{UNSPACED}--\p{{P}}]\p{{M}}*+|{_SPACED}++(?:['’]{_SPACED}++){{0,4}}|[^\w\s]")
 _SENTENCE_END = regex.compile(r"(?V1)[.!?…][.!?…\"'”’»)\]]*+(?=\s|\Z)|[。！？｡।॥؟۔։።][\"'”’」』»）)]*+|\n+|\r\n?+")
-_MAX_SENTENCES = 10_000  # a filter only asks whether a line has enough of them
+_MAX_SENTENCES = 10_000  # filters only check whether a line has enough of them
 _ABBREVIATION = re.compile(
     r"(?:^|[\s(\"'“‘])(?:[^\W\d_]|(?i:mr|mrs|ms|dr|prof|st|sr|jr|vs|etc|e\.g|i\.e|cf|no|fig|vol|pp|inc|ltd|co))\Z"
 )
 
 
 def split_words(text: str) -> list[str]:
-    """Return the words of a text, punctuation included.
+    """Return the words of a text, including punctuation.
 
     Example:
         >>> split_words("It's 3.5 km, naïve Tolstoï!")
@@ -71,9 +70,9 @@ def split_words(text: str) -> list[str]:
 
 
 def sentence_spans(text: str) -> Iterator[tuple[int, int]]:
-    """Yield the start and end of each sentence: it ends at its closing punctuation, or with its line.
+    """Yield the start and end of each sentence, which ends at closing punctuation or at the end of its line.
 
-    A full stop after a single letter or a usual abbreviation ends none.
+    A period after a single letter or a common abbreviation does not end a sentence.
     """
     start = 0
     for match in _SENTENCE_END.finditer(text):
@@ -88,10 +87,10 @@ def sentence_spans(text: str) -> Iterator[tuple[int, int]]:
 
 
 def excerpt(text: str, max_chars: int) -> str:
-    """Return the text, or four evenly spaced pieces of it that are `max_chars` long in all.
+    """Return the text, or four evenly spaced pieces of it with a total length of `max_chars`.
 
-    What is a share (of repeated lines, of letters) is the same in an excerpt, and a document of any length is then
-    judged in bounded time and memory.
+    Proportions (of repeated lines, of letters) are the same in an excerpt, and documents of any length are judged in
+    bounded time and memory.
     """
     if len(text) <= max_chars:
         return text
@@ -102,11 +101,11 @@ def excerpt(text: str, max_chars: int) -> str:
 
 @cache
 def word_tokenizer(words: str) -> Any:
-    """Return what datatrove's filters take as their `language`.
+    """Return the value of the `language` argument of datatrove's filters.
 
     Args:
-        words: "unicode" for `split_words`; any other value is a language code of datatrove ("en", "de", "zh"), which
-            then loads the tokenizer that it has for that language (spaCy's for most).
+        words: "unicode" for `split_words`; any other value is a language code of datatrove ("en", "de", "zh"), for
+            which datatrove loads its own tokenizer (spaCy for most languages).
 
     Raises:
         UserError: if that tokenizer's library is missing, or datatrove knows no such language.
@@ -122,10 +121,10 @@ def word_tokenizer(words: str) -> Any:
     except ImportError as error:
         raise UserError(
             f"words: {words} needs a library that is not installed ({str(error).strip().splitlines()[-1].strip()}); "
-            "install it, or leave words: unicode"
+            "install it, or use words: unicode"
         ) from error
     except ValueError as error:
-        raise UserError(f"words is {words!r}; it can be unicode, or a language code that datatrove knows") from error
+        raise UserError(f"words is {words!r}; it can be unicode, or a language code that datatrove supports") from error
     return tokenizer
 
 
@@ -148,11 +147,11 @@ def _unicode_words() -> "WordTokenizer":
 
 
 def share(part: int, whole: int) -> float:
-    """Return part / whole, and 0 of nothing."""
+    """Return part / whole, or 0 if whole is 0."""
     return part / whole if whole else 0.0
 
 
-# Normalised words and hashes of n-grams
+# Normalized words and hashes of n-grams
 
 _WORD = re.compile(r"\w+")
 _MATCHED_WORD = regex.compile(rf"(?V1)[\w&&[{UNSPACED}]]|[\w--[{UNSPACED}]]++")
@@ -163,7 +162,7 @@ _MAX_CACHED_CHARS = 48
 
 
 def match_words(text: str, ignore_numbers: bool = False) -> list[str]:
-    """Return the words that matching looks at.
+    """Return the normalized words that are compared.
 
     Args:
         text: Any text.
@@ -185,7 +184,7 @@ def match_words(text: str, ignore_numbers: bool = False) -> list[str]:
 
 
 class _WordHashes(dict[str, int]):
-    """Word → 64-bit hash, computed once for each short word, in bounded memory."""
+    """Maps words to 64-bit hashes, which are computed once for each short word, in bounded memory."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -204,7 +203,7 @@ _hashes: _WordHashes | None = None
 
 
 def word_hashes(words: list[str]) -> UInt64Array:
-    """Return one 64-bit hash for each word."""
+    """Return one 64-bit hash per word."""
     global _hashes
     if _hashes is None:
         _hashes = _WordHashes()
@@ -212,11 +211,11 @@ def word_hashes(words: list[str]) -> UInt64Array:
 
 
 def n_gram_hashes(hashes: UInt64Array, n: int) -> UInt64Array:
-    """Return one 64-bit hash for each run of n words.
+    """Return one 64-bit hash for each n-gram of n words.
 
     Args:
-        hashes: The words' hashes, (W,).
-        n: Words in a run.
+        hashes: Word hashes, (W,).
+        n: Words per n-gram.
 
     Returns:
         (W - n + 1,), empty if there are fewer than n words.
@@ -231,7 +230,7 @@ def n_gram_hashes(hashes: UInt64Array, n: int) -> UInt64Array:
 
 
 def mixed(values: UInt64Array) -> UInt64Array:
-    """Return the values with their bits mixed (splitmix64's finaliser, Steele et al. 2014), in place."""
+    """Mix the bits of the values in place (SplitMix64's finalizer, Steele et al. 2014) and return them."""
     values ^= values >> np.uint64(30)
     values *= np.uint64(0xBF58476D1CE4E5B9)
     values ^= values >> np.uint64(27)

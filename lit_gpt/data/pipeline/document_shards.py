@@ -1,7 +1,7 @@
-"""Shards of documents on disk: JSON lines in zstandard, each written atomically.
+"""Document shards on disk: zstandard-compressed JSON lines, each file written atomically.
 
-A folder of shards holds `00000.jsonl.zst`, `00001.jsonl.zst`, ... in the order of the corpus; a line is
-`{"id", "text", "metadata"}`. Shard r is the input of task r of the next pass.
+A folder of shards contains `00000.jsonl.zst`, `00001.jsonl.zst`, ... in corpus order; a line is `{"id", "text",
+"metadata"}`. Shard r is the input of task r of the next pass.
 """
 
 from collections.abc import Iterable, Iterator
@@ -34,22 +34,22 @@ def shard_paths(folder: Path) -> list[Path]:
 
 
 class Lines(Protocol):
-    """Takes JSON values, one a line."""
+    """Writer of JSON values, one per line."""
 
     def write(self, value: Any) -> None:
         """Append one line."""
         ...
 
     def write_encoded(self, line: bytes) -> None:
-        """Append one line that `encode_line` made."""
+        """Append one line made by `encode_line`."""
         ...
 
 
 def encode_line(value: Any) -> bytes:
-    """Return a JSON value as a line.
+    """Return a JSON value encoded as a line.
 
     Raises:
-        TypeError: for what JSON cannot hold: bytes, lone surrogates, integers beyond 64 bits.
+        TypeError: for values that JSON cannot represent: bytes, lone surrogates, integers beyond 64 bits.
     """
     return orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE)
 
@@ -63,7 +63,7 @@ class _ZstdLines:
             line = encode_line(value)
         except TypeError as error:
             raise UserError(
-                f"document {value['id']}: a transform left what JSON cannot hold ({error}); fix the transform"
+                f"document {value['id']}: a transform produced a value that is not JSON ({error}); fix the transform"
             ) from error
         self.write_encoded(line)
 
@@ -73,7 +73,7 @@ class _ZstdLines:
 
 @contextmanager
 def writing_lines(path: Path) -> Iterator[Lines]:
-    """Write compressed JSON lines to `path`, which appears when all are there."""
+    """Write compressed JSON lines to `path`, which appears only when they are complete."""
     with atomic_file(path) as temporary, open(temporary, "wb") as file:
         with zstandard.ZstdCompressor(level=_LEVEL).stream_writer(file, closefd=False) as stream:
             yield _ZstdLines(stream)
@@ -96,7 +96,7 @@ class ReadDocuments(PipelineStep):
     """datatrove reader of a folder of shards: task r of n reads shards r, r + n, ... (with n shards: shard r).
 
     Args:
-        folder: The shards.
+        folder: Folder of the shards.
         progress: Folder of the tasks' progress files; None writes none.
     """
 
@@ -126,7 +126,7 @@ class WriteDocuments(PipelineStep):
     """datatrove writer: task r writes the documents that reach it to shard r.
 
     Args:
-        folder: Where the shards go.
+        folder: Folder of the shards.
     """
 
     type = "💽 - WRITER"
@@ -137,7 +137,7 @@ class WriteDocuments(PipelineStep):
         self.folder = Path(folder)
 
     def run(self, data: Iterable[Document] | None = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
-        """Write the documents and passes them on."""
+        """Write the documents and pass them on."""
         with writing_lines(shard_path(self.folder, rank)) as lines:
             for document in data or ():
                 lines.write(document_line(document))

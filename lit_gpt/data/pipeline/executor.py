@@ -1,8 +1,8 @@
-"""Runs a datatrove pipeline's tasks in this process, over local workers, on Slurm or on Ray.
+"""Run the tasks of a datatrove pipeline in this process, in local workers, on Slurm or on Ray.
 
-All four are datatrove's executors: a task that is complete has a file `completions/<rank>` and is not run again. Added
-here: the local one notices a worker that the system killed (datatrove's pool would wait for it forever) and terminates
-its workers when it ends itself; the Slurm one waits for its jobs; all are silent, because there is a progress bar.
+All four use datatrove's executors: a finished task has a file `completions/<rank>` and is not run again. In addition,
+the local executor detects workers killed by the system (datatrove's pool would wait for them forever) and terminates
+its workers when it exits; the Slurm executor waits for its jobs; and all are silent, because there is a progress bar.
 """
 
 import multiprocessing
@@ -31,10 +31,10 @@ POLL_SECONDS = 10.0
 
 
 class InlineExecutor(LocalPipelineExecutor):
-    """Runs task after task in this process."""
+    """Runs tasks one after another in this process."""
 
     def run(self) -> None:
-        """Run what is not complete."""
+        """Run the unfinished tasks."""
         logger.disable("datatrove")
         for rank in self.get_incomplete_ranks():
             _copy(self)._run_for_rank(rank)
@@ -43,14 +43,14 @@ class InlineExecutor(LocalPipelineExecutor):
 class WorkersExecutor(LocalPipelineExecutor):
     """Runs tasks in worker processes.
 
-    The workers come from a fork server, so the caller's script needs the usual `if __name__ == "__main__":`.
+    The workers come from a fork server, so the calling script needs `if __name__ == "__main__":`.
     """
 
     def run(self) -> None:
-        """Run what is not complete; the first task that fails ends all.
+        """Run the unfinished tasks; the first failing task ends all.
 
         Raises:
-            UserError: if a worker was killed from outside, which is what a system without memory does.
+            UserError: if a worker was killed from outside, usually because the system ran out of memory.
         """
         ranks = self.get_incomplete_ranks()
         if not ranks:
@@ -62,7 +62,7 @@ class WorkersExecutor(LocalPipelineExecutor):
             min(self.workers, len(ranks)), context, initializer=_begin_worker, initargs=(dill.dumps(self),)
         )
         try:
-            with _signals_later():  # a worker that is half started could not be ended
+            with _signals_later():  # a partly started worker could not be terminated
                 futures = [pool.submit(_run_in_worker, rank) for rank in ranks]
             for future in as_completed(futures):
                 future.result()
@@ -81,7 +81,7 @@ class WorkersExecutor(LocalPipelineExecutor):
 
 @contextmanager
 def _signals_later() -> Iterator[None]:
-    """Hold SIGINT and SIGTERM back until the body is done."""
+    """Defer SIGINT and SIGTERM until the body is finished."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -110,7 +110,7 @@ def _begin_worker(pickled: bytes) -> None:
 
 
 def _end_with_parent() -> None:
-    """End this process when the one that started it is gone, even by SIGKILL: it would wait forever."""
+    """End this process when its parent has exited, even by SIGKILL; otherwise it would wait forever."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
@@ -122,22 +122,22 @@ def _run_in_worker(rank: int) -> None:
 
 
 def _copy(executor: PipelineExecutor) -> PipelineExecutor:
-    """Return a copy whose blocks are fresh: a task must not see the state that another left in them."""
+    """Return a copy with fresh blocks, so that a task does not see the state of an earlier one."""
     copy: PipelineExecutor = dill.loads(dill.dumps(executor))
     return copy
 
 
 def run_pipeline(pipeline: list[Any], num_tasks: int, logs: Path, options: ExecutorOptions) -> None:
-    """Run all tasks of a pipeline that are not complete, and returns when all are.
+    """Run all unfinished tasks of a pipeline, and return when all are finished.
 
     Args:
         pipeline: datatrove steps.
         num_tasks: Number of tasks.
-        logs: Folder of completions, logs and statistics.
-        options: Which executor.
+        logs: Folder for completions, logs and statistics.
+        options: Executor settings.
 
     Raises:
-        UserError: if tasks could not be run for a reason outside of them.
+        UserError: if tasks could not be run for external reasons.
     """
     logger.disable("datatrove")
     executor = _EXECUTORS[options.kind](pipeline, num_tasks, logs, options)
@@ -206,19 +206,19 @@ _EXECUTORS: dict[str, Callable[[list[Any], int, Path, ExecutorOptions], Pipeline
 
 
 def _wait_for_slurm(executor: Any) -> None:
-    """Return when all tasks are complete or none of the jobs is left."""
+    """Return when all tasks are complete or no job is left."""
     while executor.get_incomplete_ranks(skip_completed=True):
         jobs = subprocess.run(
             ["squeue", "--noheader", "--jobs", str(executor.job_id)], capture_output=True, text=True, check=False
         )
         if not jobs.stdout.strip():
-            time.sleep(POLL_SECONDS)  # a shared file system may show the last completions late
+            time.sleep(POLL_SECONDS)  # a shared file system may show the last completions with delay
             return
         time.sleep(POLL_SECONDS)
 
 
 def check_executor(options: ExecutorOptions) -> None:
-    """Raise a `UserError` if this machine cannot run what the options ask for."""
+    """Raise a `UserError` if this machine cannot run the requested executor."""
     if options.kind == "ray":
         try:
             import ray  # noqa: F401
@@ -234,7 +234,7 @@ def check_executor(options: ExecutorOptions) -> None:
             )
         if "SLURM_ARRAY_TASK_ID" in os.environ:
             raise UserError(
-                "prepare was started inside a Slurm array task; start it on a login node, it submits its own"
+                "prepare was started inside a Slurm array task; start it on a login node; it submits its own jobs"
             )
         for name in ("partition", "time"):
             if getattr(options, name) is None:

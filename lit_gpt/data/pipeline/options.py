@@ -1,4 +1,4 @@
-"""The recipe's `executor:`, as plain values."""
+"""Options of the recipe's `executor:` section."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -8,24 +8,24 @@ from lit_gpt.errors import UserError
 
 @dataclass(frozen=True)
 class ExecutorOptions:
-    """Where the passes run. The result is the same everywhere.
+    """Where and how the passes run. The output does not depend on it.
 
     Args:
         kind: `inline` (this process), `local` (worker processes on this machine), `slurm` or `ray`.
-        workers: Tasks that run at the same time; with slurm and ray -1 means no limit.
+        workers: Number of tasks that run at the same time; with slurm and ray -1 means no limit.
         partition: Slurm partition.
-        time: Slurm time limit of one task, in quotes: "24:00:00".
-        cpus_per_task: Cores of one task (slurm, ray).
-        mem_per_cpu_gb: Memory of one core in GB (slurm, ray).
+        time: Slurm time limit per task, in quotes: "24:00:00".
+        cpus_per_task: CPU cores per task (slurm, ray).
+        mem_per_cpu_gb: Memory per core in GB (slurm, ray).
         qos: Slurm quality of service.
         env_command: Shell line that makes lit_gpt available in a Slurm job, such as `source ~/venv/bin/activate`.
-        venv_path: Instead: a virtual environment's `bin/activate`.
-        sbatch_args: Further `#SBATCH` options: {account: my_project}.
-        max_array_size: Largest job array that the Slurm cluster takes.
-        address: Ray cluster ("auto", "ray://host:10001"); null starts one on this machine.
+        venv_path: Alternative to `env_command`: path of a virtual environment's `bin/activate`.
+        sbatch_args: Additional `#SBATCH` options: {account: my_project}.
+        max_array_size: Maximum size of a job array on the Slurm cluster.
+        address: Address of a Ray cluster ("auto", "ray://host:10001"); null starts one on this machine.
 
     Raises:
-        UserError: for a number of workers that is none.
+        UserError: for an invalid number of workers.
     """
 
     kind: Literal["inline", "local", "slurm", "ray"] = "inline"

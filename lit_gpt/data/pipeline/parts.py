@@ -1,8 +1,8 @@
-"""Sources in parts, so that many tasks can read at once: what a source is for `prepare`, and how parts become tasks.
+"""Divide sources into parts, and group the parts into tasks.
 
-A part is the least that one task reads: a file, a range of rows, a shard of a stream. Parts are grouped, in order, into
-tasks of about equal size; the grouping depends on the parts alone. Each task finds its parts in a file of the plan, so
-that a worker needs no list of a million files.
+A part is the smallest unit that a task reads: a file, a range of rows, a shard of a stream. Parts are grouped, in
+order, into tasks of about equal size; the grouping depends only on the parts. Each task reads its parts from a file of
+the plan, so that a worker does not need a list of a million files.
 """
 
 import os
@@ -16,19 +16,19 @@ from lit_gpt.data.records import Part, RecordSource
 from lit_gpt.errors import UserError
 
 NO_TEXT = "no_text_because"
-"""Metadata key with which a source says why a document has no text (it is counted under this reason)."""
+"""Metadata key for the reason why a document has no text; the document is counted under this reason."""
 
 MAX_TASKS = 20_000
 
 
 @dataclass(frozen=True)
 class NamedSource:
-    """A source of the recipe, with what was declared about it.
+    """A source of the recipe, with its declared metadata.
 
     Attributes:
         name: Unique in the recipe.
         source: The source.
-        metadata: What every document of it carries: license, language, as declared.
+        metadata: Declared metadata of all its documents: license, language.
     """
 
     name: str
@@ -37,7 +37,7 @@ class NamedSource:
 
 
 def _outside(folder: Path | None) -> Callable[[Part], bool]:
-    """Return a predicate: whether a part lies outside of a folder. Each folder of parts is resolved once."""
+    """Return a predicate that is true for parts outside of a folder; each parent folder is resolved only once."""
     if folder is None:
         return lambda part: True
     top = os.path.realpath(folder)
@@ -55,9 +55,9 @@ class Plan:
 
     Attributes:
         tasks: For each task its parts as [source index, name, spec].
-        stamps: Of all parts, for the key.
-        num_bytes: Estimated bytes of text; None if a part does not know.
-        shard_bytes: Size at which a shard of documents is finished.
+        stamps: Stamps of all parts, for the key.
+        num_bytes: Estimated bytes of text; None if unknown for a part.
+        shard_bytes: Size in bytes at which a document shard is finished.
     """
 
     tasks: list[list[list[Any]]]
@@ -71,18 +71,18 @@ def make_plan(sources: list[NamedSource], shard_bytes: int | None, out: Path | N
 
     Args:
         sources: The recipe's sources.
-        shard_bytes: Text of a task and of a shard; None chooses a 32nd of the whole, between 1 and 128 MB.
-        out: Folder of the prepared corpus: files in it are no input, even if a source's folder holds it.
+        shard_bytes: Bytes of text per task and per shard; None chooses 1/32 of the total, between 1 and 128 MB.
+        out: Folder of the prepared corpus, whose files are not input even if a source's folder contains it.
 
     Raises:
-        UserError: if a source names nothing.
+        UserError: if there is nothing to read.
     """
     wanted = _outside(out)
     found: list[tuple[int, Part]] = [
         (index, part) for index, named in enumerate(sources) for part in named.source.parts() if wanted(part)
     ]
     if not found:
-        raise UserError("the sources hold nothing to read; name files, folders or data sets that do")
+        raise UserError("the sources are empty; name files, folders or datasets with content")
     sizes = [part.num_bytes for _, part in found]
     known = [size for size in sizes if size is not None]
     total = sum(known) if len(known) == len(sizes) else None

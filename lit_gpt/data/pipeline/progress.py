@@ -1,7 +1,8 @@
-"""Progress of the tasks of a pass, reported through small files so that it works for processes on any machine.
+"""Progress of a pass, reported through small files so that it works for processes on any machine.
 
-Each task writes the characters that it has read to `<folder>/<rank>`, about twice a second; `watching` adds them up
-in a progress bar. Nothing depends on these files: a lost or half-written one shows a wrong number for half a second.
+Each task writes the number of characters that it has read to `<folder>/<rank>` about twice per second; `watching` shows
+the sum in a progress bar. Nothing else depends on these files: a lost or incomplete one only shows a wrong number for
+half a second.
 """
 
 import threading
@@ -21,8 +22,8 @@ class TaskProgress:
     """Progress of one task.
 
     Args:
-        folder: Where the file goes; None writes nothing.
-        rank: The task.
+        folder: Folder of the progress file; None writes nothing.
+        rank: Rank of the task.
     """
 
     def __init__(self, folder: Path | None, rank: int) -> None:
@@ -31,7 +32,7 @@ class TaskProgress:
         self._next = 0.0
 
     def advance(self, amount: int) -> None:
-        """Count `amount` more as read."""
+        """Count `amount` more characters as read."""
         self._done += amount
         self._calls += 1
         if self._calls % _CHECK_EVERY and amount < 1 << 16:
@@ -69,12 +70,12 @@ def _total(folder: Path) -> int:
 
 @contextmanager
 def watching(folder: Path, total: int | None, what: str) -> Iterator[None]:
-    """Show a progress bar over all tasks while the body runs (on a terminal only).
+    """Show a progress bar over all tasks while the body runs (only on a terminal).
 
     Args:
-        folder: The tasks' progress files.
-        total: Characters or bytes of all tasks together; None if unknown.
-        what: Name of the bar.
+        folder: Folder of the tasks' progress files.
+        total: Total characters or bytes of all tasks; None if unknown.
+        what: Label of the bar.
     """
     stop = threading.Event()
     with tqdm(total=total, unit="B", unit_scale=True, desc=what, disable=None) as bar:

@@ -1,4 +1,4 @@
-"""The first pass: sources → shards of documents. One task reads its parts and writes as many shards as they fill."""
+"""The first pass: a task reads its parts of the sources and writes as many document shards as needed."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -19,13 +19,13 @@ from lit_gpt.data.records import BadInput, Document, OnBadInput
 
 READ = "read"
 RESERVED = ("source", "path", "record")
-"""Metadata by which a document is traced back. What a row itself has under these names is stored under `meta`."""
+"""Metadata that trace a document back to its source; fields of a row with these names are stored under `meta`."""
 
 _PREFIX_BYTES = 200
 
 
 class _Shards:
-    """Rolls over to the next shard when one is full; a task without a document writes none."""
+    """Writer that starts a new shard when one is full; a task without documents writes none."""
 
     def __init__(self, folder: Path, rank: int, shard_bytes: int) -> None:
         self._folder, self._rank, self._shard_bytes = folder, rank, shard_bytes
@@ -64,12 +64,12 @@ class ReadParts(PipelineStep):
         sources: The recipe's sources.
         plan: Folder with the parts of each task.
         output: Folder of the shards.
-        reports: Folder of the tasks' reports.
-        rejected: Folder of the lists of documents without text.
-        progress: Folder that shows how far the tasks have come.
-        shard_bytes: Size at which a shard is finished.
-        on_bad_input: What happens at what cannot be read.
-        mask: Whether personal data are replaced by tags in all that reports say about a document.
+        reports: Folder for the tasks' reports.
+        rejected: Folder for the lists of documents without text.
+        progress: Folder for the tasks' progress files.
+        shard_bytes: Size in bytes at which a shard is finished.
+        on_bad_input: What to do with unreadable input: `error` or `skip`.
+        mask: Whether to replace personal data by tags in everything that reports contain about a document.
     """
 
     type = "📖 - READER"
@@ -122,7 +122,7 @@ class ReadParts(PipelineStep):
                         report.keep(None, doc.text, doc.metadata, edited=False)
                         shards.write(line, len(doc.text))
                 if nothing == (report.documents_in, bad.num_skipped):
-                    doc, why = to_doc(Document("", name), named), Rejected("empty", "it holds no text")
+                    doc, why = to_doc(Document("", name), named), Rejected("empty", "it contains no text")
                     report.reject(doc, why)
                     rejected.write(rejected_line(doc, why, keep_text=False))
         write_report(self.reports, rank, report)
@@ -137,7 +137,7 @@ class ReadParts(PipelineStep):
 
 
 def _guarded(documents: Iterator[Document], name: str, bad: BadInput) -> Iterator[Document]:
-    """Pass documents on; a file that the system cannot read goes to `bad`."""
+    """Pass documents on; report a file that cannot be read to `bad`."""
     while True:
         try:
             document = next(documents)
@@ -150,12 +150,12 @@ def _guarded(documents: Iterator[Document], name: str, bad: BadInput) -> Iterato
 
 
 def to_doc(document: Document, named: NamedSource) -> Doc:
-    """Return a source's document with its id and what the recipe declares about the source."""
+    """Return a source's document as a `Doc` with its id and the metadata declared in the recipe."""
     path = document.source.encode("utf-8", "backslashreplace").decode()
     own = document.metadata or {}
     metadata: dict[str, Any] = {"source": named.name, "path": path, "record": document.record}
     metadata |= named.metadata
-    # An empty column is no statement about the licence or the language: what was declared holds.
+    # An empty column does not override the declared license or language.
     metadata |= {k: v for k, v in own.items() if k not in RESERVED and not (v is None and k in named.metadata)}
     if taken := {key: own[key] for key in RESERVED if key in own}:
         metadata["meta"] = taken | ({"meta": own["meta"]} if "meta" in own else {})
@@ -167,11 +167,11 @@ def _no_text(doc: Doc) -> Rejected | None:
     why = doc.metadata.pop(NO_TEXT, None)
     if why is not None:
         return Rejected(str(why))
-    return None if doc.text.strip() else Rejected("empty", "it holds no text")
+    return None if doc.text.strip() else Rejected("empty", "it contains no text")
 
 
 def _problem(document: Document) -> str | None:
-    """Return what makes a document unusable, or None: a user's own code may put anything into its fields."""
+    """Return the problem of an unusable document (user code may put anything into its fields), or None."""
     if not isinstance(document.text, str):
         return f"its text is a {type(document.text).__name__}"
     record = document.record
@@ -181,14 +181,14 @@ def _problem(document: Document) -> str | None:
 
 
 def _line(doc: Doc, bad: BadInput) -> bytes | None:
-    """Return the document as it is written, or None after rejecting it."""
+    """Return the document encoded as a line, or None after rejecting it."""
     try:
         doc.text.encode()
     except UnicodeEncodeError:
-        bad.reject(doc.id, "the text holds a lone surrogate, which is no Unicode text")
+        bad.reject(doc.id, "the text contains a lone surrogate (not valid Unicode)")
         return None
     try:
         return encode_line({"id": doc.id, "text": doc.text, "metadata": doc.metadata})
     except TypeError as error:
-        bad.reject(doc.id, f"its metadata hold what JSON cannot ({error})")
+        bad.reject(doc.id, f"its metadata cannot be represented in JSON ({error})")
         return None

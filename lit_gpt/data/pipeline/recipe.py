@@ -1,4 +1,4 @@
-"""The recipe: the YAML of `prepare`, checked before any work starts; and what `prepare --explain` prints about it."""
+"""The recipe (YAML) of `prepare`, which is validated before any work starts, and the help of `prepare --explain`."""
 
 import dataclasses
 import inspect
@@ -27,7 +27,7 @@ from lit_gpt.suggest import unknown_name
 
 FORMAT_VERSION = 1
 DECLARED = ("name", "license", "language")
-"""What any source may declare about itself; the last two go along with each document."""
+"""Metadata that any source may declare; the last two are stored with each document."""
 
 _NOT_TRAINED_WITH = ("texts", "show_progress")
 DEFAULT_VOCAB_SIZE = 16_384
@@ -35,17 +35,17 @@ DEFAULT_VOCAB_SIZE = 16_384
 
 @dataclass(frozen=True)
 class TransformSpec:
-    """One entry of the recipe's `steps:`, a filter or transform with its options.
+    """One entry of the recipe's `steps:`: a filter or transform with its options.
 
     Attributes:
-        index: Its place in the list, from 1.
-        name: Its short name in the registry; of a user's class, the name of the class.
-        class_path: Import path of the class, by which a worker finds it.
+        index: Position in the list, from 1.
+        name: Short name in the registry; for a custom class, the name of the class.
+        class_path: Import path of the class, used by worker processes to import it.
         options: Arguments of the constructor, as the recipe sets them.
-        is_custom: Whether the class belongs to another package: its code is part of the corpus's key, and what it
-            returns is checked.
-        version: The user's name for the state of that class's code; "" = the hash of its file.
-        written: The entry in its full form, for the key and the card.
+        is_custom: Whether the class belongs to another package; if so, its code is part of the corpus's key, and its
+            return values are checked.
+        version: User-provided version of the class's code; "" uses the hash of its source file.
+        written: The entry in normalized form, for the key and the card.
     """
 
     index: int
@@ -58,12 +58,12 @@ class TransformSpec:
 
     @property
     def where(self) -> str:
-        """Which one it is, for messages."""
+        """Label of the entry in error messages."""
         return f"transform {self.index} ({self.name})"
 
     @property
     def folder(self) -> str:
-        """Name of its folders and files; they sort in the order in which the transforms run."""
+        """Name of its folders and files; sorted by name, they are in the order in which the transforms run."""
         return f"{self.index:02d}-{self.name}"
 
     @property
@@ -81,16 +81,16 @@ class TransformSpec:
         """Return a new transform with these options.
 
         Raises:
-            UserError: For an unknown option, or a value that the transform does not accept.
+            UserError: for an unknown option, or a value that the transform does not accept.
         """
         transform: Transform = construct(self.target, self.options, self.where)
         return transform
 
     def stamps(self) -> list[Any]:
-        """Return what changes when something does that the options only name; [] where there is nothing.
+        """Return fingerprints of external inputs that the options name (files, custom code); [] if there are none.
 
         Raises:
-            UserError: If a file that is named cannot be read.
+            UserError: if such a file cannot be read.
         """
         own = self.build().stamps()
         code = code_stamp(self.class_path, self.where, self.version) if self.is_custom else None
@@ -99,22 +99,22 @@ class TransformSpec:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A checked recipe.
+    """A validated recipe.
 
     Attributes:
         out: Folder of the prepared corpus.
-        sources: Where the documents come from, in order.
+        sources: Sources of the documents, in order.
         transforms: Filters and transforms, in the order in which they run (`steps:` in YAML).
-        tokenizer: None (stop at text), the path or name of one, or the settings of one to train.
-        val_fraction: Share of the documents held out for validation, by hash.
-        test_fraction: Share held out for the test.
+        tokenizer: None (stop before tokenizing), the path or name of a tokenizer, or the settings of one to train.
+        val_fraction: Fraction of the documents held out for validation, by hash.
+        test_fraction: Fraction held out for testing.
         on_bad_input: `error` or `skip`.
-        seed: What the steps that draw at random start from; None leaves each its own.
-        keep_rejected: Whether the lists of dropped documents hold their texts.
-        shard_bytes: Text of a shard of documents; None chooses by the size of the corpus.
-        expected_bytes: Text of all documents, where the sources cannot know it (streams).
-        executor: Where the passes run; not part of what decides the bytes.
-        written: Sources and steps as the user wrote them, for the key and the card.
+        seed: Default seed for randomized transforms; None keeps each transform's own default.
+        keep_rejected: Whether the lists of dropped documents include their texts.
+        shard_bytes: Bytes of text per document shard; None chooses by the size of the corpus.
+        expected_bytes: Bytes of text of all documents, for sources that do not know it (streams).
+        executor: Executor settings; they do not affect the output and are not part of the key.
+        written: Sources and steps in normalized form, for the key and the card.
     """
 
     out: Path
@@ -137,7 +137,7 @@ class Recipe:
         return any(spec.target.removes_personal_data for spec in self.transforms)
 
     def stamps(self) -> dict[str, str]:
-        """Return hashes of what the recipe only names: benchmarks, the user's own code, a tokenizer's folder.
+        """Return hashes of external content that the recipe refers to: benchmarks, custom code, a tokenizer folder.
 
         Raises:
             UserError: if one of them cannot be read.
@@ -153,11 +153,11 @@ class Recipe:
         return found
 
     def key(self, plan: Plan, stamps: dict[str, str] | None = None) -> str:
-        """Return the hash of all that decides the bytes.
+        """Return the hash of everything that the output depends on.
 
         Args:
-            plan: The sources as they are now.
-            stamps: What `stamps` returned; None asks it.
+            plan: Current parts of the sources.
+            stamps: Result of `stamps`; None computes it.
         """
         stamps = self.stamps() if stamps is None else stamps
         return sha256_json([FORMAT_VERSION, self.written, plan.stamps, plan.shard_bytes, stamps])
@@ -177,10 +177,10 @@ def make_recipe(
     expected_gigabytes: float | None = None,
     executor: ExecutorOptions | None = None,
 ) -> Recipe:
-    """Check what the user wrote and makes the recipe of it.
+    """Validate the user's settings and return the recipe.
 
     Raises:
-        UserError: naming the value, the nearest right one and what to write instead.
+        UserError: naming the value, the closest valid one and how to fix it.
     """
     if not out:
         raise UserError("out is not set; name the folder of the prepared corpus, as in `out: corpora/stdlib`")
@@ -194,7 +194,7 @@ def make_recipe(
     check_above("expected_gigabytes", expected_gigabytes, 0, "null leaves the disk space unchecked")
     named = [make_source(entry, number) for number, entry in enumerate(sources, start=1)]
     specs = [make_spec(entry, number, seed) for number, entry in enumerate(steps or [], start=1)]
-    for spec in specs:  # a mistake in the last one shows before the first has run for hours
+    for spec in specs:  # a mistake in the last one is reported before the first one runs for hours
         spec.build()
     check_tokenizer(tokenizer)
     for source in named:
@@ -228,18 +228,18 @@ def make_recipe(
 
 
 def make_source(entry: Any, number: int) -> NamedSource:
-    """Make the source of one entry: a mapping with exactly one key that names a kind.
+    """Return the source of one entry: a mapping with exactly one key that names a kind of source.
 
     Args:
         entry: `{files: ..., text_field: ..., name: ..., license: ...}`.
-        number: Its place in the list, for messages.
+        number: Position in the list, for messages.
     """
     where = f"source {number}"
     if not isinstance(entry, Mapping):
         raise UserError(f"{where} is {entry!r}; write a mapping, as in `files: {entry}`")
     kinds = [key for key in entry if key in KINDS]
     if len(kinds) > 1:
-        raise UserError(f"{where} names {' and '.join(kinds)}; make two sources of it")
+        raise UserError(f"{where} names {' and '.join(kinds)}; write them as separate sources")
     if not kinds:
         others = [key for key in entry if key not in DECLARED]
         raise unknown_name("source kind", others[0] if others else "", KINDS, f"at {where}")
@@ -264,10 +264,10 @@ def make_source(entry: Any, number: int) -> NamedSource:
 
 
 def _check_out_is_no_input(source: Any, out: Path) -> None:
-    """Refuse a data set's folder that would hold the prepared corpus (of other sources, files in it are left out)."""
+    """Reject a dataset folder that would contain the prepared corpus (other sources exclude files in it)."""
     folder = Path(source.hub.path).expanduser() if isinstance(source, HubParts) else None
     if folder is not None and folder.is_dir() and out.resolve().is_relative_to(folder.resolve()):
-        raise UserError(f"out is {out}, which lies in the data set's folder {folder}; set out to one outside of it")
+        raise UserError(f"out is {out}, which lies in the dataset's folder {folder}; set out to a folder outside of it")
 
 
 def _default_name(kind: str, value: Any) -> str:
@@ -297,10 +297,10 @@ def make_spec(entry: Any, number: int, seed: int | None = None) -> TransformSpec
     """Return the spec of one entry of `steps:`.
 
     An entry is `length: {min_chars: 200}`, just `length`, or `class_path: my_package.MyTransform` with `init_args` and
-    `version`. A transform that takes a `seed` and is given none gets the recipe's.
+    `version`. A transform with a `seed` argument that is not set gets the recipe's seed.
 
     Raises:
-        UserError: For an entry of another form, or an unknown name, with the nearest one.
+        UserError: for an entry of another form, or an unknown name, with the closest valid one.
     """
     where = f"transform {number}"
     if isinstance(entry, str):
@@ -327,13 +327,13 @@ def make_spec(entry: Any, number: int, seed: int | None = None) -> TransformSpec
     if name not in TRANSFORMS:
         written = {"class_path": name, "init_args": options} | ({} if version == "" else {"version": version})
         name = target.__name__
-    class_path = f"{target.__module__}.{target.__qualname__}"  # so that a worker needs no registry
+    class_path = f"{target.__module__}.{target.__qualname__}"  # so that a worker does not need the registry
     is_custom = not class_path.startswith("lit_gpt.")
     return TransformSpec(number, name, class_path, options, is_custom, version, written)
 
 
 def check_tokenizer(tokenizer: str | dict[str, Any] | None) -> None:
-    """Check the settings of a tokenizer to train."""
+    """Validate the settings of a tokenizer to train."""
     if isinstance(tokenizer, Mapping):
         settings = tokenizer_settings(tokenizer)
         check_vocab_size(settings["vocab_size"], settings.get("special_tokens") or ())
@@ -343,7 +343,7 @@ def tokenizer_settings(tokenizer: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments for `train_bpe`, and `sample_megabytes`.
 
     Raises:
-        UserError: for a setting that it does not have.
+        UserError: for an unknown setting.
     """
     known = [name for name in inspect.signature(train_bpe).parameters if name not in _NOT_TRAINED_WITH]
     for name, value in tokenizer.items():
@@ -366,7 +366,7 @@ sources:
     name: tinystories
 """
 _TRANSFORMS_HEAD = """Steps: filters and transforms, a list of `name: {options}`, in the order in which they run.
-Your own is a subclass of lit_gpt.data.cleaning.Transform, which may edit, drop or split documents.
+A custom one is a subclass of lit_gpt.data.cleaning.Transform, which may edit, drop or split documents.
 
 steps:
   - fix_encoding: {}
@@ -377,10 +377,10 @@ steps:
 
 
 def explanation(topic: str) -> str:
-    """Return the help on `sources`, `steps`, or one of them by name; on `topics`, the list of topics.
+    """Return the help on `sources`, `steps`, or one of them by name; for `topics`, the list of topics.
 
     Raises:
-        UserError: naming the nearest topic.
+        UserError: naming the closest topic.
     """
     if topic == "sources":
         lines = [f"  {name:<20} {_summary(_source_class(name))}" for name in KINDS]
@@ -426,7 +426,7 @@ def _full(name: str, target: type, is_transform: bool) -> str:
 
 
 def _written(value: Any) -> str:
-    """Return a default as YAML writes it."""
+    """Return a default value in YAML syntax."""
     if value is inspect.Parameter.empty:
         return "..."
     try:

@@ -1,14 +1,14 @@
-"""What a transform did, counted: one `TransformReport` per task; merged in any order they give the same result.
+"""Reports of what a transform did: one `TransformReport` per task, which can be merged in any order.
 
-Documents in = kept + edited + dropped, and each split document counts as its parts:
+Documents in = kept + edited + dropped, where each split document counts as its parts:
 
     documents_in - split[0] + split[1] = out + dropped
 
-Examples are chosen by the hash of the document's id (the lowest ten), so they are an even sample that does not depend
-on how the documents were distributed over tasks.
+The examples are the ten documents whose ids have the lowest hashes, so they are an even sample that does not depend on
+how the documents were distributed over tasks.
 
-Where the recipe takes personal data out of the documents, nothing that a report shows may reveal it: a text is masked
-whole before it is cut to an excerpt, because half of a key is not recognised.
+If the recipe removes personal data from the documents, no report may reveal it: a text is masked as a whole before it
+is cut to an excerpt, because half of a key would not be recognized.
 """
 
 import hashlib
@@ -31,12 +31,12 @@ UNKNOWN = "unknown"
 
 
 def text_bytes(text: str) -> int:
-    """Return the UTF-8 bytes of a text."""
+    """Return the number of UTF-8 bytes of a text."""
     return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
 
 
 def excerpt(text: str) -> str:
-    """Return the beginning and, of a long text, the end: what a reader needs to judge it."""
+    """Return the beginning and, for a long text, the end."""
     if len(text) <= EXCERPT_CHARACTERS:
         return text
     head = EXCERPT_CHARACTERS * 3 // 4
@@ -44,13 +44,13 @@ def excerpt(text: str) -> str:
 
 
 def sample_key(identity: str) -> str:
-    """Return the hash that chooses examples."""
+    """Return the hash by which examples are chosen."""
     return hashlib.blake2b(identity.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
 
 
 @cache
 def personal_data_mask() -> Callable[[str], str]:
-    """Return what replaces every kind of personal data in a text by its tag."""
+    """Return a function that replaces all personal data in a text by tags."""
     from lit_gpt.data.cleaning.pii import PII
 
     pii = PII()
@@ -63,7 +63,7 @@ def personal_data_mask() -> Callable[[str], str]:
 
 
 def masked_id(identity: str, mask: Callable[[str], str]) -> str:
-    """Return a document's id, masked folder by folder: an address in a file's name has a suffix behind it."""
+    """Return a document's id, masked folder by folder, because an address in a file name is followed by a suffix."""
     parts = re.split(r"([/:])", identity)
     for place, part in enumerate(parts):
         stem, dot, suffix = part.rpartition(".")
@@ -74,13 +74,13 @@ def masked_id(identity: str, mask: Callable[[str], str]) -> str:
 
 @dataclass
 class Tally:
-    """Documents and bytes, in all and by what is known about them.
+    """Counts of documents and bytes, in total and by metadata.
 
     Attributes:
         documents: Number of documents.
         num_bytes: UTF-8 bytes of their texts.
-        lengths: By the number of bits of the length in characters (bin b: 2^(b-1) to 2^b - 1): documents.
-        groups: By kind (`source`, `language`, `license`) and value: [documents, bytes].
+        lengths: Number of documents by bit length of their length in characters (bin b: 2^(b-1) to 2^b - 1).
+        groups: [documents, bytes] by kind (`source`, `language`, `license`) and value.
     """
 
     documents: int = 0
@@ -95,7 +95,7 @@ class Tally:
     }
 
     def add(self, text: str, metadata: dict[str, Any]) -> int:
-        """Count one document and returns its bytes."""
+        """Count one document and return its bytes."""
         size = text_bytes(text)
         self.documents += 1
         self.num_bytes += size
@@ -121,7 +121,7 @@ class Tally:
                 entry[1] += size
 
     def to_json(self) -> dict[str, Any]:
-        """Return JSON values, in an order that does not depend on that of the additions."""
+        """Return JSON values, independent of the order of the additions."""
         return {
             "documents": self.documents,
             "bytes": self.num_bytes,
@@ -134,7 +134,7 @@ class Tally:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Tally":
-        """Read what `to_json` returned."""
+        """Create a tally from the output of `to_json`."""
         lengths = Counter({int(bits): count for bits, count in value["lengths"].items()})
         groups = {kind: {k: list(v) for k, v in values.items()} for kind, values in value["groups"].items()}
         return cls(value["documents"], value["bytes"], lengths, groups)
@@ -144,23 +144,23 @@ class TransformReport:
     """What one transform received, kept, edited, split and dropped.
 
     Args:
-        name: The transform's name in the recipe, or "read".
-        index: Its place, 0 for reading.
-        mask: Removes from texts, details and ids what the report must not show.
+        name: Name of the transform in the recipe, or "read".
+        index: Position of the transform, 0 for reading.
+        mask: Function that removes confidential content from texts, details and ids.
 
     Attributes:
-        documents_in: Documents received.
+        documents_in: Number of documents received.
         bytes_in: UTF-8 bytes of their texts.
-        out: Documents that it passed on, parts included.
-        num_edited: Documents whose text changed (without those that were split).
-        split: [documents that were split, parts that they became]; a document without any part counts as split
-            into one part that was dropped.
-        counts: What the transform counted itself: {"email": 12}.
+        out: Tally of the documents passed on, including parts.
+        num_edited: Number of documents whose text changed (excluding those that were split).
+        split: [number of split documents, number of their parts]; a document without any part counts as split into one
+            part that was dropped.
+        counts: Counts made by the transform itself: {"email": 12}.
         rejected: Reason → [documents, bytes].
         rejected_languages: Language → [documents, bytes] of the dropped documents.
         examples: Reason → at most ten dropped documents.
-        num_clusters: Clusters of duplicates.
-        cluster_sizes: Size of a cluster → number of clusters.
+        num_clusters: Number of clusters of duplicates.
+        cluster_sizes: Number of clusters by cluster size.
         clusters: The largest clusters with some of their members.
     """
 
@@ -185,9 +185,9 @@ class TransformReport:
         """Count a document that is passed on.
 
         Args:
-            before: UTF-8 bytes of the text as it came in; None = unchanged.
-            text: The text as it is passed on.
-            metadata: Its metadata.
+            before: UTF-8 bytes of the incoming text; None if unchanged.
+            text: Outgoing text.
+            metadata: Metadata of the document.
             edited: Whether the text changed.
         """
         size = self.out.add(text, metadata)
@@ -200,14 +200,14 @@ class TransformReport:
         self.out.add(text, metadata)
 
     def split_document(self, before: int, num_parts: int) -> None:
-        """Count a document of `before` bytes that was split; its parts are counted one by one after it."""
+        """Count a document of `before` bytes that was split; its parts are counted individually afterwards."""
         self.documents_in += 1
         self.bytes_in += before
         self.split[0] += 1
         self.split[1] += num_parts
 
     def reject(self, document: Doc, why: Rejected, is_part: bool = False) -> None:
-        """Count a dropped document, or part of one, as an example too if it is among the ten lowest hashes."""
+        """Count a dropped document or part, and store it as an example if it is among the ten lowest hashes."""
         size = text_bytes(document.text)
         if not is_part:
             self.documents_in += 1
@@ -255,13 +255,13 @@ class TransformReport:
                 return
         member = {"key": sample_key(document.id), "id": document.id, "kept": kept}
         chosen = _members([*entry["members"], member])
-        if any(other is member for other in chosen):  # only what is shown is worth masking
+        if any(other is member for other in chosen):  # mask only what is shown
             member |= {"id": masked_id(document.id, self._mask), "text": excerpt(self._mask(document.text))}
             entry["members"] = chosen
 
     def _limit_clusters(self) -> None:
         if len(self.clusters) > MAX_CLUSTERS:
-            # The largest are kept; every task knows the whole cluster's size, so tasks agree about which these are.
+            # Keep the largest; every task knows the size of the whole cluster, so all tasks agree on these.
             for name in self._ranked_clusters()[MAX_CLUSTERS:]:
                 del self.clusters[name]
 
@@ -293,7 +293,7 @@ class TransformReport:
         self._limit_clusters()
 
     def to_json(self) -> dict[str, Any]:
-        """Return JSON values, the same for the same documents however they were spread."""
+        """Return JSON values, independent of how the documents were distributed over tasks."""
         return {
             "name": self.name,
             "index": self.index,
@@ -313,7 +313,7 @@ class TransformReport:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "TransformReport":
-        """Read what `to_json` returned."""
+        """Create a report from the output of `to_json`."""
         report = cls(value["name"], value["index"])
         report.documents_in, report.bytes_in = value["documents_in"], value["bytes_in"]
         report.out = Tally.from_json(value["out"])
@@ -329,7 +329,7 @@ class TransformReport:
 
 
 def _members(members: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the members of a cluster that are shown: the kept one first, then those with the lowest hash."""
+    """Return the cluster members to show: the kept one first, then those with the lowest hashes."""
     return sorted(members, key=lambda member: (not member["kept"], member["key"], member["id"]))[:MAX_CLUSTER_MEMBERS]
 
 

@@ -1,17 +1,17 @@
-"""From a recipe to a prepared corpus.
+"""Run a recipe to prepare a corpus.
 
-The folder that it leaves:
+Layout of the output folder:
 
-    <out>/recipe.json   what was asked for, and its key; written first
+    <out>/recipe.json   the recipe and its key; written first
           documents/    the clean documents, JSON lines in zstandard
           tokenizer/    a Hugging Face tokenizer folder
           tokens/       a TokenCorpus
           steps/        counts of each transform, and the lists of dropped documents with reasons
           card.json     the data card; written last, so a folder with it is complete
           card.html
-          work/         only while it is being made
+          work/         only while the corpus is being prepared
 
-Started again after a kill, it resumes: finished tasks, segments and token shards are kept.
+After an interruption it resumes: finished tasks, segments and token shards are kept.
 """
 
 import json
@@ -38,10 +38,10 @@ from lit_gpt.errors import UserError
 from lit_gpt.pages.text import human_bytes
 
 DOCUMENTS = 0.4
-"""Bytes on disk per byte of text in document shards: zstandard makes 0.25 to 0.4 of prose and code."""
+"""Bytes on disk per byte of text in document shards: zstandard compresses prose and code to 0.25 to 0.4."""
 
 TOKENS = 0.7
-"""The same for token shards, at two bytes per token and three bytes of text per token."""
+"""Bytes on disk per byte of text in token shards, at two bytes per token and three bytes of text per token."""
 
 CORPUS_FILES = (
     "card.json",
@@ -57,17 +57,17 @@ CORPUS_FILES = (
 
 
 def run_recipe(recipe: Recipe, overwrite: bool = False) -> Path:
-    """Prepare a corpus, or resume one, or find it done.
+    """Prepare a corpus, resume its preparation, or detect that it is complete.
 
     Args:
-        recipe: What to do.
-        overwrite: Whether a corpus that was made by another recipe, or from other input, may be deleted.
+        recipe: Recipe of the corpus.
+        overwrite: Whether to delete a corpus that was made by another recipe or from other input.
 
     Returns:
         The folder of the corpus.
 
     Raises:
-        UserError: for what the user can put right; what is finished stays.
+        UserError: for user-correctable problems; completed work is kept.
     """
     check_executor(recipe.executor)
     out = recipe.out
@@ -83,7 +83,7 @@ def run_recipe(recipe: Recipe, overwrite: bool = False) -> Path:
             for name in CORPUS_FILES[:-1]:
                 _remove(out / name)
         if (out / "card.json").exists():
-            shutil.rmtree(out / "work", ignore_errors=True)  # a kill just after the card left it
+            shutil.rmtree(out / "work", ignore_errors=True)  # left by a process killed right after writing the card
             say(f"{out} is prepared already; read {out / 'card.html'}")
             return out
         try:
@@ -135,7 +135,7 @@ def _all_dropped(out: Path) -> str:
         if report["rejected"]
     ]
     return (
-        f"no document is left: {'; '.join(reasons) or 'the sources hold none'}; "
+        f"no document is left: {'; '.join(reasons) or 'the sources contain none'}; "
         "loosen these filters, or name other sources"
     )
 
@@ -146,24 +146,24 @@ def _found(out: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except ValueError as error:
-        raise UserError(f"{out / 'recipe.json'} is damaged ({error}); set overwrite: true to start anew") from error
+        raise UserError(f"{out / 'recipe.json'} is damaged ({error}); set overwrite: true to start over") from error
     return found
 
 
 def _check_same(out: Path, key: str, recipe: Recipe, stamps: dict[str, str]) -> None:
-    """Raise a `UserError` if the folder holds anything but an earlier start of this recipe."""
+    """Raise a `UserError` if the folder contains anything but an earlier run of this recipe."""
     found = _found(out)
     if found is None:
         other_files = [
             path.name for path in out.iterdir() if path.name != "work.lock" and not path.name.startswith(".tmp-")
         ]
         if other_files:
-            raise UserError(f"{out} holds {sorted(other_files)[0]} and no prepared corpus; name a new folder as out")
+            raise UserError(f"{out} contains {sorted(other_files)[0]} but no prepared corpus; set out to a new folder")
         return
     if found["key"] == key:
         return
-    if _got_nowhere(out):
-        for name in CORPUS_FILES[:-1]:  # so there is nothing to lose
+    if _has_no_reusable_output(out):
+        for name in CORPUS_FILES[:-1]:  # so nothing is lost
             _remove(out / name)
         return
     changed = [name for name, value in recipe.written.items() if found["recipe"].get(name) != value]
@@ -171,14 +171,14 @@ def _check_same(out: Path, key: str, recipe: Recipe, stamps: dict[str, str]) -> 
     if changed:
         what = f"another recipe ({', '.join(changed)} changed)"
     elif inside:
-        what = f"the same recipe, but what {', '.join(inside)} names has another content now"
+        what = f"the same recipe, but what {', '.join(inside)} names has changed"
     else:
-        what = "other input (the files changed since)"
-    raise UserError(f"{out} was made by {what}; name another out, or set overwrite: true to delete it")
+        what = "other input (the files have changed)"
+    raise UserError(f"{out} was made by {what}; choose another out, or set overwrite: true to delete it")
 
 
-def _got_nowhere(out: Path) -> bool:
-    """Return whether another recipe left nothing of value: no pass finished, or no document was left."""
+def _has_no_reusable_output(out: Path) -> bool:
+    """Return whether another recipe left nothing to reuse: no pass finished, or no document remained."""
     if (out / "documents").exists():
         return False
     if not any((out / "work").glob(f"*/{DONE}")):
@@ -196,7 +196,7 @@ def _remove(path: Path) -> None:
 
 @contextmanager
 def _ended_by_sigterm() -> Iterator[None]:
-    """Let SIGTERM end the work like Ctrl-C does, so that nothing half-written stays (in the main thread only)."""
+    """Let SIGTERM end the work like Ctrl-C does, so that no partial files are left (only in the main thread)."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -212,10 +212,10 @@ def _ended_by_sigterm() -> Iterator[None]:
 
 
 def needed_bytes(recipe: Recipe, text_bytes: int) -> int:
-    """Estimate the most that is on the disk at one time.
+    """Estimate the peak disk usage.
 
-    While the transforms run, a segment's documents in and out exist side by side, with a corpus transform's findings;
-    at the end the clean documents and the tokens.
+    While the transforms run, the input and output documents of a segment coexist with a corpus transform's findings; at
+    the end, the clean documents coexist with the tokens.
     """
     findings = max((spec.target.findings_per_byte for spec in recipe.transforms), default=0.0)
     copies = 2 if recipe.transforms else 1
@@ -226,7 +226,7 @@ def needed_bytes(recipe: Recipe, text_bytes: int) -> int:
 
 
 def check_disk(recipe: Recipe, text_bytes: int | None) -> None:
-    """Refuse to begin what would not fit; says so if the size is unknown.
+    """Raise if the estimated output does not fit on the disk; print a notice if the input size is unknown.
 
     Raises:
         UserError: if the disk of `out` has too little space.

@@ -1,15 +1,15 @@
-"""The passes between reading and tokenising, and how they resume after a kill.
+"""The passes between reading and tokenizing, and how they resume after an interruption.
 
-The transforms are grouped into segments: a corpus transform begins one, the others join the segment before them. A
-segment is one pass over the documents and one folder below `work/`:
+The transforms are grouped into segments: a corpus transform starts a new one, the others join the segment before them.
+A segment is one pass over the documents, with one folder below `work/`:
 
-    03-near_duplicates/findings/  what the corpus transform's own passes left
+    03-near_duplicates/findings/  output of the corpus transform's own passes
                        logs/      completions of each pass (datatrove's)
-                       documents/ shards that came out; shard r from shard r
-                       reports/   of each transform and task
+                       documents/ output shards; shard r from shard r
+                       reports/   reports of each transform and task
                        done.json  written last: the segment is complete
 
-When a segment is done, the folder before it is deleted. A start after a kill finds the last segment that is done and
+When a segment is done, the folder of the previous one is deleted. A restart finds the last segment that is done and
 continues after it.
 """
 
@@ -61,19 +61,19 @@ class Segment:
     """Transforms that run in one pass over the documents.
 
     Attributes:
-        transforms: The first may be a corpus transform. Empty: reading.
+        transforms: The transforms, of which the first may be a corpus transform. Empty for the reading pass.
     """
 
     transforms: tuple[TransformSpec, ...]
 
     @property
     def folder(self) -> str:
-        """Name of its folder."""
+        """Name of the segment's folder."""
         return self.transforms[0].folder if self.transforms else f"00-{READ}"
 
     @property
     def title(self) -> str:
-        """Its name on the progress bar."""
+        """Label of the progress bar."""
         names = [spec.name for spec in self.transforms]
         return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "") if names else "reading"
 
@@ -96,9 +96,9 @@ class SegmentRunner:
     """Runs the segments of a recipe in order.
 
     Args:
-        recipe: The recipe.
+        recipe: Recipe of the corpus.
         work: Folder of the segments.
-        steps: Folder of the merged reports and of the lists of dropped documents (`steps/` of the corpus).
+        steps: Folder for the merged reports and the lists of dropped documents (`steps/` of the corpus).
     """
 
     def __init__(self, recipe: Recipe, work: Path, steps: Path) -> None:
@@ -108,7 +108,7 @@ class SegmentRunner:
         self.steps = steps
 
     def run(self, plan: Plan) -> Path:
-        """Run what is not done and returns the folder of the documents that are left."""
+        """Run the unfinished segments and return the folder of the remaining documents."""
         segments = make_segments(self.recipe.transforms)
         done = max((n for n, segment in enumerate(segments) if self.is_done(segment)), default=-1)
         for number, segment in enumerate(segments):
@@ -132,7 +132,7 @@ class SegmentRunner:
 
     def _read(self, folder: Path, plan: Plan) -> None:
         for rank, parts in enumerate(plan.tasks):
-            # Not orjson: a file's name may hold bytes that are no Unicode, which json.dumps writes as escapes.
+            # Not orjson: a file name may contain bytes that are not Unicode, which json.dumps escapes.
             write_atomic(folder / "plan" / f"{rank:05d}.json", json.dumps(parts).encode())
         step = ReadParts(
             self.recipe.sources,
@@ -209,19 +209,19 @@ class SegmentRunner:
 
 
 class ApplyTransform(PipelineStep):
-    """datatrove block around one transform: runs it and counts what came in, was kept, split, dropped and why.
+    """datatrove block around one transform, which runs it and counts what was received, kept, split, dropped and why.
 
-    Each task leaves `<reports>/<rank>.json` (a `TransformReport`) and `<rejected>/<rank>.jsonl.zst` (one line per
-    dropped document: id, reason, detail; with its text if the recipe keeps rejected documents). Both are written
-    atomically, so a task that is run again after a kill replaces them with the same bytes.
+    Each task writes `<reports>/<rank>.json` (a `TransformReport`) and `<rejected>/<rank>.jsonl.zst` (one line per
+    dropped document: id, reason, detail, and its text if the recipe keeps rejected documents). Both are written
+    atomically, so that a repeated task replaces them with the same bytes.
 
     Args:
-        spec: Which transform, with which options; it is built in the worker.
-        reports: Folder of the tasks' reports.
-        rejected: Folder of the lists of dropped documents.
-        findings: What the passes of a corpus transform left; None for any other.
-        keep_text: Whether the lists hold the dropped texts too, as they came in.
-        mask: Whether personal data are replaced by tags in everything that is reported about a document.
+        spec: Specification of the transform, which is built in the worker.
+        reports: Folder for the tasks' reports.
+        rejected: Folder for the lists of dropped documents.
+        findings: Findings of a corpus transform's passes; None for other transforms.
+        keep_text: Whether the lists include the dropped texts, as received.
+        mask: Whether to replace personal data by tags in everything that is reported about a document.
     """
 
     type = "🧹 - CLEANING"
@@ -245,7 +245,7 @@ class ApplyTransform(PipelineStep):
         self.mask = mask
 
     def run(self, data: Iterable[Document] | None = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
-        """Yield what the transform makes of the documents, in their order."""
+        """Yield the transformed documents, in order."""
         transform = self.spec.build()
         transform.counts = Counter()
         if self.findings is not None:
@@ -282,20 +282,20 @@ class ApplyTransform(PipelineStep):
 
 
 def apply_transform(transform: Transform, document: Doc, spec: TransformSpec) -> Doc | Rejected | list[Doc]:
-    """Apply a transform to a document and give what it returns identity: who it is and where it was read.
+    """Apply a transform to a document, and set ids and origin of the returned documents.
 
-    Ids and the metadata that trace a document to its source are not the transform's to change. An iterable of one
-    document is an edit, one of none is a rejection; of several, part n has the id `<id>#<n>`, from 1.
+    A transform cannot change ids or the metadata that trace a document to its source. An iterable of one document is an
+    edit, an empty one a rejection; with several, part n has the id `<id>#<n>`, from 1.
 
     Raises:
-        UserError: If a user's transform fails, or returns something else; it names transform and document.
+        UserError: if a custom transform fails or returns an invalid value; the message names transform and document.
     """
     trace = {key: document.metadata[key] for key in RESERVED if key in document.metadata} if spec.is_custom else {}
     try:
         result = transform.apply(document)
         if isinstance(result, Rejected) or (isinstance(result, Doc) and not spec.is_custom):
             return result
-        # Parts are copied one by one as they come: a generator may yield one object repeatedly with another text.
+        # Copy parts one by one as they come: a generator may repeatedly yield the same object with another text.
         parts = [result] if isinstance(result, Doc) else [_copied(part) for part in result]
     except Exception as error:
         if isinstance(error, UserError) or not spec.is_custom:
@@ -340,7 +340,7 @@ def _merged_bad_input(folder: Path) -> dict[str, Any]:
 
 @contextmanager
 def no_partial_files(folder: Path) -> Iterator[None]:
-    """Remove temporary files below `folder` when the body ends by an exception, and what killed processes left."""
+    """Remove temporary files below `folder` if the body raises, and those left by killed processes."""
     _remove_temporaries(folder)
     try:
         yield

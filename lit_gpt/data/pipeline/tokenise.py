@@ -1,7 +1,7 @@
-"""The last pass: clean documents → tokenizer → a `TokenCorpus`, by the same machinery as every other corpus.
+"""The last pass, which tokenizes the clean documents into a `TokenCorpus` with the same code as all other corpora.
 
-A document keeps the source and the record that it was read from, so a window of tokens can be traced back to the line
-of the file or the row of the data set.
+A document keeps the source and record from which it was read, so that a window of tokens can be traced back to a line
+of a file or a row of a dataset.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,12 +23,12 @@ SAMPLE_MEGABYTES = 256
 
 
 class CleanDocuments(RecordSource):
-    """The documents that the steps left, as a source.
+    """The documents that remain after all steps, as a source.
 
     Args:
-        folder: Their shards.
+        folder: Folder of the document shards.
         num_bytes: UTF-8 bytes of all texts.
-        one_source: Whether the recipe has a single source, whose name then is not needed before each path.
+        one_source: Whether the recipe has a single source, whose name need not precede each path.
     """
 
     kind = "prepared"
@@ -45,7 +45,7 @@ class CleanDocuments(RecordSource):
             yield Part(path.name, str(path), None, None, path)
 
     def read(self, spec: Any, bad_input: BadInput, columns: Sequence[str] | None = None) -> Iterator[Record]:
-        """Yield a shard's documents under the names and records that they were read from."""
+        """Yield a shard's documents with their original source names and records."""
         for line in read_lines(Path(spec)):
             metadata = line["metadata"]
             yield Record({"text": line["text"]}, token_source(metadata, self._one_source), int(metadata["record"]))
@@ -59,23 +59,23 @@ class CleanDocuments(RecordSource):
         return self._num_bytes
 
     def describe(self) -> dict[str, Any]:
-        """Return what lineage stores about it."""
+        """Return what lineage records about the source."""
         return {"kind": self.kind, "name": "documents", "bytes": self._num_bytes}
 
 
 def token_source(metadata: dict[str, Any], one_source: bool) -> str:
-    """Return the name under which the token shards know where a document came from."""
+    """Return the source name of a document in the token shards."""
     return str(metadata["path"]) if one_source else f"{metadata['source']}/{metadata['path']}"
 
 
 def clean_spec(recipe: Recipe, documents: Path, num_bytes: int) -> CorpusSpec:
-    """Return the corpus of the documents that the steps left."""
+    """Return the spec of the corpus of clean documents."""
     source = CleanDocuments(documents, num_bytes, len(recipe.sources) == 1)
     return CorpusSpec([source], recipe.val_fraction, recipe.test_fraction, "error")
 
 
 def make_tokenizer(recipe: Recipe, spec: CorpusSpec, folder: Path) -> Tokenizer:
-    """Train or copies the recipe's tokenizer into `folder`, unless it is there already."""
+    """Train or copy the recipe's tokenizer into `folder`, unless it exists there."""
     if folder.exists():
         return load_tokenizer(folder)
     if isinstance(recipe.tokenizer, str):
@@ -92,15 +92,15 @@ def make_tokenizer(recipe: Recipe, spec: CorpusSpec, folder: Path) -> Tokenizer:
 
 
 def tokenise(recipe: Recipe, spec: CorpusSpec, tokenizer: Tokenizer, folder: Path, work: Path, key: str) -> Path:
-    """Write the token shards; resume where an interrupted start stopped.
+    """Write the token shards, resuming an interrupted run.
 
     Args:
         recipe: The recipe.
         spec: The clean documents.
-        tokenizer: Makes the ids.
-        folder: Where the corpus goes.
-        work: Where the lock goes.
-        key: The recipe's key, for the manifest.
+        tokenizer: Tokenizer to use.
+        folder: Folder of the corpus.
+        work: Folder of the lock.
+        key: Key of the recipe, for the manifest.
     """
     threads = recipe.executor.workers if recipe.executor.kind == "local" else None
     return prepare_corpus(spec, tokenizer, work, threads, folder=folder, key=key)

@@ -60,10 +60,10 @@ def test_a_rows_own_source_path_and_record_do_not_change_where_it_came_from(tmp_
         (
             "surrogate",
             "{'text': 'a', 'url': 'http://\\ud800'}",
-            "surrogate.texts:1: its metadata hold what JSON cannot",
+            "surrogate.texts:1: its metadata cannot be represented in JSON",
         ),
-        ("huge", "{'text': 'a', 'n': 2**80}", "huge.texts:1: its metadata hold what JSON cannot"),
-        ("some_bytes", "{'text': 'a', 'n': b'a'}", "some_bytes.texts:1: its metadata hold what JSON cannot"),
+        ("huge", "{'text': 'a', 'n': 2**80}", "huge.texts:1: its metadata cannot be represented in JSON"),
+        ("some_bytes", "{'text': 'a', 'n': b'a'}", "some_bytes.texts:1: its metadata cannot be represented in JSON"),
     ],
 )
 def test_a_document_of_no_use_is_named_at_reading(tmp_path, monkeypatch, capsys, name, body, words):
@@ -83,7 +83,7 @@ def test_a_rule_that_leaves_what_json_cannot_hold_is_named(tmp_path, monkeypatch
     (tmp_path / "a.txt").write_text("text")
     steps = [{"predicate": {"class_path": "spoiling_rule.keep"}}]
     assert prepare(recipe(tmp_path, {"files": str(tmp_path / "a.txt")}, steps=steps)) == 2
-    assert "document a.txt/a.txt: a transform left what JSON cannot hold" in capsys.readouterr().err
+    assert "document a.txt/a.txt: a transform produced a value that is not JSON" in capsys.readouterr().err
 
 
 def test_file_names_that_are_no_text_go_all_the_way(tmp_path):

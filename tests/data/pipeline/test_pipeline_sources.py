@@ -136,7 +136,7 @@ def test_code_keeps_path_and_language_and_leaves_copies_out(tmp_path):
     assert [d.source for d in read_all({"code": str(tmp_path), "languages": ["Rust"]})] == [
         f"{tmp_path.name}/src/lib.rs"
     ]
-    with pytest.raises(UserError, match="holds no file in Zig"):
+    with pytest.raises(UserError, match="contains no file in Zig"):
         read_all({"code": str(tmp_path), "languages": ["Zig"]})
 
 
@@ -216,7 +216,7 @@ def test_rows_that_are_lines_become_documents_again(tmp_path):
         (2, " = Robert = \n\n Robert is an actor . \n = = Career = = \n He plays . \n"),
         (7, " = Du Fu = \n A poet . \n"),
     ]
-    with pytest.raises(UserError, match="no regular expression"):
+    with pytest.raises(UserError, match="not a regular expression"):
         make_source({"hub": {"path": "json"}, "document_start": "("}, 1)
 
 

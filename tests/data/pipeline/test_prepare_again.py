@@ -26,7 +26,7 @@ def test_a_benchmark_with_another_content_is_noticed(tmp_path, base, capsys):
     assert "prepared already" in capsys.readouterr().err
     bench.write_text(json.dumps({"question": " ".join(articles(5)[2].split()[:30])}) + "\n")
     assert prepare(path) == 2
-    assert "what transform 1 (decontaminate) names has another content now" in capsys.readouterr().err
+    assert "what transform 1 (decontaminate) names has changed" in capsys.readouterr().err
     assert prepare(path, "--overwrite", "true") == 0
     assert len(kept_documents(tmp_path / "out")) == 4
 
@@ -44,7 +44,7 @@ def test_the_users_own_code_that_changed_is_noticed(tmp_path, base, monkeypatch,
     assert prepare(path) == 0
     file.write_text(file.read_text() + "# another rule\n")
     assert prepare(path) == 2
-    expected = "transform 1 (predicate) names has another" if where == "step" else "the files changed since"
+    expected = "transform 1 (predicate) names has changed" if where == "step" else "the files have changed"
     assert expected in capsys.readouterr().err
     (steps or sources)[0] |= (
         {"predicate": {"class_path": f"{module}.rule", "version": "1"}} if steps else {"version": "1"}
@@ -67,7 +67,7 @@ def test_another_tokenizer_in_the_same_folder_is_noticed(tmp_path, base, capsys)
     shutil.rmtree(tmp_path / "mine")
     shutil.copytree(tmp_path / "out300" / "tokenizer", tmp_path / "mine")
     assert prepare(path) == 2
-    assert "what tokenizer names has another content now" in capsys.readouterr().err
+    assert "what tokenizer names has changed" in capsys.readouterr().err
 
 
 def test_a_tokenizer_that_is_not_there_is_an_error_before_the_work(tmp_path, base, capsys):
@@ -86,7 +86,7 @@ def test_a_corpus_inside_its_own_source_does_not_eat_itself(tmp_path, base, caps
     assert "prepared already" in capsys.readouterr().err
     assert prepare(write_recipe(tmp_path / "r.yaml", **inside, steps=["normalize"]), "--overwrite", "true") == 0
     assert len(kept_documents(tmp_path / "prose" / "clean")) == 5
-    with pytest.raises(UserError, match=r"out is .*clean, which lies in the data set's folder .*prose"):
+    with pytest.raises(UserError, match=r"out is .*clean, which lies in the dataset's folder .*prose"):
         make_recipe(inside["out"], [{"hub": {"path": str(tmp_path / "prose")}}])
 
 

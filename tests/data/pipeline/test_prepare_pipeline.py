@@ -130,14 +130,14 @@ def test_changed_input_is_noticed(tmp_path, capsys):
     assert prepare(path) == 0
     (folder / "article-0003.txt").write_text("Another text altogether.\n")
     assert prepare(path) == 2
-    assert "other input (the files changed since)" in capsys.readouterr().err
+    assert "other input (the files have changed)" in capsys.readouterr().err
 
 
 def test_a_strangers_folder_is_left_alone(tmp_path, prose, capsys):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("mine")
     assert prepare(recipe(tmp_path, prose)) == 2
-    assert "holds thesis.txt and no prepared corpus" in capsys.readouterr().err
+    assert "contains thesis.txt but no prepared corpus" in capsys.readouterr().err
     assert os.listdir(tmp_path / "out") in (["thesis.txt"], ["thesis.txt", "work.lock"], ["work.lock", "thesis.txt"])
 
 

@@ -17,7 +17,7 @@ STDLIB = [{"stdlib": {}}]
         ({"sources": []}, ["sources is empty", "files"]),
         ({"sources": [{"fils": "a"}]}, ["'fils'", "did you mean files?"]),
         ({"sources": ["a.txt"]}, ["source 1 is 'a.txt'", "files: a.txt"]),
-        ({"sources": [{"files": "a", "html": "b"}]}, ["files and html", "two sources"]),
+        ({"sources": [{"files": "a", "html": "b"}]}, ["files and html", "separate sources"]),
         ({"sources": [{"files": "a", "text_feld": "b"}]}, ["'text_feld' of source 1 (files)", "mean text_field?"]),
         ({"sources": [{"files": "a", "license": 3}]}, ["license is 3", "text"]),
         ({"sources": [{"files": "a", "encoding": "lettin"}]}, ["encoding is 'lettin'", "detect"]),

@@ -66,7 +66,7 @@ def test_nested_values_of_parquet(tmp_path):
         ("a.jsonl", b"[]\n", "a.jsonl:1: it holds a JSON list"),
         ("a.jsonl", b'{"a": "\xff"}\n', "a.jsonl:1: the line is not valid UTF-8"),
         ("a.csv", b"a,b\n1,2,3\n", "a.csv:2: it has more cells"),
-        ("a.parquet", b"no", "no readable Parquet"),
+        ("a.parquet", b"no", "not a readable Parquet"),
         ("a.json", b"[" + b"9" * 5000 + b"]", "a.json: it is not JSON"),
         ("a.jsonl", b"[" + b"9" * 5000 + b"]", "a.jsonl:1: the line is not JSON"),
         ("a.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 99)[:-9], "damaged"),

@@ -1,4 +1,4 @@
-"""The kinds of source that a recipe can name, in `data`, `web` and `code`; `KINDS` is the list."""
+"""The kinds of source that a recipe can name, implemented in `data`, `web` and `code` and listed in `KINDS`."""
 
 KINDS = {
     "files": "lit_gpt.data.pipeline.sources.data:TextFiles",
@@ -9,4 +9,4 @@ KINDS = {
     "stdlib": "lit_gpt.data.pipeline.sources.code:StandardLibrary",
     "class_path": "lit_gpt.data.pipeline.sources.data:UserSource",
 }
-"""Key that names the kind in the recipe → its class, whose first argument is that key's value."""
+"""Maps the key that names the kind in the recipe to its class, whose first argument is that key's value."""

@@ -1,4 +1,4 @@
-"""`code:` and `stdlib:`: source code, a file a document, with its path and programming language."""
+"""`code:` and `stdlib:`: source code, one document per file, with its path and programming language."""
 
 import dataclasses
 import re
@@ -68,25 +68,25 @@ _GENERATED_HEAD_CHARACTERS = 500
 
 
 def programming_language(path: Path) -> str | None:
-    """Return the language of a file by its name, or None."""
+    """Return the programming language according to the file name, or None."""
     return _BY_NAME.get(path.name) or _BY_SUFFIX.get(inner_suffix(path))
 
 
 class CodeFolders(FileRecords):
-    """Source code: each file with its path and, as its `language`, its programming language.
+    """Source code: each file with its path and, as `language`, its programming language.
 
-    The step `language` asks no further; its `keep` needs the name, as in `[en, Python]`.
+    The step `language` does not identify these files again; its `keep` must include the names, as in `[en, Python]`.
 
-    Hidden folders are left out, and so are folders of other people's code and of build products (node_modules, vendor,
-    third_party, dist, build, target, site-packages).
+    Hidden folders and folders of third-party code and build products are excluded (node_modules, vendor, third_party,
+    dist, build, target, site-packages).
 
     Args:
         code: Folders, files or glob patterns.
-        languages: Programming languages to keep (Python, C++, Rust, ...); null keeps all that are known.
+        languages: Programming languages to keep (Python, C++, Rust, ...); null keeps all known ones.
         max_bytes: Larger files are dropped and counted as file_too_large (they are data or generated; The Stack drops
-            above 1 MB, arXiv:2211.15533).
-        max_line_characters: A file with a longer line is dropped and counted as minified (The Stack: 1,000).
-        generated: Whether to keep files whose head says that they are generated.
+            files above 1 MB, arXiv:2211.15533).
+        max_line_characters: Files with a longer line are dropped and counted as minified (The Stack: 1,000).
+        generated: Whether to keep files whose first lines mark them as generated.
     """
 
     kind = "code"
@@ -114,23 +114,23 @@ class CodeFolders(FileRecords):
         for name, path in super().files():
             language = programming_language(path)
             wanted = language is not None and (self.languages is None or language in self.languages)
-            wanted = wanted or path.is_dir()  # a folder that may not be read, which reading will report
+            wanted = wanted or path.is_dir()  # an unreadable folder, which reading will report
             if wanted and not _COPIED_FOLDERS.intersection(Path(name).parts[1:-1]):
                 found.append((name, path))
         if not found:
             wanted_languages = ", ".join(self.languages) if self.languages else "a known programming language"
-            raise UserError(f"{self.name} holds no file in {wanted_languages}; name a folder of source code")
+            raise UserError(f"{self.name} contains no file in {wanted_languages}; name a folder of source code")
         return found
 
     def read_file(
         self, name: str, path: Path, bad_input: BadInput, columns: Sequence[str] | None = None
     ) -> Iterator[Record]:
-        """Yield the file, or an empty text that says why it is left out."""
+        """Yield the file, or an empty text with the reason why it is excluded."""
         metadata = {"language": programming_language(path) or "unknown"}
         if path.stat().st_size > self.max_bytes:
             yield Record({"text": "", **metadata, NO_TEXT: "file_too_large"}, name)
             return
-        # A .json or .csv among code is code, too: its text, not its records.
+        # A .json or .csv file among code counts as code: read its text, not its records.
         for record in read_text(path, name, bad_input, self.format):
             text, why = record.values["text"], None
             if any(len(line) > self.max_line_characters for line in text.splitlines()):
@@ -142,10 +142,10 @@ class CodeFolders(FileRecords):
 
 
 class StandardLibrary(FileRecords):
-    """The source of this machine's Python standard library, without its tests: about 12 MB, always there.
+    """The source of this machine's Python standard library, without its tests: about 12 MB, available everywhere.
 
     Args:
-        stdlib: Nothing to set: `stdlib: {}`.
+        stdlib: No options: `stdlib: {}`.
     """
 
     kind = "stdlib"

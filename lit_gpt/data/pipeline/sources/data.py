@@ -1,7 +1,7 @@
-"""`files:`, `hub:` and `class_path:`: files on this disk, Hugging Face datasets, and the user's own code.
+"""`files:`, `hub:` and `class_path:`: local files, Hugging Face datasets, and custom code.
 
-Files are read as every other reader of records reads them; a dataset by ranges of rows (downloaded) or by its shards
-(streamed), which tasks read side by side.
+Files are read as by all other readers of records; datasets are read in parallel tasks, by ranges of rows (downloaded)
+or by shards (streamed).
 """
 
 import dataclasses
@@ -31,19 +31,19 @@ from lit_gpt.instantiate import construct, import_object
 
 
 class TextFiles(FileRecords):
-    """Local files: text, JSON, JSON lines, CSV, TSV, Parquet, Arrow; each also as .gz, .zst, .bz2 or .xz.
+    """Local files: text, JSON, JSON lines, CSV, TSV, Parquet, Arrow; optionally .gz, .zst, .bz2 or .xz.
 
     Args:
         files: Files, folders or glob patterns (`**` crosses folders).
-        text_field: Field or column that holds the text, or a template of fields: "{question} {answer}".
-        document_separator: String at which plain text files are cut into documents; null does not cut.
-        encoding: `utf-8` takes any other encoding for bad input, unless a byte order mark declares it; a name such as
-            `latin-1`; or `detect`, which decides for each file that is not UTF-8. A document of another encoding than
-            UTF-8 keeps its name.
-        quoting: Of CSV and TSV: `strict`, or `none` where quotes are characters like any other.
-        delimiter: Between cells of CSV and TSV; null: a comma for .csv, a tab for .tsv.
-        column_names: Names of the columns, for CSV and TSV files whose first line is a row.
-        keep_columns: Fields that go along as metadata (url, language, license, ...).
+        text_field: Field or column with the text, or a template of fields: "{question} {answer}".
+        document_separator: String at which plain text files are split into documents; null does not split.
+        encoding: `utf-8` treats other encodings as bad input, unless a byte order mark declares them; a name such as
+            `latin-1`; or `detect`, which chooses one for each file that is not UTF-8. The encoding is recorded in
+            documents that are not UTF-8.
+        quoting: Quoting of CSV and TSV: `strict`, or `none` if quotes are ordinary characters.
+        delimiter: Delimiter of CSV and TSV cells; null: a comma for .csv, a tab for .tsv.
+        column_names: Column names for CSV and TSV files without a header line.
+        keep_columns: Fields to store as metadata (url, language, license, ...).
     """
 
     def __init__(
@@ -67,15 +67,15 @@ _ROWS_OF_A_PART = 50_000
 class HubParts(HubRecords):
     """A Hugging Face dataset, downloaded or streamed.
 
-    A row of a downloaded dataset keeps its number; one of a stream that has several shards is numbered within its
-    shard (`name#3` is shard 3), because nobody knows how many rows the shards before it have.
+    A row of a downloaded dataset keeps its number. A row of a stream with several shards is numbered within its shard
+    (`name#3` is shard 3), because the number of rows in earlier shards is unknown.
 
     Args:
         hub: path, name, split, data_files, revision, streaming, text_field, max_documents. Pin `revision` of a stream.
-        text_field: Column that holds the text, where `hub` names none.
-        keep_columns: Columns that go along as metadata (url, language, license, ...).
-        document_start: Where rows are lines of documents (WikiText): a regular expression that finds the row with which
-            a new document starts. The rows before the next such row are joined; the record is the first row's number.
+        text_field: Column with the text, if `hub` names none.
+        keep_columns: Columns to store as metadata (url, language, license, ...).
+        document_start: For datasets whose rows are lines of documents (WikiText): a regular expression that matches the
+            first row of a document. The rows up to the next match are joined; the record is the first row's number.
     """
 
     def __init__(
@@ -91,7 +91,9 @@ class HubParts(HubRecords):
         try:
             self.document_start = None if document_start is None else re.compile(document_start)
         except re.error as error:
-            raise UserError(f"document_start {document_start!r} is no regular expression ({error}); fix it") from error
+            raise UserError(
+                f"document_start {document_start!r} is not a regular expression ({error}); fix it"
+            ) from error
 
     def parts(self) -> Iterator[Part]:
         """Yield ranges of rows, or the shards of the stream."""
@@ -117,7 +119,7 @@ class HubParts(HubRecords):
             yield Part(f"{self.name}#{shard}", ["shard", shard, shards], stamp, share)
 
     def read(self, spec: Any, bad_input: BadInput, columns: Sequence[str] | None = None) -> Iterator[Record]:
-        """Yield some rows, or those of a shard."""
+        """Yield a range of rows, or the rows of a shard."""
         kind, first, last = spec
         dataset, name, start = self.selected(self.load(), columns), self.name, 0
         if kind == "rows":
@@ -130,7 +132,7 @@ class HubParts(HubRecords):
             yield Record(dict(row), name, record)
 
     def read_documents(self, spec: Any, bad_input: BadInput) -> Iterator[Document]:
-        """Yield the documents of some rows or of a shard."""
+        """Yield the documents of a range of rows or of a shard."""
         documents = super().read_documents(spec, bad_input)
         return documents if self.document_start is None else _joined(documents, self.document_start)
 
@@ -140,7 +142,7 @@ class HubParts(HubRecords):
 
 
 def _joined(rows: Iterator[Document], start: re.Pattern[str]) -> Iterator[Document]:
-    """Join rows to documents; each begins with a row in which `start` is found."""
+    """Join rows into documents, each of which starts with a row that `start` matches."""
     first: Document | None = None
     texts: list[str] = []
     for row in rows:
@@ -154,17 +156,18 @@ def _joined(rows: Iterator[Document], start: re.Pattern[str]) -> Iterator[Docume
 
 
 class UserSource(RecordSource):
-    """Your own generator: a function, or a class with a method `documents()`, that yields the documents.
+    """A custom generator: a function, or a class with a method `documents()`, that yields the documents.
 
-    Each is a text, a mapping `{"text": ..., <metadata>}` or a `lit_gpt.data.records.Document`; every pass yields the
-    same ones in the same order. To be read by several tasks at once, the class may also have `num_parts` (int) and take
-    the part as `documents(part)`.
+    Each document is a text, a mapping `{"text": ..., <metadata>}` or a `lit_gpt.data.records.Document`; every pass must
+    yield the same ones in the same order. To be read by several tasks at once, the class may also have `num_parts`
+    (int) and accept the part as `documents(part)`.
 
     Args:
-        class_path: Where it is: `my_package.my_module.MySource`. Its folder must be on PYTHONPATH, or installed.
+        class_path: Import path: `my_package.my_module.MySource`. Its folder must be on PYTHONPATH, or the package
+            installed.
         init_args: Arguments of the class, or of the function.
-        version: Changes when the documents do, so that a prepared corpus is not taken for the new one. Without it, any
-            change of the file with the code counts as one.
+        version: Version of the code, to be changed when the documents change, so that the corpus is prepared again.
+            Without it, any change of the file with the code counts as a change.
     """
 
     kind = "class_path"
@@ -186,7 +189,7 @@ class UserSource(RecordSource):
         """Yield one part, or as many as the class has."""
         made = self._made()
         if not hasattr(made, "documents") and not isinstance(made, Iterable):
-            raise UserError(f"source {self.class_path} has no method documents() and yields nothing; give it one")
+            raise UserError(f"source {self.class_path} has no method documents() and yields nothing; add the method")
         count = int(getattr(made, "num_parts", 1))
         for part in range(count):
             yield Part(f"{self.class_path}#{part}", part if count > 1 else None, self._stamp(), None)

@@ -1,7 +1,7 @@
-"""`html:` and `warc:`: web pages, of which the main text is taken (trafilatura, Barbaresi 2021, ACL demo).
+"""`html:` and `warc:`: web pages, from which the main text is extracted (trafilatura, Barbaresi 2021, ACL demo).
 
-A page is a file on this disk, or a record of a web archive as Common Crawl writes them: pages (WARC), or their text
-(WET). The archives' format is ISO 28500; a document's record is the number of its record in the archive, from 1.
+A page is a local file, or a record of a web archive as published by Common Crawl: pages (WARC), or their text (WET).
+The format of archives is ISO 28500; a document's record is the number of its record in the archive, from 1.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,12 +17,12 @@ Favor = Literal["precision", "recall", "balance"]
 
 
 class MainText:
-    """Takes the main text out of a page, without menus, footers and comments.
+    """Extracts the main text of a page, without menus, footers and comments.
 
     Args:
-        favor: `precision` (as FineWeb) leaves out what may be boilerplate, `recall` keeps more.
-        tables: Whether tables are text.
-        max_page_bytes: A larger page is not parsed: it costs memory and minutes, and is rarely prose.
+        favor: `precision` (as FineWeb) excludes possible boilerplate, `recall` keeps more.
+        tables: Whether to include tables.
+        max_page_bytes: Larger pages are not parsed: they cost memory and minutes, and are rarely prose.
     """
 
     def __init__(self, favor: Favor = "precision", tables: bool = True, max_page_bytes: int = 8 << 20) -> None:
@@ -31,12 +31,12 @@ class MainText:
         self.max_page_bytes = max_page_bytes
 
     def record(self, page: bytes, source: str, number: int, metadata: dict[str, str]) -> Record:
-        """Return the page's record; one without text says why under `NO_TEXT`."""
+        """Return the page's record; one without text has the reason under `NO_TEXT`."""
         if len(page) > self.max_page_bytes:
             return Record({"text": ""} | metadata | {NO_TEXT: "page_too_large"}, source, number)
         if not page.strip():
             return Record({"text": ""} | metadata | {NO_TEXT: "empty"}, source, number)
-        # Not `deduplicate`: trafilatura remembers earlier pages for it, so the result would depend on their order.
+        # Not `deduplicate`: for it trafilatura remembers earlier pages, so the result would depend on their order.
         text = need("trafilatura", "data", "reading web pages").extract(
             page,
             favor_precision=self.favor == "precision",
@@ -51,12 +51,12 @@ class MainText:
 
 
 class HtmlFiles(FileRecords):
-    """Web pages: one file a page, also as .gz, .zst, .bz2 or .xz.
+    """Web pages, one file per page, optionally .gz, .zst, .bz2 or .xz.
 
     Args:
-        html: Files, folders or glob patterns; of a folder the files that end in .html, .htm or .xhtml.
-        favor: `precision` (as FineWeb) leaves out what may be boilerplate, `recall` keeps more.
-        tables: Whether tables are text.
+        html: Files, folders or glob patterns; in a folder, the files ending in .html, .htm or .xhtml.
+        favor: `precision` (as FineWeb) excludes possible boilerplate, `recall` keeps more.
+        tables: Whether to include tables.
         max_page_bytes: Larger pages are dropped, and counted as page_too_large.
     """
 
@@ -78,7 +78,7 @@ class HtmlFiles(FileRecords):
             for name, path in super().files()
             if name in named
             or suffixes.intersection(suffix.lower() for suffix in path.suffixes[-2:])
-            or path.is_dir()  # a folder that may not be read
+            or path.is_dir()  # an unreadable folder
         ]
 
     def read_file(
@@ -98,12 +98,12 @@ _PAGE_TYPES = ("text/html", "application/xhtml+xml")
 
 
 class WarcFiles(FileRecords):
-    """Web archives: .warc or .wet, also as .gz, .zst, .bz2 or .xz.
+    """Web archives (.warc or .wet), optionally .gz, .zst, .bz2 or .xz.
 
     Args:
         warc: Files, folders or glob patterns.
-        favor: `precision` (as FineWeb) leaves out what may be boilerplate, `recall` keeps more.
-        tables: Whether tables are text.
+        favor: `precision` (as FineWeb) excludes possible boilerplate, `recall` keeps more.
+        tables: Whether to include tables.
         max_page_bytes: Larger pages and texts are dropped, and counted as page_too_large.
     """
 
@@ -118,7 +118,7 @@ class WarcFiles(FileRecords):
     def read_file(
         self, name: str, path: Path, bad_input: BadInput, columns: Sequence[str] | None = None
     ) -> Iterator[Record]:
-        """Yield the pages that were answered with 200 and are HTML, and the texts of a WET file."""
+        """Yield the HTML pages with status 200, and the texts of a WET file."""
         for number, kind, metadata, data in self._records(name, path, bad_input):
             if kind == "response":
                 yield self.main_text.record(data, name, number, metadata)
@@ -128,11 +128,14 @@ class WarcFiles(FileRecords):
                 yield Record({"text": data.decode("utf-8", "replace")} | metadata, name, number)
 
     def _records(self, name: str, path: Path, bad_input: BadInput) -> Iterator[tuple[int, str, dict[str, str], bytes]]:
-        """Yield (number, type, metadata, content) of pages and texts; of a content, a byte more than is allowed."""
+        """Yield (number, type, metadata, content) of pages and texts.
+
+        Content is read up to one byte beyond the limit, so that oversized pages can be detected.
+        """
         warcio = need("warcio", "data", "reading web archives")
         from warcio.archiveiterator import ArchiveIterator
 
-        # warcio reports damage by its own error, or falls over what a header should have held.
+        # warcio reports damage by its own exception, or fails with an unrelated exception on malformed headers.
         damaged = (warcio.exceptions.ArchiveLoadFailed, AttributeError, TypeError, ValueError, LookupError)
         number = 0
         damage: BaseException | None = None
@@ -153,7 +156,7 @@ class WarcFiles(FileRecords):
                     break
                 if record.rec_type is None:
                     bad_input.reject(f"{name}:{number}", "the record has no WARC-Type")
-                if wanted and stream.damage is None:  # else it is cut off
+                if wanted and stream.damage is None:  # otherwise it is truncated
                     metadata = {"url": headers.get_header("WARC-Target-URI") or ""}
                     if date := headers.get_header("WARC-Date"):
                         metadata["date"] = date
@@ -162,11 +165,11 @@ class WarcFiles(FileRecords):
         if damage is not None:
             bad_input.reject(f"{name}:{number + 1}", f"the archive is damaged ({damage})")
         elif number == 0 and path.stat().st_size:
-            bad_input.reject(name, "it holds no WARC record")
+            bad_input.reject(name, "it contains no WARC record")
 
 
 class _Plain:
-    """An archive decompressed by us, which remembers that it was cut off: warcio takes that for its end."""
+    """Wraps a decompressed stream and records truncation errors, which warcio would treat as end of file."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
