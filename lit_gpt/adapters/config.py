@@ -1,4 +1,4 @@
-"""What an adapter is: the fields of a YAML's `adapter:`."""
+"""`AdapterConfig`: the fields of `adapter:` in a YAML file."""
 
 import math
 from dataclasses import dataclass
@@ -13,19 +13,20 @@ class AdapterConfig:
     r"""A low-rank update of linear layers: :math:`W x + \frac{\alpha}{r} B A x` (LoRA, Hu et al. 2021).
 
     Args:
-        rank: r, rows of A.
-        alpha: Scale of the update; it is multiplied by alpha / rank, or by alpha / sqrt(rank) with `rslora`.
-        dropout: Of what enters A.
-        targets: Linear layers by the last part of their names (`q_proj`, `down_proj`), or all of the blocks'.
-        dora: Learn magnitude and direction of each output's weights separately (DoRA, Liu et al. 2024).
+        rank: Rank r, the number of rows of A.
+        alpha: Scale of the update, which is multiplied by alpha / rank, or by alpha / sqrt(rank) with `rslora`.
+        dropout: Dropout probability of the input of A.
+        targets: Linear layers by the last part of their names (`q_proj`, `down_proj`), or `all-linear` for all linear
+            layers in the blocks.
+        dora: Train magnitude and direction of each output's weights separately (DoRA, Liu et al. 2024).
         rslora: Scale by alpha / sqrt(rank), so that a high rank learns as fast (rsLoRA, Kalajdzievski 2023).
         quantize: Keep the frozen linear layers in 4 bits (`nf4`, QLoRA, Dettmers et al. 2023; through bitsandbytes) or
-            in 8 (`int8`, through torchao). Both run on CPU and on CUDA.
+            8 bits (`int8`, through torchao). Both run on CPU and on CUDA.
         train_embeddings: Also train the embedding and the head in full; null does so if there are new tokens. They
             are then part of the adapter, which is no longer small.
 
     Raises:
-        UserError: if a number is out of its bounds.
+        UserError: if a number is out of bounds.
     """
 
     rank: int = 16
@@ -47,7 +48,7 @@ class AdapterConfig:
 
     @property
     def scaling(self) -> float:
-        """What B A is multiplied by."""
+        """The multiplier of B A."""
         return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,8 +1,8 @@
-"""An adapter in a model: `peft` replaces linear layers by its own; the model's class stays the same.
+"""Adapters in a model: `peft` replaces linear layers by its own layers; the model's class does not change.
 
-Names: peft's layer at `blocks.0.attn.q_proj` holds `base_layer.weight` (frozen) and `lora_A.default.weight`,
-`lora_B.default.weight` (trained). Outside, the adapter's tensors are called `blocks.0.attn.q_proj.lora_A.weight` and
-so on, as in peft's files.
+Names: peft's layer at `blocks.0.attn.q_proj` contains `base_layer.weight` (frozen) and `lora_A.default.weight`,
+`lora_B.default.weight` (trained). In files, as in peft's, the adapter's tensors are called
+`blocks.0.attn.q_proj.lora_A.weight` and so on.
 """
 
 import re
@@ -24,16 +24,16 @@ NAME = "default"
 
 
 def add_adapter(model: nn.Module, config: AdapterConfig, seed: int = 0, train_embeddings: bool = False) -> None:
-    """Freeze a model and insert an adapter, which changes nothing yet: B starts at zero.
+    """Freeze a model and insert an adapter, which does not change the output at first: B starts at zero.
 
     Args:
-        model: With its weights, on its device.
-        config: The adapter.
-        seed: Of A's initial values.
-        train_embeddings: Also train embedding and head in full; `adapters_disabled` brings back their present values.
+        model: The model with its weights, on its device.
+        config: The adapter's configuration.
+        seed: Seed of A's initial values.
+        train_embeddings: Also train embedding and head in full; `adapters_disabled` restores their present values.
 
     Raises:
-        UserError: if a target is not there, or the libraries are not installed.
+        UserError: if a target does not exist, or the libraries are not installed.
     """
     peft = need("peft", "adapters", "an adapter")
     targets = target_names(model, config)
@@ -51,10 +51,10 @@ def add_adapter(model: nn.Module, config: AdapterConfig, seed: int = 0, train_em
         use_dora=config.dora,
         use_rslora=config.rslora,
     )
-    # On every process, and on a resume, A is the same; the global generator is left where it was.
+    # A is the same on every process and on a resume; the global generator is not affected.
     with torch.random.fork_rng(devices=_devices(model)):
         torch.manual_seed(seed)
-        # It warns that it could not merge into a torchao base; we merge into the plain one (`merge.py`).
+        # peft warns that it cannot merge into a torchao base; we merge into the plain one (`merge.py`).
         warnings.filterwarnings("ignore", message="TorchaoLoraLinear was instantiated without")
         peft.inject_adapter_in_model(settings, model, adapter_name=NAME)
     if train_embeddings:
@@ -62,12 +62,12 @@ def add_adapter(model: nn.Module, config: AdapterConfig, seed: int = 0, train_em
 
 
 def target_names(model: nn.Module, config: AdapterConfig) -> list[str]:
-    """Return the full names of the linear layers in the blocks that the config names.
+    """Return the full names of the linear layers in the blocks that the config selects.
 
     Raises:
-        UserError: if one of `targets` is not the last part of any.
+        UserError: if one of `targets` matches no layer.
     """
-    # Exactly nn.Linear: the head computes losses, and routers choose rather than transform.
+    # Exactly nn.Linear, no subclasses: not the head, which computes losses, or routers, which choose experts.
     linears = [
         name for name, module in model.named_modules() if type(module) is nn.Linear and name.startswith("blocks.")
     ]
@@ -76,30 +76,32 @@ def target_names(model: nn.Module, config: AdapterConfig) -> list[str]:
         return linears
     unknown = sorted(set(config.targets) - set(kinds))
     if unknown:
-        raise UserError(f"adapter.targets names {', '.join(unknown)}; the blocks' linear layers are {', '.join(kinds)}")
+        raise UserError(
+            f"adapter.targets contains {', '.join(unknown)}; the blocks' linear layers are {', '.join(kinds)}"
+        )
     return [name for name in linears if name.rpartition(".")[2] in config.targets]
 
 
 def adapter_state_dict(model: nn.Module) -> dict[str, Tensor]:
-    """Return what is trained, under the names of the files: `<layer>.lora_A.weight`, ..., `wte.weight`."""
+    """Return the trained tensors under their names in files: `<layer>.lora_A.weight`, ..., `wte.weight`."""
     return {
         plain_name(name): parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad
     }
 
 
 def trained_names(model: nn.Module) -> list[str]:
-    """Return the names of what is trained, as in `model.named_parameters()`."""
+    """Return the names of the trained parameters, as in `model.named_parameters()`."""
     return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
 
 
 def plain_name(name: str) -> str:
-    """Return a parameter's name without peft's name of the adapter."""
+    """Return a parameter's name without peft's adapter name."""
     name = re.sub(r"\.(lora_[AB])\.default\.weight$", r".\1.weight", name)
     return re.sub(r"\.lora_magnitude_vector\.default\.weight$", ".lora_magnitude_vector", name)
 
 
 def trainable_counts(model: nn.Module) -> tuple[int, int]:
-    """Return (trained, all) parameters; a 4-bit weight counts its values, not its bytes."""
+    """Return the numbers of (trained, all) parameters; a 4-bit weight counts its values, not its bytes."""
     trained = total = 0
     for parameter in model.parameters():
         shape = getattr(getattr(parameter, "quant_state", None), "shape", None)
@@ -111,8 +113,8 @@ def trainable_counts(model: nn.Module) -> tuple[int, int]:
 
 @contextmanager
 def adapters_disabled(model: nn.Module) -> Iterator[None]:
-    """Within it, the model computes what its base does, to the bit; a model without an adapter is left alone."""
-    # Found by what they have, so that a model without an adapter needs no peft.
+    """Restore the base model's outputs bit for bit within the context; a model without an adapter is not affected."""
+    # Found by their attributes, so that a model without an adapter does not need peft.
     layers: list[Any] = [m for m in model.modules() if hasattr(m, "base_layer") and hasattr(m, "enable_adapters")]
     originals: dict[str, Tensor] = getattr(model, "_embeddings_before", {})
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -125,7 +127,7 @@ def adapters_disabled(model: nn.Module) -> Iterator[None]:
         _swap(model, originals)
         for layer in layers:
             layer.enable_adapters(True)
-        for parameter in trainable:  # peft freezes what it disables
+        for parameter in trainable:  # peft freezes the layers that it disables
             parameter.requires_grad_(True)
 
 

@@ -1,8 +1,8 @@
-r"""An adapter folded into the weights that it adapts, as plain tensors: no peft, and no model, is needed.
+r"""Merge a LoRA or DoRA adapter into the base weights. Works on plain tensors; neither peft nor a model is needed.
 
 LoRA: :math:`W' = W + s B A`. DoRA (Liu et al. 2024, arXiv:2402.09353, equation 5): :math:`W' = m (W + s B A) /
-\lVert W + s B A \rVert`, with the norm of each output's row. Under a quantised base W is what the quantised layer
-computes with, so that the merged model is the one that was trained.
+\lVert W + s B A \rVert`, where the norm is taken over each row (output feature). For a quantized base, W is the rounded
+weight that the quantized layer computes with, so that the merged model equals the trained one.
 """
 
 from collections.abc import Mapping
@@ -19,16 +19,16 @@ from lit_gpt.errors import UserError
 def merged_weights(
     weights: Mapping[str, Tensor], adapter: Mapping[str, Tensor], config: AdapterConfig, linears: list[str]
 ) -> dict[str, Tensor]:
-    """Return the weights with the adapter in them.
+    """Return the base weights with the adapter merged into them.
 
     Args:
-        weights: The base's, whole, by name.
-        adapter: The adapter's (`adapter_state_dict`).
-        config: Of the adapter.
-        linears: All linear layers of the blocks: those that a quantised base rounds.
+        weights: Complete (unsharded) base weights by parameter name.
+        adapter: The adapter's tensors (`adapter_state_dict`).
+        config: The adapter's configuration.
+        linears: Names of all linear layers of the blocks, which a quantized base rounds.
 
     Raises:
-        UserError: if the adapter is of another model.
+        UserError: if the adapter was trained on another model.
     """
     result = dict(weights)
     if config.quantize is not None:
@@ -40,7 +40,9 @@ def merged_weights(
         a, b = adapter[f"{layer}.lora_A.weight"].float(), adapter[f"{layer}.lora_B.weight"].float()  # (r, in), (out, r)
         if name not in result or result[name].shape != (b.shape[0], a.shape[1]):
             found = tuple(result[name].shape) if name in result else "missing"
-            raise UserError(f"the adapter is of another model: {name} is {found}, not {(b.shape[0], a.shape[1])}")
+            raise UserError(
+                f"the adapter was trained on another model: {name} has shape {found}, not {(b.shape[0], a.shape[1])}"
+            )
         weight = result[name]
         whole = weight.float() + config.scaling * (b @ a)
         if config.dora:
@@ -51,6 +53,6 @@ def merged_weights(
         if ".lora_" not in name:  # embedding and head, trained in full
             result[name] = value
     if "wte.weight" in adapter and "lm_head.weight" not in adapter:
-        result.pop("lm_head.weight", None)  # tied: one matrix, under the embedding's name
+        result.pop("lm_head.weight", None)  # tied: a single matrix, stored under the embedding's name
         result["lm_head.weight"] = result["wte.weight"]
     return result

@@ -1,11 +1,11 @@
-"""Frozen linear layers in 4 or 8 bits, and what their weights then are.
+"""Frozen linear layers in 4 or 8 bits, and the rounded weights that they compute with.
 
 | | library | CPU | CUDA |
 |---|---|---|---|
-| `nf4` | bitsandbytes `Linear4bit` (double quantisation, blocks of 64) | yes, dequantised a layer at a time | yes |
+| `nf4` | bitsandbytes `Linear4bit` (double quantization, blocks of 64) | yes, dequantized a layer at a time | yes |
 | `int8` | torchao weight-only | yes | yes |
 
-torchao's own 4-bit weights are not offered: peft takes none of them under an adapter (`Int4Tensor` is refused).
+torchao's own 4-bit weights are not supported, because peft does not accept them under an adapter (`Int4Tensor`).
 """
 
 from typing import Any, Literal
@@ -19,11 +19,11 @@ Kind = Literal["nf4", "int8"]
 
 
 def quantized_linear(linear: nn.Linear, kind: Kind) -> nn.Module:
-    """Return a frozen layer that computes what `linear` does with a rounded weight, on the same device."""
+    """Return a frozen layer that computes the same as `linear` with a rounded weight, on the same device."""
     if kind == "nf4":
         bitsandbytes: Any = need("bitsandbytes", "adapters", "adapter.quantize: nf4")
         dtype = linear.weight.dtype
-        with torch.device("meta"):  # no memory for, and no random numbers into, a weight that is replaced at once
+        with torch.device("meta"):  # no allocation or random initialization of a weight that is replaced
             layer = bitsandbytes.nn.Linear4bit(
                 linear.in_features,
                 linear.out_features,
@@ -35,12 +35,12 @@ def quantized_linear(linear: nn.Linear, kind: Kind) -> nn.Module:
         layer.weight = bitsandbytes.nn.Params4bit(
             linear.weight.detach(), requires_grad=False, quant_type="nf4", compress_statistics=True
         )
-        # In evaluation, on CPUs that have it, it would repack the weight and compute in bfloat16: other numbers than in
-        # training, by about 1 %.
+        # On CPUs with AVX512-BF16, it would repack the weight in evaluation and compute in bfloat16, which changes the
+        # outputs by about 1 % relative to training.
         layer.support_avx512bf16_for_cpu = False
         if linear.bias is not None:
             layer.bias = nn.Parameter(linear.bias.detach(), requires_grad=False)
-        result: nn.Module = layer.to(linear.weight.device)  # quantises
+        result: nn.Module = layer.to(linear.weight.device)  # quantizes
         return result
     need("torchao", "adapters", "adapter.quantize: int8")
     from torchao.quantization import Int8WeightOnlyConfig, quantize_
@@ -55,7 +55,7 @@ def rounded_weight(weight: Tensor, kind: Kind) -> Tensor:
 
     Args:
         weight: (out, in).
-        kind: Of the quantisation.
+        kind: Kind of quantization.
     """
     linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta", dtype=weight.dtype)
     linear.weight = nn.Parameter(weight.clone(), requires_grad=False)

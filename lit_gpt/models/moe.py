@@ -1,13 +1,13 @@
-"""A mixture of experts in the place of a block's MLP (Shazeer et al. 2017, arXiv:1701.06538).
+"""A mixture of experts, which replaces a block's MLP (Shazeer et al. 2017, arXiv:1701.06538).
 
 In the order of a forward: the router chooses a few experts for each token (`Router`) and its choices are recorded for
 balance losses (`Routing`); tokens are sorted by expert, so that each projection of all experts is one grouped matrix
-product (`Experts`, `grouped_linear`), with activation, gate and routing weight as one step (`weighted_hidden`); then
-every token gets the sum of its experts' outputs, and that of a shared expert (`MixtureOfExperts`).
+product (`Experts`, `grouped_linear`), with activation, gate and routing weight as one operation (`weighted_hidden`);
+then every token gets the sum of its experts' outputs and of a shared expert's (`MixtureOfExperts`).
 
-No expert has a capacity, so no token is dropped and none is padded (MegaBlocks, Gale et al. 2022, arXiv:2211.15841).
+Experts have no capacity limit, so no token is dropped or padded (MegaBlocks, Gale et al. 2022, arXiv:2211.15841).
 
-B batch, T time, C model width, E experts, G groups of experts, k experts a token, N tokens, S = N k rows in the
+B batch, T time, C model width, E experts, G groups of experts, k experts per token, N tokens, S = N k rows in the
 experts' order, F width of an expert.
 """
 
@@ -27,12 +27,12 @@ from lit_gpt.models.mlp import ACTIVATIONS, GATES, MLP
 
 
 class Routes(NamedTuple):
-    """Where tokens go."""
+    """The experts that each token is routed to."""
 
     experts: Tensor
     """(..., k) int64: the chosen experts, all different."""
     weights: Tensor
-    """(..., k) float32, with gradient: what their outputs are multiplied by."""
+    """(..., k) float32, with gradient: the weights of the experts' outputs."""
     logits: Tensor
     """(..., E) float32."""
     scores: Tensor
@@ -42,10 +42,10 @@ class Routes(NamedTuple):
 class Router(nn.Linear):
     """A linear layer whose largest outputs choose the experts (Shazeer et al. 2017, arXiv:1701.06538).
 
-    It computes in float32 whatever the model's precision: a choice is a comparison of near equals.
+    It computes in float32 regardless of the model's precision, because it compares nearly equal scores.
 
     Args:
-        config: The model's shape; `moe` says how to choose.
+        config: The model's architecture; `moe` specifies the routing.
     """
 
     selection_bias: Tensor | None
@@ -54,13 +54,13 @@ class Router(nn.Linear):
         assert config.moe is not None
         super().__init__(config.n_embd, config.moe.num_experts, bias=config.moe.router_bias)
         self.moe = config.moe
-        # Moved by the balance of loads, not by gradients (arXiv:2408.15664): a buffer, saved with the weights.
-        # Wide from birth: under a default dtype of bfloat16, steps of 0.001 would be lost from 0.5 on.
+        # Updated from the experts' loads, not by gradients (arXiv:2408.15664): a buffer, saved with the weights.
+        # Explicitly float32: under a default dtype of bfloat16, updates of 0.001 would be lost for values above 0.5.
         bias = torch.zeros(self.moe.num_experts, dtype=torch.float32) if self.moe.selection_bias else None
         self.register_buffer("selection_bias", bias)
 
     def forward(self, x: Tensor) -> Routes:  # type: ignore[override]
-        """(..., C) → the routes of each token."""
+        """Return the routes of each token in x, (..., C)."""
         wide = torch.promote_types(x.dtype, torch.float32)
         with torch.autocast(x.device.type, enabled=False):
             bias = None if self.bias is None else self.bias.to(wide)
@@ -69,7 +69,7 @@ class Router(nn.Linear):
         experts = self.choose(scores.detach())
         weights = scores.gather(-1, experts)
         if self.moe.norm_topk_prob:
-            # Sigmoids may all be 0 in float32; a softmax's largest cannot.
+            # All sigmoids may be 0 in float32, unlike the largest softmax score.
             weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
         if self.moe.routed_scaling_factor != 1:
             weights = weights * self.moe.routed_scaling_factor
@@ -77,9 +77,9 @@ class Router(nn.Linear):
 
     @torch.no_grad()
     def choose(self, scores: Tensor) -> Tensor:
-        """The k experts with the largest scores, biased and limited to the best groups where the config says so.
+        """Return the k experts with the largest scores, biased and limited to the best groups if configured.
 
-        A group is as good as the sum of its two best (DeepSeek-V3, arXiv:2412.19437, section 2.1.2).
+        A group's score is the sum of its two best scores (DeepSeek-V3, arXiv:2412.19437, section 2.1.2).
 
         Args:
             scores: (..., E).
@@ -97,7 +97,7 @@ class Router(nn.Linear):
         return scores.topk(self.moe.num_experts_per_tok, dim=-1).indices
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Router":
-        """Follow the module to its device, but not to its precision: bfloat16 cannot represent steps of 0.001."""
+        """Move the bias with the module, but keep its dtype: bfloat16 cannot represent updates of 0.001."""
         before = self.selection_bias
         super()._apply(fn, recurse)
         after = self.selection_bias
@@ -107,22 +107,22 @@ class Router(nn.Linear):
 
 
 class LayerRouting(NamedTuple):
-    """The choices of one layer, summed over the tokens of each row."""
+    """The routing of one layer, summed over the tokens of each row."""
 
     counts: Tensor
-    """(B, E) float32: how many of the row's choices fell on each expert; sums to k times its tokens."""
+    """(B, E) float32: how often each expert was chosen by the row's tokens; sums to k times their number."""
     scores: Tensor | None
-    """(B, E) with gradient: the sum of the tokens' scores, each token's adding up to 1; None if not asked for."""
+    """(B, E) with gradient: the sum of the tokens' normalized scores (sum 1 per token); None if not requested."""
     squared_log_z: Tensor | None
-    """(B,) with gradient: the sum of logsumexp(logits)²; None if not asked for."""
+    """(B,) with gradient: the sum of logsumexp(logits)²; None if not requested."""
 
 
 class Routing:
-    """The record of one forward: what the routers of its layers chose.
+    """The record of one forward: the routing decisions of its layers.
 
-    Balance losses and selection biases need to know where tokens went. Layers write it down here, as sums over each
-    row of the batch, and the caller turns it into losses (`objectives/routing.py`); a forward without a record computes
-    none of this. Padding (document -1) is routed like anything else but does not count.
+    Balance losses and selection biases need to know where tokens were routed. Layers record it here, as sums over each
+    row of the batch, and the caller turns it into losses (`objectives/routing.py`); without a record, none of this is
+    computed. Padding (document -1) is routed like other tokens but not counted.
 
     Args:
         document_ids: (B, T) int64 as given to the model, -1 on padding; None = no padding.
@@ -131,28 +131,28 @@ class Routing:
     def __init__(self, document_ids: Tensor | None = None) -> None:
         self.real = None if document_ids is None else document_ids != -1
         self.layers: dict[int, LayerRouting] = {}
-        """By layer; blocks that predict further tokens come after the last one."""
+        """Records by layer; multi-token-prediction blocks come after the last layer."""
         self._length = 1
 
     @property
     def num_tokens(self) -> Tensor | int:
-        """Tokens of each row that count: (B,), at least 1; or one number, where there is no padding."""
+        """Number of counted tokens per row: (B,), at least 1; or one number if there is no padding."""
         return self._length if self.real is None else self.real.sum(1).clamp(min=1)
 
     def record(
         self, layer: int, chosen: Tensor, logits: Tensor, scores: Tensor, with_scores: bool, with_log_z: bool
     ) -> None:
-        """Note a layer's choices; the first note stays, because checkpointed blocks run a second time.
+        """Record a layer's routing; the first record is kept, because checkpointed blocks run a second time.
 
         Args:
-            layer: Which one.
+            layer: Index of the layer.
             chosen: (B, T, k) int64.
             logits: (B, T, E) float32.
             scores: (B, T, E) float32, positive.
-            with_scores: Note the scores too, for a balance loss.
-            with_log_z: Note logsumexp(logits)² too, for a z-loss.
+            with_scores: Whether to record the scores too, for a balance loss.
+            with_log_z: Whether to record logsumexp(logits)² too, for a z-loss.
         """
-        # Computed in the second run as well: recomputation must save the tensors that the first run saved.
+        # Computed also in the second run, because recomputation must save the same tensors as the first run.
         found = summarize(chosen, logits, scores, self.real, with_scores, with_log_z)
         self.layers.setdefault(layer, found)
         self._length = logits.shape[1]
@@ -161,7 +161,7 @@ class Routing:
 def summarize(
     chosen: Tensor, logits: Tensor, scores: Tensor, real: Tensor | None, with_scores: bool, with_log_z: bool
 ) -> LayerRouting:
-    """Sums over each row's tokens; see `Routing.record`.
+    """Return the sums over each row's tokens; see `Routing.record`.
 
     Args:
         chosen: (B, T, k) int64.
@@ -174,10 +174,10 @@ def summarize(
     B, T, E = logits.shape
     kept = logits.new_ones(B, T) if real is None else real.to(logits.dtype)
     each = kept.unsqueeze(2).expand_as(chosen).flatten(1)  # (B, T k)
-    counts = logits.new_zeros(B, E).scatter_add_(1, chosen.flatten(1), each)  # whole numbers: exact in any order
+    counts = logits.new_zeros(B, E).scatter_add_(1, chosen.flatten(1), each)  # integers: exact in any order
     sums = squares = None
     if with_scores:
-        shares = scores / scores.sum(-1, keepdim=True)  # DeepSeek-V3, equation 19; of a softmax, itself
+        shares = scores / scores.sum(-1, keepdim=True)  # DeepSeek-V3, equation 19; no change for softmax scores
         sums = torch.einsum("bte,bt->be", shares, kept)
     if with_log_z:
         squares = (logits.logsumexp(-1).square() * kept).sum(1)
@@ -185,17 +185,17 @@ def summarize(
 
 
 CLAMP_LIMIT, CLAMP_ALPHA = 7.0, 1.702
-"""GPT-OSS's (arXiv:2508.10925); as in `swiglu_clamped`."""
+"""Constants of GPT-OSS (arXiv:2508.10925); as in `swiglu_clamped`."""
 
 
 def weighted_hidden(kind: str, gate: Tensor | None, up: Tensor, weight: Tensor) -> Tensor:
-    """Return weight · act(up), or weight · act(gate) · up where there is a gate.
+    """Return weight · act(up), or weight · act(gate) · up if there is a gate.
 
     Args:
-        kind: The model's `mlp`.
+        kind: The model's activation (`mlp`).
         gate: (S, F), or None.
         up: (S, F).
-        weight: (S, 1), what each row counts.
+        weight: (S, 1), the weight of each row.
 
     Returns:
         (S, F), in the dtype of `up`.
@@ -208,10 +208,11 @@ def weighted_hidden(kind: str, gate: Tensor | None, up: Tensor, weight: Tensor) 
 
 
 class _SwiGLU(torch.autograd.Function):
-    """w · silu(g) · u, forward and backward written out.
+    """w · silu(g) · u, with forward and backward written out.
 
-    Experts see k times as many rows as there are tokens, so what autograd keeps of each small operation is most of a
-    mixture's memory. These functions save gate and up alone, and work in place on what they make.
+    Experts process k times as many rows as there are tokens, so the tensors that autograd saves for each elementwise
+    operation make up most of a mixture's memory. These functions save only gate and up, and work in place on
+    temporaries.
     """
 
     @staticmethod
@@ -259,7 +260,7 @@ class _ClampedSwiGLU(torch.autograd.Function):
 
 
 def _row_products(a: Tensor, b: Tensor, like: Tensor) -> Tensor:
-    """The dot product of each two rows, (S, 1)."""
+    """Return the dot product of each pair of rows, (S, 1)."""
     return torch.linalg.vecdot(a, b).unsqueeze(1).to(like.dtype)
 
 
@@ -267,21 +268,21 @@ _WRITTEN_OUT: dict[str, type[torch.autograd.Function]] = {"swiglu": _SwiGLU, "sw
 
 
 def grouped_linear(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
-    """Compute `x[i] @ weight[g].T` for each row i of each group g, by `grouped_mm` where it can, else by a loop.
+    """Return `x[i] @ weight[g].T` for each row i of each group g, by `grouped_mm` if supported, else by a loop.
 
     Args:
         x: (S, I), sorted by group.
         weight: (E, O, I).
-        ends: (E,) int32: the row after each group's last; the last of them is S.
+        ends: (E,) int32: the end (exclusive) of each group; the last one is S.
 
     Returns:
         (S, O).
     """
     device = x.device.type
-    if torch.is_autocast_enabled(device):  # which does not know grouped_mm
+    if torch.is_autocast_enabled(device):  # autocast does not handle grouped_mm
         dtype = torch.get_autocast_dtype(device)
         x, weight = x.to(dtype), weight.to(dtype)
-    if torch.compiler.is_exporting() and x.dtype != torch.bfloat16:  # torch.export traces it in bfloat16 alone
+    if torch.compiler.is_exporting() and x.dtype != torch.bfloat16:  # torch.export traces it only in bfloat16
         return masked_linear(x, weight, ends)
     if not grouped_mm_serves(x, weight):
         return looped_linear(x, weight, ends)
@@ -291,14 +292,14 @@ def grouped_linear(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
 
 
 def looped_linear(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
-    """Compute `grouped_linear` a group at a time: the fallback, and the oracle of the tests."""
-    bounds = [0, *ends.tolist()]  # on an accelerator, the host waits here
+    """Compute `grouped_linear` one group at a time: the fallback, and the oracle of the tests."""
+    bounds = [0, *ends.tolist()]  # on an accelerator, this synchronizes
     groups = zip(bounds[:-1], bounds[1:], weight, strict=True)
     return torch.cat([F.linear(x[start:end], matrix) for start, end, matrix in groups])
 
 
 def masked_linear(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
-    """Compute `grouped_linear` without shapes that depend on values: each matrix with all rows, E times the work."""
+    """Compute `grouped_linear` without data-dependent shapes: each matrix times all rows, E times the work."""
     row = torch.arange(x.shape[0], device=x.device)[:, None]
     y = F.linear(x, weight[0])
     for group in range(1, weight.shape[0]):
@@ -307,7 +308,7 @@ def masked_linear(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
 
 
 def grouped_mm_serves(x: Tensor, weight: Tensor) -> bool:
-    """Return whether `grouped_mm` accepts these: no float64, rows of whole 16 bytes, on CUDA compute capability 8.0."""
+    """Return whether `grouped_mm` supports these: no float64, rows of multiples of 16 bytes, on CUDA compute 8.0+."""
     if not hasattr(F, "grouped_mm") or x.device.type not in ("cpu", "cuda") or x.dtype == torch.float64:
         return False
     if any(size * x.element_size() % 16 for size in weight.shape[1:]):
@@ -317,7 +318,7 @@ def grouped_mm_serves(x: Tensor, weight: Tensor) -> bool:
 
 @torch.compiler.disable
 def _uncompiled(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
-    # Inductor has grouped_mm in bfloat16 alone.
+    # Inductor supports grouped_mm only in bfloat16.
     return F.grouped_mm(x, weight.transpose(-2, -1), offs=ends)
 
 
@@ -325,7 +326,7 @@ class Experts(nn.Module):
     """`num_experts` MLPs of width `expert_size`, with the model's activation and, if it has them, biases.
 
     Args:
-        config: The model's shape.
+        config: The model's architecture.
     """
 
     def __init__(self, config: GPTConfig) -> None:
@@ -345,7 +346,7 @@ class Experts(nn.Module):
                 nn.init.normal_(matrix, std=config.init_std)
 
     def forward(self, x: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
-        """Each token's weighted sum over its experts.
+        """Return each token's weighted sum of its experts' outputs.
 
         Args:
             x: (N, C).
@@ -356,16 +357,16 @@ class Experts(nn.Module):
             (N, C).
         """
         order = sort_by_expert(chosen, self.up_proj.shape[0])
-        rows = _Take.apply(x, order.token, order.place)  # (S, C)
+        rows = _Take.apply(x, order.token, order.position)  # (S, C)
         up = self._linear(rows, self.up_proj, self.up_bias, order)  # (S, F)
         gate = None if self.gate_proj is None else self._linear(rows, self.gate_proj, self.gate_bias, order)
-        # Weighted before the last product instead of after it: the same, and F is usually smaller than C.
+        # Weighted before the last product instead of after it: equivalent, and F is usually smaller than C.
         weight = weights.flatten().index_select(0, order.row).unsqueeze(1)  # (S, 1)
         hidden = weighted_hidden(self.kind, gate, up, weight)
         y = grouped_linear(hidden, self.down_proj, order.ends)
         if self.down_bias is not None:
             y = y + (weight * self.down_bias.index_select(0, order.expert)).to(y.dtype)
-        return _Sum.apply(y, order.token, order.place).to(x.dtype)
+        return _Sum.apply(y, order.token, order.position).to(x.dtype)
 
     @staticmethod
     def _linear(rows: Tensor, weight: Tensor, bias: Tensor | None, order: "Order") -> Tensor:
@@ -374,77 +375,77 @@ class Experts(nn.Module):
 
 
 class Order(NamedTuple):
-    """Rows sorted by expert, and the ways there and back; row n k + j is the j-th choice of token n."""
+    """Rows sorted by expert, and the mappings in both directions; row n k + j is the j-th choice of token n."""
 
     row: Tensor
-    """(S,) int64: which row comes at each place."""
+    """(S,) int64: the row at each position."""
     token: Tensor
-    """(S,) int64: which token that is."""
-    place: Tensor
-    """(N, k) int64: the place of each row."""
+    """(S,) int64: the token of that row."""
+    position: Tensor
+    """(N, k) int64: the position of each row."""
     expert: Tensor
-    """(S,) int64: the expert at each place, ascending."""
+    """(S,) int64: the expert at each position, ascending."""
     ends: Tensor
-    """(E,) int32: the place after each expert's last."""
+    """(E,) int32: the end (exclusive) of each expert's positions."""
 
 
 @torch.no_grad()
 def sort_by_expert(chosen: Tensor, num_experts: int) -> Order:
-    """Sort the rows of (N, k) choices; nothing here waits for the device."""
+    """Sort the rows of (N, k) choices by expert, without synchronizing with the device."""
     expert, row = chosen.flatten().sort(stable=True)
-    place = torch.empty_like(row)
-    place[row] = torch.arange(row.numel(), device=row.device)
+    position = torch.empty_like(row)
+    position[row] = torch.arange(row.numel(), device=row.device)
     ids = torch.arange(num_experts, device=row.device)
     ends = torch.searchsorted(expert, ids, right=True, out_int32=True)
-    return Order(row, row // chosen.shape[1], place.view_as(chosen), expert, ends)
+    return Order(row, row // chosen.shape[1], position.view_as(chosen), expert, ends)
 
 
 class _Take(torch.autograd.Function):
-    """Rows of tokens in the experts' order. Its backward is `_Sum` and the other way round.
+    """Gather rows of tokens in the experts' order; its backward is `_Sum`, and vice versa.
 
-    Autograd's own backward of indexing adds row by row, slowly on a CPU and in no fixed order on a GPU; here every
-    token knows its k places, so that its gradient is a sum in one order.
+    Autograd's own backward of indexing adds row by row, slowly on a CPU and in nondeterministic order on a GPU; here
+    every token knows its k positions, so that its gradient is a sum in a fixed order.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, token: Tensor, place: Tensor) -> Tensor:
-        """(N, C) → (S, C)."""
-        ctx.save_for_backward(token, place)
+    def forward(ctx: Any, x: Tensor, token: Tensor, position: Tensor) -> Tensor:
+        """Gather: (N, C) → (S, C)."""
+        ctx.save_for_backward(token, position)
         return x.index_select(0, token)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        """(S, C) → (N, C)."""
-        token, place = ctx.saved_tensors
-        return _Sum.apply(grad, token, place), None, None
+        """Sum: (S, C) → (N, C)."""
+        token, position = ctx.saved_tensors
+        return _Sum.apply(grad, token, position), None, None
 
 
 class _Sum(torch.autograd.Function):
-    """Rows in the experts' order, added up for each token."""
+    """Sum the rows of each token, which are in the experts' order."""
 
     @staticmethod
-    def forward(ctx: Any, y: Tensor, token: Tensor, place: Tensor) -> Tensor:
-        """(S, C) → (N, C)."""
-        ctx.save_for_backward(token, place)
+    def forward(ctx: Any, y: Tensor, token: Tensor, position: Tensor) -> Tensor:
+        """Sum: (S, C) → (N, C)."""
+        ctx.save_for_backward(token, position)
         if y.device.type == "cpu":
-            return F.embedding_bag(place, y, mode="sum")  # one pass: 6 times as fast as taking the rows first
-        return y.index_select(0, place.flatten()).view(*place.shape, -1).sum(1)
+            return F.embedding_bag(position, y, mode="sum")  # one pass: 6 times as fast as gathering first
+        return y.index_select(0, position.flatten()).view(*position.shape, -1).sum(1)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        """(N, C) → (S, C)."""
-        token, place = ctx.saved_tensors
-        return _Take.apply(grad, token, place), None, None
+        """Gather: (N, C) → (S, C)."""
+        token, position = ctx.saved_tensors
+        return _Take.apply(grad, token, position), None, None
 
 
 class MixtureOfExperts(nn.Module):
-    """A router sends each token to a few experts; a shared expert, if there is one, takes them all.
+    """Mixture of experts: a router sends each token to a few experts; an optional shared expert processes all tokens.
 
-    The shared one is DeepSeekMoE's (arXiv:2401.06066): a plain MLP, added with weight 1.
+    The shared expert is DeepSeekMoE's (arXiv:2401.06066): a plain MLP, added with weight 1.
 
     Args:
-        config: The model's shape.
-        layer: Which block this is, from 0 (its name in a `Routing`).
+        config: The model's architecture.
+        layer: Index of the block, from 0 (its key in a `Routing`).
     """
 
     def __init__(self, config: GPTConfig, layer: int = 0) -> None:
@@ -458,11 +459,11 @@ class MixtureOfExperts(nn.Module):
         self.drop = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor, context: Context | None = None) -> Tensor:
-        """(B, T, C) → (B, T, C).
+        """Apply the mixture: (B, T, C) → (B, T, C).
 
         Args:
             x: Hidden states.
-            context: Its `routing` is where the choices are recorded; None = nowhere.
+            context: The forward's context, whose `routing` records the choices; None = not recorded.
         """
         routes = self.router(x)
         if context is not None and context.routing is not None:
@@ -471,7 +472,7 @@ class MixtureOfExperts(nn.Module):
         y = self.drop(y.view_as(x))
         return y if self.shared is None else y + self.shared(x, context)
 
-    @torch.compiler.disable  # compiled, every layer's number would make a graph of its own
+    @torch.compiler.disable  # otherwise every layer index would compile a separate graph
     def _record(self, routing: Routing, routes: Routes) -> None:
         balanced, with_z = self.moe.balance_loss_weight > 0, self.moe.z_loss_weight > 0
         routing.record(self.layer, routes.experts, routes.logits, routes.scores, balanced, with_z)

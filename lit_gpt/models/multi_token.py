@@ -1,9 +1,9 @@
 """Multi-token prediction (DeepSeek-V3, arXiv:2412.19437, section 2.2): a denser training signal from the same text.
 
 Depth k takes the hidden states of depth k - 1 (of the model itself at first) and the embeddings of the tokens k
-places further on, mixes them, runs one more block, and predicts the token k places beyond the next one with the
-model's own head. Position i thus sees the tokens up to i + k and no further, and every depth keeps the whole causal
-chain. In training only: generation and exports leave these blocks out.
+positions later, mixes them, runs one more block, and predicts the token k positions after the next one with the
+model's own head. Position i thus sees exactly the tokens up to i + k, and every depth keeps the complete causal
+chain. Used only in training: generation and exports ignore these blocks.
 
 B batch, T time, C model width.
 """
@@ -19,14 +19,13 @@ from lit_gpt.models.norms import build_norm
 
 
 class MultiTokenBlock(nn.Module):
-    """One depth: `norm(block(proj([norm_hidden(h); norm_embedding(e)])))`, equations 21 and 22.
+    """One prediction depth: `norm(block(proj([norm_hidden(h); norm_embedding(e)])))`, equations 21 and 22.
 
-    The last norm is that of the released model, which has one before the shared head at every depth; the paper
-    leaves it out.
+    The last norm follows the released model, which has one before the shared head at every depth; the paper omits it.
 
     Args:
-        config: The model's shape; the block is like the model's last one.
-        depth: From 1.
+        config: The model's architecture; the block is like the model's last one.
+        depth: Prediction depth, from 1.
     """
 
     def __init__(self, config: GPTConfig, depth: int) -> None:
@@ -37,7 +36,7 @@ class MultiTokenBlock(nn.Module):
         self.proj = nn.Linear(2 * C, C, bias=False)
         self.block = build_block(config, config.n_layer - 1)
         if isinstance(self.block.mlp, MixtureOfExperts):
-            self.block.mlp.layer = config.n_layer - 1 + depth  # a line of its own in a `Routing`
+            self.block.mlp.layer = config.n_layer - 1 + depth  # a separate entry in `Routing`
         self.norm = build_norm(config, C)
 
     def forward(
@@ -49,9 +48,9 @@ class MultiTokenBlock(nn.Module):
         """Return the hidden states of this depth.
 
         Args:
-            hidden: (B, T, C) of the depth before, after its norm.
+            hidden: (B, T, C), the normed hidden states of the previous depth.
             embedding: (B, T, C): at i, the embedding of the token at i + depth.
-            context: As the model's blocks get it.
+            context: The same context as for the model's blocks.
 
         Returns:
             (B, T, C), ready for the head.
@@ -61,9 +60,9 @@ class MultiTokenBlock(nn.Module):
 
 
 def tokens_ahead(input_ids: Tensor, depth: int) -> Tensor:
-    """Return at i the token at i + depth: (B, T) int64.
+    """Return the token at i + depth for each position i: (B, T) int64.
 
-    Row ends get tokens from the row's start, which harms nothing: a causal model shows them to nobody else, and
-    `objectives.mtp_labels` does not supervise there.
+    Row ends get tokens from the row's start, which is harmless: a causal model shows them to no other position, and
+    `objectives.mtp_labels` does not supervise these positions.
     """
     return input_ids.roll(-depth, dims=1)

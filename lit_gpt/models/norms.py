@@ -1,4 +1,4 @@
-"""The norm a config asks for: LayerNorm (arXiv:1607.06450), RMSNorm (arXiv:1910.07467), or RMSNorm as Gemma has it."""
+"""Normalization layers: LayerNorm (arXiv:1607.06450), RMSNorm (arXiv:1910.07467), and Gemma's variant of RMSNorm."""
 
 import functools
 
@@ -13,39 +13,39 @@ class LayerNorm(nn.LayerNorm):
     """LayerNorm with the arguments of the other norms."""
 
     def forward(self, x: Tensor, prepared: bool = False) -> Tensor:
-        """(..., C) → (..., C)."""
+        """Normalize: (..., C) → (..., C)."""
         return F.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
 
 
 class RMSNorm(nn.RMSNorm):
-    """RMSNorm that computes at least in its gain's type: autocast does that for LayerNorm, and not for this one."""
+    """RMSNorm that computes in its gain's dtype or wider; autocast does so for LayerNorm but not for RMSNorm."""
 
     def forward(self, x: Tensor, prepared: bool = False) -> Tensor:
-        """(..., C) → (..., C).
+        """Normalize: (..., C) → (..., C).
 
         Args:
             x: Any float dtype.
-            prepared: In an engine's decoding step, where the fastest form counts and the last bit does not.
+            prepared: Whether an engine is decoding, where speed matters more than the last bit.
         """
         weight = self.weight
-        prepared = prepared and not torch.compiler.is_compiling()  # a compiler fuses the usual form
+        prepared = prepared and not torch.compiler.is_compiling()  # the compiler fuses the standard form
         if prepared and weight.is_cpu and x.dtype == weight.dtype == torch.float32:
             return _few_operations(x, weight, self.eps or 0.0)
         return super().forward(x.to(torch.promote_types(x.dtype, weight.dtype)))
 
 
 class OffsetRMSNorm(nn.RMSNorm):
-    """RMSNorm with its gain stored less one, so that a gain starts at 1 and weight decay pulls it there (Gemma).
+    """RMSNorm that stores `gain - 1`, so that zero initialization and weight decay act around a gain of 1 (Gemma).
 
-    The gain is added up and applied in float32 at least: 1 + w in bfloat16 would lose most of w.
+    The gain is computed and applied in at least float32: 1 + w in bfloat16 would lose most of w's precision.
     """
 
     def reset_parameters(self) -> None:
-        """Set the gain to one."""
+        """Initialize the gain to one."""
         nn.init.zeros_(self.weight)
 
     def forward(self, x: Tensor, prepared: bool = False) -> Tensor:
-        """(..., C) → (..., C)."""
+        """Normalize: (..., C) → (..., C)."""
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         gain = 1 + self.weight.to(wide.dtype)
         return F.rms_norm(wide, self.normalized_shape, gain, self.eps).to(self.weight.dtype)
@@ -54,8 +54,8 @@ class OffsetRMSNorm(nn.RMSNorm):
 def _few_operations(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Compute RMSNorm, x w / √(mean x² + ε), with √(Σ x² + C ε) as the hypotenuse of ‖x‖ and √(C ε).
 
-    On a CPU, RMSNorm has no kernel of its own and is seven operations; for a few tokens each of them costs more than
-    the arithmetic in it. These are five.
+    On a CPU, RMSNorm has no kernel of its own and runs as seven operations; for a few tokens the overhead of each one
+    exceeds its arithmetic. This form has five.
     """
     width = x.shape[-1]
     size = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
@@ -64,12 +64,12 @@ def _few_operations(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 @functools.cache
 def _floor(width: int, eps: float) -> Tensor:
-    with torch.inference_mode(False):  # it outlives the iteration that first needs it
+    with torch.inference_mode(False):  # cached beyond the inference-mode block that first needs it
         return torch.tensor((width * eps) ** 0.5)
 
 
 def build_norm(config: GPTConfig, width: int) -> LayerNorm | RMSNorm | OffsetRMSNorm:
-    """Return a norm over the last dimension, of size `width`."""
+    """Return the norm that the config selects, over a last dimension of size `width`."""
     if config.norm == "layernorm":
         return LayerNorm(width, eps=config.norm_eps, bias=config.bias)
     return (OffsetRMSNorm if config.norm_offset else RMSNorm)(width, eps=config.norm_eps)

@@ -2,9 +2,9 @@
 
 Tensor parallelism splits heads and the MLP's width (Megatron-LM, arXiv:1909.08053): q, k, v, gate and up by columns,
 o and down by rows, so each half of a block needs one all-reduce. Embeddings, norms and the head are replicated over
-the tensor-parallel devices: every device computes the whole of them. They are DTensors all the same, because
-clipping and optimizers refuse a mixture. FSDP2 then shards every parameter over the data-parallel devices, one
-group a block and one for the rest.
+the tensor-parallel devices, each of which computes them in full. They are DTensors nonetheless, because gradient
+clipping and optimizers do not support mixing DTensors and plain tensors. FSDP2 then shards every parameter over the
+data-parallel devices, with one group per block and one for the rest.
 
 B batch, T time, H heads, D head size.
 """
@@ -29,11 +29,11 @@ from lit_gpt.models.gpt import GPT
 from lit_gpt.models.mixers import BUILT_IN
 
 DATA_PARALLEL, TENSOR_PARALLEL = "data_parallel", "tensor_parallel"
-"""The mesh's dimensions, as Lightning's ModelParallelStrategy names them."""
+"""Names of the mesh dimensions, as in Lightning's ModelParallelStrategy."""
 
 
 class Replicated(ParallelStyle):
-    """The whole module on every device, its parameters DTensors, plain tensors in and out."""
+    """The complete module on every device: its parameters are DTensors, its inputs and outputs plain tensors."""
 
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
         def enter(_: nn.Module, inputs: tuple[Any, ...], mesh: DeviceMesh) -> tuple[Any, ...]:
@@ -46,10 +46,11 @@ class Replicated(ParallelStyle):
 
 
 def parallelize(model: GPT, device_mesh: DeviceMesh) -> GPT:
-    """Shard a model in place; a dimension of size 1, or absent from the mesh, does nothing.
+    """Shard a model in place; mesh dimensions that are missing or of size 1 have no effect.
 
     Args:
-        model: Whole, best on the meta device; afterwards `to_empty`, then `init_weights` or a checkpoint.
+        model: Unsharded model, preferably on the meta device; call `to_empty` afterwards, then `init_weights` or load
+            a checkpoint.
         device_mesh: With dimensions "data_parallel" and "tensor_parallel".
 
     Returns:
@@ -67,10 +68,10 @@ def parallelize(model: GPT, device_mesh: DeviceMesh) -> GPT:
 
 
 def check_tensor_parallel(config: GPTConfig, size: int) -> None:
-    """Refuse a number of tensor-parallel devices, or parts of a model, that cannot be divided.
+    """Raise if the model cannot be divided among this number of tensor-parallel devices.
 
     Raises:
-        UserError: Naming what cannot be divided.
+        UserError: With the part that cannot be divided.
     """
     counts = {"n_head": config.n_head, "n_kv_head": config.num_kv_heads, "intermediate_size": config.mlp_size}
     for name, count in counts.items():
@@ -91,7 +92,7 @@ def check_tensor_parallel(config: GPTConfig, size: int) -> None:
     for name, present in whole_heads.items():
         if present:
             raise UserError(
-                f"tensor parallelism does not divide models with {name}; set tensor_parallel_size: 1 and shard over "
+                f"tensor parallelism does not support models with {name}; set tensor_parallel_size: 1 and shard over "
                 "data_parallel_size instead (FSDP2)"
             )
 
@@ -110,8 +111,8 @@ def _tensor_parallel(model: GPT, mesh: DeviceMesh) -> None:
         "mlp.down_proj": RowwiseParallel(),
     }
     if config.qk_norm:
-        # (B, T, H, D) sharded over H: "sequence" parallel along dimension 2, so that the gain's gradient, of which
-        # each device sees its own heads' part, is summed over devices.
+        # (B, T, H, D) sharded over H: "sequence" parallel along dimension 2, so that the gain's gradient, to which
+        # each device contributes the part of its own heads, is summed over devices.
         plan["attn.q_norm"] = SequenceParallel(sequence_dim=2, use_local_output=True)
         plan["attn.k_norm"] = SequenceParallel(sequence_dim=2, use_local_output=True)
     if config.norm_placement == "sandwich":
@@ -127,7 +128,7 @@ def _tensor_parallel(model: GPT, mesh: DeviceMesh) -> None:
     if config.tie_embeddings:
         model.lm_head.weight = model.wte.weight
     else:
-        distribute_module(model.lm_head, mesh)  # its forward takes the local copy of the weight
+        distribute_module(model.lm_head, mesh)  # its forward uses the local copy of the weight
 
 
 def _shard(model: GPT, mesh: DeviceMesh) -> None:
@@ -135,5 +136,5 @@ def _shard(model: GPT, mesh: DeviceMesh) -> None:
 
     for block in (*model.blocks, *(model.multi_token or ())):
         fully_shard(block, mesh=mesh)
-    # Embedding and head stay in the root's group: when tied they are one parameter, needed first and last.
+    # Embedding and head stay in the root's group: tied, they are one parameter, needed both first and last.
     fully_shard(model, mesh=mesh)

@@ -1,14 +1,14 @@
-"""Where a token stands: rotary embeddings, sinusoids and ALiBi's slopes; learned positions are a table in `GPT`.
+"""Position encodings: rotary embeddings, sinusoids and ALiBi's slopes (learned positions are a table in `GPT`).
 
 Rotary embeddings (RoPE; Su et al. 2021, arXiv:2104.09864): queries and keys are rotated, in pairs of coordinates, by
-an angle proportional to their position; the dot product of two of them then depends on their distance alone. First the
-frequencies, and how the five scalings to a longer context change them (see `RopeScaling`); then the tables, which are
-computed from `position_ids` once a forward, in float32, and handed to every block: no buffers, so nothing to fill after
-a model leaves the meta device.
+an angle proportional to their position, so the dot product of two of them depends only on their distance. The first
+part computes the frequencies, and how the five scalings to a longer context change them (see `RopeScaling`); the second
+part the tables, which are computed from `position_ids` once per forward, in float32, and passed to every block. They
+are not buffers, so nothing must be refilled after a model leaves the meta device.
 
-Pairs are (i, i + R/2), as in GPT-NeoX and Hugging Face, not the paper's (2i, 2i + 1): a permutation of the same.
+Pairs are (i, i + R/2), as in GPT-NeoX and Hugging Face, instead of the paper's (2i, 2i + 1): a permutation.
 
-B batch, T time, H heads, C model width, D head size, R rotated coordinates of a head (all of them, or its front).
+B batch, T time, H heads, C model width, D head size, R rotated coordinates of a head (all, or the first ones).
 """
 
 import math
@@ -26,15 +26,15 @@ def rope_frequencies(
     local: bool = False,
     context_lengths: Tensor | None = None,
 ) -> Tensor:
-    """Return radians per position of each pair: theta^(-2i/R), stretched by `rope_scaling`.
+    """Return the frequency of each pair in radians per position: theta^(-2i/R), scaled by `rope_scaling`.
 
     Args:
-        config: Says head size, bases and scaling.
-        position_ids: Any shape, int64; the largest of them decides where a scaling depends on the context's length
-            and `context_lengths` does not. None = a context no longer than the original one.
-        local: For layers that slide and have a base of their own, which no scaling stretches.
-        context_lengths: (B, T) or (B, 1) int64, the length of the text that each position belongs to, where they are
-            of several.
+        config: Provides head size, bases and scaling.
+        position_ids: Any shape, int64; their maximum determines the context length if the scaling depends on it and
+            `context_lengths` is None. None = a context no longer than the original one.
+        local: For sliding-window layers with a separate base, to which no scaling applies.
+        context_lengths: (B, T) or (B, 1) int64, the length of the text that each position belongs to, if there are
+            several texts.
 
     Returns:
         (R/2,) float32, on the device of `position_ids`; with `context_lengths` and a scaling that depends on them,
@@ -47,7 +47,7 @@ def rope_frequencies(
     frequencies = 1.0 / theta**exponents
     if scaling is None:
         return frequencies
-    # A tensor, never read by the host: on an accelerator that would wait for the device.
+    # A tensor, never read by the host: on an accelerator that would synchronize.
     length = None if position_ids is None else position_ids.max() + 1
     if context_lengths is not None:
         length = context_lengths[:, :, None, None]
@@ -63,25 +63,26 @@ def rope_frequencies(
 
 
 def context_lengths(config: GPTConfig, position_ids: Tensor, document_ids: Tensor | None) -> Tensor | None:
-    """Return the length of each position's own text, so that other documents and rows do not change its frequencies.
+    """Return the length of each position's text, so that other documents and rows do not affect its frequencies.
 
-    `transformers` takes the largest position of the whole batch for all of it; the two agree on a single text, and on
-    rows of one length. A text's length is its largest position, plus one.
+    `transformers` uses the largest position of the whole batch; the two agree on a single text, and on rows of equal
+    length. A text's length is its largest position plus one.
 
     Args:
+        config: Determines whether the scaling depends on the length.
         config: Says whether its scaling depends on the length.
         position_ids: (B, T) or (T,) int64.
         document_ids: (B, T) int64, -1 on padding; None = each row is one text.
 
     Returns:
-        (B, T) or (B, 1) int64; None where the rule is the plain one: no such scaling, or the same positions in each
+        (B, T) or (B, 1) int64; None if the lengths are not needed: no such scaling, or the same positions in each
         row.
     """
     if config.rope_scaling is None or not config.rope_scaling.follows_length or config.positions != "rope":
         return None
     if document_ids is None:
         return None if position_ids.dim() == 1 else position_ids.amax(1, keepdim=True) + 1
-    # Documents numbered by their place in the sorted row: at most T of them, known without asking the device.
+    # Documents numbered by their index in the sorted row: at most T of them, known without synchronizing.
     ids, order = document_ids.sort(dim=1, stable=True)
     changes = (ids[:, 1:] != ids[:, :-1]).long().cumsum(1)
     places = torch.zeros_like(document_ids).scatter_(1, order[:, 1:], changes)
@@ -90,7 +91,7 @@ def context_lengths(config: GPTConfig, position_ids: Tensor, document_ids: Tenso
 
 
 def _dynamic(exponents: Tensor, theta: float, size: int, length: Tensor, scaling: RopeScaling) -> Tensor:
-    """Let the base grow with the context, so that the slowest pair is stretched by what exceeds the original."""
+    """Return frequencies whose base grows with the context, so that the slowest pair is stretched by the excess."""
     beyond = torch.clamp(length, min=scaling.original_block_size) / scaling.original_block_size
     base = theta * (scaling.factor * beyond - (scaling.factor - 1)) ** (size / max(size - 2, 1))
     return 1.0 / base**exponents
@@ -99,7 +100,7 @@ def _dynamic(exponents: Tensor, theta: float, size: int, length: Tensor, scaling
 def _yarn(frequencies: Tensor, theta: float, size: int, scaling: RopeScaling) -> Tensor:
     """Apply equations 17 to 21 of arXiv:2309.00071: a ramp over the pairs between `beta_fast` and `beta_slow` turns."""
 
-    def pair(turns: float) -> float:  # the pair that turns so often in the original context
+    def pair(turns: float) -> float:  # the pair that makes this many turns in the original context
         return size * math.log(scaling.original_block_size / (turns * 2 * math.pi)) / (2 * math.log(theta))
 
     first, last = pair(scaling.beta_fast), pair(scaling.beta_slow)
@@ -112,7 +113,7 @@ def _yarn(frequencies: Tensor, theta: float, size: int, scaling: RopeScaling) ->
 
 
 def _longrope(frequencies: Tensor, length: Tensor | None, scaling: RopeScaling) -> Tensor:
-    """Divide each pair's frequency by its own divisor, from one of two tables by the context's length."""
+    """Divide each pair's frequency by its own divisor, from the short or the long table by the context's length."""
     device = frequencies.device
     short = torch.tensor(scaling.short_factors, dtype=torch.float32, device=device)
     if length is None:
@@ -122,10 +123,10 @@ def _longrope(frequencies: Tensor, length: Tensor | None, scaling: RopeScaling) 
 
 
 def _llama3(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
-    """Stretch each pair by how often it turns in the original context."""
+    """Scale each pair's frequency depending on its number of turns in the original context."""
     turns = scaling.original_block_size * frequencies / (2 * math.pi)
     span = scaling.high_freq_factor - scaling.low_freq_factor
-    kept = ((turns - scaling.low_freq_factor) / span).clamp(0, 1)  # 0 = all stretched, 1 = as it was
+    kept = ((turns - scaling.low_freq_factor) / span).clamp(0, 1)  # 0 = fully scaled, 1 = unchanged
     return (1 - kept) * frequencies / scaling.factor + kept * frequencies
 
 
@@ -135,33 +136,33 @@ class Rotation(NamedTuple):
     cos: Tensor
     """(B or 1, T, 1, R) float32."""
     signed_sin: Tensor
-    """(B or 1, T, 1, R) float32; its first half carries the minus of the rotation."""
+    """(B or 1, T, 1, R) float32; the first half has the rotation's minus sign."""
     query_scale: Tensor | None = None
-    """(B or 1, T, 1, 1) float32: what queries are multiplied by beyond the original context; None = nothing."""
+    """(B or 1, T, 1, 1) float32: multiplier of the queries beyond the original context; None = no scaling."""
 
     def rows(self, positions: Tensor) -> "Rotation":
-        """Return the entries of some positions, (N,) int64, of a table over all of them."""
+        """Return the rows for some positions, (N,) int64, of a table over all positions."""
         scale = None if self.query_scale is None else self.query_scale.index_select(1, positions)
         return Rotation(self.cos.index_select(1, positions), self.signed_sin.index_select(1, positions), scale)
 
 
 class Rotations(NamedTuple):
-    """The tables of layers that see the whole context, and of layers that slide."""
+    """The tables of full-attention layers and of sliding-window layers."""
 
     full: Rotation
     sliding: Rotation
 
     def rows(self, positions: Tensor) -> "Rotations":
-        """Return the entries of some positions, (N,) int64, of tables over all of them."""
+        """Return the rows for some positions, (N,) int64, of tables over all positions."""
         full = self.full.rows(positions)
         return Rotations(full, full if self.sliding is self.full else self.sliding.rows(positions))
 
 
 def build_rotations(config: GPTConfig, position_ids: Tensor, context_lengths: Tensor | None = None) -> Rotations | None:
-    """Return the tables for these positions; None where the model does not rotate.
+    """Return the tables for these positions; None if the model does not use RoPE.
 
     Args:
-        config: Says head size, bases and scaling.
+        config: Provides head size, bases and scaling.
         position_ids: (B, T) or (T,) int64.
         context_lengths: See `rope_frequencies`.
     """
@@ -176,16 +177,16 @@ def build_rotations(config: GPTConfig, position_ids: Tensor, context_lengths: Te
 def rope_rotation(
     config: GPTConfig, position_ids: Tensor, local: bool = False, context_lengths: Tensor | None = None
 ) -> Rotation:
-    """Return the tables of one kind of layer.
+    """Return the tables of one layer kind.
 
     Args:
-        config: Says head size, bases and scaling.
+        config: Provides head size, bases and scaling.
         position_ids: (B, T) or (T,) int64.
-        local: For layers that slide and have a base of their own.
+        local: For sliding-window layers with a separate base.
         context_lengths: See `rope_frequencies`.
     """
     positions = position_ids if position_ids.dim() == 2 else position_ids[None]
-    frequencies = rope_frequencies(config, positions, local, context_lengths)  # (R/2,), or one each position
+    frequencies = rope_frequencies(config, positions, local, context_lengths)  # (R/2,), or one set per position
     angles = positions[:, :, None, None].float() * frequencies  # (B or 1, T, 1, R/2)
     cos, sin = angles.cos(), angles.sin()
     scaling = None if local else config.rope_scaling
@@ -199,10 +200,10 @@ def rope_rotation(
 
 
 def apply_rope(x: Tensor, rotation: Rotation) -> Tensor:
-    """Rotate queries or keys.
+    """Rotate queries or keys by their positions.
 
     Args:
-        x: (B, T, H, D) with D >= R; coordinates after the first R stay as they are.
+        x: (B, T, H, D) with D >= R; coordinates after the first R are unchanged.
         rotation: From `rope_rotation`.
 
     Returns:
@@ -231,11 +232,11 @@ def sinusoids(position_ids: Tensor, width: int) -> Tensor:
 
 
 def alibi_slopes(num_heads: int, device: torch.device | None = None) -> Tensor:
-    """Return how steeply each head's scores fall with distance (Press et al. 2022, arXiv:2108.12409, section 3).
+    """Return ALiBi's slope of each head, the decrease of its scores per position (arXiv:2108.12409, section 3).
 
     Returns:
-        (H,) float32: 2^(-8/H), 2^(-16/H), ... for H a power of two; else those of the next smaller power of two, then
-        every second one of twice that power, as in the authors' code.
+        (H,) float32: 2^(-8/H), 2^(-16/H), ... if H is a power of two; else those of the next smaller power of two,
+        then every second one of twice that power, as in the authors' code.
     """
     whole = 2 ** math.floor(math.log2(num_heads))
     slopes = [2 ** (-8 * (i + 1) / whole) for i in range(whole)]

@@ -1,23 +1,23 @@
-"""The floating-point type of each weight when a model is converted."""
+"""The dtype of each weight when a model is converted to another dtype."""
 
 import torch
 from torch import Tensor
 
 KEPT_WIDE = (".router.selection_bias",)
-"""Endings of names of weights that stay float32 in every model: a bias that training moves in steps of 0.001, and that
-decides between near equals. `transformers` keeps it in float32 too."""
+"""Name endings of weights that stay float32 in every model: biases that training updates in steps of 0.001 and that
+decide between nearly equal scores. `transformers` keeps them in float32 too."""
 
 
 def converted(name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
-    """Return a weight in another floating-point type.
+    """Return a weight converted to another floating-point dtype.
 
     Args:
         name: The weight's name in our models.
         tensor: Its value, on any device (also meta).
-        dtype: The type asked for; None = unchanged.
+        dtype: The requested dtype; None = unchanged.
 
     Returns:
-        The tensor; at least float32 for the names above, and unchanged if it holds no floating-point numbers.
+        The converted tensor; at least float32 for the names above, and unchanged if it is not floating-point.
     """
     if not tensor.is_floating_point():
         return tensor

@@ -1,4 +1,4 @@
-"""Losses as pure functions of tensors."""
+"""Training losses as pure functions of tensors."""
 
 from lit_gpt.objectives.cross_entropy import (
     TokenLoss,

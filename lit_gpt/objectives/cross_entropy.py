@@ -1,10 +1,10 @@
-"""Next-token cross-entropy that never holds all logits.
+"""Next-token cross-entropy without materializing all logits.
 
-The logits of a step are its largest tensor: 16 × 1,024 tokens of a 128k vocabulary are 8 GB in float32, and plain
-autograd keeps several of that size. The loss needs only two numbers per token, so the head is applied to a chunk of
-tokens at a time, and the gradients of the chunk are taken at once, while its logits are still in the cache
-(the scheme of Liger Kernel's FusedLinearCrossEntropy, Hsu et al. 2024, arXiv:2410.10989, written in plain torch).
-Work: three matrix products, as in plain autograd. Memory: one chunk of logits.
+The logits of a step are its largest tensor: 16 × 1,024 tokens of a 128k vocabulary take 8 GB in float32, and plain
+autograd keeps several tensors of that size. The loss needs only two numbers per token, so the head is applied to a
+chunk of tokens at a time, and the chunk's gradients are computed immediately, while its logits are still in the cache
+(the scheme of Liger Kernel's FusedLinearCrossEntropy, Hsu et al. 2024, arXiv:2410.10989, in plain PyTorch).
+Compute: three matrix products, as with plain autograd. Memory: one chunk of logits.
 
 Shape letters: N tokens (all of a batch), C model width, V vocabulary.
 """
@@ -18,22 +18,22 @@ from torch.nn import functional as F
 from lit_gpt.batch import IGNORE_INDEX
 
 CHUNK_BYTES = 16 * 2**20
-"""Size that a chunk of float32 logits aims at on a CPU: what stays in the cache between the passes over it."""
+"""Target size of a chunk of float32 logits on a CPU: it stays in the cache between the passes over it."""
 
 CHUNK_BYTES_GPU = 512 * 2**20
-"""On an accelerator a chunk must be large enough to fill it."""
+"""The same on an accelerator, where a chunk must be large enough to keep the device busy."""
 
 
 class TokenLoss(NamedTuple):
-    """Sums over supervised tokens. Divide by the number of tokens of the whole step, never of a micro-batch."""
+    """Sums over supervised tokens. Divide by the token count of the whole step, never of a micro-batch."""
 
-    # A NamedTuple and not a dataclass: FSDP2 finds the tensors in what the root's forward returns through pytrees, and
-    # a dataclass is none.
+    # A NamedTuple and not a dataclass: FSDP2 finds the tensors in the root's output through pytrees, which do not
+    # include dataclasses.
     loss: Tensor
-    """() nats: what is minimised (cross-entropy, the z-loss, and whatever an objective adds)."""
+    """() nats: the minimized loss (cross-entropy, the z-loss, and whatever an objective adds)."""
     cross_entropy: Tensor
-    """() nats, detached: the cross-entropy of the next token alone; what is logged as `loss`."""
-    parts: dict[str, Tensor] = {}  # noqa: RUF012  (never written to)
+    """() nats, detached: the cross-entropy of the next token only; logged as `loss`."""
+    parts: dict[str, Tensor] = {}  # noqa: RUF012  (never mutated)
     """Further sums by name, each (): logged as `<stage>/<name>`, divided by the same count as the loss."""
 
 
@@ -55,10 +55,10 @@ def linear_cross_entropy(
         hidden: (..., C) hidden states that enter the head.
         weight: (V, C) head weight.
         bias: (V,) head bias, or None.
-        labels: (...) int64 targets; `IGNORE_INDEX` (-100) takes no part.
-        z_loss: the coefficient zeta; PaLM uses 1e-4.
-        chunk_size: tokens whose logits exist at one time; by default so many that they fill the cache.
-        softcap: logits z become cap · tanh(z / cap) (Gemma 2, arXiv:2408.00118); None: they do not.
+        labels: (...) int64 targets; `IGNORE_INDEX` (-100) is excluded.
+        z_loss: coefficient zeta of the z-loss; PaLM uses 1e-4.
+        chunk_size: number of tokens whose logits exist at a time; None: as many as fit in the cache.
+        softcap: soft-cap of the logits, cap · tanh(z / cap) (Gemma 2, arXiv:2408.00118); None: no cap.
 
     Returns:
         The two sums, in float32 (float64 for float64 inputs).
@@ -84,15 +84,15 @@ def token_cross_entropy(
     chunk_size: int | None = None,
     softcap: float | None = None,
 ) -> Tensor:
-    """Return the cross-entropy of each token, without gradients: which tokens, windows or documents are hard.
+    """Return the cross-entropy of each token, without gradients, for example to find hard tokens or documents.
 
     Args:
         hidden: (..., C) hidden states that enter the head.
         weight: (V, C) head weight.
         bias: (V,) head bias, or None.
         labels: (...) int64 targets; `IGNORE_INDEX` (-100) gives 0.
-        chunk_size: tokens whose logits exist at one time; by default so many that they fill the cache.
-        softcap: of the logits, as in `linear_cross_entropy`.
+        chunk_size: number of tokens whose logits exist at a time; None: as many as fit in the cache.
+        softcap: soft-cap of the logits, as in `linear_cross_entropy`.
 
     Returns:
         (...) float32, nats.
@@ -110,13 +110,13 @@ def token_cross_entropy(
 
 
 def token_predictions(hidden: Tensor, weight: Tensor, bias: Tensor | None, chunk_size: int | None = None) -> Tensor:
-    """Return the likeliest token at each position, without all logits at one time and without gradients.
+    """Return the most likely token at each position, without gradients or materializing all logits.
 
     Args:
         hidden: (..., C) hidden states that enter the head.
         weight: (V, C) head weight.
         bias: (V,) head bias, or None.
-        chunk_size: tokens whose logits exist at one time; by default so many that they fill the cache.
+        chunk_size: number of tokens whose logits exist at a time; None: as many as fit in the cache.
 
     Returns:
         (...) int64.
@@ -129,13 +129,13 @@ def token_predictions(hidden: Tensor, weight: Tensor, bias: Tensor | None, chunk
 
 
 def default_chunk_size(hidden: Tensor, weight: Tensor) -> int:
-    """Return how many tokens' float32 logits fill the cache of a CPU, or keep an accelerator busy."""
+    """Return the number of tokens whose float32 logits fill a CPU's cache, or keep an accelerator busy."""
     size = CHUNK_BYTES if hidden.device.type == "cpu" else CHUNK_BYTES_GPU
     return max(64, size // (4 * weight.shape[0]))
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
-    """Loss and gradients chunk by chunk in the forward pass; backward only scales them."""
+    """Computes loss and gradients chunk by chunk in the forward pass; the backward pass only scales them."""
 
     @staticmethod
     def forward(
@@ -150,7 +150,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         softcap: float | None,
     ) -> tuple[Tensor, Tensor]:
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-        # Softmax and sums over chunks are float32 also where the matrix products run in bfloat16.
+        # Softmax and sums over chunks are float32 even if the matrix products run in bfloat16.
         wide = torch.promote_types(hidden.dtype, torch.float32)
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
         grad_weight = torch.zeros_like(weight, dtype=wide) if needs_weight else None
@@ -166,7 +166,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 h = hidden[rows].to(head.dtype)  # (n, C)
                 y = labels[rows]  # (n,)
                 supervised = (y != IGNORE_INDEX).to(wide)
-                target = y.clamp(min=0).unsqueeze(1)  # (n, 1); where not supervised, any valid index
+                target = y.clamp(min=0).unsqueeze(1)  # (n, 1); any valid index for unsupervised tokens
                 logits = F.linear(h, head, head_bias).to(wide)  # (n, V)
                 slope = None
                 if softcap is not None:
@@ -175,7 +175,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                     logits = bounded * softcap
                 largest = logits.amax(1, keepdim=True)
                 chosen = logits.sub_(largest).gather(1, target).squeeze(1)
-                # One pass of exp serves the normaliser and the gradient.
+                # One exp serves both the normalizer and the gradient.
                 exp = logits.exp_()
                 total = exp.sum(1)
                 loss += ((total.log() - chosen) * supervised).sum()
@@ -215,12 +215,12 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
 
 def mtp_labels(labels: Tensor, document_ids: Tensor | None, depth: int) -> Tensor:
-    """Return the targets of a multi-token prediction depth (DeepSeek-V3, arXiv:2412.19437, section 2.2).
+    """Return the targets of a multi-token-prediction depth (DeepSeek-V3, arXiv:2412.19437, section 2.2).
 
     Args:
-        labels: (B, T) int64, shifted by one already.
+        labels: (B, T) int64, already shifted by one.
         document_ids: (B, T) int64, or None.
-        depth: k, from 1.
+        depth: Prediction depth k, from 1.
 
     Returns:
         (B, T) int64: at position i the label of i + k if that is in the same document, else `IGNORE_INDEX`.

@@ -4,10 +4,10 @@ With p the teacher's and q the student's distribution at temperature :math:`\tau
 
 - `forward`: :math:`KL(p \Vert q)` (Hinton et al. 2015), which covers every mode of the teacher;
 - `reverse`: :math:`KL(q \Vert p)` (Gu et al. 2023, MiniLLM), which concentrates on the teacher's likely tokens;
-- `jsd`: the generalised Jensen–Shannon divergence :math:`\beta KL(p \Vert m) + (1 - \beta) KL(q \Vert m)` with
+- `jsd`: the generalized Jensen–Shannon divergence :math:`\beta KL(p \Vert m) + (1 - \beta) KL(q \Vert m)` with
   :math:`m = \beta p + (1 - \beta) q` (Agarwal et al. 2023, GKD, equation 1).
 
-All are times :math:`\tau^2`, so that gradients keep their size when the temperature changes.
+All are multiplied by :math:`\tau^2`, so that the gradients' scale does not depend on the temperature.
 
 N tokens, C_s and C_t widths of student and teacher, V vocabulary.
 """
@@ -35,10 +35,10 @@ def divergence(
         teacher: (N, V) logits.
         kind: `forward`, `reverse` or `jsd`.
         temperature: Divides both logits.
-        beta: Of `jsd`, between 0 and 1.
+        beta: Interpolation coefficient of `jsd`, between 0 and 1.
 
     Returns:
-        (N,) nats times the temperature squared, at least 0.
+        (N,) nats, multiplied by the temperature squared; at least 0.
     """
     q = F.log_softmax(student.float() / temperature, dim=-1)
     p = F.log_softmax(teacher.float() / temperature, dim=-1)
@@ -63,18 +63,18 @@ def linear_divergence(
     softcaps: tuple[float | None, float | None] = (None, None),
     chunk_size: int | None = None,
 ) -> Tensor:
-    """Return the divergence summed over tokens; the backward pass computes a chunk's logits again.
+    """Return the divergence summed over tokens; the backward pass recomputes each chunk's logits.
 
     Args:
-        hidden: (N, C_s) the student's hidden states that enter its head.
-        weight: (V, C_s) its head.
+        hidden: (N, C_s) the student's hidden states, the input of its head.
+        weight: (V, C_s) weight of the student's head.
         teacher_hidden: (N, C_t).
         teacher_weight: (V, C_t).
         kind: See `divergence`.
         temperature: See `divergence`.
         beta: See `divergence`.
-        softcaps: Of the student's and the teacher's logits.
-        chunk_size: Tokens whose logits exist at one time.
+        softcaps: Soft-caps of the student's and the teacher's logits; None: no cap.
+        chunk_size: Number of tokens whose logits exist at a time.
 
     Returns:
         () float32.
@@ -94,7 +94,7 @@ def linear_divergence(
 
 
 def _kl(p: Tensor, q: Tensor) -> Tensor:
-    """KL(p || q) of log-probabilities (N, V) → (N,)."""
+    """Return KL(p || q) of log-probabilities (N, V) → (N,)."""
     return F.kl_div(q, p, reduction="none", log_target=True).sum(-1)
 
 

@@ -1,7 +1,7 @@
-r"""Group-relative policy optimisation: advantages from a group of answers to one prompt, and the clipped objective.
+r"""Group-relative policy optimization: advantages within a prompt's group of completions, and the clipped objective.
 
-For answers :math:`o_1 ... o_G` to one prompt with rewards :math:`r_i`, the advantage of every token of answer i is
-:math:`\hat A_i = (r_i - \mathrm{mean}(r)) / \mathrm{std}(r)` (Shao et al. 2024, DeepSeekMath, arXiv:2402.03300,
+For completions :math:`o_1 ... o_G` of one prompt with rewards :math:`r_i`, the advantage of every token of completion i
+is :math:`\hat A_i = (r_i - \mathrm{mean}(r)) / \mathrm{std}(r)` (Shao et al. 2024, DeepSeekMath, arXiv:2402.03300,
 section 4.1.2), and a token's loss is, with the ratio :math:`\rho = \pi(o_t) / \pi_{old}(o_t)`,
 
 .. math:: -\min(\rho \hat A, \mathrm{clip}(\rho, 1 - \epsilon_{low}, 1 + \epsilon_{high}) \hat A) + \beta D_t
@@ -9,7 +9,7 @@ section 4.1.2), and a token's loss is, with the ratio :math:`\rho = \pi(o_t) / \
 (equation 3; DAPO, arXiv:2503.14476, equation 8, for the two bounds), where :math:`D_t = \pi_{ref}/\pi - \log
 (\pi_{ref}/\pi) - 1` estimates the KL divergence from the reference (equation 4).
 
-n tokens of completions, G answers of a group.
+n tokens of completions, G completions per group.
 """
 
 import math
@@ -29,17 +29,17 @@ STD_EPSILON = 1e-4
 
 
 def group_advantages(rewards: Sequence[float], scale_by_std: bool = True) -> list[float]:
-    """Advantages of the answers to one prompt.
+    """Return the advantages of the completions of one prompt.
 
     Args:
-        rewards: Of the G answers.
+        rewards: Rewards of the G completions.
         scale_by_std: Divide by the group's standard deviation (with G - 1, plus 1e-4), as in the GRPO paper. Dr. GRPO
-            (Liu et al. 2025, arXiv:2503.20783) leaves it out: it favours prompts whose rewards hardly differ.
+            (Liu et al. 2025, arXiv:2503.20783) omits this, because it favors prompts whose rewards hardly differ.
 
     Returns:
-        G numbers that sum to 0; exactly 0 each where all rewards are equal.
+        G numbers that sum to 0; all exactly 0 if all rewards are equal.
     """
-    if max(rewards) == min(rewards):  # the mean of equal numbers may differ from them by rounding
+    if max(rewards) == min(rewards):  # because of rounding, the mean of equal numbers may differ from them
         return [0.0] * len(rewards)
     mean = math.fsum(rewards) / len(rewards)
     differences = [reward - mean for reward in rewards]
@@ -50,33 +50,33 @@ def group_advantages(rewards: Sequence[float], scale_by_std: bool = True) -> lis
 
 
 class PolicyTerms(NamedTuple):
-    """Of each token, (n,)."""
+    """Terms of each token, (n,)."""
 
     loss: Tensor
-    """With the KL term."""
+    """The loss, including the KL term."""
     clipped: Tensor
-    """Detached, 0 or 1: the bound is in force, so that the token gives no gradient but that of the KL."""
+    """Detached, 0 or 1: whether the bound is active, so that the token has no gradient except that of the KL."""
     kl: Tensor
-    """Detached; 0 without a reference."""
+    """The KL estimate, detached; 0 without a reference."""
 
 
 @dataclass(frozen=True)
 class PolicyLoss:
-    """The clipped objective and how a step's tokens are averaged.
+    """The clipped objective, and how a step's tokens are averaged.
 
     Args:
-        clip_low: The ratio counts down to 1 - this.
-        clip_high: And up to 1 + this; None: as `clip_low`. DAPO's "clip-higher" uses 0.28 with 0.2, so that unlikely
-            tokens can gain more probability.
-        kl_coefficient: Weight of the KL to the reference; 0 does without one (0.04 in the GRPO paper).
+        clip_low: Distance from 1 to the lower bound of the ratio.
+        clip_high: Distance from 1 to the upper bound; None: same as `clip_low`. DAPO's "clip-higher" uses 0.28 with
+            0.2, so that unlikely tokens can gain more probability.
+        kl_coefficient: Weight of the KL to the reference; 0 needs no reference (0.04 in the GRPO paper).
         average: `token`: the mean over all completion tokens of the step (DAPO); `completion`: over the tokens of each
-            completion first (GRPO), where tokens of long ones weigh less; `constant`: the sum over tokens divided by
-            completions times the longest length allowed (Dr. GRPO).
+            completion first (GRPO), where tokens of long completions weigh less; `constant`: the sum over tokens
+            divided by the number of completions times the maximum length (Dr. GRPO).
         unbiased_kl: Multiply the KL term by the ratio, which makes its gradient that of the reverse KL without bias
             (DeepSeek-V3.2, arXiv:2512.02556, section 3.1).
 
     Raises:
-        UserError: if a number is out of its bounds.
+        UserError: if a number is out of bounds.
     """
 
     clip_low: float = 0.2
@@ -87,19 +87,19 @@ class PolicyLoss:
 
     def __post_init__(self) -> None:
         check_between("clip_low", self.clip_low, 0, 1, "0.2 is usual", low_open=True)
-        check_above("clip_high", self.clip_high, 0, "0.28 in DAPO; null takes clip_low")
+        check_above("clip_high", self.clip_high, 0, "0.28 in DAPO; null uses clip_low")
         check_at_least("kl_coefficient", self.kl_coefficient, 0, "at 0 there is no reference")
         check_one_of("average", self.average, get_args(Average))
 
     def __call__(
         self, log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, reference_log_probs: Tensor | None = None
     ) -> PolicyTerms:
-        """Each token's loss.
+        """Return each token's loss.
 
         Args:
             log_probs: (n,) of the tokens under the policy, with gradients.
-            old_log_probs: (n,) under the policy that drew them.
-            advantages: (n,) of the completion that each is in.
+            old_log_probs: (n,) under the policy that sampled them.
+            advantages: (n,) advantage of the completion that each token belongs to.
             reference_log_probs: (n,) under the reference, if there is a KL term.
         """
         ratio = torch.exp(log_probs - old_log_probs)
@@ -116,23 +116,23 @@ class PolicyLoss:
         return PolicyTerms(loss, clipped, kl)
 
     def token_weight(self, num_tokens: int) -> float:
-        """Return the weight in the step's sum of each token of a completion of so many tokens."""
+        """Return the weight, in the step's sum, of each token of a completion with this many tokens."""
         return 1 / max(num_tokens, 1) if self.average == "completion" else 1.0
 
     def units(self, num_tokens: int, max_tokens: int) -> int:
-        """Return what a completion adds to the number that the step's sum is divided by."""
+        """Return a completion's contribution to the denominator of the step's mean."""
         return {"token": num_tokens, "completion": 1, "constant": max_tokens}[self.average]
 
 
 @torch.no_grad()
 def linear_entropy(hidden: Tensor, weight: Tensor, bias: Tensor | None, softcap: float | None = None) -> Tensor:
-    """Entropy of the next token at each position, never with all logits at once.
+    """Return the entropy of the next token at each position, without materializing all logits.
 
     Args:
         hidden: (n, C) hidden states that enter the head.
         weight: (V, C) head weight.
         bias: (V,) head bias, or None.
-        softcap: Of the logits, as in `linear_log_probs`.
+        softcap: Soft-cap of the logits, as in `linear_log_probs`.
 
     Returns:
         (n,) float32, nats.

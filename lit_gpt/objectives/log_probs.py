@@ -1,8 +1,8 @@
-"""Log-probability of each target token, with gradients, and never all logits at once.
+"""Log-probability of each target token, with gradients, without materializing all logits.
 
-Preference and policy losses weigh each sequence's log-probability by something that is known only when all of them
-are: the gradient cannot be taken in the forward pass as `linear_cross_entropy` does. So the backward pass computes a
-chunk's logits again: one matrix product more, one chunk of logits of memory.
+Preference and policy losses weight each sequence's log-probability by a factor that is known only after all of them
+are computed, so the gradient cannot be computed in the forward pass as in `linear_cross_entropy`. Instead, the backward
+pass recomputes each chunk's logits, at the cost of one more matrix product and one chunk of logits of memory.
 
 N tokens, C model width, V vocabulary.
 """
@@ -32,8 +32,8 @@ def linear_log_probs(
         weight: (V, C) head weight.
         bias: (V,) head bias, or None.
         labels: (...) int64 targets; `IGNORE_INDEX` (-100) gives 0 and no gradient.
-        chunk_size: tokens whose logits exist at one time; by default so many that they fill the cache.
-        softcap: logits z become cap · tanh(z / cap); None: they do not.
+        chunk_size: number of tokens whose logits exist at a time; None: as many as fit in the cache.
+        softcap: soft-cap of the logits, cap · tanh(z / cap); None: no cap.
 
     Returns:
         (...) float32 (float64 for float64 inputs), at most 0.

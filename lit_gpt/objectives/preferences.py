@@ -1,9 +1,9 @@
-r"""Losses on preferences, as functions of log-probabilities: one value per pair, or per judged answer.
+r"""Preference losses as functions of log-probabilities: one value per pair, or per judged answer.
 
 For a pair, :math:`\Delta = (\log\pi(y_c) - \log\pi_0(y_c)) - (\log\pi(y_r) - \log\pi_0(y_r))` is how much more the
-policy has come to favour the chosen answer over the rejected one than the reference does.
+policy favors the chosen answer over the rejected one than the reference does.
 
-B pairs; `chosen` and `rejected` are (B,) log-probabilities of whole answers, in nats.
+B pairs; `chosen` and `rejected` are (B,) log-probabilities of complete answers, in nats.
 """
 
 import math
@@ -32,21 +32,21 @@ class LogProbs(NamedTuple):
 
 @dataclass(frozen=True)
 class PreferenceLoss:
-    r"""A loss on pairs, with its coefficients.
+    r"""A loss on pairs and its coefficients.
 
     Args:
         kind: `sigmoid` (DPO, Rafailov et al. 2023, equation 7), `ipo` (Azar et al. 2023, equation 17, on mean
             log-probabilities of tokens, as its authors recommend for texts of different length), `hinge` (SLiC, Zhao
             et al. 2023), `robust` (Chowdhury et al. 2024, equation 12), `orpo` (Hong et al. 2024, equation 6) or
             `simpo` (Meng et al. 2024, equation 6).
-        beta: How strongly the policy is held to the reference; for `simpo` the scale of its reward (2 to 10), for
-            `orpo` the weight of the odds ratio (0.1).
-        label_smoothing: Share of pairs whose sides may be swapped: with `sigmoid` the conservative DPO, with `robust`
-            the unbiased one.
-        gamma: The margin that `simpo` asks for, in the units of beta times log-probability.
+        beta: Strength of the pull towards the reference; for `simpo` the scale of its reward (2 to 10), for `orpo` the
+            weight of the odds ratio (0.1).
+        label_smoothing: Assumed fraction of pairs in the wrong order: with `sigmoid` this is conservative DPO, with
+            `robust` the unbiased variant.
+        gamma: Target margin of `simpo`, in units of beta times log-probability.
 
     Raises:
-        UserError: if a number is out of its bounds.
+        UserError: if a number is out of bounds.
     """
 
     kind: PairLoss = "sigmoid"
@@ -59,7 +59,7 @@ class PreferenceLoss:
         check_above("beta", self.beta, 0, "0.1 is usual, 2 for simpo")
         check_between("label_smoothing", self.label_smoothing, 0, 0.5, high_open=True)
         if self.label_smoothing and self.kind not in ("sigmoid", "robust"):
-            raise UserError(f"label_smoothing {self.label_smoothing} has no meaning for {self.kind}; set it to 0")
+            raise UserError(f"label_smoothing {self.label_smoothing} has no effect for {self.kind}; set it to 0")
 
     @property
     def needs_reference(self) -> bool:
@@ -67,7 +67,7 @@ class PreferenceLoss:
         return self.kind not in REFERENCE_FREE
 
     def __call__(self, policy: LogProbs, reference: LogProbs | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Return (loss, reward of the chosen, reward of the rejected), each (B,); the rewards are detached."""
+        """Return (loss, reward of the chosen answer, reward of the rejected one), each (B,); rewards are detached."""
         if self.kind == "simpo":
             return _simpo(policy, self.beta, self.gamma)
         if self.kind == "orpo":
@@ -103,8 +103,8 @@ def _orpo(policy: LogProbs, weight: float) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _log1mexp(x: Tensor) -> Tensor:
-    """log(1 - exp(x)) for x < 0, without losing digits near 0 (Mächler 2012)."""
-    x = x.clamp(max=-1e-7)  # an answer that is certain has infinite odds
+    """Return log(1 - exp(x)) for x < 0, without losing precision near 0 (Mächler 2012)."""
+    x = x.clamp(max=-1e-7)  # an answer with probability 1 has infinite odds
     return torch.where(x > -math.log(2), torch.log(-torch.expm1(x)), torch.log1p(-torch.exp(x)))
 
 
@@ -117,19 +117,19 @@ def kto_loss(
     desirable_weight: float = 1.0,
     undesirable_weight: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
-    r"""KTO (Ethayarajh et al. 2024, equation 8) for answers that are judged one by one.
+    r"""Return the KTO loss (Ethayarajh et al. 2024, equation 8) of individually judged answers.
 
     :math:`\lambda_D (1 - \sigma(\beta(r - z_0)))` for a desirable answer, :math:`\lambda_U (1 - \sigma(\beta(z_0 -
     r)))` for another, where r is the log-ratio of policy and reference.
 
     Args:
         policy: (B,) log-probabilities of the answers.
-        reference: (B,) the reference's.
+        reference: (B,) log-probabilities under the reference.
         desirable: (B,) bool.
         divergence: () z_0 >= 0: mean log-ratio of answers to other prompts, over the whole step; no gradient.
-        beta: How strongly the policy is held to the reference.
-        desirable_weight: Lambda of the desirable.
-        undesirable_weight: Lambda of the others.
+        beta: Strength of the pull towards the reference.
+        desirable_weight: Weight lambda_D of desirable answers.
+        undesirable_weight: Weight lambda_U of undesirable answers.
 
     Returns:
         (loss, reward), each (B,); the reward is detached.

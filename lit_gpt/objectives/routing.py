@@ -1,6 +1,6 @@
-"""Routing of a mixture of experts in training: losses and measures from the record of a forward, and moving biases.
+"""Losses and metrics of mixture-of-experts routing, from the record of a forward, and updates of selection biases.
 
-B batch, E experts, k experts per token, L mixtures in the model.
+B batch, E experts, k experts per token, L mixture-of-experts layers in the model.
 """
 
 import math
@@ -16,19 +16,19 @@ from lit_gpt.models.moe import MixtureOfExperts, Routing
 
 
 def routing_loss(routing: Routing, moe: MoEConfig, weights: Tensor) -> Tensor:
-    r"""Return balance loss and router z-loss, a sum to be divided by the tokens of the step like any other loss.
+    r"""Return balance loss plus router z-loss, as a sum to be divided by the step's token count like any other loss.
 
     The balance loss is DeepSeek-V3's (arXiv:2412.19437, equations 17 to 20), which is Switch Transformer's
-    (arXiv:2101.03961, equation 4) taken over one sequence: with f_i = E / (k T) times the choices that fell on expert
-    i, and P_i the mean share of its score, :math:`\sum_i f_i P_i` is 1 when choices are even and E / k at worst.
-    Being over one sequence it does not change with the number of sequences in a micro-batch. The z-loss is
-    ST-MoE's (arXiv:2202.08906, equation 5). Each is added up over the layers.
+    (arXiv:2101.03961, equation 4) over one sequence: with f_i = E / (k T) times the number of times expert i was
+    chosen, and P_i its mean normalized score, :math:`\sum_i f_i P_i` is 1 for even loads and E / k at worst.
+    Because it is computed per sequence, it does not change with the number of sequences in a micro-batch. The z-loss is
+    ST-MoE's (arXiv:2202.08906, equation 5). Both are summed over the layers.
 
     Args:
-        routing: Filled by a forward.
-        moe: Has the two weights.
-        weights: (B,) how much each row counts: its supervised tokens, so that a row's part in the loss of a step does
-            not depend on how the step is cut into micro-batches.
+        routing: The record of a forward.
+        moe: Config with the weights of the two losses.
+        weights: (B,) weight of each row: its supervised tokens, so that a row's part in the loss of a step does not
+            depend on how the step is split into micro-batches.
 
     Returns:
         () float32 sum over rows of weight times loss.
@@ -52,7 +52,7 @@ def routing_loss(routing: Routing, moe: MoEConfig, weights: Tensor) -> Tensor:
 
 
 def expert_loads(routings: list[Routing]) -> dict[int, Tensor]:
-    """Return how many choices fell on each expert, by layer: (E,) float32, summed over rows and forwards."""
+    """Return how often each expert was chosen, by layer: (E,) float32, summed over rows and forwards."""
     loads: dict[int, Tensor] = {}
     for routing in routings:
         for layer, record in routing.layers.items():
@@ -62,25 +62,25 @@ def expert_loads(routings: list[Routing]) -> dict[int, Tensor]:
 
 
 def move_selection_bias(bias: Tensor, load: Tensor, rate: float) -> None:
-    """Make overloaded experts less and idle ones more likely to be chosen, in place (arXiv:2408.15664, algorithm 1).
+    """Update a router's bias in place so that overloaded experts become less likely (arXiv:2408.15664, algorithm 1).
 
     Args:
-        bias: (E,) of one router.
-        load: (E,) choices that fell on each expert in the whole step.
-        rate: The step, whatever the size of the imbalance.
+        bias: (E,) selection bias of one router.
+        load: (E,) number of times each expert was chosen in the whole step.
+        rate: Size of the update, regardless of the size of the imbalance.
     """
     bias.add_(torch.sign(load.mean() - load), alpha=rate)
 
 
 def load_measures(loads: Tensor) -> dict[str, float]:
-    """Return how even the loads of a step are.
+    """Return how evenly the loads of a step are distributed.
 
     Args:
-        loads: (L, E) choices that fell on each expert.
+        loads: (L, E) number of times each expert was chosen.
 
     Returns:
-        `max_load`, the busiest expert's load over the mean of its layer: 1 when even, averaged over layers; that of
-        the worst layer as `max_load_worst`; and `entropy` of the loads over that of even ones, at most 1.
+        `max_load`, the busiest expert's load relative to the mean of its layer: 1 when even, averaged over layers;
+        `max_load_worst`, the same of the worst layer; and `entropy` relative to that of even loads, at most 1.
     """
     loads = loads.cpu().double()
     shares = loads / loads.sum(1, keepdim=True).clamp(min=1)
@@ -94,13 +94,13 @@ def load_measures(loads: Tensor) -> dict[str, float]:
 
 
 class RouterTraining:
-    """The routers' side of one optimizer step: their losses, their loads, and the biases that even out the loads.
+    """Routing in one optimizer step: the routers' losses, the experts' loads, and updates of the selection biases.
 
-    `GPTModule` asks for a record before each forward, takes the routers' loss after it, and closes the step before the
-    optimizer moves. Everything stays on the device until a step is logged. E experts, L mixtures in the model.
+    `GPTModule` requests a record before each forward, takes the routers' loss after it, and finishes the step before
+    the optimizer step. Everything stays on the device until a step is logged. E experts, L mixture-of-experts layers.
 
     Args:
-        moe: has the weights of the losses and the rate of the biases.
+        moe: config with the weights of the losses and the update rate of the biases.
     """
 
     def __init__(self, moe: MoEConfig) -> None:
@@ -109,18 +109,18 @@ class RouterTraining:
         self._loads: dict[int, Tensor] = {}
 
     def begin_step(self) -> None:
-        """Forget the previous step."""
+        """Discard the records of the previous step."""
         self._open.clear()
         self._loads.clear()
 
     def new_record(self, batch: Batch) -> Routing:
-        """Return a record for one forward over this batch, whose rows are weighted by their supervised tokens."""
+        """Return a record for a forward over this batch, whose rows are weighted by their supervised tokens."""
         routing = Routing(batch.get("document_ids"))
         self._open.append((routing, (batch["labels"] != IGNORE_INDEX).sum(1)))
         return routing
 
     def take_loss(self) -> Tensor | None:
-        """Return the summed loss of the forwards since the last call and add up their loads; None without forwards."""
+        """Return the summed loss of the forwards since the last call, adding up loads; None if there were none."""
         losses = [routing_loss(routing, self.moe, weights) for routing, weights in self._open]
         for layer, load in expert_loads([routing for routing, _ in self._open]).items():
             self._loads[layer] = self._loads[layer] + load if layer in self._loads else load
@@ -129,15 +129,15 @@ class RouterTraining:
 
     @torch.no_grad()
     def finish_step(self, model: nn.Module, ranks: DataParallel, measure: bool) -> dict[str, Any]:
-        """Move the selection biases, once all micro-batches are in.
+        """Update the selection biases after all micro-batches.
 
         Args:
-            model: has the routers.
-            ranks: the loads are those of all ranks.
-            measure: whether the loads are wanted for the log, which waits for the device.
+            model: the model with the routers.
+            ranks: the data-parallel ranks, over which loads are summed.
+            measure: whether to return metrics for the log, which synchronizes with the device.
 
         Returns:
-            `max_load`, `max_load_worst` and `entropy`, if wanted.
+            `max_load`, `max_load_worst` and `entropy`, if `measure` is set.
         """
         if not self._loads or not (measure or self.moe.bias_update_rate):
             return {}

@@ -1,12 +1,13 @@
-"""Parameter groups: which parameters are optimised in the same way.
+"""Parameter groups: sets of parameters that are optimized in the same way.
 
-The role of a parameter decides how it is optimised, and its module determines the role:
+A parameter's role decides how it is optimized, and its module determines the role:
 
-- `matrices`: weights that multiply hidden states, stacks of them too. They decay; Muon orthogonalises their updates.
-- `head`: an output head that is not tied to the embeddings. It decays.
-- `embeddings`: looked-up rows (token table, tied head included, learned positions). A row that the batch does not
-  hold has no gradient, so decay would only shrink rare tokens: none.
-- `vectors`: biases and norm gains. They have no scale to keep small: no decay.
+- `matrices`: weights that multiply hidden states, including stacks of them. Weight decay; Muon orthogonalizes their
+  updates.
+- `head`: an output head that is not tied to the embeddings. Weight decay.
+- `embeddings`: lookup tables (token embedding, including a tied head; learned positions). No weight decay: a row that
+  does not occur in the batch has no gradient, so decay would only shrink rare tokens.
+- `vectors`: biases and norm gains. No weight decay: their scale need not be kept small.
 """
 
 from typing import Any
@@ -17,20 +18,20 @@ DECAYED = ("matrices", "head")
 
 
 def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
-    """Sort a model's trainable parameters into named groups for an optimizer.
+    """Group a model's trainable parameters for an optimizer.
 
     Args:
-        model: any module; embeddings are recognised as `nn.Embedding`, the head by the name `lm_head`.
+        model: any module; embeddings are recognized as `nn.Embedding`, the head by the name `lm_head`.
 
     Returns:
-        Parameter groups with the keys `name` and `params`, and `weight_decay` = 0 where decay does not belong.
-        Empty groups are left out; a tied weight is counted once, as an embedding.
+        Parameter groups with the keys `name` and `params`, and `weight_decay` = 0 for groups without decay.
+        Empty groups are omitted; a tied weight is listed once, as an embedding.
     """
     embeddings = {
         id(parameter) for module in model.modules() if isinstance(module, nn.Embedding) for parameter in [module.weight]
     }
     groups: dict[str, list[nn.Parameter]] = {"matrices": [], "embeddings": [], "head": [], "vectors": []}
-    for name, parameter in model.named_parameters():  # a shared parameter comes once
+    for name, parameter in model.named_parameters():  # yields a shared parameter once
         if not parameter.requires_grad:
             continue
         if id(parameter) in embeddings:

@@ -1,12 +1,12 @@
 """Muon for the matrices, AdamW for everything else, as one optimizer.
 
 Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/) replaces a matrix's momentum by the nearest
-semi-orthogonal matrix, so that every direction of the update has the same size. It is meant for weights that
-multiply hidden states; embeddings, the head, biases and norms keep AdamW. One class owns both, because the Trainer
-clips, scales and checkpoints one optimizer.
+semi-orthogonal matrix, so that the update has the same size in every direction. It is meant for weights that
+multiply hidden states; embeddings, the head, biases and norms use AdamW. One class contains both, because the Trainer
+clips, scales and checkpoints a single optimizer.
 
-Stages of a step: momentum of each matrix → matrices of one shape are stacked → Newton-Schulz iteration on the stack
-→ update scaled to AdamW's size → AdamW on the other groups.
+Stages of a step: update each matrix's momentum → stack matrices of equal shape → run Newton-Schulz iterations on the
+stack → scale the update to AdamW's size → run AdamW on the other groups.
 """
 
 from collections import defaultdict
@@ -32,20 +32,20 @@ COEFFICIENTS = (
     (1.891301407787398, -1.2679958271945868, 0.37680408948524835),
     (1.875, -1.25, 0.375),
 )
-"""a, b, c of each iteration: Polar Express (Amsel et al. 2025, arXiv:2505.16932, Algorithm 1), each polynomial the
-best for the interval of singular values that its predecessors leave; the last is repeated. `SAFETY` is the paper's
-factor against values that rounding pushed over 1."""
+"""Coefficients a, b, c of each iteration: Polar Express (Amsel et al. 2025, arXiv:2505.16932, Algorithm 1). Each
+polynomial is optimal for the interval of singular values after the previous ones; the last one is repeated. `SAFETY` is
+the paper's factor against values that rounding pushed above 1."""
 
 
 def orthogonalize(matrices: Tensor, num_iterations: int = 5) -> Tensor:
     r"""Approximate the orthogonal factor :math:`U V^\top` of each matrix by Newton-Schulz iteration.
 
-    On accelerators the iteration runs in bfloat16, which it tolerates; on a CPU in float32, because a CPU without
-    bfloat16 units is slower by two orders of magnitude there.
+    On accelerators the iteration runs in bfloat16, which is precise enough; on a CPU in float32, because bfloat16 is
+    slower by two orders of magnitude on CPUs without bfloat16 units.
 
     Args:
         matrices: (..., m, n), any float dtype.
-        num_iterations: iterations of three matrix products each.
+        num_iterations: number of iterations, of three matrix products each.
 
     Returns:
         (..., m, n) with singular values near 1, in the dtype of the iteration.
@@ -66,20 +66,20 @@ def orthogonalize(matrices: Tensor, num_iterations: int = 5) -> Tensor:
 
 
 class MuonAdamW(Optimizer):
-    """Muon on the group named `matrices`, AdamW on every other group.
+    """Muon for the group named `matrices`, AdamW for all other groups.
 
-    The update of an (m, n) matrix is scaled by 0.2 sqrt(max(m, n)), so that its root mean square is AdamW's and one
-    learning rate serves both (Liu et al. 2025, arXiv:2502.16982, section 2.2).
+    The update of an (m, n) matrix is scaled by 0.2 sqrt(max(m, n)), so that its root mean square equals AdamW's and the
+    same learning rate can be used for both (Liu et al. 2025, arXiv:2502.16982, section 2.2).
 
     Args:
-        params: parameter groups as `lit_gpt.optim.parameter_groups` makes them.
+        params: parameter groups from `lit_gpt.optim.parameter_groups`.
         lr: learning rate of the matrices.
-        adamw_lr: learning rate of the other groups; None: the same.
-        momentum: of Muon.
-        num_iterations: Newton-Schulz iterations.
-        betas: AdamW's.
-        eps: AdamW's.
-        weight_decay: decoupled, on the groups that decay.
+        adamw_lr: learning rate of the other groups; None: same as `lr`.
+        momentum: momentum of Muon.
+        num_iterations: number of Newton-Schulz iterations.
+        betas: betas of AdamW.
+        eps: epsilon of AdamW.
+        weight_decay: decoupled weight decay of the groups that decay.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class MuonAdamW(Optimizer):
             "betas": tuple(betas),
             "eps": eps,
             "weight_decay": weight_decay,
-            "fused": True,  # torch then restores AdamW's step counts to the parameters' device
+            "fused": True,  # makes torch restore AdamW's step counts to the parameters' device
         }
         super().__init__(params, defaults)
         if "matrices" not in [group.get("name") for group in self.param_groups]:
@@ -118,7 +118,7 @@ class MuonAdamW(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Take one step; `closure` computes the loss and the gradients, as for any optimizer."""
+        """Run one optimizer step; `closure` computes the loss and the gradients, as for any optimizer."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -143,7 +143,7 @@ class MuonAdamW(Optimizer):
             momenta = [self.state[p]["momentum"] for p in parameters]
             torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
             nesterov = torch._foreach_lerp(gradients, momenta, group["momentum"])
-            # A sharded matrix is gathered: orthogonality is a property of the whole.
+            # A sharded matrix is gathered, because orthogonality is a property of the complete matrix.
             whole = torch.stack([g.full_tensor() if isinstance(g, DTensor) else g for g in nesterov])
             # (experts are stacked along the first dimension: each is one matrix)
             updates = orthogonalize(whole.reshape(-1, *shape[-2:]), group["num_iterations"])

@@ -1,7 +1,7 @@
-"""Learning-rate schedules: pure functions first, then thin classes that a YAML file names.
+"""Learning-rate schedules: pure functions, and thin classes that a YAML file can select.
 
-Each function maps progress to a factor of the learning rate. `now` and `total` are counted in one unit, optimizer
-steps or tokens, and never in epochs or micro-batches. The current step counts as begun, so that no step trains at 0.
+Each function maps progress to a factor of the learning rate. `now` and `total` have the same unit, optimizer steps or
+tokens, never epochs or micro-batches. The current step counts as begun, so that no step trains with a rate of 0.
 """
 
 import math
@@ -14,27 +14,27 @@ from lit_gpt.errors import UserError
 
 
 def warmup_factor(now: int, warmup: int) -> float:
-    """Rise linearly from 1/warmup to 1 over `warmup` units; 1 afterwards."""
+    """Return a factor that rises linearly from 1/warmup to 1 over `warmup` units, and is 1 afterwards."""
     return min(1.0, (now + 1) / warmup) if warmup > 0 else 1.0
 
 
 def linear_decay(progress: float, final: float) -> float:
-    """Fall linearly from 1 to `final` as `progress` goes from 0 to 1."""
+    """Return a factor that falls linearly from 1 to `final` as `progress` goes from 0 to 1."""
     return 1.0 + (final - 1.0) * progress
 
 
 def cosine_decay(progress: float, final: float) -> float:
-    """Fall along half a cosine from 1 to `final` (Loshchilov & Hutter 2017, arXiv:1608.03983, equation 5)."""
+    """Return a factor that falls along half a cosine from 1 to `final` (arXiv:1608.03983, equation 5)."""
     return final + (1.0 - final) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
 class Schedule:
-    """Warm-up, then whatever `after_warmup` returns; constant in this base class.
+    """Warm-up, followed by `after_warmup`; constant in this base class.
 
     Args:
         warmup_steps: optimizer steps of linear warm-up.
         warmup_tokens: the same in tokens; the whole schedule then counts tokens (needs `max_tokens`).
-        final: what is left of the learning rate at the end, as a factor.
+        final: factor of the learning rate at the end.
     """
 
     needs_total = False
@@ -55,25 +55,27 @@ class Schedule:
         return self.warmup_tokens > 0
 
     def factor(self, now: int, total: int | None) -> float:
-        """Factor of the learning rate for the step that begins at `now`.
+        """Return the factor of the learning rate for the step that begins at `now`.
 
         Args:
-            now: steps (or tokens) done before this one.
-            total: steps (or tokens) of the whole run; None if it has no set end.
+            now: steps (or tokens) completed before this one.
+            total: steps (or tokens) of the whole run; None if the run has no fixed end.
 
         Raises:
             UserError: the schedule needs an end and the run has none.
         """
         if self.needs_total and total is None:
             unit = "max_tokens of the module" if self.counts_tokens else "trainer.max_steps or max_tokens of the module"
-            raise UserError(f"{type(self).__name__} falls towards the end of the run, but the run has none; set {unit}")
+            raise UserError(
+                f"{type(self).__name__} decays until the end of the run, but the run has no fixed end; set {unit}"
+            )
         warmup = self.warmup_tokens or self.warmup_steps
         if now < warmup:
             return warmup_factor(now, warmup)
         return self.after_warmup(now, warmup, total)
 
     def after_warmup(self, now: int, warmup: int, total: int | None) -> float:
-        """The factor once warm-up is over; the one method that a schedule of your own replaces."""
+        """Return the factor after the warm-up; the only method that a custom schedule overrides."""
         return 1.0
 
 
@@ -82,7 +84,7 @@ class Constant(Schedule):
 
 
 class Linear(Schedule):
-    """Warm-up, then a straight line down to `final` at the end of the run."""
+    """Warm-up, then a linear decay to `final` at the end of the run."""
 
     needs_total = True
 
@@ -92,7 +94,7 @@ class Linear(Schedule):
 
 
 class Cosine(Schedule):
-    """Warm-up, then half a cosine down to `final` at the end of the run."""
+    """Warm-up, then a half-cosine decay to `final` at the end of the run."""
 
     needs_total = True
 
@@ -102,13 +104,13 @@ class Cosine(Schedule):
 
 
 class WSD(Schedule):
-    """Warm-up, stable, decay: constant, then a straight line to `final` (MiniCPM, Hu et al. 2024, arXiv:2404.06395).
+    """Warm-up, stable, decay: constant, then a linear decay to `final` (MiniCPM, Hu et al. 2024, arXiv:2404.06395).
 
     Args:
         warmup_steps: optimizer steps of linear warm-up.
         warmup_tokens: the same in tokens; the whole schedule then counts tokens (needs `max_tokens`).
-        final: what is left of the learning rate at the end, as a factor.
-        decay_fraction: share of the whole run that the decay takes.
+        final: factor of the learning rate at the end.
+        decay_fraction: fraction of the whole run that the decay takes.
     """
 
     needs_total = True
@@ -121,7 +123,7 @@ class WSD(Schedule):
         self.decay_fraction = decay_fraction
 
     def after_warmup(self, now: int, warmup: int, total: int | None) -> float:
-        """1, then `linear_decay` over the last `decay_fraction` of the run."""
+        """Return 1, then `linear_decay` over the last `decay_fraction` of the run."""
         assert total is not None
         start = max(warmup, total - round(total * self.decay_fraction))
         return 1.0 if now < start else linear_decay(_progress(now, start, total), self.final)
@@ -131,7 +133,7 @@ class InverseSquareRoot(Schedule):
     """Warm-up, then 1/sqrt(now) (Vaswani et al. 2017, arXiv:1706.03762, equation 3), at least `final`."""
 
     def after_warmup(self, now: int, warmup: int, total: int | None) -> float:
-        """Sqrt(warmup / now), which joins the warm-up at 1."""
+        """Return sqrt(warmup / now), which continues the warm-up at 1."""
         return max(self.final, math.sqrt(max(warmup, 1) / max(now, 1)))
 
 
@@ -141,10 +143,10 @@ def _progress(now: int, start: int, total: int | None) -> float:
 
 
 class ScheduledLR(LambdaLR):
-    """A schedule as torch's learning-rate scheduler; the configured learning rates win over a checkpoint's.
+    """A schedule as a PyTorch scheduler; the configured learning rates take precedence over a checkpoint's.
 
-    Torch's own schedulers restore `base_lrs`, so that a changed learning rate is lost on resume in silence. Here the
-    saved state is the place in the schedule alone.
+    PyTorch's schedulers restore `base_lrs`, so that a changed learning rate is silently lost on resume. Here only the
+    position in the schedule is saved.
     """
 
     def state_dict(self) -> dict[str, int]:
@@ -152,7 +154,7 @@ class ScheduledLR(LambdaLR):
         return {"last_epoch": self.last_epoch}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Go to the saved place and set each group's learning rate from the configured one."""
+        """Restore the position and set each group's learning rate from the configured one."""
         self.last_epoch = state_dict["last_epoch"]
         self._last_lr = []
         for group, base, factor in zip(self.optimizer.param_groups, self.base_lrs, self.lr_lambdas, strict=True):
@@ -161,7 +163,7 @@ class ScheduledLR(LambdaLR):
 
 
 def check_learning_rates(optimizer: Optimizer) -> None:
-    """Refuse an optimizer that would not move anything.
+    """Raise if the optimizer would not change any parameter.
 
     Raises:
         UserError: every group's configured learning rate is 0.
