@@ -3,7 +3,8 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
-from lit_gpt.data.instructions.forms import renamed
+from lit_gpt.data.chat import Message
+from lit_gpt.data.instructions.forms import RowFields
 from lit_gpt.data.instructions.stdlib import StdlibInstructions, described_functions
 from lit_gpt.data.records import Record
 from lit_gpt.data.rows.store import EncodedRow, EncodedSequence
@@ -25,6 +26,7 @@ class ClassificationEncoder:
         long_rows: What to do with longer texts: keep their beginning (`cut`), leave them out (`drop`) or raise
             (`error`).
         columns: Mapping from the field name (`text`, `label`) to the name in the data.
+        ignore_fields: Fields of a row to leave out.
     """
 
     def __init__(
@@ -34,6 +36,7 @@ class ClassificationEncoder:
         block_size: int,
         long_rows: Literal["cut", "drop", "error"] = "cut",
         columns: Mapping[str, str] | None = None,
+        ignore_fields: Sequence[str] = (),
     ) -> None:
         self.tokenizer = tokenizer
         self.vocab_size = tokenizer.vocab_size
@@ -41,10 +44,12 @@ class ClassificationEncoder:
         self.block_size = block_size
         self.long_rows = long_rows
         self.columns = dict(columns or {})
+        self.ignore_fields = list(ignore_fields)
 
     def fingerprint(self) -> str:
         """Return a hash of everything that the result depends on."""
         parts = [self.tokenizer.fingerprint, self.classes, self.block_size, self.long_rows, self.columns]
+        parts.append(self.ignore_fields)
         return sha256_json(["classification", *parts])
 
     def __call__(self, row: Record) -> EncodedRow | str:
@@ -53,7 +58,8 @@ class ClassificationEncoder:
         Raises:
             UserError: if a field is missing or empty, or the label is not one of the classes.
         """
-        values = renamed(row.values, self.columns)
+        fields = RowFields(row.values, self.columns, self.ignore_fields)
+        values = fields.values
         for name in ("text", "label"):
             if name not in values:
                 raise UserError(
@@ -61,7 +67,7 @@ class ClassificationEncoder:
                 )
             if values[name] is None:
                 raise UserError(f"its {name} is null")
-        text, label = values["text"], str(values["label"])
+        text, label = fields.get("text"), str(fields.get("label"))
         if not isinstance(text, str) or not text.strip():
             raise UserError("its text is empty" if isinstance(text, str) else f"its text is {type(text).__name__}")
         if label not in self.classes:
@@ -83,7 +89,8 @@ class ClassificationEncoder:
         whole = [separator, *ids, separator]
         mask = [False] * (len(whole) - 1) + [True]
         number = {"class": float(self.classes.index(label))}
-        return EncodedRow((EncodedSequence(whole, mask),), text, number, notes)
+        left_out = fields.finish([Message(role="user", content=text)])
+        return EncodedRow((EncodedSequence(whole, mask),), text, number, notes, left_out=left_out)
 
 
 class StdlibOrigins(StdlibInstructions):

@@ -6,12 +6,12 @@ the reward functions.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
-from lit_gpt.data.chat import ChatRenderer, Message, check_messages, normalise_messages
+from lit_gpt.data.chat import ChatRenderer, Message, check_messages
 from lit_gpt.data.instructions.encoder import prompt_key
-from lit_gpt.data.instructions.forms import instruction_text, parsed, renamed, tools_of, turns_of, with_system
+from lit_gpt.data.instructions.forms import RowFields, chat_of, question_of, tools_of, with_system
 from lit_gpt.data.instructions.stdlib import StdlibInstructions, described_functions
 from lit_gpt.data.records import Record
 from lit_gpt.data.rows.store import EncodedRow, EncodedSequence
@@ -23,30 +23,32 @@ DROPPED = "left out as longer than max_prompt_tokens"
 
 
 def prompt_of(
-    row: Mapping[str, object], columns: Mapping[str, str] | None = None, system_prompt: str | None = None
+    row: Mapping[str, object],
+    columns: Mapping[str, str] | None = None,
+    system_prompt: str | None = None,
+    ignore_fields: Sequence[str] = (),
 ) -> list[Message]:
     """Return the messages of a row; an answer at the end of `messages` is removed.
 
     Raises:
         UserError: if the row has no prompt, or its roles are out of order.
     """
-    row = renamed(row, columns)
-    if row.get("messages") is not None:
-        messages = normalise_messages(parsed(row["messages"], "messages"))
-        if messages and messages[-1]["role"] == "assistant":
-            messages = messages[:-1]
-    elif row.get("prompt") is not None:
-        messages = turns_of(row["prompt"], "user", "prompt")
-    elif row.get("question") is not None:
-        messages = turns_of(row["question"], "user", "question")
-    elif "instruction" in row:
-        messages = turns_of(instruction_text(row), "user", "instruction")
-    else:
+    return _read(RowFields(row, columns, ignore_fields), system_prompt)
+
+
+def _read(fields: RowFields, system_prompt: str | None) -> list[Message]:
+    messages = chat_of(fields)
+    if messages is None:
+        messages = question_of(fields)
+    elif messages and messages[-1]["role"] == "assistant":
+        messages = messages[:-1]
+    if messages is None:
         raise UserError(
-            f"its fields are {', '.join(map(repr, row)) or 'none'}; a prompt is in prompt, question, messages or "
-            "instruction (set columns for other names)"
+            f"its fields are {', '.join(map(repr, fields.values)) or 'none'}; a prompt is in prompt, question, "
+            "messages or instruction (set columns for other names)"
         )
-    messages = with_system(messages, row, system_prompt)
+    fields.refuse_media()
+    messages = with_system(messages, fields, system_prompt)
     check_messages(messages)
     if messages[-1]["role"] not in ("user", "tool"):
         raise UserError(f"the prompt ends with {messages[-1]['role']!r}; there is nothing to answer")
@@ -62,6 +64,7 @@ class PromptEncoder:
         long_rows: What to do with longer prompts: `drop` or `error`.
         columns: Mapping from the expected field name to the name in the data.
         system_prompt: System prompt for rows that have none.
+        ignore_fields: Fields of rows and turns to leave out; all others go along for the rewards.
     """
 
     def __init__(
@@ -71,6 +74,7 @@ class PromptEncoder:
         long_rows: LongPrompts = "drop",
         columns: Mapping[str, str] | None = None,
         system_prompt: str | None = None,
+        ignore_fields: Sequence[str] = (),
     ) -> None:
         if long_rows not in ("drop", "error"):
             raise UserError(f"long_rows is {long_rows!r}; prompts are never truncated, so it can be drop or error")
@@ -79,13 +83,14 @@ class PromptEncoder:
         self.long_rows = long_rows
         self.columns = dict(columns or {})
         self.system_prompt = system_prompt
+        self.ignore_fields = list(ignore_fields)
         self.vocab_size = renderer.tokenizer.vocab_size
 
     def fingerprint(self) -> str:
         """Return a hash of everything that the tokens depend on."""
         return sha256_json([
             type(self).__name__, self.renderer.tokenizer.fingerprint, self.renderer.template.source,
-            self.max_prompt_tokens, self.long_rows, self.columns, self.system_prompt,
+            self.max_prompt_tokens, self.long_rows, self.columns, self.system_prompt, self.ignore_fields,
         ])  # fmt: skip
 
     def __call__(self, row: Record) -> EncodedRow | str:
@@ -95,9 +100,9 @@ class PromptEncoder:
             UserError: if the row has no prompt, a prompt that is too long (with `error`), or fields that cannot be
                 stored as JSON.
         """
-        messages = prompt_of(row.values, self.columns, self.system_prompt)
-        fields = renamed(row.values, self.columns)
-        ids = self.renderer(messages, add_generation_prompt=True, tools=tools_of(fields), needs_mask=False).ids
+        fields = RowFields(row.values, self.columns, self.ignore_fields)
+        messages = _read(fields, self.system_prompt)
+        ids = self.renderer(messages, add_generation_prompt=True, tools=tools_of(fields)).ids
         if len(ids) > self.max_prompt_tokens:
             if self.long_rows == "drop":
                 return DROPPED
@@ -111,7 +116,12 @@ class PromptEncoder:
             attached.encode("utf-8")
         except (TypeError, ValueError) as error:
             raise UserError(f"a field cannot be stored for the rewards: {error}") from error
-        return EncodedRow((EncodedSequence(ids, [False] * len(ids)),), prompt_key(messages), attached=attached)
+        return EncodedRow(
+            (EncodedSequence(ids, [False] * len(ids)),),
+            prompt_key(messages),
+            attached=attached,
+            left_out=tuple(fields.left_out),
+        )
 
 
 class StdlibPrompts(StdlibInstructions):

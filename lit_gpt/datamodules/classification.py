@@ -41,7 +41,9 @@ class ClassificationDataModule(RowDataModule):
 
     def encoder(self) -> ClassificationEncoder:
         """Return the encoder of a text and its class."""
-        return ClassificationEncoder(self.chat_tokenizer, self.classes, self.block_size, self.long_rows, self.columns)
+        return ClassificationEncoder(
+            self.chat_tokenizer, self.classes, self.block_size, self.long_rows, self.columns, self.ignore_fields
+        )
 
     def collator(self, length: int | None = None) -> Collator:
         """Return the collator of texts, whose batches have `classes` (B,) int64."""

@@ -39,7 +39,7 @@ class InstructionDataModule(RowDataModule):
 
     def encoder(self) -> InstructionEncoder:
         """Return the encoder of a conversation."""
-        return InstructionEncoder(self.renderer, self.block_size, self.long_rows, self.columns, self.system_prompt)
+        return InstructionEncoder(*self._encoding())
 
     @property
     def tokens_per_step(self) -> int | None:

@@ -8,7 +8,8 @@ import torch
 
 from lit_gpt.batch import Batch
 from lit_gpt.data.batches import RowBatchBuilder
-from lit_gpt.data.instructions import InstructionEncoder, PreferenceEncoder
+from lit_gpt.data.instructions import InstructionEncoder, PreferenceEncoder, conversation_of
+from lit_gpt.data.instructions.encoder import as_context, prompt_key
 from lit_gpt.data.instructions.stdlib import StdlibPreferences
 from lit_gpt.data.records import Record, RecordSource
 from lit_gpt.data.rows import EncodedRow, RowSplit
@@ -34,7 +35,7 @@ class PreferenceDataModule(RowDataModule):
 
     def encoder(self) -> PreferenceEncoder:
         """Return the encoder of both sides."""
-        return PreferenceEncoder(self.renderer, self.block_size, self.long_rows, self.columns, self.system_prompt)
+        return PreferenceEncoder(*self._encoding())
 
     def collator(self, length: int | None = None) -> Collator:
         """Return the collator of pairs."""
@@ -82,7 +83,7 @@ class StdlibPreferenceDataModule(PreferenceDataModule):
 
 
 class FeedbackEncoder(InstructionEncoder):
-    """Encodes an instruction, its answer and whether the answer is desirable."""
+    """Encodes an instruction, its last answer and whether that answer is desirable."""
 
     def __call__(self, row: Record) -> EncodedRow | str:
         """Encode a row.
@@ -96,11 +97,14 @@ class FeedbackEncoder(InstructionEncoder):
         if label not in (*_GOOD, *_BAD):
             raise UserError(f"its label is {label!r}; it must be true or false (set columns: {{label: ...}})")
         others = {field: column for field, column in self.columns.items() if field != "label"}
-        plain = InstructionEncoder(self.renderer, self.block_size, self.long_rows, others, self.system_prompt)
-        encoded = plain(Record(values, row.source, row.record))
+        conversation = conversation_of(values, others, self.system_prompt, self.ignore_fields)
+        *before, answer = conversation.messages
+        encoded = self.sequence([*as_context(before), answer], conversation.tools)
         if isinstance(encoded, str):
             return encoded
-        return EncodedRow(encoded.sequences, encoded.split_key, {"desirable": float(label in _GOOD)}, encoded.notes)
+        sequence, notes = encoded
+        number = {"desirable": float(label in _GOOD)}
+        return EncodedRow((sequence,), prompt_key(conversation.prompt), number, notes, left_out=conversation.left_out)
 
 
 class FeedbackDataModule(RowDataModule):
@@ -118,7 +122,7 @@ class FeedbackDataModule(RowDataModule):
 
     def encoder(self) -> FeedbackEncoder:
         """Return the encoder of a labeled answer."""
-        return FeedbackEncoder(self.renderer, self.block_size, self.long_rows, self.columns, self.system_prompt)
+        return FeedbackEncoder(*self._encoding())
 
     def collator(self, length: int | None = None) -> Collator:
         """Return the collator of labeled answers."""

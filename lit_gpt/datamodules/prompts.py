@@ -80,6 +80,7 @@ class PromptDataModule(RowDataModule):
             self._long_prompts,
             self.columns,
             self.system_prompt,
+            self.ignore_fields,
         )
 
     @property

@@ -58,6 +58,8 @@ class RowDataModule(StepDataModule):
         val_files: Files whose rows are all used for validation.
         test_files: Files whose rows are all used for testing.
         columns: Mapping from the expected field name to the name in the data.
+        ignore_fields: Fields of rows and turns to leave out, by name or pattern (`meta_*`). Any other field that is
+            neither read nor known to be about the row (`id`, `source`, a score) is bad input.
         format: File format options that the suffix does not determine: encoding, quoting, delimiter.
         system_prompt: System prompt for rows that have none.
         block_size: Maximum row length in tokens: the context length.
@@ -89,6 +91,7 @@ class RowDataModule(StepDataModule):
         val_files: str | list[str] | None = None,
         test_files: str | list[str] | None = None,
         columns: dict[str, str] | None = None,
+        ignore_fields: list[str] | None = None,
         format: FileFormat | None = None,
         system_prompt: str | None = None,
         block_size: int = 1024,
@@ -110,6 +113,7 @@ class RowDataModule(StepDataModule):
         self.val_files = val_files
         self.test_files = test_files
         self.columns = columns
+        self.ignore_fields = list(ignore_fields or ())
         self.format = format
         self.system_prompt = system_prompt
         self.long_rows: LongRows = long_rows
@@ -129,6 +133,11 @@ class RowDataModule(StepDataModule):
     @abstractmethod
     def encoder(self) -> RowEncoder:
         """Return the encoder that turns a row into tokens."""
+
+    def _encoding(self) -> tuple[Any, ...]:
+        """Return the arguments of an `InstructionEncoder`."""
+        options = (self.block_size, self.long_rows, self.columns, self.system_prompt, self.ignore_fields)
+        return self.renderer, *options
 
     def load_tokenizer(self) -> tuple[Tokenizer, list[str]]:
         """Return the tokenizer with the chat template applied, and the tokens that were added to it."""

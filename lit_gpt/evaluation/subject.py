@@ -134,7 +134,7 @@ class Subject:
             try:
                 turns = normalise_messages(messages)
                 check_messages(turns)
-                prompts.append(renderer(turns, add_generation_prompt=True, needs_mask=False).ids)
+                prompts.append(renderer(turns, add_generation_prompt=True).ids)
             except UserError as error:
                 raise UserError(f"conversation {number}: {error}") from error
         stops = renderer.stop_ids

@@ -138,7 +138,7 @@ class ChatSession:
         ids: list[int] = []
         for first in users:
             turns = self._with_system(self.messages[first:])
-            ids = self._renderer(turns, add_generation_prompt=True, needs_mask=False).ids
+            ids = self._renderer(turns, add_generation_prompt=True).ids
             if len(ids) + reserved <= self._max_length:
                 return ids, first
         if len(ids) < self._max_length:

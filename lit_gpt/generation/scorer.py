@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from lit_gpt.checkpoints.resolve import built_model, resolve_model
 from lit_gpt.data.chat import ChatRenderer, Message
 from lit_gpt.data.instructions import InstructionEncoder
+from lit_gpt.data.instructions.encoder import as_context
 from lit_gpt.data.records import BadInput, Record
 from lit_gpt.data.tokenizers import load_tokenizer
 from lit_gpt.errors import UserError
@@ -40,7 +41,7 @@ class RewardScorer:
         """
         sequences = []
         for messages in conversations:
-            encoded = self._encoder.sequence(list(messages), [])
+            encoded = self._encoder.sequence([*as_context(messages[:-1]), messages[-1]], [])
             assert not isinstance(encoded, str)
             sequences.append(encoded[0].ids)
         return self.rate_ids(sequences)
@@ -74,7 +75,8 @@ class RewardScorer:
                     bad_input.reject(row.where, str(error))
                     continue
                 assert not isinstance(result, str)
-                yield row, result.sequences[0].ids
+                last = result[-1] if isinstance(result, list) else result  # the whole conversation
+                yield row, last.sequences[0].ids
 
         pairs = encoded()
         while batch := list(islice(pairs, batch_size)):

@@ -164,7 +164,7 @@ class ServedModel:
                 "this model has no chat template, so it cannot answer messages; use /v1/completions, or start the "
                 "server with --chat_template"
             )
-        return self.renderer(messages, True, tools, needs_mask=False).ids
+        return self.renderer(messages, True, tools).ids
 
     @torch.inference_mode()
     def embed(self, ids: Sequence[int]) -> list[float]:

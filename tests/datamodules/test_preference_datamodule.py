@@ -22,16 +22,16 @@ HH = "\n\nHuman: Q\n\nAssistant: first\n\nHuman: more\n\nAssistant: "
         {"prompt": "Q", "chosen": "A", "rejected": "B"},
         {"prompt": [U], "chosen": [A], "rejected": [B]},
         {"prompt": "Q", "chosen": [U, A], "rejected": [U, B], "score_chosen": 3.0},
-        {"instruction": "Q", "input": "", "output": "x", "chosen": "A", "rejected": "B"},
+        {"instruction": "Q", "input": "", "output": "A", "chosen": "A", "rejected": "B"},
         {"chosen": "\n\nHuman: Q\n\nAssistant: A", "rejected": "\n\nHuman: Q\n\nAssistant: B"},
     ],
 )
 def test_forms(row):
-    assert preference_of(row) == ([U], [A], [B])
+    assert preference_of(row)[:3] == ([U], [A], [B])
 
 
 def test_earlier_turns_are_shared():
-    prompt, chosen, rejected = preference_of({"chosen": HH + "A", "rejected": HH + "B"})
+    prompt, chosen, rejected = preference_of({"chosen": HH + "A", "rejected": HH + "B"})[:3]
     assert [m["content"] for m in prompt] == ["Q", "first", "more"]
     assert (chosen, rejected) == ([A], [B])
     assert preference_of({"prompt": "Q", "chosen": "A", "rejected": "B"}, system_prompt="S").prompt[0]["content"] == "S"

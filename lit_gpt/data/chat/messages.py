@@ -13,7 +13,12 @@ from lit_gpt.errors import UserError
 Role = Literal["system", "user", "assistant", "tool"]
 ROLES: tuple[Role, ...] = ("system", "user", "assistant", "tool")
 _OTHER_NAMES = {"developer": "system", "human": "user", "model": "assistant", "function": "tool", "ipython": "tool"}
-_KEPT = ("name", "tool_call_id", "reasoning_content")
+_KEPT = ("name", "tool_call_id")
+_REASONING = ("reasoning_content", "reasoning", "thinking")
+_LEARNED = {"weight": 1, "train": 1, "training": 1, "loss": 1, "loss_weight": 1, "masked": 0}
+"""Names that say whether a turn is learned → the value that says yes."""
+_FIELDS = ("role", "content", "tool_calls", "function_call", *_KEPT, *_REASONING, *_LEARNED)
+_CALL_FIELDS = ("id", "type", "index", "function")
 
 Tool = dict[str, Any]
 """A tool's description as OpenAI's API takes it: `{"type": "function", "function": {name, description, parameters}}`,
@@ -24,7 +29,8 @@ class FunctionCall(TypedDict):
     """Which function is called with what."""
 
     name: str
-    arguments: dict[str, Any]
+    arguments: dict[str, Any] | str
+    """An object, or its JSON text as the row has it."""
 
 
 class ToolCall(TypedDict, total=False):
@@ -51,14 +57,15 @@ class Message(TypedDict, total=False):
 
 
 def normalise_messages(messages: object) -> list[Message]:
-    """Return messages with plain text contents, known role names, and tool arguments as objects.
+    """Return messages with plain text contents and one name for each role and field.
 
     Args:
-        messages: Rows as people have them: contents that are null or lists of text parts, tool calls whose arguments
-            are JSON strings, the roles `developer`, `human`, `model` and `function`.
+        messages: Rows as people have them: contents that are null or lists of text parts, the roles `developer`,
+            `human`, `model` and `function`, a `function_call` instead of tool calls, reasoning under any of its names,
+            and `weight`, `train`, `loss`, `loss_weight` or `masked` for whether a turn is learned.
 
     Raises:
-        UserError: if one is no message, naming it by its place.
+        UserError: if one is no message or has a field that says something unknown, naming it by its place.
     """
     if not isinstance(messages, Sequence) or isinstance(messages, str | bytes):
         raise UserError(f"the messages are a {type(messages).__name__}, not a list of {{role, content}}")
@@ -123,26 +130,57 @@ def _normalise(message: object, number: int) -> Message:
         role = _OTHER_NAMES.get(role, role)
     if role not in ROLES:
         raise UserError(f"message {number} has the role {role!r}; it must be one of {', '.join(ROLES)}")
+    unknown = [name for name, value in message.items() if name not in _FIELDS and not is_empty(value)]
+    if unknown:
+        raise UserError(
+            f"message {number} ({role}) has the fields {', '.join(map(repr, unknown))}, which nothing here reads; a "
+            f"message has {', '.join(_FIELDS)} (set ignore_fields to leave others out)"
+        )
     result = Message(role=role, content=_text(message.get("content"), number))
-    for name in _KEPT:
+    for name in (*_KEPT, *_REASONING):
         value = message.get(name)
         if value is not None and not isinstance(value, str):
             raise UserError(f"the {name} of message {number} is a {type(value).__name__}, not text")
-        if value is not None:
-            result[name] = value  # type: ignore[literal-required]
-    weight = message.get("weight")
+        if value is None:
+            continue
+        field = "reasoning_content" if name in _REASONING else name
+        if result.setdefault(field, value) != value:  # type: ignore[misc]
+            raise UserError(f"message {number} has two different reasonings ({', '.join(_REASONING)}); keep one")
+    weight = _weight(message, number)
     if weight is not None:
-        if weight not in (0, 1):
-            raise UserError(f"the weight of message {number} is {weight!r}; it must be 0 (context only) or 1")
-        result["weight"] = int(weight)
-    calls = message.get("tool_calls")
+        if weight and role != "assistant":
+            raise UserError(f"message {number} ({role}) is marked to be learned; only the assistant's turns are")
+        result["weight"] = weight
+    calls = message.get("tool_calls") or []
+    if not isinstance(calls, Sequence) or isinstance(calls, str | bytes):
+        raise UserError(f"the tool_calls of message {number} are a {type(calls).__name__}, not a list")
+    if message.get("function_call"):
+        calls = [*calls, message["function_call"]]
     if calls:
-        if not isinstance(calls, Sequence) or isinstance(calls, str | bytes):
-            raise UserError(f"the tool_calls of message {number} are a {type(calls).__name__}, not a list")
         result["tool_calls"] = [_call(call, number) for call in calls]
     if message.get("content") is None and "tool_calls" not in result:
         raise UserError(f"message {number} ({role}) has no content")
     return result
+
+
+def is_empty(value: object) -> bool:
+    """Return whether a field says nothing: null, as tables have where a row lacks a field, or empty."""
+    return value is None or (isinstance(value, str | Sequence | Mapping) and not value)
+
+
+def _weight(message: Mapping[str, Any], number: int) -> int | None:
+    """Return 1 or 0 where a message says whether it is learned."""
+    said = {}
+    for name, learned in _LEARNED.items():
+        value = message.get(name)
+        if value is None:
+            continue
+        if isinstance(value, str) or value not in (0, 1):
+            raise UserError(f"the {name} of message {number} is {value!r}; it must be 0 (false) or 1 (true)")
+        said[name] = int(value == learned)
+    if len(set(said.values())) > 1:
+        raise UserError(f"message {number} says both that it is learned and that it is not ({', '.join(said)})")
+    return next(iter(said.values()), None)
 
 
 def _text(content: object, number: int) -> str:
@@ -165,17 +203,30 @@ def _text(content: object, number: int) -> str:
 
 def _call(call: object, number: int) -> ToolCall:
     function = call.get("function", call) if isinstance(call, Mapping) else None
-    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+    if not isinstance(call, Mapping) or not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
         raise UserError(f"message {number} has a tool call without a function's name")
+    known = ("name", "arguments", *(_CALL_FIELDS if function is call else ()))
+    unknown = [name for name, value in function.items() if name not in known and not is_empty(value)]
+    if function is not call:
+        unknown += [name for name, value in call.items() if name not in _CALL_FIELDS and not is_empty(value)]
+    if unknown:
+        raise UserError(
+            f"message {number}: the call of {function['name']} has the fields {', '.join(map(repr, unknown))}, which "
+            "nothing here reads; a call has id, type and function: {name, arguments}"
+        )
+    if call.get("type") not in (None, "function"):
+        raise UserError(f"message {number} has a tool call of type {call['type']!r}; only functions can be called")
     arguments = function.get("arguments", {})
+    value = arguments
     if isinstance(arguments, str):
         try:
-            arguments = json.loads(arguments)
+            value = json.loads(arguments)
         except (ValueError, RecursionError) as error:
             raise UserError(f"message {number}: the arguments of {function['name']} are not JSON ({error})") from error
-    if not isinstance(arguments, Mapping):
+    if not isinstance(value, Mapping):
         raise UserError(f"message {number}: the arguments of {function['name']} are no JSON object")
-    result = ToolCall(type="function", function=FunctionCall(name=function["name"], arguments=dict(arguments)))
-    if isinstance(call, Mapping) and isinstance(call.get("id"), str):
+    kept = arguments if isinstance(arguments, str) else dict(value)
+    result = ToolCall(type="function", function=FunctionCall(name=function["name"], arguments=kept))
+    if isinstance(call.get("id"), str):
         result["id"] = call["id"]
     return result

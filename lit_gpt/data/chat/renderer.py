@@ -1,12 +1,11 @@
 """Messages → ids and the mask of the assistant's tokens.
 
-In stages: the template gives the text and the places of the answers in it (characters); the text is cut at these
+In stages: the template gives the text and the places of the answers in it (`answers`); the text is cut at these
 places; each piece is tokenised by itself. So a token never straddles the border between prompt and answer, and the
 prompt of a training row has the very ids that the model is prompted with later.
 
-Where the answers are comes from the template itself: `{% generation %}` marks them; of a template without these marks
-the answer to turn i is what `messages[: i + 1]` renders beyond `messages[: i]` with its generation prompt, up to the
-last special token. That holds only if each rendering begins with the one before, and is refused where it does not.
+Templates differ in what they take: contents as texts or as lists of parts, arguments of tool calls as objects or as
+JSON text. Which one a template takes is tried once, on a conversation that shows whether its contents appear.
 
 A content that spells a special token (`<|im_end|>`) must not become one: a character that occurs nowhere else is put
 inside it before rendering and cut out before tokenising.
@@ -19,13 +18,13 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from lit_gpt.data.chat.messages import Message, Tool, check_messages, normalise_messages
+from lit_gpt.data.chat.answers import ANSWER, ANSWERED, ASKED, CALLED, QUESTION, TOOL, Answer, AnswerFinder
+from lit_gpt.data.chat.messages import Message, Tool, ToolCall, check_messages, normalise_messages
 from lit_gpt.data.chat.template import ChatTemplate, template_of
 from lit_gpt.data.tokenizers import Tokenizer
 from lit_gpt.errors import UserError
 
 _GUARDS = range(0xE000, 0xF900)  # private use: no text needs all of them
-_PROBE = [Message(role="user", content="a"), Message(role="assistant", content="b")]
 
 
 class RenderedChat(NamedTuple):
@@ -35,6 +34,8 @@ class RenderedChat(NamedTuple):
     mask: list[bool]
     """True on the tokens that the assistant has to produce."""
     text: str
+    notes: tuple[str, ...] = ()
+    """What a template has no place for, each to be counted."""
 
 
 class ChatRenderer:
@@ -68,75 +69,118 @@ class ChatRenderer:
         self._special = re.compile("|".join(map(re.escape, longest_first))) if special else None
 
     def __call__(
-        self,
-        messages: Sequence[Message],
-        add_generation_prompt: bool = False,
-        tools: Sequence[Tool] | None = None,
-        needs_mask: bool = True,
+        self, messages: Sequence[Message], add_generation_prompt: bool = False, tools: Sequence[Tool] | None = None
     ) -> RenderedChat:
-        """Render a conversation.
+        """Render a conversation that the model is to continue; nothing of it is learned.
 
         Args:
             messages: The turns; they are normalised here.
             add_generation_prompt: End with what opens the assistant's next turn.
             tools: What the assistant may call.
-            needs_mask: Refuse a template that does not show where answers are. Without, such a conversation is
-                tokenised in one piece and its mask is False throughout.
 
         Raises:
-            UserError: if the template does not render them, or answers cannot be distinguished from the rest.
+            UserError: if the template does not render them.
         """
+        turns, described, guard = self._guarded(messages, tools)
+        text = self._render(turns, add_generation_prompt, described)[0]
+        cuts = []
+        for index, turn in enumerate(turns):
+            if turn["role"] == "assistant":
+                answer = self._attempt(turns, index, described)
+                if answer is not None and text.startswith(answer.text):
+                    cuts += [(*span, False) for span in answer.spans]
+        return self._tokens(text, cuts, guard)
+
+    def learned(self, messages: Sequence[Message], tools: Sequence[Tool] | None = None) -> list[RenderedChat]:
+        """Render a conversation to be learned: every answer of weight 1 is in exactly one of the renderings.
+
+        Args:
+            messages: The turns; they are normalised here.
+            tools: What the assistant may call.
+
+        Returns:
+            One, unless the template renders answers otherwise once turns follow; each ends with an answer. None where
+            no answer is to be learned.
+
+        Raises:
+            UserError: if the template does not render them, leaves something out, or answers cannot be distinguished
+                from the rest.
+        """
+        turns, described, guard = self._guarded(messages, tools)
+        answers: list[tuple[Answer, bool]] = []
+        for index, turn in enumerate(turns):
+            if turn["role"] == "assistant" and turn.get("weight", 1):
+                answers.append((self._answers.find(turns, index, described), True))
+            elif turn["role"] == "assistant" and (context := self._attempt(turns, index, described)) is not None:
+                answers.append((context, False))
+        chosen: list[Answer] = []  # the last of each rendering
+        for answer, is_learned in reversed(answers):
+            if is_learned and not any(later.text.startswith(answer.text) for later in chosen):
+                chosen.append(answer)
+        renderings = []
+        taken: set[int] = set()
+        for last in reversed(chosen):
+            cuts = []
+            notes: tuple[str, ...] = ()
+            for place, (answer, is_learned) in enumerate(answers):
+                if last.text.startswith(answer.text):
+                    mine = is_learned and place not in taken
+                    taken.add(place)
+                    cuts += [(*span, mine) for span in answer.spans]
+                    notes += tuple(note for note in answer.notes if mine and note not in notes)
+            renderings.append(self._tokens(last.text, cuts, guard)._replace(notes=notes))
+        return renderings
+
+    def _guarded(
+        self, messages: Sequence[Message], tools: Sequence[Tool] | None
+    ) -> tuple[list[Message], list[Tool], str]:
+        """Return turns and tools in which no content spells a special token, and the character that breaks them."""
         turns = normalise_messages(messages)
         described = [tool if "function" in tool else {"type": "function", "function": tool} for tool in tools or ()]
         guard = self._unused_character([turns, described])
-        guarded: list[Message] = _replace(turns, lambda text: self._guard(text, guard))
-        described = _replace(described, lambda text: self._guard(text, guard))
-        answering = [turn for turn in turns if turn["role"] == "assistant"]
-        if not answering:
-            text, places = self._render(guarded, add_generation_prompt, described)
-        elif self.template.marks_answers:
-            text, places = self._render(guarded, add_generation_prompt, described, marks=True)
-            if len(places) != len(answering):
-                raise UserError(
-                    f"the chat template ({self.template.name}) marks {len(places)} answers with {{% generation %}} "
-                    f"where the conversation has {len(answering)}"
-                )
-        else:
-            text, places = self._answers_by_prefixes(guarded, add_generation_prompt, described, needs_mask)
+        return (
+            _replace(turns, lambda t: self._guard(t, guard)),
+            _replace(described, lambda t: self._guard(t, guard)),
+            guard,
+        )
+
+    def _attempt(self, turns: list[Message], index: int, tools: list[Tool]) -> Answer | None:
+        """Find an answer that is context only; one that the template does not show is no reason to refuse."""
+        try:
+            return self._answers.find(turns, index, tools, check=False)
+        except UserError:
+            return None
+
+    def _tokens(self, text: str, spans: Sequence[tuple[int, int, bool]], guard: str) -> RenderedChat:
+        """Tokenise a text in pieces: spans, each learned or not, and what is between them."""
         ids: list[int] = []
         mask: list[bool] = []
         end_before = 0
-        for (start, end), turn in zip(places, answering, strict=False):
-            learned = bool(turn.get("weight", 1))
+        for start, end, learned in (*spans, (len(text), len(text), False)):
             for first, last, mine in ((end_before, start, False), (start, end, learned)):
                 encoded = self._encode(text, first, last, guard)
                 ids += encoded
                 mask += [mine] * len(encoded)
             end_before = end
-        encoded = self._encode(text, end_before, len(text), guard)
-        ids += encoded
-        mask += [False] * len(encoded)
         return RenderedChat(ids, mask, text.replace(guard, ""))
 
     @cached_property
+    def _answers(self) -> AnswerFinder:
+        return AnswerFinder(self._render, self._special, self.template.name, self.template.marks_answers)
+
+    @cached_property
     def stop_ids(self) -> tuple[int, ...]:
-        """Ids that end an answer: the one that this template puts there, and the tokenizer's end of text.
+        """Ids that end an answer: what this template puts there, also after tool calls, and the end of text.
 
         Raises:
             UserError: if the template ends an answer with no special token of the tokenizer: the model would never
                 learn to stop.
         """
-        rendered = self(_PROBE)
-        learned = [index for index, mine in zip(rendered.ids, rendered.mask, strict=True) if mine]
-        last = learned[-1]
-        if last not in self.special_ids:
-            text = self.tokenizer.decode(learned)
-            raise UserError(
-                f"the chat template ({self.template.name}) ends the answer 'b' as {text!r}, which is no special token "
-                "of the tokenizer, so a model could not learn to stop; name the token that closes an answer in the "
-                "template's first line, {#- tokens: <|end|> -#}, so that it is added"
-            )
-        return tuple(dict.fromkeys((last, self.tokenizer.separator_id)))
+        stops = [self._answers.find([ASKED, ANSWERED], 1, [], check=False).text]
+        if self._answers.after_calls is not None:
+            stops.append(self._answers.after_calls.stop)
+        found = [self._ids(self._backend, text)[-1] for text in stops]
+        return tuple(dict.fromkeys((*found, self.tokenizer.separator_id)))
 
     def check(self) -> None:
         """Render a conversation of one turn, to meet what is wrong with the template before the data.
@@ -156,7 +200,13 @@ class ChatRenderer:
     # ------------------------------------------------------------------ text
 
     def _render(
-        self, messages: list[Message], add_generation_prompt: bool, tools: Sequence[Tool], marks: bool = False
+        self, messages: Sequence[Message], add_generation_prompt: bool, tools: Sequence[Tool], marks: bool = False
+    ) -> tuple[str, list[tuple[int, int]]]:
+        turns = [self._as_taken(message) for message in messages]
+        return self._jinja(turns, add_generation_prompt, tools, marks)
+
+    def _jinja(
+        self, messages: Sequence[Any], add_generation_prompt: bool, tools: Sequence[Tool], marks: bool = False
     ) -> tuple[str, list[tuple[int, int]]]:
         import jinja2
         from transformers.utils.chat_template_utils import render_jinja_template
@@ -173,32 +223,61 @@ class ChatRenderer:
                 add_generation_prompt=add_generation_prompt,
                 **(variables | self._named_tokens),
             )
-        except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError, ArithmeticError) as error:
+        except (
+            jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError,
+        ) as error:  # fmt: skip
             raise UserError(f"the chat template ({self.template.name}) does not render: {_reason(error)}") from error
         texts, places = result
         return texts[0], list(places[0]) if marks else []
 
-    def _answers_by_prefixes(
-        self, messages: list[Message], add_generation_prompt: bool, tools: list[Tool], needs_mask: bool
-    ) -> tuple[str, list[tuple[int, int]]]:
-        text = self._render(messages, add_generation_prompt, tools)[0]
-        answers = []
-        for index, message in enumerate(messages):
-            if message["role"] != "assistant":
+    def _as_taken(self, message: Message) -> dict[str, Any]:
+        """Return a message with contents and tool calls in the form that the template takes."""
+        taken: dict[str, Any] = dict(message)
+        if message.get("tool_calls"):
+            content, kinds = self._call_form
+            taken["content"] = message["content"] or content
+            taken["tool_calls"] = [_with_arguments(call, kinds) for call in message["tool_calls"]]
+        if self._takes_parts and isinstance(taken["content"], str):
+            taken["content"] = [{"type": "text", "text": taken["content"]}]
+        return taken
+
+    @cached_property
+    def _takes_parts(self) -> bool:
+        """Whether contents appear only as lists of parts, as in templates of models that also see pictures."""
+        for as_parts in (False, True):
+            probe: list[dict[str, Any]] = [dict(ASKED), dict(ANSWERED)]
+            for message in probe:
+                if as_parts:
+                    message["content"] = [{"type": "text", "text": message["content"]}]
+            try:
+                text = self._jinja(probe, False, [])[0]
+            except UserError:
                 continue
-            prompt = self._render(messages[:index], True, tools)[0]
-            answered = self._render(messages[: index + 1], False, tools)[0]
-            ends = [match.end() for match in (self._special.finditer(answered) if self._special else ())]
-            if not (answered.startswith(prompt) and text.startswith(answered)):
-                if not needs_mask:
-                    return text, []
-                raise UserError(
-                    f"the chat template ({self.template.name}) has no way to find the assistant's tokens: it has no "
-                    "{% generation %} marks, and renders earlier turns otherwise once later ones follow; put the "
-                    "assistant's content and its stop token between {% generation %} and {% endgeneration %}"
-                )
-            answers.append((len(prompt), max([end for end in ends if end > len(prompt)], default=len(answered))))
-        return text, answers
+            if QUESTION in text and ANSWER in text:
+                return as_parts
+        return False
+
+    @cached_property
+    def _call_form(self) -> tuple[str | None, tuple[type, ...]]:
+        """What an empty content beside tool calls is, and as what their arguments appear: objects, JSON text or both.
+
+        Most templates take objects and write them as JSON; some take either and write the same. DeepSeek's take JSON
+        text, which others would put into quotes. DeepSeek-R1's read calls only where the content is null.
+        """
+        for content in ("", None):
+            texts: dict[type, str] = {}
+            for kind, arguments in ((dict, {"k": ANSWER}), (str, json.dumps({"k": ANSWER}, ensure_ascii=False))):
+                call = {**CALLED, "function": {"name": "f", "arguments": arguments}}
+                calling = {"role": "assistant", "content": content, "tool_calls": [call]}
+                try:
+                    text = self._jinja([ASKED, calling], False, [TOOL])[0].partition(QUESTION)[2]
+                except UserError:
+                    continue
+                if ANSWER in text and '\\"' not in text:
+                    texts[kind] = "".join(text.split())
+            if texts:
+                return content, tuple(kind for kind in texts if texts[kind] == texts.get(dict, texts[kind]))
+        return "", (dict,)
 
     @cached_property
     def _named_tokens(self) -> dict[str, str]:
@@ -313,7 +392,7 @@ def render(
     """
     turns = normalise_messages(messages)
     check_messages(turns)
-    return _renderer(tokenizer, template)(turns, add_generation_prompt, tools, needs_mask=False).ids
+    return _renderer(tokenizer, template)(turns, add_generation_prompt, tools).ids
 
 
 def render_text(
@@ -326,12 +405,21 @@ def render_text(
     """Return the text that `render` tokenises."""
     turns = normalise_messages(messages)
     check_messages(turns)
-    return _renderer(tokenizer, template)(turns, add_generation_prompt, tools, needs_mask=False).text
+    return _renderer(tokenizer, template)(turns, add_generation_prompt, tools).text
 
 
 def stop_token_ids(tokenizer: Tokenizer, template: ChatTemplate | None = None) -> tuple[int, ...]:
     """Return the ids that end an answer (see `ChatRenderer.stop_ids`)."""
     return _renderer(tokenizer, template).stop_ids
+
+
+def _with_arguments(call: ToolCall, kinds: tuple[type, ...]) -> dict[str, Any]:
+    """Return a tool call with its arguments as they are, or in the form that a template takes."""
+    function = call["function"]
+    arguments: Any = function["arguments"]
+    if type(arguments) not in kinds:
+        arguments = json.loads(arguments) if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+    return {**call, "function": {**function, "arguments": arguments}}
 
 
 def _replace(value: Any, change: Any) -> Any:

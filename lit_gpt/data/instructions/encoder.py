@@ -1,7 +1,8 @@
 """Instruction rows → tokens, and which tokenizer they need."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -20,7 +21,7 @@ The first two are counted."""
 
 CUT = "cut off at the context's end"
 DROPPED = "left out as longer than the context"
-NO_REASONING = "without their reasoning_content, for which the chat template has no place"
+SPLIT = "with a sequence for each answer, as the chat template changes earlier ones once turns follow"
 
 
 class InstructionEncoder:
@@ -32,6 +33,7 @@ class InstructionEncoder:
         long_rows: What happens then.
         columns: Our name of a field → the data's.
         system_prompt: Given to rows that have none.
+        ignore_fields: Fields of rows and turns to leave out.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class InstructionEncoder:
         long_rows: LongRows = "cut",
         columns: Mapping[str, str] | None = None,
         system_prompt: str | None = None,
+        ignore_fields: Sequence[str] = (),
     ) -> None:
         if long_rows not in ("cut", "drop", "error"):
             raise UserError(f"long_rows is {long_rows!r}; it can be cut, drop or error")
@@ -49,62 +52,90 @@ class InstructionEncoder:
         self.long_rows = long_rows
         self.columns = dict(columns or {})
         self.system_prompt = system_prompt
+        self.ignore_fields = tuple(ignore_fields)
         self.vocab_size = renderer.tokenizer.vocab_size
-        self._renders_reasoning = "reasoning_content" in renderer.template.source
 
     def fingerprint(self) -> str:
         """Return a hash of everything that decides the tokens."""
         return sha256_json([
             type(self).__name__, self.renderer.tokenizer.fingerprint, self.renderer.template.source, self.block_size,
-            self.long_rows, self.columns, self.system_prompt,
+            self.long_rows, self.columns, self.system_prompt, self.ignore_fields,
         ])  # fmt: skip
 
-    def __call__(self, row: Record) -> EncodedRow | str:
-        """Encode a row.
+    def __call__(self, row: Record) -> EncodedRow | list[EncodedRow] | str:
+        """Encode a row; it gives several where the template renders answers otherwise once turns follow.
 
         Raises:
             UserError: if it has no usable form, or its prompt alone fills the context.
         """
-        conversation = conversation_of(row.values, self.columns, self.system_prompt)
-        encoded = self.sequence(conversation.messages, conversation.tools)
+        conversation = conversation_of(row.values, self.columns, self.system_prompt, self.ignore_fields)
+        encoded = self.sequences(conversation.messages, conversation.tools)
         if isinstance(encoded, str):
             return encoded
-        sequence, was_cut = encoded
-        notes = (CUT,) if was_cut else ()
-        if not self._renders_reasoning and any("reasoning_content" in turn for turn in conversation.messages):
-            notes = (*notes, NO_REASONING)
-        return EncodedRow((sequence,), prompt_key(conversation.prompt), notes=notes)
+        key = prompt_key(conversation.prompt)
+        rows = [EncodedRow((sequence,), key, notes=notes) for sequence, notes in encoded]
+        # What is said of the row is counted once.
+        notes = tuple(dict.fromkeys(note for row in rows for note in row.notes)) + ((SPLIT,) if len(rows) > 1 else ())
+        rows[0] = replace(rows[0], notes=notes, left_out=conversation.left_out)
+        return [rows[0], *(replace(row, notes=()) for row in rows[1:])]
 
-    def sequence(self, messages: list[Message], tools: list[Tool]) -> tuple[EncodedSequence, bool] | str:
-        """Return tokens and mask of checked messages and whether their end was cut off, or the rule they fell to.
+    def sequence(self, messages: list[Message], tools: list[Tool]) -> tuple[EncodedSequence, tuple[str, ...]] | str:
+        """Return the sequence of checked messages of which one is wanted: see `sequences`.
+
+        Raises:
+            UserError: if their answers cannot be learned in one sequence.
+        """
+        encoded = self.sequences(messages, tools)
+        if isinstance(encoded, str):
+            return encoded
+        if len(encoded) > 1:
+            raise UserError(
+                f"the chat template ({self.renderer.template.name}) renders an answer otherwise once turns follow, so "
+                "several answers of this row cannot be judged together; give all but the last weight: 0"
+            )
+        return encoded[0]
+
+    def sequences(
+        self, messages: list[Message], tools: list[Tool]
+    ) -> list[tuple[EncodedSequence, tuple[str, ...]]] | str:
+        """Return tokens, mask and notes of checked messages, or the rule they fell to.
 
         Raises:
             UserError: if no token of an answer is within the context, or `long_rows` is `error`.
         """
-        ids, mask, _ = self.renderer(messages, tools=tools)
-        if not any(mask):
-            raise UserError("it has no token to learn: every answer is empty or has weight 0")
-        end = max(place for place, mine in enumerate(mask) if mine) + 1  # nothing is learned from what follows
-        ids, mask = ids[:end], mask[:end]
+        found = self.renderer.learned(messages, tools)
+        if not found:
+            raise UserError("it has no token to learn: every answer has weight 0")
         limit = self.block_size + 1
-        if end <= limit:
-            return EncodedSequence(ids, mask), False
-        if self.long_rows == "drop":
+        longest = max(len(one.ids) for one in found)
+        if longest > limit and self.long_rows == "drop":
             return DROPPED
-        first = mask.index(True)
-        if first >= limit:
+        if longest > limit and self.long_rows == "error":
+            raise UserError(f"it has {longest} tokens, more than block_size {self.block_size} + 1 (long_rows: error)")
+        kept = []
+        for one in found:
+            notes = (*one.notes, CUT) if len(one.ids) > limit else one.notes
+            if any(one.mask[:limit]):
+                kept.append((EncodedSequence(one.ids[:limit], one.mask[:limit]), notes))
+            elif kept:  # an answer beyond the context, as those at the end of one long sequence
+                kept[-1] = (kept[-1][0], tuple(dict.fromkeys((*kept[-1][1], CUT))))
+        if not kept:
             raise UserError(
-                f"its prompt has {first} tokens, more than block_size {self.block_size}, so nothing of the answer is "
-                "within the context"
+                f"its prompt has {found[0].mask.index(True)} tokens, more than block_size {self.block_size}, so "
+                "nothing of the answer is within the context"
             )
-        if self.long_rows == "error":
-            raise UserError(f"it has {end} tokens, more than block_size {self.block_size} + 1 (long_rows: error)")
-        return EncodedSequence(ids[:limit], mask[:limit]), True
+        return kept
+
+
+def as_context(messages: Sequence[Message]) -> list[Message]:
+    """Return messages of which no answer is learned."""
+    return [Message(**{**turn, "weight": 0}) if turn["role"] == "assistant" else turn for turn in messages]
 
 
 def prompt_key(prompt: list[Message]) -> str:
     """Return the text whose hash decides a row's split: rows with one prompt are never on both sides."""
-    return json.dumps(prompt, sort_keys=True, ensure_ascii=False, default=str)
+    plain = [{name: value for name, value in turn.items() if name != "weight"} for turn in prompt]
+    return json.dumps(plain, sort_keys=True, ensure_ascii=False, default=str)
 
 
 def chat_tokenizer(

@@ -2,20 +2,25 @@
 
 | form | fields |
 |---|---|
-| OpenAI | `messages` (role, content, tool_calls), `tools` |
-| ShareGPT | `conversations` (from, value), `system`, `tools` |
+| OpenAI | `messages` (role, content, tool_calls) |
+| ShareGPT | `conversations` (from, value) |
 | prompt/completion | `prompt`, and `completion`, `response` or `answer`: texts, or lists of messages |
-| question/answer | `question`, `answer` |
-| Alpaca, Dolly | `instruction`, `input` or `context` (may be empty), `output` or `response`, `system` |
+| question/answer | `question`, `answer` (or another name of an answer) |
+| Alpaca, Dolly | `instruction`, `input` or `context` (may be empty), `output` or `response`, `history` |
 
-Other names are mapped to these by `columns`. A row must have exactly one form, so that no field is silently left out.
+All may have `system` (or `system_prompt`) and `tools`. Other names are mapped to these by `columns`.
+
+A row's fields are read through `RowFields`, which knows what was read. Any other field is an error, unless it is empty,
+says something about the row (`id`, `source`, a score), repeats what was read, or is named in `ignore_fields`: those are
+left out and reported by name.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
-from lit_gpt.data.chat.messages import Message, Tool, check_messages, normalise_messages
+from lit_gpt.data.chat.messages import Message, Tool, check_messages, is_empty, normalise_messages
 from lit_gpt.errors import UserError
 
 _SHAREGPT_ROLES = {
@@ -32,13 +37,25 @@ _SHAREGPT_ROLES = {
     "function_response": "tool",
 }
 _ANSWERS = ("completion", "response", "answer", "output")
+_MEDIA = ("image", "images", "video", "videos", "audio", "audios")
+METADATA = frozenset({
+    "id", "_id", "idx", "index", "uuid", "uid", "hash", "row_id", "prompt_id", "conversation_id", "question_id",
+    "message_id", "task_id", "source", "sources", "dataset", "dataset_name", "data_source", "origin", "category",
+    "categories", "topic", "tags", "task", "task_type", "difficulty", "language", "lang", "model", "model_name",
+    "generator", "quality", "score", "scores", "rating", "ratings", "score_chosen", "score_rejected", "chosen_score",
+    "rejected_score", "chosen_rating", "rejected_rating", "chosen-rating", "rejected-rating", "chosen_model",
+    "rejected_model", "chosen-model", "rejected-model", "timestamp", "date", "created_at", "url", "license", "split",
+    "subset", "meta", "metadata", "num_turns", "num_tokens", "token_count", "length", "title",
+})  # fmt: skip
+"""Fields that say something about a row and are no part of what is learned: left out, and reported."""
 
 
 class Conversation(NamedTuple):
-    """Checked messages, and what tools the assistant may call."""
+    """Checked messages, what tools the assistant may call, and which fields of the row were left out."""
 
     messages: list[Message]
     tools: list[Tool]
+    left_out: tuple[str, ...] = ()
 
     @property
     def prompt(self) -> list[Message]:
@@ -47,71 +64,231 @@ class Conversation(NamedTuple):
         return self.messages[:first]
 
 
+class RowFields:
+    """The fields of a row by our names for them; it remembers which were read.
+
+    Args:
+        row: Its fields.
+        columns: Our name of a field → the name that the row has for it.
+        ignore_fields: Fields of the row and of its turns to leave out; `*` stands for any characters.
+
+    Attributes:
+        left_out: Names of fields that are not read, in order.
+
+    Raises:
+        UserError: if a named column is not there, or a row has another field of our name for it.
+    """
+
+    def __init__(
+        self, row: Mapping[str, Any], columns: Mapping[str, str] | None = None, ignore_fields: Sequence[str] = ()
+    ) -> None:
+        self.names_answer = any(field in _ANSWERS for field in columns or {})
+        self.columns = dict(columns or {})
+        self.left_out: list[str] = []
+        self._ignore_fields = ignore_fields
+        for field, column in self.columns.items():
+            is_renamed = field in self.columns.values() or self._is_ignored(field)
+            if not is_renamed and not is_empty(row.get(field)):
+                raise UserError(f"it has {field!r} of its own beside {column!r} (columns.{field}); ignore_fields one")
+        self.values = renamed(row, columns)
+        self._read: set[str] = set()
+        for name in [name for name in self.values if self._is_ignored(name) and name not in self.columns]:
+            if not is_empty(self.values.pop(name)):
+                self.left_out.append(name)
+
+    def get(self, name: str) -> Any:
+        """Return a field, None if the row lacks it."""
+        self._read.add(name)
+        return self.values.get(name)
+
+    def turns(self, value: Any, role: str, field: str) -> list[Message]:
+        """Return messages from a text, which is one turn of `role`, or from a list of messages, OpenAI's or ShareGPT's.
+
+        Raises:
+            UserError: if it is neither.
+        """
+        turns = [value] if isinstance(value, Mapping) else value
+        if self._ignore_fields and isinstance(turns, list):
+            value = [self._without_ignored(turn) if isinstance(turn, Mapping) else turn for turn in turns]
+        return turns_of(value, role, field)
+
+    def finish(self, messages: Sequence[Message]) -> tuple[str, ...]:
+        """Check that nothing of the row is lost, and return the names of the fields that are left out.
+
+        Args:
+            messages: What was made of those that were read.
+
+        Raises:
+            UserError: if a field was not read and is not known to be no part of what is learned.
+        """
+        contents = {message["content"].strip() for message in messages}
+        unknown = []
+        for name, value in self.values.items():
+            if name in self._read or is_empty(value):
+                continue
+            if name in METADATA or _repeats(value, contents):
+                self.left_out.append(name)
+            else:
+                unknown.append(name)
+        self.refuse_media()
+        if unknown:
+            read = [name for name in self.values if name in self._read]
+            raise UserError(
+                f"nothing reads its fields {', '.join(map(repr, unknown))} beside {', '.join(map(repr, read))}; set "
+                f"ignore_fields: [{', '.join(unknown)}] to leave them out, or columns to read them"
+            )
+        return tuple(self.left_out)
+
+    def refuse_media(self) -> None:
+        """Refuse a row with pictures, sound or films.
+
+        Raises:
+            UserError: if it has any.
+        """
+        media = [name for name in _MEDIA if not is_empty(self.values.get(name)) and name not in self._read]
+        if media:
+            raise UserError(f"its field {media[0]!r} holds what is no text, and only text can be learned")
+
+    def _is_ignored(self, name: str) -> bool:
+        return any(fnmatchcase(name, pattern) for pattern in self._ignore_fields)
+
+    def _without_ignored(self, turn: Mapping[str, Any]) -> dict[str, Any]:
+        kept = {}
+        for name, value in turn.items():
+            if not self._is_ignored(name):
+                kept[name] = value
+            elif not is_empty(value) and name not in self.left_out:
+                self.left_out.append(name)
+        return kept
+
+
 def conversation_of(
-    row: Mapping[str, Any], columns: Mapping[str, str] | None = None, system_prompt: str | None = None
+    row: Mapping[str, Any],
+    columns: Mapping[str, str] | None = None,
+    system_prompt: str | None = None,
+    ignore_fields: Sequence[str] = (),
 ) -> Conversation:
     """Read a row.
+
+    The answers in `messages`, `conversations` and `history` are learned; those within a `prompt` are context.
 
     Args:
         row: Its fields.
         columns: Our name of a field → the name that the row has for it.
         system_prompt: Given to rows that have none.
+        ignore_fields: Fields to leave out (see `RowFields`).
 
     Raises:
-        UserError: if it has none of the forms, a field is missing or empty, or the roles are out of order.
+        UserError: if it has none of the forms, a field is missing, empty or unknown, or the roles are out of order.
     """
-    row = renamed(row, columns)
-    if row.get("messages") is not None:
-        messages = normalise_messages(parsed(row["messages"], "messages"))
-    elif row.get("conversations") is not None:
-        messages = turns_of(parsed(row["conversations"], "conversations"), "user", "conversations")
-    elif "prompt" in row:
-        messages = [*turns_of(row["prompt"], "user", "prompt"), *turns_of(*_answer(row, "prompt"))]
-    elif "question" in row:
-        messages = [*turns_of(row["question"], "user", "question"), *turns_of(*_answer(row, "question"))]
-    elif "instruction" in row:
-        messages = [*turns_of(instruction_text(row), "user", "instruction"), *turns_of(*_answer(row, "instruction"))]
-    else:
-        raise UserError(
-            f"its fields are {', '.join(map(repr, row)) or 'none'}; an instruction has messages, conversations, "
-            "prompt and completion, question and answer, or instruction and output (set columns for other names)"
-        )
-    messages = with_system(messages, row, system_prompt)
+    fields = RowFields(row, columns, ignore_fields)
+    messages = chat_of(fields)
+    if messages is None:
+        question = question_of(fields)
+        if question is None:
+            raise UserError(
+                f"its fields are {', '.join(map(repr, row)) or 'none'}; an instruction has messages, conversations, "
+                "prompt and completion, question and answer, or instruction and output (set columns for other names)"
+            )
+        messages = [*question, *fields.turns(*_answer(fields))]
+    messages = with_system(messages, fields, system_prompt)
     check_messages(messages, for_training=True)
-    return Conversation(messages, tools_of(row))
+    tools = tools_of(fields)
+    return Conversation(messages, tools, fields.finish(messages))
 
 
-def with_system(messages: list[Message], row: Mapping[str, Any], system_prompt: str | None) -> list[Message]:
-    """Return messages that open with their own system prompt, the row's (`system`), or `system_prompt`.
+def chat_of(fields: RowFields) -> list[Message] | None:
+    """Return the messages of a row that is a whole conversation; None: it is none.
+
+    Raises:
+        UserError: if its field holds no messages.
+    """
+    for name in ("messages", "conversations"):
+        if fields.values.get(name) is not None:
+            value = parsed(fields.get(name), name)
+            if not isinstance(value, list):
+                raise UserError(f"the field {name!r} holds {type(value).__name__}, not a list of messages")
+            return fields.turns(value, "user", name)
+    return None
+
+
+def question_of(fields: RowFields) -> list[Message] | None:
+    """Return the turns before the answer of a row that has question and answer in fields of their own.
+
+    Raises:
+        UserError: if a field is of the wrong kind.
+    """
+    name = next((name for name in ("prompt", "question", "instruction") if name in fields.values), None)
+    if name is None:
+        return None
+    if name == "instruction":
+        turns = fields.turns(_instruction_text(fields), "user", name)
+    else:
+        turns = [_context(turn) for turn in fields.turns(fields.get(name), "user", name)]
+    return [*_history(fields), *turns]
+
+
+def _context(message: Message) -> Message:
+    """An answer within a prompt is not learned, unless it says that it is."""
+    return Message(**{"weight": 0, **message}) if message["role"] == "assistant" else message  # type: ignore[typeddict-item]
+
+
+def _history(fields: RowFields) -> list[Message]:
+    """Return Alpaca's earlier turns: a list of pairs of question and answer."""
+    history = fields.get("history")
+    history = parsed(history, "history") if history else []
+    pairs = history if isinstance(history, list) else [history]
+    turns = []
+    for pair in pairs:
+        if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) for text in pair)):
+            raise UserError(f"the field 'history' holds {pair!r}; it is a list of pairs of question and answer")
+        turns += [Message(role="user", content=pair[0]), Message(role="assistant", content=pair[1])]
+    return turns
+
+
+def with_system(messages: list[Message], fields: RowFields, system_prompt: str | None) -> list[Message]:
+    """Return messages that open with their own system prompt, the row's, or `system_prompt`.
 
     An empty one counts as none.
 
     Raises:
-        UserError: if `system` is no text.
+        UserError: if `system` is no text, or a row has two different ones.
     """
-    if messages and messages[0]["role"] == "system":
+    found = {}
+    if len(messages) > 1 and messages[0]["role"] == "system":
         if messages[0]["content"].strip():
-            return messages
-        messages = messages[1:]  # written by tools that always have the field
-    system = row.get("system")
-    if system is not None and not isinstance(system, str):
-        raise UserError(f"the field 'system' holds {type(system).__name__}, not text")
-    if system is None or not system.strip():
-        system = system_prompt
-    return messages if system is None or not messages else [Message(role="system", content=system), *messages]
+            found["messages"] = messages[0]["content"]
+        messages = messages[1:]  # an empty one is written by tools that always have the field
+    for name in ("system", "system_prompt"):
+        system = fields.get(name)
+        if system is not None and not isinstance(system, str):
+            raise UserError(f"the field {name!r} holds {type(system).__name__}, not text")
+        if system is not None and system.strip():
+            found[name] = system
+    if len(set(found.values())) > 1:
+        raise UserError(f"it has different system prompts in {' and '.join(map(repr, found))}; leave one out")
+    system = next(iter(found.values()), system_prompt)
+    if system is None or not messages or messages[0]["role"] == "system":
+        return messages
+    return [Message(role="system", content=system), *messages]
 
 
-def tools_of(row: Mapping[str, Any]) -> list[Tool]:
+def tools_of(fields: RowFields) -> list[Tool]:
     """Return what the assistant may call: the row's `tools`, a list or JSON text.
 
     Raises:
-        UserError: if they are no list of objects.
+        UserError: if they are no list of objects with names.
     """
-    tools = parsed(row["tools"], "tools") if row.get("tools") else []
+    tools = fields.get("tools")
+    tools = parsed(tools, "tools") if tools else []
     if tools is None:
         return []
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
         raise UserError("the field 'tools' holds no list of objects")
+    for number, tool in enumerate(tools, start=1):
+        function = tool.get("function", tool)
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise UserError(f"tool {number} has no name; a tool is {{type: function, function: {{name, parameters}}}}")
     return tools
 
 
@@ -122,8 +299,6 @@ def renamed(row: Mapping[str, Any], columns: Mapping[str, str] | None) -> dict[s
         UserError: if a named column is not there.
     """
     result = dict(row)
-    if any(field in _ANSWERS for field in columns or {}):  # the answer is named, so no other field is one
-        result = {name: value for name, value in row.items() if name not in _ANSWERS}
     for field, column in (columns or {}).items():
         if column not in row:
             raise UserError(f"no field {column!r} (columns.{field}); its fields are {', '.join(map(repr, row))}")
@@ -145,33 +320,40 @@ def turns_of(value: Any, role: str, field: str) -> list[Message]:
     raise UserError(f"the field {field!r} holds {type(value).__name__}, not text or messages")
 
 
-def _answer(row: Mapping[str, Any], question: str) -> tuple[Any, str, str]:
-    found = [name for name in _ANSWERS if row.get(name) is not None]
+def _answer(fields: RowFields) -> tuple[Any, str, str]:
+    names = [name for name in _ANSWERS if name in fields.columns] if fields.names_answer else _ANSWERS
+    found = [name for name in names if fields.values.get(name) is not None]
     if not found:
         raise UserError(
-            f"it has {question!r} but no answer ({', '.join(map(repr, _ANSWERS))}); its fields are "
-            f"{', '.join(map(repr, row))} (set columns)"
+            f"it has a question but no answer ({', '.join(map(repr, _ANSWERS))}); its fields are "
+            f"{', '.join(map(repr, fields.values))} (set columns)"
         )
     if len(found) > 1:
         raise UserError(f"both {found[0]!r} and {found[1]!r} could be the answer; set columns: {{completion: ...}}")
-    return row[found[0]], "assistant", found[0]
+    return fields.get(found[0]), "assistant", found[0]
 
 
-def instruction_text(row: Mapping[str, Any]) -> str:
-    """Return Alpaca's or Dolly's instruction with its input.
-
-    Raises:
-        UserError: if one of them is no text.
-    """
-    for field in ("instruction", "input", "context"):
-        if row.get(field) is not None and not isinstance(row[field], str):
-            raise UserError(f"the field {field!r} holds {type(row[field]).__name__}, not text")
-    if row["instruction"] is None:
+def _instruction_text(fields: RowFields) -> str:
+    """Return Alpaca's or Dolly's instruction with its input."""
+    parts = {name: fields.get(name) for name in ("instruction", "input", "context")}
+    for field, value in parts.items():
+        if value is not None and not isinstance(value, str):
+            raise UserError(f"the field {field!r} holds {type(value).__name__}, not text")
+    if parts["instruction"] is None:
         raise UserError("the field 'instruction' is null")
-    if row.get("input") and row.get("context"):
+    if parts["input"] and parts["context"]:
         raise UserError("both 'input' and 'context' could go with the instruction; set columns: {input: ...}")
-    more = row.get("input") or row.get("context") or ""
-    return f"{row['instruction']}\n\n{more}" if more.strip() else row["instruction"]
+    more = parts["input"] or parts["context"] or ""
+    return f"{parts['instruction']}\n\n{more}" if more.strip() else parts["instruction"]
+
+
+def _repeats(value: Any, contents: set[str]) -> bool:
+    """Return whether a field says what was read already, as UltraChat's `prompt` and Alpaca's `text` do."""
+    if isinstance(value, str):
+        return value.strip() in contents or all(content in value for content in contents)
+    if not isinstance(value, list) or not all(isinstance(turn, Mapping) for turn in value):
+        return False
+    return all(isinstance(t := turn.get("content", turn.get("value")), str) and t.strip() in contents for turn in value)
 
 
 def _from_sharegpt(turns: list[Any], field: str) -> list[Any]:
@@ -184,12 +366,15 @@ def _from_sharegpt(turns: list[Any], field: str) -> list[Any]:
         if "from" not in turn or "value" not in turn:
             raise UserError(f"message {number} of {field!r} lacks 'from' or 'value'")
         sender = str(turn["from"])
+        others = {name: value for name, value in turn.items() if name not in ("from", "value")}
         if sender == "function_call":
-            messages.append({"role": "assistant", "content": None, "tool_calls": [parsed(turn["value"], "value")]})
+            calls = parsed(turn["value"], "value")
+            calls = calls if isinstance(calls, list) else [calls]
+            messages.append({**others, "role": "assistant", "content": None, "tool_calls": calls})
             continue
         if sender not in _SHAREGPT_ROLES:
             raise UserError(f"message {number} is from {sender!r}; it must be one of {', '.join(_SHAREGPT_ROLES)}")
-        messages.append({"role": _SHAREGPT_ROLES[sender], "content": turn["value"]})
+        messages.append({**others, "role": _SHAREGPT_ROLES[sender], "content": turn["value"]})
     return messages
 
 

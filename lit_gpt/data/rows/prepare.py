@@ -74,10 +74,12 @@ def summary(manifest: dict[str, Any]) -> str:
     tokens = sum(count["num_tokens"] for count in manifest["splits"].values())
     targets = sum(count["num_targets"] for count in manifest["splits"].values())
     notes = "".join(f"; {count:,} {note}" for note, count in manifest["notes"].items())
+    left_out = f"; fields left out: {', '.join(manifest['fields_left_out'])}" if manifest["fields_left_out"] else ""
     skipped = f"; {manifest['num_skipped']:,} skipped" if manifest["num_skipped"] else ""
     named = "".join(f"\n  skipped {line}" for line in manifest["skipped"][:5])
     more = f"\n  and {manifest['num_skipped'] - 5:,} more (manifest.json)" if manifest["num_skipped"] > 5 else ""
-    return f"rows: {splits}; {tokens:,} tokens, {targets / tokens:.0%} of them learned{notes}{skipped}{named}{more}"
+    learned = f"{targets / tokens:.0%} of them learned"
+    return f"rows: {splits}; {tokens:,} tokens, {learned}{notes}{left_out}{skipped}{named}{more}"
 
 
 def _is_whole(folder: Path, on_bad_input: OnBadInput) -> bool:
@@ -148,25 +150,36 @@ def _write(
     dtype = np.dtype("<u2" if encoder.vocab_size <= 1 << 16 else "<u4")
     writers = {name: _SplitWriter(folder / name, dtype) for name in SPLITS}
     notes: Counter[str] = Counter()
+    fields: Counter[str] = Counter()
+    rows = Counter({"read": 0, "used": 0, "left_out": 0})
     names: dict[str, int] = {}
     shape: tuple[int, list[str]] | None = None
-    for row, split, encoded in _encoded(sources, encoder, bad_input):
+    for row, split, encoded in _encoded(sources, encoder, bad_input, rows):
         if isinstance(encoded, str):
             notes[encoded] += 1
+            rows["left_out"] += 1
             continue
-        if split is None:
-            key_text = encoded.split_key if row.split_key is None else row.split_key
-            split = choose_split(document_hash(key_text), *fractions)
-        own = (len(encoded.sequences), list(encoded.numbers))
-        assert shape is None or shape == own, "an encoder gives every row the same shape"
-        shape = own
-        notes.update(encoded.notes)
-        writers[split].add(encoded, names.setdefault(row.source, len(names)), row.record)
+        rows["used"] += 1
+        for part in [encoded] if isinstance(encoded, EncodedRow) else encoded:
+            own_split = split
+            if own_split is None:
+                own_split = choose_split(
+                    document_hash(part.split_key if row.split_key is None else row.split_key), *fractions
+                )
+            own = (len(part.sequences), list(part.numbers))
+            assert shape is None or shape == own, "an encoder gives every row the same shape"
+            shape = own
+            notes.update(part.notes)
+            fields.update(part.left_out)
+            writers[own_split].add(part, names.setdefault(row.source, len(names)), row.record)
     splits = {name: writer.finish() for name, writer in writers.items()}
     if shape is None:
         skipped = f" ({bad_input.num_skipped} were skipped, the first: {bad_input.named[0]})" if bad_input.named else ""
         left_out = "".join(f"; {count:,} {note}" for note, count in notes.items())
-        raise UserError(f"{', '.join(source.title for source in sources)}: no row can be used{left_out}{skipped}")
+        remedy = "" if skipped else "; raise block_size (or max_prompt_tokens), or set long_rows: cut" if notes else ""
+        raise UserError(
+            f"{', '.join(source.title for source in sources)}: no row can be used{left_out}{skipped}{remedy}"
+        )
     return {
         "version": FORMAT_VERSION,
         "key": key,
@@ -174,7 +187,9 @@ def _write(
         "sequences_per_row": shape[0],
         "numbers": shape[1],
         "splits": splits,
+        "rows": dict(rows),
         "notes": dict(sorted(notes.items())),
+        "fields_left_out": dict(sorted(fields.items())),
         "num_skipped": bad_input.num_skipped,
         "skipped": bad_input.named,
         "sources": list(names),
@@ -182,11 +197,12 @@ def _write(
 
 
 def _encoded(
-    sources: Sequence[RecordSource], encoder: RowEncoder, bad_input: BadInput
-) -> Iterator[tuple[Record, SplitName | None, EncodedRow | str]]:
-    """Yield each row, the split that it or its source is assigned to, and what it was encoded to."""
+    sources: Sequence[RecordSource], encoder: RowEncoder, bad_input: BadInput, counts: Counter[str]
+) -> Iterator[tuple[Record, SplitName | None, EncodedRow | list[EncodedRow] | str]]:
+    """Yield each row, the split that it or its source is assigned to, and what it was encoded to; count those read."""
     for source in sources:
         for row in source.records(bad_input):
+            counts["read"] += 1
             try:
                 encoded = encoder(row)
             except UserError as error:

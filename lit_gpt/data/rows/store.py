@@ -20,7 +20,7 @@ import numpy as np
 from lit_gpt.data.records import SPLITS, Record, SplitName
 from lit_gpt.errors import UserError
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 
 class EncodedSequence(NamedTuple):
@@ -40,6 +40,7 @@ class EncodedRow:
         numbers: Further values of the row, such as a label, by name; every row has the same names.
         notes: What happened to it ("cut"), each counted.
         attached: Text that is stored with the tokens, such as what a reward compares an answer with.
+        left_out: Fields of the row that nothing reads, each counted.
     """
 
     sequences: tuple[EncodedSequence, ...]
@@ -47,6 +48,7 @@ class EncodedRow:
     numbers: dict[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     attached: str = ""
+    left_out: tuple[str, ...] = ()
 
 
 class RowEncoder(Protocol):
@@ -58,8 +60,8 @@ class RowEncoder(Protocol):
         """Return a hash of everything that decides the result: tokenizer, template, lengths."""
         ...
 
-    def __call__(self, row: Record) -> EncodedRow | str:
-        """Encode a row, or leaves it out by a rule: then returns the rule's name, under which it is counted.
+    def __call__(self, row: Record) -> EncodedRow | list[EncodedRow] | str:
+        """Encode a row, as one or several, or leave it out by a rule: then return the rule's name, which is counted.
 
         Raises:
             UserError: if the row cannot be used; the caller names its file and place.

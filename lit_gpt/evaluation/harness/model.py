@@ -161,7 +161,7 @@ class HarnessModel(LM):
         """Render a conversation as a prompt; without a generation prompt its last turn is left open."""
         assert self.subject.renderer is not None
         turns = [Message(role=turn["role"], content=turn["content"]) for turn in chat_history]  # type: ignore[typeddict-item]
-        text = self.subject.renderer(turns, add_generation_prompt, needs_mask=False).text
+        text = self.subject.renderer(turns, add_generation_prompt).text
         if add_generation_prompt:
             return text
         last = turns[-1]["content"].strip()

@@ -242,7 +242,7 @@ def num_tokens(subject: Subject, text: str) -> int:
     if subject.renderer is None:
         return len(opened(subject.tokenizer, subject.tokenizer.encode(text).tolist()))
     messages = [Message(role="user", content=text)]
-    return len(subject.renderer(messages, add_generation_prompt=True, needs_mask=False).ids)
+    return len(subject.renderer(messages, add_generation_prompt=True).ids)
 
 
 def check_answers_fit(subject: Subject, prompts: Sequence[Prompt], params: SamplingParams) -> None:

@@ -95,8 +95,9 @@ def test_learned_tokens_are_the_answers_and_their_stop_token(preset):
     stop = renderer.stop_ids[0]
     assert tokenizer.decode([stop]) == STOPS[name]
     for chat in random_chats(40):
-        rendered = renderer(chat)
+        (rendered,) = renderer.learned(chat)
         assert tokenizer.decode(rendered.ids) == rendered.text
+        assert renderer(chat).ids[: len(rendered.ids)] == rendered.ids
         answers = [message["content"] for message in chat if message["role"] == "assistant"]
         assert learned(renderer, rendered) == "".join(answer + STOPS[name] for answer in answers)
         # The stop token stands only where an answer ends, never where a content spells it.
@@ -111,7 +112,7 @@ def test_a_rows_prompt_is_what_the_model_is_prompted_with(preset):
     _, tokenizer = preset
     renderer = ChatRenderer(tokenizer)
     for chat in random_chats(20, seed=1):
-        ids, mask, _ = renderer(chat)
+        ids, mask, _, _ = renderer.learned(chat)[0]
         last = max(i for i in range(1, len(mask)) if mask[i] and not mask[i - 1])
         # In mistral and alpaca answers never touch; in general the last answer begins where the mask last rises.
         assert render(tokenizer, chat[:-1]) == ids[:last]
@@ -160,7 +161,7 @@ CALLING = [
 def test_tool_calls_are_learned_and_results_are_not(tokenizer, name, call):
     renderer = ChatRenderer(with_chat_template(tokenizer, load_chat_template(name)))
     check_messages(normalise_messages(CALLING), for_training=True)
-    rendered = renderer(CALLING, tools=TOOLS)
+    (rendered,) = renderer.learned(CALLING, tools=TOOLS)
     assert learned(renderer, rendered) == f"{call}Two{STOPS[name]}"
     assert '"add"' in rendered.text.split(call)[0]
 
@@ -174,17 +175,21 @@ def test_a_template_without_tools_says_so(tokenizer, name):
 
 def test_answers_of_an_unmarked_template_are_found_by_its_own_prefixes(tokenizer):
     renderer = ChatRenderer(with_chat_template(tokenizer, ChatTemplate(UNMARKED, "own")))
-    rendered = renderer(CHAT[1:])
+    (rendered,) = renderer.learned(CHAT[1:])
     assert learned(renderer, rendered) == "Hello<|e|>Bye<|e|>"
     assert renderer.tokenizer.decode(renderer.stop_ids[:1]) == "<|e|>"
 
 
-def test_a_template_that_rewrites_history_is_refused_for_training_only(tokenizer):
+def test_a_template_that_rewrites_history_gives_a_rendering_for_each_answer(tokenizer):
+    source = UNMARKED.replace("{{ m.content }}", "{{ m.content if loop.last or m.role == 'user' else '...' }}")
+    renderer = ChatRenderer(with_chat_template(tokenizer, ChatTemplate(source, "own.jinja")))
+    first, second = renderer.learned(CHAT[1:])
+    assert (learned(renderer, first), learned(renderer, second)) == ("Hello<|e|>", "Bye<|e|>")
+    assert render(renderer.tokenizer, CHAT[1:4]) == second.ids[: second.mask.index(True)]
     source = UNMARKED.replace("{{ m.content }}", "{{ m.content if loop.last else '...' }}")
     renderer = ChatRenderer(with_chat_template(tokenizer, ChatTemplate(source, "own.jinja")))
-    with pytest.raises(UserError, match=r"own.jinja|no way to find the assistant's tokens"):
-        renderer(CHAT[1:])
-    assert render(renderer.tokenizer, CHAT[1:4])
+    with pytest.raises(UserError, match="message 2 otherwise once it follows"):  # the question too
+        renderer.learned(CHAT[1:])
 
 
 @pytest.mark.parametrize(
@@ -194,7 +199,7 @@ def test_a_template_that_rewrites_history_is_refused_for_training_only(tokenizer
         ("{{ messages[9].content + 1 }}", "does not render"),
         ("{{ ''.__class__.__mro__ }}", "does not render"),
         ("{{ raise_exception('no') }}", "no"),
-        ("{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}", "marks 2 answers"),
+        ("{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}", "no special token"),
         (
             "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% else %}{% generation %}{{ m.content }}."
             "{% endgeneration %}{% endif %}{% endfor %}",
@@ -260,5 +265,6 @@ def test_a_turn_of_weight_zero_is_context(tokenizer):
     renderer = ChatRenderer(with_chat_template(tokenizer, load_chat_template("chatml")))
     chat = [dict(message) for message in CHAT]
     chat[2]["weight"] = 0
-    assert learned(renderer, renderer(chat)) == "Bye<|im_end|>"
-    assert renderer(chat).ids == renderer(CHAT).ids
+    (rendered,) = renderer.learned(chat)
+    assert learned(renderer, rendered) == "Bye<|im_end|>"
+    assert rendered.ids == renderer.learned(CHAT)[0].ids

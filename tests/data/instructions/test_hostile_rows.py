@@ -6,8 +6,8 @@ import json
 import pytest
 
 from lit_gpt.data.chat import CHAT_TEMPLATES, ChatRenderer, ChatTemplate, load_chat_template, with_chat_template
+from lit_gpt.data.chat.answers import NO_REASONING
 from lit_gpt.data.instructions import InstructionEncoder, PreferenceEncoder, conversation_of, preference_of
-from lit_gpt.data.instructions.encoder import NO_REASONING
 from lit_gpt.data.prompts import PromptEncoder, prompt_of
 from lit_gpt.data.records import BadInput, Record, read_records
 from lit_gpt.errors import UserError
@@ -79,8 +79,10 @@ def test_preferences_and_prompts_keep_the_rows_system_prompt():
     assert prompt_of({"system": "S", "question": "q"}, system_prompt="other") == [system, USER]
     assert prompt_of({"system": " ", "question": "q"}, system_prompt="other")[0]["content"] == "other"
     own = [{"role": "system", "content": "own"}, USER]
-    assert prompt_of({"system": "S", "messages": own}) == own
+    assert prompt_of({"system": "own", "messages": own}) == own
     assert prompt_of({"messages": json.dumps(own)}) == own  # a csv's
+    with pytest.raises(UserError, match="different system prompts in 'messages' and 'system'"):
+        prompt_of({"system": "S", "messages": own})
     with pytest.raises(UserError, match="'system' holds dict"):
         preference_of({"system": {}, "prompt": "q", "chosen": "a", "rejected": "b"})
 
@@ -89,7 +91,7 @@ def test_a_prompt_in_hh_form_is_read_as_turns():
     """Copies of HH-RLHF have what the answers share in `prompt`: not one message that spells out both speakers."""
     prompt = "\n\nHuman: q\n\nAssistant: a\n\nHuman: q\n\nAssistant:"
     preference = preference_of({"prompt": prompt, "chosen": "a", "rejected": "b"})
-    assert preference == ([USER, ANSWER, USER], [ANSWER], [{"role": "assistant", "content": "b"}])
+    assert preference[:3] == ([USER, ANSWER, USER], [ANSWER], [{"role": "assistant", "content": "b"}])
     assert preference_of({"prompt": "\n\nHuman: q", "chosen": "a", "rejected": "b"}).prompt == [USER]
 
 
@@ -97,7 +99,7 @@ def test_preferences_and_prompts_render_the_rows_tools(renderer):
     decode = renderer().tokenizer.decode
     pair = PreferenceEncoder(renderer(), 2000)(row(prompt="q", chosen="a", rejected="b", tools=[TOOL]))
     prompt = PromptEncoder(renderer(), 2000)(row(prompt="q", tools=json.dumps([TOOL])))
-    sft = InstructionEncoder(renderer(), 2000)(row(prompt="q", completion="a", tools=[TOOL]))
+    (sft,) = InstructionEncoder(renderer(), 2000)(row(prompt="q", completion="a", tools=[TOOL]))
     assert pair.sequences[0] == sft.sequences[0]
     ids = prompt.sequences[0].ids
     assert ids == sft.sequences[0].ids[: len(ids)]
@@ -108,14 +110,15 @@ def test_preferences_and_prompts_render_the_rows_tools(renderer):
 
 def test_reasoning_that_a_template_leaves_out_is_counted(renderer):
     turns = [USER, {**ANSWER, "reasoning_content": "because"}]
-    assert InstructionEncoder(renderer(), 2000)(row(messages=turns)).notes == (NO_REASONING,)
+    (encoded,) = InstructionEncoder(renderer(), 2000)(row(messages=turns))
+    assert encoded.notes == (NO_REASONING,)
     own = ChatTemplate(
         "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}{% generation %}"
         "{{ m.reasoning_content }}/{{ m.content }}<|im_end|>{% endgeneration %}{% else %}{{ m.content }}<|im_end|>"
         "{% endif %}{% endfor %}",
         "own",
     )
-    encoded = InstructionEncoder(ChatRenderer(renderer().tokenizer, own), 2000)(row(messages=turns))
+    (encoded,) = InstructionEncoder(ChatRenderer(renderer().tokenizer, own), 2000)(row(messages=turns))
     learned = [i for i, mine in zip(*encoded.sequences[0], strict=True) if mine]
     assert renderer().tokenizer.decode(learned[:-1]) == "because/a"
     assert encoded.notes == ()
@@ -134,7 +137,8 @@ def test_a_prompt_is_the_beginning_of_its_training_row(name, renderer):
     turns = [{"role": "user", "content": nasty}, {"role": "assistant", "content": nasty}]
     turns = [*turns, {"role": "user", "content": " again"}]
     prompt = PromptEncoder(chat, 2000)(row(messages=turns)).sequences[0].ids
-    whole = InstructionEncoder(chat, 2000)(row(messages=[*turns, ANSWER])).sequences[0]
+    (encoded,) = InstructionEncoder(chat, 2000)(row(messages=[*turns, ANSWER]))
+    whole = encoded.sequences[0]
     assert whole.ids[: len(prompt)] == prompt
     assert whole.mask[len(prompt) :] == [True] * (len(whole.ids) - len(prompt))
     assert chat.tokenizer.decode(whole.ids[len(prompt) : -1]) == "a"

@@ -1,0 +1,285 @@
+"""Which part of a rendered conversation is an answer: what the model has to write, up to its stop token.
+
+An answer is looked at as the model meets it. The turns before it, rendered with the generation prompt, are what it is
+given; the turns up to it are what that becomes; the answer is what the second rendering has beyond the first, up to
+the stop token. `{% generation %}` narrows it down where a template marks it.
+
+Which token is the stop is found once for a template, on a conversation whose contents are characters that occur nowhere
+else: the special tokens that follow an answer's content both at the end of a conversation and before the next turn,
+without those that open that turn. Where the two have no token in common (gpt-oss: `<|return|>`, later `<|end|>`), it is
+the one at the end of the conversation, which is where a model stops.
+
+An earlier answer is learned in the rendering of a later one if it stands there as the model wrote it. Templates that
+render it otherwise once turns follow (without its reasoning, with another stop token) give one rendering for each
+answer, so that no token is learned in a context other than the one in which it will be written.
+"""
+
+import json
+import os.path
+import re
+from collections import Counter
+from collections.abc import Sequence
+from functools import cached_property
+from typing import NamedTuple, Protocol
+
+from lit_gpt.data.chat.messages import FunctionCall, Message, Tool, ToolCall
+from lit_gpt.errors import UserError
+
+NO_REASONING = "without their reasoning, for which the chat template has no place"
+OTHER_OPENING = "whose answer the chat template opens otherwise than its generation prompt does"
+
+# Contents of the conversations that a template is tried on: characters outside the range of the renderer's guards.
+QUESTION, ANSWER, FOLLOWING = "\U000f0001", "\U000f0002", "\U000f0003"
+ASKED = Message(role="user", content=QUESTION)
+ANSWERED = Message(role="assistant", content=ANSWER)
+CALLED = ToolCall(type="function", id="abcdefgh1", function=FunctionCall(name="f", arguments={"k": ANSWER}))
+CALLING = Message(role="assistant", content="", tool_calls=[CALLED])
+RETURNED = Message(role="tool", content=FOLLOWING, name="f", tool_call_id="abcdefgh1")
+TOOL: Tool = {
+    "type": "function",
+    "function": {
+        "name": "f",
+        "description": "d",
+        "parameters": {"type": "object", "properties": {"k": {"type": "string", "description": "d"}}},
+    },
+}
+_THOUGHT = re.compile(r"\s*<think>(.*?)</think>", re.DOTALL)
+
+
+class Render(Protocol):
+    """Renders messages."""
+
+    def __call__(
+        self, messages: Sequence[Message], add_generation_prompt: bool, tools: Sequence[Tool], marks: bool = False
+    ) -> tuple[str, list[tuple[int, int]]]:
+        """Return the text, and where `{% generation %}` marks it if `marks`."""
+        ...
+
+
+class Ending(NamedTuple):
+    """How a template ends an answer."""
+
+    stop: str
+    """The special token that a model has to write."""
+    rest: str
+    """What the template puts after it at the end of a conversation."""
+
+
+class Answer(NamedTuple):
+    """Where an answer is in the rendering of the conversation that ends with it."""
+
+    text: str
+    """That rendering, up to the stop token."""
+    spans: list[tuple[int, int]]
+    """(start, end) of what is learned of it."""
+    notes: tuple[str, ...]
+
+
+class AnswerFinder:
+    """Finds answers in what a template renders.
+
+    Args:
+        render: The template.
+        special: Matches the tokenizer's special tokens; None: it has none.
+        name: What messages call the template.
+        marks: Whether it marks answers with `{% generation %}`.
+    """
+
+    def __init__(self, render: Render, special: re.Pattern[str] | None, name: str, marks: bool) -> None:
+        self._render = render
+        self._special = special
+        self._name = name
+        self._marks = marks
+
+    # ------------------------------------------------------------------ how answers end
+
+    @cached_property
+    def after_content(self) -> Ending | None:
+        """How an answer in words ends; None: with no special token."""
+        return self._ending(ANSWERED, Message(role="user", content=FOLLOWING), [])
+
+    @cached_property
+    def after_calls(self) -> Ending | None:
+        """How an answer that calls tools ends; None: with no special token, or there is no form for calls."""
+        try:
+            ending = self._ending(CALLING, RETURNED, [TOOL])
+        except UserError:
+            return None
+        try:
+            twice = self._render([ASKED, Message(**{**CALLING, "tool_calls": [CALLED, CALLED]})], False, [TOOL])[0]
+        except UserError:  # a template may allow one call in a turn
+            return ending
+        # DeepSeek-R1's ends only several calls; what then stands between two of them is no stop token.
+        return (
+            None if ending is not None and ending.stop in twice.partition(ANSWER)[2].rpartition(ANSWER)[0] else ending
+        )
+
+    def _ending(self, answer: Message, following: Message, tools: list[Tool]) -> Ending | None:
+        ended = self._render([ASKED, answer], False, tools)[0]
+        if ANSWER not in ended or self._special is None:
+            return None
+        tail = ended.rpartition(ANSWER)[2]
+        common = len(tail)
+        try:
+            continued = self._render([ASKED, answer, following], False, tools)[0]
+        except UserError:  # a template may allow no second question
+            continued = ""
+        if ANSWER in continued and FOLLOWING in continued:
+            common = _shared(tail, continued.rpartition(ANSWER)[2].partition(FOLLOWING)[0])
+        tokens = list(self._special.finditer(tail))
+        stop = None
+        for token in tokens:
+            if token.end() > common or (stop is not None and token[0] in self._openers):
+                break
+            stop = token
+        if stop is None:
+            stop = next((token for token in tokens if token[0] not in self._openers), None)
+        return None if stop is None else Ending(stop[0], tail[stop.end() :])
+
+    @cached_property
+    def _openers(self) -> set[str]:
+        """Special tokens before the first content of a conversation: they open a turn."""
+        try:
+            text = self._render([Message(role="system", content=QUESTION), ASKED], False, [])[0]
+        except UserError:  # no system messages
+            text = self._render([ASKED], False, [])[0]
+        assert self._special is not None
+        return set(self._special.findall(text.partition(QUESTION)[0]))
+
+    # ------------------------------------------------------------------ where answers are
+
+    def find(self, messages: Sequence[Message], index: int, tools: Sequence[Tool], check: bool = True) -> Answer:
+        """Find the answer `messages[index]` in the rendering of the conversation up to it.
+
+        Args:
+            messages: The conversation.
+            index: Of the answer.
+            tools: What the assistant may call.
+            check: Refuse a rendering that lacks something of the conversation.
+
+        Raises:
+            UserError: if the template does not render it, does not end it with its stop token, or leaves it out.
+        """
+        message, number = messages[index], index + 1
+        prompt = self._render(messages[:index], True, tools)[0]
+        text, marked = self._render(messages[: index + 1], False, tools, self._marks)
+        notes: tuple[str, ...] = ()
+        start = len(prompt)
+        if not text.startswith(prompt):
+            start = self._departure(messages[: index + 1], prompt, text, tools)
+            notes = (OTHER_OPENING,)
+        ending = self.after_calls if message.get("tool_calls") else self.after_content
+        if ending is None and message.get("tool_calls"):
+            raise UserError(
+                f"the chat template ({self._name}) has no form for tool calls, or none that ends with a special token; "
+                "use a template that has one (chat_template), or leave such rows out"
+            )
+        if ending is None:
+            raise UserError(
+                f"the chat template ({self._name}) ends message {number} as {text[start:][-40:]!r}, with no special "
+                "token of the tokenizer, so a model could not learn to stop"
+            )
+        end = len(text) - len(ending.rest)
+        if not (text.endswith(ending.rest) and text.endswith(ending.stop, start, end)):
+            raise UserError(
+                f"the chat template ({self._name}) ends message {number} as {text[start:][-40:]!r} rather than with "
+                f"{ending.stop!r}, so a model could not learn to stop"
+            )
+        spans = self._marked(marked, start, end, number) if self._marks else [(start, end)]
+        if check:
+            notes += self._check(messages[: index + 1], prompt, text[start:end], tools)
+        return Answer(text[:end], spans, notes)
+
+    def _marked(self, marked: list[tuple[int, int]], start: int, end: int, number: int) -> list[tuple[int, int]]:
+        """Return the marked parts of an answer; neighbours are joined."""
+        spans: list[tuple[int, int]] = []
+        for first, last in marked:
+            first, last = max(first, start), min(last, end)
+            if first >= last:
+                continue
+            if spans and spans[-1][1] == first:
+                spans[-1] = (spans[-1][0], last)
+            else:
+                spans.append((first, last))
+        if not spans or spans[-1][1] != end:
+            what = "its stop token" if spans else "it"
+            raise UserError(
+                f"the chat template ({self._name}) has message {number}, an answer, but {what} outside of its "
+                "{% generation %} marks; put content and stop token of every answer between {% generation %} and "
+                "{% endgeneration %}"
+            )
+        return spans
+
+    def _departure(self, messages: Sequence[Message], prompt: str, text: str, tools: Sequence[Tool]) -> int:
+        """Where an answer begins that does not begin with its generation prompt: where the two differ.
+
+        DeepSeek-R1's prompt ends with `<think>`, which its answers do not have. The answer's own first characters may
+        happen to be those of the prompt, so they are replaced.
+        """
+        blank = Message(**{**messages[-1], "content": ANSWER})  # type: ignore[typeddict-item]
+        if "reasoning_content" in blank:
+            blank["reasoning_content"] = ANSWER
+        start = _shared(prompt, text, self._render([*messages[:-1], blank], False, tools)[0])
+        without = self._render(messages[:-1], False, tools)[0]
+        if start < _shared(prompt, without):
+            raise UserError(
+                f"the chat template ({self._name}) renders the turns before message {len(messages)} otherwise once it "
+                "follows, so its answer cannot be told from its prompt; put content and stop token of every answer "
+                "between {% generation %} and {% endgeneration %} in a template that leaves earlier turns as they are"
+            )
+        return start
+
+    # ------------------------------------------------------------------ whether all of it is there
+
+    def _check(self, messages: Sequence[Message], prompt: str, answer: str, tools: Sequence[Tool]) -> tuple[str, ...]:
+        """Refuse a rendering that lacks something; return what is to be counted of it."""
+        given, written = _dense(prompt), _dense(answer)
+        for number, message in enumerate(messages, start=1):
+            content = message["content"]
+            if message["role"] != "assistant" and not (_dense(content) in given or _dense(_escaped(content)) in given):
+                raise self._left_out(f"message {number} ({message['role']})", content)
+        for tool in tools:
+            if str(tool["function"].get("name")) not in prompt:
+                raise self._left_out("the tools", tool["function"].get("name"))
+        message, number = messages[-1], len(messages)
+        content, reasoning = message["content"], message.get("reasoning_content", "")
+        thought = _THOUGHT.match(content)
+        if thought is not None:
+            content, reasoning = content[thought.end() :], reasoning + thought[1]
+        if _dense(content) not in written:
+            raise self._left_out(f"message {number} (assistant)", content)
+        calls = [call["function"] for call in message.get("tool_calls", ())]
+        for name, count in Counter(call["name"] for call in calls).items():
+            if answer.count(name) < count:
+                raise self._left_out(f"a tool call of message {number}", name)
+        for call in calls:
+            arguments = call["arguments"]
+            for key, value in (json.loads(arguments) if isinstance(arguments, str) else arguments).items():
+                texts = (value, _escaped(value)) if isinstance(value, str) else (json.dumps(value, ensure_ascii=False),)
+                is_there = not isinstance(value, str | int) or any(
+                    _dense(text).lower() in written.lower() for text in texts
+                )
+                if _dense(key) not in written or not is_there:
+                    raise self._left_out(f"an argument of a tool call of message {number}", f"{key}: {value}")
+        return () if _dense(reasoning) in written else (NO_REASONING,)
+
+    def _left_out(self, what: str, content: str) -> UserError:
+        shown = content if len(content) <= 60 else content[:60] + "..."
+        return UserError(
+            f"the chat template ({self._name}) leaves out {what} or a part of it: {shown!r}; use a template that "
+            "renders it (chat_template), or take it out of the row"
+        )
+
+
+def _shared(*texts: str) -> int:
+    """Return how many characters texts have in common at their beginning."""
+    return len(os.path.commonprefix(texts))  # noqa: RUF071 (of texts, not of paths)
+
+
+def _dense(text: str) -> str:
+    """A text without white space, which templates strip and add."""
+    return "".join(text.split())
+
+
+def _escaped(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)[1:-1]
