@@ -16,6 +16,7 @@ from lightning.pytorch import LightningDataModule, Trainer
 
 from lit_gpt.data.inspection.view import Report, TokenTexts, Window, windows_of
 from lit_gpt.data.tokenizers import load_tokenizer
+from lit_gpt.datamodules.rows import RowDataModule
 from lit_gpt.errors import UserError
 from lit_gpt.instantiate import read_yaml
 
@@ -92,12 +93,14 @@ def inspect_data(datamodule: Any, split: str, num_windows: int, step: int | None
         loader = itertools.chain.from_iterable(loader)
     elif step is not None:
         loader = _from_step(loader, step)
+    # Rows that are not packed have no document ids: one document each, so that none sees another.
+    isolated = bool(getattr(datamodule, "isolate_documents", isinstance(datamodule, RowDataModule)))
     windows: list[Window] = []
     for batch in loader:
         for micro_batch in batch if isinstance(batch, list) else [batch]:
             trace = getattr(datamodule, "provenance", None)
             pieces = trace(micro_batch, split) if trace is not None else None
-            windows += [window for window in windows_of(micro_batch, texts, pieces) if window.tokens]
+            windows += [window for window in windows_of(micro_batch, texts, pieces, isolated) if window.tokens]
         if step is not None or len(windows) >= num_windows:
             break
     if not windows:

@@ -8,11 +8,12 @@ import torch
 
 from lit_gpt.batch import Batch
 from lit_gpt.data.batches import RowBatchBuilder
+from lit_gpt.data.cache import say
 from lit_gpt.data.instructions import InstructionEncoder, PreferenceEncoder, conversation_of
 from lit_gpt.data.instructions.encoder import as_context, prompt_key
 from lit_gpt.data.instructions.stdlib import StdlibPreferences
 from lit_gpt.data.records import Record, RecordSource
-from lit_gpt.data.rows import EncodedRow, RowSplit
+from lit_gpt.data.rows import EncodedRow, RowSplit, RowStore
 from lit_gpt.data.rows.loader import Collator, SequenceCollator
 from lit_gpt.datamodules.rows import RowDataModule
 from lit_gpt.errors import UserError
@@ -119,6 +120,17 @@ class FeedbackDataModule(RowDataModule):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+
+    def prepare_data(self) -> None:
+        """Encode the rows, and say how many answers are good and bad: with one kind alone there is little to learn."""
+        super().prepare_data()
+        assert self._folder is not None
+        labels = RowStore(self._folder).split("train").number("desirable")
+        good, bad = int(labels.sum()), int(len(labels) - labels.sum())
+        missing = (
+            "" if good and bad else f"; KTO learns from the difference to {'bad' if good else 'good'} ones: add some"
+        )
+        say(f"labels: {good:,} good, {bad:,} bad{missing}")
 
     def encoder(self) -> FeedbackEncoder:
         """Return the encoder of a labeled answer."""

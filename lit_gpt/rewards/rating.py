@@ -89,10 +89,15 @@ class Rewards:
     def _rate(self, function: Reward | RewardFunction, name: str, samples: Sequence[Sample]) -> list[float | None]:
         if isinstance(function, Reward):
             try:
-                values = function.rate(samples)
+                values = list(function.rate(samples))
             except Exception:  # one of them is at fault: below, one at a time, it is named
                 pass
             else:
+                if len(values) != len(samples):
+                    raise UserError(
+                        f"the reward {name} returned {len(values)} values for {len(samples)} answers; its rate() must "
+                        "return one for each, in their order"
+                    )
                 return [self._checked(value, name, sample) for value, sample in zip(values, samples, strict=True)]
         results: list[float | None] = []
         for sample in samples:

@@ -78,6 +78,8 @@ def test_batches_of_other_objectives(tokenizer: Tokenizer, texts: TokenTexts) ->
     learned = [token.text for token in window.tokens if token.learned]
     assert "".join(learned) == " an answer<|endoftext|>"
     assert (window.num_stops, window.isolated, window.num_learned) == (1, False, len(answer) + 1)
+    (window,) = windows_of([{"input_ids": ids, "labels": labels}], texts, isolated=True)  # one document a row
+    assert (window.isolated, window.blocks) == (True, [(0, ids.shape[1])])
     # Pairs, flat or nested, and prompts without labels.
     flat = {
         "chosen_input_ids": ids,

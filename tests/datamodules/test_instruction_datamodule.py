@@ -11,6 +11,7 @@ from lit_gpt.data.chat import CHAT_TEMPLATES
 from lit_gpt.data.rows.loader import RowEvaluationLoader
 from lit_gpt.data.tokenizers import load_tokenizer
 from lit_gpt.datamodules import InstructionDataModule
+from lit_gpt.datamodules.inspection import inspect_data
 from lit_gpt.errors import UserError
 
 ROWS = alpaca_rows(80)
@@ -233,3 +234,52 @@ def test_other_files_are_held_out_by_name(make, tmp_path):
     data = make(val_files=held, val_fraction=0.0)
     assert [len(data.store.split(name)) for name in ("train", "val")] == [80, 7]
     assert np.all([data.store.split("val").where(row).startswith("held.json:") for row in range(7)])
+
+
+# Renders answers without their reasoning once a question follows, as Qwen3's template does.
+REWRITING = (
+    "{#- tokens: <|im_start|> <|im_end|> -#}{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{% if m.reasoning_content and loop.last %}({{ m.reasoning_content }}) {% endif %}{{ m.content }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def thinking_row(turns):
+    answer = {"role": "assistant", "content": "stone", "reasoning_content": "river"}
+    return {"id": 7, "messages": [{"role": "user", "content": "blue"}, answer] * turns}
+
+
+def test_a_template_that_rewrites_history_gives_a_sequence_for_each_answer(make, tmp_path, capsys):
+    (tmp_path / "own.jinja").write_text(REWRITING)
+    data = make([thinking_row(1), thinking_row(3)], chat_template=str(tmp_path / "own.jinja"), val_fraction=0.0,
+                packing=False, global_batch_size=1)  # fmt: skip
+    manifest = data.store.manifest
+    assert manifest["splits"]["train"]["num_rows"] == 4
+    assert manifest["rows"] == {"read": 2, "used": 2, "left_out": 0}
+    assert list(manifest["notes"].values()) == [1]  # counted by row
+    assert manifest["fields_left_out"] == {"id": 2}
+    assert "fields left out: id" in capsys.readouterr().err
+    texts = [text for step in data.train_dataloader() for batch in step for text in learned(data, batch)]
+    assert texts == ["(river) stone<|im_end|>"] * 4
+
+
+def test_counts_add_up(make):
+    rows = [
+        {"prompt": "a", "completion": "b"}, {"prompt": "word " * 300, "completion": "b"}, {"prompt": "a"},
+        {"prompt": "a", "completion": "b", "margin": 1},
+    ]  # fmt: skip
+    data = make(rows, long_rows="drop", on_bad_input="skip", val_fraction=0.0, global_batch_size=1)
+    manifest = data.store.manifest
+    assert manifest["rows"] == {"read": 4, "used": 1, "left_out": 1}
+    assert manifest["num_skipped"] == 2
+
+
+def test_dropping_every_row_says_what_to_change(make):
+    with pytest.raises(UserError, match=r"1 left out as longer than the context; raise block_size .* long_rows: cut"):
+        make([{"prompt": "word " * 300, "completion": "b"}], long_rows="drop")
+
+
+def test_the_inspector_says_that_unpacked_rows_are_alone(make):
+    for packing in (False, True):
+        data = make(ROWS[:1], packing=packing, val_fraction=0.0, global_batch_size=1)
+        assert all(window.isolated for window in inspect_data(data, "train", 1, None).windows)

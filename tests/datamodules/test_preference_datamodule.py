@@ -1,6 +1,7 @@
 """Pairs: their forms, the shared prompt, the batch's two halves, and rows that are none."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -8,8 +9,9 @@ from small_chats import alpaca_rows, tokenizer_folder
 
 from lit_gpt.data.instructions import preference_of
 from lit_gpt.data.instructions.stdlib import StdlibPreferences
-from lit_gpt.data.records import BadInput
-from lit_gpt.datamodules import PreferenceDataModule
+from lit_gpt.data.records import BadInput, Record
+from lit_gpt.datamodules import FeedbackDataModule, PreferenceDataModule
+from lit_gpt.datamodules.preference import FeedbackEncoder
 from lit_gpt.errors import UserError
 
 U, A, B = {"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}, {"role": "assistant", "content": "B"}
@@ -119,3 +121,24 @@ def test_pairs_of_the_standard_library():
         assert chosen.splitlines()[0] == rejected.splitlines()[0]
         longer += len(rejected) > len(chosen)
     assert 0.3 < longer / len(rows) < 0.95
+
+
+def test_answers_of_one_kind_alone_are_mentioned(tmp_path, capsys):
+    for label, said in ((True, "2 good, 0 bad; .* bad ones"), (False, "0 good, 2 bad; .* good ones")):
+        rows = [{"prompt": "Q", "completion": text, "label": label} for text in "AB"]
+        (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        FeedbackDataModule(
+            tokenizer=tokenizer_folder(tmp_path / "tokenizer"), chat_template="chatml", val_fraction=0.0,
+            files=str(tmp_path / "rows.jsonl"), cache_dir=str(tmp_path / "cache"), block_size=64, global_batch_size=2,
+        ).prepare_data()  # fmt: skip
+        assert re.search(said, capsys.readouterr().err)
+
+
+def test_of_several_answers_the_last_is_judged(tmp_path):
+    history = [U, A, {"role": "user", "content": "more"}, B]
+    renderer = PreferenceDataModule(
+        tokenizer=tokenizer_folder(tmp_path / "tokenizer"), chat_template="chatml", block_size=64
+    ).renderer
+    encoded = FeedbackEncoder(renderer, 64)(Record({"messages": history, "label": True}, "rows"))
+    ids, mask = encoded.sequences[0]
+    assert renderer.tokenizer.decode([i for i, mine in zip(ids, mask, strict=True) if mine]) == "B<|im_end|>"

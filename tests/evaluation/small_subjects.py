@@ -55,8 +55,7 @@ def teach_answers(subject: Subject, pairs: list[tuple[str, str]], steps: int) ->
     sequences, starts = [], []
     for prompt, answer in pairs:
         messages = [Message(role="user", content=prompt), Message(role="assistant", content=answer)]
-        rendered = renderer(messages)
-        last = len(rendered.mask) - rendered.mask[::-1].index(True)
-        sequences.append(rendered.ids[:last])
+        (rendered,) = renderer.learned(messages)
+        sequences.append(rendered.ids)
         starts.append(rendered.mask.index(True))
     train(subject, sequences, starts, steps)

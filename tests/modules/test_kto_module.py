@@ -117,5 +117,5 @@ def test_mistakes(fit):
         KTOModule(desirable_weight=0.0)
     fit(
         rows=[{**row, "ok": str(row["label"])} | {"label": 5} for row in ROWS],
-        data_arguments={"columns": {"label": "ok"}},
+        data_arguments={"columns": {"label": "ok"}, "ignore_fields": ["label"]},
     )

@@ -63,7 +63,8 @@ def test_it_gives_the_scores_of_its_module(reward_run):
     assert high > low
     assert empty == -5.0
     renderer = data.renderer
-    ids, mask, _ = renderer([*sample_of("blue", "").prompt, {"role": "assistant", "content": "s s s s"}])
+    (rated,) = renderer.learned([*sample_of("blue", "").prompt, {"role": "assistant", "content": "s s s s"}])
+    ids, mask = rated.ids, rated.mask
     end = max(place for place, mine in enumerate(mask) if mine)  # the stop token; it is predicted one before
     batch = {"input_ids": torch.tensor([ids[:end]]), "labels": torch.tensor([[-100] * (end - 1) + [ids[end]]])}
     with torch.no_grad():

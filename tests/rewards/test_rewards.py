@@ -10,6 +10,7 @@ from lit_gpt.rewards import (
     ExactAnswer,
     Length,
     MatchesFormat,
+    Reward,
     Rewards,
     Sample,
 )
@@ -198,6 +199,24 @@ def test_a_failing_reward_is_named_by_row_or_skipped(function, problem):
 def test_a_missing_field_is_named_by_row():
     with pytest.raises(UserError, match=r"rows\.jsonl:7: .*no field 'answer'"):
         Rewards([ExactAnswer()])([sample("4")])
+
+
+@pytest.mark.parametrize("on_bad_input", ["error", "skip"])
+def test_a_reward_that_returns_too_few_or_too_many_values(on_bad_input):
+    """Which answers they are for cannot be known, so none is skipped."""
+
+    class Short(Reward):
+        def __call__(self, sample):
+            return 1.0
+
+        def rate(self, samples):
+            return [1.0] * (len(samples) + self.more)
+
+    for more in (-1, 1):
+        reward = Short()
+        reward.more = more
+        with pytest.raises(UserError, match=rf"reward short returned {3 + more} values for 3 answers"):
+            Rewards([reward], on_bad_input=on_bad_input)([sample("a"), sample("b"), sample("c")])
 
 
 def test_names_and_weights():

@@ -216,7 +216,7 @@ class AnswerFinder:
         DeepSeek-R1's prompt ends with `<think>`, which its answers do not have. The answer's own first characters may
         happen to be those of the prompt, so they are replaced.
         """
-        blank = Message(**{**messages[-1], "content": ANSWER})  # type: ignore[typeddict-item]
+        blank = Message(**{**messages[-1], "content": ANSWER})
         if "reasoning_content" in blank:
             blank["reasoning_content"] = ANSWER
         start = _shared(prompt, text, self._render([*messages[:-1], blank], False, tools)[0])

@@ -259,7 +259,7 @@ class ChatRenderer:
 
     @cached_property
     def _call_form(self) -> tuple[str | None, tuple[type, ...]]:
-        """What an empty content beside tool calls is, and as what their arguments appear: objects, JSON text or both.
+        """What an empty content next to tool calls is, and as what their arguments appear: objects, JSON text or both.
 
         Most templates take objects and write them as JSON; some take either and write the same. DeepSeek's take JSON
         text, which others would put into quotes. DeepSeek-R1's read calls only where the content is null.

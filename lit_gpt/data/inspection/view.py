@@ -134,7 +134,9 @@ class TokenTexts:
         return texts
 
 
-def windows_of(batch: Any, texts: TokenTexts, pieces: Sequence[list[Piece]] | None = None) -> list[Window]:
+def windows_of(
+    batch: Any, texts: TokenTexts, pieces: Sequence[list[Piece]] | None = None, isolated: bool = False
+) -> list[Window]:
     """Returns the windows of a batch.
 
     Args:
@@ -142,16 +144,18 @@ def windows_of(batch: Any, texts: TokenTexts, pieces: Sequence[list[Piece]] | No
             (`chosen_input_ids`, or mappings in the mapping); their other fields have the same prefix.
         texts: Of the tokenizer.
         pieces: The documents of each row, where they are known.
+        isolated: Whether a row without document ids holds one document, rather than several that see one another.
     """
     if isinstance(batch, list | tuple):
         found: list[Window] = []
         for micro_batch in batch:
-            found += windows_of(micro_batch, texts, None if pieces is None else pieces[len(found) :])
+            found += windows_of(micro_batch, texts, None if pieces is None else pieces[len(found) :], isolated)
         return found
     windows = []
     for name, fields in _groups(batch):
         for row in range(len(fields[_SUFFIX])):
             window = _window(name, {key: _row(value, row) for key, value in fields.items()}, texts)
+            window.isolated = window.isolated or isolated
             if pieces is not None and row < len(pieces):
                 window.pieces = list(pieces[row])
                 window.corpus = window.corpus or next((piece.corpus for piece in window.pieces), "")

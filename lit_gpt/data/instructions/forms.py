@@ -89,7 +89,9 @@ class RowFields:
         for field, column in self.columns.items():
             is_renamed = field in self.columns.values() or self._is_ignored(field)
             if not is_renamed and not is_empty(row.get(field)):
-                raise UserError(f"it has {field!r} of its own beside {column!r} (columns.{field}); ignore_fields one")
+                raise UserError(
+                    f"it has both {field!r} and {column!r} (columns.{field}); leave one out by ignore_fields"
+                )
         self.values = renamed(row, columns)
         self._read: set[str] = set()
         for name in [name for name in self.values if self._is_ignored(name) and name not in self.columns]:
@@ -122,11 +124,12 @@ class RowFields:
             UserError: if a field was not read and is not known to be no part of what is learned.
         """
         contents = {message["content"].strip() for message in messages}
+        texts = [value for name, value in self.values.items() if name in self._read and isinstance(value, str)]
         unknown = []
         for name, value in self.values.items():
             if name in self._read or is_empty(value):
                 continue
-            if name in METADATA or _repeats(value, contents):
+            if name in METADATA or _repeats(value, contents, texts):
                 self.left_out.append(name)
             else:
                 unknown.append(name)
@@ -134,7 +137,7 @@ class RowFields:
         if unknown:
             read = [name for name in self.values if name in self._read]
             raise UserError(
-                f"nothing reads its fields {', '.join(map(repr, unknown))} beside {', '.join(map(repr, read))}; set "
+                f"nothing reads its fields {', '.join(map(repr, unknown))} next to {', '.join(map(repr, read))}; set "
                 f"ignore_fields: [{', '.join(unknown)}] to leave them out, or columns to read them"
             )
         return tuple(self.left_out)
@@ -230,7 +233,7 @@ def question_of(fields: RowFields) -> list[Message] | None:
 
 def _context(message: Message) -> Message:
     """An answer within a prompt is not learned, unless it says that it is."""
-    return Message(**{"weight": 0, **message}) if message["role"] == "assistant" else message  # type: ignore[typeddict-item]
+    return Message(**{"weight": 0, **message}) if message["role"] == "assistant" else message
 
 
 def _history(fields: RowFields) -> list[Message]:
@@ -347,10 +350,10 @@ def _instruction_text(fields: RowFields) -> str:
     return f"{parts['instruction']}\n\n{more}" if more.strip() else parts["instruction"]
 
 
-def _repeats(value: Any, contents: set[str]) -> bool:
+def _repeats(value: Any, contents: set[str], texts: Sequence[str]) -> bool:
     """Return whether a field says what was read already, as UltraChat's `prompt` and Alpaca's `text` do."""
     if isinstance(value, str):
-        return value.strip() in contents or all(content in value for content in contents)
+        return value.strip() in contents or all(text in value for text in texts or contents)
     if not isinstance(value, list) or not all(isinstance(turn, Mapping) for turn in value):
         return False
     return all(isinstance(t := turn.get("content", turn.get("value")), str) and t.strip() in contents for turn in value)
