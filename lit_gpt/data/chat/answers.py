@@ -26,6 +26,7 @@ from lit_gpt.data.chat.messages import FunctionCall, Message, Tool, ToolCall
 from lit_gpt.errors import UserError
 
 NO_REASONING = "without their reasoning, for which the chat template has no place"
+NO_NAME = "without the names of their messages, for which the chat template has no place"
 OTHER_OPENING = "whose answer the chat template opens otherwise than its generation prompt does"
 
 # Contents of the conversations that a template is tried on: characters outside the range of the renderer's guards.
@@ -261,7 +262,10 @@ class AnswerFinder:
                 )
                 if _dense(key) not in written or not is_there:
                     raise self._left_out(f"an argument of a tool call of message {number}", f"{key}: {value}")
-        return () if _dense(reasoning) in written else (NO_REASONING,)
+        notes = () if _dense(reasoning) in written else (NO_REASONING,)
+        called = {call["function"]["name"] for turn in messages for call in turn.get("tool_calls", ())}
+        names = {turn["name"] for turn in messages if "name" in turn} - called
+        return notes if all(name in prompt or name in answer for name in names) else (*notes, NO_NAME)
 
     def _left_out(self, what: str, content: str) -> UserError:
         shown = content if len(content) <= 60 else content[:60] + "..."

@@ -143,6 +143,8 @@ def _normalise(message: object, number: int) -> Message:
             raise UserError(f"the {name} of message {number} is a {type(value).__name__}, not text")
         if value is None:
             continue
+        if name in _REASONING and role != "assistant":
+            raise UserError(f"message {number} ({role}) has {name}; only the assistant reasons")
         field = "reasoning_content" if name in _REASONING else name
         if result.setdefault(field, value) != value:  # type: ignore[misc]
             raise UserError(f"message {number} has two different reasonings ({', '.join(_REASONING)}); keep one")

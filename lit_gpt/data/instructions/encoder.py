@@ -21,6 +21,7 @@ The first two are counted."""
 
 CUT = "cut off at the context's end"
 DROPPED = "left out as longer than the context"
+UNLEARNED_END = "without what follows the last answer to learn"
 SPLIT = "with a sequence for each answer, as the chat template changes earlier ones once turns follow"
 
 
@@ -76,6 +77,8 @@ class InstructionEncoder:
         rows = [EncodedRow((sequence,), key, notes=notes) for sequence, notes in encoded]
         # What is said of the row is counted once.
         notes = tuple(dict.fromkeys(note for row in rows for note in row.notes)) + ((SPLIT,) if len(rows) > 1 else ())
+        if not conversation.messages[-1].get("weight", 1):
+            notes = (*notes, UNLEARNED_END)
         rows[0] = replace(rows[0], notes=notes, left_out=conversation.left_out)
         return [rows[0], *(replace(row, notes=()) for row in rows[1:])]
 
