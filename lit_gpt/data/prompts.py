@@ -112,7 +112,7 @@ class PromptEncoder:
             )
         try:
             # Values such as dates and decimals in Parquet files are stored as text; few rewards use them.
-            attached = json.dumps({"messages": messages, "row": fields}, ensure_ascii=False, default=str)
+            attached = json.dumps({"messages": messages, "row": fields.values}, ensure_ascii=False, default=str)
             attached.encode("utf-8")
         except (TypeError, ValueError) as error:
             raise UserError(f"a field cannot be stored for the rewards: {error}") from error
