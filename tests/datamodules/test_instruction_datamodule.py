@@ -172,7 +172,7 @@ BAD = [
     ({"messages": [{"role": "assistant", "content": "x"}]}, "roles out of order"),
     ({"instruction": "stone " * 99, "output": "x"}, "prompt has"),
     ({"instruction": "x \ud800", "output": "y"}, "surrogate"),
-    ({"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y", "weight": 0}]}, "no token to learn"),
+    ({"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y", "weight": 0}]}, "no target token"),
 ]  # fmt: skip
 
 

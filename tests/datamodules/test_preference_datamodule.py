@@ -45,7 +45,7 @@ BAD = [
     ({"prompt": "Q", "chosen": "A", "rejected": ""}, "empty answer"),
     ({"chosen": "A", "rejected": "B"}, "no prompt"),
     ({"chosen": [U, A], "rejected": [{"role": "user", "content": "P"}, B]}, "different prompts"),
-    ({"chosen": [U, A, U, A], "rejected": [U, A, {"role": "user", "content": "P"}, B]}, "no answer"),
+    ({"chosen": [U, A, U, A], "rejected": [U, A, {"role": "user", "content": "P"}, B]}, "not an answer"),
     ({"chosen": [A], "rejected": [A, U]}, "out of order|no prompt"),
     ({"prompt": 3, "chosen": "A", "rejected": "B"}, "int"),
 ]

@@ -1,8 +1,8 @@
-"""Conversations ↔ tokens: chat templates, their rendering, and which tokens are the assistant's.
+"""Chat templates, their rendering to tokens, and the mask of the assistant's tokens.
 
-The way of a conversation: `messages` checks and normalises it, a `ChatTemplate` (Jinja, from the tokenizer's folder, a
-preset or a user's file) gives its text in transformers' sandbox, and `ChatRenderer` turns that into ids with a mask
-that is true on exactly the tokens that the assistant has to produce: its words and its stop token.
+`messages` validates and normalizes a conversation, a `ChatTemplate` (Jinja, from the tokenizer's folder, a preset or a
+user's file) renders it to text in transformers' sandbox, and `ChatRenderer` converts the text to ids with a mask that
+is True exactly on the tokens that the assistant has to produce: its text and its stop token.
 """
 
 from lit_gpt.data.chat.messages import Message, Tool, ToolCall, check_messages, normalise_messages

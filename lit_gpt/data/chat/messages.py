@@ -1,7 +1,7 @@
-"""What a conversation is: OpenAI's messages, normalised and checked before a template sees them.
+"""Conversations as OpenAI messages, normalized and validated before a template sees them.
 
-A template may raise about an order of roles that it cannot render, but most render nonsense in silence; so the order
-is checked here, the same for every template.
+Some templates raise if they cannot render an order of roles, but most silently render nonsense; therefore the order is
+validated here, in the same way for every template.
 """
 
 import json
@@ -21,12 +21,12 @@ _FIELDS = ("role", "content", "tool_calls", "function_call", *_KEPT, *_REASONING
 _CALL_FIELDS = ("id", "type", "index", "function")
 
 Tool = dict[str, Any]
-"""A tool's description as OpenAI's API takes it: `{"type": "function", "function": {name, description, parameters}}`,
-or the inner object alone."""
+"""A tool's description as in OpenAI's API: `{"type": "function", "function": {name, description, parameters}}`, or only
+the inner object."""
 
 
 class FunctionCall(TypedDict):
-    """Which function is called with what."""
+    """Name and arguments of a function call."""
 
     name: str
     arguments: dict[str, Any] | str
@@ -34,7 +34,7 @@ class FunctionCall(TypedDict):
 
 
 class ToolCall(TypedDict, total=False):
-    """One call that the assistant makes."""
+    """One tool call by the assistant."""
 
     type: Literal["function"]
     function: FunctionCall
@@ -42,18 +42,18 @@ class ToolCall(TypedDict, total=False):
 
 
 class Message(TypedDict, total=False):
-    """One turn. `role` and `content` are always there after `normalise_messages`."""
+    """One turn. `role` and `content` are always present after `normalise_messages`."""
 
     role: Role
     content: str
     tool_calls: list[ToolCall]
     name: str
-    """Of the tool that answers."""
+    """Name of the tool whose result this is."""
     tool_call_id: str
     reasoning_content: str
-    """What the assistant thought, for templates that render it."""
+    """The assistant's reasoning, for templates that render it."""
     weight: int
-    """0: an assistant's turn that is context only, not learned (OpenAI's fine-tuning format)."""
+    """0 marks an assistant turn as context only, without a loss (OpenAI's fine-tuning format)."""
 
 
 def normalise_messages(messages: object) -> list[Message]:
@@ -73,17 +73,17 @@ def normalise_messages(messages: object) -> list[Message]:
 
 
 def check_messages(messages: Sequence[Message], for_training: bool = False) -> None:
-    """Refuse an order of roles that no model is trained on, and empty turns.
+    """Reject empty turns and an order of roles that no model is trained on.
 
-    The order: at most one system message, first; then the user; then user and assistant in turn. Tool results come
-    between an assistant's message with tool calls and the assistant's next one.
+    The valid order: at most one system message, first; then the user; then assistant and user in turn. Tool results
+    come between an assistant's message with tool calls and the assistant's next one.
 
     Args:
-        messages: Normalised ones.
-        for_training: The conversation must end with an answer, and no answer may be empty.
+        messages: Normalized messages.
+        for_training: If True, the conversation must end with an answer, and no answer may be empty.
 
     Raises:
-        UserError: naming the first message that is out of order, or empty.
+        UserError: naming the first message that is empty or out of order.
     """
     if not messages:
         raise UserError("the conversation has no messages")
@@ -96,7 +96,7 @@ def check_messages(messages: Sequence[Message], for_training: bool = False) -> N
             after = "at the beginning" if before is None else f"after {before!r}"
             raise UserError(
                 f"roles out of order: message {number} is from {role!r} {after}, where only "
-                f"{' or '.join(map(repr, allowed))} may come"
+                f"{' or '.join(map(repr, allowed))} is allowed"
             )
         called = bool(message.get("tool_calls"))
         if called and role != "assistant":
@@ -195,9 +195,9 @@ def _text(content: object, number: int) -> str:
         for part in content:
             kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
             if kind != "text":
-                raise UserError(f"message {number} holds a part of type {kind!r}; only text can be learned")
+                raise UserError(f"message {number} has a part of type {kind!r}; only text is supported")
             if not isinstance(part.get("text"), str):
-                raise UserError(f"message {number} holds a part of type 'text' without a text")
+                raise UserError(f"message {number} has a part of type 'text' without text")
             texts.append(part["text"])
         return "".join(texts)
     raise UserError(f"the content of message {number} is a {type(content).__name__}, not text")

@@ -1,4 +1,4 @@
-"""Messages → ids and the mask of the assistant's tokens.
+"""Render messages to ids and the mask of the assistant's tokens.
 
 In stages: the template gives the text and the places of the answers in it (`answers`); the text is cut at these
 places; each piece is tokenised by itself. So a token never straddles the border between prompt and answer, and the
@@ -7,8 +7,8 @@ prompt of a training row has the very ids that the model is prompted with later.
 Templates differ in what they take: contents as texts or as lists of parts, arguments of tool calls as objects or as
 JSON text. Which one a template takes is tried once, on a conversation that shows whether its contents appear.
 
-A content that spells a special token (`<|im_end|>`) must not become one: a character that occurs nowhere else is put
-inside it before rendering and cut out before tokenising.
+Content that spells a special token (`<|im_end|>`) must not become one: an otherwise unused character is inserted into
+it before rendering and removed before tokenization.
 """
 
 import json
@@ -39,11 +39,11 @@ class RenderedChat(NamedTuple):
 
 
 class ChatRenderer:
-    """A chat template on a tokenizer.
+    """Renders conversations with a chat template and a tokenizer.
 
     Args:
-        tokenizer: Makes the ids.
-        template: None takes the tokenizer's own.
+        tokenizer: Tokenizer of the model.
+        template: Chat template; None takes the tokenizer's own.
 
     Raises:
         UserError: if there is no template.
@@ -58,7 +58,7 @@ class ChatRenderer:
 
         self.tokenizer = tokenizer
         self.template = template_of(tokenizer) if template is None else template
-        # A copy that recognises special tokens; the tokenizer for training data does not.
+        # A copy that parses special tokens; the tokenizer for training data does not.
         self._backend = tokenizers.Tokenizer.from_str(tokenizer.backend.to_str())
         self._backend.encode_special_tokens = False
         self._inner = _without_opening_space(self._backend)
@@ -173,8 +173,8 @@ class ChatRenderer:
         """Ids that end an answer: what this template puts there, also after tool calls, and the end of text.
 
         Raises:
-            UserError: if the template ends an answer with no special token of the tokenizer: the model would never
-                learn to stop.
+            UserError: if the template does not end an answer with a special token of the tokenizer, so that the model
+                would never learn to stop.
         """
         stops = [self._answers.find([ASKED, ANSWERED], 1, [], check=False).text]
         if self._answers.after_calls is not None:
@@ -183,10 +183,10 @@ class ChatRenderer:
         return tuple(dict.fromkeys((*found, self.tokenizer.separator_id)))
 
     def check(self) -> None:
-        """Render a conversation of one turn, to meet what is wrong with the template before the data.
+        """Render a conversation of one turn, to detect problems of the template before the data is read.
 
         Raises:
-            UserError: if it does not render, its special tokens are missing, or it does not say where answers are.
+            UserError: if it does not render, its special tokens are missing, or it does not show where answers are.
         """
         missing = [token for token in self.template.tokens if self.tokenizer.backend.token_to_id(token) is None]
         if missing:
@@ -281,7 +281,7 @@ class ChatRenderer:
 
     @cached_property
     def _named_tokens(self) -> dict[str, str]:
-        """bos_token and the like, as the tokenizer's configuration names them."""
+        """Return `bos_token` and other named tokens of the tokenizer's configuration."""
         config = json.loads((self.tokenizer.files or {}).get("tokenizer_config.json", b"{}"))
         named = {}
         for name in ("bos_token", "eos_token", "unk_token", "pad_token"):
@@ -294,12 +294,12 @@ class ChatRenderer:
     # ------------------------------------------------------------------ tokens
 
     def _unused_character(self, contents: Any) -> str:
-        """A character that neither contents nor template have, to break special tokens that contents spell out."""
+        """Return a character that occurs in neither contents nor template, to break up spelled-out special tokens."""
         present = set(self.template.source)
         _replace(contents, lambda text: present.update(text) or text)  # type: ignore[func-returns-value]
         unused = next((chr(code) for code in _GUARDS if chr(code) not in present), None)
         if unused is None:
-            raise UserError("it has every character of Unicode's private use area, of which one must be free")
+            raise UserError("it uses every character of Unicode's private use area, one of which must be unused")
         return unused
 
     def _guard(self, text: str, guard: str) -> str:
@@ -308,7 +308,7 @@ class ChatRenderer:
         return self._special.sub(lambda match: match[0][0] + guard + match[0][1:], text)
 
     def _encode(self, text: str, start: int, end: int, guard: str) -> list[int]:
-        """Return the ids of `text[start:end]`, as they are after the text before it."""
+        """Return the ids of `text[start:end]` in the context of the text before it."""
         before = next((token for token in self._special_texts if text.endswith(token, 0, start)), "")
         ids: list[int] = []
         try:
@@ -322,7 +322,7 @@ class ChatRenderer:
                     cut = len(piece) if found is None else found.start()
                     ids += self._ids(self._inner, piece[:cut]) + self._ids(self._backend, piece[cut:])
         except TypeError as error:
-            raise UserError("it holds a lone surrogate, which is no Unicode text") from error
+            raise UserError("it contains a lone surrogate, which is not valid Unicode") from error
         return ids
 
     @staticmethod
@@ -332,9 +332,9 @@ class ChatRenderer:
 
 
 def _without_opening_space(backend: Any) -> Any:
-    """Return a tokenizer that puts no space before a text, or None if this one puts none.
+    """Return a tokenizer that puts no space before a text, or None if the given one puts none.
 
-    SentencePiece's (Llama 2, Mistral 7B) do; in the middle of a text that has been cut it would be a new space.
+    SentencePiece tokenizers (Llama 2, Mistral 7B) do; within a split text it would be an additional space.
     """
     import tokenizers
 
@@ -381,11 +381,11 @@ def render(
     """Return the token ids of a conversation that the model should continue.
 
     Args:
-        tokenizer: Makes the ids.
-        messages: The turns, OpenAI's way.
-        add_generation_prompt: End with what opens the assistant's turn.
-        tools: What the assistant may call.
-        template: None takes the tokenizer's own.
+        tokenizer: Tokenizer of the model.
+        messages: The turns, in OpenAI's format.
+        add_generation_prompt: Whether to end with the start of the assistant's turn.
+        tools: Tools that the assistant may call.
+        template: Chat template; None takes the tokenizer's own.
 
     Raises:
         UserError: if there is no template, the roles are out of order, or the template does not render them.
@@ -402,7 +402,7 @@ def render_text(
     tools: Sequence[Tool] | None = None,
     template: ChatTemplate | None = None,
 ) -> str:
-    """Return the text that `render` tokenises."""
+    """Return the text that `render` tokenizes."""
     turns = normalise_messages(messages)
     check_messages(turns)
     return _renderer(tokenizer, template)(turns, add_generation_prompt, tools).text
@@ -423,7 +423,7 @@ def _with_arguments(call: ToolCall, kinds: tuple[type, ...]) -> dict[str, Any]:
 
 
 def _replace(value: Any, change: Any) -> Any:
-    """Copy plain data with every string in it changed."""
+    """Return a copy of plain data in which `change` is applied to every string."""
     if isinstance(value, str):
         return change(value)
     if isinstance(value, dict):

@@ -1,7 +1,7 @@
-"""Chat templates: Jinja sources by name, from a file, or from a tokenizer's folder.
+"""Load chat templates (Jinja) by preset name, from a file, or from a tokenizer's folder.
 
-A preset opens with a comment `{#- tokens: <|a|> <|b|> -#}`: the special tokens that it needs. A tokenizer that lacks
-them gets them from `with_chat_template`; a user's own file may say so in the same way.
+A preset starts with a comment `{#- tokens: <|a|> <|b|> -#}` that lists the special tokens it needs.
+`with_chat_template` adds those that a tokenizer lacks; a user's own file may list them in the same way.
 """
 
 import json
@@ -26,11 +26,11 @@ MAX_TEMPLATE_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class ChatTemplate:
-    """A Jinja template as transformers renders it.
+    """A Jinja template in the dialect of transformers.
 
     Attributes:
-        source: The Jinja text.
-        name: What messages call it: a preset's name, a file, or the tokenizer that has it.
+        source: Jinja source text.
+        name: Name in messages: a preset's name, a file, or the tokenizer that has it.
     """
 
     source: str
@@ -38,13 +38,13 @@ class ChatTemplate:
 
     @property
     def tokens(self) -> tuple[str, ...]:
-        """Special tokens that its first comment names."""
+        """Special tokens listed in its first comment."""
         found = _TOKENS.match(self.source)
         return tuple(found[1].split()) if found else ()
 
     @property
     def marks_answers(self) -> bool:
-        """Whether `{% generation %}` marks which part is the assistant's."""
+        """Whether `{% generation %}` marks the assistant's part."""
         return _GENERATION.search(self.source) is not None
 
 
@@ -52,7 +52,7 @@ def load_chat_template(name_or_file: str | Path) -> ChatTemplate:
     """Load a preset by its name, or a Jinja file.
 
     Raises:
-        UserError: if it is neither, or the file is no text.
+        UserError: if it is neither, or the file is not text.
     """
     name = str(name_or_file)
     if name in CHAT_TEMPLATES:
@@ -64,14 +64,14 @@ def load_chat_template(name_or_file: str | Path) -> ChatTemplate:
         )
     try:
         if path.stat().st_size > MAX_TEMPLATE_BYTES:
-            raise UserError(f"{name} is larger than {MAX_TEMPLATE_BYTES} bytes: that is no chat template")
+            raise UserError(f"{name} is larger than {MAX_TEMPLATE_BYTES} bytes: that is not a chat template")
         return ChatTemplate(path.read_text(encoding="utf-8"), name)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"the chat template {name} cannot be read: {error}") from error
 
 
 def template_of(tokenizer: Tokenizer) -> ChatTemplate:
-    """Return the template that a tokenizer's folder holds: `chat_template.jinja`, or in `tokenizer_config.json`.
+    """Return the template in a tokenizer's folder: `chat_template.jinja`, or the one in `tokenizer_config.json`.
 
     Raises:
         UserError: if it has none.
@@ -80,7 +80,7 @@ def template_of(tokenizer: Tokenizer) -> ChatTemplate:
     if TEMPLATE_FILE in files:
         return ChatTemplate(files[TEMPLATE_FILE].decode(), f"the tokenizer's {TEMPLATE_FILE}")
     template = json.loads(files.get(_CONFIG_FILE, b"{}")).get("chat_template")
-    if isinstance(template, list):  # several named ones
+    if isinstance(template, list):  # several named templates
         named = {item.get("name"): item.get("template") for item in template if isinstance(item, dict)}
         template = named.get("default")
     if isinstance(template, str):
@@ -92,7 +92,7 @@ def template_of(tokenizer: Tokenizer) -> ChatTemplate:
 
 
 def has_template(tokenizer: Tokenizer) -> bool:
-    """Return whether a tokenizer's folder holds a chat template."""
+    """Return whether a tokenizer's folder contains a chat template."""
     try:
         template_of(tokenizer)
     except UserError:
@@ -101,14 +101,14 @@ def has_template(tokenizer: Tokenizer) -> bool:
 
 
 def with_chat_template(tokenizer: Tokenizer, template: ChatTemplate, extra_tokens: tuple[str, ...] = ()) -> Tokenizer:
-    """Return a tokenizer whose folder holds the template, and whose vocabulary holds the template's special tokens.
+    """Return a tokenizer whose folder contains the template and whose vocabulary contains its special tokens.
 
-    New tokens are appended, so that every old id stays what it was.
+    New tokens are appended, so that existing ids do not change.
 
     Args:
-        tokenizer: Left as it is.
+        tokenizer: Tokenizer to copy; it is not changed.
         template: The template to write.
-        extra_tokens: Further special tokens to add.
+        extra_tokens: Additional special tokens to add.
     """
     import tokenizers
 
@@ -117,7 +117,7 @@ def with_chat_template(tokenizer: Tokenizer, template: ChatTemplate, extra_token
     special = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
     new = [token for token in dict.fromkeys(wanted) if token not in special]
     backend.encode_special_tokens = False
-    # A token that the vocabulary has as ordinary text (`[INST]`) keeps its id and becomes special.
+    # A token that exists as ordinary text (`[INST]`) keeps its id and becomes special.
     backend.add_special_tokens([tokenizers.AddedToken(token, special=True, normalized=False) for token in new])
     files = dict(tokenizer.folder_files())
     if new:

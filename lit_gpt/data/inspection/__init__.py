@@ -1,5 +1,5 @@
-"""What the model sees, made visible: a batch and a tokenizer → windows of tokens with documents, masks and sources.
+"""Show what the model sees: windows of tokens with their documents, masks and sources, from a batch and a tokenizer.
 
-`view` reads batches, `terminal` and `page` draw what it found. They know the fields of `Batch` and nothing about who
-made it, so that they show the batches of any DataModule.
+`view` extracts the windows of a batch, `terminal` and `page` render them. They depend only on the fields of `Batch`, so
+they work for the batches of any DataModule.
 """

@@ -1,4 +1,4 @@
-"""Windows of a batch as one HTML page."""
+"""Render the windows of a batch as an HTML page."""
 
 from collections.abc import Iterator
 
@@ -18,7 +18,7 @@ def _hue(document: int) -> int:
 
 
 def _learned_runs(window: Window) -> Iterator[tuple[int, int, int]]:
-    """Yield (first token, number of tokens, document) of each run of learned tokens within one document."""
+    """Yield (first token, number of tokens, document) of each run of target tokens within one document."""
     run: list[Token] = []
     for token in [*window.tokens, None]:
         if token is not None and token.learned and (not run or run[-1].document == token.document):

@@ -1,4 +1,4 @@
-"""Windows in a terminal: a heading for each document, its text below, in colour where the terminal has any."""
+"""Render windows for a terminal: a heading for each document and its text below, in color if supported."""
 
 import shutil
 from collections.abc import Iterator
@@ -11,29 +11,29 @@ _HUES = (36, 33, 35, 32, 34, 31)  # cyan, yellow, magenta, green, blue, red
 
 
 class Style:
-    """Escape sequences, or nothing.
+    """Applies escape sequences, or nothing.
 
     Args:
-        colour: Whether to colour.
+        colour: Whether to use color.
     """
 
     def __init__(self, colour: bool) -> None:
         self.colour = colour
 
     def __call__(self, text: str, *codes: int) -> str:
-        """Returns the text with these codes (SGR parameters) in force."""
+        """Return the text with these codes (SGR parameters) applied."""
         if not self.colour or not text:
             return text
         return f"\x1b[{';'.join(map(str, codes))}m{text}\x1b[0m"
 
 
 def render(report: Report, colour: bool, width: int | None = None) -> str:
-    """Returns the report as text.
+    """Return the report as text.
 
     Args:
-        report: What to show.
-        colour: Whether to use colours; without them, what is not learned stands in ⟦⟧.
-        width: Columns; None asks the terminal.
+        report: Report to show.
+        colour: Whether to use colors; without them, tokens without a loss are enclosed in ⟦⟧.
+        width: Width in columns; None queries the terminal.
     """
     width = width or min(shutil.get_terminal_size((100, 24)).columns, 120)
     style = Style(colour)
@@ -83,7 +83,7 @@ def _window(number: int, window: Window, style: Style, width: int) -> Iterator[s
 
 
 def told_piece(piece: Piece) -> str:
-    """Returns a piece in one line: source, hash, and which part of the document it is."""
+    """Return a one-line description of a piece: source, hash, and its range in the document."""
     end = piece.offset + piece.end - piece.begin
     whole = f" of {piece.num_tokens}" if piece.num_tokens else ""
     corpus = f"{piece.corpus} · " if piece.corpus else ""
@@ -96,7 +96,7 @@ def _positions(tokens: list[Token]) -> str:
 
 
 def _text(tokens: list[Token], style: Style, width: int) -> Iterator[str]:
-    """Yields the text in lines of at most `width` columns, styled token by token."""
+    """Yield the text in lines of at most `width` columns, styled token by token."""
     line, column, open_mark = "", 0, False
     for token in tokens:
         learned = token.learned
@@ -139,11 +139,11 @@ def _attention(window: Window) -> str:
 
 
 def trace_table(report: Report, colour: bool) -> str:
-    """Returns a line for each document of each window of a step.
+    """Return a line for each document of each window of a step.
 
     Args:
-        report: All windows of the step.
-        colour: Whether to use colours.
+        report: Report with all windows of the step.
+        colour: Whether to use colors.
     """
     style = Style(colour)
     lines = [style(f"optimizer step {report.step:,}: {len(report.windows):,} windows", 1)]

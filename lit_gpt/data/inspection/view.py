@@ -1,7 +1,7 @@
-"""From batches to windows that can be drawn.
+"""Extract windows that can be displayed from batches.
 
-A window is shown as the tokens that go in and, after the last of them, the one that is only predicted. A token is
-"learned" if some position is trained to predict it: the label before it is not -100.
+A window consists of the input tokens and, after the last of them, the token that is only predicted. A token is
+"learned" if some position is trained to predict it, i.e. its label is not -100.
 """
 
 import codecs
@@ -24,12 +24,12 @@ class Token:
     """One token of a window.
 
     Attributes:
-        index: Its place in the window.
-        id: Its number in the vocabulary.
-        text: What it adds to the text; "" while a character is not complete.
-        raw: Its bytes.
-        document: Number of its document.
-        position: Its position id, as the model receives it; None for the last target, which is no input.
+        index: Index in the window.
+        id: Id in the vocabulary.
+        text: Text that it adds to the preceding tokens; "" while a character is incomplete.
+        raw: Bytes of the token.
+        document: Index of its document.
+        position: Position id that the model receives; None for the last target, which is not an input.
         learned: Whether it is a target of the loss.
         special: Whether it is a special token, such as the separator.
     """
@@ -49,19 +49,19 @@ class Window:
     """One row of a batch.
 
     Attributes:
-        name: What the row is, where a batch holds several kinds (`chosen`, `rejected`); "" otherwise.
-        sample: Its place in the global order; None where the batch does not say.
-        corpus: Name of its corpus, where there are several.
-        length: T, positions of the row.
-        tokens: Its tokens, padding left out.
-        blocks: (first, end) of the positions that see each other, document by document.
-        isolated: Whether documents are isolated; else every position sees all before it.
-        num_padding: Positions that are padding.
-        num_learned: Positions with a label.
-        num_bytes: UTF-8 bytes of the targets; None where the batch does not say.
-        surprises: What a reader should know: labels that are not the next token, and the like.
-        pieces: The documents, where the DataModule can tell.
-        has_labels: Whether the batch has labels at all.
+        name: Name of the rows if a batch has several kinds (`chosen`, `rejected`); "" otherwise.
+        sample: Index in the global order; None if the batch does not contain it.
+        corpus: Name of its corpus, if there are several.
+        length: T, number of positions.
+        tokens: Tokens without padding.
+        blocks: (first, end) of the ranges of positions that attend to each other, one per document.
+        isolated: Whether documents are isolated; otherwise every position attends to all earlier ones.
+        num_padding: Number of padding positions.
+        num_learned: Number of positions with a label.
+        num_bytes: UTF-8 bytes of the targets; None if the batch does not contain it.
+        surprises: Warnings for the reader, such as labels that are not the next token.
+        pieces: Documents of the window, if the DataModule can trace them.
+        has_labels: Whether the batch has labels.
     """
 
     name: str
@@ -80,16 +80,16 @@ class Window:
 
     @property
     def num_stops(self) -> int:
-        """Special tokens that the model learns to write: where it learns to stop."""
+        """Number of special tokens among the targets, i.e. where the model learns to stop."""
         return sum(token.special and token.learned for token in self.tokens)
 
     def allowed(self, query: int, key: int) -> bool:
-        """Returns whether position `query` sees position `key`."""
+        """Return whether position `query` attends to position `key`."""
         return key <= query and any(first <= key and query < end for first, end in self.blocks)
 
 
 class TokenTexts:
-    """The bytes of tokens, and the texts that a row of them adds up to.
+    """Bytes of tokens, and the texts that a sequence of them adds up to.
 
     Args:
         tokenizer: The tokenizer.
@@ -103,15 +103,15 @@ class TokenTexts:
         self._byte_level = "ByteLevel" in types
 
     def is_special(self, index: int) -> bool:
-        """Returns whether this is a special token."""
+        """Return whether this is a special token."""
         return index in self._added and self._added[index].special
 
     def raw(self, index: int) -> bytes:
-        """Returns the bytes of a token; those of its name where it is an added one."""
+        """Return the bytes of a token; for an added token those of its name."""
         if index in self._added:
             return str(self._added[index].content).encode()
         token = self.tokenizer.backend.id_to_token(index)
-        if token is None:  # padding of the vocabulary
+        if token is None:  # padding of the vocabulary size
             return f"<id {index}>".encode()
         if self._byte_level and all(character in self._alphabet for character in token):
             return bytes(self._alphabet[character] for character in token)
@@ -120,7 +120,7 @@ class TokenTexts:
         return str(token).replace("▁", " ").encode()
 
     def texts(self, ids: Sequence[int]) -> list[str]:
-        """Returns what each token adds to the text: a character of several tokens comes with the last of them."""
+        """Return the text that each token adds; a character made of several tokens comes with the last of them."""
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         texts = []
         for index in ids:
@@ -164,7 +164,7 @@ def windows_of(
 
 
 def _groups(batch: Any, name: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yields the rows of token ids in a batch by name, with the fields that belong to them."""
+    """Yield the groups of token id rows in a batch by name, with the fields that belong to them."""
     for key, value in batch.items():
         if isinstance(value, dict):
             yield from _groups(value, f"{name} {key}".strip())
@@ -217,7 +217,7 @@ def _window(name: str, fields: dict[str, Any], texts: TokenTexts) -> Window:
     if positions is not None and documents is not None:
         restarts = sum(int(positions[first]) != 0 for first, _ in blocks)
         if restarts:
-            surprises.append(f"{restarts} of the documents do not begin at position 0")
+            surprises.append(f"{restarts} of the documents do not start at position 0")
     return Window(
         name=name,
         sample=None if sample is None else int(sample),
@@ -242,14 +242,14 @@ def _padding(
     attention_mask: Any,
     separator_id: int,
 ) -> np.ndarray:
-    """Returns (T,) which positions are padding."""
+    """Return the mask of padding positions: (T,)."""
     if documents is not None:
         return documents < 0
     if attention_mask is not None and np.ndim(attention_mask) == 1:
         return np.asarray(attention_mask) == 0
     padding = np.zeros(len(ids), dtype=bool)
     if labels is not None and positions is not None:
-        # Without document ids: unsupervised separators at the end, at position 0.
+        # Without document ids: separators without a label at the end, at position 0.
         empty = (labels == IGNORE_INDEX) & (ids == separator_id) & (positions == 0)
         full = np.flatnonzero(~empty)
         padding[(full[-1] + 1 if len(full) else 0) :] = True
@@ -257,7 +257,7 @@ def _padding(
 
 
 def _blocks(length: int, documents: np.ndarray | None, padding: np.ndarray) -> tuple[list[tuple[int, int]], np.ndarray]:
-    """Returns the stretches of positions that see each other, and the number of the document at each position."""
+    """Return the ranges of positions that attend to each other, and the document index of each position."""
     if documents is None:
         end = int(length - padding.sum())
         return ([(0, end)] if end else []), np.zeros(length, dtype=np.int64)
@@ -270,7 +270,7 @@ def _blocks(length: int, documents: np.ndarray | None, padding: np.ndarray) -> t
 def _shown(
     ids: np.ndarray, labels: np.ndarray | None, padding: np.ndarray
 ) -> tuple[list[tuple[int, int]], set[int], list[str]]:
-    """Returns (place, id) of the tokens to show, the places of those that are learned, and what is odd."""
+    """Return (index, id) of the tokens to show, the indices of the learned ones, and warnings."""
     shown: list[tuple[int, int]] = []
     learned: set[int] = set()
     odd = 0
@@ -280,7 +280,7 @@ def _shown(
         if is_input:
             shown.append((place, int(ids[place])))
             odd += target is not None and target != ids[place]
-        elif target is not None:  # predicted, and no input
+        elif target is not None:  # predicted, but not an input
             shown.append((place, target))
         if target is not None:
             learned.add(place)
@@ -292,11 +292,11 @@ class Report:
     """Windows of a split or of one optimizer step.
 
     Attributes:
-        title: What is shown.
+        title: Title of the report.
         facts: (name, value) lines about the run, the corpus and the tokenizer.
         windows: The windows.
-        num_hidden: Windows of the step that are not shown.
-        step: The optimizer step, counted from 1, where one is traced.
+        num_hidden: Number of windows of the step that are not shown.
+        step: Optimizer step, counted from 1, if one is traced.
     """
 
     title: str
@@ -307,7 +307,7 @@ class Report:
     notes: list[str] = field(default_factory=list)
 
     def totals(self) -> list[tuple[str, str]]:
-        """Returns (name, value) of what the windows add up to."""
+        """Return (name, value) pairs of totals over the windows."""
         positions = sum(window.length for window in self.windows)
         learned = sum(window.num_learned for window in self.windows)
         sizes = [window.num_bytes for window in self.windows if window.num_bytes is not None]
@@ -325,6 +325,6 @@ class Report:
         return rows
 
     def corpora(self) -> str:
-        """Returns the windows of each corpus in one line; "" where there is one corpus."""
+        """Return the number of windows per corpus in one line; "" if there is only one corpus."""
         names = [window.corpus for window in self.windows if window.corpus]
         return ", ".join(f"{name} {names.count(name)}" for name in dict.fromkeys(names))

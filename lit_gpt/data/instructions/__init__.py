@@ -1,4 +1,4 @@
-"""Instruction rows in the forms that people have → conversations → tokens with a mask of the answers."""
+"""Convert instruction rows in common formats to conversations, and these to tokens with a mask of the answers."""
 
 from lit_gpt.data.instructions.encoder import InstructionEncoder, LongRows, chat_tokenizer
 from lit_gpt.data.instructions.forms import Conversation, conversation_of

@@ -1,4 +1,4 @@
-"""Instruction rows → tokens, and which tokenizer they need."""
+"""Encode instruction rows as tokens, and load the tokenizer that they need."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -16,8 +16,8 @@ from lit_gpt.errors import UserError
 from lit_gpt.hashing import sha256_json
 
 LongRows = Literal["cut", "drop", "error"]
-"""What happens to a conversation longer than the context: its end is cut off; it is left out; or it is an error.
-The first two are counted."""
+"""Handling of conversations longer than the context: truncate them (`cut`), leave them out (`drop`), or raise
+(`error`). The first two are counted."""
 
 CUT = "cut off at the context's end"
 DROPPED = "left out as longer than the context"
@@ -26,7 +26,7 @@ SPLIT = "with a sequence for each answer, as the chat template changes earlier o
 
 
 class InstructionEncoder:
-    """Renders a conversation with the chat template and learns the assistant's tokens alone.
+    """Renders conversations with a chat template and masks everything but the assistant's tokens out of the loss.
 
     Args:
         renderer: Chat template on a tokenizer.
@@ -57,7 +57,7 @@ class InstructionEncoder:
         self.vocab_size = renderer.tokenizer.vocab_size
 
     def fingerprint(self) -> str:
-        """Return a hash of everything that decides the tokens."""
+        """Return a hash of everything that the tokens depend on."""
         return sha256_json([
             type(self).__name__, self.renderer.tokenizer.fingerprint, self.renderer.template.source, self.block_size,
             self.long_rows, self.columns, self.system_prompt, self.ignore_fields,
@@ -67,7 +67,7 @@ class InstructionEncoder:
         """Encode a row; it gives several where the template renders answers otherwise once turns follow.
 
         Raises:
-            UserError: if it has no usable form, or its prompt alone fills the context.
+            UserError: if the row has no supported format, or its prompt alone fills the context.
         """
         conversation = conversation_of(row.values, self.columns, self.system_prompt, self.ignore_fields)
         encoded = self.sequences(conversation.messages, conversation.tools)
@@ -144,18 +144,18 @@ def prompt_key(prompt: list[Message]) -> str:
 def chat_tokenizer(
     path: str | Path, chat_template: str | None = None, chat_tokens: tuple[str, ...] = ()
 ) -> tuple[Tokenizer, list[str]]:
-    """Load the tokenizer of a model, with the chat template and its special tokens in it.
+    """Load a model's tokenizer, with the chat template and its special tokens added.
 
     Args:
-        path: A tokenizer's folder or hub name, or a run, checkpoint or bundle, whose tokenizer is meant.
-        chat_template: Preset or file; None takes the tokenizer's own.
-        chat_tokens: Further special tokens to add.
+        path: Tokenizer folder or hub name, or a run, checkpoint or bundle whose tokenizer is loaded.
+        chat_template: Preset name or file; None takes the tokenizer's own template.
+        chat_tokens: Additional special tokens to add.
 
     Returns:
-        The tokenizer, and the tokens that are new in it.
+        The tokenizer, and the tokens that were added to it.
 
     Raises:
-        UserError: if there is no tokenizer or no template, or the template cannot be learned from.
+        UserError: if there is no tokenizer or no template, or the template does not mark the assistant's tokens.
     """
     plain = load_tokenizer(tokenizer_folder(path))
     template = template_of(plain) if chat_template is None else load_chat_template(chat_template)
@@ -167,7 +167,7 @@ def chat_tokenizer(
 
 
 def tokenizer_folder(path: str | Path) -> str | Path:
-    """Return the tokenizer's folder of a run or checkpoint, anything else as it is."""
+    """Return the tokenizer folder of a run or checkpoint; other arguments are returned unchanged."""
     folder = Path(path).expanduser()
     for candidate in (folder / "tokenizer", folder.parent.parent / "tokenizer"):
         if folder.is_dir() and not (folder / "tokenizer.json").exists() and candidate.is_dir():

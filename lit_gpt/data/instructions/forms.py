@@ -1,4 +1,4 @@
-"""One row → a conversation, whichever of the usual forms it has.
+"""Convert a row in any of the usual formats to a conversation.
 
 | form | fields |
 |---|---|
@@ -59,7 +59,7 @@ class Conversation(NamedTuple):
 
     @property
     def prompt(self) -> list[Message]:
-        """Everything before the first answer."""
+        """All messages before the first answer."""
         first = next(i for i, message in enumerate(self.messages) if message["role"] == "assistant")
         return self.messages[:first]
 
@@ -171,7 +171,7 @@ def conversation_of(
     system_prompt: str | None = None,
     ignore_fields: Sequence[str] = (),
 ) -> Conversation:
-    """Read a row.
+    """Convert a row to a conversation.
 
     The answers in `messages`, `conversations` and `history` are learned; those within a `prompt` are context.
 
@@ -252,7 +252,7 @@ def _history(fields: RowFields) -> list[Message]:
 def with_system(messages: list[Message], fields: RowFields, system_prompt: str | None) -> list[Message]:
     """Return messages that open with their own system prompt, the row's, or `system_prompt`.
 
-    An empty one counts as none.
+    An empty system prompt counts as none.
 
     Raises:
         UserError: if `system` is no text, or a row has two different ones.
@@ -296,10 +296,10 @@ def tools_of(fields: RowFields) -> list[Tool]:
 
 
 def renamed(row: Mapping[str, Any], columns: Mapping[str, str] | None) -> dict[str, Any]:
-    """Return the row with our names for its fields.
+    """Return the row with its fields renamed to the expected names.
 
     Raises:
-        UserError: if a named column is not there.
+        UserError: if a column named in `columns` is missing.
     """
     result = dict(row)
     for field, column in (columns or {}).items():
@@ -311,7 +311,7 @@ def renamed(row: Mapping[str, Any], columns: Mapping[str, str] | None) -> dict[s
 
 
 def turns_of(value: Any, role: str, field: str) -> list[Message]:
-    """Return messages from a text, which is one turn of `role`, or from a list of messages, OpenAI's or ShareGPT's.
+    """Return messages from a text, which becomes one turn of `role`, or from a list of OpenAI or ShareGPT messages.
 
     Raises:
         UserError: if it is neither.
@@ -320,7 +320,7 @@ def turns_of(value: Any, role: str, field: str) -> list[Message]:
         return [Message(role=role, content=value)]  # type: ignore[typeddict-item]
     if isinstance(value, list | Mapping):
         return normalise_messages(_from_sharegpt([value] if isinstance(value, Mapping) else value, field))
-    raise UserError(f"the field {field!r} holds {type(value).__name__}, not text or messages")
+    raise UserError(f"the field {field!r} is {type(value).__name__}, not text or messages")
 
 
 def _answer(fields: RowFields) -> tuple[Any, str, str]:
@@ -360,7 +360,7 @@ def _repeats(value: Any, contents: set[str], texts: Sequence[str]) -> bool:
 
 
 def _from_sharegpt(turns: list[Any], field: str) -> list[Any]:
-    """Return turns with ShareGPT's `from` and `value` as OpenAI's; all others as they are."""
+    """Convert turns with ShareGPT's `from` and `value` to OpenAI's format; others are returned unchanged."""
     messages: list[Any] = []
     for number, turn in enumerate(turns, start=1):
         if not isinstance(turn, Mapping) or "role" in turn or not ("from" in turn or field == "conversations"):
@@ -382,14 +382,14 @@ def _from_sharegpt(turns: list[Any], field: str) -> list[Any]:
 
 
 def parsed(value: Any, field: str) -> Any:
-    """Read a value that a csv or a dataset keeps as JSON text.
+    """Parse a value that CSV files or datasets store as JSON text.
 
     Raises:
-        UserError: if it is other text.
+        UserError: if it is text that is not JSON.
     """
     if not isinstance(value, str):
         return value
     try:
         return json.loads(value)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"the field {field!r} holds text that is not JSON ({error})") from error
+        raise UserError(f"the field {field!r} is text that is not JSON ({error})") from error

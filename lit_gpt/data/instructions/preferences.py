@@ -1,4 +1,4 @@
-r"""Rows with a better and a worse answer → pairs of conversations.
+r"""Convert rows with a better and a worse answer to pairs of conversations.
 
 | form | fields |
 |---|---|
@@ -8,8 +8,8 @@ r"""Rows with a better and a worse answer → pairs of conversations.
 | Alpaca with preferences | `instruction`, `input`, `history`, `chosen`, `rejected` |
 | ShareGPT with preferences | `conversations` that end with the user, `chosen`, `rejected`: turns of from, value |
 
-A row of any form may also have `system` and `tools`. Only the last answer is compared: earlier ones, which both sides
-share, are part of the prompt.
+A row of any format may also have `system` and `tools`. Only the last answer is compared; earlier answers, which both
+sides share, are part of the prompt.
 """
 
 import re
@@ -27,7 +27,7 @@ _TURN = re.compile(r"\n\n(Human|Assistant):")
 
 
 class Preference(NamedTuple):
-    """A shared prompt, and what follows it on either side."""
+    """A shared prompt, and the messages that follow it on either side."""
 
     prompt: list[Message]
     chosen: list[Message]
@@ -43,7 +43,7 @@ def preference_of(
     system_prompt: str | None = None,
     ignore_fields: Sequence[str] = (),
 ) -> Preference:
-    """Read a row.
+    """Convert a row to a preference pair.
 
     Args:
         row: Its fields.
@@ -104,7 +104,7 @@ def _side(fields: RowFields, name: str) -> list[Message]:
 
 
 def _from_hh(text: str, name: str) -> list[Message]:
-    """Read Anthropic's form, in which turns of one speaker may follow each other: they are joined."""
+    """Parse Anthropic's format, and join consecutive turns of one speaker."""
     messages: list[dict[str, str]] = []
     parts = _TURN.split(text)
     for speaker, content in zip(parts[1::2], parts[2::2], strict=True):
@@ -120,13 +120,13 @@ def _from_hh(text: str, name: str) -> list[Message]:
 
 
 class PreferenceEncoder(InstructionEncoder):
-    """Pairs: sequence 0 is the chosen side, 1 the rejected; the tokens after the shared prompt are compared."""
+    """Encodes pairs (sequence 0: chosen, 1: rejected), of which the tokens after the shared prompt are compared."""
 
     def __call__(self, row: Record) -> EncodedRow | str:
         """Encode a row.
 
         Raises:
-            UserError: if it is no pair, or the shared prompt alone fills the context.
+            UserError: if the row is not a pair, or the shared prompt alone fills the context.
         """
         preference = preference_of(row.values, self.columns, self.system_prompt, self.ignore_fields)
         prompt = as_context(preference.prompt)

@@ -1,7 +1,7 @@
-"""Instructions that need no network: signature and docstring → function, from this machine's standard library.
+"""Instruction data that needs no network: signature and docstring → function, from this machine's standard library.
 
-The answer is the function's own source without its docstring. The split goes by file, with the hash that
-`StdlibDataModule` splits by, so that a function that is held out here was held out in pretraining there.
+The answer is the function's source without its docstring. Files are split by the hash that `StdlibDataModule` uses, so
+that functions held out here were also held out in pretraining there.
 """
 
 import ast
@@ -21,7 +21,7 @@ class StdlibInstructions(GeneratedRecords):
 
     Args:
         root: Folder of the library; this interpreter's by default.
-        max_lines: Functions with more lines are left out.
+        max_lines: Maximum number of lines; longer functions are left out.
     """
 
     name = "functions of the Python standard library"
@@ -32,7 +32,7 @@ class StdlibInstructions(GeneratedRecords):
         self.max_lines = max_lines
 
     def fingerprint(self, hashes: FileHashes) -> str:
-        """Return a hash of the files' names and contents and of what is taken from them."""
+        """Return a hash of the files' names and contents and of the extraction options."""
         content = [[name, hashes.sha256(path)] for name, path in self.files]
         return sha256_json([self.name, self.version, content, self.max_lines, INSTRUCTION])
 
@@ -47,15 +47,15 @@ class StdlibInstructions(GeneratedRecords):
 
 
 class DescribedFunction:
-    """A function of a module, as instruction and answer.
+    """A documented function of a module, as instruction and answer.
 
     Attributes:
-        name: Of the function.
-        signature: Its `def` line or lines, dedented, with decorators left out.
-        docstring: What it says it does.
-        body: Its source after the docstring, indented by one level.
+        name: Name of the function.
+        signature: Its `def` line or lines, dedented, without decorators.
+        docstring: Its docstring.
+        body: Source after the docstring, indented by one level.
         completion: Signature and body.
-        line: Where it begins in the module.
+        line: Line of the module at which it starts.
     """
 
     def __init__(self, node: ast.FunctionDef, lines: list[str]) -> None:
@@ -72,22 +72,22 @@ class DescribedFunction:
 
     @property
     def prompt(self) -> str:
-        """What a user asks."""
+        """Prompt that a user would send."""
         return f"{INSTRUCTION}\n\n{self.signature}\n\n{self.docstring}"
 
 
 def described_functions(text: str) -> Iterator[DescribedFunction]:
-    """Yield the functions and methods of a module that have a docstring and something after it."""
+    """Yield the functions and methods of a module that have a docstring followed by code."""
     try:
         tree = ast.parse(text)
-    except (SyntaxError, ValueError):  # templates of other versions lie in some libraries
+    except (SyntaxError, ValueError):  # some libraries contain templates for other Python versions
         return
     lines = text.expandtabs().split("\n")
     for node in ast.walk(tree):
         if not isinstance(node, ast.FunctionDef) or ast.get_docstring(node) is None or len(node.body) < 2:
             continue
         first, second = node.body[0], node.body[1]
-        # One line each: `def f(): "..."; return 1` cannot be split by lines.
+        # Each statement starts on its own line: `def f(): "..."; return 1` cannot be split by lines.
         if first.lineno == node.lineno or second.lineno <= (first.end_lineno or first.lineno):
             continue
         function = DescribedFunction(node, lines)
@@ -108,18 +108,18 @@ def _parses(source: str) -> bool:
 
 
 class StdlibPreferences(StdlibInstructions):
-    """Rows with `prompt`, `chosen` and `rejected`: the function that was asked for, and another one's body.
+    """Rows with `prompt`, `chosen` and `rejected`: the requested function, and the body of another one.
 
-    The other is the nearest in length, so that length carries no information, and has the wanted signature, so that
-    copying the signature says nothing either. It is from another file, but from one of the few whose hashes are
-    nearest: splits are ranges of these hashes, so both sides of a pair are held out together (up to a few pairs where
-    two splits meet).
+    The other function is the nearest in length, so that length carries no information, and gets the requested
+    signature, so that copying the signature carries none either. It is from another file, chosen among the few whose
+    hashes are nearest: splits are ranges of these hashes, so both sides of a pair are held out together (except for a
+    few pairs where two splits meet).
     """
 
     name = "matching and mismatching functions of the Python standard library"
     version = 2
     FILES = 8
-    """Files, neighbours by hash, among which the other function is looked for."""
+    """Number of files, adjacent by hash, among which the other function is searched."""
 
     def generate(self) -> Iterator[Record]:
         """Yield the pairs, a few files at a time."""
@@ -141,7 +141,7 @@ class StdlibPreferences(StdlibInstructions):
 
     @staticmethod
     def _nearest(found: list[tuple[DescribedFunction, str]], place: int) -> DescribedFunction | None:
-        """The function of another file, and with another body, that is nearest in the list: after it, or before."""
+        """Return the nearest function in the list with another file and another body, after it or else before."""
         function, name = found[place]
         for step in range(1, len(found)):
             for index in (place + step, place - step) if place % 2 else (place - step, place + step):

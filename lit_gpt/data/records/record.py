@@ -138,7 +138,7 @@ def _plain(value: Any) -> Any:
 
 def _missing(values: dict[str, Any], name: str) -> str:
     if name in values:
-        return f"the field {name!r} contains {type(values[name]).__name__}, not text"
+        return f"the field {name!r} is {type(values[name]).__name__}, not text"
     return no_field(name, values)
 
 

@@ -1,9 +1,9 @@
-"""Data sets of separate rows (an instruction and its answer, a preference, a labelled text): from files to batches.
+"""Datasets of separate rows (an instruction and its answer, a preference, a labeled text), from files to batches.
 
-The way of a row: a source of `lit_gpt.data.records` reads it, an encoder turns it into one sequence of tokens or
-several with a mask of what is learned (`encoding`), `prepare` writes all of them to the cache once, keyed by content,
-and `store` opens them memory-mapped. `order` says which rows are in optimizer step s, a pure function of (seed, s);
-`packing` puts short rows side by side; `batches` pads; `loader` hands out steps.
+A source of `lit_gpt.data.records` reads a row, an encoder converts it to one or several token sequences with a loss
+mask, `prepare` writes all rows to the cache once, keyed by content, and `store` opens them memory-mapped. A
+`RowSampler` (sampler.py) determines which rows are in optimizer step s, a pure function of (seed, s); `loader` packs or
+pads the rows, and yields the steps.
 """
 
 from lit_gpt.data.rows.prepare import prepare_rows

@@ -1,8 +1,8 @@
-"""Batches of separate rows from a `RowStore`: which rows a step has, how they become a batch, and the loaders.
+"""Batches of separate rows from a `RowStore`: the samples of a step, their collation into batches, and the loaders.
 
-In stages: `pack` puts short rows side by side, or each row is a sample of its own; a `RowSampler` (sampler.py) says
-which samples are in optimizer step s; a collator makes a batch of some samples; `RowSteps` is the data set of optimizer
-steps that a `StepLoader` (loader.py) goes through, and `RowEvaluationLoader` visits every row once.
+`pack` packs several short rows into a sample, otherwise each row is a sample; a `RowSampler` (sampler.py) chooses the
+samples of an optimizer step; a collator makes a batch of samples; `RowSteps` is the dataset of optimizer steps over
+which a `StepLoader` (loader.py) iterates, and `RowEvaluationLoader` visits every row once.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,15 +18,15 @@ from lit_gpt.data.rows.store import RowSplit
 from lit_gpt.data.sampler import RowSampler, permute
 
 Collator = Callable[[RowSplit, Sequence[np.ndarray], np.ndarray], Batch]
-"""(split, for each of B samples the rows in it, (B,) numbers of the samples) → a batch. An object that can be pickled,
+"""Function from a split, the rows of each of B samples, and the (B,) sample indices to a batch. It must be picklable,
 because workers may be spawned; a sample without rows becomes a row of padding."""
 
 
 class SequenceCollator:
-    """Makes each sample one row of the batch: its sequence, or several packed side by side.
+    """Collates each sample into one row of the batch: its sequence, or several packed sequences.
 
     Args:
-        builder: Pads or packs sequences.
+        builder: Pads or packs the sequences.
     """
 
     def __init__(self, builder: RowBatchBuilder) -> None:
@@ -38,20 +38,20 @@ class SequenceCollator:
 
 
 def pack(lengths: np.ndarray, capacity: int, key: int = 0) -> list[np.ndarray]:
-    """Put rows into bins of T tokens: best-fit decreasing.
+    """Pack rows into bins of T tokens with best-fit decreasing.
 
-    The longest come first, each into the fullest bin that still has space for it (Krell et al. 2021, "Efficient
-    Sequence Packing without Cross-contamination", arXiv:2107.02027). Free space is a small integer, so the bins with a
-    given free space are one list, and which free spaces exist is one Python integer of T + 1 bits: the best fit is its
-    lowest set bit from the wanted size on. A million rows take seconds.
+    The longest rows come first, each into the fullest bin with enough free space (Krell et al. 2021, "Efficient
+    Sequence Packing without Cross-contamination", arXiv:2107.02027). Free space is a small integer, so the bins are
+    grouped in lists by free space, and the set of existing free spaces is one Python integer of T + 1 bits, in which
+    the best fit is the lowest set bit at or above the row's length. A million rows take seconds.
 
     Args:
-        lengths: (n,) int64 tokens of each row, at least 1 and at most `capacity`.
-        capacity: T, tokens of a bin.
-        key: Shuffles rows of equal length, so that neighbours in a file are not packed together.
+        lengths: (n,) int64 number of tokens of each row, at least 1 and at most `capacity`.
+        capacity: T, tokens per bin.
+        key: Key for shuffling rows of equal length, so that neighbors in a file are not packed together.
 
     Returns:
-        For each bin the rows in it, (k,) int64; every row is in exactly one.
+        For each bin, the indices of its rows, (k,) int64; every row is in exactly one bin.
     """
     if len(lengths) == 0:
         return []
@@ -61,7 +61,7 @@ def pack(lengths: np.ndarray, capacity: int, key: int = 0) -> list[np.ndarray]:
     order = shuffled[np.argsort(-lengths[shuffled], kind="stable")]
     bins: list[list[int]] = []
     with_space: list[list[int]] = [[] for _ in range(capacity + 1)]
-    spaces = 0  # bit s: some bin has s tokens free
+    spaces = 0  # bit s is set if some bin has s free tokens
     for row, length in zip(order.tolist(), lengths[order].tolist(), strict=True):
         fitting = spaces >> length
         if fitting:
@@ -81,17 +81,17 @@ def pack(lengths: np.ndarray, capacity: int, key: int = 0) -> list[np.ndarray]:
 
 
 class RowSteps(StepSource):
-    """Optimizer steps made of rows; an epoch has max(1, N // G) of them for N samples.
+    """Optimizer steps made of rows; with N samples an epoch has max(1, N // G) steps.
 
     Args:
-        split: The rows.
-        samples: For each sample the rows in it.
-        sampler: Says which samples a step has.
-        collate: Makes a batch.
-        micro_batch_size: Samples of a micro-batch; divides the rank's share.
-        rank: This process's place among those that see different data.
-        world_size: Number of these processes; divides the global batch size.
-        options: What the order depends on besides rows, seed and global batch size, by the name of the option.
+        split: Rows of the split.
+        samples: Row indices of each sample.
+        sampler: Chooses the samples of a step.
+        collate: Makes a batch of samples.
+        micro_batch_size: Samples per micro-batch; divides the rank's share.
+        rank: Data-parallel rank of this process.
+        world_size: Number of data-parallel ranks; divides the global batch size.
+        options: Further values that the order depends on, by option name.
 
     Raises:
         UserError: if the sizes do not divide.
@@ -133,13 +133,13 @@ class RowSteps(StepSource):
 
 
 class RowEvaluationLoader(OrderedLoader):
-    """Every row once, the longest first, so that a batch has little padding.
+    """Visits every row once, the longest first, so that batches have little padding.
 
     Args:
-        split: The rows.
-        collate: Makes a batch.
-        args: Arguments of `OrderedLoader` from `batch_size` on.
-        kwargs: The same by name.
+        split: Rows of the split.
+        collate: Makes a batch of samples.
+        args: Positional arguments of `OrderedLoader` from `batch_size` on.
+        kwargs: Keyword arguments of `OrderedLoader`.
     """
 
     def __init__(self, split: RowSplit, collate: Collator, *args: Any, **kwargs: Any) -> None:
@@ -149,10 +149,10 @@ class RowEvaluationLoader(OrderedLoader):
         self._rows = self._longest_first(np.arange(len(split)))
 
     def sample_first(self, num_batches: int) -> None:
-        """Let each rank's first `num_batches` batches be a random sample of the rows, because no more will be read."""
+        """Make each rank's first `num_batches` batches a random sample of the rows, because no more will be read."""
         if num_batches >= len(self):
             return
-        # The sample and the rest are sorted by length separately: all rows sorted, the first would be the longest.
+        # Sort the sample and the rest by length separately: with all rows sorted, the first ones would be the longest.
         shuffled = permute(np.arange(self.num_items), self.num_items, SAMPLE_KEY)
         size = num_batches * self.batch_size * self.world_size
         self._rows = np.concatenate([self._longest_first(shuffled[:size]), self._longest_first(shuffled[size:])])
@@ -165,7 +165,7 @@ class RowEvaluationLoader(OrderedLoader):
 
     def _batch(self, items: np.ndarray) -> Batch:
         rows = items[items < self.num_items]
-        # Past the end: rows without a sequence, so that all ranks have as many batches of the same number of rows.
+        # Pad with rows without a sequence, so that all ranks have the same number of batches and rows.
         missing = self.batch_size - len(rows) if self.world_size > 1 else 0
         if not len(rows) and not missing:
             missing = 1

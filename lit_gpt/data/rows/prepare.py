@@ -1,6 +1,6 @@
-"""Rows → a store in the cache, keyed by content: sources, encoder (tokenizer, template, lengths) and fractions.
+"""Encode rows into a store in the cache, keyed by sources, encoder (tokenizer, template, lengths) and fractions.
 
-Reading, encoding and writing go row by row in bounded memory; the folder is complete or absent.
+Rows are read, encoded and written one by one in bounded memory; the folder appears only when it is complete.
 """
 
 import json
@@ -29,21 +29,21 @@ def prepare_rows(
     test_fraction: float = 0.0,
     on_bad_input: OnBadInput = "error",
 ) -> Path:
-    """Encode all rows, unless the cache has them, and report how many there are.
+    """Encode all rows, unless the cache has them, and report their number.
 
     Args:
-        sources: Where rows come from.
-        encoder: Makes tokens of them.
+        sources: Sources of the rows.
+        encoder: Converts rows to tokens.
         cache_dir: Root of the cache.
-        val_fraction: Share held out for validation, by the hash of each row's prompt.
-        test_fraction: Share held out for the test.
+        val_fraction: Fraction held out for validation, by the hash of each row's prompt.
+        test_fraction: Fraction held out for testing.
         on_bad_input: `error` stops at the first bad row and names it; `skip` counts and names them.
 
     Returns:
-        The store's folder.
+        The folder of the store.
 
     Raises:
-        UserError: for bad rows, no rows, and a full disk.
+        UserError: for bad rows, no rows, or a full disk.
     """
     check_fractions(val_fraction, test_fraction)
     hashes = FileHashes.of_cache(cache_dir)
@@ -67,7 +67,7 @@ def prepare_rows(
 
 
 def summary(manifest: dict[str, Any]) -> str:
-    """Return one line about a store."""
+    """Return a one-line summary of a store."""
     splits = ", ".join(
         f"{count['num_rows']:,} {name}" for name, count in manifest["splits"].items() if count["num_rows"]
     )
@@ -92,7 +92,7 @@ def _is_whole(folder: Path, on_bad_input: OnBadInput) -> bool:
     if store.manifest["num_skipped"] and on_bad_input == "error":
         first = store.manifest["skipped"][0]
         count = store.manifest["num_skipped"]
-        raise UserError(f"{first}; fix or remove it, or set on_bad_input: skip ({count} are bad in all)")
+        raise UserError(f"{first}; fix or remove it, or set on_bad_input: skip ({count} bad rows in total)")
     return True
 
 

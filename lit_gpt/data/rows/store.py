@@ -1,13 +1,13 @@
-"""Encoded rows on disk: flat arrays, memory-mapped, one folder a split.
+"""Encoded rows on disk: flat memory-mapped arrays, one folder per split.
 
-manifest.json           format, counts, what was skipped; written last
+manifest.json           format, counts, skipped input; written last
 train/ids.bin           all tokens, little-endian uint16 or uint32
-train/mask.bin          one byte a token: 1 where it is a target
-train/ends.npy          (sequences,) int64: where each sequence ends in them
-train/rows.npy          (rows, 2) int64: number of the source's name, record
+train/mask.bin          one byte per token, 1 for targets
+train/ends.npy          (sequences,) int64: end of each sequence in the tokens
+train/rows.npy          (rows, 2) int64: index of the source name, record
 train/numbers.npy       (rows, names) float64
-train/attached.bin      UTF-8 texts of the rows, where they have any
-train/attached_ends.npy (rows,) int64: where each ends in them
+train/attached.bin      UTF-8 texts attached to rows, if any
+train/attached_ends.npy (rows,) int64: end of each row's text
 """
 
 import json
@@ -24,7 +24,7 @@ FORMAT_VERSION = 3
 
 
 class EncodedSequence(NamedTuple):
-    """Tokens, and which of them are targets."""
+    """Token ids and the mask of targets."""
 
     ids: list[int]
     mask: list[bool]
@@ -32,7 +32,7 @@ class EncodedSequence(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class EncodedRow:
-    """A row as tokens.
+    """A row encoded as tokens.
 
     Attributes:
         sequences: One (an instruction) or several (a pair); every row of a dataset has the same number.
@@ -52,19 +52,19 @@ class EncodedRow:
 
 
 class RowEncoder(Protocol):
-    """Turns rows into tokens; a pure function of the row and of what the fingerprint is made of."""
+    """Converts rows to tokens; a pure function of the row and of the values in its fingerprint."""
 
     vocab_size: int
 
     def fingerprint(self) -> str:
-        """Return a hash of everything that decides the result: tokenizer, template, lengths."""
+        """Return a hash of everything that the result depends on: tokenizer, template, lengths."""
         ...
 
     def __call__(self, row: Record) -> EncodedRow | list[EncodedRow] | str:
         """Encode a row, as one or several, or leave it out by a rule: then return the rule's name, which is counted.
 
         Raises:
-            UserError: if the row cannot be used; the caller names its file and place.
+            UserError: if the row cannot be used; the caller names its file and position.
         """
         ...
 
@@ -73,8 +73,8 @@ class RowSplit:
     """The rows of one split.
 
     Args:
-        folder: Where its arrays are.
-        name: Which split.
+        folder: Folder of its arrays.
+        name: Name of the split.
         manifest: The manifest of the store.
     """
 
@@ -92,45 +92,45 @@ class RowSplit:
         if (folder / "attached_ends.npy").exists():
             self._attached_ends = np.load(folder / "attached_ends.npy", mmap_mode="r")
             self._attached = np.memmap(folder / "attached.bin", np.uint8, "r")
-        empty = len(self._ends) == 0  # an empty file cannot be mapped
+        empty = len(self._ends) == 0  # an empty file cannot be memory-mapped
         self._ids = np.empty(0, manifest["dtype"]) if empty else np.memmap(folder / "ids.bin", manifest["dtype"], "r")
         self._mask = np.empty(0, np.bool_) if empty else np.memmap(folder / "mask.bin", np.bool_, "r")
 
     def __reduce__(self) -> tuple[type["RowSplit"], tuple[Path, SplitName, dict[str, Any]]]:
-        return RowSplit, self._arguments  # a spawned worker opens the files again: a pickled map is a copy of its file
+        return RowSplit, self._arguments  # a spawned worker maps the files again: pickling a memmap would copy the file
 
     def __len__(self) -> int:
         return len(self._rows)
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of all sequences."""
+        """Number of tokens in all sequences."""
         return len(self._ids)
 
     @property
     def num_targets(self) -> int:
-        """Those of them that are learned."""
+        """Number of target tokens."""
         return int(np.count_nonzero(self._mask))
 
     def sequence(self, row: int, place: int = 0) -> tuple[np.ndarray, np.ndarray]:
-        """Return (ids, mask) of a row's sequence number `place`: (n,) int64 and (n,) bool."""
+        """Return (ids, mask) of the sequence `place` of a row: (n,) int64 and (n,) bool."""
         index = row * self.sequences_per_row + place
         start = 0 if index == 0 else int(self._ends[index - 1])
         span = slice(start, int(self._ends[index]))
         return self._ids[span].astype(np.int64), np.asarray(self._mask[span])
 
     def lengths(self) -> np.ndarray:
-        """Return (rows,) int64: tokens of each row's longest sequence."""
+        """Return the length of each row's longest sequence: (rows,) int64."""
         lengths = np.diff(self._ends, prepend=0)
         return lengths.reshape(-1, self.sequences_per_row).max(axis=1) if len(lengths) else lengths
 
     def number(self, name: str) -> np.ndarray:
-        """Return (rows,) float64 of a named value."""
+        """Return the values of a named number: (rows,) float64."""
         place = self._number_names.index(name)
         return np.asarray(self._numbers[:, place]) if len(self) else np.empty(0)
 
     def attached(self, row: int) -> str:
-        """Return the text that is stored with a row; empty where rows have none."""
+        """Return the text attached to a row; empty if rows have none."""
         if self._attached_ends is None:
             return ""
         start = 0 if row == 0 else int(self._attached_ends[row - 1])
@@ -143,10 +143,10 @@ class RowSplit:
 
 
 class RowStore:
-    """What `prepare_rows` wrote.
+    """Reader of the rows written by `prepare_rows`.
 
     Args:
-        folder: The store.
+        folder: Folder of the store.
 
     Raises:
         UserError: if it is missing, incomplete, or of another version.
@@ -157,7 +157,7 @@ class RowStore:
         try:
             self.manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise UserError(f"{folder} holds no prepared rows ({error}); call prepare_data() first") from error
+            raise UserError(f"{folder} contains no prepared rows ({error}); call prepare_data() first") from error
         if self.manifest.get("version") != FORMAT_VERSION:
             raise UserError(f"{folder} was written by another version of the format; remove it and prepare it again")
 
@@ -170,7 +170,7 @@ class RowStore:
         return {name: value for name, value in self.manifest.items() if name not in ("dtype", "skipped", "version")}
 
     def is_damaged(self) -> bool:
-        """Whether a file has another size than the manifest says."""
+        """Return whether a file's size differs from the manifest."""
         return any(
             not (path := self.folder / name / "ids.bin").exists()
             or path.stat().st_size

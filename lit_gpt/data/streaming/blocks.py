@@ -1,12 +1,13 @@
-"""Consecutive blocks of a token stream on the local disk, and the order in which their windows are trained on.
+"""Consecutive blocks of a token stream on the local disk, and the training order of their windows.
 
-    <folder>/block-00000007.bin         B T + 1 tokens: B windows and the last one's last target
-             block-00000007.json        the documents that they are from
-             cursor-00000007.json       where in the stream the block begins
+    <folder>/block-00000007.bin         B T + 1 tokens: B windows and the last target
+             block-00000007.json        the documents in the block
+             cursor-00000007.json       stream position of the block's start
 
-`BlockStore` makes blocks. Any process can make any block from the nearest cursor before it. The one that needs a block
-takes a lock, looks whether another process has made it meanwhile, and else makes it; a thread makes the next one while
-this one is trained on. The latest blocks are kept and the older ones deleted; their cursors stay, a hundred bytes each.
+`BlockStore` creates blocks. Any process can create any block from the nearest earlier cursor. The process that needs a
+block takes a lock, checks whether another process has created the block in the meantime, and otherwise creates it; a
+thread creates the next one during training. The most recent blocks are kept and older ones deleted; the cursors, a
+hundred bytes each, are kept.
 
 `StreamOrder` permutes the windows within each block. The training loader (data/loader.py) does the rest.
 """
@@ -35,12 +36,12 @@ class BlockStore:
     """Blocks of a stream.
 
     Args:
-        folder: Where they are stored: one for each (stream, tokenizer, block size).
+        folder: Folder of the blocks: one per (stream, tokenizer, block size).
         open_reader: Opens the stream at a cursor.
-        block_tokens: Tokens of a block, without the one more that it holds.
-        dtype: Of the tokens.
+        block_tokens: Tokens per block, not counting the additional last target.
+        dtype: Token dtype.
         keep_blocks: Blocks to keep on disk, at least 2: the one in use and the next.
-        prefetch: Make the next block in a thread while one is in use.
+        prefetch: Whether to create the next block in a thread while one is in use.
     """
 
     def __init__(
@@ -61,31 +62,31 @@ class BlockStore:
         self._reset_process()
 
     def _reset_process(self) -> None:
-        """Start without anything that belongs to a process: threads, locks, open files."""
+        """Reset everything that belongs to a process: threads, locks, open files."""
         self._process = os.getpid()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
-        self._reader: tuple[int, TokenReader] | None = None  # the block that it would read next
+        self._reader: tuple[int, TokenReader] | None = None  # the reader and the index of its next block
         self._maps: dict[int, np.ndarray] = {}
 
     def tokens(self, block: int) -> np.ndarray:
-        """Return a block's (block_tokens + 1,) tokens, a map of its file; make it if it does not exist."""
-        if os.getpid() != self._process:  # a worker: threads and locks stayed in its parent
+        """Return a block's (block_tokens + 1,) tokens, memory-mapped; the block is created if it does not exist."""
+        if os.getpid() != self._process:  # a forked worker: threads and locks stayed in its parent
             self._reset_process()
         if block not in self._maps:
             while True:
                 self._make(block)
-                # Another process may be further on and have deleted it meanwhile.
+                # Another process may have advanced further and deleted it in the meantime.
                 with contextlib.suppress(FileNotFoundError):
                     self._maps[block] = np.memmap(self._path(block), dtype=self.dtype, mode="r").view(np.ndarray)
                     break
-            # The one in use and the last: the pages of a map count as this process's memory.
+            # Keep only two maps, because mapped pages count as this process's memory.
             for old in list(self._maps)[:-2]:
                 del self._maps[old]
-            # One process of a machine reads from block to block; the others find what it has made.
+            # One process per machine reads from block to block; the others find its blocks.
             continues = self._reader is None or self._reader[0] == block + 1
             if self.prefetch and continues and (self._thread is None or not self._thread.is_alive()):
-                # An error is raised again when the block is asked for.
+                # An error will be raised again when the block is requested.
                 self._thread = threading.Thread(target=self._make_quietly, args=(block + 1,), daemon=True)
                 self._thread.start()
         return self._maps[block]
@@ -94,13 +95,13 @@ class BlockStore:
         """Return the documents of a block, in order."""
         self.tokens(block)
         path = self._path(block, ".json")
-        if not path.exists():  # deleted with a block that is still mapped
+        if not path.exists():  # deleted together with a block that is still mapped
             self._maps.pop(block)
             self.tokens(block)
         return [Span(*fields) for fields in json.loads(path.read_bytes())]
 
     def cursor(self, block: int) -> tuple[int, Cursor]:
-        """Return the nearest block not after this one whose place in the stream is known, and the place."""
+        """Return the nearest block at or before this one whose stream position is known, and that position."""
         while block > 0:
             with contextlib.suppress(FileNotFoundError):
                 return block, Cursor(**json.loads(self._cursor_path(block).read_bytes()))
@@ -108,10 +109,10 @@ class BlockStore:
         return 0, Cursor()
 
     def remember(self, block: int, cursor: Cursor) -> None:
-        """Record where a block begins, as a checkpoint says, so that nothing before it has to be read.
+        """Record a block's stream position from a checkpoint, so that nothing before it has to be read.
 
         Raises:
-            UserError: if that is known, and it is another place.
+            UserError: if a different position is already known.
         """
         path = self._cursor_path(block)
         if not path.exists():
@@ -119,8 +120,8 @@ class BlockStore:
                 write_json(path, dataclasses.asdict(cursor))
         elif Cursor(**json.loads(path.read_bytes())) != cursor:
             raise UserError(
-                f"block {block} of the stream begins elsewhere than the checkpoint says: the stream has changed; if "
-                f"it is as it was, delete {self.folder}"
+                f"block {block} of the stream does not start where the checkpoint says: the stream has changed; if "
+                f"it is unchanged, delete {self.folder}"
             )
 
     def _make_quietly(self, block: int) -> None:
@@ -128,7 +129,7 @@ class BlockStore:
             self._make(block)
 
     def _make(self, block: int) -> None:
-        """Make a block, and those before it that are needed for that, unless it exists."""
+        """Create a block and the earlier ones that it requires, unless it exists."""
         with self._lock:
             if self._exists(block):
                 return
@@ -193,11 +194,11 @@ class StreamOrder(WindowOrder):
     """Sample p is window perm(seed, b)(p mod B) of block b = p // B.
 
     Args:
-        store: The blocks.
-        block_size: T, tokens of a window.
-        block_windows: B, windows of a block: samples move by less than two blocks from their place in the stream.
-        seed: Chooses the permutations.
-        fingerprint: Hash of the stream and of how it is tokenised.
+        store: Store of the blocks.
+        block_size: T, window length in tokens.
+        block_windows: B, windows per block; shuffling moves a window by less than two blocks.
+        seed: Seed of the permutations.
+        fingerprint: Hash of the stream and of how it is tokenized.
     """
 
     def __init__(self, store: BlockStore, block_size: int, block_windows: int, seed: int, fingerprint: str) -> None:
@@ -208,7 +209,7 @@ class StreamOrder(WindowOrder):
         self.fingerprint = fingerprint
 
     def locate(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the block of each sample and where in it its window begins: two of (n,) int64."""
+        """Return the block of each sample and the start of its window in that block, (n,) int64 each."""
         blocks, offsets = np.divmod(samples, self.block_windows)
         starts = np.empty(len(samples), dtype=np.int64)
         for block in np.unique(blocks).tolist():
@@ -218,7 +219,7 @@ class StreamOrder(WindowOrder):
         return blocks, starts
 
     def read(self, part: int, start: int, length: int) -> np.ndarray:
-        """Return `length` tokens of block `part` from `start` on."""
+        """Return `length` tokens of block `part`, starting at `start`."""
         return self.store.tokens(part)[start : start + length]
 
     def trace(self, samples: np.ndarray) -> list[list[Piece]]:
@@ -251,20 +252,20 @@ class StreamOrder(WindowOrder):
         return {"stream": self.fingerprint, "seed": self.seed, **sizes}
 
     def state(self, position: int) -> dict[str, Any]:
-        """Return block and offset of a position, and where in the stream the block begins."""
+        """Return block and offset of a position, and the stream position of the block's start."""
         block, offset = divmod(position, self.block_windows)
         known, cursor = self.store.cursor(block)
         return {"block": block, "offset": offset, "cursor_block": known, "cursor": dataclasses.asdict(cursor)}
 
     def check(self, state: Mapping[str, Any]) -> None:
-        """Refuse a checkpoint of another stream."""
+        """Raise a `UserError` if the checkpoint was trained with another stream."""
         if state.get("stream") != self.fingerprint:
             raise UserError(
                 f"the checkpoint was trained with stream {state.get('stream')}, this run has {self.fingerprint}: "
                 "shards were added, removed or changed (name, size, date or checksum), or they are read, held out or "
-                "tokenised in another way; restore what it was, or start a new run from the weights (init_from)"
+                "tokenized in another way; restore the original stream, or start a new run from the weights (init_from)"
             )
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Take in where the saved block begins, so that nothing before it has to be read."""
+        """Restore the stream position of the saved block, so that nothing before it has to be read."""
         self.store.remember(state["cursor_block"], Cursor(**state["cursor"]))

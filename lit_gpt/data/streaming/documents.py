@@ -1,4 +1,4 @@
-"""An endless stream's documents, with a place for each at which reading can begin again."""
+"""Documents of an endless stream, each with a position at which reading can restart."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -11,12 +11,12 @@ from lit_gpt.hashing import FileHashes, sha256_json
 
 
 class DocumentStream:
-    """The documents of a source in an order that is the same each time, pass after pass.
+    """Documents of a source in a reproducible order, pass after pass.
 
     Args:
-        source: Where they come from.
-        shuffle_parts: Read the parts (files, shards) of each pass in another order, which `seed` chooses.
-        seed: Of that order.
+        source: Source of the documents.
+        shuffle_parts: Whether to shuffle the parts (files, shards) in each pass, depending on `seed`.
+        seed: Seed of that order.
     """
 
     def __init__(self, source: RecordSource, shuffle_parts: bool = False, seed: int = 0) -> None:
@@ -31,13 +31,13 @@ class DocumentStream:
         return sha256_json(["stream", self.source.fingerprint(FileHashes()), order])
 
     def documents(self, epoch: int, place: Any, bad_input: BadInput) -> Iterator[tuple[Document, Any]]:
-        """Yield the documents of one pass, each with the place that begins with it.
+        """Yield the documents of one pass, each with the position of its start.
 
         Args:
-            epoch: Number of the pass.
-            place: Where to begin, as this function gave it with a document; None begins the pass. A JSON value:
-                [part in the pass's order, place in that part].
-            bad_input: Takes what cannot be read.
+            epoch: Index of the pass.
+            place: Start position, as yielded by this function (a JSON value): [part in the pass's order, position in
+                that part]. None starts at the beginning of the pass.
+            bad_input: Collects input that cannot be read.
         """
         first_part, first_place = place or (0, None)
         parts = list(self.source.parts())
@@ -54,5 +54,5 @@ class DocumentStream:
                     yield document, [number, here]
 
     def describe(self) -> dict[str, Any]:
-        """Return what lineage keeps about it (JSON values)."""
+        """Return what lineage records about it (JSON values)."""
         return self.source.describe()

@@ -1,4 +1,4 @@
-"""A stream of documents → one endless stream of tokens, which can be entered again at any earlier position."""
+"""Encode a stream of documents as an endless token stream that can be re-entered at any earlier position."""
 
 import contextlib
 import os
@@ -21,12 +21,12 @@ _BATCH_CHARACTERS = 1 << 18
 
 @dataclass(frozen=True)
 class Cursor:
-    """A position in the stream of tokens.
+    """A position in the token stream.
 
     Attributes:
-        epoch: Number of the pass.
-        place: Document of the pass, as its stream names it; None: the first.
-        skip: Tokens of that document that come before the position.
+        epoch: Index of the pass.
+        place: Document in the pass, as identified by its stream; None: the first.
+        skip: Number of that document's tokens before the position.
     """
 
     epoch: int = 0
@@ -36,7 +36,7 @@ class Cursor:
 
 @dataclass(frozen=True)
 class EncodedDocument:
-    """A document's ids (its separator first), where it came from, and where the stream can be entered with it."""
+    """A document's ids (separator first), its origin, and the stream position of its start."""
 
     tokens: np.ndarray
     document: Document
@@ -47,14 +47,14 @@ class EncodedDocument:
 
 @dataclass(frozen=True)
 class Span:
-    """A document's part in a stretch of tokens.
+    """The part of a document in a range of tokens.
 
     Attributes:
-        start: Where the part begins in the stretch.
-        offset: Where it begins in the document; 0 is its separator.
-        num_tokens: Tokens of the whole document, its separator included.
-        source: Where the document came from.
-        record: Line or row there, from 1; 0 when the source is one document.
+        start: Start of the part in the range.
+        offset: Start of the part in the document; 0 is the document's separator.
+        num_tokens: Number of tokens of the whole document, including its separator.
+        source: Source of the document.
+        record: Line or row in the source, from 1; 0 if the source is a single document.
         sha256: First 32 hexadecimal digits of its text's SHA-256.
     """
 
@@ -67,18 +67,18 @@ class Span:
 
 
 class TokenReader:
-    """Reads the endless stream of tokens from a cursor on, pass after pass over the documents.
+    """Reads the endless token stream from a cursor, pass after pass over the documents.
 
     Args:
-        stream: The documents.
-        tokenizer: Makes the ids.
-        cursor: Where to begin.
-        bad_input: Takes what cannot be read.
-        excluded: Documents that are held out, by `Span.sha256`.
-        num_threads: Threads that encode ahead.
+        stream: Documents of the stream.
+        tokenizer: Tokenizer to use.
+        cursor: Start position.
+        bad_input: Collects input that cannot be read.
+        excluded: Held-out documents, by `Span.sha256`.
+        num_threads: Number of threads that encode in advance.
 
     Raises:
-        UserError: while reading, if a whole pass has no text, or for bad input.
+        UserError: while reading, if a whole pass contains no text, or for bad input.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class TokenReader:
         self._used = cursor.skip
 
     def read(self, count: int) -> tuple[np.ndarray, list[Span]]:
-        """Return the next tokens, (count,), and the documents that they are from."""
+        """Return the next `count` tokens, (count,), and the documents that they are from."""
         parts: list[np.ndarray] = []
         spans: list[Span] = []
         filled = 0
@@ -109,13 +109,13 @@ class TokenReader:
         return np.concatenate(parts), spans
 
     def peek(self) -> tuple[int, Span]:
-        """Return the next token, without taking it, and its document (as at the start of a stretch)."""
+        """Return the next token without consuming it, and its document as a span that starts there."""
         current = self._document()
         return int(current.tokens[self._used]), self._span(current, 0)
 
     @property
     def cursor(self) -> Cursor:
-        """Where the next token stands."""
+        """Position of the next token."""
         current = self._document()
         return Cursor(current.epoch, current.place, self._used)
 
@@ -124,7 +124,7 @@ class TokenReader:
         self._encoded.close()
 
     def _document(self) -> EncodedDocument:
-        """Return the document that the next token is from."""
+        """Return the document that contains the next token."""
         if self._current is None:
             self._current = next(self._encoded)  # `_used` is the cursor's `skip`
         if self._used >= len(self._current.tokens):
@@ -148,7 +148,7 @@ class _StreamedDocument:
 def _endless(
     stream: DocumentStream, cursor: Cursor, bad_input: BadInput, excluded: Container[str]
 ) -> Iterator[_StreamedDocument]:
-    """Yield the documents that train, from the cursor's on, pass after pass."""
+    """Yield the training documents from the cursor on, pass after pass."""
     epoch, place = cursor.epoch, cursor.place
     while True:
         found = False
@@ -158,13 +158,15 @@ def _endless(
             try:
                 sha256 = document_hash(document.text).hex()[:32]
             except UnicodeEncodeError:
-                bad_input.reject(document.where, "the text holds a lone surrogate, which is no Unicode text")
+                bad_input.reject(document.where, "the text contains a lone surrogate (not valid Unicode)")
                 continue
             if sha256 not in excluded:
                 found = True
                 yield _StreamedDocument(document, sha256, epoch, here)
         if not found and place is None:
-            raise UserError(f"the stream {stream.name} has no text to train on; name one that has, or hold out less")
+            raise UserError(
+                f"the stream {stream.name} has no text to train on; choose another stream, or hold out less"
+            )
         epoch, place = epoch + 1, None
 
 
@@ -172,13 +174,13 @@ def _encoded(
     documents: Iterator[_StreamedDocument], tokenizer: Tokenizer, num_threads: int
 ) -> Generator[EncodedDocument, None, None]:
     """Yield each document with its ids, in order, while threads encode the next batches."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # our threads take the place of the library's
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # these threads replace those of the library
     separator = np.array([tokenizer.separator_id], dtype=tokenizer.dtype)
 
     def encode(batch: list[_StreamedDocument]) -> list[EncodedDocument]:
         ids = tokenizer.encode_batch([streamed.document.text for streamed in batch])
         return [
-            # Without the text, which is not needed any more: several batches wait here.
+            # Drop the text, which is no longer needed: several batches are queued here.
             EncodedDocument(
                 np.concatenate([separator, tokens]),
                 Document("", streamed.document.source, streamed.document.record),

@@ -83,7 +83,7 @@ def test_tool_calls_of_sharegpt():
         ({"messages": []}, "no messages"),
         ({"conversations": [{"from": "alien", "value": "x"}]}, "alien"),
         ({"conversations": [{"value": "x"}]}, "lacks 'from'"),
-        ({"prompt": "x", "completion": "y", "tools": "{}"}, "no list"),
+        ({"prompt": "x", "completion": "y", "tools": "{}"}, "not a list"),
     ],
 )
 def test_rows_that_cannot_be_used(row, message):

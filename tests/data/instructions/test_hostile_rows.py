@@ -32,7 +32,7 @@ def row(**values):
         ({"tool_calls": 3}, "tool_calls of message 2 are a int, not a list"),
         ({"tool_calls": "[]"}, "tool_calls of message 2 are a str, not a list"),
         ({"tool_calls": [{"name": "f", "arguments": DEEP}]}, "arguments of f are not JSON"),
-        ({"content": [{"type": "text"}]}, "part of type 'text' without a text"),
+        ({"content": [{"type": "text"}]}, "part of type 'text' without text"),
         ({"weight": "0"}, "weight of message 2 is '0'"),
         ({"weight": 0.5}, "weight of message 2 is 0.5"),
         ({"weight": float("nan")}, "weight of message 2 is nan"),
@@ -46,7 +46,7 @@ def test_a_turn_with_a_field_of_the_wrong_kind(change, problem):
 
 @pytest.mark.parametrize("field", ["messages", "conversations"])
 def test_json_that_is_nested_too_deeply(field):
-    with pytest.raises(UserError, match=f"'{field}' holds text that is not JSON"):
+    with pytest.raises(UserError, match=f"'{field}' is text that is not JSON"):
         conversation_of({field: DEEP})
 
 
@@ -104,7 +104,7 @@ def test_preferences_and_prompts_render_the_rows_tools(renderer):
     ids = prompt.sequences[0].ids
     assert ids == sft.sequences[0].ids[: len(ids)]
     assert "Looks it up." in decode(ids)
-    with pytest.raises(UserError, match="'tools' holds no list"):
+    with pytest.raises(UserError, match="'tools' is not a list"):
         PromptEncoder(renderer(), 2000)(row(prompt="q", tools={"a": 1}))
 
 

@@ -55,7 +55,7 @@ def test_a_rows_own_source_path_and_record_do_not_change_where_it_came_from(tmp_
     [
         ("bad_record", "Document('a', 'book', 'chapter 1')", "book:chapter 1: its record is 'chapter 1'"),
         ("minus_record", "Document('a', 'book', -3)", "book:-3: its record is -3"),
-        ("no_text", "Document(None, 'book', 3)", "book:3: the field 'text' holds NoneType"),
+        ("no_text", "Document(None, 'book', 3)", "book:3: the field 'text' is NoneType"),
         ("a_number", "7", "a_number.texts:1: it is a int; yield a text"),
         (
             "surrogate",

@@ -141,7 +141,7 @@ def test_bad_files_are_named(tmp_path: Path, name: str, data: bytes, expected: s
         (b'{"text": "\xff"}', "the line is not valid UTF-8"),
         (b'{"title": "a", "body": "b"}', "no field 'text'; its fields are 'title', 'body'"),
         (b"{}", "no field 'text'; its fields are none"),
-        (b'{"text": null}', "the field 'text' holds NoneType"),
+        (b'{"text": null}', "the field 'text' is NoneType"),
         (b'["text"]', "it holds a JSON list"),
         (b'{"text": "a", "n": ' + b"9" * 5000 + b"}", "the line is not JSON"),
         (b'{"text": "' + b"x" * 300 + b'"}', "the line is longer than 200 bytes"),
@@ -213,7 +213,7 @@ def test_parquet_with_large_rows_is_read_a_few_at_a_time(tmp_path: Path, use_dic
 def test_parquet_rows_without_text_and_missing_columns(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     pyarrow.parquet.write_table(pyarrow.table({"text": ["a", None, "b"], "n": [1, 2, 3]}), path)
-    assert skipped(path) == (["a", "b"], ["a.parquet:2: the field 'text' holds NoneType, not text"])
+    assert skipped(path) == (["a", "b"], ["a.parquet:2: the field 'text' is NoneType, not text"])
     with pytest.raises(UserError, match=r"a\.parquet: no column 'body'; its columns are 'text', 'n'"):
         read(path, field="body")
 

@@ -183,7 +183,7 @@ def test_a_local_folder_as_data_set_and_its_faults(rows: Path) -> None:
     bad = BadInput("skip")
     assert list(HubRecords(HubDataset(str(rows.parent), text_field="stars")).documents(bad)) == []
     assert bad.num_skipped == 30
-    assert "holds int" in bad.named[0]
+    assert "is int" in bad.named[0]
     for missing in (HubDataset(str(rows.parent), split="dev"), HubDataset("no-such/data-set")):
         with pytest.raises(UserError, match="cannot be loaded"):
             texts(HubRecords(missing))

@@ -98,7 +98,7 @@ def test_published_forms(tmp_path):
         ),
         ("", {}, "holds no rows"),
         ('{"prompt": "a"}\n', {"columns": {"prompt": "goal"}}, r"p.jsonl:1: no field 'goal' \(columns.prompt\)"),
-        ('{"prompt": 3}\n', {"label": "safe"}, "holds int, not text"),
+        ('{"prompt": 3}\n', {"label": "safe"}, "int, not text"),
     ],
 )
 def test_bad_prompt_files(tmp_path, text, options, message):
