@@ -1,4 +1,4 @@
-"""From a model to text: the engine, which serves one request or many at once, and what goes in and comes out."""
+"""Text generation: the engine, which runs one or many requests at once, and its inputs and outputs."""
 
 from lit_gpt.generation.engine import Engine, EngineStats, generate
 from lit_gpt.generation.loop import EngineLoop, QueueFullError, RequestHandle

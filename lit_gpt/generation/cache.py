@@ -1,14 +1,15 @@
-"""The engine's cache: states of many sequences in a bounded number of tokens, and which request gets which row.
+"""The engine's cache: decoding states of many sequences in bounded memory, and the assignment of rows to requests.
 
-The cache is made of blocks. A block has memory for a fixed number of tokens, cut into rows of one capacity, one row a
-sequence, so that its sequences are attended in one call without a copy. A block takes its capacity from the request
-that first needs it, and may be cut anew into longer rows while few are in use. What a row holds is each layer's own
-affair (`lit_gpt.models.cache.LayerState`): keys and values, a window of them, or a recurrent state.
+The cache consists of blocks. A block has memory for a fixed number of tokens, divided into rows of equal capacity, one
+row per sequence, so that its sequences are attended in one call without copying. A block takes its capacity from the
+request that first needs it, and may be divided again into longer rows while few are in use. Each layer decides what a
+row contains (`lit_gpt.models.cache.LayerState`): keys and values, a window of them, or a recurrent state.
 
-A request gets a row with capacity for all that it may write, so nothing that runs is ever stopped for lack of memory.
-Rows of ended requests stay until their memory is needed, the longest unused evicted first: the next request with the
-same beginning (a system prompt, the earlier turns of a chat) reuses the row or copies from it. Where a layer's state
-cannot give the state after a shorter prefix (a recurrent layer), only a row that stands exactly at its end is reused.
+A request gets a row with capacity for everything that it may generate, so a running request never stops for lack of
+memory. Rows of finished requests are kept until their memory is needed, and evicted in least-recently-used order: the
+next request with the same prefix (a system prompt, the earlier turns of a chat) reuses the row or copies from it. If a
+layer cannot return to the state after a shorter prefix (a recurrent layer), a row is reused only if it ends exactly
+there.
 """
 
 from collections.abc import Sequence
@@ -21,34 +22,34 @@ from lit_gpt.models import GPT, LayerState
 
 MIN_CAPACITY = 64
 NUM_SMALL_BLOCKS = 8
-"""Into how many blocks a cache is cut that has no capacity for every row at full length."""
+"""Number of blocks in a cache whose memory is less than every row at full length needs."""
 MIN_PREFIX = 8
-"""Tokens: a shorter prefix is computed as fast as it is copied."""
+"""Minimum length of a reused prefix in tokens; a shorter one is computed as fast as it is copied."""
 
 
 class CacheEntry:
     """A sequence that has a row of the cache, or waits for one.
 
     Args:
-        ids: Its tokens.
-        max_tokens: How long it may become; None = as long as the cache allows.
+        ids: Token ids of the sequence.
+        max_tokens: Maximum length it may reach; None = limited only by the cache.
     """
 
     def __init__(self, ids: list[int], max_tokens: int | None) -> None:
         self.ids = ids
-        """Of the context: the prompt and what was drawn (after a full context, the last part of it)."""
+        """Token ids of the context: the prompt and the generated tokens (after a full context, its last part)."""
         self.max_tokens = max_tokens
         self.block: CacheBlock[Any] | None = None
         self.row = -1
-        """Changes when rows change places."""
+        """Index of its row; changes when rows are moved."""
         self.num_cached = 0
-        """Tokens of its context whose states are in the row."""
+        """Number of tokens of the context whose states are in the row."""
         self.prefix: tuple[CacheEntry, int] | None = None
-        """Whose state to copy, after how many tokens, as soon as it is there."""
+        """The entry whose state to copy once it is available, and after how many tokens; None = nothing to copy."""
         self.finished = False
 
     def restart(self) -> None:
-        """Forget what is cached: the whole context has to be computed again."""
+        """Discard what is cached: the whole context must be recomputed."""
         self.num_cached = 0
         if self.block is not None:
             self.block.reset(self)
@@ -58,17 +59,17 @@ Entry = TypeVar("Entry", bound=CacheEntry)
 
 
 class CacheBlock(Generic[Entry]):
-    """Rows of one capacity, in this order: requests that decode, requests in prefill, ended requests kept for reuse.
+    """Rows of equal capacity, in this order: decoding requests, requests in prefill, finished requests kept for reuse.
 
-    Rows change places to keep that order, so that the rows that decode are the first ones of every tensor.
+    Rows are swapped to keep that order, so that the decoding rows are the first ones of every tensor.
 
     Args:
-        model: Whose states it holds.
-        num_tokens: Its memory, in tokens of a layer that sees the whole context.
-        max_rows: At most, however short they are.
-        margin: How many tokens may be taken back at the end of a row.
-        dtype: Of the states.
-        device: Where they are.
+        model: Model whose states it stores.
+        num_tokens: Memory of the block, in tokens of a full-attention layer.
+        max_rows: Maximum number of rows, however short they are.
+        margin: Maximum number of tokens that may be removed from the end of a row.
+        dtype: Type of the states.
+        device: Device of the states.
     """
 
     def __init__(
@@ -77,25 +78,25 @@ class CacheBlock(Generic[Entry]):
         self.model, self.num_tokens, self.max_rows, self.margin = model, num_tokens, max_rows, margin
         self.dtype, self.device = dtype, device
         self.capacity = 0
-        """Tokens of one row; 0 = not cut yet."""
+        """Capacity of each row in tokens; 0 = not divided yet."""
         self.entries: list[Entry] = []
-        """Of the rows in use, in order."""
+        """Entries of the rows in use, in order."""
         self.num_decoding = 0
         self.num_active = 0
-        """Rows that decode or are in prefill; the others in use are kept for their prefixes."""
+        """Number of rows that decode or are in prefill; the other rows in use are kept for their prefixes."""
         self.states: list[LayerState] = []
-        """Of each layer."""
+        """The state of each layer."""
 
     def num_rows(self, capacity: int) -> int:
-        """Return how many rows of a capacity fit."""
+        """Return how many rows of this capacity fit."""
         return min(self.num_tokens // capacity, self.max_rows)
 
     def has_free_row(self, capacity: int) -> bool:
-        """Return whether one more row could be taken after cutting into rows of at least this capacity."""
+        """Return whether another row would be free after dividing into rows of at least this capacity."""
         return len(self.entries) < self.num_rows(max(capacity, self.capacity))
 
     def cut(self, capacity: int) -> None:
-        """Cut into rows of another capacity, keeping the content of those in use."""
+        """Divide the block into rows of another capacity, keeping the content of those in use."""
         assert len(self.entries) <= self.num_rows(capacity)
         before = self.states
         fresh: list[LayerState] = []
@@ -103,9 +104,9 @@ class CacheBlock(Generic[Entry]):
             state = mixer.new_state(self.num_rows(capacity), capacity, self.margin, self.dtype, self.device)
             if before:
                 for row, entry in enumerate(self.entries):
-                    # A row may hold guesses beyond the tokens that count.
+                    # A row may contain draft tokens beyond the counted ones.
                     state.copy_row(row, before[layer], row, min(entry.num_cached + self.margin, self.capacity))
-                before[layer] = LayerState()  # frees it before the next layer's is made
+                before[layer] = LayerState()  # frees it before the next layer's state is created
             fresh.append(state)
         self.states, self.capacity = fresh, capacity
 
@@ -119,13 +120,13 @@ class CacheBlock(Generic[Entry]):
         self.reset(entry)
 
     def reset(self, entry: Entry) -> None:
-        """Start an entry's row anew: none of its tokens is cached."""
+        """Reset an entry's row: none of its tokens is cached."""
         entry.num_cached = 0
         for state in self.states:
             state.reset_row(entry.row)
 
     def reuse(self, entry: Entry, row: int) -> None:
-        """Give the kept row of an ended entry, with its content, to an entry that begins like it."""
+        """Give a finished entry's row, with its content, to an entry that starts with the same tokens."""
         assert row >= self.num_active
         self._swap(row, self.num_active)
         before = self.entries[self.num_active]
@@ -135,17 +136,17 @@ class CacheBlock(Generic[Entry]):
         self.num_active += 1
 
     def start_decoding(self, row: int) -> None:
-        """Move a row whose prefill is complete to those that decode."""
+        """Move a row whose prefill is complete to the decoding rows."""
         self._swap(row, self.num_decoding)
         self.num_decoding += 1
 
     def re_prefill(self, row: int) -> None:
-        """Move a row that decodes back to prefill: its context starts afresh."""
+        """Move a decoding row back to prefill, because its context is restarted."""
         self.num_decoding -= 1
         self._swap(row, self.num_decoding)
 
     def release(self, row: int) -> None:
-        """Keep the row of an ended entry behind the active ones."""
+        """Move the row of a finished entry behind the active ones and keep it."""
         if row < self.num_decoding:
             self.num_decoding -= 1
             self._swap(row, self.num_decoding)
@@ -154,7 +155,7 @@ class CacheBlock(Generic[Entry]):
         self._swap(row, self.num_active)
 
     def free(self, row: int) -> None:
-        """Give up a kept row."""
+        """Free a kept row."""
         assert row >= self.num_active
         self._swap(row, len(self.entries) - 1)
         freed = self.entries.pop()
@@ -174,11 +175,11 @@ class CacheBlock(Generic[Entry]):
         return all(state.can_resume(num_stored, length) for state in self.states)
 
     def num_bytes(self) -> int:
-        """Return the bytes of all states now."""
+        """Return the current size of all states in bytes."""
         return sum(state.num_bytes() for state in self.states)
 
     def _move(self, source: int, target: int) -> None:
-        """Exchange a row that holds nothing yet with another."""
+        """Exchange a row without content with another one."""
         if source == target:
             return
         for state in self.states:
@@ -200,14 +201,14 @@ class CacheBlock(Generic[Entry]):
 
 
 class Admission:
-    """Admission control: gives rows to requests, and finds prefixes that are cached already.
+    """Admission control: assigns rows to requests, and finds prefixes that are already cached.
 
     Args:
-        model: Whose cache it is.
-        blocks: The cache.
-        max_length: Of one entry, in tokens.
-        max_rows: CacheEntrys that run at once.
-        reuse_prefixes: Keep the rows of ended requests, and begin with states that others have.
+        model: The model that runs.
+        blocks: The blocks of the cache.
+        max_length: Maximum length of an entry, in tokens.
+        max_rows: Maximum number of running entries.
+        reuse_prefixes: Keep the rows of finished requests, and start from states that other entries have cached.
     """
 
     def __init__(
@@ -217,13 +218,13 @@ class Admission:
         self._max_length, self._max_rows, self._reuse = max_length, max_rows, reuse_prefixes
         self._always_full = len(blocks) == 1 and blocks[0].num_tokens >= max_rows * max_length
         self._any_prefix = can_truncate(model)
-        """Whether a row gives its prefixes of (almost) any length, or only the state where it stands."""
+        """Whether a row can return to (almost) any prefix, or has only its latest state."""
         self._kept: dict[CacheEntry, None] = {}
-        """Ended requests whose rows are kept, the longest unused first."""
+        """Finished entries whose rows are kept, least recently used first."""
         self.reused_tokens = 0
 
     def place(self, entry: CacheEntry) -> bool:
-        """Give an entry a row; return False if there is none for now."""
+        """Give an entry a row; return False if none is available now."""
         if sum(block.num_active for block in self._blocks) >= self._max_rows:
             return False
         capacity = self._capacity(entry)
@@ -241,7 +242,7 @@ class Admission:
         return True
 
     def copy_prefix(self, entry: CacheEntry) -> bool:
-        """Copy the prefix that the entry shares, if it is cached by now; return False if it has to wait."""
+        """Copy the prefix that the entry shares, if it is cached by now; return False if the entry must wait."""
         if entry.prefix is None:
             return True
         donor, length = entry.prefix
@@ -249,7 +250,7 @@ class Admission:
             return False
         entry.prefix = None
         if common_prefix(entry.ids, donor.ids) < length or not self._independent_of_length(donor):
-            return True  # its context has become full meanwhile, and started afresh from another token
+            return True  # meanwhile the context became full and was restarted from another token
         length = min(length, donor.num_cached)
         if donor.block is not None and length >= MIN_PREFIX and donor.block.can_resume(donor.num_cached, length):
             assert entry.block is not None
@@ -258,7 +259,7 @@ class Admission:
         return True
 
     def release(self, entry: CacheEntry) -> None:
-        """Keep, or free, the row of an entry that has ended."""
+        """Keep or free the row of a finished entry."""
         block = entry.block
         assert block is not None
         block.release(entry.row)
@@ -268,7 +269,7 @@ class Admission:
             block.free(entry.row)
 
     def forget(self) -> None:
-        """Free all rows that are kept."""
+        """Free all kept rows."""
         while self._kept:
             self._evict(None)
 
@@ -278,7 +279,7 @@ class Admission:
         return row_capacity(entry.max_tokens, self._max_length)
 
     def _reuse_row(self, entry: CacheEntry, donor: CacheEntry, length: int, capacity: int) -> bool:
-        """Continue in the donor's own row, unless much of its content would be lost while another row is free."""
+        """Continue in the donor's row, unless much of its content would be lost while another row is free."""
         block = donor.block
         assert block is not None
         if block.capacity < capacity or not block.can_resume(donor.num_cached, length):
@@ -292,13 +293,13 @@ class Admission:
         return True
 
     def _find_block(self, capacity: int, cut: bool = True) -> CacheBlock[Any] | None:
-        """Return a block with a free row: of the smallest capacity that suffices, or cut anew."""
+        """Return a block with a free row: of the smallest sufficient capacity, or newly divided."""
         ready = [b for b in self._blocks if b.capacity >= capacity and b.has_free_row(b.capacity)]
         if ready:
             return min(ready, key=lambda b: b.capacity)
         if not cut:
             return None
-        # An empty block first, then the one with the least to move.
+        # Prefer an empty block, then the one with the least to move.
         others = [b for b in self._blocks if b.capacity < capacity and b.has_free_row(capacity)]
         if not others:
             return None
@@ -332,13 +333,13 @@ class Admission:
                     best, longest = other, length
                 elif other.prefix is not None and length > (late[1] if late else 0):
                     late = other, length
-        # One that itself waits for another's prefix keeps this one waiting longer: worth it for many tokens.
+        # Waiting for an entry that itself waits for a prefix takes longer: worth it only for many tokens.
         if late is not None and late[1] >= longest + MIN_PREFIX:
             return late
         return best, longest if best is not None else 0
 
     def _best_whole_row(self, entry: CacheEntry) -> tuple[CacheEntry | None, int]:
-        """Return the ended entry with the most tokens, all of which the entry begins with."""
+        """Return the finished entry with the most tokens that is a complete prefix of the entry."""
         best: CacheEntry | None = None
         for other in self._kept:
             length = other.num_cached
@@ -348,7 +349,7 @@ class Admission:
         return best, 0 if best is None else best.num_cached
 
     def _independent_of_length(self, entry: CacheEntry) -> bool:
-        """Return whether the keys of a sequence are what they would be in a longer one."""
+        """Return whether the keys of a sequence do not depend on its length."""
         if self._scaling is None or not self._scaling.follows_length:
             return True
         return len(entry.ids) <= self._scaling.original_block_size
@@ -363,16 +364,16 @@ def build_blocks(
     dtype: torch.dtype,
     device: torch.device,
 ) -> list[CacheBlock[Any]]:
-    """Return a cache of `num_tokens`: one block if every row may have full length, else several.
+    """Return a cache of `num_tokens`: a single block if all rows fit at full length, else several blocks.
 
     Args:
-        model: Whose states it holds.
-        num_tokens: At least `max_length`.
-        max_length: Of one sequence.
-        max_rows: Sequences at once.
+        model: Model whose states it stores.
+        num_tokens: Memory in tokens, at least `max_length`.
+        max_length: Maximum length of a sequence, in tokens.
+        max_rows: Maximum number of running sequences.
         margin: See `CacheBlock`.
-        dtype: Of the states.
-        device: Where they are.
+        dtype: Type of the states.
+        device: Device of the states.
     """
     if max_rows * max_length <= num_tokens:
         return [CacheBlock(model, num_tokens, max(max_rows, num_tokens // max_length), margin, dtype, device)]
@@ -382,24 +383,24 @@ def build_blocks(
 
 
 def row_capacity(num_tokens: int, max_length: int) -> int:
-    """Return a row's capacity for so many tokens: the next power of two, at least 64, at most `max_length`."""
+    """Return a row's capacity for this many tokens: the next power of two, at least 64, at most `max_length`."""
     return min(max_length, max(MIN_CAPACITY, 1 << (num_tokens - 1).bit_length()))
 
 
 def can_truncate(model: GPT) -> bool:
-    """Return whether every layer's state can take tokens back."""
+    """Return whether tokens can be removed from the end of every layer's state."""
     return all(state.can_truncate for state in model.new_states(1, 1))
 
 
 def cache_bytes(model: GPT, num_tokens: int, num_rows: int, dtype: torch.dtype) -> int:
-    """Return what a cache takes at most: every token inside every window, and every row's fixed part."""
+    """Return the maximum size of a cache in bytes: all tokens inside every window, and all rows' fixed parts."""
     states = model.new_states(1, 1, dtype=dtype)
     per_token = sum(state.bytes_per_token for state in states)
     return num_tokens * per_token + num_rows * sum(state.bytes_per_row for state in states)
 
 
 def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
-    """Return how many tokens two sequences have in common from their beginning."""
+    """Return the length of the longest common prefix of two sequences."""
     length = min(len(one), len(other))
     if one[:length] == other[:length]:
         return length

@@ -1,4 +1,4 @@
-"""A conversation with a model: its history, the part that fits the context, and answers as they are generated."""
+"""A chat with a model: the conversation history, the part that fits the context, and streamed answers."""
 
 import json
 import sys
@@ -28,23 +28,24 @@ class AnswerStats:
 
     num_tokens: int
     seconds_to_first: float
-    """From the question to the first token."""
+    """Time from the question to the first token."""
     tokens_per_second: float
-    """After the first; 0 for an answer of one token."""
+    """Rate after the first token; 0 for an answer of one token."""
     finish_reason: FinishReason | None
-    """None = the reader stopped before the end."""
+    """Why generation ended; None = the reader stopped reading before the end."""
     num_dropped: int
-    """Oldest messages that the model did not see, because the context is full."""
+    """Number of oldest messages that the model did not see, because the context is full."""
 
 
 class ChatSession:
     """The state of one conversation.
 
     Args:
-        loop: Runs the model.
+        loop: Engine loop that runs the model.
         renderer: The model's chat template.
-        params: How answers are drawn; the template's stop tokens are added. With a seed, answer number i has seed + i.
-        max_length: Of the context, in tokens.
+        params: Sampling settings for answers, to which the template's stop tokens are added. With a seed, answer
+            number i has seed + i.
+        max_length: Context length in tokens.
         system: The system message; None = none.
     """
 
@@ -62,15 +63,15 @@ class ChatSession:
         self._num_answers = 0
         self.system = system
         self.messages: list[Message] = []
-        """Turns of user and assistant, without the system's."""
+        """Turns of user and assistant, without the system message."""
         self.stats: AnswerStats | None = None
 
     def reset(self) -> None:
-        """Forget the turns; the system message stays."""
+        """Clear the turns; the system message is kept."""
         self.messages.clear()
 
     def save(self, path: str | Path) -> None:
-        """Write the conversation as one line of JSON, `{"messages": [...]}`: a row of an instruction corpus.
+        """Write the conversation as one line of JSON, `{"messages": [...]}`, the format of instruction data.
 
         Raises:
             UserError: If the file cannot be written.
@@ -85,10 +86,10 @@ class ChatSession:
     def ask(self, text: str) -> Generator[str, None, None]:
         """Yield the answer piece by piece; closing the iterator, also by an exception, cancels the request.
 
-        The text generated so far becomes the assistant's turn; a question without any answer is removed.
+        The text generated so far becomes the assistant's turn; a question without an answer is removed.
 
         Raises:
-            UserError: If the question alone is longer than the context.
+            UserError: If the question alone does not fit in the context.
             RuntimeError: If the model fails.
         """
         self.messages.append(Message(role="user", content=text))
@@ -132,7 +133,7 @@ class ChatSession:
             self.stats = AnswerStats(num_tokens, waited, speed, reason, num_dropped)
 
     def _prompt(self) -> tuple[list[int], int]:
-        """Return ids of the system message and as many of the latest turns as fit, and how many turns were dropped."""
+        """Return the token ids of the system message and the latest turns that fit, and the number of dropped turns."""
         reserved = min(self._params.max_new_tokens, self._max_length // 4)
         users = [number for number, turn in enumerate(self.messages) if turn["role"] == "user"]
         ids: list[int] = []
@@ -155,9 +156,9 @@ class ChatSession:
 
 
 def converse(session: ChatSession) -> None:
-    """Read questions from standard input and print the answers, until the user leaves or the input ends.
+    """Read questions from standard input and print the answers, until the user exits or the input ends.
 
-    Statistics, replies to commands and errors go to standard error, so that answers alone can be redirected.
+    Statistics, replies to commands and errors go to standard error, so that only the answers are redirected.
     """
     on_terminal = sys.stdin.isatty()
     if on_terminal:
@@ -169,7 +170,7 @@ def converse(session: ChatSession) -> None:
             line = input("> " if on_terminal else "").strip()
         except EOFError:
             return
-        except KeyboardInterrupt:  # at the prompt: a new line, as in a shell
+        except KeyboardInterrupt:  # at the prompt: start a new line, as in a shell
             print()
             continue
         if line in EXITS:

@@ -1,7 +1,8 @@
-"""Constrained output: before each token is drawn, tokens that cannot continue the format get probability zero.
+"""Constrained output: before each token is sampled, tokens that would violate the format get probability zero.
 
-Through `llguidance` (pip install -e '.[constrain]'): an Earley parser over the tokenizer's own tokens, in Rust, some
-50 µs a token. The remaining tokens are drawn as usual, so the format holds and the rest of the distribution is kept.
+Uses `llguidance` (pip install -e '.[constrain]'), an Earley parser in Rust over the tokenizer's tokens that takes about
+50 µs per token. The allowed tokens are sampled as usual, so the format is followed and their relative probabilities are
+kept.
 """
 
 import json
@@ -23,11 +24,11 @@ from lit_gpt.extras import need
 from lit_gpt.generation.request import Constraint
 
 DEAD_END = "no token can continue the constraint"
-"""In the error of a request whose constraint turned out to have no complete text from where it stands."""
+"""Error of a request whose constraint turned out to have no completion from its current state."""
 MAX_MULTIPLE = 10_000
-"""The largest least common multiple of all `multipleOf` of a schema. The library builds an automaton with as many
-states, in time that grows with their square and that none of its limits bound: 999983 took 21 s, four two-digit primes
-did not end."""
+"""Maximum least common multiple of all `multipleOf` in a schema. The library builds an automaton with this many states,
+in time that grows with the square and that none of its limits bounds: 999983 took 21 s, four two-digit primes did not
+finish."""
 MAX_DIGITS = 40
 _MULTIPLE = re.compile(r'"multipleOf"\s*:\s*([^\s,}\]]*)')
 _PLACE = re.compile(r"^at \d+\(\d+\): ")
@@ -41,24 +42,24 @@ class GrammarMatcher:
 
     Args:
         grammar: From `compile_constraint`.
-        tokenizer: The library's, from `_guidance_tokenizer`.
+        tokenizer: The library's tokenizer, from `_guidance_tokenizer`.
 
     Raises:
-        UserError: If the grammar is refused.
+        UserError: If the library rejects the grammar.
     """
 
     def __init__(self, grammar: str, tokenizer: Any) -> None:
         from llguidance import LLMatcher
 
         self._matcher = LLMatcher(tokenizer, grammar, log_level=0)
-        # The first mask takes longest, and shows a form that no text has, such as `start: start`.
+        # The first mask takes longest, and reveals a format that no text satisfies, such as `start: start`.
         self._first: bytes | None = self._matcher.compute_bitmask()
         self._raise_errors(UserError)
         if not any(self._first):
             raise UserError("the constraint cannot be followed: no text has this form")
 
     def mask(self, logits: Tensor) -> Tensor:
-        """(V,) logits with -inf where a token cannot continue the form."""
+        """Return the logits (V,) with -inf for tokens that would violate the format."""
         packed, self._first = self._first, None
         words = np.frombuffer(self._matcher.compute_bitmask() if packed is None else packed, dtype=np.uint8)
         self._raise_errors(RuntimeError)
@@ -71,7 +72,7 @@ class GrammarMatcher:
         return logits.masked_fill(~seen, -math.inf)
 
     def accept(self, token: int) -> bool:
-        """Accept a drawn token; return True when the format is complete and nothing may follow it."""
+        """Accept a sampled token; return True if the format is complete and nothing may follow."""
         self._matcher.consume_token(token)
         self._raise_errors(RuntimeError)
         stopped = bool(self._matcher.is_stopped())
@@ -94,12 +95,12 @@ def build_matcher(
 
     Args:
         constraint: The format.
-        tokenizer: The model's.
-        vocab_size: Of the model, V.
-        stop_ids: Tokens that may end the text when the format is complete, besides the separator.
+        tokenizer: The model's tokenizer.
+        vocab_size: The model's vocabulary size, V.
+        stop_ids: Tokens that may end the text when the format is complete, in addition to the separator.
 
     Raises:
-        UserError: If the extra is missing, or the format is refused.
+        UserError: If the extra is not installed, or the format is rejected.
     """
     grammar = compile_constraint(constraint)
     return GrammarMatcher(grammar, _guidance_tokenizer(tokenizer, vocab_size, stop_ids))
@@ -109,7 +110,7 @@ def compile_constraint(constraint: Constraint) -> str:
     """Return the library's grammar of a constraint.
 
     Raises:
-        UserError: If the extra is missing, or the schema, expression or grammar is refused.
+        UserError: If the extra is not installed, or the schema, expression or grammar is rejected.
     """
     LLMatcher = need("llguidance", "constrain", "constrained output").LLMatcher
     source = constraint.source
@@ -144,13 +145,13 @@ def compile_constraint(constraint: Constraint) -> str:
 
 
 def _check_finite(schema: Any) -> None:
-    """Refuse a JSON schema that no finite value follows: one that requires itself.
+    """Reject a JSON schema that no finite value satisfies, because it requires itself.
 
-    Which schemas a finite value can follow is a least fixed point over the references: at first none that refers to
-    another is known to, then all those whose required parts are known to, until nothing changes.
+    Which schemas have a finite value is a least fixed point over the references: at first only those without references
+    are known to, then also those whose required parts are known to, until nothing changes.
 
     Raises:
-        UserError: If the root is not among them.
+        UserError: If the root schema has no finite value.
     """
     known: set[str] = set()
 
@@ -181,7 +182,7 @@ def _check_finite(schema: Any) -> None:
         referenced: set[str] = set()
         if is_finite(schema):
             return
-        # A referenced part may refer to further ones, so those are collected until there are no more.
+        # A referenced part may contain further references, so they are collected until there are no more.
         seen: set[str] = set()
         found: set[str] = set()
         while referenced - seen:
@@ -201,7 +202,7 @@ def _listed(schema: dict[str, Any], name: str) -> list[Any]:
 
 
 def _at(schema: Any, reference: str) -> Any:
-    """The part of a schema that a reference such as `#/$defs/Node` names; None if there is none."""
+    """Return the part of a schema that a reference such as `#/$defs/Node` points to; None if it does not exist."""
     for key in reference.removeprefix("#").split("/")[1:]:
         key = unquote(key).replace("~1", "/").replace("~0", "~")
         if isinstance(schema, list) and key.isdigit() and int(key) < len(schema):
@@ -214,7 +215,7 @@ def _at(schema: Any, reference: str) -> Any:
 
 
 def _guidance_tokenizer(tokenizer: Tokenizer, vocab_size: int, stop_ids: tuple[int, ...]) -> Any:
-    """Return the library's view of a tokenizer, built once: for a large vocabulary it takes a second."""
+    """Return the library's tokenizer, built once because this takes a second for a large vocabulary."""
     from llguidance import LLTokenizer
 
     ends = (*tokenizer.stop_ids, *sorted(set(stop_ids) - set(tokenizer.stop_ids)))
@@ -227,10 +228,10 @@ def _guidance_tokenizer(tokenizer: Tokenizer, vocab_size: int, stop_ids: tuple[i
 
 
 def _check_multiples(text: str) -> None:
-    """Refuse a schema, as JSON text, or a grammar with schemas in it, whose `multipleOf` would take too long.
+    """Reject a schema (as JSON text) or a grammar with schemas in it, if its `multipleOf` would take too long.
 
     Raises:
-        UserError: Their least common multiple is too large, or one is no positive number.
+        UserError: Their least common multiple is too large, or one is not a positive number.
     """
     plain = _ESCAPE.sub(lambda found: chr(int(found[1], 16)), text)
     together = 1
@@ -251,7 +252,7 @@ def _check_multiples(text: str) -> None:
 
 
 def _first_line(text: str) -> str:
-    """The line of a message that says most: of a parse error the reason at its end, else the first."""
+    """Return the most informative line of a message: for a parse error the last one, else the first."""
     lines = [line.strip() for line in text.strip().splitlines()] or ["no reason given"]
     reason = next((line.removeprefix("error: ") for line in lines if line.startswith("error: ")), None)
     return lines[0] if reason is None else f"{lines[0].rstrip(':')}: {reason}"

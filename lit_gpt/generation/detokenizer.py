@@ -1,23 +1,24 @@
-"""Text from a stream of tokens: whole characters only, and nothing that may still become a stop string."""
+"""Incremental detokenization: only complete characters, and nothing that may still become a stop string."""
 
 from lit_gpt.data.tokenizers import Tokenizer
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 CONTEXT_TOKENS = 8
-"""A token's text may depend on those before it (spaces, joined characters): so many are decoded with it."""
+"""Number of previous tokens decoded together with a token, because its text may depend on them."""
 MAX_PENDING_TOKENS = 16
-"""A character has at most 4 bytes: tokens that make no text for so long never will, and are shown as they are."""
+"""Tokens that still have no text after this many are shown as they are: a character has at most 4 bytes."""
 
 
 class Detokenizer:
-    """The text that each new token adds.
+    """Returns the text that each new token adds.
 
-    A token may hold a part of a UTF-8 character, and some decoders treat the first token of a text differently: a
-    piece is what a token adds to the text of the tokens just before it, held back while it ends inside a character.
+    A token may contain part of a UTF-8 character, and some decoders treat the first token of a text differently. So
+    the new text is the difference that a token makes to the text of the tokens just before it, held back while it ends
+    inside a character.
 
     Args:
-        tokenizer: Whose ids they are.
-        context: Ids before the first of them.
+        tokenizer: Tokenizer of the ids.
+        context: Token ids before the first new one.
     """
 
     def __init__(self, tokenizer: Tokenizer, context: list[int]) -> None:
@@ -36,7 +37,7 @@ class Detokenizer:
         return piece
 
     def flush(self) -> str:
-        """Return what is left at the end: an incomplete character becomes a replacement character."""
+        """Return the rest at the end of the text; an incomplete character becomes a replacement character."""
         piece = self._piece() if self._pending else ""
         self._settle(self._before + self._pending)
         return piece
@@ -51,10 +52,10 @@ class Detokenizer:
 
 
 class StopStrings:
-    """Ends a text at the first of some stop strings, and holds back what may become one.
+    """Ends a text at the first stop string, and holds back text that may become one.
 
     Args:
-        stops: The strings, none of them empty.
+        stops: The stop strings, none of them empty.
     """
 
     def __init__(self, stops: tuple[str, ...]) -> None:
@@ -62,7 +63,7 @@ class StopStrings:
         self._held = ""
 
     def add(self, piece: str) -> tuple[str, bool]:
-        """Add a piece of text; return what can be shown, and whether a stop string was completed."""
+        """Add a piece of text; return the text that can be shown, and whether a stop string was completed."""
         if not self._stops:
             return piece, False
         text = self._held + piece
@@ -75,12 +76,12 @@ class StopStrings:
         return text[: len(text) - kept], False
 
     def flush(self) -> str:
-        """Return what was held back, at the end of the text."""
+        """Return the text that was held back, at the end of the text."""
         text, self._held = self._held, ""
         return text
 
     def _may_begin(self, text: str) -> int:
-        """Return how many of the last characters could be the beginning of a stop string."""
+        """Return how many of the last characters could be the start of a stop string."""
         for length in range(min(len(text), max(map(len, self._stops)) - 1), 0, -1):
             if any(stop.startswith(text[-length:]) for stop in self._stops):
                 return length

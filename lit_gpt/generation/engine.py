@@ -1,13 +1,13 @@
-"""The engine: many requests through one model, joining and leaving between iterations (continuous batching).
+"""The engine: runs many requests through one model, which join and leave between iterations (continuous batching).
 
-An iteration is one forward over one row of tokens: the last token of every sequence that decodes, and as much of the
+An iteration is one forward over one row of tokens: the last token of every decoding sequence, and as much of the
 waiting prompts as `prefill_chunk` allows. So the weights are read once for all of them, and a long prompt does not
-stop the others. Requests are admitted first come first served, as soon as the cache has capacity for all that they may
-write; what has been admitted always runs to its end, so nothing starves and nothing is preempted.
+stall the other requests. Requests are admitted first come, first served, as soon as the cache has capacity for
+everything that they may generate; an admitted request always runs to its end, so none starves or is preempted.
 
-An iteration in stages: end cancelled requests; admit waiting ones (`cache.Admission`); plan which tokens go through the
-model (`StepPlan`); forward; draw the next tokens (`sampler`); move finished, decoding and prefilling rows to their
-places in the cache.
+Stages of an iteration: end cancelled requests; admit waiting ones (`cache.Admission`); plan which tokens go through the
+model (`StepPlan`); forward; sample the next tokens (`sampler`); move the rows of finished, decoding and prefilling
+requests to their sections of the cache.
 
 N tokens of an iteration, V vocabulary.
 """
@@ -35,11 +35,11 @@ from lit_gpt.models.fused import layout_of, prepare_for_decoding
 from lit_gpt.models.gpt import softcapped_logits
 
 RING_MARGIN = 1
-"""A row whose last token is taken back, to be computed again, still has its window; guesses add to this."""
+"""A row from which one token is removed, to be recomputed, still has its window; draft tokens are added to this."""
 MIN_KEYS = 128
-"""Compiled decoding attends over at least this many keys: fewer shapes to compile."""
+"""Compiled decoding attends over at least this many keys, to limit the number of shapes."""
 MAX_GRAPHS = 64
-"""Shapes that are compiled before the rest runs uncompiled."""
+"""Maximum number of compiled shapes; others run uncompiled."""
 
 
 @dataclass(frozen=True)
@@ -49,34 +49,34 @@ class EngineStats:
     num_waiting: int
     num_running: int
     cache_tokens_used: int
-    """Capacity of the rows in use: what their requests may still generate is reserved."""
+    """Capacity of the rows in use, including what their requests may still generate."""
     cache_tokens_total: int
     cache_bytes: int
-    """Memory of the whole cache, at most."""
+    """Maximum memory of the whole cache."""
     prompt_tokens: int
-    """Prompt tokens computed since the engine was created (without those reused)."""
+    """Prompt tokens computed since the engine was created (without reused ones)."""
     reused_tokens: int
-    """Prompt tokens that prefix reuse saved."""
+    """Prompt tokens that were reused from cached prefixes instead of being computed."""
     generated_tokens: int
     steps: int
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """A request and the logits its next token is drawn from, or several, where tokens were guessed."""
+    """A request and the row of logits from which its next token is sampled, or several rows with draft tokens."""
 
     request: Request
     row: int
-    """Of the logits: the one after the sequence so far; the following ones come after each guess."""
+    """Row of the logits after the sequence so far; the rows of the draft tokens follow."""
     drafts: list[int] = field(default_factory=list)
 
 
 class StepPlan:
-    """The tokens of one forward, and what is drawn after it.
+    """The tokens of one forward, and the samples taken after it.
 
     Args:
-        with_contexts: Whether positions are rotated by the length of their sequence (some RoPE scalings).
-        padded: Run it with fixed shapes; then it decodes the rows of one block, and nothing else.
+        with_contexts: Whether RoPE depends on the length of each sequence (some scalings).
+        padded: Whether to run with fixed shapes; if so, it only decodes the rows of one block.
     """
 
     def __init__(self, with_contexts: bool, padded: bool = False) -> None:
@@ -84,16 +84,16 @@ class StepPlan:
         self.parts: list[DecodePart | ChunkPart] = []
         self.drawing: list[Drawing] = []
         self.places: list[int] = []
-        """Indices among the N tokens at which logits are needed, ascending."""
+        """Ascending indices among the N tokens at which logits are needed."""
         self.fed: list[tuple[Request, int]] = []
-        """How many tokens of each sequence are among them."""
+        """Each request with the number of its tokens among the N."""
         self.num_prompt_tokens = 0
         self._ids: list[int] = []
         self._positions: list[int] = []
         self._contexts: list[int] | None = [] if with_contexts else None
 
     def decode(self, block: CacheBlock[Request]) -> None:
-        """Add one token for every sequence that decodes in a block."""
+        """Add one token for each decoding sequence of a block."""
         decoding = block.entries[: block.num_decoding]
         lengths = [request.num_cached for request in decoding]
         self.parts.append(DecodePart(block.states, lengths))
@@ -107,7 +107,7 @@ class StepPlan:
             self._contexts += [length + 1 for length in lengths]
 
     def prefill(self, request: Request, budget: int) -> int:
-        """Add the next piece of a prompt, at most `budget` tokens; return how many."""
+        """Add the next chunk of a prompt, at most `budget` tokens; return its length."""
         start = request.num_cached
         count = min(len(request.ids) - start, budget)
         assert request.block is not None
@@ -124,7 +124,7 @@ class StepPlan:
         return count
 
     def verify(self, request: Request, drafts: list[int]) -> None:
-        """Add the last token of a sequence and the guesses after it."""
+        """Add the last token of a sequence and the draft tokens after it."""
         start, count = request.num_cached, 1 + len(drafts)
         assert request.block is not None
         self.parts.append(ChunkPart(request.block.states, request.row, start, count))
@@ -143,20 +143,20 @@ class StepPlan:
 
 
 class Engine:
-    """Not thread-safe: one thread calls it (`EngineLoop` makes that thread).
+    """Runs requests with continuous batching. Not thread-safe: use it from one thread (`EngineLoop` creates one).
 
     Args:
-        model: On the device where it runs. It is put into eval mode.
-        tokenizer: The model's own; None = events have tokens and no text, and only `stop_token_ids` end a request.
-        max_batch_size: Requests running at once; the others wait.
-        cache_tokens: Capacity of the cache, in tokens; None = for `max_batch_size` sequences of `max_length`.
-        prefill_chunk: Prompt tokens computed in one iteration.
-        max_length: Prompt and new tokens of one request, at most; None = block_size, or `cache_tokens` if less.
-        reuse_prefixes: Copy the state of a prefix that another request has cached, instead of computing it again.
-        re_prefill_when_full: Where a sequence fills the context, start a fresh context from its last half and
-            continue, instead of ending it.
-        compile: Decode with fixed shapes through `torch.compile`: pays on a GPU, after some seconds for each new shape.
-        speculation: Guess tokens and verify several in one forward; None = one at a time.
+        model: Model, on the device where it runs; it is set to eval mode.
+        tokenizer: The model's tokenizer; None = events have no text, and only `stop_token_ids` end a request.
+        max_batch_size: Maximum number of running requests; the others wait.
+        cache_tokens: Capacity of the cache in tokens; None = enough for `max_batch_size` sequences of `max_length`.
+        prefill_chunk: Maximum number of prompt tokens computed per iteration.
+        max_length: Maximum length of prompt and new tokens of a request; None = block_size, or `cache_tokens` if less.
+        reuse_prefixes: Copy the state of a prefix that another request has cached, instead of recomputing it.
+        re_prefill_when_full: When a sequence fills the context, start a new context from its last half and continue,
+            instead of ending the request.
+        compile: Decode with fixed shapes through `torch.compile`: faster on a GPU, after some seconds per new shape.
+        speculation: Settings of speculative decoding; None = decode one token at a time.
         prepare: Lay out the model's matrices for decoding, in place (see `lit_gpt.models.fused`).
 
     Raises:
@@ -200,13 +200,13 @@ class Engine:
             )
         self.model, self.tokenizer, self.config = model, tokenizer, model.config
         self.max_batch_size, self.max_length = max_batch_size, max_length
-        """Tokens of one request, prompt and completion."""
+        """Maximum length of prompt and completion of a request, in tokens."""
         self.cache_tokens, self.prefill_chunk = cache_tokens, prefill_chunk
         self.re_prefill_when_full = re_prefill_when_full
         if speculation is not None and not can_truncate(model):
             kinds = {model.config.token_mixer(layer) for layer in range(model.config.n_layer)}
             raise UserError(
-                f"speculation takes wrong guesses back, and the state of a layer of this model cannot (layers: "
+                f"speculation removes rejected draft tokens, which the state of a layer of this model cannot (layers: "
                 f"{', '.join(sorted(kinds))}); leave out draft_model and draft_tokens"
             )
         self.device = model.wte.weight.device
@@ -227,23 +227,24 @@ class Engine:
         scaling = self.config.rope_scaling
         self._depends_on_length = scaling is not None and scaling.follows_length
         self._known: dict[str, Request] = {}
-        """All requests that have not ended, by their ids."""
+        """All unfinished requests by their ids."""
         self._waiting: deque[Request] = deque()
         self._in_prefill: list[Request] = []
-        """Admitted, and their prompt not computed to its end, in order of admission."""
+        """Admitted requests whose prompts are not completely computed, in order of admission."""
         self._cancelled: list[Request] = []
         self._pending_events: list[TokenEvent] = []
-        """Of requests that were ended in an iteration that then failed."""
+        """Events of requests that were ended in an iteration that then failed."""
         self._prompt_tokens = self._generated_tokens = self._steps = 0
 
     def check(self, prompt_ids: Sequence[int], params: SamplingParams) -> Matcher | None:
-        """Refuse a request that can never run; may be called from any thread.
+        """Reject a request that can never run; may be called from any thread.
 
         Returns:
-            The matcher of the request's constraint, for `add`; None = it has none. Building one may take a second, so
-            the caller's thread does it, and not the engine's, where every other request would wait.
+            The matcher of the request's constraint, for `add`; None = it has no constraint. Building a matcher may take
+            a second, so it is done in the caller's thread and not in the engine's, where all other requests would wait.
 
         Raises:
+            UserError: The prompt is empty, too long or has an unknown token, or the constraint cannot be satisfied.
             UserError: A prompt that is empty, too long or has an unknown token, or a constraint that cannot be met.
         """
         self._check_numbers(prompt_ids, params)
@@ -274,10 +275,10 @@ class Engine:
         """Queue a request.
 
         Args:
-            prompt_ids: At least one token.
-            params: How tokens are drawn, and what ends the request.
-            request_id: Names the request in its events.
-            matcher: From `check`, or which tokens are allowed instead of `params.constraint`; None = `check` is called.
+            prompt_ids: Token ids of the prompt, at least one.
+            params: Sampling settings and stop conditions.
+            request_id: Identifies the request in its events.
+            matcher: The result of `check`, or a matcher used instead of `params.constraint`; None = `check` is called.
 
         Raises:
             UserError: As `check`, or if the id is in use.
@@ -294,18 +295,18 @@ class Engine:
         self._waiting.append(request)
 
     def cancel(self, request_id: str) -> None:
-        """End a request; its last event comes with the next `step`. Unknown or ended ids are ignored."""
+        """End a request; its last event comes with the next `step`. Unknown or finished ids are ignored."""
         if request_id in self._known:
             self._cancelled.append(self._known[request_id])
 
     @property
     def has_work(self) -> bool:
-        """Whether an iteration would do anything."""
+        """Whether there is anything to do in an iteration."""
         return bool(self._known)
 
     @torch.inference_mode()
     def step(self) -> list[TokenEvent]:
-        """Run one engine iteration: a forward over all running requests; return its events, [] when idle."""
+        """Run one engine iteration, a forward over all running requests; return its events, [] when idle."""
         if self.model.training or (self._prepares and layout_of(self.model) != self._layout):
             self.model.eval()
             self._prepare()
@@ -317,7 +318,7 @@ class Engine:
         if not plans:
             return events
         self._steps += 1
-        # Before any token is accepted: accepting moves rows, with `num_cached` tokens of them.
+        # Before any token is accepted, because accepting moves rows with `num_cached` tokens.
         for plan in plans:
             self._prompt_tokens += plan.num_prompt_tokens
             for request, num_tokens in plan.fed:
@@ -347,27 +348,29 @@ class Engine:
     def generate(
         self, prompts: Sequence[Sequence[int]], params: SamplingParams | Sequence[SamplingParams]
     ) -> list[Completion]:
-        """Complete several prompts, batched.
+        """Complete several prompts in batches.
 
-        Prefixes kept from earlier calls are freed first: the model's weights may have changed since. The model is in
-        eval mode meanwhile, and afterwards in the mode it had.
+        Prefixes kept from earlier calls are freed first, because the model's weights may have changed. The model is
+        in eval mode during the call and returns to its previous mode afterwards.
 
         Args:
-            prompts: Token ids, each at least one.
-            params: For all of them, or one each.
+            prompts: Token ids of each prompt, at least one.
+            params: Sampling settings for all prompts, or one per prompt.
 
         Returns:
-            In the order of the prompts.
+            Completions in the order of the prompts.
 
         Raises:
-            UserError: As `add`; then nothing has run.
-            RuntimeError: If other requests are in the engine.
+            UserError: As for `add`; no prompt has been run then.
+            RuntimeError: If the engine has other requests.
         """
         if self._known:
             raise RuntimeError(f"{len(self._known)} other requests are in the engine; step it until they have ended")
         each = [params] * len(prompts) if isinstance(params, SamplingParams) else list(params)
         if len(each) != len(prompts):
-            raise UserError(f"{len(prompts)} prompts and {len(each)} settings; give one for all, or one each")
+            raise UserError(
+                f"{len(prompts)} prompts and {len(each)} sampling settings; give one for all, or one per prompt"
+            )
         matchers = [self.check(prompt, one) for prompt, one in zip(prompts, each, strict=True)]
         was_training = self.model.training
         self._forget()
@@ -380,7 +383,7 @@ class Engine:
                 for event in self.step():
                     events[event.request_id].append(event)
         finally:
-            if self._known:  # left by an exception: the next call finds an engine as new
+            if self._known:  # left over by an exception: reset for the next call
                 self.fail_all("interrupted")
             self.model.train(was_training)
         return [
@@ -390,7 +393,7 @@ class Engine:
 
     @torch.inference_mode()
     def fail_all(self, error: str) -> list[TokenEvent]:
-        """End every request after a fault that no single request caused; the engine is as new afterwards."""
+        """End every request after an error that no single request caused, and reset the engine."""
         events, self._pending_events = self._pending_events, []
         events += [request.end("error", error) for request in self._known.values()]
         for request in self._known.values():
@@ -404,16 +407,16 @@ class Engine:
         return events
 
     def _prepare(self) -> None:
-        """Lay the model out for decoding; again where it has been moved or given other weights since."""
+        """Lay out the model for decoding, again if it has been moved or given other weights."""
         if self._prepares:
-            # Parameters must stay what training can use.
+            # Parameters must remain usable for training.
             with torch.inference_mode(False), torch.no_grad():
                 prepare_for_decoding(self.model)
             self._layout = layout_of(self.model)
 
     @torch.inference_mode()
     def _forget(self) -> None:
-        """Free all rows of ended requests."""
+        """Free all rows of finished requests."""
         self._admission.forget()
 
     def _end_cancelled(self) -> list[TokenEvent]:
@@ -429,14 +432,14 @@ class Engine:
         return events
 
     def _admit(self) -> None:
-        """Admit waiting requests, first come first served: one that does not fit yet blocks those behind it."""
+        """Admit waiting requests, first come, first served: one that does not fit yet blocks those behind it."""
         while self._waiting and self._admission.place(self._waiting[0]):
             self._in_prefill.append(self._waiting.popleft())
 
     def _plan(self) -> list[StepPlan]:
-        """Plan one forward: every sequence that decodes, then pieces of prompts in order of admission.
+        """Plan one forward: every decoding sequence, then chunks of prompts in order of admission.
 
-        Compiled decoding has forwards of its own, one for each block.
+        Compiled decoding uses separate forwards, one per block.
         """
         if self._speculation is None:
             self._start_decoding()
@@ -461,7 +464,7 @@ class Engine:
         return plans
 
     def _start_decoding(self) -> None:
-        """Decode requests of which all but the last token is cached (by prefix reuse) together with the others."""
+        """Move requests to decoding whose tokens except the last one are all cached (by prefix reuse)."""
         for request in list(self._in_prefill):
             if self._admission.copy_prefix(request) and not request.in_prefill:
                 assert request.block is not None
@@ -474,14 +477,14 @@ class Engine:
         left = min(request.params.max_new_tokens - request.num_new - 1, self.max_length - len(request.ids))
         scaling = self.config.rope_scaling
         if scaling is not None and scaling.kind == "longrope" and len(request.ids) <= scaling.original_block_size:
-            left = min(left, scaling.original_block_size - len(request.ids))  # beyond it, every key is computed again
+            left = min(left, scaling.original_block_size - len(request.ids))  # beyond it, every key must be recomputed
         count = min(self._speculation.num_tokens, left)
         guesses = self._speculation.proposer.propose(request, count) if count > 0 else []
-        # A draft model's vocabulary may be padded beyond this one's.
+        # A draft model's vocabulary may be padded to a larger size.
         return list(takewhile(lambda token: token < self.config.vocab_size, guesses))
 
     def _forward(self, plan: StepPlan) -> Tensor:
-        """Return logits (number of draws, V): the head runs on the positions that are drawn from, and no others."""
+        """Return logits (number of samples, V): the head runs only on the positions that are sampled from."""
         ids, positions, context_lengths = plan.tensors(self.device)
         if plan.padded:
             (part,) = plan.parts
@@ -498,13 +501,13 @@ class Engine:
         return logits
 
     def _forward_padded(self, part: DecodePart, ids: Tensor) -> Tensor:
-        """Decode with fixed shapes: rows and keys are padded to the next power of two, one graph for each pair.
+        """Decode with fixed shapes: rows and keys are padded to the next power of two, with one graph per pair.
 
-        A row of padding repeats the first sequence's token, writes what that writes, and its result is dropped.
+        Padding rows repeat the first sequence's token and write the same values; their results are discarded.
 
         Args:
             part: n rows of one block.
-            ids: (1, n) int64, their last tokens.
+            ids: (1, n) int64, the last token of each row.
 
         Returns:
             (n, V).
@@ -536,13 +539,13 @@ class Engine:
         return logits
 
     def _head(self, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """(1, N, C) → (N, V)."""
+        """Return logits (N, V) of hidden states (1, N, C)."""
         if self.config.logit_softcap is not None:
             return softcapped_logits(hidden[0], weight, bias, self.config.logit_softcap)
         return F.linear(hidden[0], weight, bias)
 
     def _draw(self, logits: Tensor, drawings: list[Drawing]) -> list[TokenEvent]:
-        """Draw and accept the next tokens: single ones batched, then guesses one after another."""
+        """Sample and accept the next tokens: single ones batched, then draft tokens one after another."""
         single = [drawing for drawing in drawings if not drawing.drafts]
         events = []
         if single:
@@ -554,7 +557,7 @@ class Engine:
             request = drawing.request
             for number in range(1 + len(drawing.drafts) if drawing.drafts else 0):
                 if number > 0:
-                    request.num_cached += 1  # the previous guess was right, so its cached state is too
+                    request.num_cached += 1  # the previous draft token was right, so its cached state is valid
                 row = drawing.row + number
                 drawn = draw(logits[row : row + 1], [request])[0]
                 events.append(self._accept(request, drawn))
@@ -564,7 +567,7 @@ class Engine:
         return events
 
     def _accept(self, request: Request, drawn: Drawn) -> TokenEvent:
-        """Accept a token; a fault in one request's text or constraint ends that request alone."""
+        """Accept a token; an error in a request's text or constraint ends only that request."""
         try:
             if request.fault is not None:
                 raise request.fault
@@ -574,11 +577,11 @@ class Engine:
         self._generated_tokens += 1
         scaling = self.config.rope_scaling
         if scaling is not None and scaling.kind == "longrope" and len(request.ids) == scaling.original_block_size + 1:
-            request.restart()  # another frequency table from here on: every key has to be computed again
+            request.restart()  # from here on the frequencies differ: every key must be recomputed
         return event
 
     def _settle(self, request: Request) -> None:
-        """Move a request's row to the section of its block that its new state belongs to."""
+        """Move a request's row to the section of its block that matches its new state."""
         block = request.block
         if request.finished:
             self._known.pop(request.request_id)
@@ -606,25 +609,25 @@ def generate(
     stop_tokens: Sequence[int] = (),
     seed: int | None = None,
 ) -> Tensor:
-    """Continue token ids, without a tokenizer: a short form of `Engine.generate` that leaves the weights' layout alone.
+    """Continue token ids without a tokenizer; a shortcut for `Engine.generate` that does not change weight layouts.
 
-    Where the context is full, a fresh one starts with its last half, so a text may become as long as one likes.
+    When the context is full, a new one starts from its last half, so texts may become arbitrarily long.
 
     Args:
-        model: On the device of `input_ids`.
+        model: Model, on the device of `input_ids`.
         input_ids: (B, T) int64, at least one token and at most block_size.
-        max_new_tokens: At most.
-        temperature: Divides the logits; 0 takes the likeliest token.
-        top_k: Keep this many of the likeliest tokens.
-        top_p: Keep the likeliest tokens up to this much probability.
-        stop_tokens: A row ends with the first of them it draws; all rows ended ends it all.
-        seed: Of the draws; row i has seed + i. None = another each time.
+        max_new_tokens: Maximum number of new tokens.
+        temperature: Divides the logits; 0 = greedy decoding.
+        top_k: Sample only from this many most likely tokens.
+        top_p: Sample only from the most likely tokens up to this cumulative probability.
+        stop_tokens: A row ends with the first of these tokens; generation ends when all rows have ended.
+        seed: Seed of the sampling; row i has seed + i. None = a different one each time.
 
     Returns:
-        (B, T + N) int64: the prompts and what follows them; a row that has ended repeats its stop token.
+        (B, T + N) int64: prompts and completions; a row that has ended repeats its stop token.
 
     Raises:
-        UserError: A prompt that is empty, too long or has an unknown token, or a setting out of bounds.
+        UserError: A prompt is empty, too long or has an unknown token, or a setting is out of bounds.
     """
     B = input_ids.shape[0]
     params = SamplingParams(max_new_tokens, temperature, top_k, top_p, stop_token_ids=tuple(stop_tokens))

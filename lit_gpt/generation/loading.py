@@ -1,4 +1,4 @@
-"""From `--model` to a model and a tokenizer that are ready to generate."""
+"""Load the model and tokenizer of `--model`, ready to generate."""
 
 import sys
 from collections.abc import Mapping
@@ -19,8 +19,8 @@ def load_for_generation(model: str, device: str = "auto", adapter: str | None = 
     """Load a model, in eval mode, and its tokenizer.
 
     Args:
-        model: A run's folder, a checkpoint, a bundle, a Hugging Face folder, a GGUF file, or a hub name.
-        device: Where it runs; auto takes the accelerator if there is one.
+        model: A run's folder, a checkpoint, a bundle, a Hugging Face folder, a GGUF file, or a Hub name.
+        device: Device of the model; auto uses the accelerator if there is one.
         adapter: A run, checkpoint or folder with an adapter that was trained on the model.
 
     Raises:
@@ -30,18 +30,18 @@ def load_for_generation(model: str, device: str = "auto", adapter: str | None = 
 
 
 def load_source(source: ModelSource, device: str = "auto") -> tuple[GPT, Tokenizer]:
-    """Load a model that was found, in eval mode, and its tokenizer.
+    """Load a resolved model, in eval mode, and its tokenizer.
 
     Args:
-        source: What `resolve_model` found; checkpoints that it passed over are named on standard error.
-        device: Where it runs; auto takes the accelerator if there is one.
+        source: Result of `resolve_model`; skipped checkpoints are reported on standard error.
+        device: Device of the model; auto uses the accelerator if there is one.
 
     Raises:
-        UserError: It is damaged, is no language model, or has no tokenizer.
+        UserError: It is damaged, is not a language model, or has no tokenizer.
     """
     place = choose_device(device)
     for problem in source.damaged:
-        print(f"passed over: {problem}", file=sys.stderr)
+        print(f"skipped: {problem}", file=sys.stderr)
     tokenizer = source_tokenizer(source)
     if tokenizer is None:
         raise UserError(f"{source.path} has no tokenizer, so it cannot read a prompt")
@@ -53,7 +53,7 @@ def load_source(source: ModelSource, device: str = "auto") -> tuple[GPT, Tokeniz
 
 
 def source_tokenizer(source: ModelSource) -> Tokenizer | None:
-    """Return a model's tokenizer, which opens and ends texts as in training; None = it has none."""
+    """Return a model's tokenizer, which adds the same special tokens as in training; None = the model has none."""
     if source.tokenizer_path is None:
         return None
     tokenizer = load_tokenizer(source.tokenizer_path)
@@ -63,18 +63,18 @@ def source_tokenizer(source: ModelSource) -> Tokenizer | None:
 
 
 def choose_device(device: str) -> torch.device:
-    """Return the device of a name; auto takes the accelerator if there is one."""
+    """Return the named device; auto is the accelerator if there is one."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     return torch.device(device)
 
 
 def make_renderer(tokenizer: Tokenizer, chat_template: str | None) -> ChatRenderer | None:
-    """Return the model's chat template on its tokenizer; None = it has none, and none is given.
+    """Return the model's chat template with its tokenizer; None = it has none, and none is given.
 
     Args:
-        tokenizer: The model's own.
-        chat_template: A preset's name or a file, instead of the tokenizer's own.
+        tokenizer: The model's tokenizer.
+        chat_template: A preset's name or a file, instead of the tokenizer's template.
 
     Raises:
         UserError: If the template does not fit the tokenizer.
@@ -85,12 +85,12 @@ def make_renderer(tokenizer: Tokenizer, chat_template: str | None) -> ChatRender
     renderer = ChatRenderer(tokenizer, template)
     if chat_template is not None:
         renderer.check()
-    renderer.stop_ids  # noqa: B018 (a template without an end of answer is refused now, not at the first request)
+    renderer.stop_ids  # noqa: B018 (reject a template without an end of answer now, not at the first request)
     return renderer
 
 
 def short_name(model: str) -> str:
-    """Return a folder's own name (for a checkpoint, its run's), or a name on the hub as it is."""
+    """Return a folder's last name (for a checkpoint, its run's), or a Hub name unchanged."""
     folder = Path(model).expanduser()
     if not folder.exists():
         return model

@@ -1,8 +1,8 @@
-"""`EngineLoop`: one thread that runs the engine, and handles that any thread or asyncio task may read.
+"""`EngineLoop`: a thread that runs the engine, and request handles for any thread or asyncio task.
 
-The engine belongs to the loop's thread alone. Other threads put requests and cancellations into a queue, which the
-thread empties between two iterations; events go out through one queue a request. Nothing that a reader does, or fails
-to do, can block the thread: a queue grows only by what its own request generates, which `max_new_tokens` bounds.
+Only the loop's thread uses the engine. Other threads put requests and cancellations into a queue, which the thread
+empties between iterations; events are delivered through one queue per request. A slow or absent reader cannot block
+the thread: a queue grows only by what its own request generates, which `max_new_tokens` bounds.
 """
 
 import asyncio
@@ -19,17 +19,17 @@ from lit_gpt.generation.request import Completion, Matcher, SamplingParams, Toke
 
 
 class QueueFullError(RuntimeError):
-    """The waiting queue of the loop is full."""
+    """The loop's waiting queue is full."""
 
 
 class RequestHandle:
-    """The reading end of one request; one reader.
+    """Delivers the events of one request to a single reader.
 
     Args:
-        request_id: Its name.
-        prompt_ids: Its prompt.
-        params: Its settings.
-        cancel: Asks the loop to end it.
+        request_id: Name of the request.
+        prompt_ids: Token ids of the prompt.
+        params: Sampling settings.
+        cancel: Function that asks the loop to end the request.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class RequestHandle:
     ) -> None:
         self.request_id, self.prompt_ids, self.params = request_id, prompt_ids, params
         self.matcher: Matcher | None = None
-        """Built by the thread that submits it."""
+        """The matcher of its constraint, built by the submitting thread."""
         self.submitted_at = time.monotonic()
         self._cancel = cancel
         self._events: queue.SimpleQueue[TokenEvent] = queue.SimpleQueue()
@@ -45,7 +45,7 @@ class RequestHandle:
         self._notify: Callable[[], None] | None = None
 
     def __iter__(self) -> Iterator[TokenEvent]:
-        """Events as they come, from any thread; ends after the event with a finish reason."""
+        """Yield events as they arrive, in any thread; ends after the event with a finish reason."""
         while True:
             event = self._events.get()
             yield event
@@ -53,18 +53,18 @@ class RequestHandle:
                 return
 
     async def __aiter__(self) -> AsyncIterator[TokenEvent]:
-        """The same from an asyncio task, without a thread of its own."""
+        """Yield events in an asyncio task, without a separate thread."""
         loop, arrived = asyncio.get_running_loop(), asyncio.Event()
 
         def notify() -> None:
-            with contextlib.suppress(RuntimeError):  # the reader's event loop is closed: nobody waits
+            with contextlib.suppress(RuntimeError):  # the reader's event loop is closed: nobody is waiting
                 loop.call_soon_threadsafe(arrived.set)
 
         with self._lock:
             self._notify = notify
         while True:
             arrived.clear()
-            while not self._events.empty():  # one reader: what is there stays there
+            while not self._events.empty():  # single reader: the queue cannot become empty in between
                 event = self._events.get_nowait()
                 yield event
                 if event.finish_reason is not None:
@@ -76,10 +76,10 @@ class RequestHandle:
         self._cancel(self.request_id)
 
     def result(self, timeout_seconds: float | None = None) -> Completion:
-        """Wait for the whole completion.
+        """Wait for the complete completion.
 
         Raises:
-            TimeoutError: If it has not ended by then; the request keeps running.
+            TimeoutError: If it has not finished in time; the request keeps running.
         """
         deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
         events: list[TokenEvent] = []
@@ -88,11 +88,11 @@ class RequestHandle:
             try:
                 events.append(self._events.get(timeout=left))
             except queue.Empty:
-                raise TimeoutError(f"request {self.request_id} has not ended in {timeout_seconds} seconds") from None
+                raise TimeoutError(f"request {self.request_id} has not finished in {timeout_seconds} seconds") from None
         return Completion.of(self.prompt_ids, events, self.params.logprobs is not None)
 
     def put(self, event: TokenEvent) -> None:
-        """Called by the loop's thread."""
+        """Deliver an event; called by the loop's thread."""
         self._events.put(event)
         with self._lock:
             notify = self._notify
@@ -101,11 +101,11 @@ class RequestHandle:
 
 
 class EngineLoop:
-    """Runs `engine.step()` in a thread of its own while there is work.
+    """Runs `engine.step()` in a separate thread while there is work.
 
     Args:
-        engine: Used by nobody else from now on.
-        max_waiting: Requests that may wait for a place in the batch; None = any number.
+        engine: Engine, which must not be used elsewhere from now on.
+        max_waiting: Maximum number of requests waiting for admission; None = unlimited.
     """
 
     def __init__(self, engine: Engine, max_waiting: int | None = None) -> None:
@@ -131,20 +131,20 @@ class EngineLoop:
         """Queue a request.
 
         Args:
-            prompt_ids: At least one token.
-            params: How to draw, and where to end.
-            request_id: Comes back in its events; None = a number.
+            prompt_ids: Token ids of the prompt, at least one.
+            params: Sampling settings and stop conditions.
+            request_id: Identifies the request in its events; None = a number.
             matcher: Restricts the tokens of a request without a constraint.
 
         Raises:
             UserError: If the request can never run.
-            QueueFullError: If `max_waiting` requests wait already.
+            QueueFullError: If `max_waiting` requests are already waiting.
             RuntimeError: If the loop is closing, or the id is in use.
         """
         form = self._engine.check(prompt_ids, params)
         with self._condition:
             if self._closing or self._failure is not None:
-                raise RuntimeError("the engine takes no more requests: " + (self._failure or "it is closing"))
+                raise RuntimeError("the engine accepts no more requests: " + (self._failure or "it is closing"))
             if self._max_waiting is not None and self._num_waiting() >= self._max_waiting:
                 raise QueueFullError(f"{self._num_waiting()} requests are waiting, at most {self._max_waiting} may")
             name = f"request-{next(self._names)}" if request_id is None else request_id
@@ -158,22 +158,22 @@ class EngineLoop:
         return handle
 
     def stats(self) -> EngineStats:
-        """Return the engine's load as of its last iteration; requests that it has not seen yet count as waiting."""
+        """Return the engine's load as of its last iteration; requests that it has not received yet count as waiting."""
         with self._condition:
             stats, unseen = self._stats, len(self._arrived)
         return stats if not unseen else dataclasses.replace(stats, num_waiting=stats.num_waiting + unseen)
 
     @property
     def failure(self) -> str | None:
-        """Why the thread died; None = it did not."""
+        """Why the thread stopped with an error; None = it did not."""
         return self._failure
 
     def close(self, drain: bool = True, timeout_seconds: float | None = None) -> None:
         """Accept no more requests, finish those accepted, then end the thread.
 
         Args:
-            drain: Let them finish; False cancels them.
-            timeout_seconds: After this long, those that still run are cancelled.
+            drain: Whether to let accepted requests finish; False cancels them.
+            timeout_seconds: Requests that still run after this time are cancelled.
         """
         with self._condition:
             self._closing = True
@@ -209,7 +209,7 @@ class EngineLoop:
                 try:
                     events = self._engine.step()
                 except Exception as error:
-                    # In the forward itself (out of memory, for instance): no single request can be blamed.
+                    # An error in the forward itself (such as out of memory) cannot be attributed to a single request.
                     events = self._engine.fail_all(f"{type(error).__name__}: {error}")
                 self._dispatch(events)
         except BaseException as error:
@@ -222,7 +222,7 @@ class EngineLoop:
             raise
 
     def _receive(self) -> bool:
-        """Wait for work and pass it to the engine; return False when all is done and the loop is closing."""
+        """Wait for work and pass it to the engine; return False when all work is done and the loop is closing."""
         with self._condition:
             while not (self._arrived or self._cancelled or self._engine.has_work or self._closing):
                 self._condition.wait()
@@ -232,7 +232,7 @@ class EngineLoop:
                 return False
         for handle in arrived:
             try:
-                matcher, handle.matcher = handle.matcher, None  # the request owns it from now on
+                matcher, handle.matcher = handle.matcher, None  # ownership passes to the request
                 form = () if matcher is None else (matcher,)
                 self._engine.add(handle.prompt_ids, handle.params, handle.request_id, *form)
             except ValueError as error:

@@ -1,7 +1,7 @@
-"""What a request asks for, what it gets back, and its state inside the engine.
+"""A request's input, its output, and its state inside the engine.
 
-`SamplingParams` goes in with a prompt; `TokenEvent`s come out one by one, and `Completion` is all of them together:
-the values that the engine, the server and the commands share. `Request` is what the engine keeps in between: its
+`SamplingParams` are given with a prompt; `TokenEvent`s are returned one by one, and `Completion` is all of them
+combined: these are shared by the engine, the server and the commands. `Request` is the engine's state in between: its
 tokens, its row in the cache (`CacheEntry`), its text so far.
 
 V vocabulary.
@@ -23,7 +23,7 @@ from lit_gpt.generation.cache import CacheEntry
 from lit_gpt.generation.detokenizer import Detokenizer, StopStrings
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
-"""Why a request ended: a stop token or stop string; max_new_tokens or the end of the context; `cancel`; a fault."""
+"""Why a request ended: a stop token or stop string; max_new_tokens or a full context; `cancel`; an error."""
 MAX_LOGPROBS = 50
 MAX_STOPS = 64
 MAX_STOP_CHARACTERS = 1024
@@ -32,10 +32,10 @@ MAX_SEED = (1 << 63) - 1
 
 @dataclass(frozen=True)
 class Constraint:
-    """A format that the text must follow (see `lit_gpt.generation.constraints`).
+    """A format that the output must follow (see `lit_gpt.generation.constraints`).
 
     Raises:
-        UserError: If the kind is unknown or nothing is given.
+        UserError: If the kind is unknown or the source is empty.
     """
 
     kind: Literal["json_schema", "json_object", "regex", "grammar"]
@@ -46,59 +46,60 @@ class Constraint:
     def __post_init__(self) -> None:
         check_one_of("constraint kind", self.kind, ("json_schema", "json_object", "regex", "grammar"))
         if self.source == "" and self.kind != "json_object":
-            raise UserError(f"the {self.kind} constraint is empty; give it its text")
+            raise UserError(f"the {self.kind} constraint is empty; set its source")
 
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How the tokens of one request are drawn, and what ends it.
+    """Sampling settings of a request, and its stop conditions.
 
-    Penalties and biases change the logits first, then a constraint, then temperature, top-k, top-p and min-p, in
-    that order.
+    Penalties and biases are applied to the logits first, then a constraint, then temperature, top-k, top-p and min-p,
+    in that order.
 
     Raises:
-        UserError: If a value is out of bounds; names it, its bound and the remedy.
+        UserError: If a value is out of bounds; the message names the value, its bound and the remedy.
     """
 
     max_new_tokens: int = 256
-    """Tokens at most; the end of the model's context ends a request sooner."""
+    """Maximum number of new tokens; the end of the model's context may end a request sooner."""
     temperature: float = 1.0
-    """Divides the logits; 0 takes the likeliest token."""
+    """Divides the logits; 0 = greedy decoding."""
     top_k: int | None = None
-    """Keep this many of the likeliest tokens; None = all."""
+    """Sample only from this many most likely tokens; None = all."""
     top_p: float | None = None
-    """Keep the likeliest tokens up to this much probability; None = all."""
+    """Sample only from the most likely tokens up to this cumulative probability; None = all."""
     min_p: float | None = None
-    """Keep tokens that have at least this share of the likeliest one's probability (arXiv:2407.01082); None = all."""
+    """Minimum probability of a token, relative to the most likely one (arXiv:2407.01082); None = no minimum."""
     repetition_penalty: float = 1.0
-    """Positive logits of tokens in prompt or text are divided by it, negative ones multiplied (arXiv:1909.05858)."""
+    """Divides positive and multiplies negative logits of tokens in prompt or completion (arXiv:1909.05858)."""
     presence_penalty: float = 0.0
-    """Subtracted from the logits of tokens that the text already has (not the prompt)."""
+    """Subtracted from the logits of tokens that occur in the completion (not the prompt)."""
     frequency_penalty: float = 0.0
-    """Subtracted once for every time that the text already has the token (not the prompt)."""
+    """Subtracted from a token's logit once per occurrence in the completion (not the prompt)."""
     logit_bias: Mapping[int, float] = field(default_factory=dict)
-    """Added to the logits of these token ids."""
+    """Values added to the logits of these token ids."""
     stop: tuple[str, ...] = ()
-    """Strings that end the text; they are not part of it."""
+    """Strings that end the completion; they are not part of its text."""
     stop_token_ids: tuple[int, ...] = ()
-    """Tokens that end the text, besides the tokenizer's separator; they are not part of its characters."""
+    """Tokens that end the completion, in addition to the tokenizer's separator; they are not part of its text."""
     seed: int | None = None
-    """Seed of the draws, which depend on it and on the position in the request alone. None = another each time."""
+    """Seed of the sampling, which depends only on it and the position in the request. None = a random seed."""
     logprobs: int | None = None
-    """Report the log-probability of each token, and of this many of the likeliest tokens too (0 = none). They are
-    the model's own, before penalties, temperature and the rest. None = do not report."""
+    """Number of most likely tokens per position whose log-probabilities are reported, in addition to that of the
+    sampled token (0 = only the latter). They are the model's own, before penalties, temperature and the rest. None = do
+    not report any."""
     ignore_eos: bool = False
-    """Continue past the tokenizer's separator."""
+    """Continue after the tokenizer's separator."""
     constraint: Constraint | None = None
-    """A format that the text must follow."""
+    """A format that the completion must follow."""
 
     def __post_init__(self) -> None:
         check_at_least("max_new_tokens", self.max_new_tokens, 1)
-        check_at_least("temperature", self.temperature, 0, "0 takes the likeliest token each time")
+        check_at_least("temperature", self.temperature, 0, "0 is greedy decoding")
         check_at_least("top_k", self.top_k, 1, "set it to null for all tokens")
         check_between("top_p", self.top_p, 0, 1, "set it to null for all tokens", low_open=True)
         check_between("min_p", self.min_p, 0, 1, "set it to null for all tokens")
-        check_above("repetition_penalty", self.repetition_penalty, 0, "1 is none")
+        check_above("repetition_penalty", self.repetition_penalty, 0, "1 is no penalty")
         for name in ("presence_penalty", "frequency_penalty"):
             if not math.isfinite(getattr(self, name)):
                 raise UserError(f"{name} is {getattr(self, name)}, it must be a finite number (0: none)")
@@ -106,58 +107,58 @@ class SamplingParams:
             if token < 0 or math.isnan(bias) or bias == math.inf:
                 raise UserError(f"logit_bias {{{token}: {bias}}}: token ids are not negative and biases below infinity")
         if isinstance(self.stop, str):
-            raise UserError(f"stop is the text {self.stop!r}; give a list of texts")
+            raise UserError(f"stop is the string {self.stop!r}; give a list of strings")
         object.__setattr__(self, "stop", tuple(self.stop))
         object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
         _check_stops(self.stop)
-        check_between("seed", self.seed, 0, MAX_SEED, "set it to null for another each time")
+        check_between("seed", self.seed, 0, MAX_SEED, "set it to null for a different one each time")
         check_between("logprobs", self.logprobs, 0, MAX_LOGPROBS, "set it to null for none")
 
     @property
     def has_penalties(self) -> bool:
-        """Whether logits depend on the tokens so far, or are biased."""
+        """Whether penalties or biases change the logits."""
         penalties = self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
         return penalties or bool(self.logit_bias)
 
 
 @dataclass(frozen=True)
 class TokenEvent:
-    """One token of one request, or the end of one."""
+    """One token of a request, or the end of a request."""
 
     request_id: str
     token_id: int | None
-    """None where a request ends without a further token (cancelled, failed)."""
+    """None if a request ends without a further token (cancelled, failed)."""
     text: str = ""
-    """Text that can be shown now: never half a character, nothing that may still become a stop string."""
+    """Text that can be shown now: only complete characters, and nothing that may still become a stop string."""
     logprob: float | None = None
-    """Natural logarithm; None unless asked for."""
+    """Natural logarithm of the token's probability; None unless requested."""
     top_logprobs: tuple[tuple[int, float], ...] = ()
-    """The likeliest tokens and their log-probabilities, likeliest first."""
+    """The most likely tokens and their log-probabilities, in descending order."""
     finish_reason: FinishReason | None = None
     """Set in a request's last event."""
     error: str | None = None
-    """What went wrong, where the reason is `error`."""
+    """Error message, if the finish reason is `error`."""
 
 
 @dataclass(frozen=True)
 class Completion:
-    """The whole output of a request."""
+    """The complete output of a request."""
 
     request_id: str
     prompt_ids: list[int]
     token_ids: list[int]
-    """With the stop token, if one ended it."""
+    """Token ids, including the stop token if one ended the request."""
     text: str
-    """Without stop tokens and stop strings."""
+    """Text without stop tokens and stop strings."""
     finish_reason: FinishReason
     logprobs: list[float] | None = None
-    """Of each token; None unless asked for."""
+    """Log-probability of each token; None unless requested."""
     top_logprobs: list[tuple[tuple[int, float], ...]] | None = None
     error: str | None = None
 
     @classmethod
     def of(cls, prompt_ids: list[int], events: list[TokenEvent], with_logprobs: bool = False) -> "Completion":
-        """Collect a request's events, the last of which has its finish reason."""
+        """Combine a request's events, the last of which has its finish reason."""
         last = events[-1]
         assert last.finish_reason is not None
         drawn = [event for event in events if event.token_id is not None]
@@ -175,29 +176,29 @@ class Completion:
 
 def _check_stops(stops: tuple[str, ...]) -> None:
     if len(stops) > MAX_STOPS:
-        raise UserError(f"stop has {len(stops)} texts, at most {MAX_STOPS} are allowed")
+        raise UserError(f"stop has {len(stops)} strings, at most {MAX_STOPS} are allowed")
     for stop in stops:
         if not stop:
-            raise UserError("stop has an empty text, which would end everything at once; leave it out")
+            raise UserError("stop has an empty string, which would end every completion immediately; remove it")
         if len(stop) > MAX_STOP_CHARACTERS:
-            raise UserError(f"a text in stop has {len(stop)} characters, at most {MAX_STOP_CHARACTERS} are allowed")
+            raise UserError(f"a string in stop has {len(stop)} characters, at most {MAX_STOP_CHARACTERS} are allowed")
 
 
 class Matcher(Protocol):
     """Decides which tokens may come next."""
 
     def mask(self, logits: Tensor) -> Tensor:
-        """(V,) logits with -inf where a token is not allowed."""
+        """Return the logits (V,) with -inf for tokens that are not allowed."""
         ...
 
     def accept(self, token: int) -> bool:
-        """Accept a drawn token; return True when nothing may follow it."""
+        """Accept a sampled token; return True if nothing may follow it."""
         ...
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """A drawn token with its log-probabilities, where asked for."""
+    """A sampled token, with its log-probabilities if requested."""
 
     token: int
     logprob: float | None = None
@@ -208,12 +209,12 @@ class Request(CacheEntry):
     """The state of one request.
 
     Args:
-        request_id: Its name.
-        prompt_ids: At least one token.
-        params: How tokens are drawn, and what ends the request.
-        tokenizer: For its text; None = it has none.
-        matcher: Which tokens are allowed, or None for all.
-        num_re_prefill: Tokens to start a fresh context from when the context is full; None = the request ends there.
+        request_id: Name of the request.
+        prompt_ids: Token ids of the prompt, at least one.
+        params: Sampling settings and stop conditions.
+        tokenizer: Tokenizer for the text of events; None = no text.
+        matcher: Restricts the allowed tokens; None = all are allowed.
+        num_re_prefill: Number of tokens from which a new context starts when it is full; None = the request ends.
     """
 
     def __init__(
@@ -232,7 +233,7 @@ class Request(CacheEntry):
         self.num_prompt, self.num_re_prefill = len(prompt_ids), num_re_prefill
         self.num_new = 0
         self.fault: Exception | None = None
-        """What went wrong while its next token was drawn."""
+        """Exception raised while its next token was sampled."""
         self._stop_ids = set(params.stop_token_ids)
         self._detokenizer: Detokenizer | None = None
         if tokenizer is not None:
@@ -244,7 +245,7 @@ class Request(CacheEntry):
 
     @property
     def is_decoding(self) -> bool:
-        """Whether its row is among those that decode: one token in each engine iteration."""
+        """Whether its row is among the decoding ones: one token per engine iteration."""
         return self.block is not None and self.row < self.block.num_decoding
 
     @property
@@ -253,7 +254,7 @@ class Request(CacheEntry):
         return len(self.ids) - self.num_cached > 1
 
     def accept(self, drawn: Drawn, max_length: int) -> TokenEvent:
-        """Accept a token; return its event: the text it adds, and the finish reason if it is the last."""
+        """Accept a token; return its event, with the text that it adds and, for the last one, the finish reason."""
         token = drawn.token
         self.num_new += 1
         self.ids.append(token)
@@ -285,7 +286,7 @@ class Request(CacheEntry):
         return text if stopped else text + self._stops.flush()
 
     def _is_full(self, max_length: int) -> bool:
-        """Return whether the token just drawn does not fit the context; start a fresh one where that is asked."""
+        """Return whether the sampled token does not fit in the context; start a new context if that is enabled."""
         if len(self.ids) <= max_length:
             return False
         if self.num_re_prefill is None:
@@ -319,17 +320,17 @@ class Request(CacheEntry):
 
 
 class AllowedFirst:
-    """A `Matcher` for the first token alone.
+    """A `Matcher` that restricts only the first token.
 
     Args:
-        allowed: Ids of the tokens that it may be.
+        allowed: Ids of the allowed first tokens.
     """
 
     def __init__(self, allowed: Sequence[int]) -> None:
         self._allowed: Sequence[int] | None = allowed
 
     def mask(self, logits: Tensor) -> Tensor:
-        """(V,) logits with -inf where a token is not allowed."""
+        """Return the logits (V,) with -inf for tokens that are not allowed."""
         if self._allowed is None:
             return logits
         seen = torch.zeros_like(logits, dtype=torch.bool)

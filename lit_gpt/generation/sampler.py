@@ -1,10 +1,10 @@
-"""The next token of every request in a batch, each by its own settings, in few operations on few tensors.
+"""Sampling of the next token of every request in a batch, each with its own settings, in few tensor operations.
 
-A token is drawn by inverting the cumulative distribution at one uniform number, which is a function of the request's
-seed and the token's position (`uniform`): a request's text depends neither on who shares its batch nor on the device,
-and nothing is stored between draws, so a request may be moved, batched or replayed. Nucleus and top-k need the
-likeliest tokens in order; of a large vocabulary only the likeliest `NARROW` are sorted, unless the nucleus of some
-request reaches beyond them.
+A token is sampled by inverting the cumulative distribution at one uniform number, which is a function of the request's
+seed and the token's position (`uniform`): a request's text depends neither on the other requests in the batch nor on
+the device, and no state is stored between samples, so a request may be moved, batched or replayed. Top-p and top-k need
+the most likely tokens in order; of a large vocabulary only the `NARROW` most likely ones are sorted, unless the
+nucleus of some request extends beyond them.
 
 B rows, V vocabulary, K candidates.
 """
@@ -28,8 +28,8 @@ def uniform(seed: int, position: int, stream: int = 0) -> float:
     function of SplitMix64 (Steele et al. 2014).
 
     Args:
-        seed: The request's.
-        position: Number of its new token, from 0.
+        seed: Seed of the request.
+        position: Index of the new token in the request, from 0.
         stream: Distinguishes several numbers for one position.
     """
     state = _mix(_mix(seed + _GOLDEN) + (position << 3) + stream)
@@ -44,20 +44,20 @@ def _mix(x: int) -> int:
 
 
 NARROW = 256
-"""Tokens of a large vocabulary that are sorted for top-k and top-p."""
+"""Number of tokens of a large vocabulary that are sorted for top-k and top-p."""
 COLD = 1e-3
-"""Below this temperature the largest logit is subtracted first, so that no quotient is infinite."""
+"""Below this temperature the largest logit is subtracted first, so that no quotient overflows."""
 COLDEST = 1e-30
-"""Lower temperatures are raised to it: they are 0 in float32, and the likeliest token has all probability by far."""
+"""Minimum temperature: lower values are 0 in float32, and the most likely token already has nearly all probability."""
 
 
 @torch.no_grad()
 def draw(logits: Tensor, requests: Sequence[Request]) -> list[Drawn]:
-    """Draw one token for each request.
+    """Sample one token per request.
 
     Args:
         logits: (B, V), any float dtype.
-        requests: B of them.
+        requests: The B requests.
     """
     raw = logits.float()
     changed = adjusted(raw, requests)
@@ -82,7 +82,7 @@ def draw(logits: Tensor, requests: Sequence[Request]) -> list[Drawn]:
 
 
 def adjusted(logits: Tensor, requests: Sequence[Request]) -> Tensor:
-    """Return logits (B, V) float32 after penalties, biases and constraints; the same tensor where there are none."""
+    """Return logits (B, V) float32 after penalties, biases and constraints; the same tensor if there are none."""
     changed: Tensor | None = None
     for row, request in enumerate(requests):
         if request.params.has_penalties or request.matcher is not None:
@@ -90,13 +90,13 @@ def adjusted(logits: Tensor, requests: Sequence[Request]) -> Tensor:
             one = request.penalized(changed[row]) if request.params.has_penalties else changed[row]
             try:
                 changed[row] = one if request.matcher is None else request.matcher.mask(one)
-            except Exception as error:  # ends this request alone; the others are drawn as usual
+            except Exception as error:  # ends only this request; the others are sampled as usual
                 request.fault = error
     return logits if changed is None else changed
 
 
 def sample_rows(logits: Tensor, requests: Sequence[Request]) -> Tensor:
-    """Draw from rows of one kind: (B, V) float32 → (B,) int64."""
+    """Sample from rows of one kind: (B, V) float32 → (B,) int64."""
     values, ids = candidates(logits, [request.params for request in requests])
     numbers = [uniform(request.seed, request.num_new) for request in requests]
     chosen = invert(values.softmax(dim=-1), numbers)
@@ -104,14 +104,14 @@ def sample_rows(logits: Tensor, requests: Sequence[Request]) -> Tensor:
 
 
 def invert(probabilities: Tensor, numbers: Sequence[float]) -> Tensor:
-    """Return the first token whose cumulative probability passes a number: (B, K) and B numbers in [0, 1) → (B,)."""
+    """Return the first token whose cumulative probability exceeds a number: (B, K) and B numbers in [0, 1) → (B,)."""
     wide = torch.float32 if probabilities.device.type == "mps" else torch.float64
     cumulative = probabilities.cumsum(dim=-1, dtype=wide)
     total = cumulative[:, -1:]
     wanted = torch.tensor(numbers, dtype=wide, device=probabilities.device)[:, None] * total
-    wanted = torch.minimum(wanted, torch.nextafter(total, torch.zeros_like(total)))  # never a token of no probability
+    wanted = torch.minimum(wanted, torch.nextafter(total, torch.zeros_like(total)))  # never a token with probability 0
     found = torch.searchsorted(cumulative, wanted, right=True)[:, 0]
-    return found.clamp_(max=probabilities.shape[-1] - 1)  # not a number: any token, and no crash
+    return found.clamp_(max=probabilities.shape[-1] - 1)  # for NaN: any token instead of a crash
 
 
 def candidates(logits: Tensor, params: Sequence[SamplingParams]) -> tuple[Tensor, Tensor | None]:
@@ -119,16 +119,16 @@ def candidates(logits: Tensor, params: Sequence[SamplingParams]) -> tuple[Tensor
 
     Args:
         logits: (B, V) float32.
-        params: Of each row, all with a temperature above 0, all of one kind.
+        params: Settings of each row, all with a temperature above 0, all of one kind.
 
     Returns:
-        (B, K) logits, -inf where a token is out, and (B, K) token ids; None = K is V, in order.
+        (B, K) logits, -inf for excluded tokens, and (B, K) token ids; None = K is V, in order.
     """
     device = logits.device
     temperatures = [one.temperature for one in params]
     if any(temperature != 1 for temperature in temperatures):
         if min(temperatures) < COLD:
-            # The largest logit becomes 0, so that dividing by next to nothing does not make it infinite.
+            # Shift the largest logit to 0, so that dividing by a tiny number does not make it infinite.
             logits = logits - logits.amax(dim=-1, keepdim=True)
             temperatures = [max(temperature, COLDEST) for temperature in temperatures]
         logits = logits / torch.tensor(temperatures, device=device)[:, None]
@@ -143,7 +143,7 @@ def candidates(logits: Tensor, params: Sequence[SamplingParams]) -> tuple[Tensor
 
 
 def _likeliest(logits: Tensor, params: Sequence[SamplingParams]) -> tuple[Tensor, Tensor]:
-    """Apply top-k, then top-p to what it leaves; return logits and ids (B, K) in descending order."""
+    """Apply top-k, then top-p to the rest; return logits and ids (B, K) in descending order."""
     V, device = logits.shape[-1], logits.device
     top_ks = torch.tensor([min(one.top_k or V, V) for one in params], device=device)[:, None]
     top_ps = torch.tensor([1.0 if one.top_p is None else one.top_p for one in params], device=device)[:, None]
@@ -152,7 +152,7 @@ def _likeliest(logits: Tensor, params: Sequence[SamplingParams]) -> tuple[Tensor
         size = min(size, V)
         values, ids = logits.topk(size, dim=-1)
         values = values.masked_fill(torch.arange(size, device=device) >= top_ks, -math.inf)
-        # Of all tokens that top-k leaves: where it leaves more than were sorted, the sum runs over the vocabulary.
+        # The sum runs over all tokens that top-k keeps; if these are more than were sorted, over the vocabulary.
         beyond = top_ks > size
         total = torch.where(beyond, logits.logsumexp(-1, keepdim=True), values.logsumexp(-1, keepdim=True))
         probabilities = (values - total).exp()
@@ -160,14 +160,14 @@ def _likeliest(logits: Tensor, params: Sequence[SamplingParams]) -> tuple[Tensor
         if size == V or not bool((beyond & (cumulative[:, -1:] < top_ps)).any()):
             break
         size = V
-    before = cumulative - probabilities  # of all likelier tokens
+    before = cumulative - probabilities  # of all more likely tokens
     outside = before >= top_ps
     outside[:, 0] = False
     return values.masked_fill(outside & (top_ps < 1), -math.inf), ids
 
 
 def probabilities(logits: Tensor, params: Sequence[SamplingParams]) -> Tensor:
-    """Return the distribution that is drawn from, (B, V) float32; at temperature 0 one token has probability 1."""
+    """Return the sampling distribution, (B, V) float32; at temperature 0 one token has probability 1."""
     rows = []
     for row, one in zip(logits.float(), params, strict=True):
         if one.temperature == 0:
@@ -180,7 +180,7 @@ def probabilities(logits: Tensor, params: Sequence[SamplingParams]) -> Tensor:
 
 
 def with_logprobs(logits: Tensor, tokens: Sequence[int], requests: Sequence[Request]) -> list[Drawn]:
-    """Return tokens with the model's own log-probabilities, where they are asked for."""
+    """Return tokens with the model's own log-probabilities, if requested."""
     normalized = logits.log_softmax(dim=-1)
     chosen = normalized.gather(1, torch.tensor(tokens, device=logits.device)[:, None])[:, 0].tolist()
     count = min(max(request.params.logprobs or 0 for request in requests), logits.shape[-1])

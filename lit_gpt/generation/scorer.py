@@ -1,4 +1,4 @@
-"""A reward model as a function: conversations in, numbers out."""
+"""`RewardScorer`: rates conversations with a reward model."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -19,12 +19,12 @@ SCORE = "score.weight"
 
 
 class RewardScorer:
-    """Scores the last answer of conversations with a reward model.
+    """Rates the last answer of conversations with a reward model.
 
     Args:
-        model: The GPT of a reward model.
-        score: (1, C) its score layer.
-        renderer: Chat template on its tokenizer.
+        model: GPT of the reward model.
+        score: (1, C) weight of its score layer.
+        renderer: Chat template with its tokenizer.
     """
 
     def __init__(self, model: GPT, score: Tensor, renderer: ChatRenderer) -> None:
@@ -48,9 +48,9 @@ class RewardScorer:
 
     @torch.no_grad()
     def rate_ids(self, sequences: Sequence[Sequence[int]]) -> list[float]:
-        """Return the reward of each tokenised conversation, its stop token included."""
+        """Return the reward of each tokenized conversation, including its stop token."""
         device = self.score.device
-        last = torch.tensor([len(ids) - 2 for ids in sequences], device=device)  # where the stop token is predicted
+        last = torch.tensor([len(ids) - 2 for ids in sequences], device=device)  # position that predicts the stop token
         inputs = torch.zeros(len(sequences), int(last.max()) + 1, dtype=torch.int64)
         for row, ids in zip(inputs, sequences, strict=True):
             row[: len(ids) - 1] = torch.tensor(list(ids[:-1]))
@@ -64,7 +64,7 @@ class RewardScorer:
     def rate_rows(
         self, rows: Iterable[Record], bad_input: BadInput, columns: Mapping[str, str] | None = None, batch_size: int = 8
     ) -> Iterator[tuple[list[Record], list[float]]]:
-        """Yield rows of instructions and their rewards, in batches; rows that cannot be rated go to `bad_input`."""
+        """Yield rows of instructions and their rewards, in batches; invalid rows go to `bad_input`."""
         encoder = InstructionEncoder(self.renderer, self.model.config.block_size, columns=columns)
 
         def encoded() -> Iterator[tuple[Record, list[int]]]:
@@ -87,12 +87,12 @@ def load_scorer(model: str, device: str = "cpu", adapter: str | None = None) -> 
     """Load a run, checkpoint or adapter of `RewardModule`.
 
     Raises:
-        UserError: if it is another kind of model, or has no tokenizer.
+        UserError: if the model is not a reward model, or has no tokenizer.
     """
     source = resolve_model(model, adapter=adapter)
     weights = dict(source.load_state_dict())
     if SCORE not in weights or weights[SCORE].shape[0] != 1:
-        raise UserError(f"{source.path} is no reward model: it has no score; train one with RewardModule")
+        raise UserError(f"{source.path} is not a reward model: it has no score layer; train one with RewardModule")
     if source.tokenizer_path is None:
         raise UserError(f"{source.path} has no tokenizer, so it cannot read a conversation")
     score = weights[SCORE] if source.builder is not None else weights.pop(SCORE)

@@ -1,13 +1,12 @@
-"""Speculative decoding: tokens are guessed cheaply, and the model verifies several in one forward.
+"""Speculative decoding: draft tokens are generated cheaply, and the model verifies several of them in one forward.
 
-A forward over k + 1 tokens takes little longer than over one, because decoding waits for the weights to be read. The
-guesses come from a smaller model, or from the text itself (what followed the last few tokens when they stood there
-before). Verification here is the simplest that is exact: at each position the token is drawn from the model's own
-distribution, by the request's own random number, as without guesses; where it equals the guess, the next position's
-logits are already there. So the text is, token for token, what it would have been, and its distribution is the
-model's. For a guess without chance of its own (a look-up, or greedy) this accepts as often as the rejection scheme of
-Leviathan et al. 2023 (arXiv:2211.17192) can; a draft model draws by the same random number as the verification, so
-that where the two distributions are alike the tokens are too.
+A forward over k + 1 tokens takes little longer than over one, because decoding is limited by reading the weights. The
+draft tokens come from a smaller model, or from the text itself (what followed the last few tokens at their previous
+occurrence). Verification here is the simplest exact method: at each position the token is sampled from the model's own
+distribution with the request's own random number, as without drafts; if it equals the draft token, the next position's
+logits are already available. So the text is identical, token for token, and so is its distribution. For deterministic
+drafts (look-up or greedy) this accepts as often as the rejection scheme of Leviathan et al. 2023 (arXiv:2211.17192); a
+draft model samples with the same random number as the verification, so that similar distributions give equal tokens.
 
 V vocabulary.
 """
@@ -34,7 +33,7 @@ MAX_DRAFT_TOKENS = 64
 
 
 class Proposer(Protocol):
-    """Guesses the next tokens of a sequence."""
+    """Proposes the next tokens of a sequence."""
 
     def propose(self, request: Request, count: int) -> list[int]:
         """Return at most `count` tokens that may follow `request.ids`."""
@@ -42,10 +41,10 @@ class Proposer(Protocol):
 
 
 class PromptLookup:
-    """Guesses what followed the last tokens where they occurred before (Saxena 2023, "Prompt lookup decoding").
+    """Proposes what followed the last tokens at an earlier occurrence ("Prompt lookup decoding", Saxena 2023).
 
     Args:
-        longest: Number of last tokens to look for; fewer are tried where they do not occur.
+        longest: Number of last tokens to search for; fewer are tried if they do not occur.
     """
 
     def __init__(self, longest: int = 3) -> None:
@@ -67,32 +66,33 @@ class DraftModel:
     """A smaller model with the same vocabulary.
 
     Args:
-        model: On the device where it runs.
+        model: Draft model, on the device where it runs.
 
     Raises:
-        UserError: If a layer's state cannot take tokens back.
+        UserError: If tokens cannot be removed from a layer's state.
     """
 
     def __init__(self, model: GPT) -> None:
         if not can_truncate(model):
             raise UserError(
-                "draft_model has a layer whose recurrent state cannot take guesses back; choose a draft model with "
-                "attention layers alone"
+                "draft_model has a layer with a recurrent state, from which rejected tokens cannot be removed; choose "
+                "a "
+                "draft model with attention layers only"
             )
         self._model = model.eval()
         self._states: weakref.WeakKeyDictionary[Request, tuple[Cache, list[int]]] = weakref.WeakKeyDictionary()
 
     @torch.no_grad()
     def propose(self, request: Request, count: int) -> list[int]:
-        """Draw `count` tokens, or as many as fit into the draft model's context."""
+        """Sample `count` tokens, or as many as fit in the draft model's context."""
         block_size = self._model.config.block_size
         count = min(count, block_size - len(request.ids))
         if count < 1 or max(request.ids) >= self._model.config.vocab_size:
-            return []  # vocabularies of one tokenizer may be padded to different sizes
-        # The engine keeps ended requests for prefix reuse; their state here is freed at once.
+            return []  # models with one tokenizer may pad their vocabularies differently
+        # The engine keeps finished requests for prefix reuse; their state here is freed immediately.
         for ended in [other for other in self._states if other.finished]:
             del self._states[ended]
-        # Capacity for this sequence alone: the engine's cache may be far smaller than full contexts for all its rows.
+        # Capacity for this sequence only: the engine's cache may be far smaller than full contexts for all its rows.
         whole = len(request.ids) + request.params.max_new_tokens - request.num_new
         cache, known = self._states.get(request) or (Cache(self._model, 1, min(block_size, whole)), [])
         same = min(common_prefix(known, request.ids), len(request.ids) - 1)
@@ -128,7 +128,7 @@ class DraftModel:
 
 @dataclass(frozen=True)
 class Speculation:
-    """Settings of speculative decoding: who guesses tokens, and how many at a time.
+    """Settings of speculative decoding: the proposer and the number of draft tokens per iteration.
 
     Raises:
         UserError: If the number is out of bounds.
@@ -142,7 +142,7 @@ class Speculation:
 
     @classmethod
     def of(cls, tokenizer: Tokenizer, num_tokens: int, draft: tuple[GPT, Tokenizer] | None) -> "Speculation":
-        """Return speculation by a draft model with its tokenizer, or, without one, by prompt lookup.
+        """Return speculation with a draft model and its tokenizer or, if None, with prompt lookup.
 
         Raises:
             UserError: If the draft model has another tokenizer.
@@ -151,5 +151,5 @@ class Speculation:
             return cls(PromptLookup(), num_tokens)
         model, other = draft
         if other.fingerprint != tokenizer.fingerprint:
-            raise UserError("the draft model has another tokenizer than the model; choose one with the same")
+            raise UserError("the draft model's tokenizer differs from the model's; choose one with the same tokenizer")
         return cls(DraftModel(model), num_tokens)

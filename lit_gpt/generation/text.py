@@ -1,7 +1,7 @@
-"""Text in, text out: a prompt is encoded as the start of a document and continued piece by piece.
+"""Text generation from text prompts: a prompt is encoded as the start of a document and continued.
 
-Token healing: in training a word's token carries the space before it, so a space of its own at the end of a prompt is
-a rare thing to continue from. It is taken back, and the first new token must begin with it (`_open_prompt`).
+Token healing: in training a word's token includes the space before it, so a separate space token at the end of a prompt
+is a rare context to continue from. It is removed, and the first new token must begin with it (`_open_prompt`).
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,20 +24,20 @@ def stream_text(
     top_p: float | None = None,
     seed: int | None = None,
 ) -> Iterator[str]:
-    """Yield the continuation of a prompt as it is drawn, until the end-of-text token.
+    """Yield the continuation of a prompt as it is generated, until the end-of-text token.
 
     Args:
-        model: On the device where it runs.
-        tokenizer: The model's own.
-        prompt: Text to continue; it is the start of a document, as in training.
-        max_new_tokens: At most.
-        temperature: Divides the logits; 0 takes the likeliest token.
-        top_k: Keep this many of the likeliest tokens.
-        top_p: Keep the likeliest tokens up to this much probability.
-        seed: Of the draws; None = another each time.
+        model: Model, on the device where it runs.
+        tokenizer: The model's tokenizer.
+        prompt: Text to continue, taken as the start of a document, as in training.
+        max_new_tokens: Maximum number of new tokens.
+        temperature: Divides the logits; 0 = greedy decoding.
+        top_k: Sample only from this many most likely tokens.
+        top_p: Sample only from the most likely tokens up to this cumulative probability.
+        seed: Seed of the sampling; None = a different one each time.
 
     Raises:
-        UserError: At the call, for a prompt that is too long or a setting out of bounds.
+        UserError: At the call, if the prompt is too long or a setting is out of bounds.
     """
     params = SamplingParams(max_new_tokens, temperature, top_k, top_p, seed=seed)
     was_training = model.training
@@ -54,16 +54,16 @@ def stream_text(
 
 
 def stream_with(engine: Engine, prompt: str, params: SamplingParams, request_id: str = "text") -> Iterator[str]:
-    """Yield the continuation of a prompt, taken as the start of a document, piece by piece as the engine generates it.
+    """Yield the continuation of a prompt, taken as the start of a document, piece by piece as it is generated.
 
     Args:
-        engine: Without other requests.
+        engine: Engine without other requests.
         prompt: Text to continue.
-        params: How tokens are drawn, and what ends the text.
+        params: Sampling settings and stop conditions.
         request_id: Name of the request in the engine.
 
     Raises:
-        UserError: For a prompt that is too long.
+        UserError: If the prompt is too long.
     """
     ids, healed, matcher = _open_prompt(engine, prompt, params)
     engine.add(ids, params, request_id, matcher)
@@ -71,18 +71,18 @@ def stream_with(engine: Engine, prompt: str, params: SamplingParams, request_id:
 
 
 def complete_texts(engine: Engine, prompts: Sequence[str], params: Sequence[SamplingParams]) -> Iterator[Completion]:
-    """Continue many prompts, batched; each is taken as the start of a document.
+    """Continue many prompts in batches; each is taken as the start of a document.
 
     Args:
-        engine: Without other requests.
+        engine: Engine without other requests.
         prompts: Texts to continue.
-        params: Of each.
+        params: Sampling settings of each prompt.
 
     Yields:
-        In the order of the prompts, as soon as those before are there.
+        Completions in the order of the prompts, each as soon as all earlier ones are finished.
 
     Raises:
-        UserError: For a prompt that is too long, with its number; then nothing has run.
+        UserError: If a prompt is too long (the message has its number); no prompt has been run then.
     """
     openings: list[tuple[list[int], str, Matcher | None]] = []
     for number, (prompt, one) in enumerate(zip(prompts, params, strict=True)):
@@ -109,14 +109,14 @@ def complete_texts(engine: Engine, prompts: Sequence[str], params: Sequence[Samp
 
 
 def opened(tokenizer: Tokenizer, ids: list[int]) -> list[int]:
-    """Return a text as the model reads it: with the tokens that open a text; never empty."""
+    """Return a text's token ids with the tokens that start a document; never empty."""
     return [*tokenizer.opening_ids, *ids] or [tokenizer.separator_id]
 
 
 def _open_prompt(engine: Engine, prompt: str, params: SamplingParams) -> tuple[list[int], str, AllowedFirst | None]:
-    """Return a document's ids that begin so, the space at its end that was taken back, and what restores it."""
+    """Return the prompt's token ids, the trailing space that was removed, and the matcher that restores it."""
     tokenizer = engine.tokenizer
-    assert tokenizer is not None, "text needs a tokenizer"
+    assert tokenizer is not None, "text prompts need a tokenizer"
     ids = tokenizer.encode(prompt).tolist()
     if params.constraint is not None:
         return opened(tokenizer, ids), "", None
@@ -125,14 +125,15 @@ def _open_prompt(engine: Engine, prompt: str, params: SamplingParams) -> tuple[l
 
 
 def heal(tokenizer: Tokenizer, ids: list[int]) -> tuple[list[int], str, AllowedFirst | None]:
-    """Take back a space at the end of a prompt, where its last token is nothing else.
+    """Remove a space at the end of a prompt, if it is a separate token.
 
     Args:
-        tokenizer: The model's.
-        ids: Of the prompt.
+        tokenizer: The model's tokenizer.
+        ids: Token ids of the prompt.
 
     Returns:
-        The ids without it, its text, and what makes the first new token begin with it; None if there is no such space.
+        The ids without the space, its text, and a matcher that makes the first new token begin with it; None if there
+        is no such space.
     """
     healed = tokenizer.decode(ids[-1:])
     if not ids or not healed.isspace():
@@ -158,7 +159,7 @@ def _pieces(engine: Engine, request_id: str) -> Iterator[str]:
 
 
 def _without(beginning: str, pieces: Iterable[str]) -> Iterator[str]:
-    """Yield the pieces without a beginning that is already printed."""
+    """Yield the pieces without a beginning that has already been printed."""
     for piece in pieces:
         common = min(len(beginning), len(piece))
         beginning, piece = beginning[common:], piece[common:]

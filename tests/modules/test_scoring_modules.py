@@ -190,7 +190,7 @@ def test_a_reward_model_rates_from_the_command_line(fit, tmp_path):
         assert line["reward"] == pytest.approx(float(module.model.score(hidden)), abs=1e-5)
     with pytest.raises(UserError, match="reward model or a classifier"):
         export(model=last, out=str(tmp_path / "bundle"))
-    with pytest.raises(UserError, match="no reward model"):
+    with pytest.raises(UserError, match="not a reward model"):
         load_scorer(data.tokenizer)
 
 
