@@ -1,7 +1,7 @@
-"""Lightning callbacks: everything around a run that its loss does not depend on.
+"""Lightning callbacks: everything in a run that the loss does not depend on.
 
-Each file knows the Trainer and the module, none a DataModule or an objective; what they read of them is named in
-their docstrings.
+Each file uses only the Trainer and the module, never a specific DataModule or objective; what it reads from them is
+documented in its docstrings.
 """
 
 from lit_gpt.callbacks.ema import ExponentialMovingAverage

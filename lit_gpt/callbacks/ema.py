@@ -1,4 +1,4 @@
-"""`ExponentialMovingAverage`: a running average of the weights, for evaluation and export."""
+"""`ExponentialMovingAverage`: an exponential moving average of the weights, for evaluation and export."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -16,12 +16,12 @@ from lit_gpt.plugins import AtomicModelParallelStrategy
 
 
 def lerp_weight(decay: float, num_updates: int) -> float:
-    r"""Share of the newest weights in the average after update `num_updates` (1, 2, ...).
+    r"""Return the weight of the newest parameters in the average at update `num_updates` (1, 2, ...).
 
     .. math:: (1 - d) / (1 - d^t)
 
     Unrolled, the average is :math:`\sum_i d^{t-i} w_i / \sum_i d^{t-i}`: the bias correction of Adam (Kingma & Ba
-    2015, arXiv:1412.6980, section 3), so that the random initial weights never take part.
+    2015, arXiv:1412.6980, section 3), so that the random initial weights do not contribute to the average.
     """
     return (1.0 - decay) / (1.0 - decay**num_updates)
 
@@ -29,17 +29,17 @@ def lerp_weight(decay: float, num_updates: int) -> float:
 class ExponentialMovingAverage(Callback):
     """Averages the trained parameters after every optimizer step (Polyak & Juditsky 1992; Morales-Brotons et al. 2024).
 
-    The average is in float32 whatever the dtype of the weights, on each process for its own shard (DDP, FSDP2, tensor
-    parallelism). It is saved in checkpoints next to the weights, exactly; `lit_gpt.checkpoints.resolve.resolve_model`
-    returns it for generating and exporting.
+    The average is in float32 regardless of the weights' dtype, and each process averages its own shard (DDP, FSDP2,
+    tensor parallelism). It is saved exactly, in checkpoints next to the weights, and
+    `lit_gpt.checkpoints.resolve.resolve_model` returns it for generation and export.
 
     Args:
-        decay: of the average, per update; about 1 / (1 - decay) updates matter.
-        every_n_steps: optimizer steps between two updates.
-        evaluate: validation, testing and prediction see the averaged weights.
+        decay: EMA decay per update; the effective window is about 1 / (1 - decay) updates.
+        every_n_steps: number of optimizer steps between two updates.
+        evaluate: use the averaged weights in validation, test and prediction.
 
     Raises:
-        UserError: decay does not lie between 0 and 1, or every_n_steps is below 1.
+        UserError: decay is not between 0 and 1, or every_n_steps is below 1.
     """
 
     def __init__(self, decay: float = 0.999, every_n_steps: int = 1, evaluate: bool = True) -> None:
@@ -59,7 +59,7 @@ class ExponentialMovingAverage(Callback):
     # ---- averaging --------------------------------------------------------------------------------------------
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Find the parameters, now that they are sharded and loaded."""
+        """Find the parameters, which are now sharded and loaded."""
         self._find(pl_module)
         if self._loaded is None and not trainer.ckpt_path:
             self.num_updates, self._averages = 0, {}
@@ -67,7 +67,7 @@ class ExponentialMovingAverage(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Take the new weights into the average."""
+        """Update the average with the new weights."""
         if trainer.global_step % self.every_n_steps:
             return
         self.num_updates += 1
@@ -83,31 +83,31 @@ class ExponentialMovingAverage(Callback):
     # ---- evaluation -------------------------------------------------------------------------------------------
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Swap the averaged weights in."""
+        """Swap in the averaged weights."""
         self._swap_in(pl_module)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Swap the averaged weights in."""
+        """Swap in the averaged weights."""
         self._swap_in(pl_module)
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Swap the averaged weights in."""
+        """Swap in the averaged weights."""
         self._swap_in(pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put the trained weights back."""
+        """Restore the trained weights."""
         self.restore()
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put the trained weights back."""
+        """Restore the trained weights."""
         self.restore()
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put the trained weights back."""
+        """Restore the trained weights."""
         self.restore()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Put the trained weights back."""
+        """Restore the trained weights."""
         self.restore()
 
     def _swap_in(self, pl_module: LightningModule) -> None:
@@ -120,7 +120,7 @@ class ExponentialMovingAverage(Callback):
             torch._foreach_copy_(weights, _local(self._averages.values()))
 
     def restore(self) -> None:
-        """Put the trained weights back if the averaged ones are in."""
+        """Restore the trained weights if the averaged ones are swapped in."""
         if self._backup is None:
             return
         with torch.no_grad():
@@ -130,7 +130,7 @@ class ExponentialMovingAverage(Callback):
     # ---- checkpoints ------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Return how many updates the average has; the average itself is stored next to the weights."""
+        """Return the number of EMA updates; the average itself is stored next to the weights."""
         return {"num_updates": self.num_updates}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -138,7 +138,7 @@ class ExponentialMovingAverage(Callback):
         self.num_updates = state_dict["num_updates"]
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Store the average next to the weights, sharded or whole as they are."""
+        """Store the average next to the weights, sharded or complete like them."""
         if not self._averages:
             return
         averages = dict(self._averages)
@@ -148,7 +148,7 @@ class ExponentialMovingAverage(Callback):
         checkpoint[EMA] = averages
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Keep the checkpoint's average until the parameters are in their final form."""
+        """Keep the checkpoint's average until the parameters have their final device and sharding."""
         self._loaded = checkpoint.get(EMA, {})
 
     # ---- parameters -------------------------------------------------------------------------------------------
@@ -164,7 +164,7 @@ class ExponentialMovingAverage(Callback):
         if self._loaded is not None:
             missing = [name for name in self._parameters if name not in self._loaded]
             if self._loaded and missing:
-                raise UserError(f"the checkpoint's averaged weights lack {missing[0]}; it holds another model")
+                raise UserError(f"the checkpoint's averaged weights lack {missing[0]}; it contains another model")
             self._averages = {
                 name: _sharded_like(parameter, self._loaded[name])
                 for name, parameter in self._parameters.items()
@@ -177,14 +177,14 @@ class ExponentialMovingAverage(Callback):
         return _local(tensors)
 
     def _reshard(self) -> None:
-        # After a forward pass FSDP2 may hold whole copies of its parameters, which hide the shards and would go
-        # stale if the shards changed beneath them.
+        # After a forward pass FSDP2 may hold unsharded copies of its parameters, which shadow the shards and would
+        # become stale if the shards changed.
         for module in self._fsdp:
             module.reshard()
 
 
 def _local(tensors: Iterable[Tensor]) -> list[Tensor]:
-    """Return the part of each tensor that this process holds."""
+    """Return this process's shard of each tensor."""
     return [(tensor.to_local() if isinstance(tensor, DTensor) else tensor).detach() for tensor in tensors]
 
 

@@ -1,4 +1,4 @@
-"""`EvaluationSuite`: a small fixed evaluation every few optimizer steps, as curves in TensorBoard."""
+"""`EvaluationSuite`: a small fixed evaluation every few optimizer steps, logged as curves in TensorBoard."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,23 +21,23 @@ from lit_gpt.models import GPT
 
 
 class EvaluationSuite(Callback):
-    """Measures the model in training, and logs every score as `eval/<result>.<score>`.
+    """Evaluates the model during training, and logs every score as `eval/<result>.<score>`.
 
-    The first process measures with the weights as they are, in their own precision, and the others wait: keep it small.
-    Training is not affected: weights, their layout in memory, random numbers and modes are restored afterwards. A
-    measure that fails is reported and training continues. Programs that the model writes are never run here. If weights
-    are sharded over processes, nothing is measured, with a warning.
+    The first process evaluates the current weights in their own precision while the others wait, so keep the suite
+    small. Training is not affected: weights, their memory layout, random number generators and modes are restored
+    afterwards. A measure that fails is reported and training continues. Generated programs are never executed here. If
+    weights are sharded over processes, nothing is measured, with a warning.
 
     Args:
-        measures: as in the YAML of an evaluation, {class_path: ..., init_args: {...}} each; from Python also measures.
-        config: that YAML instead; its gate is not asked here.
-        every_n_steps: optimizer steps between two evaluations; there is one at the end as well.
+        measures: list as in an evaluation's YAML, {class_path: ..., init_args: {...}} each; in Python also instances.
+        config: path of an evaluation's YAML instead; its gate is ignored.
+        every_n_steps: number of optimizer steps between two evaluations; there is also one at the end.
         chat_template: a preset or file instead of the tokenizer's own template.
-        max_batch_size: sequences that are run at once.
-        seed: of whatever is drawn, the same at each evaluation; null: the config's, or 0.
+        max_batch_size: number of sequences run at once.
+        seed: seed of all sampling, the same at each evaluation; null: the config's, or 0.
 
     Raises:
-        UserError: neither or both of measures and config are given, one of them is wrong, or a number is below 1.
+        UserError: neither or both of measures and config are given, one of them is invalid, or a number is below 1.
     """
 
     def __init__(
@@ -53,19 +53,19 @@ class EvaluationSuite(Callback):
         check_at_least("max_batch_size of EvaluationSuite", max_batch_size, 1)
         if (not measures) == (config is None):
             what = "neither is" if config is None else "both are"
-            raise UserError(f"EvaluationSuite takes measures, or the config of an evaluation; {what} given")
+            raise UserError(f"EvaluationSuite needs either measures or config; {what} given")
         self.plan = load_plan(config) if config is not None else _plan_of(measures or [])
         self.every_n_steps = every_n_steps
         self.chat_template = chat_template
         self.max_batch_size = max_batch_size
         self.seed = self.plan.seed if seed is None else seed
         self.results: tuple[Result, ...] = ()
-        """Of the latest evaluation, on the first process."""
+        """Results of the latest evaluation, on the first process."""
         self._tokenizer: Tokenizer | None = None
         self._evaluated_at = -1
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Load the tokenizer, or say why there will be no evaluation."""
+        """Load the tokenizer, or warn why there will be no evaluation."""
         reason = why_not(trainer, pl_module)
         if reason is None and any(isinstance(parameter, DTensor) for parameter in pl_module.parameters()):
             reason = "the weights are sharded; evaluate checkpoints with `python -m lit_gpt evaluate` instead"
@@ -78,25 +78,25 @@ class EvaluationSuite(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Measure every `every_n_steps` optimizer steps."""
+        """Evaluate every `every_n_steps` optimizer steps."""
         if trainer.global_step and trainer.global_step % self.every_n_steps == 0:
             self._evaluate(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measure what has been reached, unless a signal ends the run."""
+        """Evaluate the final model, unless a signal ends the run."""
         if not must_hurry(trainer):
             self._evaluate(trainer, pl_module)
 
     def _evaluate(self, trainer: Trainer, pl_module: LightningModule) -> None:
         step = trainer.global_step
-        if self._tokenizer is None or self._evaluated_at == step:  # accumulation: several batches at one step
+        if self._tokenizer is None or self._evaluated_at == step:  # several batches per step (accumulation)
             return
         self._evaluated_at = step
         if trainer.is_global_zero:
             with (
                 quiet_model(trainer, pl_module) as model,
                 _layout_kept(model),
-                torch.autocast(pl_module.device.type, enabled=False),  # the engine's cache is of the weights' type
+                torch.autocast(pl_module.device.type, enabled=False),  # the engine's cache has the weights' dtype
             ):
                 self._log(trainer, model, self._tokenizer, step)
         trainer.strategy.barrier("EvaluationSuite")
@@ -117,7 +117,7 @@ class EvaluationSuite(Callback):
 
 
 def _plan_of(measures: list[Any]) -> Plan:
-    """Return a plan of measures, some of which may be instances already."""
+    """Return a plan with the given measures, some of which may already be instances."""
     described = [entry for entry in measures if not isinstance(entry, Measure)]
     for entry in described:
         if not isinstance(entry, str | Mapping):
@@ -135,8 +135,8 @@ def _plan_of(measures: list[Any]) -> Plan:
 def _layout_kept(model: GPT) -> Iterator[None]:
     """Restore the parameters' memory layout, which the engine changes in place for decoding.
 
-    Products of the same values in another layout round differently; so training continues with the tensors that it
-    had, and a run is bit-identical with and without evaluations.
+    In another layout, products of the same values are rounded differently. So training continues with the original
+    tensors, and a run is bit-identical with and without evaluations.
     """
     tensors = [(parameter, parameter.data) for parameter in model.parameters()]
     fused = [(module, module.fused) for module in model.modules() if hasattr(module, "fused")]

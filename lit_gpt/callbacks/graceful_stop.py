@@ -1,11 +1,11 @@
-"""`GracefulStop`: SIGTERM and Ctrl-C end a run as `max_steps` would: after the step, with a checkpoint.
+"""`GracefulStop`: SIGTERM and Ctrl-C end a run like `max_steps` does: after the current step, with a checkpoint.
 
-The first signal is noted and acted upon at the end of the optimizer step; the second ends the process at once.
+The first signal is recorded and handled at the end of the optimizer step; the second ends the process immediately.
 
-With several processes any of them may get the signal, and all must stop at the same step. After each step they start
-a one-number all-reduce on the CPU (gloo) and look at its result a step later: no process waits, the accelerator is not
-queried, and all see the same answer at the same step. Lightning has its own broadcast for SIGTERM in every step,
-from process 0 alone, which makes the host wait for the accelerator; this callback takes its place and turns it off.
+With several processes any of them may receive the signal, and all must stop at the same step. After each step they
+start a one-number all-reduce on the CPU (gloo) and read its result one step later: no process waits, the accelerator is
+not synchronized, and all see the same result at the same step. Lightning broadcasts SIGTERM from process 0 in every
+step, which makes the host wait for the accelerator; this callback replaces and disables that broadcast.
 """
 
 import os
@@ -25,14 +25,14 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class GracefulStop(Callback):
-    """Stops a run cleanly on SIGTERM or Ctrl-C; a second signal stops it at once.
+    """Stops a run cleanly on SIGTERM or Ctrl-C; a second signal stops it immediately.
 
-    A signal that comes during validation ends it there when there is one process (with a checkpoint, by
-    `SystemExit(128 + signal)`), and after it when there are several.
+    A signal during validation ends a single-process run at once (with a checkpoint, by `SystemExit(128 + signal)`), and
+    a run with several processes after the validation.
 
     Attributes:
-        stopped_by: number of the signal that ended the run, None if none did; the command line's exit status is
-            128 more.
+        stopped_by: number of the signal that ended the run, or None; the command line exits with 128 plus this
+            number.
     """
 
     def __init__(self) -> None:
@@ -49,7 +49,7 @@ class GracefulStop(Callback):
     # ---- handlers ---------------------------------------------------------------------------------------------
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Install the handlers before loaders fork their workers, which then survive the terminal's Ctrl-C."""
+        """Install the handlers before data loaders fork their workers, which then ignore the terminal's Ctrl-C."""
         if stage != "fit":
             return
         self.stopped_by, self._received, self._pid, self._trainer = None, 0, os.getpid(), trainer
@@ -57,18 +57,18 @@ class GracefulStop(Callback):
         self._install()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Install them again: Lightning has installed its own SIGTERM handler in between."""
+        """Install the handlers again, because Lightning has installed its own SIGTERM handler in the meantime."""
         self._install()
         if trainer.world_size > 1:
             self._group = dist.new_group(backend="gloo")
             trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Restore the signal handlers that were there before."""
+        """Restore the previous signal handlers."""
         self._release()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Restore the signal handlers that were there before."""
+        """Restore the previous signal handlers."""
         self._release()
 
     def _install(self) -> None:
@@ -77,7 +77,7 @@ class GracefulStop(Callback):
         for number in SIGNALS:
             original: Any = signal.signal(number, self._handle)
             while isinstance(owner := getattr(original, "__self__", None), GracefulStop) and not owner._active:
-                original = owner._originals.get(number)  # left behind by a run that ended with an error
+                original = owner._originals.get(number)  # left over from a run that ended with an error
             if original is not None and original != self._handle:
                 self._originals.setdefault(number, original)
 
@@ -88,20 +88,20 @@ class GracefulStop(Callback):
                 signal.signal(number, original)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._pid:  # a forked worker: its parent decides on Ctrl-C, and may end it by SIGTERM
+        if os.getpid() != self._pid:  # a forked worker: ignore Ctrl-C, obey its parent's SIGTERM
             if number == signal.SIGTERM:
                 _deliver(number, signal.SIG_DFL)
             return
-        if not self._active:  # Lightning put this handler back after it had been given back
+        if not self._active:  # Lightning reinstalled this handler after it had been removed
             _deliver(number, self._originals.get(number, signal.SIG_DFL))
             return
         if self._received:
             launcher = None if self._trainer is None else self._trainer.strategy.launcher
             if launcher is not None:
                 launcher.kill(signal.SIGKILL)
-            _deliver(number, signal.SIG_DFL)  # the parent sees by which signal this process ended
+            _deliver(number, signal.SIG_DFL)  # so that the parent sees which signal ended this process
         self._received = number
-        # print() may be what the signal interrupted, and is not reentrant
+        # The signal may have interrupted print(), which is not reentrant.
         name = signal.Signals(number).name
         os.write(2, f"\n{name}: finishing the step, then saving (once more: stop at once)\n".encode())
 
@@ -110,7 +110,7 @@ class GracefulStop(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Stop after this step if any process got a signal, without another validation."""
+        """Stop after this step if any process received a signal, without another validation."""
         if self._group is None:
             agreed = self._received
         else:
@@ -123,7 +123,7 @@ class GracefulStop(Callback):
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Abort a running validation: save the step before it, as if no validation were due."""
+        """Abort a running validation, and save the step before it as if no validation were due."""
         if not self._received or self._group is not None or not self._active:
             return
         self.stopped_by = self._received
@@ -138,7 +138,7 @@ class GracefulStop(Callback):
         raise SystemExit(128 + self.stopped_by)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop after a validation during which any process got a signal."""
+        """Stop after a validation during which any process received a signal."""
         if self._group is None or trainer.sanity_checking:
             return
         self._result()
@@ -148,7 +148,7 @@ class GracefulStop(Callback):
             self._stop(trainer, agreed)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Close the process group of the flag."""
+        """Destroy the process group that shares the flag."""
         if self._group is not None:
             self._result()
             dist.destroy_process_group(self._group)
@@ -157,7 +157,7 @@ class GracefulStop(Callback):
     def _stop(self, trainer: Trainer, number: int) -> None:
         self.stopped_by = number
         trainer.should_stop = True
-        trainer.fit_loop.min_epochs = 0  # a signal is no early stopping: nothing holds the run
+        trainer.fit_loop.min_epochs = 0  # unlike early stopping, a signal ignores min_epochs
         trainer.fit_loop.epoch_loop.min_steps = None
 
     def _ask(self) -> None:
@@ -173,6 +173,6 @@ class GracefulStop(Callback):
 
 
 def _deliver(number: int, handler: Any) -> None:
-    """Hand a signal to another handler."""
+    """Pass a signal on to another handler."""
     signal.signal(number, handler)
     os.kill(os.getpid(), number)

@@ -1,4 +1,4 @@
-"""`MixtureProportions`: what was drawn from each corpus of a mixture, compared with what was wanted."""
+"""`MixtureProportions`: logs the actual share of each corpus in a mixture, compared with its target."""
 
 from typing import Any
 
@@ -13,16 +13,16 @@ class MixtureProportions(Callback):
     """Counts the rows of each corpus as they are trained on and logs shares every `log_every_n_steps` steps.
 
     Logged for each corpus: `mixture/<name>` (share of the samples since the last entry), `mixture_total/<name>` (since
-    the run began), `mixture_wanted/<name>` (what the weights ask for since the run began) and `mixture_epochs/<name>`
-    (how often its tokens were seen). It does nothing without a mixture: the batches must have `corpus_ids`, and the
+    the start of the run), `mixture_wanted/<name>` (target share since the start of the run) and `mixture_epochs/<name>`
+    (number of passes over its tokens). It does nothing without a mixture: the batches must have `corpus_ids`, and the
     DataModule a mixture (`DataInfo.mixture`).
 
-    The counts are of what reached the training step, not of what was planned. They stay on the device, one small
-    addition a micro-batch. An entry is copied to the host without waiting for the device and written at a later step,
-    when it has arrived: no step waits for it. The counts are saved and resumed with the run.
+    The counts are of rows that reached the training step, not of planned ones. They stay on the device and cost one
+    small addition per micro-batch. An entry is copied to the host asynchronously and written at a later step, when the
+    copy has completed, so no step waits for it. The counts are saved and restored with the run.
 
     Attributes:
-        latest: The last entry that was written.
+        latest: The entry written last.
     """
 
     def __init__(self) -> None:
@@ -45,14 +45,14 @@ class MixtureProportions(Callback):
         self._before = [0] * len(mixture.names)
         if self._loaded is not None and len(self._loaded) == len(mixture.names):
             self._before = list(self._loaded)
-            if trainer.is_global_zero:  # summed over processes when they were saved
+            if trainer.is_global_zero:  # already summed over processes when saved
                 self._counts += torch.tensor(self._loaded, device=pl_module.device)
         self._loaded = None
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Count the step's rows; at the interval start copying the counts to the host."""
+        """Count the step's rows; at the logging interval, start copying the counts to the host."""
         if self._counts is None:
             return
         for micro_batch in batch if isinstance(batch, list) else [batch]:
@@ -72,7 +72,7 @@ class MixtureProportions(Callback):
             self._write(trainer)
 
     def _send(self, trainer: Trainer) -> None:
-        """Copy the counts of all processes to the host, without waiting."""
+        """Start copying the counts of all processes to the host, without waiting."""
         assert self._counts is not None
         counts = self._ranks.sum(self._counts)
         if counts.device.type != "cuda":

@@ -1,16 +1,16 @@
-"""`NonFiniteGuard`: a loss or gradient that is NaN or infinite does not ruin a run in silence.
+"""`NonFiniteGuard`: stops the run or skips the step when the loss or a gradient is NaN or infinite.
 
-After the backward pass one number says whether the loss and every gradient are finite, on all processes alike. On a
-CPU it is read at once, before the optimizer moves. An accelerator is not made to wait for the host:
+After the backward pass, one flag tells whether the loss and every gradient are finite on all processes. On a CPU it is
+read immediately, before the optimizer step. On an accelerator, synchronizing with the host is avoided:
 
-- `stop`: the number travels to the host on its own and is read a few steps later, when it has long arrived. The
-  optimizer has moved by then; but no checkpoint is written before the numbers of all its steps are read, so what
-  is on disk is good.
-- `skip`: a fused optimizer of torch gets the number itself (`found_inf`) and leaves weights and moments as they are.
-  Any other optimizer's step is skipped by taking its gradients away, and for that the host must know: it waits for
-  the accelerator once a step.
+- `stop`: the flag is copied to the host asynchronously and read a few steps later, by which time the copy has
+  completed. The optimizer has stepped by then, but no checkpoint is written before the flags of all its steps have been
+  read, so checkpoints on disk are good.
+- `skip`: a fused optimizer of PyTorch receives the flag itself (`found_inf`) and leaves weights and moments unchanged.
+  Any other optimizer's step is skipped by setting its gradients to None, which requires synchronizing with the
+  accelerator once per step.
 
-With float16 gradient scaling, infinite gradients are the scaler's business, and the guard looks at the loss alone.
+With float16 gradient scaling, infinite gradients are handled by the scaler, and the guard checks only the loss.
 """
 
 from collections import deque
@@ -31,14 +31,14 @@ from lit_gpt.checks import check_at_least, check_one_of
 from lit_gpt.errors import UserError
 
 LAG = 4
-"""Steps that the host may run ahead of a number that it has not read."""
+"""Number of steps that the host may run ahead of a flag that it has not read."""
 MAX_SAVED = 10
-"""Batches that are saved when steps are skipped."""
+"""Maximum number of batches that are saved when steps are skipped."""
 
 
 @dataclass
 class _Verdict:
-    """Whether a step was finite, on its way to the host."""
+    """The finite flag of a step, possibly still being copied to the host."""
 
     step: int
     batch: Any
@@ -47,7 +47,7 @@ class _Verdict:
 
     @property
     def on_host(self) -> bool:
-        """Whether reading it costs nothing."""
+        """Whether the flag can be read without waiting."""
         return self.finite.device.type == "cpu"
 
     def read(self) -> bool:
@@ -57,14 +57,14 @@ class _Verdict:
 
 
 class NonFiniteGuard(Callback):
-    """Stops the run at a non-finite loss or gradient, or skips that step; saves the batch either way.
+    """Stops the run at a non-finite loss or gradient, or skips that step; saves the batch in either case.
 
-    The batch goes to `<run>/nonfinite-step-XXXXXXXX.pt` (with several processes each one's own, `-rank-R`):
-    `torch.load(path, weights_only=True)` gives `{"step": ..., "batch": ...}`.
+    The batch is saved to `<run>/nonfinite-step-XXXXXXXX.pt` (with several processes one per process, `-rank-R`):
+    `torch.load(path, weights_only=True)` returns `{"step": ..., "batch": ...}`.
 
     Args:
         action: `stop` ends the run with an error that names the step; `skip` drops the step's gradients.
-        max_skips_in_a_row: so many consecutive skipped steps end the run all the same.
+        max_skips_in_a_row: number of consecutive skipped steps after which the run ends with an error.
 
     Raises:
         UserError: the action is unknown.
@@ -82,21 +82,21 @@ class NonFiniteGuard(Callback):
         self._pending: deque[_Verdict] = deque()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin with nothing pending."""
+        """Discard pending flags."""
         self._pending.clear()
         self._loss = None
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Remember the batch."""
+        """Keep the batch, in case it must be saved."""
         self._batch = batch
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        """Look at the loss."""
+        """Keep the loss, to be checked before the optimizer step."""
         loss = loss.detach().sum()
         self._loss = loss if self._loss is None else self._loss + loss
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """Judge the step, and act on it as early as the device allows."""
+        """Check the step, and act on the result as early as the device allows."""
         verdict = _Verdict(trainer.global_step + 1, self._batch, self._is_finite(trainer, optimizer))
         skips_by_itself = getattr(optimizer, "_step_supports_amp_scaling", False)
         if verdict.on_host or (self.action == "skip" and not skips_by_itself):
@@ -109,19 +109,19 @@ class NonFiniteGuard(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Read what has arrived."""
+        """Read flags whose copies have completed."""
         self._read(trainer, LAG)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Read everything: validating ruined weights would be a waste."""
+        """Read all flags, because validating ruined weights would be a waste."""
         self._read(trainer, 0)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Read everything."""
+        """Read all flags."""
         self._read(trainer, 0)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Read everything before a checkpoint is written."""
+        """Read all flags before a checkpoint is written."""
         self._read(trainer, 0)
 
     def state_dict(self) -> dict[str, Any]:
@@ -132,7 +132,7 @@ class NonFiniteGuard(Callback):
         """Restore the number of skipped steps."""
         self.num_skipped = state_dict["num_skipped"]
 
-    # ---- judging ----------------------------------------------------------------------------------------------
+    # ---- checking ---------------------------------------------------------------------------------------------
 
     def _is_finite(self, trainer: Trainer, optimizer: Optimizer) -> Tensor:
         """Return () bool or 0/1: whether loss and gradients are finite on every process."""
@@ -142,12 +142,12 @@ class NonFiniteGuard(Callback):
             gradients = [
                 _local(p.grad) for group in optimizer.param_groups for p in group["params"] if p.grad is not None
             ]
-            # bfloat16 is summed in float32; float64 stays what it is (`precision: 64-true`).
+            # bfloat16 is summed in float32; float64 stays float64 (`precision: 64-true`).
             wide = torch.float64 if any(g.dtype == torch.float64 for g in gradients) else wide
             if gradients:
                 norms = list(torch._foreach_norm(gradients, 2, wide))
         parts = norms if loss is None else [loss.to(wide), *norms]
-        # NaN and infinity survive a sum: one look at the end instead of one for each tensor.
+        # NaN and infinity survive summation, so one check at the end replaces one per tensor.
         finite = torch.isfinite(torch.stack(parts).sum() if parts else torch.zeros(()))
         if trainer.world_size > 1:
             finite = finite.to(trainer.strategy.root_device, torch.float32)
@@ -159,7 +159,7 @@ class NonFiniteGuard(Callback):
             self._judge(self._pending.popleft(), trainer, None)
 
     def _judge(self, verdict: _Verdict, trainer: Trainer, optimizer: Optimizer | None) -> None:
-        """Act on a step; `optimizer` if it has not moved yet."""
+        """Act on a step's flag; `optimizer` is given if it has not stepped yet."""
         if verdict.read():
             self._in_a_row = 0
             return
@@ -204,7 +204,7 @@ def _local(gradient: Tensor) -> Tensor:
 
 
 def _send_to_host(verdict: _Verdict) -> _Verdict:
-    """Start the number's way to the host without waiting for it."""
+    """Start a non-blocking device-to-host copy of the flag."""
     if verdict.finite.device.type == "cuda":
         host = torch.empty_like(verdict.finite, device="cpu", pin_memory=True)
         host.copy_(verdict.finite, non_blocking=True)

@@ -18,21 +18,21 @@ from lit_gpt.models import GPT
 from lit_gpt.models.attention_maps import attention_maps
 
 COLORS = torch.tensor([[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [253, 231, 37]], dtype=torch.float32)
-"""Five points of the colour map viridis (Smith & van der Walt 2015), from 0 to 1."""
+"""Five points of the viridis color map (Smith & van der Walt 2015), from 0 to 1."""
 GAP = 2
-"""Pixels between two maps."""
+"""Number of pixels between two maps."""
 
 
 def picture(weights: Tensor, scale: int = 4) -> Tensor:
-    """Draw a grid of heat maps, a row a layer and a column a head.
+    """Return a grid of heat maps as an image, with one row per layer and one column per head.
 
     Args:
         weights: (L, H, T, T) from 0 to 1.
-        scale: pixels a weight is wide and high.
+        scale: width and height of each weight in pixels.
 
     Returns:
-        (3, L · (T · scale + gap) + gap, H · (T · scale + gap) + gap) uint8; colours grow with the square root of the
-        weight, so that small ones are seen too.
+        (3, L · (T · scale + gap) + gap, H · (T · scale + gap) + gap) uint8; colors scale with the square root of the
+        weight, so that small weights are visible too.
     """
     L, H, T, _ = weights.shape
     x = weights.float().cpu().clamp(0, 1).sqrt() * (len(COLORS) - 1)
@@ -50,16 +50,16 @@ def picture(weights: Tensor, scale: int = 4) -> Tensor:
 
 
 class AttentionPicture(Callback):
-    """Draws the attention weights of a fixed prompt every so many optimizer steps, and at the end.
+    """Draws the attention weights of a fixed prompt every `every_n_steps` optimizer steps, and at the end.
 
     Training is not affected. Under FSDP2 all processes take part; under tensor parallelism nothing is drawn, with a
     warning.
 
     Args:
-        prompt: the text; the document's opening token stands before it.
-        every_n_steps: optimizer steps between two pictures.
-        layers: numbers of the blocks to draw; None: at most eight, spread over the depth.
-        max_tokens: of the prompt; more are cut off.
+        prompt: text of the prompt, which is preceded by the token that starts a document.
+        every_n_steps: number of optimizer steps between two images.
+        layers: indices of the blocks to draw; None: at most eight, spread over the depth.
+        max_tokens: maximum length of the prompt; further tokens are cut off.
 
     Raises:
         UserError: a number is below 1.
@@ -82,7 +82,7 @@ class AttentionPicture(Callback):
         self._drawn_at = -1
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Load the tokenizer, or say why there will be no picture.
+        """Load the tokenizer, or warn why there will be no image.
 
         Raises:
             UserError: the model has no such layer.
@@ -97,7 +97,7 @@ class AttentionPicture(Callback):
         count = model.config.n_layer
         wrong = [layer for layer in self.layers or [] if not 0 <= layer < count]
         if wrong:
-            raise UserError(f"AttentionPicture has no layer {wrong[0]} to draw; the model's are 0 to {count - 1}")
+            raise UserError(f"AttentionPicture cannot draw layer {wrong[0]}; the model's layers are 0 to {count - 1}")
         self._tokenizer = data_tokenizer(trainer)
 
     def on_train_batch_end(
@@ -108,7 +108,7 @@ class AttentionPicture(Callback):
             self._draw(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw the final picture, unless a signal ends the run."""
+        """Draw the final image, unless a signal ends the run."""
         if not must_hurry(trainer):
             self._draw(trainer, pl_module)
 
@@ -128,19 +128,19 @@ class AttentionPicture(Callback):
 
 
 class ConfusionPicture(Callback):
-    """Draws the module's `confusion` (true classes down, predicted ones across) into TensorBoard after each validation.
+    """Draws the module's `confusion` matrix (rows: true, columns: predicted classes) in TensorBoard after validation.
 
-    The table with names and counts is written as text.
+    A table with names and counts is also written as text.
 
     Args:
-        cell: pixels that a class is wide and high.
+        cell: width and height of each class in pixels.
     """
 
     def __init__(self, cell: int = 40) -> None:
         self.cell = cell
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw, on the first process."""
+        """Draw the matrix, on the first process."""
         confusion = getattr(pl_module, "confusion", None)
         if confusion is None or trainer.sanity_checking or not trainer.is_global_zero:
             return

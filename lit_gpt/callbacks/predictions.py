@@ -1,4 +1,4 @@
-"""`PredictionWriter` and `ClassWriter`: what `predict` writes, one line per document or text."""
+"""`PredictionWriter` and `ClassWriter`: write the output of `predict`, one line per document or text."""
 
 import csv
 import json
@@ -19,7 +19,7 @@ SUMS = ("loss_sum", "num_tokens", "num_bytes")
 
 
 class PredictionWriter(Callback):
-    """Adds up the windows of each document, over batches and processes, and writes the file atomically.
+    """Adds up the windows of each document, over batches and processes, and writes a file atomically.
 
     `predict_step` returns a dict of tensors of shape (N,), one entry per window or document in the batch:
     `document_index` (negative: padding), `loss_sum` (nats), `num_tokens` and `num_bytes` (supervised), and it may
@@ -27,10 +27,10 @@ class PredictionWriter(Callback):
 
         {"document": 7, "source": "a.txt", "loss_nats": 3.1, "num_tokens": 120, "num_bytes": 431, "bits_per_byte": 1.25}
 
-    with the mean loss per token in nats; `bits_per_byte` is null for a document without bytes, `source` without a name.
+    with the loss in nats per token; `bits_per_byte` is null for a document without bytes, `source` without a name.
 
     Args:
-        path: of the file; None: `predictions.jsonl` in the run's folder.
+        path: path of the file; None: `predictions.jsonl` in the run's folder.
     """
 
     def __init__(self, path: str | None = None) -> None:
@@ -38,7 +38,7 @@ class PredictionWriter(Callback):
         self._begin()
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start with no rows."""
+        """Discard rows of an earlier call."""
         self._begin()
 
     def _begin(self) -> None:
@@ -69,7 +69,7 @@ class PredictionWriter(Callback):
             np.add.at(sums, index[real], outputs[name].double().cpu().numpy()[real])
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Add up the processes and write the file."""
+        """Sum over the processes and write the file."""
         if trainer.world_size > 1:
             self._add_processes(trainer, pl_module)
         if trainer.is_global_zero:
@@ -90,7 +90,7 @@ class PredictionWriter(Callback):
             self._sums = grown
 
     def _add_processes(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Sum over the processes that saw different data (tensor-parallel ones saw the same)."""
+        """Sum over the processes with different data (tensor-parallel ones have the same)."""
         mesh = getattr(pl_module, "device_mesh", None)
         group = None if mesh is None else mesh["data_parallel"].get_group()
         size = torch.tensor(self._sums.shape[1], device=pl_module.device)
@@ -116,18 +116,18 @@ def _line(document: int, source: str | None, loss_sum: float, num_tokens: int, n
 
 
 def _is_trial(trainer: Trainer, path: Path) -> bool:
-    """Return whether this is a `fast_dev_run`, whose few batches must not replace the predictions of a whole split."""
+    """Return whether this is a `fast_dev_run`, whose few batches must not replace the predictions of a full split."""
     if not getattr(trainer, "fast_dev_run", False):
         return False
-    print(f"fast_dev_run: nothing is written to {path}")
+    print(f"fast_dev_run: not writing {path}")
     return True
 
 
 class ClassWriter(Callback):
-    """`predict` writes `predictions.csv`: where each text is from, its class, and the probability of every class.
+    """Writes `predictions.csv`: the source of each text, its class, and the probability of every class.
 
     Args:
-        path: of the file; None: `predictions.csv` in the run's folder.
+        path: path of the file; None: `predictions.csv` in the run's folder.
     """
 
     def __init__(self, path: str | None = None) -> None:
@@ -136,7 +136,7 @@ class ClassWriter(Callback):
         self._names: list[str] = []
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start with no rows."""
+        """Discard rows of an earlier call."""
         self._rows = []
 
     def on_predict_batch_end(
@@ -156,7 +156,7 @@ class ClassWriter(Callback):
         self._rows += zip(*columns, strict=True)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Gather the processes and write the file, in the order of the split."""
+        """Gather the rows of all processes and write the file, in the order of the split."""
         rows = self._rows
         if trainer.world_size > 1:
             gathered: list[Any] = [None] * trainer.world_size

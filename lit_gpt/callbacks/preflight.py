@@ -1,4 +1,4 @@
-"""`Preflight`: settings that would waste a run are refused before its first step, in one sentence each."""
+"""`Preflight`: rejects settings that would waste a run before its first step."""
 
 import copy
 import os
@@ -15,19 +15,19 @@ from lit_gpt.errors import UserError
 from lit_gpt.plugins import AtomicCheckpointIO, AtomicModelParallelStrategy
 
 LOOK_AHEAD = 100_000
-"""Steps of a schedule that are looked at for a learning rate above 0; almost always the first one has it."""
+"""Maximum number of steps of a schedule searched for a learning rate above 0; usually the first step has one."""
 
 
 class Preflight(Callback):
-    """Refuses what cannot train or would not be saved safely.
+    """Rejects settings that cannot train or whose checkpoints would not be safe.
 
-    Before the model is built: accumulation by the Trainer, another number of processes than `torchrun` started,
-    checkpoints that are not atomic, a tokenizer larger than the vocabulary, a context longer than learned positions.
-    Before the first step: a learning rate of 0 throughout.
+    Before the model is built: gradient accumulation by the Trainer, a number of processes that differs from
+    `torchrun`'s, non-atomic checkpoints, a tokenizer larger than the vocabulary, a context longer than learned
+    positions. Before the first step: a learning rate that is always 0.
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Check what is known before the model is built.
+        """Check everything that is known before the model is built.
 
         Raises:
             UserError: with the value, the bound and the remedy.
@@ -42,7 +42,7 @@ class Preflight(Callback):
         """Check the learning rate over the whole schedule.
 
         Raises:
-            UserError: it is 0 everywhere.
+            UserError: it is always 0.
         """
         steps = planned_steps(trainer, pl_module) if trainer.max_steps != -1 else None
         for optimizer in trainer.optimizers:
@@ -76,8 +76,8 @@ def _check_sizes(trainer: Trainer, pl_module: LightningModule) -> None:
 
 
 def _check_processes(trainer: Trainer) -> None:
-    """Refuse processes of `torchrun` that would each train the whole run."""
-    # Not WORLD_SIZE alone: Lightning's own launcher leaves it in the environment of later runs.
+    """Raise if `torchrun` started processes that would each train the whole run."""
+    # Not WORLD_SIZE only: Lightning's own launcher leaves it in the environment of later runs.
     if "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("WORLD_SIZE", 1)) != trainer.world_size:
         raise UserError(
             f"torchrun started {os.environ['WORLD_SIZE']} processes, but the Trainer uses {trainer.world_size}; set "
@@ -101,14 +101,15 @@ def _check_checkpoints(trainer: Trainer) -> None:
         return
     if type(strategy).__name__ in ("ModelParallelStrategy", "FSDPStrategy", "DeepSpeedStrategy"):
         raise UserError(
-            f"{type(strategy).__name__} writes checkpoints past every CheckpointIO, so one that is killed while "
-            "saving leaves half a checkpoint; use strategy lit_gpt.plugins.AtomicModelParallelStrategy"
+            f"{type(strategy).__name__} bypasses every CheckpointIO, so a process that is killed while "
+            "saving leaves an incomplete checkpoint; use strategy lit_gpt.plugins.AtomicModelParallelStrategy"
         )
     io: Any = strategy.checkpoint_io
-    inner = getattr(io, "checkpoint_io", None)  # a plugin that wraps another, such as AsyncCheckpointIO
+    inner = getattr(io, "checkpoint_io", None)  # a plugin that wraps another one, such as AsyncCheckpointIO
     if not isinstance(io, AtomicCheckpointIO) and not isinstance(inner, AtomicCheckpointIO):
         raise UserError(
-            f"checkpoints would be written by {type(io).__name__}, which a kill or a full disk can cut in half; add "
+            f"checkpoints would be written by {type(io).__name__}, which a kill or a full disk can leave incomplete; "
+            "add "
             "lit_gpt.plugins.AtomicCheckpointIO() to the Trainer's plugins, or use lit_gpt.Trainer, which has it"
         )
 
@@ -118,10 +119,10 @@ def _rates(optimizer: Optimizer) -> list[float]:
 
 
 def _ever_moves(scheduler: Any, steps: int | None) -> bool:
-    """Whether any group's learning rate rises above 0 within the run, found by stepping a copy of the schedule."""
+    """Return whether any learning rate rises above 0 within the run, found by stepping a copy of the schedule."""
     twin = _twin(scheduler, {})
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # "step the optimizer first": the copy has none that matters
+        warnings.simplefilter("ignore")  # torch's "step the optimizer first" does not apply to the copy
         for _ in range(min(LOOK_AHEAD, LOOK_AHEAD if steps is None else steps)):
             twin.step()
             if any(_rates(twin.optimizer)):
@@ -130,7 +131,7 @@ def _ever_moves(scheduler: Any, steps: int | None) -> bool:
 
 
 def _twin(scheduler: Any, optimizers: dict[int, Optimizer]) -> Any:
-    """Copy a scheduler together with an optimizer of one empty parameter a group, so that stepping it costs nothing."""
+    """Copy a scheduler with an optimizer that has one empty parameter per group, so that stepping it costs nothing."""
     original = scheduler.optimizer
     if id(original) not in optimizers:
         groups = [{**group, "params": [torch.zeros(1)]} for group in original.param_groups]

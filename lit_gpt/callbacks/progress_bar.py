@@ -1,4 +1,4 @@
-"""`TokenProgressBar`: where the run is, in tokens and time; a bar on a terminal, plain lines in a file."""
+"""`TokenProgressBar`: progress of the run in tokens and time; a bar on a terminal, plain lines otherwise."""
 
 import sys
 import time
@@ -15,17 +15,17 @@ SHOWN = (
     ("val", ("val/loss", "val_loss")),
     ("bits/byte", ("val/bits_per_byte", "val_bits_per_byte")),
 )
-"""What the bar shows and the names under which a module may have logged it."""
+"""What the bar shows, and the names under which a module may have logged it."""
 
 
 class TokenProgressBar(ProgressBar):
     """One bar over all optimizer steps of the run, with loss, tokens per second and time left.
 
-    It looks at the clock once per step and redraws at a fixed interval.
+    It reads the clock once per step and redraws at a fixed interval.
 
     Args:
-        refresh_seconds: between two drawings on a terminal.
-        line_seconds: between two lines where the output is no terminal (a file, a pipe, a job's log).
+        refresh_seconds: interval between two updates on a terminal.
+        line_seconds: interval between two lines if the output is not a terminal (a file, a pipe, a job's log).
     """
 
     def __init__(self, refresh_seconds: float = 0.5, line_seconds: float = 30.0) -> None:
@@ -43,19 +43,19 @@ class TokenProgressBar(ProgressBar):
         self._total: int | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_bar": None, "_short": None}  # open bars do not travel to other processes
+        return {**vars(self), "_bar": None, "_short": None}  # open bars cannot be pickled to other processes
 
     def disable(self) -> None:
-        """Draw nothing (Lightning calls it on every process but the first)."""
+        """Disable drawing (Lightning calls this on every process but the first)."""
         self._enabled = False
 
     def enable(self) -> None:
-        """Draw again."""
+        """Enable drawing."""
         self._enabled = True
 
     @property
     def is_enabled(self) -> bool:
-        """Whether it draws; `LightningModule.print` asks."""
+        """Whether drawing is enabled; `LightningModule.print` reads it."""
         return self._enabled
 
     @property
@@ -83,13 +83,13 @@ class TokenProgressBar(ProgressBar):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Draw if it is time."""
+        """Update the bar if the interval has passed."""
         now = time.perf_counter()
         if self._enabled and now - self._drawn_at >= (self.line_seconds if self._bar is None else self.refresh_seconds):
             self._draw(trainer, pl_module, now)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw the end and close the bar."""
+        """Draw the final state and close the bar."""
         if self._enabled:
             self._draw(trainer, pl_module, time.perf_counter())
         self._close()
@@ -102,9 +102,9 @@ class TokenProgressBar(ProgressBar):
         self._drawn_at = now
         step = trainer.global_step
         _, tokens_per_second = self._clock.lap(step, tokens_seen(trainer, pl_module))
-        if tokens_per_second > 0:  # else the last speed stays; NaN compares as false
+        if tokens_per_second > 0:  # else keep the last speed; NaN compares as false
             self._speed = f"{tokens_per_second:,.0f} tokens/s"
-        self._total = planned_steps(trainer, pl_module)  # a limit in tokens becomes one in steps on the way
+        self._total = planned_steps(trainer, pl_module)  # a limit in tokens is converted to steps during the run
         shown = [*_metrics(trainer), *([self._speed] if self._speed else [])]
         if self._bar is not None:
             self._bar.total, self._bar.n = self._total, step
@@ -120,7 +120,7 @@ class TokenProgressBar(ProgressBar):
                 shown.append(f"{clock_time(left)} left")
         self._line(f"{place}  {'  '.join(shown)}")
 
-    # ---- validation, testing, predicting ----------------------------------------------------------------------
+    # ---- validation, test and prediction ----------------------------------------------------------------------
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open a separate short bar."""
@@ -133,7 +133,7 @@ class TokenProgressBar(ProgressBar):
         self._step_short()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Close the short bar; without a terminal, say what came out."""
+        """Close the short bar; without a terminal, print the results."""
         seconds = self._close_short()
         self._clock.resume()
         if self._enabled and not self._on_terminal and not trainer.sanity_checking:

@@ -1,4 +1,4 @@
-"""`QuantizationAware`: train through the rounding that `quantize` will do, so that it costs less."""
+"""`QuantizationAware`: trains with the rounding of a later `quantize`, which reduces its quality loss."""
 
 from typing import Any, Literal
 
@@ -14,30 +14,30 @@ from lit_gpt.plugins import AtomicModelParallelStrategy
 
 
 class QuantizationAware(Callback):
-    """Quantisation-aware training through torchao's fake-quantised layers.
+    """Quantization-aware training with torchao's fake-quantized layers.
 
-    Forward passes multiply by the weights as they will be rounded; gradients go through the rounding as if it were not
-    there (straight-through, Bengio et al. 2013, arXiv:1308.3432) to the weights in full precision, which are what the
-    optimizer, checkpoints and exports have. Validation measures the rounded model. `python -m lit_gpt quantize` then
-    rounds a checkpoint of the run in this very way. (Jacob et al. 2018, arXiv:1712.05877; for language models LLM-QAT,
+    Forward passes multiply by the weights as they will be rounded; gradients pass through the rounding unchanged
+    (straight-through, Bengio et al. 2013, arXiv:1308.3432) to the full-precision weights, which the optimizer,
+    checkpoints and exports use. Validation measures the rounded model. `python -m lit_gpt quantize` then rounds a
+    checkpoint of the run in exactly this way. (Jacob et al. 2018, arXiv:1712.05877; for language models LLM-QAT,
     Liu et al. 2023, arXiv:2305.17888.)
 
-    Reads of the module: `model`, `adapter`. One device or DDP.
+    It reads `model` and `adapter` of the module. One device or DDP.
 
     Args:
-        method: int4 or int8, weights alone.
-        group_size: inputs of a layer that share a scale; None: 32 in int4, a row in int8.
-        start_step: optimizer steps to train without rounding first.
+        method: int4 or int8, weights only.
+        group_size: number of a layer's inputs that share a scale; None: 32 in int4, a row in int8.
+        start_step: number of optimizer steps to train without rounding first.
 
     Raises:
-        UserError: the method cannot be trained for, start_step is negative, or torchao is not installed.
+        UserError: the method is not supported, start_step is negative, or torchao is not installed.
     """
 
     def __init__(
         self, method: Literal["int4", "int8"] = "int4", group_size: int | None = None, start_step: int = 0
     ) -> None:
         self.scheme = Quantization(method, group_size)
-        check_one_of("method of QuantizationAware", method, ("int4", "int8"), "weights alone can be trained for")
+        check_one_of("method of QuantizationAware", method, ("int4", "int8"), "only weight-only methods are supported")
         check_at_least("start_step of QuantizationAware", start_step, 0)
         self.start_step = start_step
         self._originals: dict[str, nn.Linear] = {}
@@ -45,12 +45,12 @@ class QuantizationAware(Callback):
         self._rounds = False
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put the fake-quantised layers in; the optimizer still holds the same parameters."""
+        """Insert the fake-quantized layers; the optimizer still holds the same parameters."""
         self._prepare(trainer, pl_module)
         self._switch(trainer.global_step >= self.start_step)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measure the rounded model, also outside a fit."""
+        """Measure the rounded model, also outside of fit."""
         self._outside_fit(trainer, pl_module)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -62,23 +62,23 @@ class QuantizationAware(Callback):
         self._outside_fit(trainer, pl_module)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Begin to round at `start_step`."""
+        """Start rounding at `start_step`."""
         self._switch(trainer.global_step >= self.start_step)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Put the plain layers back, with the weights that were trained."""
+        """Restore the plain layers, with the trained weights."""
         self._restore(pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Put the plain layers back: after an error or Ctrl-C, Lightning tears no callback down."""
+        """Restore the plain layers, because after an error or Ctrl-C Lightning does not call `teardown`."""
         self._restore(pl_module)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the method, which `quantize` reads, and whether rounding has begun."""
+        """Return the method, which `quantize` reads, and whether rounding has started."""
         return {**self.scheme.to_dict(), "rounds": self._rounds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Refuse to resume with other settings than the run was started with.
+        """Reject resuming with settings that differ from those the run was started with.
 
         Raises:
             UserError: the checkpoint was trained for another method or group size.
@@ -86,7 +86,8 @@ class QuantizationAware(Callback):
         before = Quantization(state_dict["method"], state_dict["group_size"])
         if state_dict["rounds"] and before != self.scheme:
             raise UserError(
-                f"the checkpoint was trained for {before}, and QuantizationAware now says {self.scheme}; set it back, "
+                f"the checkpoint was trained for {before}, but QuantizationAware is now set to {self.scheme}; restore "
+                "it, "
                 "or start a new run with init_from"
             )
 
@@ -99,11 +100,11 @@ class QuantizationAware(Callback):
         if self._originals:
             return
         if isinstance(trainer.strategy, AtomicModelParallelStrategy):
-            raise UserError("QuantizationAware needs whole weights: set trainer.strategy to auto or ddp")
+            raise UserError("QuantizationAware does not support sharded weights: set trainer.strategy to auto or ddp")
         if getattr(pl_module, "adapter", None) is not None:
             raise UserError(
                 "QuantizationAware trains all weights, and this run trains an adapter; merge it first (export), or "
-                "train it on a quantised base (adapter.quantize)"
+                "train it on a quantized base (adapter.quantize)"
             )
         model = pl_module.model
         assert isinstance(model, nn.Module)
@@ -113,7 +114,7 @@ class QuantizationAware(Callback):
         for name, linear in layers.items():
             self.scheme.check_layer(name, linear.in_features)
         ao, qat = need_torchao(), need_torchao("torchao.quantization.qat")
-        with isolate_rng():  # torchao fills each new layer with random numbers before it hands it the weights
+        with isolate_rng():  # torchao initializes each new layer randomly before assigning the weights
             ao.quantize_(model, qat.QATConfig(self.scheme.fake_config(), step="prepare"), lambda _, n: n in layers)
         self._originals = layers
         self._quantizers = [model.get_submodule(name).weight_fake_quantizer for name in layers]
@@ -128,7 +129,7 @@ class QuantizationAware(Callback):
     def _switch(self, on: bool) -> None:
         self._rounds = on
         for quantizer in self._quantizers:
-            if quantizer.enabled != on:  # a compiled model notices every change
+            if quantizer.enabled != on:  # every change may recompile a compiled model
                 quantizer.enabled = on
 
 

@@ -1,4 +1,4 @@
-"""Using the model in the middle of training without leaving a trace in it."""
+"""Using the model during training without side effects."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,14 +18,14 @@ from lit_gpt.plugins import AtomicModelParallelStrategy
 def quiet_model(trainer: Trainer, pl_module: LightningModule) -> Iterator[GPT]:
     """Yield the GPT in eval mode, uncompiled, in the run's precision, without gradients.
 
-    Random number generators and each module's mode are afterwards as they were.
+    The states of random number generators and each module's mode are restored afterwards.
     """
     model = pl_module.model
     assert isinstance(model, GPT)
     modes = [(module, module.training) for module in model.modules()]
     try:
         model.eval()
-        # Other shapes than training's would make torch.compile compile again.
+        # Without compiling, because shapes other than training's would trigger recompilation.
         with (
             isolate_rng(),
             torch.no_grad(),
@@ -39,35 +39,35 @@ def quiet_model(trainer: Trainer, pl_module: LightningModule) -> Iterator[GPT]:
 
 
 def why_not(trainer: Trainer, pl_module: LightningModule) -> str | None:
-    """Return why the model cannot be used like this here, or None if it can."""
+    """Return the reason why the model cannot be used in this way here, or None if it can."""
     if not isinstance(pl_module.model, GPT):
-        return f"the module's model is a {type(pl_module.model).__name__} and no lit_gpt.models.GPT"
+        return f"the module's model is a {type(pl_module.model).__name__} and not a lit_gpt.models.GPT"
     if read_data_info(trainer).tokenizer_path is None:
         return "the DataModule has no tokenizer_path"
     strategy = trainer.strategy
     if isinstance(strategy, AtomicModelParallelStrategy) and strategy.device_mesh["tensor_parallel"].size() > 1:
-        return "with tensor parallelism each process holds a part of each head's layer"
+        return "with tensor parallelism each process holds only part of each layer"
     return None
 
 
 def data_tokenizer(trainer: Trainer) -> Tokenizer:
-    """Load the tokenizer of the Trainer's data, which `why_not` has found to be there."""
+    """Load the tokenizer of the Trainer's data, whose existence `why_not` has checked."""
     path = read_data_info(trainer).tokenizer_path
     assert path is not None
     return load_tokenizer(path)
 
 
 def must_hurry(trainer: Trainer) -> bool:
-    """Return whether a signal is ending the run (`GracefulStop`): its sender may not wait long."""
+    """Return whether a signal is ending the run (`GracefulStop`), so that there is little time left."""
     return any(getattr(callback, "stopped_by", None) is not None for callback in getattr(trainer, "callbacks", []))
 
 
 def takes_part(trainer: Trainer) -> bool:
-    """Return whether this process runs the model: the first one, or all where its weights are sharded."""
+    """Return whether this process runs the model: the first one, or all if its weights are sharded."""
     return trainer.is_global_zero or isinstance(trainer.strategy, AtomicModelParallelStrategy)
 
 
 def writers(trainer: Trainer, method: str) -> list[Any]:
-    """Return what can write text or pictures among the loggers' experiments (TensorBoard's writers)."""
+    """Return the loggers' experiments that can write text or images (TensorBoard's writers)."""
     experiments = [getattr(logger, "experiment", None) for logger in trainer.loggers]
     return [experiment for experiment in experiments if callable(getattr(experiment, method, None))]

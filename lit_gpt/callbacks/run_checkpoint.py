@@ -1,8 +1,8 @@
-"""`RunCheckpoint`: when a run is saved, and which of its checkpoints are kept.
+"""`RunCheckpoint`: decides when to save checkpoints, and which ones to keep.
 
 A checkpoint is saved at the end of an optimizer step, before Lightning's own bookkeeping of epochs, so that resuming
-from it is exact; or, when a validation is due at that very step, right after it, so that its result is known and the
-resumed run does not repeat it. It is never saved at the end of training: the state there belongs to no step.
+from it is exact; or, if a validation is due at that step, right after it, so that its result is known and the
+resumed run does not repeat it. No checkpoint is saved at the end of training, where the state belongs to no step.
 """
 
 import json
@@ -29,9 +29,9 @@ from lit_gpt.extensions import VARIABLE
 def superfluous(
     newest_first: list[Path], is_complete: Callable[[Path], bool], keep_last: int, best: str | None
 ) -> list[Path]:
-    """Return the checkpoints that may go: those older than the `keep_last` newest complete ones, except the best.
+    """Return the checkpoints that can be deleted: all but the `keep_last` newest complete ones and the best.
 
-    A damaged one does not count, so a complete one is never removed in its favour.
+    A damaged checkpoint does not count, so a complete one is never deleted in its favor.
     """
     complete = 0
     for place, path in enumerate(newest_first):
@@ -42,18 +42,18 @@ def superfluous(
 
 
 class RunCheckpoint(Checkpoint):
-    """Saves `<run>/checkpoints/step-XXXXXXXX.ckpt`, keeps the newest and the best.
+    """Saves `<run>/checkpoints/step-XXXXXXXX.ckpt`, and keeps the newest and the best checkpoints.
 
-    Saved are: every `every_n_steps` optimizer steps, the last step, the step at which a stop was asked for, and each
-    validation that is better than all before. `best.json` names the best.
+    A checkpoint is saved every `every_n_steps` optimizer steps, at the last step, at a step where a stop was requested,
+    and after each validation that is better than all before. `best.json` names the best checkpoint.
 
     Args:
-        every_n_steps: optimizer steps between two checkpoints.
-        keep_last: how many of the newest complete checkpoints are kept.
+        every_n_steps: number of optimizer steps between two checkpoints.
+        keep_last: number of the newest complete checkpoints to keep.
         save_best: save and keep the checkpoint of the best validation.
-        monitor: metric that says which is best.
+        monitor: metric that determines the best checkpoint.
         mode: whether smaller (`min`) or larger (`max`) is better.
-        prompt: of the command that is printed at the end for trying the model.
+        prompt: prompt in the command for trying the model, which is printed at the end.
 
     Raises:
         UserError: a number is below 1, or `mode` is unknown.
@@ -82,26 +82,26 @@ class RunCheckpoint(Checkpoint):
         self.best_value: float | None = None
         self.best_step: int | None = None
         self.seconds_saving = 0.0
-        """Time spent on saving since the start, for `ThroughputMonitor`."""
+        """Total time spent on saving, for `ThroughputMonitor`."""
         self._saved_step = -1
         self._waits_for_validation = False
 
     @property
     def best_model_path(self) -> str:
-        """Path of the best checkpoint, for `trainer.test(ckpt_path="best")`; empty while there is none."""
+        """Path of the best checkpoint, for `trainer.test(ckpt_path="best")`; empty if there is none yet."""
         record = read_best(self.run_dir / CHECKPOINTS)
         return "" if record is None else str(self.run_dir / CHECKPOINTS / record["checkpoint"])
 
     @best_model_path.setter
     def best_model_path(self, path: str) -> None:
-        """Do nothing: launchers that start processes hand it back to the first one, which reads it from the folder."""
+        """Do nothing: Lightning's launchers pass it back to the first process, which reads it from the folder."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Find the run's folder."""
         self.run_dir = run_dir_of(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Restore the state of the run: its step is saved already, and its best may be on disk."""
+        """Restore the state of the run: its step is already saved, and its best checkpoint may be on disk."""
         self._saved_step = trainer.global_step if trainer.ckpt_path else -1
         self._waits_for_validation = False
         record = read_best(self.run_dir / CHECKPOINTS)
@@ -111,7 +111,7 @@ class RunCheckpoint(Checkpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save if this step is due, or leave it to the validation that is due as well."""
+        """Save if this step is due, unless a validation is due too, which then saves."""
         if trainer.global_step % self.every_n_steps and not _is_last_step(trainer):
             return
         if _validation_follows(trainer):
@@ -120,33 +120,33 @@ class RunCheckpoint(Checkpoint):
             self.save(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save if the step is due, a stop was asked for, or the validation is the best so far.
+        """Save if the step is due, a stop was requested, or the validation is the best so far.
 
         Raises:
-            UserError: validation logged no such metric; the step is saved before.
+            UserError: validation did not log the metric; the step is saved before.
         """
         if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
             return
         if self.save_best and self.monitor not in trainer.callback_metrics:
             self.save(trainer)
         if self.best_step == trainer.global_step:
-            # An earlier part of the run, before a resume, validated this step: its weights will be replaced, so
-            # whatever replaces them is the best that is known of this step.
+            # An earlier part of the run, before a resume, validated this step. Its weights will be replaced, so the new
+            # ones are the best known of this step.
             self.best_value = None
         is_best = self.save_best and trainer.strategy.broadcast(self._is_better(self._monitored(trainer)))
-        if is_best:  # before saving, so that the checkpoint knows it
+        if is_best:  # before saving, so that the checkpoint contains it
             self.best_value, self.best_step = self._monitored(trainer), trainer.global_step
         if is_best or self._waits_for_validation or _is_last_step(trainer):
             self.save(trainer, is_best)
         self._waits_for_validation = False
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save if a stop was asked for after this callback had its turn."""
+        """Save if a stop was requested after this callback was called."""
         if trainer.should_stop:
             self.save(trainer)
 
     def save(self, trainer: Trainer, is_best: bool = False) -> None:
-        """Save this step unless it is saved already, note if it is the best, and remove superfluous ones."""
+        """Save this step unless already saved, record whether it is the best, and delete superfluous checkpoints."""
         if getattr(trainer, "fast_dev_run", False):
             return
         start = time.perf_counter()
@@ -154,8 +154,8 @@ class RunCheckpoint(Checkpoint):
         name = checkpoint_name(trainer.global_step)
         if trainer.global_step != self._saved_step:
             if self.best_step == trainer.global_step and not is_best:
-                # The best checkpoint of an earlier part of the run is about to be replaced by other weights, of which
-                # no validation is known: without a record there is no best until the next validation.
+                # The best checkpoint of an earlier part of the run is about to be overwritten by other weights without
+                # a validation result, so there is no best checkpoint until the next validation.
                 self.best_value = self.best_step = None
                 if trainer.is_global_zero:
                     (folder / BEST).unlink(missing_ok=True)
@@ -173,7 +173,7 @@ class RunCheckpoint(Checkpoint):
         self.seconds_saving += time.perf_counter() - start
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print where the model is and which commands come next."""
+        """Print where the model is and which commands to run next."""
         if not trainer.is_global_zero or not self.last_model_path:
             return
         record = read_best(self.run_dir / CHECKPOINTS)
@@ -181,7 +181,7 @@ class RunCheckpoint(Checkpoint):
         run, prompt = shlex.quote(str(self.run_dir)), shlex.quote(self.prompt)
         words = getattr(pl_module, "try_it", "generate --model {run} --prompt {prompt}")
         print(f"\ncheckpoint  {self.last_model_path}{best}")
-        builder = getattr(pl_module, "builder", None)  # the class of a model with parts of another package
+        builder = getattr(pl_module, "builder", None)  # the class of a model with third-party parts
         module = "" if builder is None else f"{VARIABLE}={builder['class'].rpartition('.')[0]} "
         print(f"try it      {module}python -m lit_gpt {words.format(run=run, prompt=prompt)}")
         config = self.run_dir / "config.yaml"
@@ -193,7 +193,7 @@ class RunCheckpoint(Checkpoint):
         return {"monitor": self.monitor, "best_value": self.best_value, "best_step": self.best_step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the best validation so far, if it is measured by the same metric."""
+        """Restore the best validation so far, if it used the same metric."""
         if state_dict["monitor"] == self.monitor:
             self.best_value, self.best_step = state_dict["best_value"], state_dict["best_step"]
 
@@ -216,13 +216,13 @@ class RunCheckpoint(Checkpoint):
 
 
 def _save_together(trainer: Trainer, path: Path) -> None:
-    """Save; where only one process writes, make its failure known to all, which would otherwise wait forever."""
+    """Save a checkpoint; if only one process writes, raise its error on all, which would otherwise wait forever."""
     failure: str | None = None
     try:
         trainer.save_checkpoint(path, weights_only=False)
     except UserError as error:
         failure = str(error)
-        trainer.strategy.barrier("Trainer.save_checkpoint")  # where the others are
+        trainer.strategy.barrier("Trainer.save_checkpoint")  # the barrier at which the others wait
     failure = trainer.strategy.broadcast(failure)
     if failure is not None:
         raise UserError(failure)
@@ -236,7 +236,7 @@ def _is_last_step(trainer: Trainer) -> bool:
 
 
 def _validation_follows(trainer: Trainer) -> bool:
-    """Whether Lightning validates right after this step: its own decision, asked a moment earlier."""
+    """Return whether Lightning will validate right after this step, by evaluating its own condition early."""
     loop = trainer.fit_loop.epoch_loop
     if loop._skip_next_val or not trainer.enable_validation or not sum(trainer.num_val_batches):
         return False

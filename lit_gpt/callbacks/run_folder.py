@@ -1,7 +1,7 @@
-"""`RunFolder`: one folder holds everything of a run, and nothing of any other run.
+"""`RunFolder`: a run's folder, which contains all of its files and none of any other run.
 
-config.yaml     (the command line writes it)      tensorboard/    (the logger)
-lineage.json    what made the model               checkpoints/    (`RunCheckpoint`)
+config.yaml     (written by the command line)     tensorboard/    (written by the logger)
+lineage.json    origin of the model               checkpoints/    (written by `RunCheckpoint`)
 tokenizer/      a copy of its tokenizer
 """
 
@@ -36,24 +36,24 @@ def run_dir_of(trainer: Trainer) -> Path:
 
 
 def require_fresh(run_dir: Path) -> None:
-    """Refuse to start a new run where there are checkpoints of another.
+    """Raise if a new run would start in a folder with another run's checkpoints.
 
     Raises:
-        UserError: there are; the message says how to resume that run and how to start another.
+        UserError: it has checkpoints; the message says how to resume that run and how to start another one.
     """
     found = list_checkpoints(run_dir)
     if found:
         raise UserError(
-            f"{run_dir} already holds a run ({found[0].name} is its newest checkpoint); resume it with "
-            "--ckpt_path last, or start another with --trainer.name <another>"
+            f"{run_dir} already contains a run ({found[0].name} is its newest checkpoint); resume it with "
+            "--ckpt_path last, or start another run with --trainer.name <another>"
         )
 
 
 class RunLock:
-    """A file in the run's folder that says which process is writing it.
+    """A lock file in the run's folder that identifies the process writing to the folder.
 
-    The owner is a host, a process id and that process's start time, so that a lock which a killed process left behind
-    is recognised and taken over. (A lock of the operating system would do for one host, but not for a shared disk.)
+    The owner is a host, a process id and that process's start time, so that the lock of a killed process is recognized
+    as stale and taken over. (An operating-system lock would work on one host, but not on a shared disk.)
 
     Args:
         run_dir: the run's folder.
@@ -64,18 +64,18 @@ class RunLock:
         self._owner = {"host": socket.gethostname(), "pid": os.getpid(), "started": psutil.Process().create_time()}
 
     def acquire(self) -> None:
-        """Take the lock.
+        """Acquire the lock.
 
         Raises:
-            UserError: another process that may still run has it.
+            UserError: another process that may still be running holds it.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        # The name is of this call alone: on a shared disk, processes of two hosts may have the same id.
+        # A name unique to this call: on a shared disk, processes of two hosts may have the same id.
         complete = self.path.with_name(f".{LOCK}-{secrets.token_hex(8)}")
         complete.write_text(json.dumps(self._owner), encoding="utf-8")
         try:
-            # One process at a time: of two that find the same stale lock, the second would otherwise remove the lock
-            # that the first has taken meanwhile. Only processes of one host can find a lock stale.
+            # One process at a time: if two processes found the same stale lock, the second one could remove the lock
+            # that the first has just taken. Only processes of one host can find a lock stale.
             with _one_at_a_time(self.path.parent):
                 self._link(complete)
         finally:
@@ -94,23 +94,23 @@ class RunLock:
                     f"wait for it, start another run with --trainer.name <another>, or remove {self.path} if that "
                     "process is gone"
                 )
-            self.path.unlink(missing_ok=True)  # stale, or this process's own
+            self.path.unlink(missing_ok=True)  # stale, or owned by this process
 
     def release(self) -> None:
-        """Give the lock up, if it is this process's."""
+        """Release the lock, if this process owns it."""
         if self._read() == self._owner:
             self.path.unlink(missing_ok=True)
 
     def _read(self) -> dict[str, Any] | None:
         try:
             holder: dict[str, Any] = json.loads(self.path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):  # gone meanwhile, or cut off by a crash
+        except (OSError, ValueError):  # removed in the meantime, or truncated by a crash
             return None
         return holder if holder.keys() == self._owner.keys() else None
 
     def _may_run(self, holder: dict[str, Any]) -> bool:
         if holder["host"] != self._owner["host"]:
-            return True  # it cannot be asked from here
+            return True  # on another host, whose processes cannot be checked
         try:
             return abs(psutil.Process(holder["pid"]).create_time() - holder["started"]) < 1
         except psutil.Error:
@@ -119,10 +119,10 @@ class RunLock:
 
 @contextlib.contextmanager
 def _one_at_a_time(folder: Path) -> Iterator[None]:
-    """Wait for this host's other processes that are in here with the same folder."""
+    """Wait until no other process of this host is in this context with the same folder."""
     opened = os.open(folder, os.O_RDONLY)
     try:
-        with contextlib.suppress(OSError):  # a disk that has no such locks
+        with contextlib.suppress(OSError):  # the file system does not support such locks
             fcntl.flock(opened, fcntl.LOCK_EX)
         yield
     finally:
@@ -136,25 +136,25 @@ def _link_new(complete: Path, path: Path) -> None:
         FileExistsError: it exists.
     """
     try:
-        os.link(complete, path)  # never shows half a file
+        os.link(complete, path)  # atomic: the file is always complete
     except FileExistsError:
         raise
-    except OSError:  # a disk without hard links (FAT, some network and FUSE mounts)
+    except OSError:  # a file system without hard links (FAT, some network and FUSE mounts)
         with open(path, "x", encoding="utf-8") as file:
             file.write(complete.read_text(encoding="utf-8"))
 
 
 class RunFolder(Callback):
-    """Makes the run's folder, makes sure that no two runs share one, copies the tokenizer and writes `lineage.json`."""
+    """Creates and locks the run's folder, copies the tokenizer and writes `lineage.json`."""
 
     def __init__(self) -> None:
         self._lock: RunLock | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Check the folder, then fill it; only here is it known on every strategy whether the run is resumed.
+        """Check the folder, then fill it; on all strategies, only at this point is it known whether the run is resumed.
 
         Raises:
-            UserError: the folder holds another run, or the run was started with another tokenizer.
+            UserError: the folder contains another run, or the run was started with another tokenizer.
         """
         if getattr(trainer, "fast_dev_run", False):
             return
@@ -174,11 +174,11 @@ class RunFolder(Callback):
         trainer.strategy.barrier("RunFolder")
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Release the folder."""
+        """Release the lock of the folder."""
         self._release()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Release the folder."""
+        """Release the lock of the folder."""
         self._release()
 
     def _release(self) -> None:
@@ -188,17 +188,18 @@ class RunFolder(Callback):
 
 
 def _require_own(run_dir: Path, checkpoint: Path) -> None:
-    """Refuse to resume a run's folder from the checkpoint of another run.
+    """Raise if a run's folder would be resumed from the checkpoint of another run.
 
     Raises:
-        UserError: the folder holds checkpoints, and this is none of them.
+        UserError: the folder contains checkpoints, and this is not one of them.
     """
     folder = run_dir / CHECKPOINTS
-    # The checkpoint's own name is not resolved: it may be a link to where it was moved.
+    # Only the checkpoint's parent is resolved, because the checkpoint itself may be a link to where it was moved.
     if list_checkpoints(run_dir) and checkpoint.absolute().parent.resolve() != folder.resolve():
         raise UserError(
-            f"ckpt_path {checkpoint} is no checkpoint of the run in {run_dir}, whose own checkpoints would be lost; "
-            "resume the run with --ckpt_path last, or start another from these weights with --trainer.name <another> "
+            f"ckpt_path {checkpoint} is not a checkpoint of the run in {run_dir}, whose own checkpoints would be lost; "
+            "resume the run with --ckpt_path last, or start another run from these weights with --trainer.name "
+            "<another> "
             "and model.init_args.init_from"
         )
 
@@ -209,13 +210,14 @@ def _keep_tokenizer(source: Path, target: Path, resumed: bool) -> None:
         return
     if hash_tokenizer(source) != hash_tokenizer(target):
         raise UserError(
-            f"the run was started with the tokenizer in {target}, and {source} is another; give the DataModule the "
+            f"the run was started with the tokenizer in {target}, and {source} is a different one; give the DataModule "
+            "the "
             "run's own tokenizer, or start a new run with --trainer.name <another>"
         )
 
 
 def _keep_lineage(path: Path, trainer: Trainer, pl_module: LightningModule, info: DataInfo, resumed: bool) -> None:
-    """Write where the run comes from; a resume adds the code that continued it."""
+    """Write the run's origin; a resume adds the version of the code that continued it."""
     session = {"from_step": trainer.global_step, "code": code_versions()}
     if resumed and path.exists():
         lineage = read_json(path, "restore it, or remove it to have it written from here on")

@@ -1,4 +1,4 @@
-"""`SampleText` and `SampleAnswers`: what the model writes by now, after fixed prompts or to fixed questions."""
+"""`SampleText` and `SampleAnswers`: log text generated from fixed prompts or questions during training."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,20 +17,20 @@ from lit_gpt.models import GPT
 
 
 class SampleText(Callback):
-    """Generates from fixed prompts every so many optimizer steps, into TensorBoard, and prints one at the end.
+    """Generates from fixed prompts every `every_n_steps` optimizer steps, for TensorBoard, and prints one at the end.
 
-    Each prompt opens a document, as in training, and is continued with the same draws each time. Training is not
-    touched: random numbers and modes are as they were. Under FSDP2 all processes take part; under tensor parallelism
-    nothing is generated, with a warning.
+    Each prompt starts a document, as in training, and is continued with the same random numbers each time. Training is
+    not affected: random number generators and modes are restored. Under FSDP2 all processes take part; under tensor
+    parallelism nothing is generated, with a warning.
 
     Args:
-        prompts: to continue.
-        every_n_steps: optimizer steps between two samples.
-        max_new_tokens: of each continuation.
-        temperature: divides the logits; 0 takes the likeliest token.
-        top_k: keep this many of the likeliest tokens; None: all.
-        top_p: keep the likeliest tokens up to this much probability; None: all.
-        seed: of the draws.
+        prompts: texts to continue.
+        every_n_steps: number of optimizer steps between two samples.
+        max_new_tokens: maximum length of each continuation, in tokens.
+        temperature: divides the logits; 0: greedy decoding.
+        top_k: sample only from this many most likely tokens; None: all.
+        top_p: sample only from the most likely tokens up to this cumulative probability; None: all.
+        seed: seed of the sampling.
 
     Raises:
         UserError: a number is below 1, or there is no prompt.
@@ -50,7 +50,7 @@ class SampleText(Callback):
         check_at_least(f"every_n_steps of {name}", every_n_steps, 1)
         check_at_least(f"max_new_tokens of {name}", max_new_tokens, 1)
         if isinstance(prompts, str) or not prompts:
-            raise UserError(f"prompts of {name} is {prompts!r}; give a list of one text or more")
+            raise UserError(f"prompts of {name} is {prompts!r}; give a list of at least one text")
         self.prompts = list(prompts)
         self.every_n_steps = every_n_steps
         self.max_new_tokens = max_new_tokens
@@ -59,7 +59,7 @@ class SampleText(Callback):
         self._sampled: tuple[int, list[str]] = (-1, [])
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Load the tokenizer, or say why there will be no samples."""
+        """Load the tokenizer, or warn why there will be no samples."""
         reason = why_not(trainer, pl_module)
         if reason is not None:
             rank_zero_warn(f"SampleText writes no samples: {reason}")
@@ -70,12 +70,12 @@ class SampleText(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Sample every `every_n_steps` optimizer steps."""
+        """Generate every `every_n_steps` optimizer steps."""
         if trainer.global_step % self.every_n_steps == 0:
             self._sample(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Sample and print the first prompt's continuation, unless a signal ends the run."""
+        """Generate and print the first prompt's continuation, unless a signal ends the run."""
         if must_hurry(trainer):
             return
         self._sample(trainer, pl_module)
@@ -99,7 +99,7 @@ class SampleText(Callback):
         assert self._tokenizer is not None
         block_size = model.config.block_size
         ids = [self._tokenizer.separator_id, *self._tokenizer.encode(prompt).tolist()][:block_size]
-        # No stop token: on every process the model must run equally often. What follows a document's end is cut off.
+        # No stop token: the model must run equally often on every process. Text after the document's end is cut off.
         inputs = torch.tensor([ids], device=device)
         new = generate(model, inputs, self.max_new_tokens, **self.sampling)[0, len(ids) :].tolist()
         if self._tokenizer.separator_id in new:
@@ -108,13 +108,13 @@ class SampleText(Callback):
 
 
 class SampleAnswers(SampleText):
-    """As `SampleText`, but each prompt is a user's message, in the tokenizer's chat template.
+    """Like `SampleText`, but each prompt is a user message in the tokenizer's chat template.
 
     Args:
         prompts: messages to answer.
-        system_prompt: stands before each.
-        max_new_tokens: of each answer; one that has not stopped by then ends with "[...]".
-        temperature: divides the logits; 0 takes the likeliest token.
+        system_prompt: system message before each prompt.
+        max_new_tokens: maximum length of each answer, in tokens; longer ones end with "[...]".
+        temperature: divides the logits; 0: greedy decoding.
         kwargs: see `SampleText`.
     """
 
@@ -131,7 +131,7 @@ class SampleAnswers(SampleText):
         self._renderer: ChatRenderer | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Load the tokenizer with its template, or say why there will be no samples."""
+        """Load the tokenizer with its template, or warn why there will be no samples."""
         super().on_train_start(trainer, pl_module)
         self._renderer = None if self._tokenizer is None else ChatRenderer(self._tokenizer)
 
@@ -140,7 +140,7 @@ class SampleAnswers(SampleText):
         opening = [Message(role="system", content=self.system_prompt)] if self.system_prompt else []
         messages = [*opening, Message(role="user", content=prompt)]
         ids = self._renderer(messages, add_generation_prompt=True).ids[: model.config.block_size]
-        # No stop token: on every process the model must run equally often. What follows the answer is cut off.
+        # No stop token: the model must run equally often on every process. Text after the answer is cut off.
         inputs = torch.tensor([ids], device=device)
         new = generate(model, inputs, self.max_new_tokens, **self.sampling)[0, len(ids) :].tolist()
         stops = [place for place, token in enumerate(new) if token in self._renderer.stop_ids]

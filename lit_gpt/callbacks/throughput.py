@@ -1,4 +1,4 @@
-"""`ThroughputMonitor`: tokens per second, MFU, memory and time left; and the clock that the progress bar shares."""
+"""`ThroughputMonitor`: tokens per second, MFU, memory and remaining time; and the progress bar's clock."""
 
 import math
 import time
@@ -16,21 +16,22 @@ GIGA = 1e9
 
 
 class ThroughputMonitor(Callback):
-    """Logs how fast training goes; between two entries a step costs one comparison.
+    """Logs the training speed; between two log entries a step costs one comparison.
 
-    The numbers go straight to the loggers. Nothing waits for the accelerator: over a window of many steps the clock
-    of the host and that of the device agree. Validation and saving are left out of the speed, and in the time left.
+    Values go directly to the loggers, without synchronizing with the accelerator: over a window of many steps the
+    clocks of host and device agree. Validation and saving are excluded from the speed and included in the remaining
+    time.
 
     Logged: `throughput/tokens_per_second` (all devices), `throughput/tokens_seen`, `throughput/step_seconds`,
     `throughput/seconds_left`, `throughput/mfu`, `memory/rss_gb` (this process), `memory/cuda_allocated_gb`,
     `memory/cuda_reserved_gb` and `memory/cuda_peak_gb` (this device).
 
-    Model FLOPs utilisation: tokens per second times FLOPs per token (`GPTConfig.flops_per_token`: 6 N + 12 · layers ·
-    width · context, PaLM, arXiv:2204.02311, appendix B), as a share of the peak of all devices
-    (`lit_gpt.planning.hardware`). Absent for a device of unknown peak and a module without such a config.
+    Model FLOPs utilization: tokens per second times FLOPs per token (`GPTConfig.flops_per_token`: 6 N + 12 · layers ·
+    width · context, PaLM, arXiv:2204.02311, appendix B), as a fraction of the peak of all devices
+    (`lit_gpt.planning.hardware`). Not logged for a device of unknown peak or a module without such a config.
 
     Attributes:
-        latest: the last entry.
+        latest: the entry logged last.
     """
 
     def __init__(self) -> None:
@@ -48,7 +49,7 @@ class ThroughputMonitor(Callback):
         self._every = max(1, getattr(trainer, "log_every_n_steps", 50))
         config: Any = getattr(pl_module, "config", None)
         if hasattr(config, "flops_per_token"):
-            context = read_data_info(trainer).block_size  # tokens in a window
+            context = read_data_info(trainer).block_size  # context length in tokens
             self._flops_per_token = config.flops_per_token(context)
             one = peak_flops(pl_module.device)
             self._peak = None if one is None else one * trainer.world_size
@@ -57,7 +58,7 @@ class ThroughputMonitor(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Log every `log_every_n_steps` optimizer steps; the first step (compilation, warm-up) is not counted."""
+        """Log every `log_every_n_steps` optimizer steps; the first step (compilation, warm-up) is excluded."""
         step = trainer.global_step
         if self._first_step < 0:
             self._first_step, self._start = step, time.perf_counter()
@@ -106,10 +107,10 @@ def _seconds_saving(trainer: Trainer) -> float:
 
 
 class TrainingClock:
-    """Seconds and tokens of training since the last look, without validation and other pauses.
+    """Measures seconds and tokens of training since the last lap, without validation and other pauses.
 
     Args:
-        now: a clock in seconds.
+        now: function that returns the time in seconds.
     """
 
     def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
@@ -118,7 +119,7 @@ class TrainingClock:
         self.restart(0, 0)
 
     def restart(self, step: int, tokens: int) -> None:
-        """Begin to count after optimizer step `step`, at `tokens` seen."""
+        """Start counting after optimizer step `step`, at `tokens` tokens seen."""
         self._paused_at = None
         self._step, self._tokens, self._start = step, tokens, self._now()
 
@@ -133,11 +134,11 @@ class TrainingClock:
             self._paused_at = None
 
     def skip(self, seconds: float) -> None:
-        """Leave out time that was spent on something else."""
+        """Exclude time that was spent on something else."""
         self._start += seconds
 
     def lap(self, step: int, tokens: int) -> tuple[float, float]:
-        """Return (seconds per step, tokens per second) since the last lap and start another; NaN before a step."""
+        """Return (seconds per step, tokens per second) since the last lap and start a new one; NaN without steps."""
         steps, seconds = step - self._step, self._now() - self._start
         counted = tokens - self._tokens
         self.restart(step, tokens)
@@ -145,12 +146,12 @@ class TrainingClock:
 
 
 def tokens_seen(trainer: Trainer, pl_module: LightningModule) -> int:
-    """Return the input tokens that all devices have trained on, as the module counts them; 0 if it does not."""
+    """Return the number of input tokens that all devices have trained on, according to the module; 0 if unknown."""
     return int(getattr(pl_module, "tokens_seen", 0))
 
 
 def planned_steps(trainer: Trainer, pl_module: LightningModule) -> int | None:
-    """Return at which optimizer step the run will end, from whichever limit comes first; None if there is none."""
+    """Return the optimizer step at which the run will end, by whichever limit comes first; None if there is none."""
     ends: list[float] = []
     if trainer.max_steps != -1:
         ends.append(trainer.max_steps)

@@ -1,4 +1,4 @@
-"""Lightning plugins: how checkpoints reach the disk, on one device and on many."""
+"""Lightning plugins that write checkpoints, on one device and on many."""
 
 from lit_gpt.plugins.checkpoint_io import AtomicCheckpointIO
 from lit_gpt.plugins.strategy import AtomicModelParallelStrategy

@@ -1,4 +1,4 @@
-"""`AtomicCheckpointIO`: Lightning writes a checkpoint as a folder that is complete or absent."""
+"""`AtomicCheckpointIO`: Lightning checkpoints as folders that are written atomically."""
 
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,11 @@ from lit_gpt.errors import UserError
 
 
 class AtomicCheckpointIO(CheckpointIO):
-    """Checkpoints as folders: `model.safetensors`, `state.pt`, `manifest.json` (see `lit_gpt.checkpoints.step`).
+    """Saves checkpoints as folders: `model.safetensors`, `state.pt`, `manifest.json` (see `lit_gpt.checkpoints.step`).
 
     `trainer.save_checkpoint` writes to a temporary folder, hashes, fsyncs and renames it, so that a process killed at
     any moment leaves either no new checkpoint or a complete one. Loading verifies every byte first and never unpickles
-    code, whatever `weights_only` says. For strategies that gather the state on one process (one device, DDP);
+    code, regardless of `weights_only`. For strategies that gather the state on one process (one device, DDP);
     sharded ones need `AtomicModelParallelStrategy`.
 
     Example:
@@ -27,19 +27,19 @@ class AtomicCheckpointIO(CheckpointIO):
         """Write a checkpoint folder.
 
         Raises:
-            UserError: the disk is full, or a value could not be loaded back safely (named by its place).
+            UserError: the disk is full, or a value could not be loaded back safely (the message has its path).
         """
         if storage_options is not None:
-            raise UserError(f"{type(self).__name__} writes to a local folder and takes no storage_options")
+            raise UserError(f"{type(self).__name__} writes to a local folder and does not support storage_options")
         write_checkpoint(checkpoint, Path(path))
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Verify and read a checkpoint folder, or a plain Lightning `.ckpt` file if it holds data alone.
+        """Verify and read a checkpoint folder, or a plain Lightning `.ckpt` file if it contains only data.
 
         Raises:
-            UserError: there is none, or a file of it is missing, cut off or damaged.
+            UserError: it does not exist, or one of its files is missing, truncated or damaged.
         """
         path = Path(path)
         if path.is_file():
@@ -49,19 +49,19 @@ class AtomicCheckpointIO(CheckpointIO):
         return read_checkpoint(path)
 
     def remove_checkpoint(self, path: str | Path) -> None:
-        """Remove a checkpoint; a removal that is killed half-way leaves nothing that looks like a checkpoint."""
+        """Remove a checkpoint; if the removal is interrupted, nothing that looks like a checkpoint remains."""
         remove_atomically(Path(path))
 
 
 def _read_file(path: Path) -> dict[str, Any]:
-    """Read a checkpoint file of Lightning's own, of plain data alone."""
+    """Read one of Lightning's own checkpoint files, if it contains only plain data."""
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch passes on whatever the bytes of a foreign file make its unpickler raise
+    except Exception as error:  # the unpickler may raise anything on a foreign file
         raise UserError(
-            f"{path} is no checkpoint of plain data and is not loaded, since it could run code; name a step-*.ckpt "
+            f"{path} contains more than plain data and is not loaded, since it could run code; name a step-*.ckpt "
             "folder of a run, or `last`"
         ) from error
     if not isinstance(checkpoint, dict) or not {"state_dict", "pytorch-lightning_version"} <= checkpoint.keys():
-        raise UserError(f"{path} is no checkpoint of Lightning; name a step-*.ckpt folder of a run, or `last`")
+        raise UserError(f"{path} is not a Lightning checkpoint; name a step-*.ckpt folder of a run, or `last`")
     return checkpoint

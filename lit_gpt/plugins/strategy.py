@@ -1,19 +1,19 @@
-"""`AtomicModelParallelStrategy`: FSDP2 and tensor parallelism with checkpoints that are complete or absent.
+"""`AtomicModelParallelStrategy`: FSDP2 and tensor parallelism with atomic checkpoints.
 
 Why a strategy and not a CheckpointIO: with sharded weights every process writes, so Lightning's strategy bypasses the
-CheckpointIO and writes its shards straight into the final folder; a process killed meanwhile leaves half a checkpoint
-under the final name. Here:
+CheckpointIO and writes its shards directly into the final folder; a process killed meanwhile leaves an incomplete
+checkpoint under the final name. Here:
 
 1. All processes write their shards into a temporary folder next to the target, with `torch.distributed.checkpoint`.
-2. When all are done, process 0 adds `state.pt` (everything that is no tensor), hashes all files into `manifest.json`,
-   fsyncs, and renames the folder: the one step that makes the checkpoint exist is atomic.
-3. A failure on any process (a full disk, say) is raised on all, and the temporary folder is removed.
+2. When all are done, process 0 adds `state.pt` (everything that is not a tensor), hashes all files into
+   `manifest.json`, fsyncs, and renames the folder: this single, atomic operation makes the checkpoint exist.
+3. A failure on any process (such as a full disk) is raised on all, and the temporary folder is removed.
 
-Loading is verified by process 0. It reads shards, or a whole checkpoint of any other strategy, into the sharding that
-the model has now, so a run may continue on another number of devices.
+Process 0 verifies checkpoints before loading. Loading reads shards, or a complete checkpoint of any other strategy,
+into the model's current sharding, so a run may continue on another number of devices.
 
-Names: optimizer state is stored by parameter name, not by index as torch does, because the order of parameters in
-groups may differ between strategies. Tied parameters are stored once, with their other names in `state.pt`.
+Optimizer state is stored by parameter name, not by index as in PyTorch, because the order of parameters in groups may
+differ between strategies. Tied parameters are stored once, with their other names in `state.pt`.
 """
 
 import shutil
@@ -57,7 +57,7 @@ from lit_gpt.errors import UserError
 from lit_gpt.plugins.checkpoint_io import AtomicCheckpointIO
 
 NOT_ON_SHARDS = (torch.optim.Adafactor, torch.optim.Rprop)
-"""Optimizers whose in-place operations DTensor does not have (torch 2.13)."""
+"""Optimizers whose in-place operations DTensor does not support (torch 2.13)."""
 
 
 class AtomicModelParallelStrategy(ModelParallelStrategy):
@@ -74,10 +74,10 @@ class AtomicModelParallelStrategy(ModelParallelStrategy):
         super().__init__(save_distributed_checkpoint=save_distributed_checkpoint, **kwargs)
 
     def setup(self, trainer: Trainer) -> None:
-        """Set up model and optimizers, after refusing what torch's sharded tensors cannot do.
+        """Set up model and optimizers, after rejecting what torch's sharded tensors do not support.
 
         Raises:
-            UserError: a setting of the Trainer, or the optimizer, does not work on sharded parameters.
+            UserError: a setting of the Trainer, or the optimizer, does not work with sharded parameters.
         """
         if self.device_mesh["tensor_parallel"].size() > 1:
             if trainer.gradient_clip_val and trainer.gradient_clip_algorithm == GradClipAlgorithmType.VALUE:
@@ -93,17 +93,17 @@ class AtomicModelParallelStrategy(ModelParallelStrategy):
         super().setup(trainer)
 
     def setup_optimizers(self, trainer: Trainer) -> None:
-        """Make the optimizers; see `setup`."""
+        """Create the optimizers; see `setup`."""
         super().setup_optimizers(trainer)
         for optimizer in self.optimizers:
             if isinstance(optimizer, NOT_ON_SHARDS):
                 name = type(optimizer).__name__
-                raise UserError(f"{name} of torch cannot step sharded parameters; use AdamW or MuonAdamW, or DDP")
+                raise UserError(f"{name} of torch does not support sharded parameters; use AdamW or MuonAdamW, or DDP")
 
     @property
     def checkpoint_io(self) -> CheckpointIO:
-        """The plugin that writes checkpoints that are not distributed: `AtomicCheckpointIO`, or the Trainer's."""
-        # Not in __init__: the Trainer refuses a strategy that has a CheckpointIO if there is one among its plugins too.
+        """The plugin that writes non-distributed checkpoints: `AtomicCheckpointIO`, or the Trainer's plugin."""
+        # Not in __init__: the Trainer rejects a strategy with a CheckpointIO if its plugins contain one too.
         if self._checkpoint_io is None:
             self._checkpoint_io = AtomicCheckpointIO()
         return self._checkpoint_io
@@ -114,13 +114,13 @@ class AtomicModelParallelStrategy(ModelParallelStrategy):
 
     @property
     def saves_shards(self) -> bool:
-        """Whether a checkpoint may hold sharded tensors as they are (else callbacks gather their own)."""
+        """Whether a checkpoint may contain sharded tensors (if not, callbacks gather their own)."""
         return self._save_distributed_checkpoint
 
     # ---- saving -----------------------------------------------------------------------------------------------
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """Return sharded weights, or on process 0 whole ones if checkpoints are not distributed."""
+        """Return sharded weights or, if checkpoints are not distributed, complete ones on process 0."""
         assert self.model is not None
         weights = {_clean(name): tensor.detach() for name, tensor in self.model.state_dict().items()}
         if self.saves_shards:
@@ -129,7 +129,7 @@ class AtomicModelParallelStrategy(ModelParallelStrategy):
         return retie(self.gather({name: weights[name] for name in weights if name not in tied}), tied)
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """Return the state by parameter name, sharded; or torch's own whole one on process 0."""
+        """Return the state by parameter name, sharded; or torch's own complete state on process 0."""
         optimizer = getattr(optimizer, "optimizer", optimizer)
         state = by_name(optimizer.state_dict(), self._names(optimizer))
         return state if self.saves_shards else by_index({**state, "state": self.gather(state["state"])})
@@ -141,7 +141,7 @@ class AtomicModelParallelStrategy(ModelParallelStrategy):
             UserError: the disk is full on any process, or a value could not be loaded back safely.
         """
         if storage_options is not None:
-            raise UserError(f"{type(self).__name__} writes to a local folder and takes no storage_options")
+            raise UserError(f"{type(self).__name__} writes to a local folder and does not support storage_options")
         path = Path(self.broadcast(str(filepath)))
         if not self.saves_shards:
             self._first_process(lambda: self.checkpoint_io.save_checkpoint(checkpoint, path))
@@ -169,7 +169,7 @@ class AtomicModelParallelStrategy(ModelParallelStrategy):
             The rest of Lightning's checkpoint dict.
 
         Raises:
-            UserError: a file of it is missing, cut off or damaged, or it holds another model.
+            UserError: one of its files is missing, truncated or damaged, or it contains another model.
         """
         path = Path(self.broadcast(str(checkpoint_path)))
         if not path.is_dir():
@@ -201,7 +201,7 @@ class AtomicModelParallelStrategy(ModelParallelStrategy):
         try:
             self.model.load_state_dict(sharded, strict=self.lightning_module.strict_loading)
         except RuntimeError as error:
-            raise UserError(f"{path} holds another model: {' '.join(str(error).split())[:500]}") from error
+            raise UserError(f"{path} contains another model: {' '.join(str(error).split())[:500]}") from error
 
     def _read_shards(self, shards: Path) -> dict[str, Any]:
         """Read each tensor in the sharding of the parameter it belongs to."""
@@ -224,7 +224,7 @@ class AtomicModelParallelStrategy(ModelParallelStrategy):
         return state
 
     def _shard_optimizer(self, optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-        """Shard the tensors of a whole optimizer state like the parameters they belong to."""
+        """Shard the tensors of a complete optimizer state like the parameters they belong to."""
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         moments = {
             i: {key: _like(parameters[i], value) for key, value in item.items()} for i, item in state["state"].items()
@@ -251,7 +251,7 @@ class AtomicModelParallelStrategy(ModelParallelStrategy):
         return tied
 
     def gather(self, tree: Any) -> Any:
-        """Make every sharded tensor of nested dicts whole: on process 0's CPU, None elsewhere; all must call it."""
+        """Gather every sharded tensor of nested dicts on process 0's CPU (None elsewhere); all must call it."""
         if isinstance(tree, Mapping):
             return {key: self.gather(value) for key, value in tree.items()}
         if isinstance(tree, Tensor):
@@ -260,7 +260,7 @@ class AtomicModelParallelStrategy(ModelParallelStrategy):
         return tree
 
     def _first_process(self, work: Callable[[], Any]) -> None:
-        """Run something on process 0 while the others wait; what it raises is raised on all."""
+        """Run a function on process 0 while the others wait; its exception is raised on all."""
         failure: tuple[str, bool] | None = None
         error: BaseException | None = None
         if self.is_global_zero:
@@ -307,22 +307,22 @@ def _split(checkpoint: dict[str, Any], tied: dict[str, str]) -> tuple[dict[str, 
             }
             shards[f"{OPTIMIZER}{i}"] = moments
             rest["optimizer_states"].append({**optimizer, "state": plain})
-    for key, value in list(rest.items()):  # what a callback keeps in the sharding of the weights
+    for key, value in list(rest.items()):  # tensors that callbacks keep in the weights' sharding
         if isinstance(value, Mapping) and value and all(isinstance(item, Tensor) for item in value.values()):
             shards[key] = rest.pop(key)
     return shards, rest
 
 
 def _like(current: Tensor, value: Any) -> Any:
-    """Shard a whole tensor as `current` is, on its device; a tensor of another shape (a step count) stays whole."""
+    """Shard a complete tensor like `current`, on its device; tensors of other shapes (step counts) stay complete."""
     if not isinstance(value, Tensor) or isinstance(value, DTensor) or value.shape != current.shape:
         return value
     if isinstance(current, DTensor):
-        # each process cuts its part out of what it has read: no communication
+        # Each process takes its shard of the value that it has read, without communication.
         return distribute_tensor(value.to(current.device), current.device_mesh, current.placements, src_data_rank=None)
     return value
 
 
 def _clean(name: str) -> str:
-    """Remove what torch.compile inserts into names."""
+    """Remove the prefixes that torch.compile inserts into names."""
     return name.replace("_orig_mod.", "")
