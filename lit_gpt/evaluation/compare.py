@@ -1,7 +1,7 @@
-"""Compare two models on the same items: which differences are more than chance, and on which items they differ.
+"""Compare two models on the same items: which differences are significant, and on which items they differ.
 
-Items are matched by their ids, so that what makes an item hard for both models cancels out. The interval is of the mean
-difference (`intervals.paired_bootstrap`); if items come in clusters (several of one document or template), whole
+Items are matched by their ids, so that what makes an item hard for both models cancels out. The interval is that of the
+mean difference (`intervals.paired_bootstrap`); if items come in clusters (several per document or template), whole
 clusters are resampled. For scores without per-item values only the two values are shown.
 """
 
@@ -43,9 +43,9 @@ class Difference:
         title: Title of the result.
         first: The first model's value.
         second: The second model's value.
-        difference: second - first, over the items that both have, if the score has items.
+        difference: second - first, over the common items if the score has items.
         interval: Interval of the difference; None if the score has no items.
-        count: Number of items that both have.
+        count: Number of common items.
         unit: Unit of the score.
         better: Which direction is good.
         unmatched: Number of items that only one of them has.
@@ -64,7 +64,7 @@ class Difference:
 
     @property
     def verdict(self) -> str:
-        """How the second model compares: better, worse, different (neither is good), or "" if it may be chance."""
+        """How the second model compares: better, worse, different (if neither is better), or "" if it may be chance."""
         if self.interval is None or self.interval.low <= 0 <= self.interval.high:
             return ""
         if self.better == "neither":
@@ -99,7 +99,7 @@ class Comparison:
 
     Attributes:
         names: Names of the models, made distinct.
-        differences: One for each score that both have.
+        differences: Differences of the scores that both have.
         items: Items on which they differ most.
         notes: What could not be compared.
     """
@@ -215,7 +215,7 @@ def find_report(
 
     Args:
         name: A report.json or its folder, or a model whose reports are looked up.
-        plan: Which of a model's reports; None: its only one.
+        plan: Plan whose report is meant; None: the model's only one.
         adapter: Adapter of the model.
         chat_template: Chat template instead of the model's own.
 

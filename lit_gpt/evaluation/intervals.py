@@ -2,12 +2,11 @@
 
 - A share of successes: Wilson's score interval (Wilson 1927, JASA 22), which stays inside [0, 1] and has a width even
   at 0 and 1.
-- A mean, a ratio of sums, or a mean over items that come in clusters (questions about one document): the studentised
-  bootstrap (Efron and Tibshirani 1993, ch. 12.5), whose ends follow the skew of the values; the percentile bootstrap
-  is too short for few items (Hesterberg 2015, The American Statistician 69).
-  Resampling two to four items can reach no further than the values seen and covers the true value in only half to 88 %
-  of repetitions, so for those it is Student's t interval.
-- Two models on the same items: the bootstrap of the differences, item by item.
+- A mean, a ratio of sums, or a mean over items that come in clusters (questions about one document): the studentized
+ bootstrap (Efron and Tibshirani 1993, ch. 12.5), which yields asymmetric intervals for skewed data; the percentile
+  bootstrap is too narrow for few items (Hesterberg 2015, The American Statistician 69). With two to four items the
+  bootstrap cannot exceed the observed range and has only 50-88 % coverage, so Student's t interval is used for those.
+- Two models on the same items: the bootstrap of the per-item differences.
 
 n items, R resamples.
 """
@@ -26,12 +25,13 @@ from lit_gpt.evaluation.result import Better, Interval, Score
 RESAMPLES = 2000
 LEVEL = 0.95
 MAX_BOOTSTRAPPED = 50_000
-"""With more items the mean is normally distributed for practical purposes, and resampling would only take time."""
+"""With more items the mean is normally distributed for practical purposes, and resampling would only cost time."""
 FEW_DISCORDANT = 10
 FEW_UNITS = 5
-"""With fewer units nothing is resampled: Student's t."""
+"""Below this number of units, use a Student's t interval instead of the bootstrap."""
 MIN_CLUSTERS = 10
-"""With fewer documents, intervals are over the passages of these documents alone."""
+"""Below this number of documents, resample passages instead of documents (the interval then says nothing about
+others)."""
 _AT_ONCE = 4_000_000
 """Number of resampled items in memory at once."""
 
@@ -40,7 +40,7 @@ C = TypeVar("C", bound=Hashable)
 
 
 def resampled_clusters(clusters: Sequence[C] | None) -> Sequence[C] | None:
-    """Return the clusters to resample; None to resample items: each is its own cluster, or clusters are too few."""
+    """Return the clusters to resample; None to resample items, because each is a cluster or there are too few."""
     if clusters is None or len(set(clusters)) == len(clusters) or len(set(clusters)) < MIN_CLUSTERS:
         return None
     return clusters
@@ -90,7 +90,7 @@ def bootstrap_mean(
     Args:
         values: The items' values.
         seed: Seed of the resamples.
-        clusters: The cluster of each item, if items of one document are correlated: whole clusters are resampled then.
+        clusters: Cluster of each item, if items of one document are correlated; whole clusters are then resampled.
             None: items are independent.
         num_resamples: R.
         level: Probability with which the interval covers the true value.
@@ -148,8 +148,8 @@ def paired_bootstrap(
 ) -> Interval | None:
     """Return the interval of mean(second) - mean(first) over the same items in the same order.
 
-    If all values are 0 or 1 and the two disagree on fewer than ten items, resampling is uninformative: then it is the
-    adjusted Wald interval for paired shares (Bonett and Price 2012, J. Educ. Behav. Stat. 37).
+    If all values are 0 or 1 and the two disagree on fewer than ten items, resampling is uninformative; the interval is
+    then the adjusted Wald interval for paired shares (Bonett and Price 2012, J. Educ. Behav. Stat. 37).
 
     Args:
         first: One model's values.
@@ -194,7 +194,7 @@ def _studentised(
 ) -> Interval | None:
     """Return the interval of Σ sums / Σ sizes over n units, (n,) float64 each.
 
-    The studentised bootstrap divides the deviation of each resample by the standard error of that resample.
+    The studentized bootstrap divides the deviation of each resample by the standard error of that resample.
     """
     count = len(sums)
     if count < 2 or not sizes.sum():
@@ -226,7 +226,7 @@ def _studentised(
 
 
 def _ratio(sums: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Map (R, n) to the ratio of sums and its standard error, (R,) each; the error by linearisation."""
+    """Map (R, n) to the ratio of sums and its standard error, (R,) each; the error is computed by linearization."""
     count, total = sums.shape[1], sizes.sum(axis=1)
     ratio = sums.sum(axis=1) / total
     residuals = sums - ratio[:, None] * sizes
@@ -278,7 +278,7 @@ def share_score(
 ) -> Score:
     """Return a share of items with its interval.
 
-    Args:
+    hits: Whether each item is a success.
         name: Name of the score.
         hits: Whether each item counts.
         items: Ids of the items, all different.
@@ -338,7 +338,7 @@ def _bootstrap_interval(
 
 
 def clusters_of(items: Sequence[str], clusters: Sequence[str] | None) -> dict[str, str]:
-    """Return item → cluster for a score; empty if each item is its own cluster."""
+    """Return a map from items to clusters for a score; empty if each item is its own cluster."""
     if clusters is None or len(set(clusters)) == len(clusters):
         return {}
     return dict(zip(items, clusters, strict=True))
@@ -354,4 +354,4 @@ def few_documents(clusters: Sequence[str]) -> tuple[str, ...]:
     number = len(set(clusters))
     if number >= MIN_CLUSTERS:
         return ()
-    return (f"All passages are from {number} documents: the intervals are over passages of these alone.",)
+    return (f"All passages are from {number} documents: the intervals only cover passages of these.",)

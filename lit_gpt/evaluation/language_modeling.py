@@ -1,11 +1,11 @@
-"""Language modelling: how well a model predicts a text, in numbers that are comparable across tokenizers.
+"""Language modeling: how well a model predicts a text, in numbers that are comparable across tokenizers.
 
 Every token of every document is predicted exactly once, from the tokens before it in its document. A document longer
 than the context is cut into windows: the first window predicts everything that fits, each further one advances by
 `stride` tokens and predicts only those, from the `window - stride` tokens before them and the part of the stride
 already read. A smaller stride is more exact and slower: each token is read window / stride times.
 
-A document is opened as in training: with the publisher's opening tokens, else with the separator. So all bytes of the
+A document starts as in training: with the publisher's opening tokens, else with the separator. So all bytes of the
 text are accounted for, and
 
     bits per byte = sum of losses in nats / (ln 2 · UTF-8 bytes of the text)
@@ -72,8 +72,8 @@ def windows(prefix: Sequence[int], ids: Sequence[int], window: int, stride: int)
     Args:
         prefix: Tokens before the text that are not predicted, at least one.
         ids: The text's tokens, each of which is predicted exactly once.
-        window: Maximum number of tokens that the model reads at once; the last one is that before the last target.
-        stride: Number of targets of every window but the first.
+        window: Maximum number of tokens that the model reads at once, up to the one before the last target.
+        stride: Number of targets of every window after the first.
     """
     text = [*prefix, *ids]
     first = len(prefix)
@@ -89,15 +89,15 @@ def windows(prefix: Sequence[int], ids: Sequence[int], window: int, stride: int)
 MAX_SOURCES = 16
 SHOWN_CHARACTERS = 500
 _MIN_EXAMPLE_BYTES = 200
-"""Minimum size of a document shown as easy or hard: the loss of a very short one is chance."""
+"""Minimum size of a document shown as easy or hard: the loss of a very short one is mostly noise."""
 _BINS_AN_OCTAVE = 2
 
 
 class PositionLosses:
-    """Sums of loss by the number of tokens that a prediction is made from.
+    """Sums of losses by context length, i.e. the number of tokens from which a prediction is made.
 
     Args:
-        window: The largest possible number.
+        window: Largest possible context length.
     """
 
     def __init__(self, window: int) -> None:
@@ -128,7 +128,7 @@ class PositionLosses:
 
 
 def by_source(documents: Sequence["DocumentLoss"]) -> Chart | None:
-    """Chart bits per byte of each source: those that were named, else the files' topmost folders; None for only one."""
+    """Chart bits per byte of each source: the named ones, else the topmost folders; None if there is only one."""
     groups = {document.group for document in documents}
     sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
     for document in documents:
@@ -162,7 +162,7 @@ def examples(documents: Sequence["DocumentLoss"], count: int = 2) -> tuple[Examp
 
 
 FEW_DOCUMENTS = 10
-"""With fewer documents the interval is over windows: resampling a handful of documents says nothing."""
+"""With fewer documents the interval is over windows, because resampling a handful of documents is uninformative."""
 _TOKENS_AT_ONCE = 1 << 16
 
 
@@ -192,7 +192,7 @@ class DocumentLoss:
 
     @property
     def bits_per_byte(self) -> float:
-        """Bits per byte of this document alone."""
+        """Bits per byte of this document."""
         return self.nats / math.log(2) / self.num_bytes
 
 
@@ -200,10 +200,10 @@ class LanguageModeling(Measure):
     """Loss, perplexity and bits per byte over texts.
 
     Args:
-        texts: What to predict: one source, or several that are also reported one by one.
-        stride: Tokens by which the window advances; null: half of it. Smaller is more exact and slower.
+        texts: Texts to predict: one source, or several that are also reported separately.
+        stride: Tokens by which the window advances; null: half of it. A smaller stride is more exact and slower.
         window: Tokens that the model reads at once; null: its whole context.
-        end_of_document: Predict the token that ends a document as well (0 bytes), as validation in training does.
+        end_of_document: Whether to predict the end-of-document token, too (0 bytes), as validation in training does.
         limit: Maximum number of documents of each source; null: all.
         name: Name of the result, needed if a plan has several.
     """
@@ -239,7 +239,7 @@ class LanguageModeling(Measure):
         def finish() -> None:
             """Predict the pending windows, which may be of several documents."""
             nonlocal num_pending, predicted
-            # A window stands for its share of its document's bytes.
+            # A window counts for its share of its document's bytes.
             batch_bytes = sum(
                 len(one.targets) / document.total_tokens * document.num_bytes for document, one in pending
             )
@@ -274,7 +274,7 @@ class LanguageModeling(Measure):
             "stride": stride,
             "end_of_document": self.end_of_document,
             "opening_tokens": list(_prefix(subject)),
-            "context": "each token from all before it in its document; if that is more than the window, from the "
+            "context": "each token from all preceding ones in its document; if that is more than the window, from the "
             f"last {window - stride + 1} to {window}",
             "texts": [read.describe() for read in reads],
         }
@@ -322,14 +322,14 @@ class LanguageModeling(Measure):
                 chosen = [document for document in documents if document.group == group]
                 scores.append(_bits_per_byte(f"bits_per_byte_{_snake(group)}", chosen, seed))
         if len(documents) < FEW_DOCUMENTS:
-            notes += ("With so few documents the intervals are over windows: they are about these texts alone.",)
+            notes += ("With so few documents the intervals are over windows: they only cover these texts.",)
         charts = [positions.chart()]
         sources = by_source(documents)
         if sources is not None:
             charts.append(sources)
         return Result(
             name=self.name,
-            title="Language modelling",
+            title="Language modeling",
             definition=(
                 "How well the model predicts text that it is shown, token by token. Bits per byte is what a compressor "
                 "built on the model would need for each byte of the text: lower is better, and models with different "
@@ -352,7 +352,7 @@ def _prefix(subject: Subject) -> tuple[int, ...]:
 
 def _bits_per_byte(name: str, documents: list[DocumentLoss], seed: int) -> Score:
     size = sum(document.num_bytes for document in documents)
-    # Parts whose mean is the ratio of the sums, so that two models can be compared document by document.
+    # Per-document values whose mean is the ratio of the sums, so that models can be compared document by document.
     scale = len(documents) / (size * math.log(2))
     parts: dict[str, float] = {}
     for document in documents:
@@ -390,11 +390,11 @@ _WARM_UP, _REPEATS = 8, 3
 
 @dataclass(frozen=True)
 class ModelCost:
-    """Quality and speed of one model, to compare it before and after quantisation.
+    """Quality and speed of one model, to compare it before and after quantization.
 
     Attributes:
-        bits_per_byte: Over the documents.
-        tokens_per_second: Of one sequence at a time, decoded greedily.
+        bits_per_byte: Bits per byte over the documents.
+        tokens_per_second: Greedy decoding speed of a single sequence.
     """
 
     bits_per_byte: Score
@@ -415,7 +415,7 @@ def measure_cost(
     Args:
         source: The model.
         device: Where to run.
-        texts: What to predict.
+        texts: Texts to predict.
         documents: Maximum number of documents.
         dtype: The dtype to convert the model to; None: its own.
         speed_tokens: Tokens to generate in each of three timings.
@@ -429,7 +429,7 @@ def measure_cost(
 
 
 def increase(before: ModelCost, after: ModelCost, seed: int = 0) -> tuple[float, Interval | None]:
-    """Return by how much bits per byte rose, with an interval over the documents, paired one by one."""
+    """Return the increase in bits per byte, with an interval from paired documents."""
     first, second = before.bits_per_byte, after.bits_per_byte
     assert first.per_item.keys() == second.per_item.keys(), "measured on the same documents"
     items = list(first.per_item)

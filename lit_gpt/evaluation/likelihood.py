@@ -1,4 +1,4 @@
-"""Log-likelihoods of given continuations: what multiple choice, bias pairs and membership inference need.
+"""Log-likelihoods of given continuations, as needed by multiple choice, bias pairs and membership inference.
 
 Stages: texts become token ids (`TextPairs`), ids become trees in which a shared beginning is stored once
 (`prefix_trees`), trees of about the same size go through the model in one forward, and the LM head runs only at the
@@ -32,22 +32,22 @@ from lit_gpt.models.head import HeadFn
 from lit_gpt.objectives.cross_entropy import default_chunk_size
 
 Opening = Literal["auto", "trained", "hf"]
-"""What opens a text: the tokens of training, those of lm-eval's `hf` model, or auto: `hf` for published models."""
+"""Opening tokens of a text: those of training, those of lm-eval's `hf` model, or auto: `hf` for published models."""
 AT_ONCE = 1024
 """Number of texts that are encoded in one call."""
 
 
 class TextPairs:
-    """Encodes contexts and continuations, cut as lm-eval cuts them.
+    """Encodes contexts and continuations, split as in lm-eval.
 
     The tokens of two texts are not the tokens of their concatenation: a word's token includes the space before it. So
-    spaces at the end of a context move to the front of its continuation, context and continuation are encoded as one,
-    and the continuation is what comes after as many tokens as the context alone has.
+    spaces at the end of a context move to the front of its continuation, context and continuation are encoded together,
+    and the continuation is what comes after as many tokens as the context has by itself.
 
     Args:
-        tokenizer: The model's own.
-        opening_ids: Tokens that open each text; None = those of training.
-        parse_special: Whether a special token spelled out in a text becomes that token, as chat templates need it.
+        tokenizer: Tokenizer of the model.
+        opening_ids: Tokens at the start of each text; None: those of training.
+        parse_special: Whether special tokens spelled out in a text become these tokens, as chat templates require.
     """
 
     def __init__(
@@ -85,14 +85,14 @@ class TextPairs:
         return [ids.tolist() for ids in self.tokenizer.encode_batch(texts)]
 
     def open(self, ids: list[int]) -> list[int]:
-        """Return a text with its opening tokens; one that a chat template has opened already is unchanged."""
+        """Return a text with its opening tokens; a text that already has them from a chat template is unchanged."""
         if self.opening_ids and self.parse_special and ids[: len(self.opening_ids)] == self.opening_ids:
             return ids
         return [*self.opening_ids, *ids] or opened(self.tokenizer, [])
 
     @cached_property
     def _parsing(self) -> Any:
-        """A copy of the tokenizer that recognises special tokens; the one for training data does not."""
+        """A copy of the tokenizer that parses special tokens; the one for training data does not."""
         import tokenizers
 
         backend = tokenizers.Tokenizer.from_str(self.tokenizer.backend.to_str())
@@ -116,8 +116,8 @@ def read_tokens(
         hidden: (N, C) final hidden states.
         weight: (V, C) weight of the LM head.
         bias: (V,) bias of the LM head, or None.
-        places: (M,) rows of `hidden`. Branches of a tree may request several tokens at one position; the head runs on
-            it once.
+        places: (M,) rows of `hidden`. Branches of a tree may request several tokens at one position, for which the head
+            runs once.
         targets: (M,) token ids.
         softcap: Logits z become cap · tanh(z / cap).
     """
@@ -171,9 +171,9 @@ class LogLikelihoods:
 
     Args:
         model: On its device; its training mode is restored.
-        tokenizer: The model's own.
+        tokenizer: Tokenizer of the model.
         max_batch_tokens: Maximum number of tokens of one forward; a single text may be longer. None = chosen by device.
-        pairs: How texts become ids; None opens each text as in training.
+        pairs: Encoder of texts; None opens each text as in training.
 
     Example:
         >>> asked = LogLikelihoods(model, tokenizer)  # doctest: +SKIP
@@ -195,7 +195,7 @@ class LogLikelihoods:
         scaling = model.config.rope_scaling
         self._follows_length = scaling is not None and scaling.follows_length and model.config.positions == "rope"
         self._branches = all(state.can_branch for state in model.new_states(1, 1))
-        """Whether several texts can share a beginning in one forward; recurrent layers read one text in a row."""
+        """Whether texts can share a prefix in one forward; not for recurrent layers, which read one text per row."""
         self.num_computed_tokens = 0
         """Tokens that went through the model so far, without padding."""
 
@@ -223,7 +223,7 @@ class LogLikelihoods:
     ) -> list[Continuation]:
         """Return the log-likelihoods of continuations of token sequences.
 
-        A sequence that is too long is cut off at the left: the model reads the last `block_size` of the tokens before
+        A sequence that is too long is truncated on the left: the model reads the last `block_size` of the tokens before
         the last one, as lm-eval's `hf` model does.
 
         Args:
@@ -315,7 +315,7 @@ class LogLikelihoods:
             context = torch.tensor([[len(tree.ids)] for tree in trees], device=self._device).expand_as(part.ids)
             context = context.reshape(1, -1)
         self.num_computed_tokens += sum(len(tree.ids) for tree in trees)
-        if not self._branches:  # nothing is shared: each row is one text, and what fills it up comes after it
+        if not self._branches:  # nothing is shared: each row is one text followed by padding
             self.model(part.ids, head_fn=lambda hidden, *weights: head(hidden.flatten(0, 1)[None], *weights))
             return
         cache = DecodeStep([part], part.positions.view(1, -1), context)

@@ -1,4 +1,4 @@
-"""The base of all measures. A YAML names a measure's class by `class_path`."""
+"""Base class of all measures; a YAML names a measure's class by `class_path`."""
 
 import copy
 from abc import ABC, abstractmethod
@@ -12,7 +12,7 @@ from lit_gpt.evaluation.subject import Subject
 
 
 class Measure(ABC):
-    """Base of all measures; a subclass in another project is named in the YAML by its own `class_path`.
+    """Base class of all measures; one in another project is named in the YAML by its `class_path`.
 
     Its settings are the arguments of its constructor. It is picklable and loads its files in `run`.
     """
@@ -23,7 +23,7 @@ class Measure(ABC):
 
         Args:
             subject: The model.
-            progress: Called with what is done and the total.
+            progress: Called with the amount done and the total.
 
         Returns:
             One result, or one for each task of a set of tasks.
@@ -33,7 +33,7 @@ class Measure(ABC):
         """
 
     def finish(self, own: list[Result], every: Sequence[Result]) -> list[Result]:
-        """Complete its own results after every measure of the plan has run; most have nothing to add.
+        """Complete this measure's results after all measures of the plan have run; most have nothing to add.
 
         Args:
             own: The results of `run`.
@@ -56,7 +56,7 @@ def limited(count: int, limit: int | None) -> int:
 
 
 class Seeded(Protocol):
-    """A measure that samples and may have a seed of its own."""
+    """A measure that samples and may have its own seed."""
 
     own_seed: int | None
     seed: int
@@ -66,7 +66,7 @@ S = TypeVar("S", bound=Seeded)
 
 
 def seeded(measure: S, seed: int) -> S:
-    """Return a copy of a measure without a seed of its own, with the plan's seed."""
+    """Return a copy of a measure without its own seed, with the plan's seed."""
     found = copy.copy(measure)
     found.own_seed = found.seed = seed
     return found

@@ -1,11 +1,11 @@
 """Loss, perplexity and bits per byte over a whole split, as sums over batches and processes.
 
-The loss per token depends on the tokenizer: a larger vocabulary makes fewer and harder tokens. Bits per byte divides
+The loss per token depends on the tokenizer: a larger vocabulary gives fewer and harder tokens. Bits per byte divides
 the same total by the bytes of the text, so that models with different tokenizers can be compared:
 
     bits per byte = sum of losses in nats / (ln 2 · UTF-8 bytes of the text)
 
-The end of a document counts as a token of zero bytes: a model of documents has to predict where they end.
+The end of a document counts as a token of zero bytes, because a model of documents has to predict where they end.
 """
 
 import math
@@ -27,7 +27,7 @@ def language_modeling_metrics(loss_sum: float, num_tokens: float, num_bytes: flo
         num_bytes: UTF-8 bytes of their text; 0 if unknown.
 
     Returns:
-        `loss` (nats a token), `perplexity`, and `bits_per_byte` if the bytes are known.
+        `loss` (nats per token), `perplexity`, and `bits_per_byte` if the bytes are known.
     """
     loss = loss_sum / num_tokens if num_tokens else math.nan
     perplexity = math.exp(loss) if loss < 700 else math.inf
@@ -56,7 +56,7 @@ class LanguageModelingMetrics(Metric):
             self.add_state(name, torch.zeros((), dtype=_wide()), dist_reduce_fx="sum")
 
     def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = ()) -> "LanguageModelingMetrics":
-        """Move with the module to its device, but keep float64: sums over many tokens need the precision."""
+        """Move to the module's device, but keep float64: sums over many tokens need the precision."""
         super()._apply(fn, exclude_state)
         for name in STATES:
             setattr(self, name, getattr(self, name).to(_wide()))
@@ -83,5 +83,5 @@ class LanguageModelingMetrics(Metric):
 
 
 def _wide() -> torch.dtype:
-    # A float32 sum of many losses stops growing. (MPS has no float64.)
+    # A float32 sum of many losses eventually stops growing. (MPS has no float64.)
     return torch.float32 if torch.backends.mps.is_available() else torch.float64

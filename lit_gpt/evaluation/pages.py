@@ -39,7 +39,7 @@ def comparison_page(comparison: Mapping[str, Any]) -> str:
     first, second = comparison["names"]
 
     def fields(item: Mapping[str, Any]) -> dict[str, str]:
-        """Return the texts of an item, those that both models share once."""
+        """Return the texts of an item, with those that both models share only once."""
         shown: dict[str, str] = {}
         for name, found in ((first, item["first_fields"]), (second, item["second_fields"])):
             for label, text in found.items():

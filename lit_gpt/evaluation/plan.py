@@ -1,8 +1,8 @@
-"""An evaluation plan: which measures to run, with which settings, and which thresholds they must reach.
+"""Evaluation plan: which measures to run, with which settings, and which thresholds they must reach.
 
     seed: 0
     measures:
-      - class_path: LanguageModeling            # one of ours by its short name, yours as package.module.Class
+      - class_path: LanguageModeling            # built-in by short name, custom as package.module.Class
         init_args:
           texts: {stdlib: true, split: val}
     gate:
@@ -12,9 +12,9 @@
 All measures are constructed before the first one runs, so a mistake in the last one is reported at once. Each measure
 runs independently: a failing one does not lose the results of the others.
 
-The gate holds scores against thresholds that were written before the model was measured. `by: interval` requires that
-the whole confidence interval is on the right side of the bound. A score that is missing (its measure failed, its name
-is misspelt) misses its threshold.
+The gate compares scores with thresholds that were written before the model was measured. `by: interval` requires that
+the whole confidence interval is on the right side of the bound. A missing score (its measure failed, its name is
+misspelled) misses its threshold.
 """
 
 import inspect
@@ -59,8 +59,8 @@ class Threshold:
     Attributes:
         key: `<result>.<score>`.
         kind: Whether the score must be at least (min) or at most (max) the bound.
-        bound: In the score's unit.
-        by: What is compared: the value, or the end of its interval that is nearer to the bound.
+        bound: Bound in the score's unit.
+        by: What is compared: the value, or the end of its interval that is closer to the bound.
     """
 
     key: str
@@ -152,7 +152,7 @@ def read_gate(gate: Any) -> tuple[Threshold, ...]:
 
 
 def check_gate(thresholds: Sequence[Threshold], results: Sequence[Result]) -> GateRecord | None:
-    """Hold results against the thresholds; None if there is no gate."""
+    """Compare results with the thresholds; return None if there is no gate."""
     if not thresholds:
         return None
     scores = {f"{result.name}.{score.name}": score for result in results for score in result.scores}
@@ -203,16 +203,16 @@ class PlannedMeasure:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be measured.
+    """The measures to run and the thresholds to reach.
 
     Attributes:
-        name: The YAML's file name without its ending; reports are stored under it.
-        measures: In order.
-        gate: The thresholds that they must reach.
+        name: File name of the YAML without its suffix; reports are stored under it.
+        measures: Measures in order.
+        gate: Thresholds that their results must reach.
         seed: Seed of everything that is sampled.
         title: A title for the report; empty: the name.
         config: The YAML as it was read.
-        notes: Which command-line options could not be applied.
+        notes: Command-line options that could not be applied.
     """
 
     name: str
@@ -245,7 +245,7 @@ def load_plan(file: str | Path, limit: int | None = None, run_untrusted_code: bo
         run_untrusted_code: Whether measures may run programs that the model wrote.
 
     Raises:
-        UserError: If the file is missing or not a plan, or a measure does not accept its options; says which.
+        UserError: If the file is missing or not a plan, or a measure does not accept its options; the message names it.
     """
     content = read_yaml(file, "the YAML of an evaluation")
     try:
@@ -255,7 +255,7 @@ def load_plan(file: str | Path, limit: int | None = None, run_untrusted_code: bo
 
 
 def make_plan(content: Any, name: str, limit: int | None = None, run_untrusted_code: bool = False) -> Plan:
-    """Build a plan from the content of its YAML; arguments and errors as `load_plan`."""
+    """Build a plan from the content of its YAML; see `load_plan` for arguments and errors."""
     check_at_least("limit", limit, 1, "null for all items")
     if not isinstance(content, Mapping) or not content.get("measures"):
         raise UserError("no measures; an evaluation has a list `measures` of {class_path: ..., init_args: {...}}")
@@ -275,7 +275,7 @@ def make_plan(content: Any, name: str, limit: int | None = None, run_untrusted_c
         if not limited:
             unlimited.append(planned.label)
     notes = (f"The limit of {limit} items does not apply to {', '.join(unlimited)}.",) if limit and unlimited else ()
-    # A run with a limit is another evaluation than the full one: its report says so and does not replace the full one.
+    # A run with a limit is a different evaluation: its report says so and does not replace the full one.
     config = dict(content) | ({} if limit is None else {"limit": limit})
     title = content.get("title")
     return Plan(
@@ -307,7 +307,7 @@ def _measure(entry: Any, number: int, limit: int | None, untrusted: bool) -> tup
 
 
 def explanation(topic: str) -> str:
-    """Return the list of measures, or one of them with its options.
+    """Return the list of measures, or the description of one of them with its options.
 
     Args:
         topic: `topics` or `measures` for the list; a short name, or a measure's class_path.
@@ -345,8 +345,8 @@ class Failure:
     """A measure that gave no result.
 
     Attributes:
-        measure: Its label in the plan.
-        error: Why, in one line.
+        measure: Label of the measure in the plan.
+        error: Reason, in one line.
         is_mistake: Whether the user can correct it (a `UserError`); otherwise it is a bug.
     """
 
@@ -360,8 +360,8 @@ class Outcome:
     """The results of a plan.
 
     Attributes:
-        results: Of the measures that completed, in order, with unique names.
-        failures: Of the others.
+        results: Results of the measures that completed, in order, with unique names.
+        failures: Failures of the other measures.
     """
 
     results: tuple[Result, ...]
@@ -379,9 +379,9 @@ def run_plan(plan: Plan, subject: Subject, on_start: Callable[[PlannedMeasure], 
     """Run all measures of a plan.
 
     Args:
-        plan: What to measure.
+        plan: Plan to run.
         subject: The model, with the plan's seed.
-        on_start: Called when a measure starts; returns what shows its progress.
+        on_start: Called when a measure starts; returns its progress callback.
     """
     completed: list[tuple[PlannedMeasure, list[Result]]] = []
     failures: list[Failure] = []

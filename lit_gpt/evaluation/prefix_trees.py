@@ -1,14 +1,14 @@
-"""Texts that share a beginning, computed once: trees of tokens, and the forward pass over them.
+"""Compute shared beginnings of texts only once: trees of tokens, and the forward pass over them.
 
-The choices of a question begin alike, and so do all questions after one preamble. The texts are sorted, so that those
-with a common beginning are adjacent, and become:
+The choices of a question have the same beginning, and so do all questions after one preamble. The texts are sorted, so
+that those with a common beginning are adjacent, and become:
 
 - trees: a few texts as one sequence of tokens in which each token attends only to the tokens before it in its own
   text. The choices of one question make one tree: the question, then each choice as a branch;
-- shared prefixes: a beginning that many trees share. It runs alone, its keys and values are stored, and the trees
-  continue from it.
+- shared prefixes: a beginning that many trees share. It runs separately, its keys and values are stored, and the trees
+ continue from it.
 
-A shared prefix is worth a forward pass of its own if it saves a good part of one; see `plan_trees`.
+A shared prefix is worth a separate forward pass if it saves a good part of one; see `plan_trees`.
 
 In a forward, trees of about the same size are the rows of a rectangle, so that they attend in one call; padding
 attends only to itself and its output is never read.
@@ -30,16 +30,16 @@ from lit_gpt.models import GPTConfig
 from lit_gpt.models.cache import Part, additive_mask
 
 TREE_TOKENS = 256
-"""Texts of together at most so many tokens make one tree even if they share little: the masked work is small."""
+"""Texts with at most this many tokens in total form one tree even if they share little: the masked work is small."""
 MIN_PREFIX = 16
 """Minimum length of a shared prefix in tokens."""
 
 
 class ScoredText(NamedTuple):
-    """A text and which of its tokens are predicted.
+    """A text and its predicted tokens.
 
     Attributes:
-        ids: (n,) int32, what the model reads.
+        ids: (n,) int32, tokens that the model reads.
         targets: (m,) int32, m <= n: the tokens that follow its last m tokens.
     """
 
@@ -59,7 +59,7 @@ class SharedPrefix:
     Attributes:
         parent: The shared prefix before it, if any.
         start: Its first position: the tokens before it belong to its ancestors.
-        ids: (P,) its own tokens.
+        ids: (P,) tokens, without those of its ancestors.
     """
 
     parent: "SharedPrefix | None"
@@ -79,8 +79,8 @@ class Tree:
     Attributes:
         ids: (T,) int64.
         positions: (T,) int64, position of each token in its text.
-        ends: (T,) int64: token j is visible to tokens j to ends[j] - 1, those that follow it in a text.
-        predictions: For each text its number, and the indices (m,) in the tree of its predicting tokens.
+        ends: (T,) int64: token j is visible to tokens j to ends[j] - 1, which follow it in some text.
+        predictions: For each text its index, and the indices (m,) in the tree of its predicting tokens.
     """
 
     ids: np.ndarray
@@ -90,7 +90,7 @@ class Tree:
 
     @property
     def is_chain(self) -> bool:
-        """Whether all texts are prefixes of the longest one, so that plain causal attention is right."""
+        """Whether all texts are prefixes of the longest one, so that plain causal attention is correct."""
         return bool((self.ends == len(self.ids)).all())
 
 
@@ -99,12 +99,12 @@ def plan_trees(
 ) -> Iterator[tuple[SharedPrefix | None, list[Tree]]]:
     """Group texts by their beginnings.
 
-    A shared prefix is worth its own forward if the trees after it would otherwise compute `max_tokens` / 2 tokens more.
+    A shared prefix gets a separate forward if the trees after it would otherwise compute `max_tokens` / 2 tokens more.
 
     Args:
-        texts: In any order.
+        texts: Texts in any order.
         max_tokens: Maximum number of tokens of one forward.
-        share: False makes each text a tree of its own.
+        share: If False, each text is a separate tree.
 
     Yields:
         A shared prefix, or None for trees without one, and its trees; the prefix's parent has been yielded before it.
@@ -113,7 +113,7 @@ def plan_trees(
     if not share:
         yield None, [_tree([text], [number], 0) for number, text in enumerate(texts)]
         return
-    # Big-endian bytes sort in the order of the numbers.
+    # Big-endian bytes sort in numeric order.
     order = sorted(range(len(texts)), key=lambda number: texts[number].ids.astype(">u4").tobytes())
     chosen = [texts[number] for number in order]
     lengths = np.array([len(text.ids) for text in chosen])
@@ -135,7 +135,7 @@ def plan_trees(
             if high - low == 1 or tokens <= max(TREE_TOKENS, 2 * (int(lengths[low:high].max()) - start)):
                 trees.append(_tree(chosen[low:high], order[low:high], start))
                 continue
-            # Too large for one tree: split where neighbours share the fewest tokens, the end of what all texts share.
+            # Too large for one tree: split where neighbors share the fewest tokens, i.e. the prefix of all texts.
             shared = int(common[low + 1 : high].min())
             cuts = [low, *(low + 1 + np.flatnonzero(common[low + 1 : high] == shared)).tolist(), high]
             branches = list(pairwise(cuts))
@@ -187,11 +187,11 @@ class TreesPart(Part):
     """The trees of one forward, and the keys and values that its attention layers see.
 
     Args:
-        config: The model's.
-        trees: One for each row.
-        prefix: Keys and values of the shared prefix before all of them; None = there is none.
+        config: Config of the model.
+        trees: Trees, one per row.
+        prefix: Keys and values of the shared prefix before all of them; None if there is none.
         device: The model's device.
-        keep: Store keys and values in `layers`, including the prefix's; for a single tree.
+        keep: Whether to store keys and values in `layers`, including the prefix's; only for a single tree.
     """
 
     def __init__(
@@ -244,11 +244,11 @@ class TreesPart(Part):
 
 
 class TreeState:
-    """What one attention layer sees in a forward over trees; nothing is kept for a later forward.
+    """KV state of one attention layer in a forward over trees; nothing is kept for a later forward.
 
     Args:
-        layer: From 0.
-        trees: All of the forward.
+        layer: Index of the layer, from 0.
+        trees: All trees of the forward.
     """
 
     def __init__(self, layer: int, trees: TreesPart) -> None:

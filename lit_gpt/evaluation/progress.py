@@ -10,7 +10,7 @@ from tqdm import tqdm
 from lit_gpt.pages.text import visible
 
 Progress = Callable[[int, int], None]
-"""Called with (done, total), as often as one likes."""
+"""Called with (done, total), at any frequency."""
 _ESTIMATE_AFTER = 5.0
 """Seconds of work from which the duration is estimated."""
 _LONG = 60.0
@@ -22,13 +22,13 @@ def no_progress(done: int, total: int) -> None:
 
 
 def part_of(progress: Progress, start: int, size: int, total: int) -> Progress:
-    """Return the progress of one part of a work, as a share of the whole.
+    """Return the progress callback of one part of a task, as a share of the whole.
 
     Args:
-        progress: Progress of the whole.
-        start: What is done before this part.
-        size: What this part amounts to.
-        total: The whole.
+        progress: Progress of the whole task.
+        start: Amount done before this part.
+        size: Size of this part.
+        total: Size of the whole task.
     """
 
     def part(done: int, of: int) -> None:
@@ -38,9 +38,9 @@ def part_of(progress: Progress, start: int, size: int, total: int) -> Progress:
 
 
 class ProgressBars:
-    """A bar with the time left for the measure that runs, on standard error.
+    """Shows a bar with the remaining time of the running measure on standard error.
 
-    If a measure is going to take more than a minute, that is printed once, as soon as it can be estimated.
+    If a measure will take more than a minute, its estimated duration is printed once.
     """
 
     def __init__(self) -> None:

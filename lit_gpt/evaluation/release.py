@@ -1,6 +1,6 @@
-"""Export: a model, written for other projects and verified, with its evaluation in the model card.
+"""Export a model in the format of other projects, verify it, and add its evaluation to the model card.
 
-Stages: refuse a model that has missed its gate → write it in the format → open what was written and compare it with the
+Stages: reject a model that has missed its gate → write it in the format → load what was written and compare it with the
 model → write the card. Each format reports what it did as lines of text.
 """
 
@@ -44,14 +44,14 @@ def export_model(
     Args:
         model: A run's folder, a checkpoint, a bundle, a Hugging Face folder, a GGUF file, or a hub name.
         out: The folder or file to write; it must not exist.
-        format: A Hugging Face folder, a GGUF file, a program of torch.export, or the adapter alone.
+        format: A Hugging Face folder, a GGUF file, a program of torch.export, or only the adapter.
         adapter: A run, checkpoint or peft folder with an adapter to merge; with `format="adapter"`, what to export.
-        dtype: Of the weights; keep: as they are.
-        check: Whether to open what was written and compare it with the model.
+        dtype: Dtype of the exported weights; keep: that of the model.
+        check: Whether to load what was written and compare it with the model.
         allow_failed_gate: Whether to export a model that has missed its gate; its card says so.
 
     Returns:
-        What was done, in lines of text, and what to do next.
+        Lines of text with what was done and what to do next.
 
     Raises:
         UserError: If there is no such model, it has missed its gate, something is at `out`, a setting does not fit the
@@ -166,12 +166,12 @@ def _write_card(
 
 
 def _card_of(out: str) -> str:
-    """The name of a single file's card."""
+    """Return the file name of the card of a single-file export."""
     return f"{out}.md"
 
 
 def _facts(source: ModelSource, model: str, out: str, dtype: str, allow_failed_gate: bool) -> CardFacts:
-    """What the card says of training and evaluation, after the gate."""
+    """Return the training and evaluation facts for the card, after checking the gate."""
     gate = _refuse_failed(model, allow_failed_gate)
     report = newest_report(model)
     facts = CardFacts(Path(out).stem if out.endswith((".gguf", ".pt2")) else Path(out).name)
@@ -187,7 +187,7 @@ def _facts(source: ModelSource, model: str, out: str, dtype: str, allow_failed_g
 
 
 def _refuse_failed(model: str, allowed: bool) -> dict[str, object] | None:
-    """Return the verdict on a model's weights as plain data, None if there is none; refuse one that failed."""
+    """Return the verdict on a model's weights as plain data, None if there is none; raise if the gate was missed."""
     record = gate_of(model)
     if record is None:
         return None
@@ -195,14 +195,14 @@ def _refuse_failed(model: str, allowed: bool) -> dict[str, object] | None:
         missed = "; ".join(f"{verdict.key} is {verdict.reason}" for verdict in record.missed)
         raise UserError(
             f"{model} has missed its gate (plan {', '.join(record.plans)}: {record.report}): {missed}. Train it "
-            "further and evaluate it again, or export it all the same with --allow_failed_gate true, which its card "
+            "further and evaluate it again, or export it anyway with --allow_failed_gate true, which its card "
             "will say"
         )
     return record.to_dict()
 
 
 def _stored_dtype(weights: object) -> str:
-    """The name of the type that the embedding is stored in."""
+    """Return the name of the embedding's dtype."""
     if isinstance(weights, LazyWeights):
         return str(weights.meta("wte.weight").dtype).removeprefix("torch.")
     return str(weights["wte.weight"].dtype).removeprefix("torch.")  # type: ignore[index]

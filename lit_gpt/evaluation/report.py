@@ -1,16 +1,16 @@
-"""Reports on a model: report.json with everything that an evaluation found, as plain data; report.html shows it.
+"""Reports on a model: report.json with everything that an evaluation found, and report.html, which displays it.
 
     {format, version, name, title, created, seconds,
      model: {name, checkpoint, weights_sha256, parameters, block_size, vocab_size, chat_template, lineage},
      machine: {device, ...}, code: {versions}, config: the plan as it was read, seed,
      results: [Result, ...], failures: [{measure, error, is_mistake}, ...], gate: {passed, verdicts} or null, notes}
 
-A report contains no user name, host name or absolute path. Numbers that JSON cannot hold (an infinite perplexity) are
-null.
+A report contains no user name, host name or absolute path. Numbers that JSON cannot represent (an infinite perplexity)
+are null.
 
 Reports are stored next to the model (`<run or bundle>/evaluation/<plan>/`) under the hash of the weights that were
-measured: weights that were trained further have no verdict. Each plan has its own report, and the model passes the
-gate if it passes the gates of all plans: a quick look with a limit does not override a full evaluation.
+measured: weights that were trained further have no verdict. Each plan has a separate report, and the model passes the
+gate if it passes the gates of all plans, so that a quick run with a limit does not override a full evaluation.
 """
 
 import json
@@ -46,7 +46,7 @@ def own_folder(path: Path) -> Path | None:
     """Return the folder of reports inside the run or bundle that a model was found in.
 
     Returns:
-        None for a model that is not ours to write into: from the hub, or another project's folder.
+        None for a model whose folder belongs to another project or that is from the hub.
     """
     if path.parent.name == CHECKPOINTS:
         return path.parent.parent / EVALUATION
@@ -77,7 +77,7 @@ def report_folders(model: str | Path) -> tuple[Path, list[Path]]:
 
 
 def asked_with(model: str, adapter: str | None, chat_template: str | None) -> dict[str, Any]:
-    """Return the command-line options that distinguish an evaluation of one plan from another: name and content hash.
+    """Return the command-line options, by name and content hash, that distinguish evaluations with the same plan.
 
     Raises:
         UserError: If there is no such adapter or chat template.
@@ -101,7 +101,7 @@ def folder_name(plan: str, config: Mapping[str, Any]) -> str:
 
 
 def check_writable(folder: Path) -> None:
-    """Raise if a folder cannot be written, before hours of work for its content; nothing is left behind.
+    """Raise if a folder cannot be written, to find out before hours of work; nothing is left behind.
 
     Raises:
         UserError: With the reason.
@@ -141,7 +141,7 @@ class Report:
     Attributes:
         content: The whole report as plain data.
         results: Its results.
-        file: report.json.
+        file: Path of report.json.
     """
 
     content: Mapping[str, Any]
@@ -204,7 +204,7 @@ def check_report_folder(folder: Path, plan: Plan, path: Path) -> None:
 
     Args:
         folder: Folder of the report.
-        plan: What will be measured.
+        plan: Plan to be measured.
         path: Where the model was found.
 
     Raises:
@@ -310,7 +310,7 @@ def plain(value: Any) -> Any:
 
 
 def _unicode(text: str) -> str:
-    """Escape lone surrogates, which a judge's reply or a row may contain and UTF-8 cannot encode."""
+    """Escape lone surrogates, which a judge's reply or a row may contain but UTF-8 cannot encode."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
@@ -320,7 +320,7 @@ def _numbers(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def newest_report(model: str | Path) -> Report | None:
-    """Return the newest report on the weights of a model; arguments, None and errors as `reports_of`."""
+    """Return the newest report on the weights of a model; see `reports_of` for argument, None and errors."""
     return next(iter(reports_of(model)), None)
 
 
@@ -351,7 +351,7 @@ def reports_of(model: str | Path) -> list[Report]:
 
 
 def gate_of(model: str | Path) -> GateRecord | None:
-    """Return the verdict on the weights of a model: the newest of each plan that has a gate; all have to be passed.
+    """Return the verdict on the weights of a model: the newest of each plan with a gate, all of which must be passed.
 
     The same plan with another chat template counts as another plan. A report with a limit counts only if its plan has
     no full one, and a passed run with a limit does not override a missed one with another limit.
@@ -361,7 +361,7 @@ def gate_of(model: str | Path) -> GateRecord | None:
 
     Returns:
         The verdicts of the plans that were missed, or if none was, of all plans; None if these weights have not been
-        held against a gate.
+        compared with a gate.
 
     Raises:
         UserError: If there is no such model, or a report on it is damaged.

@@ -1,7 +1,7 @@
 """Results of a measure: scores with their intervals, the items behind each of them, and how to read them.
 
-A result is plain data. The report, the gate, the comparison of two models, TensorBoard and the model card all read
-results and nothing else; `report.json` contains a list of them.
+A result is plain data. The report, the gate, the comparison of two models, TensorBoard and the model card read only
+results; `report.json` contains a list of them.
 """
 
 from collections.abc import Mapping
@@ -30,17 +30,16 @@ class Interval:
 
 @dataclass(frozen=True)
 class Score:
-    """One number.
+    """A named score.
 
     Attributes:
         name: Name within its result, in snake case: `accuracy`, `bits_per_byte`.
         value: The number.
-        count: Number of items, documents or samples that it is over.
-        interval: None if it has none (a sum over everything there is).
-        unit: "share" for numbers from 0 to 1 that the report shows in per cent; "bits", "nats", "tokens/s", ...
+        count: Number of items, documents or samples in it.
+        interval: Confidence interval; None if it has none (a sum over everything there is).
+        unit: "share" for numbers from 0 to 1 that the report shows as percentages; "bits", "nats", "tokens/s", ...
         better: Which direction is good.
-        per_item: Item id → value, if the score is the mean of its items' values: two models are compared by these, item
-            by item.
+        per_item: Item id → value, if the score is the mean of its items' values; two models are compared item by item.
         clusters: Item id → cluster, if items of one document or template are correlated; empty: items are independent.
     """
 
@@ -56,12 +55,12 @@ class Score:
 
 @dataclass(frozen=True)
 class Example:
-    """One item to read in the report.
+    """One item shown in the report.
 
     Attributes:
         title: What happened, in one line, such as "leaked", "wrong", "refused a safe prompt".
         fields: Texts to show, in order: the prompt, the answer, the expected answer.
-        item: Its id in `per_item`.
+        item: Id of the item in `per_item`.
     """
 
     title: str
@@ -74,9 +73,9 @@ class Chart:
     """A chart: lines or bars over the same x.
 
     Attributes:
-        title: What it shows.
-        x_label: With its unit.
-        y_label: With its unit.
+        title: Title of the chart.
+        x_label: Label with unit.
+        y_label: Label with unit.
         x: Positions of lines, or names of bars.
         series: Name → one value for each x; None if there is none.
         kind: line or bar.
@@ -97,13 +96,13 @@ class Result:
     Attributes:
         name: Unique name in the report, the gate and TensorBoard: `language_modeling`, `hellaswag`.
         title: Heading in the report.
-        definition: What is measured, in a sentence or two for readers who do not know the measure.
-        source: The paper or dataset that it comes from.
-        scores: The numbers, the most important first.
-        examples: A few items to read.
+        definition: What is measured, in a sentence or two for readers who are not familiar with the measure.
+        source: Paper or dataset of the measure.
+        scores: Scores, the most important first.
+        examples: A few items to show.
         charts: Charts.
         settings: Everything needed to repeat it: stride, shots, seeds, hashes of the files.
-        notes: Limitations: items left out and why, what was not measured.
+        notes: Limitations: excluded items with the reason, and what was not measured.
     """
 
     name: str
@@ -117,7 +116,7 @@ class Result:
     notes: tuple[str, ...] = ()
 
     def score(self, name: str) -> Score:
-        """Return the score of a name."""
+        """Return the score with the given name."""
         return next(score for score in self.scores if score.name == name)
 
     def to_dict(self) -> dict[str, Any]:

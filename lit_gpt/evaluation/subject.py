@@ -1,9 +1,9 @@
 """The model under test, and the ways of querying it.
 
 `complete` continues a text as from the start of a document, `answer` puts a conversation through the chat template,
-`respond` uses the chat template if the model has one and plain text otherwise. `likelihoods` gives log-probabilities
-of given texts. All of them are batched, and sampling depends on the subject's seed, the text's index and the sampling
-parameters alone.
+`respond` uses the chat template if the model has one and plain text otherwise. `likelihoods` gives log-probabilities of
+given texts. All of them are batched, and sampling depends only on the subject's seed, the text's index and the sampling
+parameters.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 Params = SamplingParams | Sequence[SamplingParams]
-"""Sampling parameters for all texts, or one each."""
+"""Sampling parameters for all texts, or one for each."""
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,12 @@ class Subject:
     """A loaded model that measures query; its weights must not change during its lifetime.
 
     Attributes:
-        name: Name in the report: the folder's or hub name.
+        name: Name in the report: the name of the folder or the hub name.
         model: The model in eval mode, on its device.
-        tokenizer: The model's own.
-        path: Where it was found; None for a model in training.
+        tokenizer: Tokenizer of the model.
+        path: Path of the model; None for a model in training.
         lineage: Its provenance record, if known.
-        chat_template: A preset or file instead of the tokenizer's own template.
+        chat_template: Preset name or file that replaces the tokenizer's own template.
         max_batch_size: Number of sequences that run at once.
         seed: Seed of everything that is sampled.
     """
@@ -91,7 +91,7 @@ class Subject:
         return make_renderer(self.tokenizer, self.chat_template)
 
     def complete(self, texts: Sequence[str], params: Params, progress: Progress = no_progress) -> list[Completion]:
-        """Complete texts, each opened as the model's documents were in training.
+        """Complete texts, each starting like the documents in training.
 
         Args:
             texts: The prompts.
@@ -145,7 +145,7 @@ class Subject:
         return self.generate(prompts, each, progress)
 
     def respond(self, prompts: Sequence[str], params: Params, progress: Progress = no_progress) -> list[Completion]:
-        """Answer prompts as a user would put them: through the chat template, or as plain text if there is none."""
+        """Answer prompts as for a user: through the chat template, or as plain text if there is none."""
         if self.renderer is None:
             return self.complete(prompts, params, progress)
         return self.answer([[Message(role="user", content=prompt)] for prompt in prompts], params, progress)
@@ -153,7 +153,7 @@ class Subject:
     def generate(
         self, prompts: Sequence[Sequence[int]], params: Params, progress: Progress = no_progress
     ) -> list[Completion]:
-        """Complete prompts of token ids, taken as they are; arguments and errors otherwise as `complete`."""
+        """Complete prompts of token ids, which are used unchanged; see `complete` for arguments and errors."""
         each = self._seeded(params, len(prompts))
         for number, (ids, one) in enumerate(zip(prompts, each, strict=True), start=1):
             try:
@@ -177,15 +177,15 @@ class Subject:
                 done.append(completion)
                 progress(len(done), total)
         finally:
-            if self.engine.has_work:  # left by an exception: the next measure needs an empty engine
+            if self.engine.has_work:  # left over from an exception; the next measure needs an empty engine
                 self.engine.fail_all("interrupted")
         return done
 
     def _seeded(self, params: Params, count: int) -> list[SamplingParams]:
-        """Return the parameters of each text, with a seed if it is sampled and none is given."""
+        """Return the parameters of each text, adding a seed where sampling needs one and none is given."""
         each = [params] * count if isinstance(params, SamplingParams) else list(params)
         if len(each) != count:
-            raise ValueError(f"{count} texts and {len(each)} sampling parameters; give one for all, or one each")
+            raise ValueError(f"{count} texts and {len(each)} sampling parameters; give one for all, or one for each")
         return [
             one if one.seed is not None or one.temperature == 0 else replace(one, seed=draw_seed(self.seed, number))
             for number, one in enumerate(each)
@@ -193,7 +193,7 @@ class Subject:
 
 
 def draw_seed(seed: int, number: int) -> int:
-    """Return the seed of sample `number`, hashed so that neighbouring seeds and numbers give unrelated streams."""
+    """Return the seed of sample `number`, hashed so that neighboring seeds and numbers give unrelated streams."""
     return int(sha256_json([seed, number])[:16], 16) & MAX_SEED
 
 
@@ -211,7 +211,7 @@ def load_subject(
         model: A run's folder, a checkpoint, a bundle, a Hugging Face folder, a GGUF file, or a hub name.
         adapter: A run, checkpoint or folder with an adapter that was trained on it.
         device: The device; auto takes the accelerator if there is one.
-        chat_template: A preset's name or a file, instead of the tokenizer's own.
+        chat_template: Preset name or file that replaces the tokenizer's own template.
         max_batch_size: Number of sequences that run at once.
         seed: Seed of everything that is sampled.
 
@@ -237,7 +237,7 @@ def check_answer_length(
         max_new_tokens: Maximum length of an answer.
         block_size: Length of the model's context.
         lengths: Lengths of the prompts in tokens; those that fill the context themselves are ignored.
-        option: The user's name of `max_new_tokens`.
+        option: Name of the user's option for `max_new_tokens`.
 
     Raises:
         UserError: If even after the shortest prompt an answer would be cut off by the end of the context.

@@ -1,8 +1,8 @@
-"""The texts that a measure reads: files, a dataset, a prepared corpus, or the standard library of this machine.
+"""Texts that a measure reads: files, a dataset, a prepared corpus, or the standard library of this machine.
 
-The same description serves for evaluation texts and for the training text. A split is chosen as in training, by each
-document's hash, so `{stdlib: true, split: val}` is what a run on the standard library was validated on. If a measure
-needs the training text and none is given, it is the corpus named by the config.yaml of the model's run.
+The same description is used for evaluation texts and for the training text. Splits are determined as in training, by
+each document's hash, so `{stdlib: true, split: val}` is the validation split of a run on the standard library. If a
+measure needs the training text and none is given, it is the corpus named by the config.yaml of the model's run.
 """
 
 import hashlib
@@ -38,20 +38,21 @@ class Texts:
     """Documents from exactly one source.
 
     Attributes:
-        files: Files, folders or glob patterns: text, code, JSON, JSON lines, CSV, TSV, Parquet,
-            Arrow, also as .gz, .zst, .bz2 or .xz.
-        stdlib: The source of this machine's Python standard library.
+        files: Files, folders or glob patterns: text, code, JSON, JSON lines, CSV, TSV, Parquet, Arrow, optionally .gz,
+            .zst, .bz2 or .xz.
+        stdlib: Whether to read the source of this machine's Python standard library.
         corpus: Folder of a prepared corpus (`prepare`'s out, or token shards); its tokens are decoded again.
         hub: A Hugging Face dataset: {path: ..., name: ..., split: ...}.
-        split: Only documents of this split: a `corpus` has its own, others are split by hash with the fractions below.
-        val_fraction: As in the run whose split it is; ignored for `corpus`.
-        test_fraction: As in the run whose split it is.
-        sample: Share of the documents to take, chosen by their hash.
+        split: Only documents of this split: a `corpus` has its own splits, others are split by hash with the fractions
+            below.
+        val_fraction: Validation fraction of the run whose split it is; ignored for `corpus`.
+        test_fraction: Test fraction of the run whose split it is.
+        sample: Fraction of the documents to read, chosen by their hash.
         text_field: Field or column of the text in tables, JSON and datasets, or a template of fields.
-        document_separator: String at which plain text files are cut into documents; null keeps a file whole.
-        on_bad_input: error stops at a file or row that cannot be read, skip leaves it out and counts it.
+        document_separator: String at which plain text files are split into documents; null keeps a file whole.
+        on_bad_input: What to do with an unreadable file or row: `error` stops, `skip` leaves it out and counts it.
         name: Name in the report; null: derived from the source.
-        format: The files' format if the suffix does not tell: encoding, quoting, delimiter.
+        format: File format options that the suffix does not determine: encoding, quoting, delimiter.
     """
 
     files: str | list[str] | None = None
@@ -130,7 +131,7 @@ class ReadTexts:
             yield admitted.document
 
     def admitted(self) -> Iterator[Admitted]:
-        """Yield the documents with hash and size.
+        """Yield the documents with their hash and size.
 
         Raises:
             UserError: If a file or row cannot be read, or there is no document at all.
@@ -144,7 +145,7 @@ class ReadTexts:
             self.num_empty = reading.num_empty
             if not own_split and texts.split not in ("all", admitted.split):
                 continue
-            # Independent of the split, which uses the hash's bytes 0-7, and of a tokenizer's sample, which uses 8-15.
+            # Independent of the split, which uses bytes 0-7 of the hash, and of a tokenizer's sample, which uses 8-15.
             if uniform(admitted.digest[16:24]) >= texts.sample:
                 continue
             self.num_documents += 1
@@ -155,7 +156,7 @@ class ReadTexts:
             rest = (
                 "" if texts.split == "all" and texts.sample == 1 else f" (split {texts.split}, sample {texts.sample})"
             )
-            raise UserError(f"{texts.title} holds no text{rest}; name texts that are not empty, or take more of them")
+            raise UserError(f"{texts.title} contains no text{rest}; name texts that are not empty, or a larger part")
 
     def expected_bytes(self) -> int | None:
         """Estimate the bytes that will be read; None if that is not known in advance."""
@@ -167,7 +168,7 @@ class ReadTexts:
         return int(size * held_out[texts.split] * texts.sample)
 
     def describe(self) -> dict[str, Any]:
-        """Return what is needed to read the same texts again: source, size, and the hash of all that was read."""
+        """Return what is needed to read the same texts again: source, size, and the hash of everything read."""
         texts = self.texts
         kept = {name: value for name, value in asdict(texts).items() if value not in (None, False, "all", 1.0)}
         if texts.corpus is not None or texts.split == "all":
@@ -176,7 +177,7 @@ class ReadTexts:
         return without_paths(kept) | counts
 
     def notes(self) -> tuple[str, ...]:
-        """Return notes on what was left out."""
+        """Return notes on what was excluded."""
         notes = []
         if self.num_empty:
             notes.append(f"{self.num_empty} documents without any text were left out.")
@@ -253,7 +254,7 @@ def training_texts(subject: Subject, training: Texts | None, held_out: Texts | N
 
 
 def unknown_training(name: str, title: str) -> Result:
-    """Return the empty result of a measure that needs the training text, which is not known."""
+    """Return the empty result of a measure that needs the training text, which is unknown."""
     return Result(
         name,
         title,

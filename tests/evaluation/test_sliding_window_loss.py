@@ -188,5 +188,5 @@ def test_a_split_is_the_one_of_training_and_a_sample_is_chosen_by_hash(folder):
 
 def test_empty_texts_are_a_mistake(tmp_path, subject):
     (tmp_path / "empty.txt").write_text("")
-    with pytest.raises(UserError, match=r"holds no text"):
+    with pytest.raises(UserError, match=r"contains no text"):
         LanguageModeling(Texts(files=str(tmp_path / "empty.txt"))).run(subject)

@@ -1,17 +1,17 @@
-"""Which part of a rendered conversation is an answer: what the model has to write, up to its stop token.
+"""Find the answers in a rendered conversation: what the model has to write, including its stop token.
 
-An answer is looked at as the model meets it. The turns before it, rendered with the generation prompt, are what it is
-given; the turns up to it are what that becomes; the answer is what the second rendering has beyond the first, up to
-the stop token. `{% generation %}` narrows it down where a template marks it.
+An answer is determined from the model's point of view. The turns before it, rendered with the generation prompt, are
+the model's input; the answer is what the rendering of the turns up to it adds to that, up to the stop token. `{%
+generation %}` narrows it down if a template has these marks.
 
-Which token is the stop is found once for a template, on a conversation whose contents are characters that occur nowhere
-else: the special tokens that follow an answer's content both at the end of a conversation and before the next turn,
-without those that open that turn. Where the two have no token in common (gpt-oss: `<|return|>`, later `<|end|>`), it is
-the one at the end of the conversation, which is where a model stops.
+The stop token is determined once per template, on a conversation whose contents are characters that occur nowhere else:
+it is among the special tokens that follow an answer's content both at the end of a conversation and before the next
+turn, without those that start that turn. If the two have no token in common (gpt-oss: `<|return|>`, later `<|end|>`),
+it is the one at the end of the conversation, which is where a model stops.
 
-An earlier answer is learned in the rendering of a later one if it stands there as the model wrote it. Templates that
-render it otherwise once turns follow (without its reasoning, with another stop token) give one rendering for each
-answer, so that no token is learned in a context other than the one in which it will be written.
+An earlier answer is trained on within the rendering of a later one if it appears there as the model wrote it. Templates
+that render it differently once turns follow (without its reasoning, with another stop token) give one rendering per
+answer, so that every target has the context in which the model will write it.
 """
 
 import json
@@ -29,7 +29,7 @@ NO_REASONING = "without their reasoning, for which the chat template has no plac
 NO_NAME = "without the names of their messages, for which the chat template has no place"
 OTHER_OPENING = "whose answer the chat template opens otherwise than its generation prompt does"
 
-# Contents of the conversations that a template is tried on: characters outside the range of the renderer's guards.
+# Contents of the conversations on which a template is tried: characters outside the range of the renderer's guards.
 QUESTION, ANSWER, FOLLOWING = "\U000f0001", "\U000f0002", "\U000f0003"
 ASKED = Message(role="user", content=QUESTION)
 ANSWERED = Message(role="assistant", content=ANSWER)
@@ -53,7 +53,7 @@ class Render(Protocol):
     def __call__(
         self, messages: Sequence[Message], add_generation_prompt: bool, tools: Sequence[Tool], marks: bool = False
     ) -> tuple[str, list[tuple[int, int]]]:
-        """Return the text, and where `{% generation %}` marks it if `marks`."""
+        """Return the text, and the spans marked by `{% generation %}` if `marks`."""
         ...
 
 
@@ -61,29 +61,29 @@ class Ending(NamedTuple):
     """How a template ends an answer."""
 
     stop: str
-    """The special token that a model has to write."""
+    """Special token that the model has to write."""
     rest: str
-    """What the template puts after it at the end of a conversation."""
+    """Text that the template puts after it at the end of a conversation."""
 
 
 class Answer(NamedTuple):
-    """Where an answer is in the rendering of the conversation that ends with it."""
+    """Position of an answer in the rendering of the conversation that ends with it."""
 
     text: str
     """That rendering, up to the stop token."""
     spans: list[tuple[int, int]]
-    """(start, end) of what is learned of it."""
+    """(start, end) of the spans that are trained on."""
     notes: tuple[str, ...]
 
 
 class AnswerFinder:
-    """Finds answers in what a template renders.
+    """Finds answers in the output of a template.
 
     Args:
-        render: The template.
-        special: Matches the tokenizer's special tokens; None: it has none.
-        name: What messages call the template.
-        marks: Whether it marks answers with `{% generation %}`.
+        render: Renders messages with the template.
+        special: Pattern of the tokenizer's special tokens; None if it has none.
+        name: Name of the template in messages.
+        marks: Whether the template marks answers with `{% generation %}`.
     """
 
     def __init__(self, render: Render, special: re.Pattern[str] | None, name: str, marks: bool) -> None:
@@ -96,12 +96,12 @@ class AnswerFinder:
 
     @cached_property
     def after_content(self) -> Ending | None:
-        """How an answer in words ends; None: with no special token."""
+        """Ending of an answer in text; None: without a special token."""
         return self._ending(ANSWERED, Message(role="user", content=FOLLOWING), [])
 
     @cached_property
     def after_calls(self) -> Ending | None:
-        """How an answer that calls tools ends; None: with no special token, or there is no form for calls."""
+        """Ending of an answer that calls tools; None: without a special token, or there is no format for calls."""
         try:
             ending = self._ending(CALLING, RETURNED, [TOOL])
         except UserError:
@@ -110,7 +110,7 @@ class AnswerFinder:
             twice = self._render([ASKED, Message(**{**CALLING, "tool_calls": [CALLED, CALLED]})], False, [TOOL])[0]
         except UserError:  # a template may allow one call in a turn
             return ending
-        # DeepSeek-R1's ends only several calls; what then stands between two of them is no stop token.
+        # DeepSeek-R1's template ends only multiple calls; the text between two of them contains no stop token.
         return (
             None if ending is not None and ending.stop in twice.partition(ANSWER)[2].rpartition(ANSWER)[0] else ending
         )
@@ -139,7 +139,7 @@ class AnswerFinder:
 
     @cached_property
     def _openers(self) -> set[str]:
-        """Special tokens before the first content of a conversation: they open a turn."""
+        """Special tokens before the first content of a conversation, which start a turn."""
         try:
             text = self._render([Message(role="system", content=QUESTION), ASKED], False, [])[0]
         except UserError:  # no system messages
@@ -154,12 +154,12 @@ class AnswerFinder:
 
         Args:
             messages: The conversation.
-            index: Of the answer.
-            tools: What the assistant may call.
-            check: Refuse a rendering that lacks something of the conversation.
+            index: Index of the answer.
+            tools: Tools that the assistant may call.
+            check: Whether to reject a rendering that lacks parts of the conversation.
 
         Raises:
-            UserError: if the template does not render it, does not end it with its stop token, or leaves it out.
+            UserError: if the template does not render it, does not end it with its stop token, or omits it.
         """
         message, number = messages[index], index + 1
         prompt = self._render(messages[:index], True, tools)[0]
@@ -172,8 +172,8 @@ class AnswerFinder:
         ending = self.after_calls if message.get("tool_calls") else self.after_content
         if ending is None and message.get("tool_calls"):
             raise UserError(
-                f"the chat template ({self._name}) has no form for tool calls, or none that ends with a special token; "
-                "use a template that has one (chat_template), or leave such rows out"
+                f"the chat template ({self._name}) has no format for tool calls, or none that ends in a special "
+                "token; use a template that has one (chat_template), or remove such rows"
             )
         if ending is None:
             raise UserError(
@@ -192,7 +192,7 @@ class AnswerFinder:
         return Answer(text[:end], spans, notes)
 
     def _marked(self, marked: list[tuple[int, int]], start: int, end: int, number: int) -> list[tuple[int, int]]:
-        """Return the marked parts of an answer; neighbours are joined."""
+        """Return the marked parts of an answer, with adjacent ones joined."""
         spans: list[tuple[int, int]] = []
         for first, last in marked:
             first, last = max(first, start), min(last, end)
@@ -212,10 +212,10 @@ class AnswerFinder:
         return spans
 
     def _departure(self, messages: Sequence[Message], prompt: str, text: str, tools: Sequence[Tool]) -> int:
-        """Where an answer begins that does not begin with its generation prompt: where the two differ.
+        """Return the start of an answer that does not start with its generation prompt: where the two first differ.
 
-        DeepSeek-R1's prompt ends with `<think>`, which its answers do not have. The answer's own first characters may
-        happen to be those of the prompt, so they are replaced.
+        DeepSeek-R1's prompt ends with `<think>`, which its answers do not have. The answer's first characters could
+        coincide with those of the prompt, so they are replaced.
         """
         blank = Message(**{**messages[-1], "content": ANSWER})
         if "reasoning_content" in blank:
@@ -224,16 +224,17 @@ class AnswerFinder:
         without = self._render(messages[:-1], False, tools)[0]
         if start < _shared(prompt, without):
             raise UserError(
-                f"the chat template ({self._name}) renders the turns before message {len(messages)} otherwise once it "
-                "follows, so its answer cannot be told from its prompt; put content and stop token of every answer "
-                "between {% generation %} and {% endgeneration %} in a template that leaves earlier turns as they are"
+                f"the chat template ({self._name}) renders the turns before message {len(messages)} differently once "
+                "it follows, so its answer cannot be separated from its prompt; put content and stop token of every "
+                "answer between {% generation %} and {% endgeneration %}, and do not "
+                "change earlier turns"
             )
         return start
 
     # ------------------------------------------------------------------ whether all of it is there
 
     def _check(self, messages: Sequence[Message], prompt: str, answer: str, tools: Sequence[Tool]) -> tuple[str, ...]:
-        """Refuse a rendering that lacks something; return what is to be counted of it."""
+        """Raise if a rendering lacks something; return notes on it that are to be counted."""
         given, written = _dense(prompt), _dense(answer)
         for number, message in enumerate(messages, start=1):
             content = message["content"]
@@ -271,17 +272,17 @@ class AnswerFinder:
         shown = content if len(content) <= 60 else content[:60] + "..."
         return UserError(
             f"the chat template ({self._name}) leaves out {what} or a part of it: {shown!r}; use a template that "
-            "renders it (chat_template), or take it out of the row"
+            "renders it (chat_template), or remove it from the row"
         )
 
 
 def _shared(*texts: str) -> int:
-    """Return how many characters texts have in common at their beginning."""
+    """Return the length of the texts' common prefix."""
     return len(os.path.commonprefix(texts))  # noqa: RUF071 (of texts, not of paths)
 
 
 def _dense(text: str) -> str:
-    """A text without white space, which templates strip and add."""
+    """Return a text without white space, which templates strip and add."""
     return "".join(text.split())
 
 

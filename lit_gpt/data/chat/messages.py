@@ -16,7 +16,7 @@ _OTHER_NAMES = {"developer": "system", "human": "user", "model": "assistant", "f
 _KEPT = ("name", "tool_call_id")
 _REASONING = ("reasoning_content", "reasoning", "thinking")
 _LEARNED = {"weight": 1, "train": 1, "training": 1, "loss": 1, "loss_weight": 1, "masked": 0}
-"""Names that say whether a turn is learned → the value that says yes."""
+"""Fields that tell whether a turn is trained on → the value that means yes."""
 _FIELDS = ("role", "content", "tool_calls", "function_call", *_KEPT, *_REASONING, *_LEARNED)
 _CALL_FIELDS = ("id", "type", "index", "function")
 
@@ -30,7 +30,7 @@ class FunctionCall(TypedDict):
 
     name: str
     arguments: dict[str, Any] | str
-    """An object, or its JSON text as the row has it."""
+    """An object, or its JSON text as given in the row."""
 
 
 class ToolCall(TypedDict, total=False):
@@ -60,12 +60,13 @@ def normalise_messages(messages: object) -> list[Message]:
     """Return messages with plain text contents and one name for each role and field.
 
     Args:
-        messages: Rows as people have them: contents that are null or lists of text parts, the roles `developer`,
-            `human`, `model` and `function`, a `function_call` instead of tool calls, reasoning under any of its names,
-            and `weight`, `train`, `loss`, `loss_weight` or `masked` for whether a turn is learned.
+        messages: Messages as found in datasets: contents may be null or lists of text parts, roles may be `developer`,
+            `human`, `model` or `function`, there may be a `function_call` instead of tool calls, the reasoning may have
+            any of its names, and `weight`, `train`, `loss`, `loss_weight` or `masked` may tell whether a turn is
+            trained on.
 
     Raises:
-        UserError: if one is no message or has a field that says something unknown, naming it by its place.
+        UserError: if an item is not a message or has an unknown field, naming its position.
     """
     if not isinstance(messages, Sequence) or isinstance(messages, str | bytes):
         raise UserError(f"the messages are a {type(messages).__name__}, not a list of {{role, content}}")
@@ -166,12 +167,12 @@ def _normalise(message: object, number: int) -> Message:
 
 
 def is_empty(value: object) -> bool:
-    """Return whether a field says nothing: null, as tables have where a row lacks a field, or empty."""
+    """Return whether a field is empty: null, as in tables where a row lacks a field, or an empty value."""
     return value is None or (isinstance(value, str | Sequence | Mapping) and not value)
 
 
 def _weight(message: Mapping[str, Any], number: int) -> int | None:
-    """Return 1 or 0 where a message says whether it is learned."""
+    """Return 1 or 0 if a message tells whether it is trained on, else None."""
     said = {}
     for name, learned in _LEARNED.items():
         value = message.get(name)
@@ -181,7 +182,7 @@ def _weight(message: Mapping[str, Any], number: int) -> int | None:
             raise UserError(f"the {name} of message {number} is {value!r}; it must be 0 (false) or 1 (true)")
         said[name] = int(value == learned)
     if len(set(said.values())) > 1:
-        raise UserError(f"message {number} says both that it is learned and that it is not ({', '.join(said)})")
+        raise UserError(f"message {number} is marked both to be learned and not to be learned ({', '.join(said)})")
     return next(iter(said.values()), None)
 
 
@@ -226,7 +227,7 @@ def _call(call: object, number: int) -> ToolCall:
         except (ValueError, RecursionError) as error:
             raise UserError(f"message {number}: the arguments of {function['name']} are not JSON ({error})") from error
     if not isinstance(value, Mapping):
-        raise UserError(f"message {number}: the arguments of {function['name']} are no JSON object")
+        raise UserError(f"message {number}: the arguments of {function['name']} are not a JSON object")
     kept = arguments if isinstance(arguments, str) else dict(value)
     result = ToolCall(type="function", function=FunctionCall(name=function["name"], arguments=kept))
     if isinstance(call.get("id"), str):

@@ -1,11 +1,12 @@
 """Render messages to ids and the mask of the assistant's tokens.
 
-In stages: the template gives the text and the places of the answers in it (`answers`); the text is cut at these
-places; each piece is tokenised by itself. So a token never straddles the border between prompt and answer, and the
-prompt of a training row has the very ids that the model is prompted with later.
+The template gives the text and the character spans of the answers in it (`answers`); the text is split at the ends of
+these spans, and each piece is tokenized separately. Thus a token never crosses the border between prompt and answer,
+and the prompt of a training row has exactly the ids with which the model is prompted later.
 
-Templates differ in what they take: contents as texts or as lists of parts, arguments of tool calls as objects or as
-JSON text. Which one a template takes is tried once, on a conversation that shows whether its contents appear.
+Templates differ in the input that they accept: contents as texts or as lists of parts, arguments of tool calls as
+objects or as JSON text. What a template accepts is determined once, by rendering a conversation and checking whether
+its contents appear.
 
 Content that spells a special token (`<|im_end|>`) must not become one: an otherwise unused character is inserted into
 it before rendering and removed before tokenization.
@@ -24,7 +25,7 @@ from lit_gpt.data.chat.template import ChatTemplate, template_of
 from lit_gpt.data.tokenizers import Tokenizer
 from lit_gpt.errors import UserError
 
-_GUARDS = range(0xE000, 0xF900)  # private use: no text needs all of them
+_GUARDS = range(0xE000, 0xF900)  # private use area: no text needs all of these characters
 
 
 class RenderedChat(NamedTuple):
@@ -35,7 +36,7 @@ class RenderedChat(NamedTuple):
     """True on the tokens that the assistant has to produce."""
     text: str
     notes: tuple[str, ...] = ()
-    """What a template has no place for, each to be counted."""
+    """Notes on what the template cannot render, each of which is counted."""
 
 
 class ChatRenderer:
@@ -71,12 +72,12 @@ class ChatRenderer:
     def __call__(
         self, messages: Sequence[Message], add_generation_prompt: bool = False, tools: Sequence[Tool] | None = None
     ) -> RenderedChat:
-        """Render a conversation that the model is to continue; nothing of it is learned.
+        """Render a conversation for generation; its mask is False throughout.
 
         Args:
-            messages: The turns; they are normalised here.
-            add_generation_prompt: End with what opens the assistant's next turn.
-            tools: What the assistant may call.
+            messages: The turns, which are normalized here.
+            add_generation_prompt: Whether to end with the start of the assistant's next turn.
+            tools: Tools that the assistant may call.
 
         Raises:
             UserError: if the template does not render them.
@@ -92,19 +93,19 @@ class ChatRenderer:
         return self._tokens(text, cuts, guard)
 
     def learned(self, messages: Sequence[Message], tools: Sequence[Tool] | None = None) -> list[RenderedChat]:
-        """Render a conversation to be learned: every answer of weight 1 is in exactly one of the renderings.
+        """Render a conversation for training: every answer of weight 1 is in exactly one of the renderings.
 
         Args:
-            messages: The turns; they are normalised here.
-            tools: What the assistant may call.
+            messages: The turns, which are normalized here.
+            tools: Tools that the assistant may call.
 
         Returns:
-            One, unless the template renders answers otherwise once turns follow; each ends with an answer. None where
-            no answer is to be learned.
+            One rendering, unless the template renders answers differently once turns follow; each ends with an answer.
+            An empty list if no answer is trained on.
 
         Raises:
-            UserError: if the template does not render them, leaves something out, or answers cannot be distinguished
-                from the rest.
+            UserError: if the template does not render them or omits something, or answers cannot be distinguished from
+                the rest.
         """
         turns, described, guard = self._guarded(messages, tools)
         answers: list[tuple[Answer, bool]] = []
@@ -113,7 +114,7 @@ class ChatRenderer:
                 answers.append((self._answers.find(turns, index, described), True))
             elif turn["role"] == "assistant" and (context := self._attempt(turns, index, described)) is not None:
                 answers.append((context, False))
-        chosen: list[Answer] = []  # the last of each rendering
+        chosen: list[Answer] = []  # the last answer of each rendering
         for answer, is_learned in reversed(answers):
             if is_learned and not any(later.text.startswith(answer.text) for later in chosen):
                 chosen.append(answer)
@@ -134,7 +135,7 @@ class ChatRenderer:
     def _guarded(
         self, messages: Sequence[Message], tools: Sequence[Tool] | None
     ) -> tuple[list[Message], list[Tool], str]:
-        """Return turns and tools in which no content spells a special token, and the character that breaks them."""
+        """Return turns and tools in which no content spells a special token, and the inserted guard character."""
         turns = normalise_messages(messages)
         described = [tool if "function" in tool else {"type": "function", "function": tool} for tool in tools or ()]
         guard = self._unused_character([turns, described])
@@ -145,14 +146,14 @@ class ChatRenderer:
         )
 
     def _attempt(self, turns: list[Message], index: int, tools: list[Tool]) -> Answer | None:
-        """Find an answer that is context only; one that the template does not show is no reason to refuse."""
+        """Find an answer that is only context; return None if the template does not show it."""
         try:
             return self._answers.find(turns, index, tools, check=False)
         except UserError:
             return None
 
     def _tokens(self, text: str, spans: Sequence[tuple[int, int, bool]], guard: str) -> RenderedChat:
-        """Tokenise a text in pieces: spans, each learned or not, and what is between them."""
+        """Tokenize a text in pieces: the spans, each trained on or not, and the text between them."""
         ids: list[int] = []
         mask: list[bool] = []
         end_before = 0
@@ -170,7 +171,7 @@ class ChatRenderer:
 
     @cached_property
     def stop_ids(self) -> tuple[int, ...]:
-        """Ids that end an answer: what this template puts there, also after tool calls, and the end of text.
+        """Return the ids that end an answer: the template's stop tokens (also after tool calls) and the end of text.
 
         Raises:
             UserError: if the template does not end an answer with a special token of the tokenizer, so that the model
@@ -231,7 +232,7 @@ class ChatRenderer:
         return texts[0], list(places[0]) if marks else []
 
     def _as_taken(self, message: Message) -> dict[str, Any]:
-        """Return a message with contents and tool calls in the form that the template takes."""
+        """Return a message with contents and tool calls in the form that the template accepts."""
         taken: dict[str, Any] = dict(message)
         if message.get("tool_calls"):
             content, kinds = self._call_form
@@ -243,7 +244,7 @@ class ChatRenderer:
 
     @cached_property
     def _takes_parts(self) -> bool:
-        """Whether contents appear only as lists of parts, as in templates of models that also see pictures."""
+        """Whether contents appear only if given as lists of parts, as in templates of multimodal models."""
         for as_parts in (False, True):
             probe: list[dict[str, Any]] = [dict(ASKED), dict(ANSWERED)]
             for message in probe:
@@ -259,10 +260,10 @@ class ChatRenderer:
 
     @cached_property
     def _call_form(self) -> tuple[str | None, tuple[type, ...]]:
-        """What an empty content next to tool calls is, and as what their arguments appear: objects, JSON text or both.
+        """The content of a turn with only tool calls, and the accepted argument types: objects, JSON text or both.
 
-        Most templates take objects and write them as JSON; some take either and write the same. DeepSeek's take JSON
-        text, which others would put into quotes. DeepSeek-R1's read calls only where the content is null.
+        Most templates accept objects and write them as JSON; some accept both and write the same. DeepSeek's accept
+        JSON text, which other templates would quote. DeepSeek-R1's recognize calls only if the content is null.
         """
         for content in ("", None):
             texts: dict[type, str] = {}
@@ -414,7 +415,7 @@ def stop_token_ids(tokenizer: Tokenizer, template: ChatTemplate | None = None) -
 
 
 def _with_arguments(call: ToolCall, kinds: tuple[type, ...]) -> dict[str, Any]:
-    """Return a tool call with its arguments as they are, or in the form that a template takes."""
+    """Return a tool call with its arguments unchanged, or in the form that a template accepts."""
     function = call["function"]
     arguments: Any = function["arguments"]
     if type(arguments) not in kinds:

@@ -137,14 +137,14 @@ class TokenTexts:
 def windows_of(
     batch: Any, texts: TokenTexts, pieces: Sequence[list[Piece]] | None = None, isolated: bool = False
 ) -> list[Window]:
-    """Returns the windows of a batch.
+    """Return the windows of a batch.
 
     Args:
-        batch: A `Batch`, a list of them, or any mapping that holds token ids under names that end with `input_ids`
-            (`chosen_input_ids`, or mappings in the mapping); their other fields have the same prefix.
-        texts: Of the tokenizer.
-        pieces: The documents of each row, where they are known.
-        isolated: Whether a row without document ids holds one document, rather than several that see one another.
+        batch: A `Batch`, a list of batches, or a (possibly nested) mapping with token ids under names that end in
+            `input_ids` (such as `chosen_input_ids`); the fields that belong to them have the same prefix.
+        texts: Token texts of the tokenizer.
+        pieces: Documents of each row, if known.
+        isolated: Whether a row without document ids is one document rather than several that attend to each other.
     """
     if isinstance(batch, list | tuple):
         found: list[Window] = []

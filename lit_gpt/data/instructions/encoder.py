@@ -31,10 +31,10 @@ class InstructionEncoder:
     Args:
         renderer: Chat template on a tokenizer.
         block_size: T: a conversation of more than T + 1 tokens is too long.
-        long_rows: What happens then.
-        columns: Our name of a field → the data's.
-        system_prompt: Given to rows that have none.
-        ignore_fields: Fields of rows and turns to leave out.
+        long_rows: What to do with a conversation that is too long: `cut`, `drop` or `error`.
+        columns: Mapping from the expected field name to the name in the data.
+        system_prompt: System prompt for rows that have none.
+        ignore_fields: Fields of rows and turns to ignore.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class InstructionEncoder:
         ])  # fmt: skip
 
     def __call__(self, row: Record) -> EncodedRow | list[EncodedRow] | str:
-        """Encode a row; it gives several where the template renders answers otherwise once turns follow.
+        """Encode a row, as several if the template renders answers differently once turns follow.
 
         Raises:
             UserError: if the row has no supported format, or its prompt alone fills the context.
@@ -75,7 +75,7 @@ class InstructionEncoder:
             return encoded
         key = prompt_key(conversation.prompt)
         rows = [EncodedRow((sequence,), key, notes=notes) for sequence, notes in encoded]
-        # What is said of the row is counted once.
+        # Notes on the row as a whole are counted once.
         notes = tuple(dict.fromkeys(note for row in rows for note in row.notes)) + ((SPLIT,) if len(rows) > 1 else ())
         if not conversation.messages[-1].get("weight", 1):
             notes = (*notes, UNLEARNED_END)
@@ -83,17 +83,17 @@ class InstructionEncoder:
         return [rows[0], *(replace(row, notes=()) for row in rows[1:])]
 
     def sequence(self, messages: list[Message], tools: list[Tool]) -> tuple[EncodedSequence, tuple[str, ...]] | str:
-        """Return the sequence of checked messages of which one is wanted: see `sequences`.
+        """Return the sequence of validated messages that must give a single one; see `sequences`.
 
         Raises:
-            UserError: if their answers cannot be learned in one sequence.
+            UserError: if their answers do not fit into one rendering.
         """
         encoded = self.sequences(messages, tools)
         if isinstance(encoded, str):
             return encoded
         if len(encoded) > 1:
             raise UserError(
-                f"the chat template ({self.renderer.template.name}) renders an answer otherwise once turns follow, so "
+                f"the chat template ({self.renderer.template.name}) renders answers differently once turns follow, so "
                 "several answers of this row cannot be judged together; give all but the last weight: 0"
             )
         return encoded[0]
@@ -101,14 +101,14 @@ class InstructionEncoder:
     def sequences(
         self, messages: list[Message], tools: list[Tool]
     ) -> list[tuple[EncodedSequence, tuple[str, ...]]] | str:
-        """Return tokens, mask and notes of checked messages, or the rule they fell to.
+        """Return tokens, mask and notes of validated messages, or the reason to drop them.
 
         Raises:
             UserError: if no token of an answer is within the context, or `long_rows` is `error`.
         """
         found = self.renderer.learned(messages, tools)
         if not found:
-            raise UserError("it has no token to learn: every answer has weight 0")
+            raise UserError("it has no target token: every answer has weight 0")
         limit = self.block_size + 1
         longest = max(len(one.ids) for one in found)
         if longest > limit and self.long_rows == "drop":
@@ -120,7 +120,7 @@ class InstructionEncoder:
             notes = (*one.notes, CUT) if len(one.ids) > limit else one.notes
             if any(one.mask[:limit]):
                 kept.append((EncodedSequence(one.ids[:limit], one.mask[:limit]), notes))
-            elif kept:  # an answer beyond the context, as those at the end of one long sequence
+            elif kept:  # an answer beyond the context, like those at the end of a single long sequence
                 kept[-1] = (kept[-1][0], tuple(dict.fromkeys((*kept[-1][1], CUT))))
         if not kept:
             raise UserError(
@@ -131,12 +131,12 @@ class InstructionEncoder:
 
 
 def as_context(messages: Sequence[Message]) -> list[Message]:
-    """Return messages of which no answer is learned."""
+    """Return the messages with all answers marked as context."""
     return [Message(**{**turn, "weight": 0}) if turn["role"] == "assistant" else turn for turn in messages]
 
 
 def prompt_key(prompt: list[Message]) -> str:
-    """Return the text whose hash decides a row's split: rows with one prompt are never on both sides."""
+    """Return the text whose hash determines a row's split, so that rows with the same prompt are in the same split."""
     plain = [{name: value for name, value in turn.items() if name != "weight"} for turn in prompt]
     return json.dumps(plain, sort_keys=True, ensure_ascii=False, default=str)
 

@@ -10,9 +10,9 @@
 
 All may have `system` (or `system_prompt`) and `tools`. Other names are mapped to these by `columns`.
 
-A row's fields are read through `RowFields`, which knows what was read. Any other field is an error, unless it is empty,
-says something about the row (`id`, `source`, a score), repeats what was read, or is named in `ignore_fields`: those are
-left out and reported by name.
+A row's fields are read through `RowFields`, which records what was read. Any other field is an error, unless it is
+empty, is metadata of the row (`id`, `source`, a score), repeats what was read, or is listed in `ignore_fields`: such
+fields are ignored and reported by name.
 """
 
 import json
@@ -47,11 +47,11 @@ METADATA = frozenset({
     "rejected_model", "chosen-model", "rejected-model", "timestamp", "date", "created_at", "url", "license", "split",
     "subset", "meta", "metadata", "num_turns", "num_tokens", "token_count", "length", "title",
 })  # fmt: skip
-"""Fields that say something about a row and are no part of what is learned: left out, and reported."""
+"""Metadata fields of a row, which are ignored and reported."""
 
 
 class Conversation(NamedTuple):
-    """Checked messages, what tools the assistant may call, and which fields of the row were left out."""
+    """Validated messages, the tools that the assistant may call, and the ignored fields of the row."""
 
     messages: list[Message]
     tools: list[Tool]
@@ -65,18 +65,18 @@ class Conversation(NamedTuple):
 
 
 class RowFields:
-    """The fields of a row by our names for them; it remembers which were read.
+    """Fields of a row under their expected names; it records which were read.
 
     Args:
-        row: Its fields.
-        columns: Our name of a field → the name that the row has for it.
-        ignore_fields: Fields of the row and of its turns to leave out; `*` stands for any characters.
+        row: Fields of the row.
+        columns: Mapping from the expected field name to the name in the row.
+        ignore_fields: Fields of the row and of its turns to ignore; `*` matches any characters.
 
     Attributes:
         left_out: Names of fields that are not read, in order.
 
     Raises:
-        UserError: if a named column is not there, or a row has another field of our name for it.
+        UserError: if a column named in `columns` is missing, or the row also has a field of the expected name.
     """
 
     def __init__(
@@ -99,12 +99,12 @@ class RowFields:
                 self.left_out.append(name)
 
     def get(self, name: str) -> Any:
-        """Return a field, None if the row lacks it."""
+        """Return a field, or None if the row lacks it."""
         self._read.add(name)
         return self.values.get(name)
 
     def turns(self, value: Any, role: str, field: str) -> list[Message]:
-        """Return messages from a text, which is one turn of `role`, or from a list of messages, OpenAI's or ShareGPT's.
+        """Return messages from a text, which becomes one turn of `role`, or from a list of OpenAI or ShareGPT messages.
 
         Raises:
             UserError: if it is neither.
@@ -115,13 +115,13 @@ class RowFields:
         return turns_of(value, role, field)
 
     def finish(self, messages: Sequence[Message]) -> tuple[str, ...]:
-        """Check that nothing of the row is lost, and return the names of the fields that are left out.
+        """Check that no content of the row is lost, and return the names of the ignored fields.
 
         Args:
-            messages: What was made of those that were read.
+            messages: Messages made of the fields that were read.
 
         Raises:
-            UserError: if a field was not read and is not known to be no part of what is learned.
+            UserError: if a field was not read and is not known to be irrelevant for training.
         """
         contents = {message["content"].strip() for message in messages}
         texts = [value for name, value in self.values.items() if name in self._read and isinstance(value, str)]
@@ -143,7 +143,7 @@ class RowFields:
         return tuple(self.left_out)
 
     def refuse_media(self) -> None:
-        """Refuse a row with pictures, sound or films.
+        """Reject a row with images, audio or video.
 
         Raises:
             UserError: if it has any.
@@ -173,16 +173,17 @@ def conversation_of(
 ) -> Conversation:
     """Convert a row to a conversation.
 
-    The answers in `messages`, `conversations` and `history` are learned; those within a `prompt` are context.
+    The answers in `messages`, `conversations` and `history` are trained on; those within a `prompt` are context.
 
     Args:
-        row: Its fields.
-        columns: Our name of a field → the name that the row has for it.
-        system_prompt: Given to rows that have none.
-        ignore_fields: Fields to leave out (see `RowFields`).
+        row: Fields of the row.
+        columns: Mapping from the expected field name to the name in the row.
+        system_prompt: System prompt for rows that have none.
+        ignore_fields: Fields to ignore (see `RowFields`).
 
     Raises:
-        UserError: if it has none of the forms, a field is missing, empty or unknown, or the roles are out of order.
+        UserError: if the row has no supported format, a field is missing, empty or unknown, or the roles are out of
+            order.
     """
     fields = RowFields(row, columns, ignore_fields)
     messages = chat_of(fields)
@@ -201,10 +202,10 @@ def conversation_of(
 
 
 def chat_of(fields: RowFields) -> list[Message] | None:
-    """Return the messages of a row that is a whole conversation; None: it is none.
+    """Return the messages of a row that is a whole conversation, or None if it is not.
 
     Raises:
-        UserError: if its field holds no messages.
+        UserError: if its field does not contain messages.
     """
     for name in ("messages", "conversations"):
         if fields.values.get(name) is not None:
@@ -216,10 +217,10 @@ def chat_of(fields: RowFields) -> list[Message] | None:
 
 
 def question_of(fields: RowFields) -> list[Message] | None:
-    """Return the turns before the answer of a row that has question and answer in fields of their own.
+    """Return the turns before the answer of a row that has separate fields for question and answer.
 
     Raises:
-        UserError: if a field is of the wrong kind.
+        UserError: if a field is of the wrong type.
     """
     name = next((name for name in ("prompt", "question", "instruction") if name in fields.values), None)
     if name is None:
@@ -232,7 +233,7 @@ def question_of(fields: RowFields) -> list[Message] | None:
 
 
 def _context(message: Message) -> Message:
-    """An answer within a prompt is not learned, unless it says that it is."""
+    """Return an answer within a prompt, which is not trained on unless it is marked so."""
     return Message(**{"weight": 0, **message}) if message["role"] == "assistant" else message
 
 
@@ -250,22 +251,22 @@ def _history(fields: RowFields) -> list[Message]:
 
 
 def with_system(messages: list[Message], fields: RowFields, system_prompt: str | None) -> list[Message]:
-    """Return messages that open with their own system prompt, the row's, or `system_prompt`.
+    """Return messages that start with their own system prompt, the row's, or `system_prompt`.
 
     An empty system prompt counts as none.
 
     Raises:
-        UserError: if `system` is no text, or a row has two different ones.
+        UserError: if `system` is not text, or a row has two different system prompts.
     """
     found = {}
     if len(messages) > 1 and messages[0]["role"] == "system":
         if messages[0]["content"].strip():
             found["messages"] = messages[0]["content"]
-        messages = messages[1:]  # an empty one is written by tools that always have the field
+        messages = messages[1:]  # written by tools that always emit the field
     for name in ("system", "system_prompt"):
         system = fields.get(name)
         if system is not None and not isinstance(system, str):
-            raise UserError(f"the field {name!r} holds {type(system).__name__}, not text")
+            raise UserError(f"the field {name!r} is {type(system).__name__}, not text")
         if system is not None and system.strip():
             found[name] = system
     if len(set(found.values())) > 1:
@@ -277,17 +278,17 @@ def with_system(messages: list[Message], fields: RowFields, system_prompt: str |
 
 
 def tools_of(fields: RowFields) -> list[Tool]:
-    """Return what the assistant may call: the row's `tools`, a list or JSON text.
+    """Return the tools that the assistant may call: the row's `tools`, a list or JSON text.
 
     Raises:
-        UserError: if they are no list of objects with names.
+        UserError: if they are not a list of objects with names.
     """
     tools = fields.get("tools")
     tools = parsed(tools, "tools") if tools else []
     if tools is None:
         return []
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
-        raise UserError("the field 'tools' holds no list of objects")
+        raise UserError("the field 'tools' is not a list of objects")
     for number, tool in enumerate(tools, start=1):
         function = tool.get("function", tool)
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
@@ -341,7 +342,7 @@ def _instruction_text(fields: RowFields) -> str:
     parts = {name: fields.get(name) for name in ("instruction", "input", "context")}
     for field, value in parts.items():
         if value is not None and not isinstance(value, str):
-            raise UserError(f"the field {field!r} holds {type(value).__name__}, not text")
+            raise UserError(f"the field {field!r} is {type(value).__name__}, not text")
     if parts["instruction"] is None:
         raise UserError("the field 'instruction' is null")
     if parts["input"] and parts["context"]:
@@ -351,7 +352,7 @@ def _instruction_text(fields: RowFields) -> str:
 
 
 def _repeats(value: Any, contents: set[str], texts: Sequence[str]) -> bool:
-    """Return whether a field says what was read already, as UltraChat's `prompt` and Alpaca's `text` do."""
+    """Return whether a field repeats what was read, as UltraChat's `prompt` and Alpaca's `text` do."""
     if isinstance(value, str):
         return value.strip() in contents or all(text in value for text in texts or contents)
     if not isinstance(value, list) or not all(isinstance(turn, Mapping) for turn in value):

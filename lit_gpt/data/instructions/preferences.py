@@ -3,8 +3,8 @@ r"""Convert rows with a better and a worse answer to pairs of conversations.
 | form | fields |
 |---|---|
 | prompt and two answers | `prompt` or `question`, `chosen`, `rejected`: texts or lists of messages |
-| two conversations | `chosen`, `rejected`: lists of messages that begin alike (UltraFeedback, binarized) |
-| HH-RLHF | `chosen`, `rejected`: texts of turns after "\n\nHuman:" and "\n\nAssistant:"; or the same in `prompt` |
+| two conversations | `chosen`, `rejected`: lists of messages with a common beginning (UltraFeedback, binarized) |
+| HH-RLHF | `chosen`, `rejected`: texts of turns after "\n\nHuman:" and "\n\nAssistant:"; or in `prompt` |
 | Alpaca with preferences | `instruction`, `input`, `history`, `chosen`, `rejected` |
 | ShareGPT with preferences | `conversations` that end with the user, `chosen`, `rejected`: turns of from, value |
 
@@ -46,10 +46,10 @@ def preference_of(
     """Convert a row to a preference pair.
 
     Args:
-        row: Its fields.
-        columns: Our name of a field → the name that the row has for it.
-        system_prompt: Given to rows that have none.
-        ignore_fields: Fields to leave out (see `RowFields`).
+        row: Fields of the row.
+        columns: Mapping from the expected field name to the name in the row.
+        system_prompt: System prompt for rows that have none.
+        ignore_fields: Fields to ignore (see `RowFields`).
 
     Raises:
         UserError: if a field is missing, empty or unknown, the sides are equal or answer different prompts, or roles
@@ -77,7 +77,7 @@ def preference_of(
     if shared == 0 or chosen[shared - 1]["role"] == "system":
         raise UserError("chosen and rejected answer different prompts")
     if shared == min(len(chosen), len(rejected)) or chosen[shared]["role"] != "assistant":
-        raise UserError("chosen and rejected part at a message that is no answer")
+        raise UserError("chosen and rejected first differ at a message that is not an answer")
     tools = tools_of(fields)
     return Preference(
         chosen[:shared], chosen[shared:], rejected[shared:], tools, fields.finish([*chosen, *rejected[shared:]])
@@ -92,7 +92,7 @@ def _side(fields: RowFields, name: str) -> list[Message]:
     if not answer or answer[0]["role"] != "assistant":
         return answer  # a whole conversation
     prompt = fields.values.get("prompt")
-    if isinstance(prompt, str) and _TURN.match(prompt):  # HH-RLHF with the answers cut off
+    if isinstance(prompt, str) and _TURN.match(prompt):  # HH-RLHF turns with the answers split off
         *turns, last = _from_hh(fields.get("prompt"), "prompt")
         return [*turns, *answer] if last == Message(role="assistant", content="") else [*turns, last, *answer]
     given = question_of(fields)
@@ -139,7 +139,7 @@ class PreferenceEncoder(InstructionEncoder):
             sequences.append(encoded[0])
             notes.update(encoded[1])
         if sequences[0] == sequences[1]:
-            raise UserError("within the context, chosen and rejected are equal; raise block_size, or leave the row out")
+            raise UserError("within the context, chosen and rejected are equal; raise block_size, or remove the row")
         return EncodedRow(
             tuple(sequences), prompt_key(preference.prompt), notes=tuple(sorted(notes)), left_out=preference.left_out
         )

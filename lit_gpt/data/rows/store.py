@@ -35,12 +35,12 @@ class EncodedRow:
     """A row encoded as tokens.
 
     Attributes:
-        sequences: One (an instruction) or several (a pair); every row of a dataset has the same number.
-        split_key: Text whose hash decides the split: the prompt.
-        numbers: Further values of the row, such as a label, by name; every row has the same names.
-        notes: What happened to it ("cut"), each counted.
-        attached: Text that is stored with the tokens, such as what a reward compares an answer with.
-        left_out: Fields of the row that nothing reads, each counted.
+        sequences: One sequence (an instruction) or several (a pair); the same number for every row of a dataset.
+        split_key: Text whose hash determines the split, such as the prompt.
+        numbers: Further values of the row by name, such as a label; every row has the same names.
+        notes: Events of its encoding (such as truncation), each of which is counted.
+        attached: Text that is stored with the tokens, such as a reference answer for a reward.
+        left_out: Ignored fields of the row, each of which is counted.
     """
 
     sequences: tuple[EncodedSequence, ...]
@@ -61,7 +61,7 @@ class RowEncoder(Protocol):
         ...
 
     def __call__(self, row: Record) -> EncodedRow | list[EncodedRow] | str:
-        """Encode a row, as one or several, or leave it out by a rule: then return the rule's name, which is counted.
+        """Encode a row, as one or several, or return the reason for leaving it out, under which it is counted.
 
         Raises:
             UserError: if the row cannot be used; the caller names its file and position.

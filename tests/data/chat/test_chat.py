@@ -188,7 +188,7 @@ def test_a_template_that_rewrites_history_gives_a_rendering_for_each_answer(toke
     assert render(renderer.tokenizer, CHAT[1:4]) == second.ids[: second.mask.index(True)]
     source = UNMARKED.replace("{{ m.content }}", "{{ m.content if loop.last else '...' }}")
     renderer = ChatRenderer(with_chat_template(tokenizer, ChatTemplate(source, "own.jinja")))
-    with pytest.raises(UserError, match="message 2 otherwise once it follows"):  # the question too
+    with pytest.raises(UserError, match="message 2 differently once it follows"):  # the question too
         renderer.learned(CHAT[1:])
 
 

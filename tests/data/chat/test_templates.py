@@ -68,7 +68,7 @@ def expected(family, situation):
     if situation == "system" and "system" in family:
         return family["system"], set()
     if situation in ("tools", "calls") and "call" not in family:
-        return "no form for tool calls", set()
+        return "no format for tool calls", set()
     if situation == "tools" and family.get("tools") == "left out":
         return "leaves out the tools", set()
     opens, stop, thought = family.get("opens", ""), family["stop"], family.get("thought")

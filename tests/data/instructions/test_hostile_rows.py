@@ -83,7 +83,7 @@ def test_preferences_and_prompts_keep_the_rows_system_prompt():
     assert prompt_of({"messages": json.dumps(own)}) == own  # a csv's
     with pytest.raises(UserError, match="different system prompts in 'messages' and 'system'"):
         prompt_of({"system": "S", "messages": own})
-    with pytest.raises(UserError, match="'system' holds dict"):
+    with pytest.raises(UserError, match="'system' is dict"):
         preference_of({"system": {}, "prompt": "q", "chosen": "a", "rejected": "b"})
 
 
