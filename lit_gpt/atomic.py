@@ -147,7 +147,7 @@ def disk_full_message(target: Path) -> str:
 def _says_disk_full(error: BaseException) -> bool:
     if isinstance(error, OSError) and error.errno in DISK_FULL:
         return True
-    # safetensors, numpy and torch's zip writer raise their own errors, recognisable only by their text
+    # safetensors, numpy and torch's zip writer raise their own errors, recognizable only by their text
     text = str(error)
     numbers = any(f"os error {number})" in text for number in DISK_FULL)
     numbers = numbers or re.fullmatch(r"\d+ requested and \d+ written", text) is not None  # ndarray.tofile

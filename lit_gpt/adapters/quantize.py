@@ -51,7 +51,7 @@ def quantized_linear(linear: nn.Linear, kind: Kind) -> nn.Module:
 
 
 def rounded_weight(weight: Tensor, kind: Kind) -> Tensor:
-    """Return the weight that the quantised layer computes with, in the dtype of `weight`.
+    """Return the weight that the quantized layer computes with, in the dtype of `weight`.
 
     Args:
         weight: (out, in).

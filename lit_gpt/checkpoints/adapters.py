@@ -47,23 +47,23 @@ class SavedAdapter:
     path: Path
     adapter: AdapterConfig
     config: GPTConfig
-    """The adapted model's configuration; its vocabulary may be larger than the base's."""
+    """The adapted model's configuration; its vocabulary may be larger than that of the base."""
     base: str | None
-    """The base model's name (path or hub name) when the adapter was trained."""
+    """The base model's name (path or Hub name) when the adapter was trained."""
     base_sha256: str | None
     load_tensors: Callable[[], dict[str, Tensor]]
     """Returns the adapter's tensors under lit_gpt's names (`lit_gpt.adapters.adapter_state_dict`)."""
     tokenizer_path: Path | None
     lineage: dict[str, Any] | None
     builder: dict[str, Any] | None = None
-    """As in a `ModelSource`."""
+    """As in `ModelSource`."""
 
     def check_base(self, weights: Mapping[str, Tensor], config: GPTConfig, where: str) -> None:
         """Check that these weights are those of the base model that the adapter was trained on.
 
         Args:
-            weights: the base's complete weights under lit_gpt's names.
-            config: the base's configuration.
+            weights: the base model's complete weights under lit_gpt's names.
+            config: the base model's configuration.
             where: name of the base in error messages.
 
         Raises:

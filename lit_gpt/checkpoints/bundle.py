@@ -158,10 +158,10 @@ class BundleMetadata:
             for name, content in self.tokenizer.folder_files().items():
                 (folder / name).write_bytes(content)
         write_json(folder / GENERATION_CONFIG, self.generation)
-        # exports omit the multi-token prediction blocks
+        # Exports omit the multi-token-prediction blocks.
         write_json(folder / CONFIG, replace(self.config, multi_token=0).to_dict())
         write_json(folder / LINEAGE, self.lineage)
-        hf_config = folder / "config.json"  # absent in a quantised bundle, which transformers must not load
+        hf_config = folder / "config.json"  # absent in a quantized bundle, which transformers must not load
         dtype = read_json(hf_config)["dtype"] if hf_config.is_file() else None
         opens: Opens = "lit_gpt" if dtype is None else "transformers"
         card = model_card(self.config, self.tokenizer, self.lineage, self.facts, dtype, opens)

@@ -1,7 +1,7 @@
 """Model cards: the README.md of a bundle (Mitchell et al. 2019, arXiv:1810.03993).
 
 A card contains only what was recorded: the lineage (data, tokenizer, code), the checkpoint's step and best validation,
-the run's configuration, the latest evaluation and its gate's verdict. Anything unknown (licence, intended use) is a
+the run's configuration, the latest evaluation and its gate's verdict. Anything unknown (license, intended use) is a
 line to fill in. The front matter follows Hugging Face (huggingface.co/docs/hub/model-cards).
 """
 
@@ -60,8 +60,8 @@ def model_card(
         tokenizer: The model's tokenizer; None: it has none.
         lineage: The model's lineage (`collect_lineage`).
         facts: Facts that are not in the lineage.
-        dtype: Data type of the weights; None: they were quantised by lit_gpt.
-        opens: The library that loads the model; "lit_gpt": only lit_gpt does.
+        dtype: Data type of the weights; None: they were quantized by lit_gpt.
+        opens: The library that loads the model; "lit_gpt": only lit_gpt can load it.
     """
     origin = _plain(without_paths(lineage.get("imported_from") or lineage.get("init_from")))
     name = _plain(facts.name)
@@ -73,11 +73,11 @@ def model_card(
         f"recorded; lines with {FILL_IN} must be completed before the model is published.",
         _section("Model", _model(config, tokenizer, dtype)),
         _section(
-            "Licence and use",
+            "License and use",
             [
-                ("licence of the weights", FILL_IN),
-                ("licence of the training data", licences(lineage) or FILL_IN),
-                *([] if origin is None else [(f"licence of the original model, `{origin}`", FILL_IN)]),
+                ("license of the weights", FILL_IN),
+                ("license of the training data", licences(lineage) or FILL_IN),
+                *([] if origin is None else [(f"license of the original model, `{origin}`", FILL_IN)]),
                 ("intended use", FILL_IN),
                 ("out of scope, known harms", FILL_IN),
                 ("contact", FILL_IN),
@@ -134,7 +134,7 @@ def _model(config: GPTConfig, tokenizer: Tokenizer | None, dtype: str | None) ->
         ("experts", experts),
         ("context", f"{config.block_size:,} tokens"),
         ("sliding window", config.sliding_window and f"{config.sliding_window:,} tokens"),
-        ("weights", dtype or "quantised; see quantization.json"),
+        ("weights", dtype or "quantized; see quantization.json"),
     ]
     if tokenizer is None:
         return [*rows, ("tokenizer", "none in this folder")]
@@ -232,7 +232,7 @@ def _numbers(numbers: Mapping[str, Any]) -> str:
 
 
 def licences(lineage: Mapping[str, Any]) -> str:
-    """Return the licences declared by the sources of a corpus, and the sources without one; "" if none has any."""
+    """Return the licenses declared by the sources of a corpus, and the sources without one; "" if none has any."""
     corpus = lineage.get("corpus") or {}
     found = sorted({str(part["license"]) for part in _with_key(corpus, "license")})
     sources = [source for part in _with_key(corpus, "sources") for source in part["sources"] or ()]
@@ -267,7 +267,7 @@ def training_rows(lineage: Mapping[str, Any], training: Mapping[str, Any]) -> Ro
     optimizer = arguments.get("optimizer") or {}
     schedule = arguments.get("schedule") or {}
     value = training.get("value")
-    which = ", before the weights were quantised" if lineage.get("quantized") else ""
+    which = ", before the weights were quantized" if lineage.get("quantized") else ""
     return [
         ("objective", str(model.get("class_path", "")).rpartition(".")[2]),
         ("started from", without_paths(lineage.get("init_from"))),
@@ -290,7 +290,7 @@ def _called(part: Any) -> str:
 
 
 def lineage_rows(lineage: Mapping[str, Any]) -> Rows:
-    """Return rows on the lineage: hashes of the inputs, the original model, quantisation and software versions."""
+    """Return rows on the lineage: hashes of the inputs, the original model, quantization and software versions."""
     hashes = [(name.removesuffix("_sha256"), f"`{lineage[name]}`") for name in lineage if name.endswith("_sha256")]
     code = ", ".join(f"{name} {value}" for name, value in (lineage.get("code") or {}).items() if value)
     rows = [(f"SHA-256 of {name}", value) for name, value in hashes if value != "`None`"]
@@ -298,7 +298,7 @@ def lineage_rows(lineage: Mapping[str, Any]) -> Rows:
     groups = f" in groups of {rounding['group_size']}" if rounding.get("group_size") else ""
     quantized = f"{rounding['method']}{groups}, from `{rounding['source']}`" if rounding else None
     imported = ("imported from", without_paths(lineage.get("imported_from")))
-    return [*rows, imported, ("quantised", quantized), ("code", code)]
+    return [*rows, imported, ("quantized", quantized), ("code", code)]
 
 
 def run_config(config: Mapping[str, Any] | None) -> str:

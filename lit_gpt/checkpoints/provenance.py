@@ -1,6 +1,6 @@
 """Content hashes: the manifest of a folder, and the lineage of a model.
 
-***Manifest.** The name, size and hash of every file in a folder. A folder is complete if it has a `manifest.json` and
+**Manifest.** The name, size and hash of every file in a folder. A folder is complete if it has a `manifest.json` and
 every file listed there matches. The manifest is written last, so a folder without one was never finished. Verification
 checks sizes first (cheap, detects truncated files), then SHA-256 (detects flipped bits). A hash shows that a file is
 unchanged, not that it can be trusted, so files are always read without executing code (safetensors,
@@ -98,10 +98,10 @@ def verify_sizes(folder: Path, only: Iterable[str] | None = None) -> dict[str, A
             raise UserError(f"{path} is not in its folder's manifest; use another copy of {folder.name}")
         expected = manifest["files"][name]["bytes"]
         if not path.is_file():
-            raise UserError(f"{path} is missing although the manifest names it; use another copy of {folder.name}")
+            raise UserError(f"{path} is missing although the manifest lists it; use another copy of {folder.name}")
         if path.stat().st_size != expected:
             raise UserError(
-                f"{path} has {path.stat().st_size} bytes where {expected} were written; "
+                f"{path} has {path.stat().st_size} bytes, but {expected} were written; "
                 f"use another copy of {folder.name}"
             )
     return manifest
@@ -127,7 +127,7 @@ def verify(folder: Path, only: Iterable[str] | None = None) -> dict[str, Any]:
         expected = manifest["files"][name]["sha256"]
         if found != expected:
             raise UserError(
-                f"{folder / name} is damaged: its SHA-256 is {found[:12]}… where {str(expected)[:12]}… was written; "
+                f"{folder / name} is damaged: its SHA-256 is {found[:12]}…, but {str(expected)[:12]}… was written; "
                 f"use another copy of {folder.name}"
             )
     return manifest
@@ -154,7 +154,7 @@ def collect_lineage(
         tokenizer_path: folder of the tokenizer.
         corpus: the DataModule's description of its corpus (hashes, splits, counts); absolute paths in it are reduced to
             their last component.
-        extra: further plain data, such as the lineage of the weights that a run was initialised from.
+        extra: further plain data, such as the lineage of the weights that a run was initialized from.
     """
     corpus = None if corpus is None else without_paths(corpus)
     return {

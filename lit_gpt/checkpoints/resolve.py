@@ -1,4 +1,4 @@
-"""Resolve the name of a model: `--model <run | checkpoint | bundle | Hugging Face folder or hub name | .gguf file>`.
+"""Resolve the name of a model: `--model <run | checkpoint | bundle | Hugging Face folder or Hub name | .gguf file>`.
 
 A run resolves to its best checkpoint by validation or, without a validation, to its newest. Damaged checkpoints are
 reported and skipped. The files of checkpoints and bundles are verified before they are read.
@@ -74,36 +74,37 @@ class ModelSource:
     carried: Carried = field(default_factory=Carried)
     """Special token IDs and generation settings of a bundle, Hugging Face folder or GGUF file."""
     quantized: QuantizedBundle | None = None
-    """Set for a quantised bundle. Its `load_state_dict` raises, because its weights are rounded."""
+    """Set for a quantized bundle. Its `load_state_dict` raises, because its weights are rounded."""
     builder: dict[str, Any] | None = None
-    """`class` and `arguments` of the module that built the model, if that has parts of its own; None: a plain `GPT`."""
+    """`class` and `arguments` of the module that built the model, if it has custom parts; None: a plain `GPT`."""
 
 
 def language_model_weights(source: ModelSource) -> Mapping[str, Tensor]:
     """Return the weights of a model, after checking that it is a language model.
 
     Raises:
-        UserError: it is a reward model or a classifier, or it is quantised.
+        UserError: it is a reward model or a classifier, or it is quantized.
     """
     weights = source.load_state_dict()
     if "score.weight" in weights:
         raise UserError(
-            f"{source.path} is a reward model or a classifier, which generates no text; score answers with "
+            f"{source.path} is a reward model or a classifier, which does not generate text; score answers with "
             "`score`, or run `predict` with its config"
         )
     return weights
 
 
 def exportable_weights(source: ModelSource) -> Mapping[str, Tensor]:
-    """Return the weights of a language model, after checking that its config says all of its parts.
+    """Return the weights of a language model, after checking that its config describes all of its parts.
 
     Raises:
-        UserError: as for `language_model_weights`, or the model has parts of another package.
+        UserError: as for `language_model_weights`, or the model has custom parts.
     """
     if source.builder is not None:
         raise UserError(
-            f"{source.path} has parts of its own, which {source.builder['class']} builds and no other format can hold; "
-            "`generate`, `chat`, `serve` and `evaluate` open it as it is"
+            f"{source.path} has custom parts, which {source.builder['class']} builds and other formats cannot "
+            "represent; "
+            "`generate`, `chat`, `serve` and `evaluate` can load it"
         )
     return language_model_weights(source)
 
@@ -112,7 +113,7 @@ def resolve_model(path_or_name: str | Path, averaged: bool = True, adapter: str 
     """Find a model; if an adapter is given, it is merged into the model.
 
     Args:
-        path_or_name: folder of a run, checkpoint, bundle or Hugging Face model, a GGUF file, or a name on the hub.
+        path_or_name: folder of a run, checkpoint, bundle or Hugging Face model, a GGUF file, or a name on the Hub.
         averaged: whether to use a checkpoint's averaged weights, if it has any (`ExponentialMovingAverage`).
         adapter: run or checkpoint that trained an adapter on this model, folder in peft's format, or name of an adapter
             in the model's own `adapters/` folder; None: no adapter.
@@ -170,7 +171,7 @@ def resolve_adapter(path_or_name: str | Path, averaged: bool = True) -> SavedAda
         return read_peft_folder(path)
     is_checkpoint = step_of(path) is not None or (path / STATE).is_file()
     if not is_checkpoint and not (path / CHECKPOINTS).is_dir():
-        raise UserError(f"{path} contains no adapter: it is no run or checkpoint, and has no adapter_config.json")
+        raise UserError(f"{path} contains no adapter: it is not a run or checkpoint, and has no adapter_config.json")
     checkpoint = path if is_checkpoint else chosen_checkpoint(path)[0]
     verify(checkpoint, None if is_sharded(checkpoint) else [WEIGHTS])
     saved = _saved_adapter(checkpoint, averaged)
@@ -207,7 +208,7 @@ def _run_of(checkpoint: Path) -> tuple[Path | None, Path | None]:
 
 
 def run_of(checkpoint: Path) -> Path | None:
-    """Return the run that a checkpoint is of, also where the checkpoint is a link, or was moved and a link is left."""
+    """Return the run that a checkpoint belongs to, also if the checkpoint is a link, or was moved and linked."""
     for path in (checkpoint, checkpoint.absolute(), checkpoint.resolve()):
         if path.parent.name == CHECKPOINTS:
             return path.parent.parent
@@ -215,9 +216,11 @@ def run_of(checkpoint: Path) -> Path | None:
 
 
 def _on_its_base(saved: SavedAdapter, averaged: bool, damaged: tuple[str, ...] = ()) -> ModelSource:
-    """Merge an adapter into its base, found under the name that it had in training."""
+    """Merge an adapter into its base model, found under the name that it had in training."""
     if not saved.base:
-        raise UserError(f"{saved.path} is an adapter that records no base; give --model <base> --adapter {saved.path}")
+        raise UserError(
+            f"{saved.path} is an adapter without a recorded base model; give --model <base> --adapter {saved.path}"
+        )
     try:
         base = resolve_model(saved.base, averaged)
     except UserError as error:
@@ -305,7 +308,7 @@ def _from_hugging_face(path: Path, name: str) -> ModelSource:
         config,
         lambda: open_hf(path)[1],
         tokenizer_in(path),
-        {"imported_from": name},  # a hub name or the folder's last component, never an absolute path
+        {"imported_from": name},  # a Hub name or the folder's last component, never an absolute path
         carried=read_carried(path),
     )
 
@@ -324,9 +327,9 @@ def _from_gguf(path: Path) -> ModelSource:
     )
 
 
-@cache  # one folder a tokenizer; removed when the process ends
+@cache  # one folder per tokenizer; removed when the process ends
 def _tokenizer_folder(files: tuple[tuple[str, bytes], ...]) -> "tempfile.TemporaryDirectory[str]":
-    """Write a tokenizer to a temporary folder, since everything else reads tokenizers from folders."""
+    """Write a tokenizer to a temporary folder, because all other code reads tokenizers from folders."""
     folder = tempfile.TemporaryDirectory(prefix="lit_gpt-tokenizer-")
     for name, content in files:
         (Path(folder.name) / name).write_bytes(content)
@@ -354,7 +357,7 @@ def _download(name: str) -> Path:
     except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
-            f"model {name!r} is neither a folder here nor available from the Hugging Face hub: {reason}"
+            f"model {name!r} is neither a folder here nor available from the Hugging Face Hub: {reason}"
         ) from error
 
 
@@ -385,10 +388,12 @@ def find_last_complete(run_dir: str | Path) -> tuple[Path, list[str]]:
             damaged.append(str(error))
     if damaged:
         raise UserError(f"every checkpoint in {run_dir} is damaged: " + "; ".join(damaged))
-    inside = " (the working directory is a run's own)" if list_checkpoints(Path()) else ""
+    inside = " (the working directory is itself a run)" if list_checkpoints(Path()) else ""
     raise UserError(
-        f"there is no checkpoint in {Path(run_dir).absolute()}{inside}; a relative trainer.default_root_dir counts "
-        "from the working directory: go to where the run was started. A new run is started without --ckpt_path"
+        f"there is no checkpoint in {Path(run_dir).absolute()}{inside}; a relative trainer.default_root_dir is "
+        "resolved "
+        "from the working directory: change to the folder where the run was started. To start a new run, omit "
+        "--ckpt_path"
     )
 
 
@@ -401,7 +406,7 @@ def find_best(run_dir: str | Path) -> Path:
     folder = Path(run_dir) / CHECKPOINTS
     record = read_best(folder)
     if record is None:
-        raise UserError(f"{folder / BEST} names no checkpoint: no validation has run; use --ckpt_path last")
+        raise UserError(f"{folder / BEST} does not name a checkpoint: no validation has run; use --ckpt_path last")
     path = folder / record["checkpoint"]
     verify(path)
     return path
@@ -443,11 +448,11 @@ def _saved_at(path: Path) -> float:
 
 
 def finished_model(config: GPTConfig, weights: Mapping[str, Tensor]) -> GPT:
-    """Build a model for inference: in eval mode, frozen, without dropout or multi-token prediction blocks.
+    """Build a model for inference: in eval mode, frozen, without dropout and multi-token-prediction blocks.
 
     Args:
         config: the model's configuration.
-        weights: complete weights under lit_gpt's names, plain or quantised; the model shares these tensors.
+        weights: complete weights under lit_gpt's names, plain or quantized; the model shares these tensors.
     """
     with torch.device("meta"):
         network = GPT(replace(config, dropout=0.0, multi_token=0)).eval().requires_grad_(False)
@@ -460,32 +465,33 @@ def _without_training_only(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def built_model(source: ModelSource, weights: Mapping[str, Tensor]) -> GPT:
-    """Build a model for inference, with parts of another package where it has some; see `finished_model`.
+    """Build a model for inference, including custom parts; see `finished_model`.
 
-    Those are built by the LightningModule that trained them. Its class is looked for among the modules that are
-    imported already and those of `load_extensions`: a name in a checkpoint imports nothing.
+    Custom parts are built by the LightningModule that trained them. Its class is searched among the modules that are
+    already imported and those of `load_extensions`: a name in a checkpoint never triggers an import.
 
     Args:
         source: the model.
-        weights: its complete weights under lit_gpt's names, plain or quantised.
+        weights: its complete weights under lit_gpt's names, plain or quantized.
 
     Raises:
-        UserError: the model has parts of a class that is not imported.
+        UserError: the model has custom parts whose class is not imported.
     """
     if source.builder is None:
         return finished_model(source.config, weights)
     path = str(source.builder["class"])
     kind: Any = imported_class(path)
     if not hasattr(kind, "build_model") or not hasattr(kind, "load_from_checkpoint"):
-        raise UserError(f"{source.path}: its model has parts that {path} builds, {how_to_import(path)}")
+        raise UserError(f"{source.path}: its model has custom parts that {path} builds, {how_to_import(path)}")
     if source.builder["not_saved"]:
         raise UserError(
-            f"{source.path}: {path} was made with {', '.join(source.builder['not_saved'])}, which no checkpoint can "
-            f"hold; make it in Python, with init_from={str(source.path)!r}"
+            f"{source.path}: {path} was created with {', '.join(source.builder['not_saved'])}, which a checkpoint "
+            "cannot "
+            f"contain; create it in Python, with init_from={str(source.path)!r}"
         )
     model = kind.load_from_checkpoint(source.path, **source.builder["arguments"]).model
     if not isinstance(model, GPT):
-        raise UserError(f"{source.path}: {path} builds a {type(model).__name__}, which is no GPT")
+        raise UserError(f"{source.path}: {path} builds a {type(model).__name__}, which is not a GPT")
     model.multi_token = None
     model.load_state_dict(_without_training_only(weights), assign=True)
     return model.eval().requires_grad_(False)

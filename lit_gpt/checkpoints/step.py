@@ -213,12 +213,12 @@ def read_adapter_header(folder: Path) -> dict[str, Any] | None:
 
 
 def read_builder(folder: Path) -> dict[str, Any] | None:
-    """Return `{"class": ..., "arguments": {...}}` of the module that built a model of its own; None: a plain `GPT`."""
+    """Return `{"class": ..., "arguments": {...}}` of the module that built a custom model; None: a plain `GPT`."""
     return _read_about(folder, "builder")
 
 
 def _read_about(folder: Path, name: str) -> dict[str, Any] | None:
-    """Read an entry of what a module says about its model, without reading the optimizer's state."""
+    """Read an entry of a module's description of its model, without reading the optimizer state."""
     if is_sharded(folder):
         return read_state(folder, mmap=True).get("lit_gpt", {}).get(name)
     with safe_open(folder / WEIGHTS, framework="pt") as file:
@@ -353,7 +353,7 @@ def load_into(state: dict[str, Any], shards: Path) -> None:
     """Load a nested dict of (sharded) tensors in place; a collective call of all processes in the group.
 
     Raises:
-        UserError: a tensor is missing or has another shape than the model's.
+        UserError: a tensor is missing or its shape differs from the model's.
     """
     reader = ShardReader(shards)
     reader.read_metadata()  # outside the try: this UserError must not be wrapped by DCP

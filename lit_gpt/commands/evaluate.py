@@ -23,7 +23,7 @@ def evaluate(
     run_untrusted_code: bool = False,
     explain: str | None = None,
 ) -> int:
-    """Evaluate a model on language modelling, benchmarks, code and safety, and check the release gate.
+    """Evaluate a model on language modeling, benchmarks, code and safety, and check the release gate.
 
     Writes report.html and report.json. Exit status: 0 on success; 1 if a measure failed because of a bug; 2 if an
     argument or a measure's setup is wrong; 3 if a threshold of the gate was missed. Results of the measures that did

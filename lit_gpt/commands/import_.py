@@ -7,12 +7,12 @@ def import_(model: str, out: str, dtype: Literal["keep", "float32", "bfloat16", 
     """Convert a Hugging Face model or a GGUF file to a bundle, ready for `init_from`, `generate` and `export`.
 
     Weights are read and written one at a time, so models larger than memory can be imported. Tokenizer, chat template,
-    special tokens and generation_config.json are copied unchanged. Quantised weights of a GGUF file are dequantised.
+    special tokens and generation_config.json are copied unchanged. Quantized weights of a GGUF file are dequantized.
 
     Args:
         model: folder with `config.json` and weights, GGUF file, or name on the Hugging Face hub.
         out: output folder of the bundle; it must not exist.
-        dtype: data type of the weights; keep: as they are stored, quantised ones as float32.
+        dtype: data type of the weights; keep: as they are stored, quantized ones as float32.
     """
     from lit_gpt.checkpoints.bundle import save_bundle
     from lit_gpt.checkpoints.huggingface import LazyWeights

@@ -41,14 +41,14 @@ def inspect(
         Path(config), "fit" if split == "train" else {"val": "validate", "test": "test"}[split]
     )
     report = inspect_data(datamodule, split, num_windows, trace)
-    colour = color == "always" or (color == "auto" and sys.stdout.isatty() and not os.environ.get("NO_COLOR"))
-    table = "" if trace is None else terminal.trace_table(report, colour)
+    use_color = color == "always" or (color == "auto" and sys.stdout.isatty() and not os.environ.get("NO_COLOR"))
+    table = "" if trace is None else terminal.trace_table(report, use_color)
     if trace is not None:
         report.num_hidden = max(0, len(report.windows) - num_windows)
         report.windows = report.windows[:num_windows]
     if html is not None:  # before printing, which fails if the reader closes the pipe
         with atomic_file(Path(html).expanduser()) as temporary:
             temporary.write_text(page.render(report), encoding="utf-8")
-    print(f"{table}\n{terminal.render(report, colour)}" if table else terminal.render(report, colour))
+    print(f"{table}\n{terminal.render(report, use_color)}" if table else terminal.render(report, use_color))
     if html is not None:
         print(f"\nwrote {html}")

@@ -1,4 +1,4 @@
-"""Quantise a model's weights to 8 or 4 bits."""
+"""Quantize a model's weights to 8 or 4 bits."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,16 +29,16 @@ def quantize(
 
     `generate`, `chat`, `serve` and `evaluate` load the bundle like any model; training and export need the original.
     Size, bits per byte and decoding speed are printed for both models. On a CPU, expect a smaller model, not a faster
-    one. The embedding, head, norms and experts of a mixture are not quantised.
+    one. The embedding, head, norms and experts of a mixture are not quantized.
 
     Args:
         model: run folder, checkpoint, bundle, Hugging Face folder, GGUF file, or hub name.
         out: output folder of the bundle; it must not exist.
         method: int8: 8-bit weights; int4: 4-bit weights in groups; int8_dynamic: 8-bit weights, and activations
-            quantised to 8 bits on the fly; fp8: weights and activations in 8-bit floats (Ada and Hopper GPUs); null:
+            quantized to 8 bits on the fly; fp8: weights and activations in 8-bit floats (Ada and Hopper GPUs); null:
             the method that the model was trained for (QuantizationAware), otherwise int8.
         group_size: number of a layer's inputs that share a scale, for int8 and int4; null: 32 for int4, otherwise all.
-        dtype: data type of the tensors that are not quantised, and of the computation; keep: that of the weights.
+        dtype: data type of the tensors that are not quantized, and of the computation; keep: that of the weights.
         files: texts on which bits per byte is measured (files, folders, glob patterns); null: the documents of the
             standard library that a run with the default split holds out.
         documents: maximum number of documents to measure on.
@@ -46,7 +46,7 @@ def quantize(
         measure: whether to measure bits per byte and decoding speed before and after; false reads the model one tensor
             at a time.
         adapter: run, checkpoint or peft folder with an adapter to merge into the model first; null: none.
-        device: device to quantise and measure on; auto uses the accelerator if there is one.
+        device: device to quantize and measure on; auto uses the accelerator if there is one.
     """
     from lit_gpt.checkpoints.bundle import check_free, torch_dtype
     from lit_gpt.checkpoints.model_card import CardFacts
@@ -68,7 +68,7 @@ def quantize(
     if source.quantized is not None:
         source.quantized.refuse_plain_weights()
     if measure and source.tokenizer_path is None:
-        raise UserError(f"{model} has no tokenizer, so it cannot be measured; --measure false quantises it anyway")
+        raise UserError(f"{model} has no tokenizer, so it cannot be measured; --measure false quantizes it anyway")
     scheme = _scheme(source, method, group_size)
     check_free(Path(out))
     scheme.check_device(place)
@@ -86,11 +86,11 @@ def quantize(
         if before is None:
             return
         write_manifest(folder)
-        with _bar("measuring the quantised model", "B") as progress:
+        with _bar("measuring the quantized model", "B") as progress:
             after = measure_cost(resolve_model(folder), place, texts, documents, progress=progress)
         _refuse_if_worse(before, after, max_increase, scheme)
 
-    with _bar("quantising", "tensor") as progress:
+    with _bar("quantizing", "tensor") as progress:
         sizes = save_quantized_bundle(
             out,
             source.config,
@@ -108,7 +108,7 @@ def quantize(
         )
     print(f"{source.path} -> {out}, {scheme}")
     print(f"  weights     {_megabytes(sizes.before)} -> {_megabytes(sizes.after)} ({sizes.after / sizes.before:.0%})")
-    print(f"  of which    {_megabytes(sizes.layers_before)} -> {_megabytes(sizes.layers_after)} in quantised layers")
+    print(f"  of which    {_megabytes(sizes.layers_before)} -> {_megabytes(sizes.layers_after)} in quantized layers")
     if before is not None and after is not None:
         _print_change(before, after, texts.title, place.type)
     print(f'next: python -m lit_gpt generate --model {out} --prompt "..."')

@@ -208,7 +208,7 @@ class SelfAttention(TokenMixer):
     def project(
         self, x: Tensor, rotation: Rotation | None = None, prepared: bool = False
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return queries (B, T, H, D), keys and values (B, T, K, D) of x (B, T, C), normalised and rotated.
+        """Return queries (B, T, H, D), keys and values (B, T, K, D) of x (B, T, C), normalized and rotated.
 
         Args:
             x: (B, T, C).

@@ -1,4 +1,4 @@
-"""Peak speed of known accelerators, for model FLOPs utilisation (MFU).
+"""Peak speed of known accelerators, for model FLOPs utilization (MFU).
 
 The table contains dense bfloat16 tensor-core peaks with float32 accumulation, from the vendors' data sheets (which
 often print the value with 2:4 sparsity, twice as high). MFU is relative to the bfloat16 peak whatever the training

@@ -65,8 +65,8 @@ def test_the_card_says_what_was_recorded():
     assert found["parameters"] == f"{sum(p.numel() for p in GPT(CONFIG).parameters()):,}"
     assert found["context"] == "16 tokens"
     assert found["weights"] == "bfloat16"
-    assert found["licence of the training data"] == "CC-BY-4.0; *to fill in* of Poems"
-    assert found["licence of the weights"] == "*to fill in*"
+    assert found["license of the training data"] == "CC-BY-4.0; *to fill in* of Poems"
+    assert found["license of the weights"] == "*to fill in*"
     assert found["sources (2)"] == r"Tales \| old (1,200 files, CC-BY-4.0), Poems"
     assert found["`train`"] == "30 documents, 123,456 tokens"
     assert f"{900 * 4 * 16:,}" in found["training tokens"]
@@ -106,7 +106,7 @@ def test_names_from_elsewhere_stay_in_their_place():
     card = model_card(
         CONFIG, None, {"imported_from": "a/b`\n---\nlicense: mit"}, CardFacts(hostile, training), "float32"
     )
-    assert [line for line in card.splitlines() if line.startswith("## Lic")] == ["## Licence and use"]
+    assert [line for line in card.splitlines() if line.startswith("## Lic")] == ["## License and use"]
     assert yaml.safe_load(card.split("---\n")[1]).keys() == {"library_name", "pipeline_tag", "tags"}
     command = next(line for line in card.splitlines() if line.startswith("python -m lit_gpt"))
     assert shlex.split(command)[5] == " ".join(hostile.split())
@@ -131,7 +131,7 @@ def test_a_quantised_model_does_not_claim_the_loss_of_the_whole_one():
     facts = CardFacts("x", {"monitor": "val/loss", "value": 2.5})
     lineage = {"quantized": {"method": "int8", "group_size": None, "source": "whole"}}
     found = rows(model_card(CONFIG, None, lineage, facts, None, "lit_gpt"))
-    assert found["best `val/loss`"] == "2.5000, before the weights were quantised"
+    assert found["best `val/loss`"] == "2.5000, before the weights were quantized"
 
 
 def test_every_bundle_has_one_under_its_manifest(tmp_path):

@@ -156,7 +156,7 @@ def test_transformers_does_not_take_it_for_a_model(tmp_path, tokenizer_path):
 def test_its_weights_are_for_running_alone(tmp_path, tokenizer_path):
     save(tmp_path / "small", GPT(GPTConfig(**SMALL)), Quantization(), tokenizer_path)
     source = resolve_model(tmp_path / "small")
-    message = r"is quantised \(int8\).*\(original\)"
+    message = r"is quantized \(int8\).*\(original\)"
     with pytest.raises(UserError, match=message):
         source.load_state_dict()
     with pytest.raises(UserError, match=message):

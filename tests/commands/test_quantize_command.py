@@ -47,7 +47,7 @@ def test_what_it_says_is_what_it_wrote(tmp_path, bundle, text, capsys):
     assert rise == pytest.approx(second - first, abs=2e-4)
     assert re.search(r"tokens/s +[\d.]+ -> [\d.]+ \([\d.]+ x; .*cpu\)", out)
     assert main(["generate", "--model", str(tmp_path / "small"), "--prompt", "red", "--max_new_tokens", "3"]) == 0
-    assert "quantised | int4 in groups of 32, from `whole`" in (tmp_path / "small" / "README.md").read_text()
+    assert "quantized | int4 in groups of 32, from `whole`" in (tmp_path / "small" / "README.md").read_text()
 
 
 def bits_per_byte(model, text):

@@ -2,8 +2,8 @@
 
 `architecture` rejects models that llama.cpp cannot compute exactly, and maps settings and tensor names with a family's
 `GGUFArchitecture`; `vocabulary` converts the tokenizer, in both directions; `writing` streams the file to disk and
-verifies it. `file` opens a file, and `reading` makes it a config and weights again. The `gguf` package (extra `export`)
-quantises and dequantises.
+verifies it. `file` opens a file, and `reading` converts it back to a config and weights. The `gguf` package (extra
+`export`) quantizes and dequantizes.
 
 Source: llama.cpp's own converters (github.com/ggml-org/llama.cpp, `conversion/`) and, for what each architecture
 reads and computes, its `src/models/`, both as of October 2026.

@@ -1,9 +1,9 @@
-"""Open a GGUF file: its key-value pairs and table of tensors first, the tensors' values on demand.
+"""Open a GGUF file: read its key-value pairs and tensor table first, and the tensors' values on demand.
 
-The layout is that of ggml's `docs/gguf.md`: magic, version, two counts, key-value pairs, one description a tensor, and
-the tensors' data at aligned offsets. The `gguf` package knows the quantisation types and dequantises; its own reader
-keeps an array for each string of the vocabulary (5 s and 1 GB for 49,152 tokens, against 0.1 s here) and does not
-check that the file is complete.
+The layout is that of ggml's `docs/gguf.md`: magic, version, two counts, key-value pairs, one description per tensor,
+and the tensors' data at aligned offsets. The `gguf` package implements the quantization types and dequantizes; its own
+reader is not used, because it keeps an array for each string of the vocabulary (5 s and 1 GB for 49,152 tokens,
+compared with 0.1 s here) and does not check that the file is complete.
 """
 
 import math
@@ -26,34 +26,34 @@ from lit_gpt.extras import installed_version, need
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
 _ALIGNMENT = 32
-"""Of the tensors' data in bytes, if `general.alignment` does not name another."""
+"""Alignment of the tensors' data in bytes, if `general.alignment` does not set another."""
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
-"""`struct`'s letter of each type of value that has a fixed size."""
+"""`struct`'s format letter of each value type with a fixed size."""
 _FLOAT32, _STRING, _ARRAY = 6, 8, 9
 _MAX_DIMS = 4
 _PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-"""Types that torch has too."""
+"""Tensor types that also exist in torch."""
 
 
 @dataclass(frozen=True)
 class GGUFFile:
-    """The contents of a file."""
+    """The contents of a GGUF file."""
 
     path: Path
     metadata: dict[str, Any]
-    """Key-value pairs; a float32 has the shortest decimal number that it stands for (1e-05, not 9.99999974e-06)."""
+    """Key-value pairs; a float32 is the shortest decimal number that rounds to it (1e-05, not 9.99999974e-06)."""
     tensors: dict[str, Stored]
-    """Tensors by name, with their shapes in torch's order; quantised ones are dequantised to float32 when read."""
+    """Tensors by name, with shapes in torch's order; quantized ones are dequantized to float32 when they are read."""
     types: dict[str, str]
     """The name of each tensor's type, such as "Q4_K"."""
 
 
 def open_gguf(path: str | Path) -> GGUFFile:
-    """Read a file's key-value pairs and table of tensors.
+    """Read a file's key-value pairs and tensor table.
 
     Raises:
-        UserError: If it is no GGUF file, of another byte order or version, cut short or damaged, one part of several,
-            or has a tensor of an unknown type; the message names the remedy.
+        UserError: If it is not a GGUF file, has another byte order or version, is truncated or damaged, is one of
+            several parts, or has a tensor of an unknown type; the message names the remedy.
     """
     path = Path(path)
     with open(path, "rb") as opened:
@@ -91,14 +91,14 @@ class _Header:
     def read(self) -> tuple[dict[str, Any], dict[str, tuple[tuple[int, ...], int, int]]]:
         """Return the key-value pairs, and (shape, type, offset) of each tensor."""
         version = self._scalar("I")
-        if version & 0xFFFF == 0:  # a small number with its bytes in the other order
+        if version & 0xFFFF == 0:  # a small number in the other byte order
             raise UserError(
-                f"{self.path} is of the other byte order (big-endian); convert it with the gguf package's "
+                f"{self.path} has the other byte order (big-endian); convert it with the gguf package's "
                 "`gguf-convert-endian`"
             )
         if version not in _VERSIONS:
             raise UserError(
-                f"{self.path} is GGUF version {version}, and lit_gpt reads {' and '.join(map(str, _VERSIONS))}; "
+                f"{self.path} is GGUF version {version}, but lit_gpt reads {' and '.join(map(str, _VERSIONS))}; "
                 "convert the model again with a current llama.cpp"
             )
         tensors, pairs = self._scalar("Q"), self._scalar("Q")
@@ -118,7 +118,7 @@ class _Header:
         dims = self._scalar("I")
         if dims > _MAX_DIMS:
             raise UserError(f"{self.path} is damaged: a tensor has {dims} dimensions; download it again")
-        shape = tuple(reversed([self._scalar("Q") for _ in range(dims)]))  # ggml counts the fastest dimension first
+        shape = tuple(reversed([self._scalar("Q") for _ in range(dims)]))  # ggml lists the fastest dimension first
         return shape, self._scalar("I"), self._scalar("Q")
 
     def _value(self, kind: int) -> Any:
@@ -155,11 +155,11 @@ class _Header:
 
 
 def _cut_short(path: Path, needed: int, size: int) -> UserError:
-    return UserError(f"{path} is cut short: it has {size:,} bytes and needs {needed:,} or more; download it again")
+    return UserError(f"{path} is truncated: it has {size:,} bytes but needs at least {needed:,}; download it again")
 
 
 def _shortest(value: float) -> float:
-    """Return the float64 nearest to the shortest decimal number that rounds to a float32: 0.22, not 0.21999999881."""
+    """Return the shortest decimal number that rounds to a float32, as a float: 0.22, not 0.21999999881."""
     return float(str(np.float32(value))) if math.isfinite(value) else value
 
 
@@ -172,8 +172,8 @@ def _type_name(path: Path, name: str, kind: int) -> str:
             gguf.dequantize(np.zeros((1, gguf.GGML_QUANT_SIZES[found][1]), np.uint8), found)
     except (ValueError, KeyError, NotImplementedError) as error:
         raise UserError(
-            f"{path} has {name} in type {kind}, which gguf {installed_version('gguf')} cannot dequantise; upgrade that "
-            "package, or take a file of another type"
+            f"{path} has {name} in type {kind}, which gguf {installed_version('gguf')} cannot dequantize; upgrade that "
+            "package, or use a file of another type"
         ) from error
     return str(found.name)
 
@@ -182,7 +182,9 @@ def _stored(path: Path, data: mmap.mmap, begin: int, name: str, shape: tuple[int
     gguf = need("gguf", "export", "reading a GGUF file")
     block, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[type_name]]
     if not shape or shape[-1] % block:
-        raise UserError(f"{path} is damaged: {name} of shape {shape} has no whole blocks of {block}; download it again")
+        raise UserError(
+            f"{path} is damaged: {name} of shape {shape} is not a multiple of its block size {block}; download it again"
+        )
     nbytes = math.prod(shape) // block * size
     if begin + nbytes > len(data):
         raise _cut_short(path, begin + nbytes, len(data))

@@ -1,9 +1,9 @@
 """Read a GGUF file as a `GPTConfig` and weights under lit_gpt's names: the inverse of `architecture` and `writing`.
 
-A file says less than a config.json: some settings are fixed for an architecture (`GGUFArchitecture.fixed`), others show
-only in which tensors there are (biases, a tied head, learned positions), and Llama 3's RoPE scaling is stored as the
-divisors that it gives. So the settings that an export of the config would write are compared with the file's, and a
-setting that this leaves unexplained is an error, never dropped.
+A file contains less than a config.json: some settings are fixed for an architecture (`GGUFArchitecture.fixed`), others
+can be inferred only from which tensors exist (biases, a tied head, learned positions), and Llama 3's RoPE scaling is
+stored as the resulting divisors. So the settings that an export of the config would write are compared with the file's,
+and a setting that this does not explain is an error and never ignored.
 """
 
 import math
@@ -30,7 +30,7 @@ from lit_gpt.models.families.family import ANY
 _NEUTRAL: dict[str, Any] = {
     "attention.causal": True,
     "attention.clamp_kqv": 0.0,
-    "attention.layer_norm_epsilon": ANY,  # in addition to RMSNorm's own
+    "attention.layer_norm_epsilon": ANY,  # in addition to that of RMSNorm
     "attention.max_alibi_bias": 0.0,
     "expert_count": 0,
     "expert_gating_func": 1,  # softmax
@@ -44,18 +44,18 @@ _NEUTRAL: dict[str, Any] = {
     "rope.scale_linear": 1.0,
     "rope.scaling.attn_factor": 1.0,
     "rope.scaling.finetuned": ANY,
-    "rope.scaling.original_context_length": ANY,  # read where a scaling needs it
+    "rope.scaling.original_context_length": ANY,  # read if a scaling needs it
     "rope.scaling.type": "none",
     "rope.scaling.yarn_attn_factor": 1.0,
     "rope.scaling.yarn_ext_factor": 1.0,
-    "tensor_data_layout": ANY,  # a note on where the file came from
+    "tensor_data_layout": ANY,  # a note on the file's origin
 }
-"""Settings that are no part of a `GPTConfig`, and the value with which they change nothing."""
+"""Settings that are not part of a `GPTConfig`, with the value that has no effect."""
 _PATTERN = "attention.sliding_window_pattern"
 _LLAMA3_FACTORS = "rope_freqs.weight"
 _LONGROPE_FACTORS = ("rope_factors_short.weight", "rope_factors_long.weight")
 _LONGEST_CONTEXT = 24
-"""Original contexts of Llama 3's scaling are looked for among the powers of two below this one."""
+"""Original contexts of Llama 3's scaling are searched among the powers of two below this exponent."""
 
 
 @dataclass(frozen=True)
@@ -68,10 +68,10 @@ class GGUFModel:
 
 
 def open_gguf_model(path: str | Path) -> GGUFModel:
-    """Open a GGUF file; its weights are dequantised one at a time, on access.
+    """Open a GGUF file; its weights are dequantized one at a time, on access.
 
     Raises:
-        UserError: If it is damaged, or has an architecture, setting, type or tokenizer that lit_gpt does not know.
+        UserError: If it is damaged, or has an unsupported architecture, setting, type or tokenizer.
     """
     file = open_gguf(path)
     config, weights = read_gguf(file)
@@ -82,13 +82,13 @@ def open_gguf_model(path: str | Path) -> GGUFModel:
 
 
 def read_gguf(file: GGUFFile) -> tuple[GPTConfig, LazyWeights]:
-    """Return a file's config, and its weights, each dequantised when it is accessed.
+    """Return a file's config and its weights, each of which is dequantized when it is accessed.
 
-    Weights are float32 unless the file holds all of them in one half-precision type without loss.
+    Weights are float32 unless a single half-precision type represents all of them exactly.
 
     Raises:
-        UserError: If the architecture is unknown or has a feature that lit_gpt does not compute, or tensors are
-            missing, left over or of the wrong shape.
+        UserError: If the architecture is unknown or has an unsupported feature, or tensors are missing, unexpected or
+            of the wrong shape.
     """
     config, architecture = read_config(file)
     table = weight_table(config, architecture)
@@ -101,21 +101,23 @@ def read_gguf(file: GGUFFile) -> tuple[GPTConfig, LazyWeights]:
 def read_config(file: GGUFFile) -> tuple[GPTConfig, GGUFArchitecture]:
     """Return a file's config and architecture.
 
-    Several families may share an architecture (Llama, Mistral and Mixtral are all `llama`): the first that can express
-    the settings is taken.
+    Several families may share an architecture (Llama, Mistral and Mixtral are all `llama`): the first one that can
+    express the settings is used.
 
     Raises:
         UserError: If the architecture is unknown, or no family expresses the settings; the message names the first
-            setting that is not understood.
+            unsupported setting.
     """
     name = file.metadata.get("general.architecture")
     if file.metadata.get("general.type", "model") != "model":
-        raise UserError(f"{file.path} is no model but of type {file.metadata['general.type']!r}; name a model's file")
+        raise UserError(
+            f"{file.path} is not a model but a file of type {file.metadata['general.type']!r}; use a model file"
+        )
     families = [family for family in model_types().values() if family.gguf is not None and family.gguf.name == name]
     if not families:
         known = dict.fromkeys(family.gguf.name for family in model_types().values() if family.gguf is not None)
         raise UserError(
-            f"{file.path} is of architecture {name!r}; lit_gpt reads {', '.join(known)}: import the model's Hugging "
+            f"{file.path} has architecture {name!r}; lit_gpt reads {', '.join(known)}: import the model's Hugging "
             "Face folder instead"
         )
     problems = []
@@ -123,7 +125,7 @@ def read_config(file: GGUFFile) -> tuple[GPTConfig, GGUFArchitecture]:
         assert family.gguf is not None
         try:
             config = _config_as(file, family, family.gguf)
-            config_to_hf(config)  # raises for what the family cannot express
+            config_to_hf(config)  # raises for values that the family cannot express
             return config, family.gguf
         except UserError as error:
             problems.append(error)
@@ -148,7 +150,7 @@ def _config_as(file: GGUFFile, family: Family, architecture: GGUFArchitecture) -
 
 
 class _Settings:
-    """The fields of a config that all architectures say alike, and those of this one."""
+    """Reads the config fields that are common to all architectures, and those of this one."""
 
     def __init__(self, values: Mapping[str, Any], file: GGUFFile, architecture: GGUFArchitecture) -> None:
         self.values, self.file, self.architecture = values, file, architecture
@@ -189,18 +191,18 @@ class _Settings:
         return fields | {key: value for key, value in own.items() if key != "rope_local_theta"} | dict(fixed)
 
     def _get(self, key: str, *default: Any) -> Any:
-        """Return a setting; one that may be a list with a value for each layer must have equal ones."""
+        """Return a setting; if it is a list with one value per layer, the values must be equal."""
         value = self.values.get(key, *default)
         if value is None:
             raise UserError(f"it has no setting {self.architecture.name}.{key}; download it again")
         if not isinstance(value, list):
             return value
         if len(set(value)) != 1:
-            raise UserError(f"{self.architecture.name}.{key} differs between layers, which lit_gpt does not compute")
+            raise UserError(f"{self.architecture.name}.{key} differs between layers, which lit_gpt does not support")
         return value[0]
 
     def _tied(self) -> bool:
-        """Return whether the head is the embedding: it has no tensor, or (`own_head`) one with the same values."""
+        """Return whether the head is tied: it has no tensor, or (`own_head`) one that equals the embedding."""
         tensors, types = self.file.tensors, self.file.types
         head, embedding = "output.weight", "token_embd.weight"
         if head not in tensors:
@@ -210,7 +212,7 @@ class _Settings:
         return torch.equal(tensors[head].read(), tensors[embedding].read())
 
     def _biases(self, bias: bool) -> Iterator[tuple[str, bool]]:
-        """Yield the fields of biases that differ from `bias`, by the tensors of the first layer."""
+        """Yield the bias fields that differ from `bias`, inferred from the tensors of the first layer."""
         names = self.file.tensors
         attention = "blk.0.attn_q.bias" in names or "blk.0.attn_qkv.bias" in names
         out, mlp = "blk.0.attn_output.bias" in names, "blk.0.ffn_up.bias" in names
@@ -222,7 +224,7 @@ class _Settings:
             yield "mlp_bias", mlp
 
     def _layers(self, fields: dict[str, Any], local: float | None) -> dict[str, Any]:
-        """Return which layers rotate and slide, and the base of RoPE in those that slide."""
+        """Return which layers use RoPE and sliding windows, and RoPE's base in sliding-window layers."""
         layers, found = range(fields["n_layer"]), {}
         if (every := self.architecture.unrotated_every) is not None:
             found["rope_layers"] = shortest_pattern([bool((layer + 1) % every) for layer in layers])
@@ -249,14 +251,14 @@ class _Settings:
 
 
 def _slides(pattern: list[bool] | int | None, n_layer: int) -> list[bool]:
-    """Return which layers slide: as a list says, or all but each n-th, or all."""
+    """Return which layers use a sliding window: those in a list, all but every n-th, or all."""
     if isinstance(pattern, list):
         return [bool(slides) for slides in pattern]
     return [pattern is None or bool((layer + 1) % pattern) for layer in range(n_layer)]
 
 
 def _attention_scale(fields: dict[str, Any], architecture: GGUFArchitecture) -> dict[str, Any]:
-    """Return the scale of scores where the architecture takes it from the width at one depth."""
+    """Return the attention scale of architectures that derive it from the width at one depth."""
     n_embd, n_head = fields["n_embd"], fields["n_head"]
     if fields["n_layer"] != architecture.width_scaled_depth or fields["head_size"] in (None, n_embd // n_head):
         return {}
@@ -264,10 +266,10 @@ def _attention_scale(fields: dict[str, Any], architecture: GGUFArchitecture) -> 
 
 
 def _scaling(values: Mapping[str, Any], config: GPTConfig, tensors: Mapping[str, Any]) -> RopeScaling | None:
-    """Return the RoPE scaling that settings and tensors say.
+    """Return the RoPE scaling given by settings and tensors.
 
     Raises:
-        UserError: If it is none of those that lit_gpt computes.
+        UserError: If it is not supported.
     """
     kind, factor = values.get("rope.scaling.type", "none"), values.get("rope.scaling.factor", 1.0)
     original = values.get("rope.scaling.original_context_length") or config.block_size
@@ -284,7 +286,7 @@ def _scaling(values: Mapping[str, Any], config: GPTConfig, tensors: Mapping[str,
     if kind == "yarn":
         fast, slow = values.get("rope.scaling.yarn_beta_fast", 32.0), values.get("rope.scaling.yarn_beta_slow", 1.0)
         found = RopeScaling("yarn", factor, original, beta_fast=fast, beta_slow=slow)
-        scale = attention * found.temperature(1.0)  # llama.cpp multiplies the paper's temperature
+        scale = attention * found.temperature(1.0)  # llama.cpp multiplies it by the paper's temperature
         return found if attention == 1.0 else replace(found, attention_factor=scale)
     if kind != "none":
         raise UserError(f"rope.scaling.type is {kind!r}; lit_gpt reads none, linear, yarn, longrope and Llama 3's")
@@ -292,7 +294,7 @@ def _scaling(values: Mapping[str, Any], config: GPTConfig, tensors: Mapping[str,
 
 
 def _llama3(divisors: Tensor, config: GPTConfig) -> RopeScaling | None:
-    """Return the scaling whose divisors of frequencies these are, with Llama 3's `low_freq_factor` and high one."""
+    """Return the scaling with these divisors of the frequencies, if it has Llama 3's low and high frequency factors."""
     if bool((divisors == 1).all()):
         return None
     for power in range(_LONGEST_CONTEXT):
@@ -301,7 +303,8 @@ def _llama3(divisors: Tensor, config: GPTConfig) -> RopeScaling | None:
         if torch.allclose(rope_factors(scaled)[_LLAMA3_FACTORS], divisors, rtol=1e-4, atol=0.0):
             return found
     raise UserError(
-        f"{_LLAMA3_FACTORS} has divisors that are not Llama 3's (low_freq_factor 1, high_freq_factor 4); import the "
+        f"{_LLAMA3_FACTORS} has divisors that differ from Llama 3's (low_freq_factor 1, high_freq_factor 4); import "
+        "the "
         "model's Hugging Face folder instead"
     )
 
@@ -320,14 +323,14 @@ def _check_settings(values: Mapping[str, Any], config: GPTConfig, architecture: 
                 config.slides(layer) for layer in range(config.n_layer)
             ]
         elif key == "attention.sliding_window" and config.sliding_window in (None, config.block_size):
-            understood = value == 0 or value >= config.block_size  # hides nothing
+            understood = value == 0 or value >= config.block_size  # a window without effect
         elif key in written:
             understood = _same(value, written[key])
         else:
             understood = key in _NEUTRAL and (_NEUTRAL[key] is ANY or _same(value, _NEUTRAL[key]))
         if not understood:
             only = f"only {written[key]!r}" if key in written else "the setting is unknown"
-            raise UserError(f"it has {prefix}{key} = {value!r}, which lit_gpt does not compute ({only})")
+            raise UserError(f"it has {prefix}{key} = {value!r}, which lit_gpt does not support ({only})")
 
 
 def _same(value: Any, wanted: Any) -> bool:
@@ -341,9 +344,9 @@ def _same(value: Any, wanted: Any) -> bool:
 
 
 def _common_dtype(file: GGUFFile) -> torch.dtype:
-    """Return the half-precision type of all matrices if the vectors fit it exactly, otherwise float32.
+    """Return the half-precision dtype of all matrices if it represents the vectors exactly, otherwise float32.
 
-    llama.cpp always stores vectors in float32; those of a model trained in half precision lose nothing in it.
+    llama.cpp always stores vectors in float32; for a model trained in half precision this is lossless.
     """
     matrices = {tensor.dtype for tensor in file.tensors.values() if len(tensor.shape) > 1}
     half = matrices.pop() if len(matrices) == 1 else torch.float32

@@ -6,8 +6,8 @@ negated position in the list of merges, so that pairs are merged in the same ord
 
 The pre-tokenization patterns of byte-level BPE are built into llama.cpp and chosen by name (`tokenizer.ggml.pre`); a
 file cannot define its own. So the rules in tokenizer.json are compared with those of each name, and a tokenizer that
-matches none is rejected, because llama.cpp would tokenize text differently than in training. Reading a file (at the
-end) turns all of this around: its pre-tokenizer's name becomes rules, and scores become merges.
+matches none is rejected, because llama.cpp would tokenize text differently than in training. Reading a file (the second
+part of this module) is the inverse: its pre-tokenizer's name selects rules, and scores are converted to merges.
 """
 
 import json
@@ -27,12 +27,12 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 """`gguf.TokenType`."""
 _PREFIX, _TEMPLATE = "tokenizer.ggml.", "tokenizer.chat_template"
 _SPECIAL = ("bos", "eos", "eot", "eom", "unknown", "padding")
-"""Special tokens, whose ids are the keys `<name>_token_id`."""
+"""Special tokens, whose ids have the keys `<name>_token_id`."""
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 _SPACE = "▁"
 
 _DIGITS = "digits"
-"""Represents the rule that each digit is a word."""
+"""Stands for the rule that each digit is a separate word."""
 
 # Source of the patterns and of the rules that each name selects: llama.cpp, src/llama-vocab.cpp.
 _QWEN2_PATTERN = GPT4_PATTERN.replace(r"\p{N}{1,3}", r"\p{N}")
@@ -66,9 +66,9 @@ _OTHER_NAMES = {
     "qwen2": ("stablelm2", "deepseek-r1-qwen", "megrez", "hunyuan", "solar-open", "grok-2", "kormo"),
     "gpt-4o": ("llama4", "kanana2", "minimax-m2"),
 }
-"""Names under which llama.cpp applies the same rules, which are read and never written."""
+"""Aliases under which llama.cpp applies the same rules; they are read but never written."""
 _OPENING = ("llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "tekken")
-"""Names that begin a text with the first token unless the file says otherwise."""
+"""Pre-tokenizer names for which llama.cpp prepends the BOS token by default (unless the file says otherwise)."""
 
 
 def vocabulary(tokenizer: Tokenizer, vocab_size: int, stop_ids: Sequence[int]) -> dict[str, MetadataValue]:
@@ -76,7 +76,7 @@ def vocabulary(tokenizer: Tokenizer, vocab_size: int, stop_ids: Sequence[int]) -
 
     Args:
         tokenizer: The model's tokenizer, with the `opening_ids` that the model expects.
-        vocab_size: Rows of the embedding; rows without a token are marked as unused.
+        vocab_size: Number of rows of the embedding; rows without a token are marked as unused.
         stop_ids: Tokens that end a text or a chat turn, the end of text first.
 
     Raises:
@@ -123,7 +123,7 @@ def _tokens(tokenizer: Tokenizer, state: dict[str, Any], vocab_size: int, pieces
     types = [UNUSED] * vocab_size
     added = {token["id"]: token for token in state["added_tokens"]}
     for token, index in tokenizer.backend.get_vocab(with_added_tokens=True).items():
-        if index >= vocab_size:  # special tokens without an embedding row, which the bundle warned about
+        if index >= vocab_size:  # special tokens without an embedding row; the bundle has warned about them
             continue
         tokens[index], types[index] = token, NORMAL
         if index in added:
@@ -276,12 +276,12 @@ def _no_pre_tokenizer(what: str) -> UserError:
 
 @dataclass(frozen=True)
 class ReadVocabulary:
-    """The tokenizer of a file as a Hugging Face folder."""
+    """The tokenizer of a GGUF file as the files of a Hugging Face folder."""
 
     files: dict[str, bytes]
     """Name and content of each file of the folder."""
     token_ids: dict[str, Any]
-    """IDs of special tokens as config.json has them; a list where several tokens end a text."""
+    """IDs of special tokens as in config.json; a list if several tokens end a text."""
 
 
 def read_vocabulary(metadata: Mapping[str, Any], vocab_size: int) -> ReadVocabulary | None:
@@ -289,10 +289,10 @@ def read_vocabulary(metadata: Mapping[str, Any], vocab_size: int) -> ReadVocabul
 
     Args:
         metadata: The file's key-value pairs.
-        vocab_size: Rows of the embedding.
+        vocab_size: Number of rows of the embedding.
 
     Raises:
-        UserError: If llama.cpp's rules for it are not known here, or it does not fit the model.
+        UserError: If its pre-tokenizer is unknown, or it does not fit the model.
     """
     values = {key.removeprefix(_PREFIX): value for key, value in metadata.items() if key.startswith(_PREFIX)}
     kind = values.get("model", "none")
@@ -303,7 +303,7 @@ def read_vocabulary(metadata: Mapping[str, Any], vocab_size: int) -> ReadVocabul
     tokens = _list(values, "tokens", str)
     if len(tokens) != vocab_size:
         raise UserError(
-            f"its tokenizer has {len(tokens):,} tokens, and its embedding {vocab_size:,} rows; download it again"
+            f"its tokenizer has {len(tokens):,} tokens, but its embedding has {vocab_size:,} rows; download it again"
         )
     types = _list(values, "token_type", int, [NORMAL] * len(tokens))
     pieces = kind == "llama"
@@ -354,7 +354,7 @@ def _list(values: Mapping[str, Any], key: str, kind: type, default: list[Any] | 
         raise UserError(f"its tokenizer has no list of {key}; download it again")
     if key in ("token_type", "scores") and len(found) != len(values["tokens"]):
         raise UserError(
-            f"its tokenizer has {len(values['tokens']):,} tokens and {len(found):,} {key}; download it again"
+            f"its tokenizer has {len(values['tokens']):,} tokens but {len(found):,} {key}; download it again"
         )
     return found
 
@@ -362,7 +362,7 @@ def _list(values: Mapping[str, Any], key: str, kind: type, default: list[Any] | 
 def _special(values: Mapping[str, Any], name: str, count: int, default: int | None) -> int | None:
     index = values.get(f"{name}_token_id", default)
     if index is not None and not (type(index) is int and 0 <= index < count):
-        raise UserError(f"its tokenizer has {name}_token_id {index!r}, which is none of its {count:,} tokens")
+        raise UserError(f"its tokenizer has {name}_token_id {index!r}, which is not one of its {count:,} tokens")
     return index
 
 
@@ -388,13 +388,13 @@ def _bpe(merges: list[list[str]], **differences: Any) -> dict[str, Any]:
 
 
 def _byte_level_rules(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the rules of a byte-level BPE, by the name of its pre-tokenizer."""
+    """Return the rules of a byte-level BPE, selected by the name of its pre-tokenizer."""
     name = values.get("pre")
     own = next((own for own, others in _OTHER_NAMES.items() if name in others), name)
     found = {written: parts for parts, names in _NAMES.items() for written in names if written}
     if own not in found:
         known = sorted({*found, *(other for others in _OTHER_NAMES.values() for other in others)})
-        raise UserError(f"its pre-tokenizer is {name!r}, whose rules lit_gpt does not have (only {', '.join(known)})")
+        raise UserError(f"its pre-tokenizer is {name!r}, which lit_gpt does not support (only {', '.join(known)})")
     *rules, last = [_pre_tokenizer(part) for part in found[own]]
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
     rules += [last] if last == byte_level | {"use_regex": True} else [last, byte_level]
@@ -411,7 +411,7 @@ def _byte_level_rules(values: Mapping[str, Any]) -> dict[str, Any]:
 def _pre_tokenizer(part: str) -> dict[str, Any]:
     if part == _DIGITS:
         return {"type": "Digits", "individual_digits": True}
-    if part == GPT2_PATTERN:  # the pattern that is built into `tokenizers`, which is faster
+    if part == GPT2_PATTERN:  # built into `tokenizers`, which is faster
         return {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
     return {"type": "Split", "pattern": {"Regex": part}, "behavior": "Isolated", "invert": False}
 
@@ -419,8 +419,8 @@ def _pre_tokenizer(part: str) -> dict[str, Any]:
 def _piece_rules(values: Mapping[str, Any], tokens: list[str], types: list[int]) -> dict[str, Any]:
     """Return the rules of a SentencePiece BPE, with the merges that its scores imply.
 
-    Every pair of tokens whose concatenation is a token is a merge, in order of the result's score, as SentencePiece
-    applies them; among pairs with one result, in the order of their ids (as transformers' `SentencePieceExtractor`).
+    Every pair of tokens whose concatenation is a token is a merge, ordered by the score of the result, as in
+    SentencePiece; pairs with the same result are ordered by their ids (as in transformers' `SentencePieceExtractor`).
     """
     scores = _list(values, "scores", float)
     ids = {token: index for index, token in enumerate(tokens) if types[index] == NORMAL}
@@ -450,7 +450,7 @@ def _piece_rules(values: Mapping[str, Any], tokens: list[str], types: list[int])
 
 
 def _template(tokens: list[str], bos: int | None, eos: int | None) -> dict[str, Any] | None:
-    """Return the rule that puts tokens before and after a text."""
+    """Return the rule that adds tokens before and after a text."""
     if bos is None and eos is None:
         return None
     text = {"Sequence": {"id": "A", "type_id": 0}}
@@ -476,5 +476,5 @@ def _check_opens(content: bytes) -> None:
 
     try:
         tokenizers.Tokenizer.from_str(content.decode())
-    except Exception as error:  # the Rust side raises bare Exception
+    except Exception as error:  # the Rust extension raises bare Exception
         raise UserError(f"its tokenizer is damaged: {str(error).splitlines()[0]}; download it again") from error

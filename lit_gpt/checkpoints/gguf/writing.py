@@ -45,7 +45,7 @@ _RELATIVE = {"F32": 0.0, "F16": 2.0**-11, "BF16": 2.0**-8, "Q8_0": 1.0 / 127}
 _TINY = 2.0**-24
 """The spacing of float16 numbers near zero."""
 _LARGEST_MULTIPLE = 127
-"""The largest multiple of a block's scale in Q8_0, by which the scale's own rounding to float16 is multiplied."""
+"""Largest quantized magnitude in a Q8_0 block, and thus the maximum factor on the scale's float16 rounding error."""
 
 
 @dataclass(frozen=True)
@@ -85,8 +85,8 @@ def save_gguf(
         show_progress: Whether to show progress bars on standard error.
 
     Raises:
-        UserError: If llama.cpp does not support the model or tokenizer, tensors are missing or left over, `out` exists,
-            the `gguf` package is missing, or the disk is full.
+        UserError: If llama.cpp does not support the model or tokenizer, tensors are missing or unexpected, `out`
+            exists, the `gguf` package is missing, or the disk is full.
     """
     out = Path(out)
     if out.suffix != ".gguf":
@@ -199,7 +199,7 @@ def check_tensors(path: Path, expected: Iterator[tuple[str, Tensor]], total: int
         show_progress: Whether to show a progress bar on standard error.
 
     Raises:
-        UserError: If a tensor is missing, left over, not finite, has the wrong shape, or differs by more than the
+        UserError: If a tensor is missing, unexpected, not finite, has the wrong shape, or differs by more than the
             rounding error of its type.
     """
     file = open_gguf(path)

@@ -1,7 +1,7 @@
 """Hugging Face model folders: reading, writing and verifying them.
 
 Reading: config.json becomes a `GPTConfig` (`config.py`), then each tensor is mapped by the family's weight table
-(`models/families`); tensors that are left over, missing or of the wrong shape are listed in an error. Writing uses the
+(`models/families`); an error lists unexpected and missing tensors and those of the wrong shape. Writing uses the
 same table in the other direction.
 """
 

@@ -88,7 +88,7 @@ def dequantize_fp8(weight: Tensor, scales: Tensor, block_size: list[int] | None 
 
     Args:
         weight: Quantized values, (..., M, N) float8.
-        scales: Scales, (..., ceil(M / m), ceil(N / n)) float; or a scalar, or one for each matrix of a stack.
+        scales: Scales, (..., ceil(M / m), ceil(N / n)) float; or a scalar, or one per matrix of a stack.
         block_size: Size [m, n] of a block; None: derived from the shapes, which must divide evenly.
 
     Returns:

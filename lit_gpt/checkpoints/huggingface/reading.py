@@ -18,7 +18,7 @@ from lit_gpt.models.precision import converted
 
 _TEXT_PREFIXES = (
     ("model.language_model.", "model."),
-    ("language_model.model.", "model."),  # the older spelling
+    ("language_model.model.", "model."),  # the older form
     ("language_model.lm_head.", "lm_head."),
 )
 """Prefixes of the language model's tensors in a multimodal model → their prefixes in a plain language model."""

@@ -72,8 +72,8 @@ def read_json(file: Path, remedy: str = "download it again") -> dict[str, Any]:
     """Return the JSON object in a file.
 
     Args:
-        file: its path.
-        remedy: what to do about a damaged one.
+        file: path of the file.
+        remedy: advice for the error message if the file is damaged.
 
     Raises:
         UserError: If the file is missing or does not contain a JSON object.
@@ -98,9 +98,9 @@ def _shards(index: Path) -> list[Path]:
     names = sorted(set(weight_map.values()))
     for name in names:
         if not re.fullmatch(r"[\w.-]+\.(safetensors|bin)", name):
-            raise UserError(f"{index} names a shard outside its folder, or of an unknown type: {name!r}")
+            raise UserError(f"{index} lists a shard outside its folder, or of an unknown type: {name!r}")
         if not (index.parent / name).is_file():
-            raise UserError(f"{index} names {name}, which is missing; download it again")
+            raise UserError(f"{index} lists {name}, which is missing; download it again")
     return [index.parent / name for name in names]
 
 

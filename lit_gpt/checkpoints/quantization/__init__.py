@@ -1,4 +1,4 @@
-"""Quantised models: linear layers in 8 or 4 bits through torchao, stored as a bundle of plain tensors."""
+"""Quantized models: linear layers in 8 or 4 bits through torchao, stored as a bundle of plain tensors."""
 
 from lit_gpt.checkpoints.quantization.bundle import (
     CALLBACK,

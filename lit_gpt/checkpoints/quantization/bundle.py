@@ -1,10 +1,10 @@
-"""Quantised bundles: finished models with linear layers in 8 or 4 bits, which only lit_gpt can load.
+"""Quantized bundles: finished models with linear layers in 8 or 4 bits, which only lit_gpt can load.
 
-- `quantized.safetensors`: `<layer>.weight.qdata` and `.scale` of each quantised layer; all other tensors unchanged
+- `quantized.safetensors`: `<layer>.weight.qdata` and `.scale` of each quantized layer; all other tensors unchanged
 - `quantization.json`: the scheme, and the original model's name
 - `lit_gpt.json`, tokenizer, `generation_config.json`, `lineage.json`, `manifest.json`: as in every bundle
 
-There is no `config.json`, because `transformers` would load such a folder and initialise unknown weights at random.
+There is no `config.json`, because `transformers` would load such a folder and initialize unknown weights at random.
 
 The manifest shows that files are unchanged, not who wrote them. So name, shape and dtype of every tensor are checked
 against the model of `lit_gpt.json` before anything is computed.
@@ -58,12 +58,12 @@ CALLBACK = "QuantizationAware"
 
 @dataclass(frozen=True)
 class Sizes:
-    """Size of the weights in bytes before and after quantisation; tied weights count once."""
+    """Size of the weights in bytes before and after quantization; tied weights count once."""
 
     before: int
     after: int
     layers_before: int
-    """Size of the quantised layers, before quantisation."""
+    """Size of the quantized layers, before quantization."""
     layers_after: int
 
 
@@ -82,14 +82,14 @@ def save_quantized_bundle(
     progress: Callable[[int, int], None] | None = None,
     facts: CardFacts | None = None,
 ) -> Sizes:
-    """Quantise a model and write it as a bundle, atomically.
+    """Quantize a model and write it as a bundle, atomically.
 
     Args:
         out: output folder.
         config: the model's configuration.
         weights: complete weights under lit_gpt's names; lazy ones are read one at a time.
-        scheme: quantisation method and group size.
-        device: device to quantise on; it must support computation with the result.
+        scheme: quantization method and group size.
+        device: device to quantize on; it must support computation with the result.
         source: name of the original model, shown when the original is needed.
         tokenizer_path: folder of the tokenizer; None: the bundle has no tokenizer.
         lineage: the model's lineage (`collect_lineage`).
@@ -153,7 +153,7 @@ def save_quantized_bundle(
 
 
 def trained_for(checkpoint: Path) -> Quantization | None:
-    """Return the scheme of a checkpoint's quantisation-aware training (`QuantizationAware`); None: there was none."""
+    """Return the scheme of a checkpoint's quantization-aware training (`QuantizationAware`); None: there was none."""
     if not (checkpoint / STATE).is_file():
         return None
     state = read_state(checkpoint, mmap=True).get("callbacks", {}).get(CALLBACK)
@@ -179,7 +179,7 @@ def _with_origin(lineage: Mapping[str, Any] | None, scheme: Quantization, source
 
 @dataclass(frozen=True)
 class QuantizedBundle:
-    """The description of a quantised bundle."""
+    """The description of a quantized bundle."""
 
     path: Path
     config: GPTConfig
@@ -192,18 +192,18 @@ class QuantizedBundle:
     tokenizer_path: Path | None
 
     def refuse_plain_weights(self) -> Mapping[str, Tensor]:
-        """Raise; takes the place of the function that reads unquantised weights.
+        """Raise an error; replaces the function that reads unquantized weights.
 
         Raises:
             UserError: always, because training, merging and exporting need the original weights.
         """
         raise UserError(
-            f"{self.path} is quantised ({self.scheme}): it can generate, be served and be evaluated, but not be "
+            f"{self.path} is quantized ({self.scheme}): it can generate, be served and be evaluated, but not be "
             f"trained, merged or exported; use the original model ({self.source})"
         )
 
     def load_weights(self, device: torch.device) -> dict[str, Any]:
-        """Read the weights; those of quantised layers become torchao tensors.
+        """Read the weights; those of quantized layers become torchao tensors.
 
         Args:
             device: device to load them to.
@@ -230,7 +230,7 @@ class QuantizedBundle:
                     self._check(name, tensor, like)
                     found[name] = tensor.to(device)
         except (SafetensorError, OSError) as error:
-            raise UserError(f"{path} is damaged or missing: {error}; quantise the model again") from error
+            raise UserError(f"{path} is damaged or missing: {error}; quantize the model again") from error
         return found
 
     def _check(self, name: str, tensor: Tensor, like: Tensor) -> None:
@@ -238,18 +238,18 @@ class QuantizedBundle:
         types = {self.dtype, torch.float32} if like.is_floating_point() else {like.dtype}
         if tensor.shape != like.shape or tensor.dtype not in types:
             raise UserError(
-                f"{self.path / WEIGHTS} has {name} as {tensor.dtype} {tuple(tensor.shape)}; the model has "
+                f"{self.path / WEIGHTS} has {name} as {tensor.dtype} {tuple(tensor.shape)}, but the model has "
                 f"{' or '.join(sorted(map(str, types)))} {tuple(like.shape)}"
             )
 
 
 def is_quantized_bundle(path: Path) -> bool:
-    """Return whether a folder is a quantised bundle, intact or not."""
+    """Return whether a folder is a quantized bundle, intact or not."""
     return (path / QUANTIZED).is_file()
 
 
 def read_quantized_bundle(path: Path) -> QuantizedBundle:
-    """Read the description of a verified quantised bundle.
+    """Read the description of a verified quantized bundle.
 
     Raises:
         UserError: the bundle has another format, or its description is damaged or does not match the model.
@@ -263,13 +263,13 @@ def read_quantized_bundle(path: Path) -> QuantizedBundle:
         dtype, source, ids = torch_dtype(about["dtype"]), str(about["source"]), dict(about["token_ids"])
         check_scheme(config, scheme)
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path / QUANTIZED} is damaged ({error}); quantise the model again") from error
+        raise UserError(f"{path / QUANTIZED} is damaged ({error}); quantize the model again") from error
     carried = Carried(ids, read_json(path / GENERATION_CONFIG))
     return QuantizedBundle(path, config, scheme, dtype, source, carried, tokenizer_in(path))
 
 
 def _plain_tensors(config: GPTConfig, layers: set[str]) -> dict[str, Tensor]:
-    """Return a model's tensors that are not quantised, on the meta device; tied ones once."""
+    """Return a model's tensors that are not quantized, on the meta device; tied ones once."""
     with torch.device("meta"):
         state = GPT(replace(config, multi_token=0)).state_dict()
     elsewhere = layers | {"lm_head"} if config.tie_embeddings else layers

@@ -1,16 +1,16 @@
-"""Quantisation schemes: methods, the layers they apply to, and conversion to and from torchao tensors.
+"""Quantization schemes: methods, the layers they apply to, and conversion to and from torchao tensors.
 
 | method | weights | activations | runs on |
 |---|---|---|---|
-| `int8` | 8 bits, a scale per output, or per group of inputs | not quantised | any device |
-| `int4` | 4 bits, a scale per group of inputs | not quantised | any device |
-| `int8_dynamic` | 8 bits, a scale per output | 8 bits, a scale per token, computed on the fly | CPU, CUDA |
-| `fp8` | 8-bit floats (e4m3), a scale per output | the same, computed on the fly | CUDA 8.9 or later (Ada, Hopper) |
+| `int8` | 8 bits, one scale per output, or per group of inputs | not quantized | any device |
+| `int4` | 4 bits, one scale per group of inputs | not quantized | any device |
+| `int8_dynamic` | 8 bits, one scale per output | 8 bits, one scale per token, computed on the fly | CPU, CUDA |
+| `fp8` | 8-bit floats (e4m3), one scale per output | the same, computed on the fly | CUDA 8.9+ (Ada, Hopper) |
 
 All methods are symmetric: there are no zero points, and only scales are stored with the rounded values.
 
-The linear layers of the blocks are quantised, except `kv_b_proj` of latent attention, whose matrix is also used
-transposed. The embedding, head, norms, biases, routers and stacked expert matrices are not quantised.
+The linear layers of the blocks are quantized, except `kv_b_proj` of latent attention, whose matrix is also used
+transposed. The embedding, head, norms, biases, routers and stacked expert matrices are not quantized.
 
 Shapes: O outputs, I inputs, G groups of inputs.
 """
@@ -39,7 +39,7 @@ FP8_CAPABILITY = (8, 9)
 
 @dataclass(frozen=True)
 class Quantization:
-    """A quantisation method and its group size.
+    """A quantization method and its group size.
 
     Attributes:
         method: Method; see the table above.
@@ -125,9 +125,9 @@ class Quantization:
         return ao.Float8DynamicActivationFloat8WeightConfig(granularity=ao.PerRow())
 
     def fake_config(self) -> Any:
-        """Return torchao's configuration for fake quantisation in training; it rounds exactly as `torchao_config`."""
+        """Return torchao's configuration for fake quantization in training; it rounds exactly as `torchao_config`."""
         ao = need_torchao()
-        assert self.method in _GROUPED, "fake quantisation supports weight-only methods"
+        assert self.method in _GROUPED, "fake quantization supports weight-only methods"
         granularity = ao.PerAxis(0) if self.group_size is None else ao.PerGroup(self.group_size)
         bits = _int4() if self.method == "int4" else torch.int8
         return ao.IntxWeightOnlyConfig(weight_dtype=bits, granularity=granularity)
@@ -144,7 +144,7 @@ def need_torchao(module: str = "torchao.quantization") -> Any:
     for logger in noisy:  # on import, torchao warns about every kernel that this machine does not support
         logger.setLevel(logging.ERROR)
     try:
-        return need(module, "quantize", "a quantised model")
+        return need(module, "quantize", "a quantized model")
     finally:
         for logger, level in zip(noisy, levels, strict=True):
             logger.setLevel(level)
@@ -156,7 +156,7 @@ def _int4() -> torch.dtype:
 
 
 def quantizable_layers(model: nn.Module) -> dict[str, nn.Linear]:
-    """Return the layers of a model to quantise, by name."""
+    """Return the layers of a model to quantize, by name."""
     return {
         name: module
         for name, module in model.named_modules()
@@ -165,14 +165,14 @@ def quantizable_layers(model: nn.Module) -> dict[str, nn.Linear]:
 
 
 def layer_sizes(config: GPTConfig) -> dict[str, tuple[int, int]]:
-    """Return the sizes (O, I) of the layers to quantise in a model, by name."""
+    """Return the sizes (O, I) of the layers to quantize in a model, by name."""
     with torch.device("meta"):
         model = GPT(config)
     return {name: (linear.out_features, linear.in_features) for name, linear in quantizable_layers(model).items()}
 
 
 def check_scheme(config: GPTConfig, scheme: Quantization) -> None:
-    """Check that the group size divides the inputs of every layer to quantise.
+    """Check that the group size divides the inputs of every layer to quantize.
 
     Raises:
         UserError: It does not; the message names the layer.
@@ -182,7 +182,7 @@ def check_scheme(config: GPTConfig, scheme: Quantization) -> None:
 
 
 def quantize_weight(weight: Tensor, scheme: Quantization) -> Any:
-    """Quantise a weight (O, I) to a torchao tensor, on the weight's device."""
+    """Quantize a weight (O, I) to a torchao tensor, on the weight's device."""
     ao = need_torchao()
     with torch.device("meta"):
         holder = nn.Sequential(nn.Linear(weight.shape[1], weight.shape[0], bias=False))
@@ -203,10 +203,10 @@ class Rebuilder:
     """Converts plain tensors back to torchao tensors: the inverse of `to_parts`.
 
     Only numbers come from the file. The tensor class and its settings are those of a small template weight that is
-    quantised with the installed version of torchao.
+    quantized with the installed version of torchao.
 
     Args:
-        scheme: Scheme of the quantised weights.
+        scheme: Scheme of the quantized weights.
         dtype: Dtype of the original weights.
         device: Device of the resulting tensors.
 
