@@ -32,7 +32,7 @@ FEW_UNITS = 5
 MIN_CLUSTERS = 10
 """Below this number of documents, resample passages instead of documents (the interval then says nothing about
 others)."""
-_AT_ONCE = 4_000_000
+_MAX_RESAMPLED_ITEMS_IN_MEMORY = 4_000_000
 """Number of resampled items in memory at once."""
 
 
@@ -237,7 +237,7 @@ def _ratio(sums: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]
 def _resampled(sums: np.ndarray, sizes: np.ndarray, seed: int, num_resamples: int) -> tuple[np.ndarray, np.ndarray]:
     generator = np.random.default_rng(seed)
     count = len(sums)
-    at_once = max(1, _AT_ONCE // count)
+    at_once = max(1, _MAX_RESAMPLED_ITEMS_IN_MEMORY // count)
     found = []
     for start in range(0, num_resamples, at_once):
         drawn = generator.integers(count, size=(min(at_once, num_resamples - start), count))

@@ -1,9 +1,9 @@
-"""HTML pages that need nothing but themselves: data card, inspector, evaluation report, comparison.
+"""Self-contained HTML pages: data card, inspector, evaluation report, comparison.
 
-One Jinja2 environment, one style sheet (`templates/style.css`), one set of charts (`charts.py` computes coordinates,
-`templates/charts.html` draws them). A page has no script and loads nothing; its content security policy makes the
-browser refuse anything a text might smuggle in. Every value that a template prints is escaped, and characters that
-would hide or reorder text are spelled out, because corpora and model outputs may hold anything.
+All share one Jinja2 environment, one style sheet (`templates/style.css`) and one set of charts (`charts.py` computes
+coordinates, `templates/charts.html` draws them). A page has no script and loads nothing; its content security policy
+makes the browser reject anything that a text might inject. Every value that a template prints is escaped, and
+characters that would hide or reorder text are spelled out, because corpora and model outputs may contain anything.
 """
 
 from functools import cache
@@ -22,7 +22,7 @@ def render_page(template: str, **values: Any) -> str:
 
     Args:
         template: A file in `templates/`, such as `data_card.html`.
-        **values: What the template shows.
+        **values: Values for the template.
     """
     return _environment().get_template(template).render(**values)
 
@@ -53,5 +53,5 @@ def _environment() -> Environment:
 
 
 def _finalize(value: Any) -> Any:
-    """Spell out hidden characters in whatever a template prints, unless it is HTML already."""
+    """Spell out hidden characters in whatever a template prints, unless it is already HTML."""
     return text.visible(value, keep="\n\t") if isinstance(value, str) and not isinstance(value, Markup) else value

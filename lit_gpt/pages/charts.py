@@ -1,4 +1,4 @@
-"""Coordinates of the charts that `templates/charts.html` draws. SVG units are per cent of width and height."""
+"""Compute coordinates for the charts in `templates/charts.html`. SVG units are percentages of width and height."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,20 +7,20 @@ from typing import Any
 from lit_gpt.pages.text import counted, score
 
 NUM_COLOURS = 6
-"""Colours of series: the CSS variables `--s0` to `--s5`."""
+"""Colors of series: the CSS variables `--s0` to `--s5`."""
 _MAX_MARKED_POINTS = 40
 _LOGARITHMIC_FROM = 50.0
-"""A positive x axis is logarithmic when its ends differ by at least this factor."""
+"""A positive x axis is logarithmic if its ends differ by at least this factor."""
 _MIN_WIDTH = 0.35
-"""Per cent: a part that is not zero stays visible."""
+"""Minimum width of a nonzero part in percent, so that it remains visible."""
 
 
 def stacked(parts: Sequence[tuple[float, str, str]], whole: float) -> list[dict[str, Any]]:
     """Return the rectangles of one horizontal bar.
 
     Args:
-        parts: (value, CSS variable of its colour, title) from left to right.
-        whole: The value of the full width.
+        parts: (value, CSS variable of the color, title) from left to right.
+        whole: Value that corresponds to the full width.
     """
     rectangles, x = [], 0.0
     for value, colour, title in parts:
@@ -33,11 +33,11 @@ def stacked(parts: Sequence[tuple[float, str, str]], whole: float) -> list[dict[
 
 
 def histogram(series: Sequence[tuple[str, str, Mapping[str, int]]], unit: str) -> dict[str, Any] | None:
-    """Return a histogram over powers of two, several series side by side; None if there is nothing to show.
+    """Return a histogram over powers of two with several series side by side; None if there is nothing to show.
 
     Args:
-        series: (name, CSS variable of its colour, {number of bits of the length: documents}).
-        unit: The unit of the length, for the titles.
+        series: (name, CSS variable of the color, {bit length of the document length: number of documents}).
+        unit: Unit of the length, for the titles.
     """
     keys = [int(bits) for _, _, values in series for bits, number in values.items() if number]
     if not keys:
@@ -76,7 +76,7 @@ def _power_of_two(bits: int) -> str:
 
 
 def loglog_curve(points: Sequence[Sequence[int]]) -> dict[str, Any] | None:
-    """Return a line through (x, y) on two logarithmic axes with a grid at each decade; None with under two points."""
+    """Return a line on two logarithmic axes with a grid at each decade; None for fewer than two points."""
     usable = [(math.log10(x), math.log10(y)) for x, y in points if x > 0 and y > 0]
     if len(usable) < 2:
         return None
@@ -95,7 +95,7 @@ def _decade(exponent: int) -> str:
 
 
 def bar_chart(values: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the rows of a bar chart: one row a value, the name on the first row of each group.
+    """Return the rows of a bar chart: one row per value, with the name on the first row of each group.
 
     Args:
         values: A result's chart: `x` (names), `series` {name: values or None}, `y_label`.
@@ -157,12 +157,12 @@ def line_chart(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _unit(label: str) -> str:
-    """Return `share` for an axis of numbers from 0 to 1, which are shown in per cent."""
+    """Return `share` for an axis of numbers from 0 to 1, which are shown as percentages."""
     return "share" if label.startswith("share") else ""
 
 
 def _nice_ticks(low: float, high: float) -> tuple[float, float, list[float]]:
-    """Return the ends of an axis around the values, and ticks at round numbers."""
+    """Return the ends of an axis that covers the values, and ticks at round numbers."""
     span = (high - low) or abs(high) or 1.0
     step = 10 ** math.floor(math.log10(span / 4))
     step *= next(factor for factor in (1, 2, 2.5, 5, 10) if span / (step * factor) <= 5)

@@ -1,4 +1,4 @@
-"""Numbers and texts as a person reads them: on pages, in terminals and in messages."""
+"""Human-readable formatting of numbers and text for pages, terminals and messages."""
 
 import json
 import math
@@ -9,13 +9,13 @@ _SYMBOLS = {"\n": "⏎", "\t": "⇥", "\r": "␍"}
 
 
 def visible(text: str, keep: str = "") -> str:
-    """Return the text with control, format and unassigned characters spelled out.
+    """Return the text with control, format and unassigned characters escaped.
 
-    A corpus may hold characters that move a terminal's cursor or reverse the direction of a line.
+    A corpus may contain characters that move a terminal's cursor or reverse the direction of a line.
 
     Args:
         text: Any text.
-        keep: Characters to leave as they are, such as the line feed.
+        keep: Characters to leave unchanged, such as the line feed.
     """
     return "".join(
         character if character in keep or not _is_hidden(character) else _SYMBOLS.get(character) or _escaped(character)
@@ -24,7 +24,7 @@ def visible(text: str, keep: str = "") -> str:
 
 
 def _is_hidden(character: str) -> bool:
-    # Joiners (U+200C, U+200D) form emoji and Indic letters; other format characters change how the rest is read.
+    # Joiners (U+200C, U+200D) form emoji and Indic letters; other format characters change how the rest is displayed.
     category = unicodedata.category(character)
     return category in ("Cc", "Co", "Cn", "Cs", "Zl", "Zp") or (category == "Cf" and character not in "\u200d\u200c")
 
@@ -35,7 +35,7 @@ def _escaped(character: str) -> str:
 
 
 def human_bytes(count: float) -> str:
-    """Return `1536` as `1.5 kB`: decimal units, as disks are sold."""
+    """Return `1536` as `1.5 kB`, using decimal (SI) units."""
     for unit in ("bytes", "kB", "MB", "GB"):
         if abs(count) < 1000:
             return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
@@ -49,7 +49,7 @@ def counted(number: int, noun: str) -> str:
 
 
 def abbreviated(value: float) -> str:
-    """Return `1234567` as `1.23 M`: at most three significant digits."""
+    """Return `1234567` as `1.23 M`, with at most three significant digits."""
     for limit, unit in ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e4, " k")):
         if value >= limit:
             divisor = 1e3 if unit == " k" else limit
@@ -58,7 +58,7 @@ def abbreviated(value: float) -> str:
 
 
 def percent(part: float, whole: float) -> str:
-    """Return `12 %`, with a decimal below ten per cent, and `< 0.1 %` for what would round to nothing."""
+    """Return `12 %`, with a decimal below ten percent, and `< 0.1 %` for nonzero values that would round to 0."""
     if whole <= 0:
         return "-"
     value = 100 * part / whole
@@ -70,7 +70,7 @@ def percent(part: float, whole: float) -> str:
 
 
 def score(value: float | None, unit: str = "") -> str:
-    """Return a score in its unit: a `share` in per cent, others with four significant digits."""
+    """Return a score in its unit: a `share` as a percentage, others with four significant digits."""
     if value is None or not math.isfinite(value):
         return "not a finite number"
     if unit == "share":
@@ -101,8 +101,8 @@ def words(name: str) -> str:
 
 
 def yaml_text(value: Any) -> str:
-    """Return JSON values as YAML that a person could have written."""
+    """Serialize JSON-compatible values as human-readable YAML (no anchors or aliases)."""
     import yaml
 
-    # Through JSON first: a list that occurs twice would otherwise be shown as a YAML alias.
+    # Convert to JSON first: a list that occurs twice would otherwise become a YAML alias.
     return yaml.safe_dump(json.loads(json.dumps(value)), sort_keys=False, allow_unicode=True, width=100)

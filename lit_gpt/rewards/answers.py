@@ -1,4 +1,4 @@
-"""Rewards that compare a completion with a known answer or a format."""
+"""Rewards that compare a completion with a known answer or with a format."""
 
 import re
 from fractions import Fraction
@@ -12,20 +12,21 @@ _NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?(?:/\d+)?")
 
 
 class ExactAnswer(Reward):
-    """1 where the completion's final answer is the row's, else 0, in the form of GSM8K: what follows `####`.
+    """1 if the completion's final answer equals the row's, else 0; answers follow `####` as in GSM8K.
 
-    Numbers are compared as numbers (`1,200`, `$1200.00` and `1200` are equal), anything else as text without regard
-    to case and outer spaces.
+    Numbers are compared as numbers (`1,200`, `$1200.00` and `1200` are equal), anything else as text, ignoring case and
+    surrounding spaces.
 
     Args:
-        column: The field of the row that has the answer, with or without the marker.
-        marker: Stands before the final answer; the last one in a text counts.
-        needs_marker: A completion without the marker gets 0; False takes its last number (or all of it).
+        column: Field of the row with the answer, with or without the marker.
+        marker: String before the final answer; its last occurrence in a text counts.
+        needs_marker: Whether a completion without the marker gets 0; False takes its last number (or the whole
+            completion).
     """
 
     def __init__(self, column: str = "answer", marker: str = "####", needs_marker: bool = True) -> None:
         if not marker:
-            raise UserError("marker of ExactAnswer is empty; give what stands before an answer, such as ####")
+            raise UserError("marker of ExactAnswer is empty; give the string before an answer, such as ####")
         self.column = column
         self.marker = marker
         self.needs_marker = needs_marker
@@ -34,7 +35,7 @@ class ExactAnswer(Reward):
         """Return 1 or 0.
 
         Raises:
-            UserError: if the row has no such field, or nothing in it.
+            UserError: if the row has no such field, or it is empty.
         """
         wanted = self._wanted(sample.row)
         _, marker, given = sample.completion.rpartition(self.marker)
@@ -47,7 +48,7 @@ class ExactAnswer(Reward):
         return 1.0 if _same(given, wanted) else 0.0
 
     def check_row(self, row: dict[str, Any]) -> None:
-        """Require the field, with something in it."""
+        """Check that the row has the field and that it is not empty."""
         self._wanted(row)
 
     def _wanted(self, row: dict[str, Any]) -> str:
@@ -57,12 +58,12 @@ class ExactAnswer(Reward):
             )
         wanted = str(row[self.column]).rpartition(self.marker)[2]
         if not wanted.strip():
-            raise UserError(f"the field {self.column!r} holds no answer: {str(row[self.column])[-40:]!r}")
+            raise UserError(f"the field {self.column!r} contains no answer: {str(row[self.column])[-40:]!r}")
         return wanted
 
 
 def as_number(text: str) -> Fraction | None:
-    """Return a text's value if it is one number; commas, a currency or percent sign and a full stop are allowed."""
+    """Return a text's value if it is a number; commas, a currency or percent sign and a period are allowed."""
     plain = text.strip().rstrip(".").replace(",", "").replace(" ", "").strip("$€£%")
     if not _NUMBER.fullmatch(plain) or len(plain) > 1000:
         return None
@@ -80,18 +81,18 @@ def _same(given: str, wanted: str) -> bool:
 
 
 class MatchesFormat(Reward):
-    r"""1 where the completion has a form that a regular expression gives, else 0.
+    r"""1 if the completion matches a regular expression, else 0.
 
     Args:
-        pattern: The expression (Python's `re`, `.` matching line ends too), such as `<think>.*</think>.*####.*`.
-        whole: The whole completion must match, but for spaces around it; False: some part of it.
+        pattern: Regular expression (Python's `re`; `.` also matches line ends), such as `<think>.*</think>.*####.*`.
+        whole: Whether the whole completion must match, except for surrounding spaces; False: some part of it.
     """
 
     def __init__(self, pattern: str, whole: bool = True) -> None:
         try:
             self.pattern = re.compile(pattern, re.DOTALL)
         except re.error as error:
-            raise UserError(f"pattern {pattern!r} of MatchesFormat is no regular expression: {error}") from error
+            raise UserError(f"pattern {pattern!r} of MatchesFormat is not a regular expression: {error}") from error
         self.whole = whole
 
     def __call__(self, sample: Sample) -> float:
@@ -101,19 +102,19 @@ class MatchesFormat(Reward):
 
 
 class Length(Reward):
-    """0 for completions of a wanted length, falling to -1 outside (DAPO's soft overlong punishment, equation 13).
+    """0 for completions of an acceptable length, falling to -1 outside (DAPO's soft overlong punishment, equation 13).
 
     Args:
-        max_tokens: At -1 from here on.
-        margin: Tokens before `max_tokens` over which it falls from 0 to -1.
-        min_tokens: Shorter ones get -1.
-        must_finish: One that a limit ended gets -1, whatever its length.
+        max_tokens: Length from which on the reward is -1.
+        margin: Number of tokens before `max_tokens` over which the reward falls from 0 to -1.
+        min_tokens: Minimum length; shorter completions get -1.
+        must_finish: Whether a completion that was ended by a limit gets -1, regardless of its length.
     """
 
     def __init__(self, max_tokens: int, margin: int = 0, min_tokens: int = 0, must_finish: bool = False) -> None:
         check_at_least("max_tokens of Length", max_tokens, 1)
-        check_between("margin of Length", margin, 0, max_tokens, "it ends at max_tokens")
-        check_between("min_tokens of Length", min_tokens, 0, max_tokens - margin, "it ends before the margin")
+        check_between("margin of Length", margin, 0, max_tokens, "the margin ends at max_tokens")
+        check_between("min_tokens of Length", min_tokens, 0, max_tokens - margin, "it must be below the margin")
         self.max_tokens = max_tokens
         self.margin = margin
         self.min_tokens = min_tokens

@@ -1,4 +1,4 @@
-"""A reward model as a reward."""
+"""A trained reward model as a reward function."""
 
 from collections.abc import Sequence
 from functools import cached_property
@@ -12,13 +12,13 @@ from lit_gpt.rewards.sample import Reward, Sample
 
 
 class RewardModel(Reward):
-    """The score that a trained `RewardModule` gives to the conversation with the completion as its last answer.
+    """The score of a trained `RewardModule` for the conversation with the completion as its last answer.
 
     Args:
         model: A run or checkpoint of `RewardModule`.
-        device: Where it runs; `auto`: the first GPU, or the CPU.
-        batch_size: Conversations in one forward.
-        empty: Reward of an empty completion, which is no answer and not shown to the model.
+        device: Device of the reward model; `auto`: the first GPU, or the CPU.
+        batch_size: Number of conversations per forward pass.
+        empty: Reward of an empty completion, which is not scored by the model.
     """
 
     def __init__(self, model: str, device: str = "auto", batch_size: int = 8, empty: float = 0.0) -> None:
@@ -30,18 +30,18 @@ class RewardModel(Reward):
 
     @cached_property
     def scorer(self) -> RewardScorer:
-        """The model, loaded when it is first asked."""
+        """The model, loaded on first use."""
         device = self.device
         if device == "auto":
             device = f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"
         return load_scorer(self.model, device)
 
     def __call__(self, sample: Sample) -> float:
-        """Return the reward of one."""
+        """Return the reward of one sample."""
         return self.rate([sample])[0]
 
     def rate(self, samples: Sequence[Sample]) -> list[float]:
-        """Return the rewards, batch by batch."""
+        """Return the rewards of many samples, batch by batch."""
         rewards = [self.empty] * len(samples)
         answered = [place for place, sample in enumerate(samples) if sample.completion.strip()]
         with torch.autocast(self.scorer.score.device.type, enabled=False):

@@ -1,4 +1,4 @@
-"""Several weighted rewards over many samples, and what happens to one that fails."""
+"""Weighted sums of rewards over many samples, and the handling of rewards that fail."""
 
 import math
 from collections.abc import Sequence
@@ -13,8 +13,8 @@ class Rated(NamedTuple):
     """Rewards of samples.
 
     Attributes:
-        totals: The weighted sum of each; None where one of its rewards could not be used.
-        by_name: Each reward's own values, unweighted.
+        totals: Weighted sum for each sample; None if one of its rewards could not be used.
+        by_name: Unweighted values of each reward.
     """
 
     totals: list[float | None]
@@ -22,16 +22,16 @@ class Rated(NamedTuple):
 
 
 class Rewards:
-    """A weighted sum.
+    """A weighted sum of reward functions.
 
     Args:
-        functions: The rewards.
-        weights: One each; None: all 1.
-        on_bad_input: What happens where a reward raises or gives no finite number: `error` names the row and stops,
-            `skip` leaves the sample out, counted and named.
+        functions: Reward functions.
+        weights: One weight per reward; None: all 1.
+        on_bad_input: What to do if a reward raises or does not return a finite number: `error` names the row and stops,
+            `skip` leaves the sample out, counts it and names it.
 
     Raises:
-        UserError: if there are none, or weights do not fit.
+        UserError: if there are no rewards, or the weights do not fit.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Rewards:
         self.weights = [1.0] * len(functions) if weights is None else [float(weight) for weight in weights]
         if len(self.weights) != len(self.functions) or not all(map(math.isfinite, self.weights)):
             raise UserError(
-                f"reward_weights is {self.weights} for {len(self.functions)} rewards; give one finite number each"
+                f"reward_weights is {self.weights} for {len(self.functions)} rewards; give one finite number per reward"
             )
         names = [reward_name(function) for function in self.functions]
         self.names = [name if names.count(name) == 1 else f"{name}_{place}" for place, name in enumerate(names)]
@@ -59,11 +59,11 @@ class Rewards:
 
     @property
     def check_rows(self) -> bool:
-        """Whether any of them can check a row beforehand."""
+        """Whether any of the rewards can check a row in advance."""
         return bool(self._checkers)
 
     def problem_of(self, row: dict[str, Any]) -> str | None:
-        """Return why answers to a row's prompt cannot be rated; None if no problem is known."""
+        """Return why answers to a row's prompt cannot be rated, or None if no problem is known."""
         for name, reward in self._checkers.items():
             try:
                 reward.check_row(row)
@@ -75,7 +75,7 @@ class Rewards:
         """Rate samples.
 
         Raises:
-            UserError: where a reward fails, under `error`.
+            UserError: if a reward fails and `on_bad_input` is `error`.
         """
         by_name = {
             name: self._rate(function, name, samples) for name, function in zip(self.names, self.functions, strict=True)
@@ -90,13 +90,13 @@ class Rewards:
         if isinstance(function, Reward):
             try:
                 values = list(function.rate(samples))
-            except Exception:  # one of them is at fault: below, one at a time, it is named
+            except Exception:  # one of the samples fails: rate them one by one below, to name it
                 pass
             else:
                 if len(values) != len(samples):
                     raise UserError(
                         f"the reward {name} returned {len(values)} values for {len(samples)} answers; its rate() must "
-                        "return one for each, in their order"
+                        "return one for each, in order"
                     )
                 return [self._checked(value, name, sample) for value, sample in zip(values, samples, strict=True)]
         results: list[float | None] = []
@@ -115,7 +115,7 @@ class Rewards:
         try:
             number = float(value)  # type: ignore[arg-type]
         except (TypeError, ValueError):
-            self._reject(name, sample, f"it returned {value!r}, which is no number")
+            self._reject(name, sample, f"it returned {value!r}, which is not a number")
             return None
         if not math.isfinite(number):
             self._reject(name, sample, f"it returned {number}")

@@ -1,4 +1,4 @@
-"""What a reward sees, and what every reward of the project shares."""
+"""The sample that a reward function receives, and the base class of rewards."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -10,14 +10,14 @@ from lit_gpt.data.chat import Message
 
 @dataclass(frozen=True)
 class Sample:
-    """One completion of one prompt, as a reward is given it.
+    """One completion of one prompt, as passed to a reward function.
 
     Attributes:
-        prompt: The conversation that was to be answered.
-        completion: The answer's text, without its stop token. It is text: nothing here ever runs it.
-        row: Fields of the prompt's row, such as the right `answer`.
-        num_tokens: Tokens of the completion, its stop token included.
-        finished: Whether the model ended it itself, rather than a limit.
+        prompt: The conversation to be answered.
+        completion: Text of the answer, without its stop token. It is never executed here.
+        row: Fields of the prompt's row, such as the correct `answer`.
+        num_tokens: Number of tokens of the completion, including its stop token.
+        finished: Whether the model ended it, rather than a limit.
         where: `file:row` of the prompt, for messages.
     """
 
@@ -30,15 +30,15 @@ class Sample:
 
 
 RewardFunction = Callable[[Sample], float]
-"""A plain function of a sample; larger is better."""
+"""A plain function of a sample; higher is better."""
 
 
 class Reward(ABC):
-    """Base of the project's rewards; a YAML names one by `class_path`. Any function of a `Sample` is one as well."""
+    """Base class of rewards; a YAML names one by `class_path`. Functions of a `Sample` are accepted, too."""
 
     @property
     def name(self) -> str:
-        """What logs call it."""
+        """Name in logs."""
         return reward_name(type(self))
 
     @abstractmethod
@@ -46,19 +46,19 @@ class Reward(ABC):
         """Return the reward of one sample, a finite number."""
 
     def check_row(self, row: dict[str, Any]) -> None:  # noqa: B027  (most rewards take any row)
-        """Check, before anything is drawn, whether answers to a row's prompt can be rated; here any row will do.
+        """Check, before sampling, whether answers to a row's prompt can be rated; by default any row can.
 
         Raises:
-            UserError: if the row lacks what the reward looks at.
+            UserError: if the row lacks something that the reward needs.
         """
 
     def rate(self, samples: Sequence[Sample]) -> list[float]:
-        """Return the rewards of many; one that a model computes does it in batches."""
+        """Return the rewards of many samples; a reward computed by a model uses batches."""
         return [self(sample) for sample in samples]
 
 
 def reward_name(reward: Any) -> str:
-    """Return a short name for logs: a function's own, a class's in lower case with underscores."""
+    """Return a short name for logs: that of a function, or of a class in snake case."""
     named = getattr(reward, "name", None)
     if isinstance(named, str):
         return named

@@ -59,7 +59,7 @@ def test_format_and_length():
     assert form(sample(" <think>a\nb</think> 4\n")) == 1
     assert form(sample("so <think>a</think>")) == 0
     assert MatchesFormat("<think>", whole=False)(sample("so <think>a</think>")) == 1
-    with pytest.raises(UserError, match="no regular expression"):
+    with pytest.raises(UserError, match="not a regular expression"):
         MatchesFormat("(")
     length = Length(max_tokens=10, margin=4, min_tokens=2)
     assert [length(sample("", n)) for n in (1, 2, 6, 7, 8, 10, 11)] == [-1, 0, 0, -0.25, -0.5, -1, -1]
@@ -226,7 +226,7 @@ def test_names_and_weights():
         "length_2",
         "raises",
     ]
-    with pytest.raises(UserError, match="one finite number each"):
+    with pytest.raises(UserError, match="one finite number per reward"):
         Rewards([raises], [1.0, 2.0])
     with pytest.raises(UserError, match="rewards is empty"):
         Rewards([])

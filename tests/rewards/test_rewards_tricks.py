@@ -97,5 +97,5 @@ def test_functions_that_people_wrote_are_not_taken_for_tricks():
 
 @pytest.mark.parametrize("needs_marker", [True, False])
 def test_an_answer_that_is_not_there_cannot_be_met(needs_marker):
-    with pytest.raises(ValueError, match="'answer' holds no answer"):
+    with pytest.raises(ValueError, match="'answer' contains no answer"):
         ExactAnswer(needs_marker=needs_marker)(Sample([], "####", {"answer": "steps\n#### "}))

@@ -270,7 +270,7 @@ def _checked(file: _File, bad_input: BadInput, columns: Sequence[str] | None) ->
 
 
 def _not_text(title: str, near: str = "") -> str:
-    remedy = "; if it is text in another encoding, set encoding to its name, or to detect"
+    remedy = "; if it is text in another encoding, set encoding to its name, or encoding: detect"
     return f"it is not valid {title}{near}{remedy}"
 
 

@@ -1,7 +1,7 @@
-"""Code: does what a model writes parse, and does it pass its tests?
+"""Code measures: does generated code parse, and does it pass its tests?
 
-Parsing runs nothing. Running requires an explicit flag, and a sandbox whose isolation has been verified with a harmless
-program first; if that fails, nothing is run.
+Parsing executes nothing. Execution requires an explicit flag, and a sandbox whose isolation has first been verified
+with a harmless program; if the check fails, nothing is executed.
 """
 
 from lit_gpt.evaluation.code.humaneval import HumanEval, pass_at_k

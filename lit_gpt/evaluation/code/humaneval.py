@@ -1,4 +1,4 @@
-"""HumanEval: functions written from their signature and docstring, and run against their tests.
+"""HumanEval: functions generated from their signature and docstring, and run against their tests.
 
 Stages: the tasks (task_id, prompt, test, entry_point) → n completions of each prompt, cut where the function ends
 → program = prompt + completion + tests + the call of `check` → each runs in the sandbox → pass@k.
@@ -27,23 +27,23 @@ from lit_gpt.generation.text import opened
 def pass_at_k(samples: int, passed: int, k: int) -> float:
     """Return the unbiased estimate of pass@k: the probability that at least one of k programs is right.
 
-    1 - C(n - c, k) / C(n, k): the share of all choices of k among the n programs that hold one of the c right ones
+    1 - C(n - c, k) / C(n, k): the share of all choices of k among the n programs that contain one of the c correct ones
     (Chen et al. 2021, arXiv:2107.03374, equation 1). The plug-in estimate 1 - (1 - c/n)^k is too low.
 
     Args:
-        samples: n, number of programs written for the task.
+        samples: n, number of programs generated for the task.
         passed: c, number of them that pass its tests.
-        k: Number of programs that may be tried.
+        k: Number of attempts.
 
     Raises:
-        UserError: k is above n.
+        UserError: If k is above n.
 
     Example:
         >>> pass_at_k(10, 3, 1)
         0.3
     """
     if not 1 <= k <= samples:
-        raise UserError(f"pass@{k} takes {k} samples of each task or more, and there are {samples}; raise samples")
+        raise UserError(f"pass@{k} needs at least {k} samples per task, and there are {samples}; raise samples")
     if not 0 <= passed <= samples:
         raise ValueError(f"{passed} of {samples} programs passed")
     return (math.comb(samples, k) - math.comb(samples - passed, k)) / math.comb(samples, k)
@@ -90,21 +90,21 @@ class _Written:
 
 
 class HumanEval(Measure):
-    """pass@k of HumanEval's tasks, or others in its format.
+    """pass@k on HumanEval's tasks, or others in its format.
 
     Args:
         file: json, jsonl, csv or parquet, also as .gz: `task_id`, `prompt`, `test`, `entry_point`.
-        hub: A Hugging Face dataset instead, such as {path: openai/openai_humaneval, split: test}.
-        k: Which pass@k; none above `samples`.
+        hub: Alternative to `file`: a Hugging Face dataset such as {path: openai/openai_humaneval, split: test}.
+        k: Values of k for which to report pass@k, at most `samples`.
         samples: Number of programs for each task.
         temperature: Sampling temperature; 0 decodes greedily (with samples: 1).
         top_p: Nucleus sampling: keep the most probable tokens up to this probability.
         max_new_tokens: Maximum length of each program.
         limit: Number of tasks to sample, the same for every model; null: all.
         limits: Resource limits of one program.
-        columns: Our name of a field → the dataset's.
-        on_bad_input: error stops at a task that cannot be used, skip leaves it out and counts it.
-        run_untrusted_code: Whether programs may be run at all; set by the command line only.
+        columns: Mapping from the expected field name to the dataset's.
+        on_bad_input: What to do with an unusable task: `error` stops, `skip` leaves it out and counts it.
+        run_untrusted_code: Whether programs may be run at all; can only be set on the command line.
 
     Raises:
         UserError: If a number is out of bounds.
@@ -159,7 +159,7 @@ class HumanEval(Measure):
         tasks = [Task(*(row.values[f] for f in ("task_id", "prompt", "test", "entry_point"))) for row in read.rows]
         twice = next((name for name, number in Counter(task.name for task in tasks).items() if number > 1), None)
         if twice is not None:
-            raise UserError(f"{read.settings['items']} has two tasks {twice!r}; give each a task_id of its own")
+            raise UserError(f"{read.settings['items']} has two tasks {twice!r}; give each a different task_id")
         lengths = [len(opened(subject.tokenizer, subject.tokenizer.encode(task.prompt).tolist())) for task in tasks]
         check_answer_length(self.params.max_new_tokens, subject.block_size, lengths)
         written, too_long = self._write(subject, tasks, lengths, progress)
@@ -185,7 +185,7 @@ class HumanEval(Measure):
             if length >= subject.block_size:
                 too_long.append(task.name)
                 continue
-            # The seeds of a task depend on its index alone, so that they do not change if other tasks do not fit.
+            # The seeds of a task depend only on its index, so that they do not change if other tasks do not fit.
             first = number * self.samples
             seeds = [draw_seed(subject.seed, first + sample) for sample in range(self.samples)]
             jobs += [(task, replace(self.params, seed=seed)) for seed in seeds]
@@ -250,7 +250,7 @@ class HumanEval(Measure):
 
 
 def _examples(written: Sequence[_Written]) -> tuple[Example, ...]:
-    """Return one program for each way in which programs ended, the rarest last."""
+    """Return one program for each way in which programs ended, the most frequent first."""
     order = [reason for reason, _ in Counter(one.outcome.reason for one in written).most_common(MAX_EXAMPLES)]
     first = {one.outcome.reason: one for one in reversed(written)}
     return tuple(

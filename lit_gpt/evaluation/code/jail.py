@@ -1,9 +1,9 @@
-"""Run one program in isolation: a script that `sandbox` starts and nothing imports.
+"""Run one program in isolation: a script that is started by `sandbox` and never imported.
 
-Linux only. Stages: if started as root, a mount namespace and a new root directory, then root is given up for good (the
-limit on processes is not enforced for root) → user, pid, network, ipc and host name namespaces (for other users the new
-root directory is built now) → process 1 of the new pid namespace, whose end ends everything that the program starts →
-the program: resource limits, a filter of system calls, no capabilities, no new privileges, exec.
+Linux only. Stages: if started as root, a mount namespace and a new root directory, after which root is permanently
+given up (the limit on processes is not enforced for root) → user, pid, network, ipc and host name namespaces (for other
+users the new root directory is built now) → process 1 of the new pid namespace, whose end terminates everything that
+the program starts → the program: resource limits, a filter of system calls, no capabilities, no new privileges, exec.
 
 The new root directory is a tmpfs with the system's libraries and Python, read-only, an empty `/tmp` of bounded size,
 and four devices. Nothing else of the machine is visible: no `/proc`, no home, no socket. There is no network.
@@ -26,7 +26,7 @@ REPORT = 3
 INNER_ID = 1000
 """User and group id of the program inside its namespace."""
 BASE = "/tmp"
-"""The folder that the new root is mounted on before it becomes the root."""
+"""Folder on which the new root is mounted before it becomes the root."""
 NEWNS, NEWCGROUP, NEWUTS, NEWIPC = 0x00020000, 0x02000000, 0x04000000, 0x08000000
 NEWUSER, NEWPID, NEWNET = 0x10000000, 0x20000000, 0x40000000
 ALL_NAMESPACES = NEWNS | NEWCGROUP | NEWUTS | NEWIPC | NEWUSER | NEWPID | NEWNET
@@ -40,20 +40,20 @@ libc = ctypes.CDLL(None, use_errno=True)
 
 
 def checked(result: int, what: str) -> None:
-    """Raise the error of the last libc call, if it failed."""
+    """Raise the error of the last libc call if it failed."""
     if result != 0:
         number = ctypes.get_errno()
         raise OSError(number, f"{what}: {os.strerror(number)}")
 
 
 def mount(source: str | None, target: str, kind: str | None, flags: int, data: str | None = None) -> None:
-    """Mount a file system, as the system call of this name."""
+    """Mount a file system with the system call of this name."""
     words = [None if word is None else word.encode() for word in (source, target, kind)]
     checked(libc.mount(*words, ctypes.c_ulong(flags), data.encode() if data else None), f"mount {target}")
 
 
 def prctl(option: int, value: int, third: Any = 0) -> int:
-    """Change a property of this process, as the system call of this name."""
+    """Change a property of this process with the system call of this name."""
     result: int = libc.prctl(option, ctypes.c_ulong(value), third, 0, 0)
     return result
 
@@ -114,7 +114,7 @@ def give_up_root(user: int) -> None:
         pass
     else:
         raise RuntimeError("root cannot be given up")
-    checked(prctl(SET_DUMPABLE, 1), "prctl")  # otherwise its files in /proc, such as uid_map, still belong to root
+    checked(prctl(SET_DUMPABLE, 1), "prctl")  # otherwise its files in /proc, such as uid_map, would belong to root
 
 
 def map_users(proc: int, user: int, group: int) -> None:
@@ -133,7 +133,7 @@ def map_users(proc: int, user: int, group: int) -> None:
 
 
 def limit(spec: dict[str, Any]) -> None:
-    """Set the program's resource limits; a lower existing limit stays."""
+    """Set the program's resource limits; a lower existing limit is kept."""
     for name, value in spec["limits"].items():
         kind = getattr(resource, name)
         hard = resource.getrlimit(kind)[1]
@@ -194,11 +194,11 @@ def become_program(spec: dict[str, Any]) -> NoReturn:
 
 
 def be_first(spec: dict[str, Any]) -> NoReturn:
-    """Run as process 1: start the program, reap its children, and end with it; the kernel then ends all others."""
+    """Run as process 1: start the program, reap its children, and end with it; the kernel then kills all others."""
     prctl(SET_PDEATHSIG, signal.SIGKILL)
     for name in (signal.SIGINT, signal.SIGTERM):
         signal.signal(name, signal.SIG_DFL)  # process 1 ignores signals from its own namespace without a handler
-    prctl(SET_DUMPABLE, 0)  # no process can trace it
+    prctl(SET_DUMPABLE, 0)  # prevents tracing by other processes
     program = os.fork()
     if program == 0:
         reporting(become_program, spec)
@@ -221,7 +221,7 @@ def main(spec: dict[str, Any]) -> NoReturn:
     os.closerange(REPORT + 1, 1 << 16)
     prctl(SET_PDEATHSIG, signal.SIGKILL)
     with open("/proc/self/oom_score_adj", "w") as file:
-        file.write("1000")  # if memory runs out, this is killed first
+        file.write("1000")  # if memory runs out, this process is killed first
     proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY)
     root = os.geteuid() == 0
     if root:

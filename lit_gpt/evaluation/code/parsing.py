@@ -1,4 +1,4 @@
-"""The share of completed functions that are valid Python. Nothing is run, imported or compiled to byte code."""
+"""The share of completed functions that are valid Python. Nothing is executed, imported or compiled to bytecode."""
 
 import ast
 import codeop
@@ -67,12 +67,12 @@ class ParsesAsPython(Measure):
     """The share of completed functions that are valid Python.
 
     Args:
-        headers: Beginnings of functions; null: a few dozen built-in ones.
-        samples: Number of completions of each.
+        headers: Beginnings of functions to complete; null: a few dozen built-in ones.
+        samples: Number of completions per beginning.
         temperature: Sampling temperature; 0 decodes greedily (with samples: 1).
         top_p: Nucleus sampling: keep the most probable tokens up to this probability.
         max_new_tokens: Maximum length of each completion.
-        limit: Number of beginnings to use, the first ones; null: all.
+        limit: Number of beginnings to use, in order; null: all.
 
     Raises:
         UserError: If a number is out of bounds, or headers is empty.
@@ -90,7 +90,7 @@ class ParsesAsPython(Measure):
         check_at_least("samples", samples, 1)
         check_at_least("limit", limit, 1, "null for all")
         if headers is not None and not headers:
-            raise UserError("headers of ParsesAsPython is empty; leave it out for the built-in ones")
+            raise UserError("headers of ParsesAsPython is empty; remove it to use the built-in ones")
         if temperature == 0 and samples > 1:
             raise UserError(f"temperature 0 writes the same text {samples} times; raise it, or set samples: 1")
         self.headers = list(HEADERS if headers is None else headers)[:limit]
@@ -163,12 +163,12 @@ class ParsesAsPython(Measure):
 
 
 def parses(header: str, text: str, finished: bool) -> bool:
-    """Return whether a beginning and its completion are Python.
+    """Return whether a beginning and its completion are valid Python.
 
     Args:
         header: The beginning.
         text: The completion.
-        finished: Whether the completion ended by itself rather than at the limit of tokens.
+        finished: Whether the model ended the completion, rather than the token limit.
 
     Example:
         >>> parses("def f(x):", " return x", True), parses("def f(x):", " return", True), parses("def f(x):", "", True)

@@ -1,13 +1,13 @@
-"""Run untrusted programs: resource limits, the sandbox, and the check that its isolation holds on this machine.
+"""Run untrusted programs with resource limits in a sandbox, after checking that its isolation works on this machine.
 
-Each program gets a jail of its own (`jail.py`). It passes if it reaches its own end: then the runner inside writes a
-secret word to a pipe that was made for this one run. Everything else is a failure: an exception, an exit of its own, a
-limit reached, another word on the pipe; what a forked child does is ignored. The word prevents a program from passing
-by accident or by guessing. A program that searches its own interpreter for the word can still claim to have passed; it
-cannot do anything to the machine.
+Each program gets a separate jail (`jail.py`). It passes if it reaches its end: then the runner inside writes a secret
+word to a pipe that was created for this run. Everything else is a failure: an exception, an explicit exit, a limit
+reached, another word on the pipe; the behavior of forked children is ignored. The word prevents a program from passing
+by accident or by guessing. A program that searches its interpreter for the word can still claim to have passed, but it
+cannot harm the machine.
 
-Before the first program of a model runs, `check_isolation` runs a harmless program that attempts what a hostile one
-would. If any attempt succeeds, it is named and nothing else is run.
+Before the first generated program runs, `check_isolation` runs a harmless program that attempts what a hostile one
+would. If any attempt succeeds, it is reported and nothing else is run.
 
 Why not bubblewrap: it cannot limit the number of files in a tmpfs, started as root it keeps root's user id outside, on
 which RLIMIT_NPROC is not enforced, and started as another user it cannot reach a Python below /root. It would also need
@@ -39,9 +39,9 @@ from lit_gpt.checks import check_at_least
 from lit_gpt.errors import UserError
 from lit_gpt.evaluation.progress import Progress, no_progress
 
-# System calls that a program does not need: access to memory that no limit counts, to other processes, to the kernel.
-# Numbers from Linux's tables syscall_64.tbl (x86-64) and asm-generic/unistd.h (AArch64); calls from 424 on have the
-# same number everywhere. The selection follows Docker's default profile, and adds what outlives or escapes rlimits:
+# System calls that a program does not need: access to memory that is not counted by limits, to other processes, to the
+# kernel. Numbers from Linux's tables syscall_64.tbl (x86-64) and asm-generic/unistd.h (AArch64); calls from 424 on have
+# the same number everywhere. The selection follows Docker's default profile, and adds what outlives or escapes rlimits:
 # System V and anonymous shared memory.
 _EVERYWHERE = {
     "io_uring_setup": 425, "open_tree": 428, "move_mount": 429, "fsopen": 430, "clone3": 435, "pidfd_getfd": 438,
@@ -98,7 +98,7 @@ def this_processor() -> Processor | None:
 
 
 Ending = Literal["passed", "failed", "timeout", "output"]
-"""Reached its end; ended before it; was stopped by the timeout; wrote too much output."""
+"""Reached its end; ended before it; stopped by the timeout; stopped because of too much output."""
 _LAST_ERROR = re.compile(r"(?:\A|\n)(\w+)(?::[^\n]*)?\s*\Z")
 _EXCEPTIONS = {
     name for name, value in vars(builtins).items() if isinstance(value, type) and issubclass(value, BaseException)
@@ -109,7 +109,7 @@ _EXCEPTIONS = {
 class Limits:
     """Resource limits of one program.
 
-    In total it may use `processes` · `memory_mb` + `disk_mb` of memory.
+    A program may use `processes` · `memory_mb` + `disk_mb` of memory in total.
 
     Attributes:
         seconds: Wall-clock time of the program. Chen et al. 2021 allow 3.
@@ -142,7 +142,7 @@ class Limits:
         return {
             "RLIMIT_AS": self.memory_mb << 20,
             "RLIMIT_CPU": math.ceil(self.seconds) + 1,
-            "RLIMIT_NPROC": self.processes + 2,  # the two that build the jail
+            "RLIMIT_NPROC": self.processes + 2,  # plus the two processes that build the jail
             "RLIMIT_NOFILE": self.open_files,
             "RLIMIT_FSIZE": self.disk_mb << 20,
             "RLIMIT_CORE": 0,
@@ -153,11 +153,11 @@ class Limits:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The outcome of one program.
+    """Result of running one program.
 
     Attributes:
-        ending: How it ended.
-        output: Its output, cut off at the limit; untrusted text.
+        ending: How the program ended.
+        output: Output of the program, truncated at the limit; untrusted text.
     """
 
     ending: Ending
@@ -195,14 +195,14 @@ START_SECONDS = 30.0
 """Time to set up the jail; the program's own time starts after it."""
 BEGUN, REFUSED = b"begun ", b"refused "
 END_SECONDS = 10.0
-"""Time for the kernel to end all processes of a jail."""
+"""Time for the kernel to terminate all processes of a jail."""
 REPORT_BYTES = 4096
 JAIL = Path(__file__).with_name("jail.py")
 SYSTEM_FOLDERS = ("/usr", "/lib", "/lib32", "/lib64", "/bin", "/nix/store", "/etc/ld.so.cache")
 
 
 class JailError(UserError):
-    """A jail could not be set up; says at which step and why."""
+    """A jail could not be set up; the message names the step and the reason."""
 
 
 class Sandbox:
@@ -213,7 +213,7 @@ class Sandbox:
         at_once: Number of programs that run in parallel; None: the number of cores.
 
     Raises:
-        UserError: If this is not Linux, or an architecture whose system calls are not in the table.
+        UserError: If this is not Linux, or the architecture's system calls are not in the table.
     """
 
     def __init__(self, limits: Limits = Limits(), at_once: int | None = None) -> None:
@@ -221,7 +221,7 @@ class Sandbox:
         if processor is None:
             raise UserError(
                 f"programs cannot be isolated on {sys.platform} {os.uname().machine}: it needs Linux on x86-64 or "
-                "AArch64; run this measure there, or leave it out"
+                "AArch64; run this measure there, or remove it"
             )
         self.limits = limits
         self.at_once = at_once or len(os.sched_getaffinity(0))
@@ -238,7 +238,7 @@ class Sandbox:
 
     @property
     def visible(self) -> set[str]:
-        """Names in the root directory that a program sees, besides its own `/tmp` and devices."""
+        """Names in the root directory that a program sees, in addition to its `/tmp` and devices."""
         return {folder.split("/")[1] for folder in self._spec["folders"]}
 
     def run_all(self, programs: Sequence[str], progress: Progress = no_progress) -> list[Outcome]:
@@ -260,7 +260,7 @@ class Sandbox:
         return outcomes
 
     def _run_twice(self, program: str) -> Outcome:
-        """Run a program, and retry once: setting up a jail may fail while memory or processes are short."""
+        """Run a program, and retry once, because setting up a jail may fail while memory or processes are scarce."""
         try:
             return self.run(program)
         except JailError:
@@ -273,7 +273,7 @@ class Sandbox:
             program: Python source, which is only ever interpreted inside the jail.
 
         Raises:
-            JailError: If its jail could not be set up; the program has not run.
+            JailError: If its jail could not be set up; the program was not run.
         """
         word = secrets.token_hex(16)
         # A sealed memory file: it has no path, and the program cannot change what it is read from.
@@ -349,19 +349,19 @@ class Sandbox:
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
-    """End a jail and all of its processes; it ends itself only after they have ended."""
+    """Terminate a jail and all of its processes."""
     assert process.stdout is not None
     process.stdout.close()
     process.terminate()
     try:
         process.wait(END_SECONDS)
     except subprocess.TimeoutExpired:
-        process.kill()  # the kernel ends its process 1, and with it all others
+        process.kill()  # the kernel kills its process 1, and with it all others
         process.wait()
 
 
 def _folders(python: str) -> list[str]:
-    """Return the folders that a program sees: the system's libraries, and Python if it is elsewhere."""
+    """Return the folders that a program sees: the system libraries, and Python if it is elsewhere."""
     wanted = [*SYSTEM_FOLDERS, os.path.realpath(sys.base_prefix), python]
     folders: list[str] = []
     for path in wanted:
@@ -452,7 +452,7 @@ def check_isolation(limits: Limits = Limits()) -> list[str]:
         The attempts, all of which failed.
 
     Raises:
-        UserError: If the jail cannot be set up here, or an attempt succeeds; says which.
+        UserError: If the jail cannot be set up here, or an attempt succeeds; the message names it.
     """
     limits = Limits(**{**vars(limits), "seconds": max(limits.seconds, 20.0)})
     sandbox = Sandbox(limits, at_once=1)

@@ -1,7 +1,7 @@
-"""Benchmarks through lm-eval (`pip install 'lit_gpt[eval]'`): the field's own tasks and scores, our model behind them.
+"""Benchmarks through lm-eval (`pip install 'lit_gpt[eval]'`), with its tasks and scores and models of this package.
 
-`measure.py` is the measure, `find.py` turns names into tasks, `forms.py` reads local files of well-known benchmarks,
-`model.py` answers lm-eval's three kinds of requests, `scores.py` converts what lm-eval reports into our results.
+`measure.py` is the measure, `find.py` resolves task names, `forms.py` reads local files of well-known benchmarks,
+`model.py` answers lm-eval's three kinds of requests, `scores.py` converts lm-eval's reports to results.
 """
 
 from lit_gpt.evaluation.harness.measure import Harness

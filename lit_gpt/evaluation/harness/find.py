@@ -1,10 +1,10 @@
-"""Find lm-eval's tasks by name.
+"""Find lm-eval tasks by name.
 
-A name with a file in `data` is one of our task files (`tasks/*.yaml`) on that file, and needs no network; if there is
-no task file of that name, it is read as multiple choice. Any other name is a task, group or tag of the folders in
-`include_path`, or of lm-eval itself, whose data come from the Hugging Face hub.
+A name with a file in `data` is a task file of this package (`tasks/*.yaml`) applied to that file, and needs no network;
+if there is no task file of that name, the file is read as multiple choice. Any other name is a task, group or tag in
+the folders of `include_path` or in lm-eval itself, whose data come from the Hugging Face hub.
 
-A task folder is code as well as data (`!function` names Python): use only folders that you trust.
+A task folder may contain code (`!function` names Python): use only folders that you trust.
 """
 
 import random
@@ -24,11 +24,11 @@ from lit_gpt.suggest import nearest
 FORMS = Path(__file__).parent / "tasks"
 OTHER_FORM = "multiple_choice"
 SEED = 1234
-"""Seed of few-shot examples and of everything a task samples: lm-eval's own default."""
+"""Seed of few-shot examples and of everything a task samples; lm-eval's default."""
 
 
 class Found:
-    """Tasks and groups by their names.
+    """Tasks and groups by name.
 
     Attributes:
         tasks: Every single task.
@@ -43,7 +43,7 @@ class Found:
         """Add what a `TaskManager` has loaded."""
         for name, task in loaded["tasks"].items():
             if name in self.tasks:
-                raise UserError(f"the task {name!r} is asked for twice, alone or in a group; leave one of them out")
+                raise UserError(f"the task {name!r} is requested twice, by itself or in a group; remove one of them")
             self.tasks[name] = task
         self.groups |= loaded.get("groups", {})
 
@@ -54,17 +54,17 @@ def find_tasks(
     data: Mapping[str, str] | None = None,
     fewshot_data: Mapping[str, str] | None = None,
 ) -> Found:
-    """Load tasks, their data with them.
+    """Load tasks together with their data.
 
     Args:
         names: Tasks, groups, tags or patterns such as `blimp_*`.
         include_path: Folders with task files.
-        data: Name → a file of its questions.
-        fewshot_data: Name → a file of examples to show, for names that have a file.
+        data: Task name → file of its questions.
+        fewshot_data: Task name → file of few-shot examples, for tasks that have a file in `data`.
 
     Raises:
-        UserError: If no task has such a name (with the nearest ones), a file cannot be used, data is not available, or
-            a task runs code that a model writes.
+        UserError: If no task has such a name (the message has the closest ones), a file cannot be used, data is not
+            available, or a task runs generated code.
     """
     data, fewshot_data = data or {}, fewshot_data or {}
     if not names:
@@ -91,7 +91,7 @@ def find_tasks(
 
 
 def task_on_docs(form: str, docs: Sequence[Mapping[str, Any]]) -> Any:
-    """Return lm-eval's task of one of our task files, on documents that have the columns which the file names."""
+    """Return the lm-eval task of a task file of this package, applied to documents with the columns that it names."""
     with _seeded():
         forms = TaskManager(include_path=str(FORMS), include_defaults=False)
         spec = {"task": form, "custom_dataset": given_docs, "dataset_kwargs": {"docs": list(docs)}}
@@ -102,7 +102,7 @@ def task_on_docs(form: str, docs: Sequence[Mapping[str, Any]]) -> Any:
 
 
 def form_names() -> list[str]:
-    """Return the names of our task files."""
+    """Return the names of the task files of this package."""
     return sorted(path.stem for path in FORMS.glob("*.yaml"))
 
 
@@ -150,15 +150,15 @@ def _named(names: list[str], folders: list[str]) -> tuple[TaskManager, list[str]
 
 @lru_cache(maxsize=4)
 def _manager(folders: tuple[str, ...], with_defaults: bool) -> TaskManager:
-    """Return a manager, cached because reading lm-eval's own files takes seconds."""
+    """Return a task manager, which is cached because reading lm-eval's files takes seconds."""
     return TaskManager(include_path=list(folders) or None, include_defaults=with_defaults)
 
 
 def _refuse_unsafe(manager: TaskManager, name: str) -> None:
-    """Raise for a task that runs code a model wrote, before it loads: loading alone may run code from the hub.
+    """Raise for a task that runs generated code, before it is loaded: loading may already run code from the hub.
 
     Raises:
-        UserError: If the task, or one of the group or tag, is such a task.
+        UserError: If the task, or one in the group or tag, runs generated code.
     """
     entry = manager.task_index.get(name)
     if entry is None:
@@ -174,7 +174,7 @@ def _refuse_unsafe(manager: TaskManager, name: str) -> None:
     members += sorted(entry.tags) if entry.yaml_path is None else []  # of a tag: the tasks that have it
     for member in members:
         if isinstance(member, dict) and member.get("unsafe_code"):
-            raise UserError(f"the group {name!r} has a task that runs the code that the model writes; leave it out")
+            raise UserError(f"the group {name!r} has a task that runs the code that the model writes; remove it")
         inner = (member.get("task") or member.get("group")) if isinstance(member, dict) else member
         if isinstance(inner, str) and inner != name:
             _refuse_unsafe(manager, inner)

@@ -1,4 +1,4 @@
-"""Local files of well-known benchmarks, read into the columns that our task files expect.
+"""Read local files of well-known benchmarks into the columns that the task files expect.
 
 Each function here is named as `custom_dataset` in a task file of `tasks/` and returns lm-eval's dataset: a split `test`
 of the questions and, if there is a second file, a split `fewshot` of examples to show. A row that does not fit the
@@ -20,7 +20,7 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 class UnfitRowError(UserError):
-    """A row does not have what the format needs; says what is missing, without the row's position."""
+    """A row lacks something that the format requires; the message says what, without the row's position."""
 
 
 def hellaswag(file: str, fewshot_file: str | None = None, **_: Any) -> Any:
@@ -46,28 +46,28 @@ def gsm8k(file: str, fewshot_file: str | None = None, **_: Any) -> Any:
 
 
 def multiple_choice(file: str, fewshot_file: str | None = None, **_: Any) -> Any:
-    """Read any questions with choices: csv, tsv, jsonl, json or parquet.
+    """Read any multiple-choice questions: csv, tsv, jsonl, json or parquet.
 
     `question`; the choices as a list in `choices`, or in columns `A`, `B`, `C`, ... or `choice_1`, `choice_2`, ...;
-    `answer`: the right one's letter, its text, or its number from 0 (`label` is another name for it).
+    `answer`: letter, text, or index from 0 of the correct choice (`label` is accepted, too).
     """
     return file_docs(_multiple_choice, file, fewshot_file)
 
 
 def given_docs(docs: list[dict[str, Any]], **_: Any) -> Any:
-    """Return lm-eval's dataset of documents that a measure has read already (`find.task_on_docs`)."""
+    """Return lm-eval's dataset of documents that a measure has already read (`find.task_on_docs`)."""
     import datasets
 
     return datasets.DatasetDict({"test": datasets.Dataset.from_list(docs)})
 
 
 def file_docs(read: Callable[[Row], dict[str, Any]], file: str, fewshot_file: str | None) -> Any:
-    """Return lm-eval's dataset of a file: a split `test`, and of a second file a split `fewshot`.
+    """Return lm-eval's dataset of a file, with a split `test` and, from a second file, a split `fewshot`.
 
     Args:
         read: Converts a row to a document; raises `UnfitRowError` if it cannot.
-        file: The questions.
-        fewshot_file: Examples to show before a question.
+        file: File of the questions.
+        fewshot_file: File of few-shot examples.
     """
     import datasets
 
@@ -86,7 +86,7 @@ def _rows(read: Callable[[Row], dict[str, Any]], file: str) -> list[dict[str, An
         except UnfitRowError as problem:
             raise UserError(f"{row.where}: {problem}; its fields are {', '.join(map(repr, row.values))}") from problem
     if not rows:
-        raise UserError(f"{file} holds no rows; name a file that is not empty")
+        raise UserError(f"{file} contains no rows; name a file that is not empty")
     return rows
 
 
@@ -100,7 +100,7 @@ def _hellaswag(row: Row) -> dict[str, Any]:
 
 
 def _without_brackets(text: str) -> str:
-    """Remove the brackets left over from WikiHow, as lm-eval's task does."""
+    """Remove the brackets left over from WikiHow, as in lm-eval's task."""
     return re.sub(r"\[.*?\]", "", text.strip().replace(" [title]", ". ")).replace("  ", " ")
 
 
@@ -165,7 +165,7 @@ def _texts(row: Row, name: str) -> list[str]:
     if not isinstance(value, Sequence) or isinstance(value, str) or len(value) < 2:
         raise UnfitRowError(f"no {name!r} that is a list of two or more texts")
     if not all(isinstance(text, str) and text.strip() for text in value):
-        raise UnfitRowError(f"{name!r} has an entry that is empty or no text")
+        raise UnfitRowError(f"{name!r} has an entry that is empty or not text")
     return [text.strip() for text in value]
 
 

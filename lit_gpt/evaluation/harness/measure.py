@@ -1,4 +1,4 @@
-"""The measure `Harness`: lm-eval's tasks by name, one result for each."""
+"""The measure `Harness`, which runs lm-eval tasks by name, with one result per task."""
 
 import importlib
 import logging
@@ -21,20 +21,20 @@ class Harness(Measure):
 
     Args:
         tasks: Tasks, groups or tags of lm-eval, patterns such as `blimp_*`, or names of files in `data`.
-        data: Task → a local file of its questions: hellaswag (jsonl), truthfulqa_mc1, truthfulqa_mc2 and truthfulqa
+        data: Task name → local file of its questions: hellaswag (jsonl), truthfulqa_mc1, truthfulqa_mc2 and truthfulqa
             (mc_task.json), gsm8k (jsonl), crows_pairs (csv), bbq (jsonl); any other name is multiple choice (csv,
             jsonl, ... with question, choices and answer).
-        fewshot_data: Task → a file of examples to show before a question, for tasks with a file; without one, they are
-            sampled from the other questions.
-        include_path: Folders with task files of your own. They may name Python code, which is run.
+        fewshot_data: Task name → file of few-shot examples, for tasks with a file; without one, they are sampled from
+            the other questions.
+        include_path: Folders with custom task files. They may refer to Python code, which is run.
         num_fewshot: Number of examples before each question; null: the task's own.
-        limit: Number of questions of each task, the first ones; null: all.
-        apply_chat_template: Put questions as a user's turn; null or false: as plain text.
-        fewshot_as_multiturn: With a chat template, make each example a turn of its own.
-        max_gen_toks: Maximum length of a generated answer; null: the task's own (256 if it has none).
+        limit: Number of questions per task, in order; null: all.
+        apply_chat_template: Whether to send questions as a user's turn; null or false: as plain text.
+        fewshot_as_multiturn: Whether, with a chat template, each example is a separate turn.
+        max_gen_toks: Maximum length of a generated answer in tokens; null: the task's setting (256 if it has none).
         opening: Tokens that open a text: `trained`: those of training; `hf`: those of lm-eval's own `hf` model; `auto`:
             `hf` for published models, `trained` for our own.
-        max_batch_tokens: Maximum number of tokens of one forward, for likelihoods; null: chosen by device.
+        max_batch_tokens: Maximum number of tokens per forward pass for likelihoods; null: chosen by device.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Harness(Measure):
         self.opening, self.max_batch_tokens = opening, max_batch_tokens
 
     def run(self, subject: Subject, progress: Progress = no_progress) -> list[Result]:
-        """Run all tasks together: requests of all of them share batches.
+        """Run all tasks together, so that their requests share batches.
 
         Args:
             subject: The model.
@@ -75,7 +75,7 @@ class Harness(Measure):
             One result for each task, then one for each group.
 
         Raises:
-            UserError: As `find_tasks`, or the model has no chat template, or too short a context for an answer.
+            UserError: As for `find_tasks`, or if the model has no chat template, or too short a context for an answer.
         """
         lm_eval = need("lm_eval", "eval", "measuring by lm-eval's tasks")
         from lm_eval.evaluator import evaluate
@@ -112,7 +112,7 @@ class Harness(Measure):
         return results + group_results(found.groups, output, results, settings, subject.seed)
 
     def _set_options(self, task: Any, seed: int) -> None:
-        """Set the options of a task as lm-eval's own entry point does: a task that says 0 examples keeps it."""
+        """Set the options of a task as lm-eval's entry point does; a task with 0 examples keeps this setting."""
         if self.max_gen_toks is not None and task.OUTPUT_TYPE == "generate_until":
             task.set_config(key="generation_kwargs", value={"max_gen_toks": self.max_gen_toks}, update=True)
         own = task.get_config("num_fewshot")
@@ -132,12 +132,12 @@ class Harness(Measure):
 def ask_docs(
     subject: Subject, task: str, docs: Sequence[Mapping[str, Any]], progress: Progress = no_progress
 ) -> list[Mapping[str, Any]]:
-    """Run one of our task files on documents that are already read.
+    """Run a task file of this package on documents that are already read.
 
     Args:
         subject: The model; texts are opened as in training.
-        task: A file of `tasks/`, without its ending.
-        docs: One for each question, with the columns that the file names.
+        task: File name in `tasks/`, without its suffix.
+        docs: One document per question, with the columns that the file names.
         progress: Called with the number of requests done.
 
     Returns:

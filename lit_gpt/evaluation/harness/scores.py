@@ -1,4 +1,4 @@
-"""Convert lm-eval's scores of a task to our result: each metric with its interval and its value for every question."""
+"""Convert lm-eval's scores of a task to a result: each metric with its interval and its per-question values."""
 
 import math
 import statistics

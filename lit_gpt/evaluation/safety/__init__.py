@@ -1,1 +1,1 @@
-"""Safety: what a model memorised of its training text, and how it behaves."""
+"""Safety measures: what a model memorized of its training text, and how it behaves."""

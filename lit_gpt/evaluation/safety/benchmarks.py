@@ -1,8 +1,8 @@
-"""Published benchmarks run as lm-eval tasks on rows that we read: shared by CrowS-Pairs, BBQ and TruthfulQA.
+"""Published benchmarks run as lm-eval tasks on rows read by this package; shared by CrowS-Pairs, BBQ and TruthfulQA.
 
-Stages: rows of a file, a dataset or an embedded set → one document for each row, with the columns that our task file
-(`harness/tasks/*.yaml`) names → lm-eval asks the model and scores each document → the measure adds intervals, clusters,
-breakdowns and pictures.
+Stages: rows of a file, a dataset or an embedded set → one document per row, with the columns that the task file
+(`harness/tasks/*.yaml`) names → lm-eval queries the model and scores each document → the measure adds intervals,
+clusters, breakdowns and charts.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,12 +23,12 @@ Doc = dict[str, Any]
 
 @dataclass(frozen=True)
 class ReadDocs:
-    """Documents that were read.
+    """Documents read by a measure.
 
     Attributes:
-        docs: In the order of the rows.
+        docs: Documents in the order of the rows.
         settings: What is needed to read the same rows again.
-        notes: What was left out.
+        notes: Notes on excluded rows.
     """
 
     docs: list[Doc]
@@ -39,7 +39,7 @@ class ReadDocs:
 def read_docs(items: RowSet, required: Sequence[str], to_doc: Callable[[Record], Doc]) -> ReadDocs:
     """Read rows as documents.
 
-    Args:
+    items: Source of the rows.
         items: Where the rows come from.
         required: Fields that must hold text.
         to_doc: Converts a row; raises a `UserError` if it does not fit.
@@ -56,7 +56,7 @@ def read_docs(items: RowSet, required: Sequence[str], to_doc: Callable[[Record],
         except UserError as error:
             bad_input.reject(row.where, str(error))
     if not docs:
-        raise UserError(f"{read.settings['items']} holds no question that can be used: {bad_input.named[0]}")
+        raise UserError(f"{read.settings['items']} contains no usable question: {bad_input.named[0]}")
     skipped = (f"{bad_input.num_skipped} questions were left out: {bad_input.named[0]}.",) if bad_input.named else ()
     return ReadDocs(docs, read.settings, (*read.notes, *skipped))
 
@@ -66,7 +66,7 @@ def ask(
 ) -> dict[str, Mapping[str, Any]]:
     """Run one of our lm-eval tasks on documents.
 
-    Each text is opened as in training, for published models too.
+    Each text starts as in training, for published models, too.
 
     Returns:
         Item id → lm-eval's sample of the document: its metrics by name, and `resps`, one list for each choice with one
@@ -76,7 +76,7 @@ def ask(
 
 
 def answers_fit(subject: Subject, docs: Sequence[Doc]) -> list[bool]:
-    """Return for each question whether all of its answers are shorter than the model's context.
+    """Return, for each question, whether all of its answers are shorter than the model's context.
 
     Raises:
         UserError: If that holds for no question.
@@ -102,8 +102,8 @@ def length_notes(subject: Subject, docs: Sequence[Doc], num_left_out: int = 0) -
 
     Args:
         subject: The model.
-        docs: The questions that were asked.
-        num_left_out: The number of questions that were not, because an answer is longer than the context.
+        docs: Questions that were asked.
+        num_left_out: Number of questions that were not asked because an answer is longer than the context.
     """
     notes = []
     if num_left_out:

@@ -1,4 +1,4 @@
-"""Bias by likelihood, so that a model without a chat template can be measured too: CrowS-Pairs and BBQ.
+"""Bias by likelihood, which can also be measured without a chat template: CrowS-Pairs and BBQ.
 
 Both run as lm-eval tasks (`harness/tasks/crows_pairs.yaml`, `bbq.yaml`); this module converts their rows, scores each
 item, and adds intervals and breakdowns.
@@ -78,9 +78,9 @@ class CrowSPairs(Measure):
         files: csv or jsonl with `sent_more`, `sent_less` and, if there are several, `bias_type`; null: a small embedded
             set.
         hub: A dataset of that format instead.
-        columns: Our name of a field → the dataset's.
+        columns: Mapping from the expected field name to the dataset's.
         limit: Number of pairs to sample, the same for every model; null: all.
-        on_bad_input: error stops at a row that cannot be used, skip leaves it out and counts it.
+        on_bad_input: What to do with an unusable row: `error` stops, `skip` leaves it out and counts it.
         name: Name of the result.
     """
 
@@ -250,10 +250,11 @@ class BBQ(Measure):
     Args:
         files: jsonl files as published; null: a small embedded set.
         hub: A dataset of that format instead.
-        columns: Our name of a field → the dataset's.
+        columns: Mapping from the expected field name to the dataset's.
         limit: Number of questions to sample, the same for every model; null: all.
-        all_wordings: Let "unknown" have any of ten wordings, as HELM and lm-eval do; false: the row's own alone.
-        on_bad_input: error stops at a row that cannot be used, skip leaves it out and counts it.
+        all_wordings: Whether "unknown" may have any of ten wordings, as in HELM and lm-eval; false: only that of the
+            row.
+        on_bad_input: What to do with an unusable row: `error` stops, `skip` leaves it out and counts it.
         name: Name of the result.
     """
 
@@ -331,15 +332,15 @@ def bbq_doc(values: Mapping[str, Any], all_wordings: bool = True) -> Doc:
 
     Args:
         values: The row.
-        all_wordings: Offer "unknown" in ten wordings.
+        all_wordings: Whether to offer "unknown" in ten wordings.
 
     Returns:
         `context`, `question`; `query` and `choices` as the model reads them: the two answers that name somebody, then
         "unknown" in each wording; `right`: the right choice (2 for unknown); `biased`: the choice of a biased model, 0
-        or 1, or None if the row does not say; `ambiguous`: whether the context does not tell.
+        or 1, or None if the row does not say; `ambiguous`: whether the context leaves the answer open.
 
     Raises:
-        UnfitRowError: If a value is none of those that the format has.
+        UnfitRowError: If a value is not one of those that the format allows.
     """
     polarity, condition = values.get("question_polarity"), values.get("context_condition")
     if polarity not in ("neg", "nonneg") or condition not in ("ambig", "disambig"):
@@ -383,7 +384,7 @@ def bbq_answer(results: Sequence[tuple[float, bool]]) -> int:
 
 
 def bbq_scores(doc: Doc, results: Sequence[tuple[float, bool]]) -> dict[str, float]:
-    """Return the metrics of one question; a question without a bias score gives accuracy alone."""
+    """Return the metrics of one question; a question without a bias score gives only accuracy."""
     answer = bbq_answer(results)
     kind = "ambiguous" if doc["ambiguous"] else "disambiguated"
     scores = {f"accuracy_{kind}": float(answer == doc["right"])}
@@ -423,7 +424,7 @@ def bias_interval(values: Sequence[float], clusters: Sequence[str], seed: int) -
     """Return the interval of a mean of 1 (biased), -1 (against the stereotype) and 0 (unknown)."""
     if not values:
         return None
-    if not any(values):  # nobody was named: the bias can be as large as the share of named people may be
+    if not any(values):  # nobody was named: the bias is bounded only by the possible share of named people
         some = wilson(0, len(values))
         return None if some is None else replace(some, low=-some.high)
     shares = [(value + 1) / 2 for value in values]

@@ -10,14 +10,14 @@ Carlini et al. 2019, "The Secret Sharer", arXiv:1802.08232.
 Then `CanaryExposure(file="canaries/canaries.jsonl")` reports how far the trained model prefers the planted secrets to
 others that could have been drawn.
 
-Among all R secrets that could have been drawn instead, ranked by the model's log-perplexity, one that was never seen
-has a uniformly distributed rank, one that was memorised has rank 1:
+Among all R secrets that could have been drawn instead, ranked by the model's log-perplexity, a secret that was never
+seen has a uniformly distributed rank, and one that was memorized has rank 1:
 
     exposure = log2 |R| - log2 rank            (definition 1 there; between 0 and log2 |R| bits)
 
-R is far too large to rank, so exposure is estimated by the share of R that is at least as likely as the secret
-(section 4.3). A sample of n candidates measures that share down to 1/n. Below it, a skew-normal distribution is fitted
-to the candidates' log-perplexities and its lower tail is read off (equation 4 there).
+R is far too large to rank, so exposure is estimated by the share of R that is at least as likely as the secret (section
+4.3). A sample of n candidates measures that share down to 1/n. Below it, a skew-normal distribution is fitted to the
+candidates' log-perplexities, and its lower tail is evaluated (equation 4 there).
 
 A secret that the model never saw has an exposure of 1/ln 2 = 1.44 bits on average, since its rank is uniform.
 """
@@ -116,7 +116,7 @@ def write_canaries(out: str | Path, num: int = 20, repeats: int = 1, seed: int =
     Args:
         out: A new folder: `planted.jsonl` goes into the training text, `canaries.jsonl` does not.
         num: Number of canaries.
-        repeats: How often each occurs in the training text.
+        repeats: Number of times that each occurs in the training text.
         seed: Seed of the draw.
         kwargs: Other arguments of `make_canaries`: template, length, alphabet.
 
@@ -138,11 +138,11 @@ def read_canaries(file: str | Path) -> list[Canary]:
     """Read `canaries.jsonl`: rows of prefix, secret and, if it is not digits, alphabet.
 
     Raises:
-        UserError: If the file is missing or empty, or a row has no such fields; says which.
+        UserError: If the file is missing or empty, or a row lacks these fields; the message names it.
     """
     path = Path(file)
     if not path.is_file():
-        raise UserError(f"there is no file of canaries {file}; write_canaries makes one")
+        raise UserError(f"there is no file of canaries {file}; write_canaries creates one")
     found = []
     for record in read_records(path, path.name, BadInput()):
         row, where = record.values, record.where
@@ -233,7 +233,7 @@ class SkewNormal:
         Computed by numerical integration of the log-density, because the distribution function underflows there.
         """
         z = (x - self.location) / self.scale
-        # The mass of a lower tail lies within 40 of its end, or of the middle for an end above it.
+        # The mass of a lower tail lies within 40 of its end, or of the middle if the end is above it.
         high = min(z, 40.0)
         low = min(z, 0.0) - 40.0
         grid = torch.linspace(low, high, _GRID, dtype=torch.float64)
@@ -273,13 +273,13 @@ _POOR_FIT = 0.1
 
 
 class CanaryExposure(Measure):
-    """How far the model's likelihoods prefer planted secrets to others, and whether it writes them.
+    """Measures how strongly the model prefers planted secrets to others, and whether it generates them.
 
     Args:
         file: `canaries.jsonl` of `write_canaries`, or rows of `prefix`, `secret` and `alphabet`.
         num_candidates: Number of other secrets that each canary is ranked among.
-        seed: Seed of their draw; null: the plan's.
-        limit: Number of canaries to use, the file's first ones; null: all.
+        seed: Seed of the candidates; null: the plan's.
+        limit: Number of canaries to use, the first ones of the file; null: all.
         name: Name of the result.
     """
 
@@ -321,11 +321,11 @@ class CanaryExposure(Measure):
         return [self._result(canaries, found, completions)]
 
     def _number(self, canary: Canary) -> int:
-        """Return the number of candidates: at most a quarter of a small space, so that drawing finds enough."""
+        """Return the number of candidates: at most a quarter of a small space, so that sampling finds enough."""
         return min(self.num_candidates, int(2**canary.space_bits) // 4)
 
     def _completions(self, subject: Subject, canaries: Sequence[Canary]) -> Iterator[str]:
-        """Yield what the model writes after each canary's prefix, decoded greedily."""
+        """Yield the greedy completion of each canary's prefix."""
         tokenizer = subject.tokenizer
         for canary in canaries:
             length = 2 * len(tokenizer.encode(canary.secret)) + 4
@@ -402,7 +402,7 @@ def _encoded(
         opened(tokenizer, ids.tolist())
         for ids in tokenizer.encode_batch([canary.prefix + secret for secret in (canary.secret, *candidates)])
     ]
-    first, last = min(wholes), max(wholes)  # what these two have in common, all have
+    first, last = min(wholes), max(wholes)  # the common prefix of these two is common to all
     common = next((at for at, pair in enumerate(zip(first, last, strict=False)) if pair[0] != pair[1]), 0)
     if common == 0:  # a tokenizer without opening tokens
         return [[tokenizer.separator_id]] * len(wholes), wholes

@@ -1,14 +1,14 @@
-"""Which items of a benchmark occur in the training text, and what the model scores on those that do not.
+"""Find benchmark items that occur in the training text, and the model's scores on those that do not.
 
-As for GPT-3 (Brown et al. 2020, arXiv:2005.14165, appendix C): an item is contaminated if the training text has a run
-of 13 of its words; a text of 8 to 12 words counts if all of it is there. How much of an item was found is reported as
-for Llama 2 (Touvron et al. 2023, arXiv:2307.09288, appendix A.6): the share of its words that are part of such a run;
+As for GPT-3 (Brown et al. 2020, arXiv:2005.14165, appendix C), an item is contaminated if the training text shares an
+n-gram of 13 words with it; a text of 8 to 12 words matches if all of it occurs. The extent is reported as for Llama 2
+(Touvron et al. 2023, arXiv:2307.09288, appendix A.6): the share of an item's words that are part of such an n-gram;
 from 80 % on the item is dirty. Words are lower-cased without punctuation, as in `lit_gpt.data.cleaning.decontaminate`,
 which removes such documents before training.
 
-`Overlap` is the other direction of that filter, which checks for each document whether it contains any record. Here
-every occurrence of a run in the benchmarks is stored, so that all records that share it are marked, and the words that
-it covers. Memory is proportional to the benchmarks, whatever the texts: 24 bytes a run.
+`Overlap` works in the opposite direction of that filter, which checks for each document whether it contains any record.
+Here every occurrence of an n-gram in the benchmarks is stored, so that all records that share it are marked, with the
+words that it covers. Memory is proportional to the size of the benchmarks: 24 bytes per n-gram.
 """
 
 from collections.abc import Sequence
@@ -42,15 +42,15 @@ IntArray = np.ndarray[Any, np.dtype[np.int64]]
 
 @dataclass
 class Record:
-    """One record of a benchmark, and how much of it was found.
+    """One record of a benchmark, and how much of it was found in the training text.
 
     Attributes:
         number: Its position in the file, from 1.
         text: Its texts, shortened for the report.
         parts: The words of each text that is long enough to search for.
         num_words: Number of words in them; 0: the record is too short.
-        num_covered: Number of words that are part of a run that was found.
-        words: The first such run of words.
+        num_covered: Number of words that are part of an n-gram that was found.
+        words: Words of the first such n-gram.
         where: The document in which it was found first.
     """
 
@@ -69,11 +69,11 @@ def read_records(path: Path, fields: list[str] | None, n_gram: int = 13, min_wor
     Args:
         path: The file.
         fields: Fields to read; None: all fields with text.
-        n_gram: Number of words in a run.
-        min_words: Shorter texts are not searched for; one of min_words to n_gram - 1 words counts if all of it occurs.
+        n_gram: Number of words in an n-gram.
+        min_words: Shorter texts are ignored; one of min_words to n_gram - 1 words matches if all of it occurs.
 
     Raises:
-        UserError: If it is missing, damaged, or holds no text that is long enough.
+        UserError: If it is missing or damaged, or contains no text that is long enough.
     """
     if not path.is_file():
         raise UserError(f"there is no benchmark file {path}; is the path right (seen from {Path.cwd()})?")
@@ -87,30 +87,30 @@ def read_records(path: Path, fields: list[str] | None, n_gram: int = 13, min_wor
             record.num_words += len(words)
     if not any(record.num_words for record in records.values()):
         raise UserError(
-            f"benchmark {path} has no text of {min(min_words, n_gram)} words or more, so nothing of it could be found; "
-            "lower min_words, or leave it out"
+            f"benchmark {path} has no text of {min(min_words, n_gram)} words or more, so no overlap could be found; "
+            "lower min_words, or remove it"
         )
     return list(records.values())
 
 
 @dataclass
-class _Runs:
-    """All runs of one length."""
+class _NGrams:
+    """All n-grams of one length."""
 
     hashes: UInt64Array  # distinct hashes, sorted
-    which: IntArray  # for each run: the index of its hash
-    slots: IntArray  # for each run: the index of its first word among all words of all benchmarks
+    which: IntArray  # for each n-gram: the index of its hash
+    slots: IntArray  # for each n-gram: the index of its first word among all words of all benchmarks
     seen: np.ndarray[Any, np.dtype[np.bool_]]  # for each hash: whether it was found
     first: dict[int, str]  # index of a hash → the document where it was found first
 
 
 class Overlap:
-    """Finds runs of words of benchmarks in a stream of texts.
+    """Finds n-grams of benchmarks in a stream of texts.
 
     Args:
         benchmarks: The records of each benchmark; `found` writes the results into them.
-        n_gram: Number of words in a run.
-        max_records: A run in more records of one benchmark is ignored.
+        n_gram: Number of words in an n-gram.
+        max_records: N-grams in more records of one benchmark are ignored.
     """
 
     def __init__(self, benchmarks: list[list[Record]], n_gram: int = 13, max_records: int = 50) -> None:
@@ -134,15 +134,15 @@ class Overlap:
                 hashes, slots, places = map(np.concatenate, zip(*triples, strict=True))
                 kept = _in_few_records(hashes, places, max_records)
                 parts.setdefault(length, []).append((hashes[kept], slots[kept]))
-        self._runs: dict[int, _Runs] = {}
+        self._runs: dict[int, _NGrams] = {}
         for length, pairs in parts.items():
             hashes, slots = map(np.concatenate, zip(*pairs, strict=True))
             unique, which = np.unique(hashes, return_inverse=True)
             if len(unique):
-                self._runs[length] = _Runs(unique, which, slots, np.zeros(len(unique), dtype=bool), {})
+                self._runs[length] = _NGrams(unique, which, slots, np.zeros(len(unique), dtype=bool), {})
 
     def look(self, text: str, where: str) -> None:
-        """Mark the runs that a text contains.
+        """Mark the n-grams that a text contains.
 
         Args:
             text: The text.
@@ -161,7 +161,7 @@ class Overlap:
             runs.seen[hits] = True
 
     def found(self, benchmark: int) -> list[Record]:
-        """Return the records of a benchmark, updated with what was found so far."""
+        """Return the records of a benchmark, updated with the matches so far."""
         covered = np.zeros(self._num_words + 1, dtype=np.int64)
         origin: dict[int, str] = {}
         for length, runs in self._runs.items():
@@ -187,7 +187,7 @@ class Overlap:
 
 
 def _in_few_records(hashes: UInt64Array, records: IntArray, most: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """Return for each run whether it occurs in at most `most` different records."""
+    """Return for each n-gram whether it occurs in at most `most` different records."""
     _, which = np.unique(hashes, return_inverse=True)
     pairs = np.unique(np.stack([which, records]), axis=1)
     return np.bincount(pairs[0])[which] <= most
@@ -202,11 +202,12 @@ class Benchmark:
     """A benchmark to search for: a file or an embedded set.
 
     Attributes:
-        file: JSON, JSON lines, CSV, TSV, Parquet, Arrow or plain text (a paragraph is an item); also compressed.
-        embedded: Instead of a file: an embedded set, such as truths.jsonl.
-        fields: Fields or columns to search for; null: all with text.
-        result: Name of the result of the same evaluation whose items these are, one for each record in the file's
-            order: its scores are also reported without the contaminated items. Null: none.
+        file: JSON, JSON lines, CSV, TSV, Parquet, Arrow or plain text (each paragraph is an item); optionally
+            compressed.
+        embedded: Alternative to `file`: an embedded set, such as truths.jsonl.
+        fields: Fields or columns to search for; null: all that contain text.
+        result: Name of the result of the same evaluation that has these items, one per record in the order of the file;
+            its scores are also reported without the contaminated items. Null: none.
         name: Name in the report; null: the file's name.
     """
 
@@ -218,7 +219,7 @@ class Benchmark:
 
     def __post_init__(self) -> None:
         if (self.file is None) is (self.embedded is None):
-            raise UserError("a benchmark is a file or an embedded set; give one of the two")
+            raise UserError("a benchmark is either a file or an embedded set; set exactly one of them")
 
     @property
     def path(self) -> Path:
@@ -232,14 +233,14 @@ class Benchmark:
 
 
 class Contamination(Measure):
-    """Which items of benchmarks occur in the training text. The model itself is not run.
+    """Benchmark items that occur in the training text. The model itself is not run.
 
     Args:
         benchmarks: The benchmarks to search for.
         training: Training text; null: the corpus of the model's run.
-        n_gram: Number of words in a run (GPT-3: 13).
-        min_words: A text of min_words to n_gram - 1 words counts if all of it occurs; shorter ones are ignored.
-        max_records: A run in more items of one benchmark is taken for its instructions, and ignored.
+        n_gram: Number of words in an n-gram (GPT-3: 13).
+        min_words: A text of min_words to n_gram - 1 words matches if all of it occurs; shorter ones are ignored.
+        max_records: N-grams in more items of one benchmark are considered instructions and ignored.
         name: Prefix of the results' names.
     """
 
@@ -383,21 +384,21 @@ def _with_clean_scores(result: Result, scored: Result, file: Path) -> Result:
 
 
 def records_of(items: Sequence[str], file: Path) -> dict[str, str] | None:
-    """Return the record of a file that each item of a result is.
+    """Return the benchmark record of each item of a result.
 
     Args:
-        items: Item ids: numbers from 0 (lm-eval's), or "file:line"; otherwise all of the file's records in order.
+        items: Item ids: indices from 0 (lm-eval's), or "file:line"; otherwise all records of the file in order.
         file: The benchmark.
 
     Returns:
-        Item → line or row of its record; None if they cannot be matched.
+        Map from item to the line or row of its record; None if they cannot be matched.
     """
     known = inner_suffix(file) in TABLE_SUFFIXES
     places = [str(row.record) for row in records_of_file(file, file.name, BadInput("skip"))] if known else []
     if all(item.isdecimal() for item in items):
         if not known:
             return {item: str(int(item) + 1) for item in items}
-        if max(map(int, items), default=0) >= len(places):  # another file, or a part of it
+        if max(map(int, items), default=0) >= len(places):  # another file, or only a part of it
             return None
         return {item: places[int(item)] for item in items}
     if not known:

@@ -1,15 +1,15 @@
-"""Membership inference: can somebody tell from the model's probabilities whether a text was in its training data?
+"""Membership inference: do the model's probabilities reveal whether a text was in its training data?
 
 Each attack is a number for a text that is higher for members, computed from the model's log-probabilities of the
 text's tokens:
 
 - loss: the mean log-probability (Yeom et al. 2018, arXiv:1709.01604);
-- zlib: the log-perplexity divided by the bytes that zlib needs for the text, so that text which is easy for every model
-  does not count as memorised (Carlini et al. 2021, arXiv:2012.07805, section 5.2);
+- zlib: the log-perplexity divided by the zlib-compressed size of the text, so that text that is easy for every model
+ does not count as memorized (Carlini et al. 2021, arXiv:2012.07805, section 5.2);
 - min-k%: the mean over the k % least likely tokens (Shi et al. 2024, arXiv:2310.16789).
 
 The zlib size alone, without any model, is reported as well: if it separates the two sets, they differ in kind, and no
-attack's number says anything about memorisation (Duan et al. 2024, arXiv:2402.07841).
+attack's number is evidence of memorization (Duan et al. 2024, arXiv:2402.07841).
 
 The attacks are summarised by the area under the ROC curve: the probability that a member scores higher than a
 non-member, ties counting half (Mann & Whitney 1947). Its interval is the score-like one of Newcombe 2006 ("Confidence
@@ -160,13 +160,13 @@ def attack_scores(text: str, token_logprobs: Sequence[float], k: float = 0.2) ->
 
 
 def zlib_bytes(text: str) -> int:
-    """Return the bytes that zlib needs for a text."""
+    """Return the zlib-compressed size of a text in bytes."""
     return len(zlib.compress(text.encode("utf-8", "replace")))
 
 
 @dataclass(frozen=True)
 class _Side:
-    """Members or non-members: one passage for each document, and each attack's scores."""
+    """Members or non-members: one passage per document, and each attack's scores."""
 
     passages: list[Passage]
     scores: dict[str, list[float]]
@@ -178,8 +178,8 @@ class MembershipInference(Measure):
     Args:
         training: Training text; null: the corpus of the model's run.
         held_out: Text of the same kind that it never saw, ideally a random part of the same corpus; null: the run's.
-        num_passages: Number of passages of each text, at most one from a document.
-        passage_tokens: Tokens of each passage.
+        num_passages: Number of passages of each text, at most one per document.
+        passage_tokens: Number of tokens per passage.
         min_k: Share of the least likely tokens that min-k% uses.
         seed: Seed of the passages; null: the plan's.
         limit: Maximum number of passages of each text, but at least ten are used.

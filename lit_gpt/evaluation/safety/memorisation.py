@@ -1,4 +1,4 @@
-"""How much of its training text a model reproduces word for word.
+"""Measure how much of its training text a model reproduces verbatim.
 
 Carlini et al. 2023 ("Quantifying Memorization Across Neural Language Models", arXiv:2202.07646): a passage is
 extractable with k tokens of context if the model, given these k tokens of the training text, continues with exactly the
@@ -6,11 +6,11 @@ tokens that follow there. The paper decodes greedily; what sampling reproduces i
 ("Measuring memorization through probabilistic discoverable extraction", arXiv:2410.19482): at least once in n samples.
 The same measurement on text that was not trained on shows how much is boilerplate that any model could continue.
 
-`sample_passages` draws a uniform sample of passages of a given number of tokens from any texts, in one pass and bounded
-memory. A document is cut into blocks that are long enough for a passage; each block has a random key of its own (from
-the seed and the document's hash), and the blocks with the smallest keys are the sample. So a passage is chosen with the
-same probability wherever it is, and the same texts and seed give the same passages, whatever else is read with them.
-Passages begin at white space, as the tokenizer's pieces do, so that they have the same tokens as in training.
+`sample_passages` takes a uniform sample of passages of a given number of tokens from any texts, in one pass and bounded
+memory. A document is cut into blocks that are long enough for a passage; each block has a random key (from the seed and
+the document's hash), and the blocks with the smallest keys are the sample. So all passages have the same probability
+wherever they are, and the same texts and seed give the same passages regardless of what else is read with them.
+Passages start at white space, like the tokenizer's pieces, so that they have the same tokens as in training.
 """
 
 import heapq
@@ -33,9 +33,9 @@ from lit_gpt.evaluation.texts import ReadTexts, Texts, training_texts, unknown_t
 from lit_gpt.generation.request import SamplingParams
 
 READING_STEPS = 100
-"""What reading a text counts for in the progress of a measure."""
+"""Weight of reading a text in the progress of a measure."""
 BLOCK_CHARACTERS_PER_TOKEN = 16
-"""A block holds a passage of eight characters a token, and as much again to vary where it begins."""
+"""A block holds a passage at eight characters per token, and as much again to vary where it starts."""
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,11 @@ class Passage:
     """A passage of a text.
 
     Attributes:
-        ids: Its tokens, without opening tokens.
-        opening_ids: The opening tokens, if the passage begins its document or the model's publisher puts them before
-            every text; otherwise empty.
+        ids: Tokens of the passage, without opening tokens.
+        opening_ids: Opening tokens, if the passage starts its document or the model's publisher puts them before every
+            text; otherwise empty.
         where: Source, record and index of its first character; unique.
-        document: Hash of its document.
+        document: Hash of the document.
     """
 
     ids: tuple[int, ...]
@@ -56,7 +56,7 @@ class Passage:
     document: str
 
     def prompt(self, num_tokens: int) -> list[int]:
-        """Return its first tokens, opened as in training."""
+        """Return the first tokens of the passage, opened as in training."""
         return [*self.opening_ids, *self.ids[:num_tokens]]
 
 
@@ -79,7 +79,7 @@ class PassageSample:
 
     @property
     def one_a_document(self) -> bool:
-        """Whether no two passages are from the same document, so that they are independent."""
+        """Whether all passages are from different documents, so that they are independent."""
         return max(Counter(self.clusters).values(), default=0) <= 1
 
 
@@ -92,15 +92,15 @@ def sample_passages(
     one_a_document: bool = False,
     progress: Progress = no_progress,
 ) -> PassageSample:
-    """Draw different passages.
+    """Sample different passages.
 
     Args:
-        texts: The texts to draw from.
-        tokenizer: The model's.
-        num_tokens: Tokens of each passage.
+        texts: Texts to sample from.
+        tokenizer: Tokenizer of the model.
+        num_tokens: Number of tokens per passage.
         count: Number of passages; fewer if the texts have no more.
-        seed: Seed of the draw.
-        one_a_document: Take at most one from each document; otherwise long documents give more.
+        seed: Seed of the sample.
+        one_a_document: Whether to take at most one passage per document; otherwise long documents give more.
         progress: Called with the bytes read.
 
     Raises:
@@ -138,8 +138,8 @@ def sample_passages(
 def opening_of(tokenizer: Tokenizer, at_start: bool) -> tuple[int, ...]:
     """Return the tokens before a passage of a document.
 
-    In our training the separator opens a document, and there is nothing before a passage in the middle of one; a
-    publisher's `bos_token` is before every text.
+    In training here the separator starts a document, and there is nothing before a passage in the middle of one; a
+    publisher's `bos_token` precedes every text.
     """
     published = tokenizer.opening_ids != (tokenizer.separator_id,)
     return tokenizer.opening_ids if at_start or published else ()
@@ -160,7 +160,7 @@ def _starts(text: str, size: int, admitted: Admitted, seed: int, only_one: bool)
 
 
 def _at_white_space(text: str, start: int) -> int:
-    """Return the next index where white space begins; `start` itself if it is 0 or there is none nearby."""
+    """Return the next index at which white space starts; `start` itself if it is 0 or there is none nearby."""
     if start == 0:
         return 0
     for at in range(start, min(start + 80, len(text))):
@@ -187,17 +187,17 @@ _MAX_EXAMPLES = 5
 
 
 class Memorisation(Measure):
-    """The share of training passages whose continuation the model writes verbatim.
+    """The share of training passages whose continuation the model generates verbatim.
 
     Args:
         training: Training text; null: the corpus of the model's run.
-        held_out: Similar text that the model never saw, for comparison; null: the run's, or no comparison.
+        held_out: Similar text that the model was not trained on, for comparison; null: the run's, or no comparison.
         num_windows: Number of passages of each text.
-        prefix_tokens: Tokens that the model is given.
-        continuation_tokens: Tokens that it must reproduce exactly.
-        num_samples: Sampled continuations of each passage, besides the greedy one; 0: greedy only.
+        prefix_tokens: Number of tokens given to the model.
+        continuation_tokens: Number of tokens that it must reproduce exactly.
+        num_samples: Sampled continuations per passage, in addition to the greedy one; 0: only greedy.
         temperature: Temperature of the samples.
-        top_p: Nucleus sampling of the samples; null: all tokens.
+        top_p: Nucleus sampling threshold; null: all tokens.
         seed: Seed of passages and samples; null: the plan's.
         limit: Maximum number of passages of each text.
         name: Name of the result.
@@ -232,7 +232,7 @@ class Memorisation(Measure):
         self.greedy = SamplingParams(max_new_tokens=continuation_tokens, temperature=0, ignore_eos=True)
         self.sampled = SamplingParams(
             max_new_tokens=continuation_tokens,
-            temperature=1.0 if temperature == 0 else temperature,  # 0 only without samples, so it is not used
+            temperature=1.0 if temperature == 0 else temperature,  # 0 only without samples, where it is unused
             top_p=top_p,
             ignore_eos=True,
         )
@@ -246,7 +246,7 @@ class Memorisation(Measure):
         texts = training_texts(subject, self.training, self.held_out)
         if texts is None:
             return [unknown_training(self.name, TITLE)]
-        # Reading each text counts for READING_STEPS, each passage that is generated for one.
+        # Reading each text counts as READING_STEPS, each generated passage as one.
         total = self.num_windows * (2 + self.num_samples) + 2 * READING_STEPS
         reading = part_of(progress, 0, READING_STEPS, total)
         training = self._sample(texts.training, subject, reading)
@@ -276,7 +276,7 @@ class Memorisation(Measure):
     def _matched(
         self, subject: Subject, passages: Sequence[Passage], params: SamplingParams, progress: Progress
     ) -> list[int]:
-        """Return for each passage how many tokens of the continuation the model writes before the first difference."""
+        """Return, for each passage, the number of continuation tokens generated before the first difference."""
         prompts = [passage.prompt(self.prefix_tokens) for passage in passages]
         each = [replace(params, seed=draw_seed(self.seed, number)) for number in range(len(prompts))]
         completions = subject.generate(prompts, each, progress)

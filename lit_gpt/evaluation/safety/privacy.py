@@ -1,15 +1,15 @@
-"""Personal data in what a model writes: does it come from the training text, or is it invented?
+"""Personal data in generated text: does it come from the training text, or is it invented?
 
-Three ways of prompting, from idle use to an attack (Carlini et al. 2021, arXiv:2012.07805; Lukas et al. 2023,
-arXiv:2302.00539):
+Three prompting modes, from undirected sampling to an extraction attack (Carlini et al. 2021,
+arXiv:2012.07805; Lukas et al. 2023, arXiv:2302.00539):
 
-- free: the model writes from an empty prompt;
+- free: the model generates from an empty prompt;
 - prompted: it continues texts that ask for personal data ("My email address is");
-- in context: it is given the words before a piece of personal data in its training text, and leaks it if it writes
-  exactly that.
+- in context: it is given the words before a piece of personal data in its training text, and leaks it if it generates
+ exactly that.
 
-Personal data is what `lit_gpt.data.cleaning.pii` finds. A finding was seen if the training text contains the same one,
-ignoring case and punctuation. Values are masked in the report unless `reveal` is set.
+Personal data is what `lit_gpt.data.cleaning.pii` finds. A finding was seen if the training text contains the same
+value, ignoring case and punctuation. Values are masked in the report unless `reveal` is set.
 """
 
 import heapq
@@ -34,9 +34,9 @@ from lit_gpt.generation.request import SamplingParams
 from lit_gpt.generation.text import opened
 
 _CONTEXT_CHARACTERS = 16
-"""Characters stored for each wanted token of context."""
+"""Number of characters stored per token of context."""
 _MIN_CONTEXT = 8
-"""Minimum characters of context: a value at the very beginning of its text cannot be prompted for."""
+"""Minimum number of characters of context: a value at the very beginning of its text cannot be prompted for."""
 _SHOWN = 2
 
 
@@ -53,7 +53,7 @@ def normalised(value: str, option: str) -> str:
 
 
 def masked(text: str, findings: Sequence[Finding]) -> str:
-    """Mask each finding in a text except two characters at either end and its punctuation."""
+    """Mask each finding in a text except for two characters at either end and its punctuation."""
     parts, at = [], 0
     for finding in findings:
         value = text[finding.start : finding.end]
@@ -64,16 +64,16 @@ def masked(text: str, findings: Sequence[Finding]) -> str:
 
 
 @dataclass(frozen=True)
-class Place:
+class PersonalDataOccurrence:
     """An occurrence of personal data in the training text.
 
     Attributes:
-        option: Its kind, one of `lit_gpt.data.cleaning.pii.KINDS`.
-        value: The value as written there.
-        before: The text before it.
+        option: Kind of data, one of `lit_gpt.data.cleaning.pii.KINDS`.
+        value: Value as written in the text.
+        before: Text before it.
         at_start: Whether `before` begins at the start of the document.
         where: Source, record and character index.
-        document: Hash of its document.
+        document: Hash of the document.
     """
 
     option: str
@@ -89,14 +89,14 @@ class PersonalData:
     """The personal data of a training text.
 
     Attributes:
-        values: Kind → all values, normalised.
-        num_found: Kind → number of occurrences, including repetitions.
-        places: A sample of occurrences, each value once.
+        values: All values by kind, normalized.
+        num_found: Number of occurrences by kind, including repetitions.
+        places: A sample of occurrences, each of a different value.
     """
 
     values: dict[str, set[str]] = field(default_factory=dict)
     num_found: dict[str, int] = field(default_factory=dict)
-    places: list[Place] = field(default_factory=list)
+    places: list[PersonalDataOccurrence] = field(default_factory=list)
 
 
 def collect(
@@ -105,16 +105,16 @@ def collect(
     """Find the personal data of texts.
 
     Args:
-        read: The texts; read once.
+        read: Texts to search, which are read once.
         kinds: Kinds to look for.
-        count: Number of occurrences to sample, each of a different value. If the value is in the context already, the
-            occurrence is not used, since copying it is not memorisation.
-        context_tokens: Tokens of context that are wanted.
+        count: Number of occurrences to sample, each of a different value. Occurrences whose value is already in the
+            context are not used, because copying is not memorization.
+        context_tokens: Number of tokens of context.
         seed: Seed of the sample.
         progress: Called with the bytes read.
     """
     data = PersonalData({kind: set() for kind in kinds}, dict.fromkeys(kinds, 0))
-    heap: list[tuple[float, str, Place]] = []
+    heap: list[tuple[float, str, PersonalDataOccurrence]] = []
     expected = read.expected_bytes() or 0
     for admitted in read.admitted():
         text = admitted.document.text
@@ -131,7 +131,7 @@ def collect(
             if not is_new or value in before or len(before) < _MIN_CONTEXT:
                 continue
             where = f"{admitted.document.where}@{finding.start}"
-            place = Place(finding.option, value, before, start == 0, where, admitted.digest.hex()[:32])
+            place = PersonalDataOccurrence(finding.option, value, before, start == 0, where, admitted.digest.hex()[:32])
             if len(heap) < count:
                 heapq.heappush(heap, (-key, where, place))
             elif count and -heap[0][0] > key:
@@ -146,13 +146,13 @@ _MAX_EXAMPLES = 8
 
 @dataclass(frozen=True)
 class WrittenText:
-    """A text that the model wrote, with the personal data in it.
+    """A generated text with the personal data in it.
 
     Attributes:
-        way: free or prompted.
+        way: Prompting mode, `free` or `prompted`.
         item: Id of the text.
-        found: (kind, whether the training text contains it, normalised value) of the findings in the written part.
-        shown: Prompt and text as the report may show them.
+        found: (kind, whether the training text contains it, normalized value) of the findings in the generated part.
+        shown: Prompt and text in the form in which the report may show them.
     """
 
     way: str
@@ -162,14 +162,14 @@ class WrittenText:
 
     @property
     def seen(self) -> bool:
-        """Whether it contains a value of the training text."""
+        """Whether it contains a value that occurs in the training text."""
         return any(seen for _, seen, _ in self.found)
 
 
 def kinds_chart(
     kinds: Sequence[str], data: PersonalData, writings: Sequence[WrittenText], leaks: Sequence[tuple[bool, str]]
 ) -> tuple[Chart, ...]:
-    """Chart how many different values of each kind were written; empty if none was."""
+    """Chart how many different values of each kind were generated; empty if there are none."""
     values = {(kind, seen, value) for writing in writings for kind, seen, value in writing.found}
     counts = Counter((kind, seen) for kind, seen, _ in values)
     leaked = Counter(place.option for place, (leak, _) in zip(data.places, leaks, strict=True) if leak)
@@ -223,27 +223,27 @@ PROMPTS = (
 TITLE = "Privacy: personal data in what the model writes"
 _MAX_VALUE_TOKENS = 64
 _SHOWN_CONTEXT = 60
-_READING = 100
-"""What reading the training text counts for in the progress."""
+_READING_PROGRESS_WEIGHT = 100
+"""Weight of reading the training text in the progress."""
 
 
 class Privacy(Measure):
-    """Personal data that the model writes, split into seen in training and invented.
+    """Personal data in generated text, divided into seen in training and invented.
 
     Args:
-        training: The whole training text, since what is not found there counts as invented; null: the corpus of the
-            model's run.
-        num_free: Number of texts written from an empty prompt.
-        num_prompted: Number of texts written after `prompts`, in turn.
-        num_in_context: Number of values of the training text that are prompted for in their own context.
+        training: The whole training text, because values that are not found there count as invented; null: the corpus
+            of the model's run.
+        num_free: Number of texts generated from an empty prompt.
+        num_prompted: Number of texts generated after `prompts`, in turn.
+        num_in_context: Number of values of the training text that are prompted for with their context.
         prompts: Texts that ask for personal data; null: built-in ones, in English.
-        prefix_tokens: Tokens of context before a value.
+        prefix_tokens: Number of tokens of context before a value.
         max_new_tokens: Maximum length of each free and prompted text.
-        temperature: Sampling temperature of these; in context, decoding is greedy.
+        temperature: Sampling temperature of these texts; in context, decoding is greedy.
         kinds: Kinds of personal data: emails, phone_numbers, ip_addresses, credit_cards, ibans, secrets; null: all.
-        reveal: Show the values in the report instead of masking them.
+        reveal: Whether to show the values in the report instead of masking them.
         seed: Seed of everything that is sampled; null: the plan's.
-        limit: Maximum number of texts and values for each way of prompting.
+        limit: Maximum number of texts and values for each prompting mode.
         name: Name of the result.
     """
 
@@ -296,27 +296,29 @@ class Privacy(Measure):
         if asked:
             check_answer_length(self.params.max_new_tokens, subject.block_size, lengths)
         read = known.training.read()
-        total = _READING + self.num_free + self.num_prompted + self.num_in_context
+        total = _READING_PROGRESS_WEIGHT + self.num_free + self.num_prompted + self.num_in_context
         data = collect(
             read,
             self.kinds,
             self.num_in_context,
             self.prefix_tokens,
             self.seed,
-            lambda done, size: progress(_READING * done // size, total),
+            lambda done, size: progress(_READING_PROGRESS_WEIGHT * done // size, total),
         )
-        total = _READING + self.num_free + self.num_prompted + len(data.places)
+        total = _READING_PROGRESS_WEIGHT + self.num_free + self.num_prompted + len(data.places)
         wanted = [("free", "")] * self.num_free
         wanted += [("prompted", self.prompts[n % len(self.prompts)]) for n in range(self.num_prompted)]
         each = [replace(self.params, seed=draw_seed(self.seed, number)) for number in range(len(wanted))]
         answers = subject.complete(
-            [prompt for _, prompt in wanted], each, lambda done, _: progress(_READING + done, total)
+            [prompt for _, prompt in wanted], each, lambda done, _: progress(_READING_PROGRESS_WEIGHT + done, total)
         )
         writings = [
             self._writing(way, f"{way} {number}", prompt, answer.text, data)
             for number, ((way, prompt), answer) in enumerate(zip(wanted, answers, strict=True), start=1)
         ]
-        leaks = self._in_context(subject, data.places, lambda done, _: progress(_READING + len(wanted) + done, total))
+        leaks = self._in_context(
+            subject, data.places, lambda done, _: progress(_READING_PROGRESS_WEIGHT + len(wanted) + done, total)
+        )
         result = self._result(read, data, writings, leaks)
         return [
             replace(
@@ -327,7 +329,7 @@ class Privacy(Measure):
 
     def _writing(self, way: str, item: str, prompt: str, text: str, data: PersonalData) -> WrittenText:
         whole = prompt + text
-        findings = find_pii(whole, self.kinds)  # with the prompt: the words before a number tell its kind
+        findings = find_pii(whole, self.kinds)  # include the prompt: the words before a number determine its kind
         found = []
         for finding in findings:
             if finding.end > len(prompt):
@@ -335,11 +337,13 @@ class Privacy(Measure):
                 found.append((finding.option, value in data.values[finding.option], value))
         return WrittenText(way, item, found, whole if self.reveal else masked(whole, findings))
 
-    def _in_context(self, subject: Subject, places: Sequence[Place], progress: Progress) -> list[tuple[bool, str]]:
+    def _in_context(
+        self, subject: Subject, places: Sequence[PersonalDataOccurrence], progress: Progress
+    ) -> list[tuple[bool, str]]:
         """Return for each occurrence whether the model writes the value, and its text as the report may show it."""
         tokenizer, prompts, params = subject.tokenizer, [], []
         for place in places:
-            before = place.before.rstrip(" ")  # a space belongs to the token after it
+            before = place.before.rstrip(" ")  # a space belongs to the following token
             length = min(_MAX_VALUE_TOKENS, 2 * len(tokenizer.encode(place.value)) + 2)
             # Leave enough of the context for the answer.
             capacity = max(1, subject.block_size - length - len(tokenizer.opening_ids))
@@ -355,7 +359,7 @@ class Privacy(Measure):
             text = before + answer.text
             leaked = answer.text.lstrip(" ").startswith(place.value)
             found = find_pii(text)
-            if leaked:  # mask it even if the words that identify its kind are cut off
+            if leaked:  # mask it even if the words that identify its kind are truncated
                 start = text.index(place.value, len(before))
                 own = Finding(start, start + len(place.value), place.option)
                 found = sorted([own, *(one for one in found if one.end <= own.start or one.start >= own.end)])

@@ -1,7 +1,7 @@
-"""Items of a measure: a file or dataset in a published format, or a small embedded set.
+"""Items of a measure, from a file or dataset in a published format, or from a small embedded set.
 
-The embedded sets (`sets/*.jsonl`) were written for this package, a few dozen rows each, in the formats of the published
-ones: enough to try everything without a network and to see a large change, too few to distinguish two good models.
+The embedded sets (`sets/*.jsonl`) were written for this package, a few dozen rows each, in the published formats:
+enough to try everything without a network and to see large effects, too few to distinguish two good models.
 """
 
 import random
@@ -28,21 +28,21 @@ from lit_gpt.hashing import FileHashes
 
 T = TypeVar("T")
 SAMPLE_SEED = 0
-"""Seed of the sample that `limit` takes: the same items for every model."""
+"""Seed of the sample for `limit`, so that every model gets the same items."""
 
 
 @dataclass(frozen=True)
 class RowSet:
-    """The source of rows.
+    """Source of the rows.
 
     Attributes:
         files: JSON, JSON lines, CSV, TSV, Parquet or Arrow files; None, and no `hub`: the embedded set.
-        hub: A Hugging Face dataset instead, by name or with its configuration and split.
-        columns: Our name of a field → the dataset's.
+        hub: Alternative to `files`: a Hugging Face dataset, by name or with its configuration and split.
+        columns: Mapping from the expected field name to the dataset's.
         limit: Number of rows to sample, the same for every model; None: all.
-        on_bad_input: error stops at a row that cannot be used, skip leaves it out and counts it.
+        on_bad_input: What to do with an unusable row: `error` stops, `skip` leaves it out and counts it.
         embedded: Name of the embedded set.
-        format: The files' format if the suffix does not tell: encoding, quoting, delimiter.
+        format: File format options that the suffix does not determine: encoding, quoting, delimiter.
     """
 
     files: str | Sequence[str] | None = None
@@ -55,7 +55,7 @@ class RowSet:
 
     def __post_init__(self) -> None:
         if self.files is not None and self.hub is not None:
-            raise UserError("items come from files or from hub, and both are given; leave one of them out")
+            raise UserError("items come from files or from hub, and both are set; remove one of them")
         check_limit(self.limit)
         BadInput(self.on_bad_input)
 
@@ -65,10 +65,10 @@ class RowSet:
         return self.files is None and self.hub is None
 
     def read(self, required: Sequence[str]) -> "ReadRows":
-        """Read the rows, with our names of the fields.
+        """Read the rows, with their fields renamed to the expected names.
 
         Args:
-            required: Fields that must hold text in every row.
+            required: Fields that must contain text in every row.
 
         Raises:
             UserError: If there is no such file or dataset, a row lacks a field (with file and row), or no row is left.
@@ -86,7 +86,7 @@ class RowSet:
                 rows.append(replace(row, values=values))
         if not rows:
             skipped = f"; {bad_input.num_skipped} were left out: {bad_input.named[0]}" if bad_input.named else ""
-            raise UserError(f"{source.title} holds no rows that can be used{skipped}; name a file that is not empty")
+            raise UserError(f"{source.title} contains no usable rows{skipped}; name a file that is not empty")
         total = len(rows)
         rows = rows if self.limit is None else sample_items(rows, self.limit)
         settings: dict[str, Any] = {"items": source.title, "fingerprint": source.fingerprint(FileHashes())}
@@ -117,7 +117,7 @@ class RowSet:
 
 @dataclass(frozen=True)
 class ReadRows:
-    """Rows, the settings to read them again, and notes on what was left out."""
+    """Rows, the settings to read them again, and notes on excluded rows."""
 
     rows: list[Record]
     settings: dict[str, Any]
@@ -130,7 +130,7 @@ def check_limit(limit: int | None) -> None:
 
 
 def sample_items(items: Sequence[T], limit: int) -> list[T]:
-    """Return at most `limit` items, in their order; the same ones for every model."""
+    """Return at most `limit` items, in order; the same ones for every model."""
     if len(items) <= limit:
         return list(items)
     return [items[place] for place in sorted(random.Random(SAMPLE_SEED).sample(range(len(items)), limit))]
@@ -149,6 +149,6 @@ def _check(values: Mapping[str, Any], required: Sequence[str]) -> None:
             fields = ", ".join(map(repr, values)) or "none"
             raise UserError(f"no field {name!r}; its fields are {fields} (set columns for other names)")
         if not isinstance(value, str):
-            raise UserError(f"the field {name!r} holds {type(value).__name__}, not text")
+            raise UserError(f"the field {name!r} is {type(value).__name__}, not text")
         if not value.strip():
             raise UserError(f"the field {name!r} is empty")

@@ -203,7 +203,7 @@ def test_a_template_that_rewrites_history_gives_a_rendering_for_each_answer(toke
         (
             "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% else %}{% generation %}{{ m.content }}."
             "{% endgeneration %}{% endif %}{% endfor %}",
-            "not a special token",
+            "with no special token",
         ),
         (
             "{#- tokens: <|missing|> -#}{% for m in messages %}{{ m.content }}<|missing|>{% endfor %}",

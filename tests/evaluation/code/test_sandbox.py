@@ -40,7 +40,7 @@ def test_pass_at_k_is_the_share_of_all_choices(n):
 
 
 def test_pass_at_k_refuses_more_than_there_are():
-    with pytest.raises(UserError, match="pass@10 takes 10 samples of each task or more, and there are 5"):
+    with pytest.raises(UserError, match="pass@10 needs at least 10 samples per task, and there are 5"):
         pass_at_k(5, 1, 10)
 
 

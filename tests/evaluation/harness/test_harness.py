@@ -318,7 +318,7 @@ def test_a_row_that_does_not_fit_is_named(tmp_path, task, row, words):
 def test_an_empty_file_and_a_missing_one_are_named(tmp_path):
     from lit_gpt.evaluation.harness.find import find_tasks
 
-    with pytest.raises(UserError, match=r"empty.jsonl holds no rows"):
+    with pytest.raises(UserError, match=r"empty.jsonl contains no rows"):
         find_tasks(["gsm8k"], data={"gsm8k": write(tmp_path / "empty.jsonl", [])})
     with pytest.raises(UserError, match="does not exist"):
         find_tasks(["gsm8k"], data={"gsm8k": str(tmp_path / "none.jsonl")})

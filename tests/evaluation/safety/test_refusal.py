@@ -112,7 +112,7 @@ def test_bad_settings(tmp_path):
         Refusal(PromptSet(files="x", label="evil"))
     with pytest.raises(UserError, match="label"):
         Robustness([PromptSet(label="safe")])
-    with pytest.raises(UserError, match="both are given"):
+    with pytest.raises(UserError, match="both are set"):
         read_prompts(PromptSet(files="x", hub="y"))
     with pytest.raises(UserError, match="does not exist"):
         read_prompts(PromptSet(files=str(tmp_path / "none.csv")))

@@ -190,7 +190,7 @@ def test_a_function_that_raises_spoils_one_answer():
         ({"class_path": "EndpointJudge", "init_args": {"model": "m"}}, "EndpointJudge needs base_url"),
         ({"class_path": "no_such_package.Judge"}, "no_such_package"),
         ({"class_path": "string.ascii_letters"}, "is a function"),
-        ({"class_path": "collections.OrderedDict"}, "does not say what it takes"),
+        ({"class_path": "collections.OrderedDict"}, "has no signature"),
         ({"class_path": "fractions.Fraction"}, "neither a Judge nor callable"),
         ({"class_path": "RewardModelJudge", "init_args": {"model": "m", "above": "fine"}}, "above is 'fine'"),
     ],
