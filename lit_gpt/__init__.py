@@ -1,4 +1,4 @@
-"""lit_gpt: the whole life of a language model as PyTorch Lightning plugins.
+"""lit_gpt: the complete life cycle of a language model as PyTorch Lightning plugins.
 
 The most used names can be imported from here; each is loaded on first use:
 

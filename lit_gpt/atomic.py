@@ -155,7 +155,7 @@ def _says_disk_full(error: BaseException) -> bool:
 
 
 def fsync(path: Path) -> None:
-    """Make a file's bytes, or a folder's entries, survive a power cut."""
+    """Make a file's content, or a folder's entries, survive a power failure."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,7 +1,7 @@
-"""The batch: the one thing that a DataModule and a LightningModule share.
+"""The batch: the data structure shared by DataModules and LightningModules.
 
-Shapes: B sequences, T tokens. Attention never crosses from one document to the next inside a
-packed row, and positions restart at 0 in each.
+Shapes: B sequences, T tokens. Within a packed row, attention never crosses document boundaries, and positions restart
+at 0 in each document.
 """
 
 from typing import TypedDict
@@ -13,7 +13,7 @@ IGNORE_INDEX = -100
 
 
 class Batch(TypedDict, total=False):
-    """One micro-batch. Objectives add keys; none changes the meaning of these."""
+    """One micro-batch. Objectives may add keys, but never change the meaning of these."""
 
     input_ids: Tensor
     """(B, T) int64 token ids."""
@@ -24,18 +24,18 @@ class Batch(TypedDict, total=False):
     document_ids: Tensor
     """(B, T) int64: 0, 1, 2, ... within the row, -1 on padding."""
     sample_ids: Tensor
-    """(B,) int64: the window's place in the global order of samples."""
+    """(B,) int64: the window's index in the global order of samples."""
     num_bytes: Tensor
     """(B,) int64: UTF-8 bytes of the supervised tokens, for bits per byte."""
     corpus_ids: Tensor
-    """(B,) int64: number of the corpus that each row is from, where a DataModule mixes several."""
+    """(B,) int64: index of the corpus that each row is from, if a DataModule mixes several."""
     corpus: str
-    """Name of the one corpus that an evaluation batch is from, where there are several."""
+    """Name of the corpus that an evaluation batch is from, if there are several."""
 
 
 StepBatch = list[Batch]
 """A training batch: the micro-batches that one device contributes to one optimizer step.
 
-Lightning therefore counts optimizer steps wherever it counts batches, no checkpoint can fall inside an
+Lightning therefore counts optimizer steps wherever it counts batches, no checkpoint can fall inside a gradient
 accumulation, and a run may be resumed on another number of devices.
 """

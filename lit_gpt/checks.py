@@ -4,9 +4,9 @@
     check_between("dropout", dropout, 0, 1)
     check_one_of("split", split, ("train", "val"))
 
-`check_types` checks every field of a dataclass against its annotation, so that a config holds the same values whether
-it was made in Python, from YAML or from a config.json: numbers are finite, patterns are tuples of bools, and a bool is
-never accepted as a number.
+`check_types` checks every field of a dataclass against its annotation, so that a config has the same values whether
+it was created in Python, from YAML or from a config.json: numbers are finite, patterns are tuples of bools, and a bool
+is never accepted as a number.
 """
 
 import math
@@ -41,9 +41,9 @@ def check_at_least(name: str, value: float | None, bound: float, remedy: str = "
 
     Args:
         name: The argument's name, as the user writes it.
-        value: Its value; None passes, because an optional argument that is not set has no bound.
-        bound: The smallest value allowed.
-        remedy: What to do instead, appended to the message: "leave it out for no limit".
+        value: Its value; None is accepted, because an optional argument that is not set has no bound.
+        bound: The smallest allowed value.
+        remedy: How to fix it, appended to the message: "leave it out for no limit".
 
     Raises:
         UserError: With name, value, bound and remedy.
@@ -53,7 +53,7 @@ def check_at_least(name: str, value: float | None, bound: float, remedy: str = "
 
 
 def check_above(name: str, value: float | None, bound: float, remedy: str = "") -> None:
-    """Raise unless `value` is None or a finite number greater than `bound`; arguments as `check_at_least`."""
+    """Raise unless `value` is None or a finite number greater than `bound`; arguments as for `check_at_least`."""
     if value is not None and not (math.isfinite(value) and value > bound):
         raise UserError(_message(name, value, f"it must be greater than {bound}", remedy))
 
@@ -72,12 +72,12 @@ def check_between(
 
     Args:
         name: The argument's name, as the user writes it.
-        value: Its value; None passes.
+        value: Its value; None is accepted.
         low: Lower bound.
         high: Upper bound.
-        remedy: What to do instead.
-        low_open: Whether `low` itself is refused.
-        high_open: Whether `high` itself is refused.
+        remedy: How to fix it.
+        low_open: Whether `low` itself is excluded.
+        high_open: Whether `high` itself is excluded.
 
     Raises:
         UserError: With name, value, bounds and remedy.
@@ -104,10 +104,10 @@ def check_one_of(name: str, value: object, choices: Iterable[object], remedy: st
 
 
 def check_list(name: str, value: object) -> None:
-    """Raise if `value` is a string where a list of strings is meant: a string is a list of its characters.
+    """Raise if `value` is a string instead of a list of strings: a string is a sequence of its characters.
 
     Raises:
-        UserError: With name, value, and how to write a list of it.
+        UserError: With name, value, and how to write it as a list.
     """
     if isinstance(value, str):
         raise UserError(_message(name, repr(value), f"it must be a list: write [{value}]", ""))
@@ -129,14 +129,14 @@ def _message(name: str, value: object, rule: str, remedy: str) -> str:
 
 
 def check_types(config: Any, prefix: str = "") -> None:
-    """Raise if a field of a dataclass holds a value of another type than its annotation.
+    """Raise if the value of a dataclass field does not have the annotated type.
 
     Args:
-        config: A dataclass instance, every field of which is annotated.
-        prefix: Put before a field's name in the error: "moe.".
+        config: A dataclass instance whose fields are all annotated.
+        prefix: Prefix of field names in the error: "moe.".
 
     Raises:
-        UserError: With the field, its value and what it must be.
+        UserError: With the field, its value and the expected type.
     """
     hints = _hints(config.__class__)
     for field in fields(config):
@@ -176,4 +176,4 @@ def _described(kind: Any) -> str:
         return _ELEMENTS[get_args(kind)[0]]
     if origin is not None:
         return f"a {origin.__name__.lower()}"
-    return _NAMES.get(kind) or f"a {kind.__name__} (GPTConfig.from_dict makes one)"
+    return _NAMES.get(kind) or f"a {kind.__name__} (GPTConfig.from_dict creates one)"

@@ -113,7 +113,7 @@ def build_parser() -> ToolParser:
     """Return the parser of all commands; Trainer commands are only listed here and are parsed by LightningCLI."""
     parser = ToolParser(
         prog="python -m lit_gpt",
-        description="The whole life of a language model as PyTorch Lightning plugins.",
+        description="The complete life cycle of a language model as PyTorch Lightning plugins.",
         epilog=EPILOG,
         version=versions(),
         formatter_class=HelpFormatter,

@@ -1,10 +1,10 @@
-"""`DataInfo`: what a LightningModule and its callbacks may know about the data, as one value.
+"""`DataInfo`: the information about the data that a LightningModule and its callbacks may use, as one value.
 
 Modules, DataModules and callbacks do not import one another. Apart from the batch (`lit_gpt.batch`), this value is all
 that they share: a DataModule provides it as its property `data_info`, and `read_data_info` is the only place that
-looks into `trainer.datamodule`. A DataModule of another package may provide a `DataInfo` of its own, or simply have
-attributes with the names of its fields (`tokenizer_path`, `block_size`, ...), or none of them: every field is optional,
-and code that needs an absent one raises an error that says so.
+reads `trainer.datamodule`. A third-party DataModule may provide its own `DataInfo`, or simply have attributes with the
+names of its fields (`tokenizer_path`, `block_size`, ...), or none of them: every field is optional, and code that needs
+a missing one raises an error that names it.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from lit_gpt.batch import Batch
 
 @dataclass(frozen=True)
 class DataParallel:
-    """Place of this process among those that see different data.
+    """Rank of this process among those that see different data.
 
     Tensor-parallel processes see the same data, so they share a rank.
 
@@ -36,7 +36,7 @@ class DataParallel:
     group: Any = None
 
     def sum(self, value: Tensor) -> Tensor:
-        """Return the sum of a tensor over the ranks; the argument is left as it is."""
+        """Return the sum of a tensor over the ranks; the argument is not modified."""
         if self.size == 1:
             return value
         value = value.clone()
@@ -44,16 +44,16 @@ class DataParallel:
         return value
 
     def union(self, names: Iterable[str], device: torch.device) -> list[str]:
-        """Return the names that any rank has, sorted: the same list on every rank; all ranks must call it.
+        """Return the sorted union of the ranks' names, the same list on every rank; all ranks must call it.
 
         Args:
-            names: this rank's.
-            device: where collectives of the group work.
+            names: names of this rank.
+            device: device on which collectives of the group work.
         """
         own = sorted(names)
         if self.size == 1:
             return own
-        # Nearly always all ranks have the same names: comparing one number avoids exchanging them.
+        # Nearly always all ranks have the same names, so compare a single number instead of exchanging them.
         digest = int.from_bytes(hashlib.sha256("\n".join(own).encode()).digest()[:7], "little")
         extremes = torch.tensor([digest, -digest], device=device)
         torch.distributed.all_reduce(extremes, torch.distributed.ReduceOp.MAX, group=self.group)
@@ -65,52 +65,52 @@ class DataParallel:
 
 
 class Rows(Protocol):
-    """The rows of one split, numbered as in a batch's `sample_ids`."""
+    """The rows of one split, with the same indices as in a batch's `sample_ids`."""
 
     fingerprint: str
-    """Content hash of the rows and of how they were encoded."""
+    """Content hash of the rows and of their encoding."""
 
     def __len__(self) -> int:
         """Return the number of rows."""
 
     def where(self, row: int) -> str:
-        """Return where a row comes from, such as `file.jsonl:12`."""
+        """Return the source of a row, such as `file.jsonl:12`."""
 
     def attached(self, row: int) -> str:
-        """Return what was stored with a row in addition to its tokens, as JSON; empty if nothing was."""
+        """Return the extra data that was stored with a row, as JSON; empty if there is none."""
 
 
 class CorpusMixture(Protocol):
-    """Several corpora that training samples are drawn from."""
+    """Several corpora from which training samples are drawn."""
 
     @property
     def names(self) -> Sequence[str]:
-        """Names of the corpora, by `corpus_ids` of a batch."""
+        """Names of the corpora, indexed by `corpus_ids` of a batch."""
 
     @property
     def num_windows(self) -> Sequence[int]:
-        """Windows of each corpus in one epoch of it."""
+        """Number of windows in one epoch of each corpus."""
 
     def wanted(self, num_samples: int) -> Mapping[str, float]:
-        """Return how many of the run's first samples the weights ask for from each corpus, by name."""
+        """Return each corpus's target number of samples, by name, among the first `num_samples` of the run."""
 
 
 @dataclass(frozen=True)
 class DataInfo:
-    """What a DataModule says about its data.
+    """Information about the data, provided by a DataModule.
 
     Attributes:
         tokenizer_path: Hugging Face folder of the tokenizer.
-        vocab_size: entries of the vocabulary.
-        block_size: longest sequence in tokens.
-        tokens_per_step: input tokens of an optimizer step over all ranks, where every step has as many.
-        max_prompt_tokens: longest prompt, where the model is to answer prompts.
-        packing: whether a row of a batch may hold several documents or conversations.
-        classes: names of the classes, where texts are to be classified.
-        data_parallel: place of this process among those that see different data.
-        lineage: returns which documents, tokenizer and order made the batches, by content hash (JSON values).
+        vocab_size: number of tokens in the vocabulary.
+        block_size: maximum sequence length in tokens.
+        tokens_per_step: input tokens per optimizer step over all ranks, if this number is constant.
+        max_prompt_tokens: maximum prompt length in tokens, if the model is to answer prompts.
+        packing: whether a row of a batch may contain several documents or conversations.
+        classes: names of the classes, for classification.
+        data_parallel: rank of this process among those that see different data.
+        lineage: returns the documents, tokenizer and order behind the batches, by content hash (JSON values).
         mixture: the corpora of a mixture.
-        rows: returns the rows of a split (`train`, `val`, `test`), where the data is made of rows.
+        rows: returns the rows of a split (`train`, `val`, `test`), if the data consists of rows.
         scoring_batches: returns this rank's share of all rows of a split, each once, as batches.
     """
 
@@ -129,10 +129,10 @@ class DataInfo:
 
 
 def read_data_parallel(trainer: Any) -> DataParallel:
-    """Return this process's place among the data-parallel ranks, on every strategy.
+    """Return the data-parallel rank of this process, for any strategy.
 
     Args:
-        trainer: a Lightning Trainer; None: one process.
+        trainer: a Lightning Trainer; None: a single process.
     """
     strategy = getattr(trainer, "strategy", None)
     ranks = getattr(strategy, "distributed_sampler_kwargs", None)
@@ -144,15 +144,15 @@ def read_data_parallel(trainer: Any) -> DataParallel:
 
 
 def read_data_info(trainer: Any) -> DataInfo:
-    """Return what the Trainer's DataModule says about its data; complete after the DataModule's `setup`.
+    """Return the information that the Trainer's DataModule provides; complete after the DataModule's `setup`.
 
     Args:
-        trainer: a Lightning Trainer, with a DataModule of any package or with bare loaders.
+        trainer: a Lightning Trainer, with any DataModule or only loaders.
     """
     datamodule = getattr(trainer, "datamodule", None)
     info = getattr(datamodule, "data_info", None)
     if not isinstance(info, DataInfo):
-        # Another package's DataModule: whichever attributes it has by these names.
+        # A third-party DataModule: use its attributes that have these names.
         known = {f.name: getattr(datamodule, f.name) for f in fields(DataInfo) if hasattr(datamodule, f.name)}
         known.pop("data_parallel", None)
         if known.get("tokenizer_path") is not None:

@@ -1,14 +1,14 @@
-"""Other installed packages that add something to ours: layers, model families, and whatever else is registered.
+"""Extensions: installed packages that register layers, model families and other components with this package.
 
 A package names the module that registers its additions as an entry point of the group `lit_gpt.extensions`:
 
     [project.entry-points."lit_gpt.extensions"]
     acme = "acme_lm.layers"
 
-The module is imported when a name is looked up that nobody has registered yet (a layer in a checkpoint's config, for
-instance), so that `evaluate` or `serve` find it without naming the package. A module that is not installed, such as
-`my_project.py` in the working directory, is named in the environment: `LIT_GPT_EXTENSIONS=my_project` (several with
-commas). Nothing else is considered: a file that is read never decides which code runs.
+The module is imported when a name is looked up that is not registered yet (for example, a layer in a checkpoint's
+config), so that `evaluate` or `serve` find it without naming the package. Modules that are not installed, such as
+`my_project.py` in the working directory, are listed in the environment: `LIT_GPT_EXTENSIONS=my_project` (separated by
+commas). Nothing else is imported: a file that is read never decides which code runs.
 """
 
 import functools
@@ -26,11 +26,11 @@ VARIABLE = "LIT_GPT_EXTENSIONS"
 
 @functools.cache
 def load_extensions() -> None:
-    """Import every registered extension module, and those that the environment names, once a process.
+    """Import every registered extension module and those listed in the environment, once per process.
 
     Raises:
         ImportError: If an installed extension cannot be imported.
-        UserError: If there is no module that the environment names.
+        UserError: If a module listed in the environment does not exist.
     """
     for entry in entry_points(group=GROUP):
         entry.load()
@@ -40,19 +40,19 @@ def load_extensions() -> None:
         except ModuleNotFoundError as error:
             if error.name and f"{name}.".startswith(f"{error.name}."):
                 raise UserError(
-                    f"{VARIABLE} names the module {name!r}, which does not exist; is its folder on PYTHONPATH?"
+                    f"{VARIABLE} lists the module {name!r}, which does not exist; is its folder on PYTHONPATH?"
                 ) from error
             raise
 
 
 def class_path(kind: type) -> str:
-    """Return the path by which another process can import a class: that of a script is the script's name."""
+    """Return the path by which another process can import a class; for a script, the module is the script's name."""
     module = _main_name() if kind.__module__ == "__main__" else kind.__module__
     return f"{module}.{kind.__qualname__}"
 
 
 def imported_class(path: str) -> type | None:
-    """Return the class of a `class_path` if its module is imported, or an extension, or this process's script."""
+    """Return the class of a `class_path` if its module is imported, an extension, or the running script."""
     load_extensions()
     module, _, name = path.rpartition(".")
     found = getattr(sys.modules.get("__main__" if module == _main_name() else module), name, None)
@@ -60,13 +60,13 @@ def imported_class(path: str) -> type | None:
 
 
 def how_to_import(path: str) -> str:
-    """Return the end of a sentence on a class that is not imported: how a command finds it."""
+    """Return the second half of an error message for a class that is not imported, with the remedy."""
     module = path.rpartition(".")[0]
     if module == "__main__" or "<locals>" in path:
         return "which no other process can import; move the class to the top of a module, and train there"
     return (
         f"which is not imported; set {VARIABLE}={module} (a module on PYTHONPATH or in the working directory), or in "
-        "Python import it first"
+        "Python, import it first"
     )
 
 

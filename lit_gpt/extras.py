@@ -9,7 +9,7 @@ from typing import Any
 from lit_gpt.errors import UserError
 
 STACK = ("torch", "lightning", "torchmetrics", "datasets", "transformers", "tokenizers", "jsonargparse", "tensorboard")
-"""Libraries whose versions belong in every bug report."""
+"""Libraries whose versions should be in every bug report."""
 
 
 def versions() -> str:

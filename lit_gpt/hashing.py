@@ -1,4 +1,4 @@
-"""SHA-256 of files, remembered by (path, size, modification time), so that an unchanged corpus is not read again."""
+"""SHA-256 of files, cached by (path, size, modification time), so that an unchanged corpus is not read again."""
 
 import contextlib
 import hashlib
@@ -8,24 +8,24 @@ from pathlib import Path
 
 
 def sha256_file(path: Path) -> str:
-    """Returns the hexadecimal SHA-256 of a file's content, read in bounded memory."""
+    """Return the hexadecimal SHA-256 of a file's content, read in bounded memory."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sha256_json(value: object) -> str:
-    """Returns the hexadecimal SHA-256 of a JSON value, independent of the order of its keys."""
+    """Return the hexadecimal SHA-256 of a JSON value, independent of the order of its keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 class FileHashes:
-    """Content hashes with a memory on disk.
+    """Content hashes of files, cached on disk.
 
-    The memory is a file of JSON lines that is only ever appended to, one short write a line, so that processes can
-    share it without a lock; a line that was cut off is ignored, and losing the file costs only time.
+    The cache is an append-only file of JSON lines, with one short write per line, so that processes can share it
+    without a lock; a truncated line is ignored, and losing the file costs only time.
 
     Args:
-        path: The memory's file; None keeps it in this process alone.
+        path: Path of the cache file; None caches only in this process.
     """
 
     def __init__(self, path: Path | None = None) -> None:
@@ -33,17 +33,17 @@ class FileHashes:
         self._known: dict[tuple[str, int, int], str] = {}
         if path is not None and path.exists():
             for line in path.read_bytes().splitlines():
-                with contextlib.suppress(ValueError, TypeError):  # a line cut off by a kill, or an older format
+                with contextlib.suppress(ValueError, TypeError):  # a truncated line, or an older format
                     name, size, modified_ns, digest = json.loads(line)
                     self._known[name, size, modified_ns] = digest
 
     @classmethod
     def of_cache(cls, cache_dir: Path) -> "FileHashes":
-        """Returns the hashes that a cache folder remembers."""
+        """Return the hashes stored in a cache folder."""
         return cls(cache_dir / "file_hashes.jsonl")
 
     def sha256(self, path: Path) -> str:
-        """Returns the SHA-256 of the file's content, reading it only if its size or time is new."""
+        """Return the SHA-256 of the file's content, reading it only if its size or modification time has changed."""
         absolute = os.path.abspath(path)
         stat = os.stat(absolute)
         key = (absolute, stat.st_size, stat.st_mtime_ns)

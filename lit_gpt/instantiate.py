@@ -1,13 +1,13 @@
-"""From `class_path` and `init_args` in a YAML file to an object: the one way of the package.
+"""Instantiate objects from `class_path`/`init_args` entries in YAML files, used for all such entries in the package.
 
     measures:
-      - LanguageModeling                        # one of ours by its short name
-      - class_path: my_package.MyMeasure        # anyone's by its import path
+      - LanguageModeling                        # a built-in class by its short name
+      - class_path: my_package.MyMeasure        # a third-party class by its import path
         init_args: {limit: 100}
 
 Values are checked against the constructor's annotations by jsonargparse, as LightningCLI does for modules: nested
-dataclasses and classes by `class_path` work. A mistake is a `UserError` that says which entry, which option, and the
-nearest name that exists.
+dataclasses and classes by `class_path` work. A mistake is a `UserError` with the entry, the option and the nearest
+valid name.
 """
 
 import copy
@@ -27,8 +27,8 @@ def read_yaml(file: str | Path, purpose: str) -> Any:
     """Return the content of a YAML file.
 
     Args:
-        file: Its path; `~` is expanded.
-        purpose: What it should be, for the error: "the YAML of an evaluation".
+        file: Path of the file; `~` is expanded.
+        purpose: Description of the file for the error message: "the YAML of an evaluation".
 
     Raises:
         UserError: If it cannot be read or is not YAML.
@@ -55,11 +55,11 @@ def instantiate(
 
     Args:
         entry: A short name, an import path, `{class_path: ..., init_args: {...}}`, or an instance of `base`, which is
-            returned as it is.
+            returned unchanged.
         kind: What the entry describes, for messages: "guard", "judge".
-        where: Which one it is: "guard 2".
-        known: Short names: name → class, or "package.module:Class", which is imported when it is chosen.
-        base: What the class must inherit from; None = anything callable.
+        where: Label of the entry in messages, such as "guard 2".
+        known: Maps short names to a class or to "package.module:Class", which is imported when it is selected.
+        base: Required base class; None = any callable.
         **extra: Arguments that the file cannot set.
 
     Raises:
@@ -74,7 +74,7 @@ def instantiate(
 
 
 def parse_entry(entry: Any, kind: str, where: str) -> tuple[str, dict[str, Any]]:
-    """Split an entry into class path and arguments, refusing any other field.
+    """Split an entry into class path and arguments, rejecting any other field.
 
     Raises:
         UserError: If there is no class_path, an unknown field, or init_args that is not a mapping.
@@ -84,7 +84,7 @@ def parse_entry(entry: Any, kind: str, where: str) -> tuple[str, dict[str, Any]]
     if isinstance(entry, str):
         entry = {"class_path": entry}
     if not isinstance(entry, Mapping) or not isinstance(entry.get("class_path"), str):
-        raise UserError(f"{where} is {entry!r}; a {kind} needs class_path, and init_args where it takes some")
+        raise UserError(f"{where} is {entry!r}; a {kind} needs class_path, and init_args if it has arguments")
     for key in entry:
         if key not in ("class_path", "init_args"):
             raise unknown_name("field", key, ("class_path", "init_args"), f"of {where}")
@@ -105,12 +105,12 @@ def find_class(
     """Return the class of a short name or import path.
 
     Args:
-        class_path: The name.
-        kind: What it should be, for messages.
-        where: Which entry it is of.
+        class_path: Short name or import path.
+        kind: What the class is used for, for messages.
+        where: Label of the entry in messages.
         known: Short names, as in `instantiate`.
-        base: What the class must inherit from.
-        extra: The extra of this package that installs what our own classes import.
+        base: Required base class.
+        extra: Name of the pip extra that provides the dependencies of built-in classes.
 
     Raises:
         UserError: If there is no such class, or it does not inherit from `base`.
@@ -133,9 +133,9 @@ def import_object(path: str, where: str, extra: str | None = None) -> Any:
     """Import `package.module.name`.
 
     Args:
-        path: Its import path.
-        where: What it is for, for messages.
-        extra: The extra of this package that would install a missing library; None = unknown.
+        path: Import path of the object.
+        where: What it is needed for, for messages.
+        extra: Name of the pip extra that provides a missing library; None = unknown.
 
     Raises:
         UserError: If it cannot be imported.
@@ -163,7 +163,7 @@ def parameters(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     """Return the named parameters of a class or function.
 
     Raises:
-        ValueError: If it has no signature, as some classes written in C.
+        ValueError: If it has no signature, like some classes written in C.
     """
     return {
         name: parameter
@@ -176,9 +176,9 @@ def construct(target: Callable[..., Any], options: Mapping[str, Any], where: str
     """Call a class or function with options from a file, after checking their names and types.
 
     Args:
-        target: What takes the options; types and defaults are those of its signature.
-        options: Option → value.
-        where: Whose options they are: "filter 3 (length)".
+        target: Class or function; types and defaults are those of its signature.
+        options: Maps option names to values.
+        where: Label of the options in messages: "filter 3 (length)".
 
     Raises:
         UserError: With the option, its value and its type, and the nearest option if it does not exist.
@@ -193,7 +193,8 @@ def construct(target: Callable[..., Any], options: Mapping[str, Any], where: str
     if missing:
         raise UserError(f"{where} needs {', '.join(missing)}; set it as in `{missing[0]}: ...`")
     parser = ArgumentParser(exit_on_error=False)
-    # Each option alone: add_class_arguments would also take the options of base classes that `target` does not pass on.
+    # Check each option separately: add_class_arguments would also accept options of base classes that `target` does
+    # not pass on.
     hints = get_type_hints(target.__init__ if inspect.isclass(target) else target)
     for name in options:
         parser.add_argument(f"--{name}", type=hints.get(name, Any))
@@ -205,7 +206,7 @@ def construct(target: Callable[..., Any], options: Mapping[str, Any], where: str
     except (ArgumentError, ValueError, TypeError) as error:
         cause = find_user_error(error)
         if cause is None and not isinstance(error, ArgumentError):
-            raise  # not about what the user wrote
+            raise  # an internal error, not a configuration mistake
         detail = str(cause) if cause is not None else _explain(hints, options, str(error))
         raise UserError(f"{where}: {detail}") from error
 

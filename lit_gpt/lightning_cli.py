@@ -1,7 +1,7 @@
-"""`fit`, `validate`, `test` and `predict`: Lightning's own CLI, subclassed.
+"""`fit`, `validate`, `test` and `predict`: a subclass of Lightning's CLI.
 
-What is added: this project's Trainer, values linked from data to model, a config that is saved in the run's folder,
-and short errors that name the nearest key.
+It adds this project's Trainer, values linked from data to model, a config that is saved in the run's folder, and short
+error messages that name the nearest key.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-# Imported for their names: whatever is imported here may be written in a YAML without its package.
+# Imported for their names: classes imported here may be used in YAML files without their package.
 import lit_gpt.callbacks
 import lit_gpt.datamodules
 import lit_gpt.modules
@@ -38,7 +38,7 @@ from lit_gpt.trainer import ENVIRONMENT, Trainer, environment_variables
 
 
 class ArgumentParser(LightningArgumentParser):
-    """Errors in one line, with the nearest name for one that does not exist."""
+    """An argument parser with one-line errors that suggest the nearest name for a misspelled one."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the message and exit with status 2."""
@@ -48,7 +48,7 @@ class ArgumentParser(LightningArgumentParser):
         sys.exit(2)
 
     def _nearest(self, message: str) -> str:
-        """The known names that look like the ones the message complains about."""
+        """Return the known names that are similar to the unknown ones in a message."""
         unknown = re.findall(r"(?:[Oo]ption|keys:|arguments:|path string:) [{'\"-]*([\w.]+)", message)
         known = {part for key in self.get_defaults().keys() for part in key.split(".")}  # noqa: SIM118 (a Namespace)
         known |= {field.name for field in dataclasses.fields(GPTConfig)}
@@ -76,11 +76,11 @@ KINDS = {
     "dict": "a mapping",
     "NoneType": "null",
 }
-"""Types in jsonargparse's messages, as users call them."""
+"""Types in jsonargparse's messages, and how they are described to users."""
 
 
 def short_message(message: str) -> str:
-    """Return jsonargparse's message on one line: the key, its value and what it must be."""
+    """Return jsonargparse's message on one line: the key, its value and the expected type."""
     line = re.sub(r"^Call to compute_fn of link .*? failed: ", "", " ".join(message.split()))
     if line.startswith("Unexpected config:"):
         what = line.partition(":")[2].strip() or "empty"
@@ -124,13 +124,13 @@ def _remedy(value: str, kinds: list[str]) -> str:
 
 
 class SaveRunConfig(SaveConfigCallback):
-    """Save the whole configuration as `config.yaml` in the run's folder and as text in TensorBoard."""
+    """Saves the complete configuration as `config.yaml` in the run's folder and as text in TensorBoard."""
 
     def setup(self, trainer: LightningTrainer, pl_module: LightningModule, stage: str) -> None:
-        """Do nothing yet: `RunFolder` first makes sure that the folder belongs to this run."""
+        """Do nothing: `RunFolder` must first check that the folder belongs to this run."""
 
     def on_train_start(self, trainer: LightningTrainer, pl_module: LightningModule) -> None:
-        """Write the file; on a resume, print what differs from the run so far."""
+        """Write the file; on a resume, print the differences from the run so far."""
         if not isinstance(trainer, Trainer) or not trainer.is_global_zero:
             return
         text = self.parser.dump(self.config, skip_none=False)
@@ -146,7 +146,7 @@ class SaveRunConfig(SaveConfigCallback):
 
 
 def _differences(before: Any, after: Any, key: str = "") -> list[str]:
-    """Lines `key: before -> after` for each leaf that changed."""
+    """Return a line `key: before -> after` for each leaf that changed."""
     if isinstance(before, dict) and isinstance(after, dict):
         keys = sorted(before.keys() | after.keys())
         return [
@@ -159,7 +159,7 @@ def _differences(before: Any, after: Any, key: str = "") -> list[str]:
 
 
 class CLI(LightningCLI):
-    """LightningCLI with this project's Trainer; models and DataModules of any package, this one's by short name."""
+    """LightningCLI with this project's Trainer; built-in models and DataModules can be given by short name."""
 
     def __init__(self, args: list[str]) -> None:
         self._command = args[0]
@@ -174,18 +174,18 @@ class CLI(LightningCLI):
             parser_class=ArgumentParser,
             auto_configure_optimizers=False,
             parser_kwargs={"prog": "python -m lit_gpt"},
-            # Lightning warns about arguments that are passed while the process has its own.
+            # Lightning warns about explicit arguments if the process has command-line arguments too.
             args=None if args == sys.argv[1:] else args,
         )
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
-        """Return the current command alone: the help of four would take four times as long."""
-        # A checkpoint never runs code, so there is nothing to choose with weights_only.
+        """Return only the current command, because building the help of all four takes four times as long."""
+        # A checkpoint never runs code, so weights_only has no effect.
         return {self._command: LightningCLI.subcommands()[self._command] | {"weights_only"}}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Link the values that model and data share, so that they are written once, in the data."""
-        for name in ("vocab_size", "block_size", "classes"):  # what a module does not accept is not passed
+        """Link the values that model and data share, so that they are set only once, in the data."""
+        for name in ("vocab_size", "block_size", "classes"):  # passed only if the module accepts them
             parser.link_arguments(
                 "data", f"model.init_args.{name}", compute_fn=_attribute(name), apply_on="instantiate"
             )
@@ -193,15 +193,15 @@ class CLI(LightningCLI):
             parser.link_arguments("seed_everything", f"{target}.init_args.seed", compute_fn=_seed)
 
     def before_validate(self) -> None:
-        """Refuse to measure random weights."""
+        """Raise if the weights would be random."""
         self._require_weights()
 
     def before_test(self) -> None:
-        """Refuse to measure random weights."""
+        """Raise if the weights would be random."""
         self._require_weights()
 
     def before_predict(self) -> None:
-        """Refuse to measure random weights."""
+        """Raise if the weights would be random."""
         self._require_weights()
 
     def _require_weights(self) -> None:
@@ -212,7 +212,7 @@ class CLI(LightningCLI):
             )
 
     def _parse_ckpt_path(self) -> None:
-        """Do nothing: what the user wrote is never replaced by what a checkpoint holds (`GPTModule` compares)."""
+        """Do nothing: values from the user are never replaced by those in a checkpoint (`GPTModule` compares them)."""
 
 
 def _attribute(name: str) -> Any:
@@ -225,14 +225,13 @@ def _attribute(name: str) -> Any:
 def _seed(value: bool | int | None) -> int:
     if value is None or isinstance(value, bool) or not 0 <= value < 2**32:
         raise UserError(
-            f"seed_everything is {value}; it must be a whole number from 0 to {2**32 - 1}, so that the run "
-            "can be repeated"
+            f"seed_everything is {value}; it must be an integer from 0 to {2**32 - 1}, so that the run can be repeated"
         )
     return value
 
 
 def _prefer_ours(value: Any) -> Any:
-    """Write out the short names under `class_path` that Lightning has too: they mean this package's classes."""
+    """Expand short names in `class_path` that exist in Lightning too to the import paths of this package's classes."""
     if isinstance(value, list):
         return [_prefer_ours(item) for item in value]
     if not isinstance(value, dict):
@@ -248,10 +247,10 @@ def run(args: list[str]) -> int:
     """Run a Trainer command.
 
     Args:
-        args: words of the command line, the command first.
+        args: command-line arguments, starting with the command.
 
     Returns:
-        The exit status; 128 + the signal's number if one stopped the run.
+        The exit status; 128 + the signal's number if a signal stopped the run.
     """
     sys.path.insert(0, str(Path.cwd()))  # `class_path: my_module.MyModule` from the working directory
     load = get_loader("yaml")
@@ -264,7 +263,7 @@ def run(args: list[str]) -> int:
     except MisconfigurationException as error:
         raise UserError(" ".join(str(error).split())) from error
     if torch.distributed.is_initialized():
-        torch.distributed.barrier()  # gloo aborts a process whose peer leaves while it still talks
+        torch.distributed.barrier()  # gloo aborts a process whose peer exits during communication
         torch.distributed.destroy_process_group()
     stops = [callback.stopped_by for callback in cli.trainer.callbacks if isinstance(callback, GracefulStop)]  # type: ignore[attr-defined]
     signals = [signal for signal in stops if signal is not None]

@@ -1,7 +1,7 @@
-"""A quiet screen: what libraries print that tells the user nothing they could act on.
+"""Filters for messages of libraries that a user cannot act on.
 
-Each entry names the library, the message and why it may be dropped. Everything else that a library logs or warns about
-is shown. Only the command line calls `silence_libraries`: a project that imports this package keeps its own settings.
+Each entry names the library, the message and why it can be dropped. All other log messages and warnings are shown. Only
+the command line calls `silence_libraries`: a project that imports this package keeps its own settings.
 """
 
 import logging
@@ -11,9 +11,9 @@ import warnings
 _LOG_MESSAGES = {
     # CUDA extensions of torchao that this machine's torch cannot load; its Python code is used instead.
     "torchao": ("Failed to load", "Skipping import of cpp extensions"),
-    # torchao registers enums, which newer versions of torch support without it.
+    # torchao registers enums, which is unnecessary in newer versions of torch.
     "torch.utils._pytree": ("is an Enum subclass",),
-    # An optional CPU kernel that bitsandbytes would download; it has a slower one built in.
+    # An optional CPU kernel that bitsandbytes would download; it has a slower built-in one.
     "bitsandbytes.backends.cpu.ops": ("Failed to load CPU gemm_4bit_forward",),
     # Advertisements at every start.
     "lightning.pytorch.utilities.rank_zero": ("Tip:",),
@@ -23,13 +23,13 @@ _WARNINGS = (
     (".*LeafSpec.*", Warning),
 )
 _ENVIRONMENT = {
-    # Progress bars of single shards, in addition to our own.
+    # Progress bars of individual shards, in addition to our own.
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
 }
 
 
 class _DropMessages(logging.Filter):
-    """Drop records whose message contains one of some texts."""
+    """Drops records whose message contains any of the given texts."""
 
     def __init__(self, texts: tuple[str, ...]) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class _DropMessages(logging.Filter):
 
 
 def silence_libraries() -> None:
-    """Install the filters in this process; what the user has set in the environment wins."""
+    """Install the filters in this process; environment variables set by the user take precedence."""
     for name, texts in _LOG_MESSAGES.items():
         logging.getLogger(name).addFilter(_DropMessages(texts))
     for message, category in _WARNINGS:

@@ -1,4 +1,4 @@
-"""Suggestions for misspelled names: the one "did you mean" of the package."""
+"""Suggestions for misspelled names ("did you mean ..."), used throughout the package."""
 
 import difflib
 from collections.abc import Iterable
@@ -7,19 +7,19 @@ from lit_gpt.errors import UserError
 
 
 def close_matches(name: object, known: Iterable[str], count: int = 1, cutoff: float = 0.5) -> list[str]:
-    """Return up to `count` names of `known` that resemble `name`, best first; [] when none does.
+    """Return up to `count` names of `known` that resemble `name`, best first; [] if none does.
 
     Args:
         name: The misspelled name.
-        known: The names that exist.
-        count: How many to return at most.
-        cutoff: Least similarity, from 0 to 1 (`difflib.SequenceMatcher.ratio`).
+        known: The valid names.
+        count: Maximum number of results.
+        cutoff: Minimum similarity, from 0 to 1 (`difflib.SequenceMatcher.ratio`).
     """
     return difflib.get_close_matches(str(name), sorted(known), n=count, cutoff=cutoff)
 
 
 def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
-    """Return the `count` names of `known` most like `name`, joined by commas; all of them when none comes near."""
+    """Return the `count` names of `known` that are most similar to `name`, joined by commas; all if none is similar."""
     known = sorted(known)
     return ", ".join(close_matches(name, known, count) or known)
 
@@ -30,7 +30,7 @@ def unknown_name(kind: str, name: object, known: Iterable[str], where: str = "")
     Args:
         kind: What was misspelled: "filter", "option".
         name: What the user wrote.
-        known: What could have been written.
+        known: The valid names.
         where: Its location: "in filter 3 (length)".
 
     Example:

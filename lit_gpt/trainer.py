@@ -1,7 +1,7 @@
-"""Lightning's Trainer with this project's defaults: a run's folder, atomic checkpoints, logging and progress.
+"""Lightning's Trainer with this project's defaults: a folder per run, atomic checkpoints, logging and progress.
 
-Nothing here is needed to train: a stock `lightning.Trainer` runs the same modules with `AtomicCheckpointIO` among
-its plugins and whichever callbacks it is given. This class fills in the usual ones.
+Nothing here is required for training: a stock `lightning.Trainer` runs the same modules with `AtomicCheckpointIO` among
+its plugins and any callbacks. This class adds the usual ones.
 """
 
 import ast
@@ -50,7 +50,7 @@ DEFAULT_CALLBACKS: tuple[type[Callback], ...] = (
     GracefulStop,
     RunCheckpoint,
 )
-"""Of each of these, `Trainer` adds one unless the user gives one."""
+"""The `Trainer` adds one callback of each of these kinds unless the user gives one."""
 
 
 ENVIRONMENT = "PL_TRAINER_"
@@ -61,11 +61,13 @@ def environment_variables() -> dict[str, Any]:
     """Return the arguments of Lightning's Trainer that the environment sets, by name.
 
     Raises:
-        UserError: it sets one of this class alone, which Lightning would hand to its own.
+        UserError: it sets an argument of this class only, which Lightning would pass to its own Trainer.
     """
     for name in ("name", "default_callbacks"):
         if os.environ.get(ENVIRONMENT + name.upper()):
-            raise UserError(f"{ENVIRONMENT}{name.upper()} is set, but {name} is no argument of Lightning's; unset it")
+            raise UserError(
+                f"{ENVIRONMENT}{name.upper()} is set, but {name} is not an argument of Lightning's Trainer; unset it"
+            )
     found = {}
     for name in inspect.signature(pl.Trainer).parameters:
         value = os.environ.get(ENVIRONMENT + name.upper())
@@ -78,7 +80,7 @@ def environment_variables() -> dict[str, Any]:
 
 
 def _defaults_from_environment(init: Callable[..., None]) -> Callable[..., None]:
-    """Let environment variables replace defaults; Lightning's own decorator knows no arguments of a subclass."""
+    """Let environment variables replace defaults; Lightning's own decorator does not handle arguments of subclasses."""
 
     @functools.wraps(init)
     def with_defaults(self: Any, *args: Any, **kwargs: Any) -> None:
@@ -89,25 +91,25 @@ def _defaults_from_environment(init: Callable[..., None]) -> Callable[..., None]
 
 
 class Trainer(pl.Trainer):
-    """A Lightning Trainer whose intervals are optimizer steps and whose checkpoints are complete or absent.
+    """A Lightning Trainer whose intervals are optimizer steps and whose checkpoints are written atomically.
 
-    A run lives in `<default_root_dir>/<name>/`: `config.yaml`, `lineage.json`, `tensorboard/`, `tokenizer/` and
+    A run is stored in `<default_root_dir>/<name>/`: `config.yaml`, `lineage.json`, `tensorboard/`, `tokenizer/` and
     `checkpoints/`. A resumed run continues in the same folder.
 
     Args:
-        name: of the run, and of its folder.
-        default_root_dir: where runs live.
-        max_steps: optimizer steps of the run; -1: no limit.
-        max_epochs: passes over the training split; None: no limit.
-        val_check_interval: validate every so many optimizer steps (an int) or fractions of an epoch (a float).
-        log_every_n_steps: optimizer steps between two entries in the log.
-        gradient_clip_val: largest norm of the whole gradient; None: no clipping.
-        logger: TensorBoard in the run's folder by default; False: none.
-        callbacks: in addition; an instance of one of the default callbacks replaces the default.
-        default_callbacks: add the project's default callbacks.
-        plugins: Lightning plugins; checkpoints are written by `AtomicCheckpointIO` unless you pass another.
-        num_sanity_val_steps: validation batches to try before training.
-        enable_model_summary: Lightning's table of the module's children (the size is printed without it too).
+        name: name of the run, and of its folder.
+        default_root_dir: folder that contains the folders of runs.
+        max_steps: number of optimizer steps of the run; -1: no limit.
+        max_epochs: number of passes over the training split; None: no limit.
+        val_check_interval: validate every this many optimizer steps (an int) or every fraction of an epoch (a float).
+        log_every_n_steps: number of optimizer steps between two log entries.
+        gradient_clip_val: maximum norm of the total gradient; None: no clipping.
+        logger: None: TensorBoard in the run's folder; False: no logger.
+        callbacks: callbacks in addition to the defaults; an instance of a default callback's class replaces it.
+        default_callbacks: whether to add the project's default callbacks.
+        plugins: Lightning plugins; checkpoints are written by `AtomicCheckpointIO` unless another is given.
+        num_sanity_val_steps: number of validation batches to run before training.
+        enable_model_summary: print Lightning's table of the module's children (the size is printed in any case).
         kwargs: every other argument of `lightning.pytorch.Trainer`.
     """
 
@@ -133,8 +135,10 @@ class Trainer(pl.Trainer):
         callbacks = [callbacks] if isinstance(callbacks, Callback) else list(callbacks or [])
         for kind in DEFAULT_CALLBACKS:
             if sum(isinstance(callback, kind) for callback in callbacks) > 1:
-                raise UserError(f"callbacks has two of {kind.__name__}; a run has one: give one, with all its options")
-        barebones = bool(kwargs.get("barebones"))  # Lightning's measure of its own overhead: nothing around the loop
+                raise UserError(f"callbacks has two of {kind.__name__}; a run needs one: combine their options in one")
+        barebones = bool(
+            kwargs.get("barebones")
+        )  # Lightning's mode for measuring its own overhead: no extras around the loop
         if default_callbacks and not barebones:
             callbacks = _missing(callbacks, kwargs) + callbacks
         if (logger is None or logger is True) and not barebones:
@@ -173,7 +177,7 @@ class Trainer(pl.Trainer):
         ckpt_path: str | None = None,
         weights_only: bool | None = None,
     ) -> None:
-        """Train.
+        """Train the module.
 
         Args:
             model: the module.
@@ -181,10 +185,10 @@ class Trainer(pl.Trainer):
             val_dataloaders: loaders of validation batches, if there is no DataModule.
             datamodule: the DataModule.
             ckpt_path: resume from this checkpoint; `last`: from the run's newest complete one.
-            weights_only: as in Lightning; whatever it is, a checkpoint never runs code.
+            weights_only: as in Lightning; in any case, a checkpoint never runs code.
 
         Raises:
-            UserError: the run's folder holds a run and `ckpt_path` is None, or a setting is refused.
+            UserError: the run's folder contains a run and `ckpt_path` is None, or a setting is invalid.
         """
         if ckpt_path is None and not self.fast_dev_run and self.checkpoint_callbacks:  # type: ignore[attr-defined]
             require_fresh(self.run_dir)
@@ -192,7 +196,7 @@ class Trainer(pl.Trainer):
         try:
             super().fit(model, train_dataloaders, val_dataloaders, datamodule, self._resolve(ckpt_path), weights_only)
         except UserError:
-            # Refused before the first step: the logger's empty file is all there is.
+            # Rejected before the first step: the folder contains only the logger's empty file.
             if not existed and self.global_step == 0 and self.is_global_zero and not list_checkpoints(self.run_dir):
                 shutil.rmtree(self.run_dir, ignore_errors=True)
             raise
@@ -206,13 +210,13 @@ class Trainer(pl.Trainer):
         datamodule: pl.LightningDataModule | None = None,
         weights_only: bool | None = None,
     ) -> Any:
-        """Measure on the validation split.
+        """Evaluate on the validation split.
 
         Args:
             model: the module.
             dataloaders: loaders, if there is no DataModule.
-            ckpt_path: weights to measure: a checkpoint, or `last` or `best` of the run.
-            verbose: print the result.
+            ckpt_path: weights to evaluate: a checkpoint, or `last` or `best` of the run.
+            verbose: whether to print the result.
             datamodule: the DataModule.
             weights_only: see `fit`.
         """
@@ -227,13 +231,13 @@ class Trainer(pl.Trainer):
         datamodule: pl.LightningDataModule | None = None,
         weights_only: bool | None = None,
     ) -> Any:
-        """Measure on the test split.
+        """Evaluate on the test split.
 
         Args:
             model: the module.
             dataloaders: loaders, if there is no DataModule.
-            ckpt_path: weights to measure: a checkpoint, or `last` or `best` of the run.
-            verbose: print the result.
+            ckpt_path: weights to evaluate: a checkpoint, or `last` or `best` of the run.
+            verbose: whether to print the result.
             datamodule: the DataModule.
             weights_only: see `fit`.
         """
@@ -254,7 +258,7 @@ class Trainer(pl.Trainer):
             model: the module.
             dataloaders: loaders, if there is no DataModule.
             datamodule: the DataModule.
-            return_predictions: also keep every batch's result in memory and return them.
+            return_predictions: whether to also keep every batch's result in memory and return them.
             ckpt_path: weights to use: a checkpoint, or `last` or `best` of the run.
             weights_only: see `fit`.
         """
@@ -279,12 +283,12 @@ def _run_folder(default_root_dir: str, name: str) -> Path:
     """Return the folder of a run.
 
     Raises:
-        UserError: it cannot be a folder, or its name is that of something else.
+        UserError: it cannot be a folder, or its name is reserved.
     """
     if not isinstance(name, str) or Path(name).name != name or name in ("", ".", ".."):
         raise UserError(f"name is {name!r}; it must be the name of a folder under default_root_dir {default_root_dir}")
     if step_of(Path(name)) is not None:
-        raise UserError(f"name is {name!r}, which is what checkpoints are called; give the run another name")
+        raise UserError(f"name is {name!r}, which is reserved for checkpoints; choose another name")
     run_dir = local_path("default_root_dir", default_root_dir) / name
     for path in (run_dir, *run_dir.parents):
         if path.exists() and not path.is_dir():
@@ -293,7 +297,7 @@ def _run_folder(default_root_dir: str, name: str) -> Path:
 
 
 def _validation_interval(interval: Any) -> Any:
-    """Return `val_check_interval` with a whole number as an int, also where it was written as `1e3`.
+    """Return `val_check_interval`, with an integer as an int even if it was written as `1e3`.
 
     Raises:
         UserError: a number is out of bounds.
@@ -304,16 +308,17 @@ def _validation_interval(interval: Any) -> Any:
         return int(interval)
     if not 0 < interval <= 1:
         raise UserError(
-            f"val_check_interval is {interval}; it must be a whole number of optimizer steps from 1, or a fraction of "
-            "an epoch (0.25); for no validation set limit_val_batches to 0"
+            f"val_check_interval is {interval}; it must be an integer number of optimizer steps, at least 1, or a "
+            "fraction of "
+            "an epoch (0.25); to disable validation, set limit_val_batches to 0"
         )
     return interval
 
 
 def _missing(callbacks: list[Callback], arguments: dict[str, Any]) -> list[Callback]:
-    """The default callbacks of which the user gave no instance, as far as the Trainer's arguments want them."""
+    """Return the default callbacks of which the user gave no instance, if the Trainer's arguments enable them."""
     unwanted: list[type[Callback]] = []
-    has_bar = any(isinstance(callback, ProgressBar) for callback in callbacks)  # Lightning takes one
+    has_bar = any(isinstance(callback, ProgressBar) for callback in callbacks)  # Lightning allows only one
     if arguments.get("enable_progress_bar", True) is False or has_bar:
         unwanted.append(TokenProgressBar)
     if arguments.get("enable_checkpointing", True) is False:

@@ -23,7 +23,7 @@ def chat(
     an answer.
 
     Args:
-        model: run folder, checkpoint, bundle, Hugging Face folder, GGUF file, or hub name.
+        model: run folder, checkpoint, bundle, Hugging Face folder, GGUF file, or Hub name.
         system: system message; null: none.
         chat_template: preset (chatml, llama3, gemma, qwen, mistral, alpaca) or Jinja file to use instead of the model's
             own template.

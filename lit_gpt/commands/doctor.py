@@ -1,11 +1,11 @@
-"""Report what this machine has and what is missing."""
+"""Report this machine's hardware and software, and missing dependencies."""
 
 
 def doctor(folder: str = "runs") -> None:
     """Report devices, the fastest precision, free memory and disk space, installed extras, and library versions.
 
     Args:
-        folder: folder that runs would be written to; free space is measured on its disk.
+        folder: output folder for runs; free disk space is reported for its disk.
     """
     from pathlib import Path
 

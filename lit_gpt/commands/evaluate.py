@@ -30,7 +30,7 @@ def evaluate(
     run are saved in every case.
 
     Args:
-        model: run folder, checkpoint, bundle, Hugging Face folder, GGUF file, or hub name.
+        model: run folder, checkpoint, bundle, Hugging Face folder, GGUF file, or Hub name.
         config: YAML plan: measures, their settings, a seed, and gate thresholds (examples in configs/eval/).
         suite: name of a built-in plan to use instead of a config, such as safety.
         compare: two models (or their reports) to compare item by item; a model that has no report for the given
@@ -153,7 +153,7 @@ def _compare(names: list[str], out: "Path", report_on: "Callable[[str], Path]") 
     from lit_gpt.pages.text import visible
 
     if len(names) != 2:
-        raise UserError(f"--compare takes two models, got {len(names)}")
+        raise UserError(f"--compare needs two models, got {len(names)}")
     check_comparison_folder(out)
     reports = [report_on(name) for name in names]
     from lit_gpt.evaluation.report import read_report

@@ -15,10 +15,10 @@ def export(
     """Export a model for transformers, vLLM, llama.cpp, torch.export or peft, verified and with a model card.
 
     An imported model keeps its chat template, special tokens and generation_config.json. An adapter is merged into its
-    base model, except with `--format adapter`. A model that failed an evaluation gate is refused.
+    base model, except with `--format adapter`. A model that failed an evaluation gate is rejected.
 
     Args:
-        model: run folder, checkpoint, bundle, Hugging Face folder, GGUF file, or hub name.
+        model: run folder, checkpoint, bundle, Hugging Face folder, GGUF file, or Hub name.
         out: output folder, or output file for gguf (`my-gpt.gguf`) and torch (`my-gpt.pt2`); it must not exist.
         format: hf: a Hugging Face folder, which is also a lit_gpt bundle; gguf: one file for llama.cpp; torch: a
             torch.export program with dynamic batch size and length; adapter: only the adapter (the one given by

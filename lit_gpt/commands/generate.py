@@ -38,7 +38,7 @@ def generate(
     """Generate text from one prompt, streamed to the terminal, or from many prompts, written as JSON lines.
 
     Args:
-        model: run folder, checkpoint, bundle, Hugging Face folder, GGUF file, or hub name.
+        model: run folder, checkpoint, bundle, Hugging Face folder, GGUF file, or Hub name.
         prompt: text to continue; empty: start a new document; `-`: read standard input.
         prompts: file of prompts, or `-` for standard input: plain text with one prompt per line, or records with a
             `prompt` field (and optionally `id`, ...) in JSON, JSON lines, CSV, TSV, Parquet or Arrow; standard input
@@ -54,7 +54,7 @@ def generate(
         frequency_penalty: amount subtracted from a token's logit each time it has been generated; 0: off.
         stop: strings that end generation.
         ignore_eos: continue past the end-of-text token.
-        num_samples: completions per prompt.
+        num_samples: number of completions per prompt.
         seed: sampling seed; the i-th sample of a prompt uses seed + i.
         logprobs: number of most likely alternatives whose log-probabilities are written to the JSON lines for each
             generated token, in addition to the token's own; null: no log-probabilities.
@@ -63,8 +63,8 @@ def generate(
         grammar: file with a grammar in Lark syntax that the completion must follow.
         draft_model: smaller model with the same tokenizer whose proposed tokens this model verifies (speculative
             decoding).
-        draft_tokens: tokens to propose per verification; without a draft model they are looked up in the text so far;
-            0: no speculation, or 4 if there is a draft model.
+        draft_tokens: number of tokens to propose per verification; without a draft model they are looked up in the text
+            so far; 0: no speculation, or 4 if there is a draft model.
         batch_size: maximum number of prompts in a batch.
         cache_tokens: KV cache capacity in tokens; null: a full context for each of `batch_size` sequences.
         compile: decode through torch.compile with fixed shapes.

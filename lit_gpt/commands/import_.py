@@ -10,7 +10,7 @@ def import_(model: str, out: str, dtype: Literal["keep", "float32", "bfloat16", 
     special tokens and generation_config.json are copied unchanged. Quantized weights of a GGUF file are dequantized.
 
     Args:
-        model: folder with `config.json` and weights, GGUF file, or name on the Hugging Face hub.
+        model: folder with `config.json` and weights, GGUF file, or name on the Hugging Face Hub.
         out: output folder of the bundle; it must not exist.
         dtype: data type of the weights; keep: as they are stored, quantized ones as float32.
     """

@@ -31,7 +31,7 @@ def prepare(
             class_path, its options, and what you declare about it (name, license, language); see `--explain sources`.
         steps: filters and transforms to apply, in order: a list of `name: {options}`. `--explain steps` lists them,
             `--explain near_duplicates` describes one and its options.
-        tokenizer: folder, file or hub name of a tokenizer; or the settings of a byte-level BPE to train on the clean
+        tokenizer: folder, file or Hub name of a tokenizer; or the settings of a byte-level BPE to train on the clean
             training split ({vocab_size: 16384, pattern: gpt2, sample_megabytes: 256, ...}); null: stop after cleaning.
         val_fraction: fraction of the documents held out for validation, chosen by the hash of their text.
         test_fraction: fraction of the documents held out for testing, chosen in the same way.

@@ -32,7 +32,7 @@ def quantize(
     one. The embedding, head, norms and experts of a mixture are not quantized.
 
     Args:
-        model: run folder, checkpoint, bundle, Hugging Face folder, GGUF file, or hub name.
+        model: run folder, checkpoint, bundle, Hugging Face folder, GGUF file, or Hub name.
         out: output folder of the bundle; it must not exist.
         method: int8: 8-bit weights; int4: 4-bit weights in groups; int8_dynamic: 8-bit weights, and activations
             quantized to 8 bits on the fly; fp8: weights and activations in 8-bit floats (Ada and Hopper GPUs); null:
@@ -43,8 +43,8 @@ def quantize(
             standard library that a run with the default split holds out.
         documents: maximum number of documents to measure on.
         max_increase: largest allowed increase in bits per byte, beyond which nothing is written; null: no limit.
-        measure: whether to measure bits per byte and decoding speed before and after; false reads the model one tensor
-            at a time.
+        measure: whether to measure bits per byte and decoding speed before and after; false skips the measurement and
+            streams the model one tensor at a time.
         adapter: run, checkpoint or peft folder with an adapter to merge into the model first; null: none.
         device: device to quantize and measure on; auto uses the accelerator if there is one.
     """
@@ -62,7 +62,7 @@ def quantize(
         raise UserError("max_increase is set, so bits per byte must be measured; leave out --measure false")
     if documents < 1:
         raise UserError(f"documents is {documents}; it must be at least 1")
-    place = choose_device(device)
+    torch_device = choose_device(device)
     texts = Texts(files=files) if files else Texts(stdlib=True, split="val", name="held-out standard library")
     source = resolve_model(model, adapter=adapter)
     if source.quantized is not None:
@@ -71,14 +71,14 @@ def quantize(
         raise UserError(f"{model} has no tokenizer, so it cannot be measured; --measure false quantizes it anyway")
     scheme = _scheme(source, method, group_size)
     check_free(Path(out))
-    scheme.check_device(place)
+    scheme.check_device(torch_device)
     scheme.torchao_config()
     check_scheme(source.config, scheme)
-    kind = None if dtype == "keep" else torch_dtype(dtype)
+    compute_dtype = None if dtype == "keep" else torch_dtype(dtype)
     before = after = None
     if measure:
         with _bar("measuring the original", "B") as progress:
-            before = measure_cost(source, place, texts, documents, kind, progress=progress)
+            before = measure_cost(source, torch_device, texts, documents, compute_dtype, progress=progress)
 
     def check(folder: Path) -> None:
         """Measure the bundle as loaded from disk, which also verifies that it can be loaded."""
@@ -87,8 +87,8 @@ def quantize(
             return
         write_manifest(folder)
         with _bar("measuring the quantized model", "B") as progress:
-            after = measure_cost(resolve_model(folder), place, texts, documents, progress=progress)
-        _refuse_if_worse(before, after, max_increase, scheme)
+            after = measure_cost(resolve_model(folder), torch_device, texts, documents, progress=progress)
+        _check_quality_loss(before, after, max_increase, scheme)
 
     with _bar("quantizing", "tensor") as progress:
         sizes = save_quantized_bundle(
@@ -96,7 +96,7 @@ def quantize(
             source.config,
             exportable_weights(source),
             scheme,
-            place,
+            torch_device,
             short_name(model) if adapter is None else f"{short_name(model)} with {short_name(adapter)}",
             source.tokenizer_path,
             source.lineage,
@@ -110,7 +110,7 @@ def quantize(
     print(f"  weights     {_megabytes(sizes.before)} -> {_megabytes(sizes.after)} ({sizes.after / sizes.before:.0%})")
     print(f"  of which    {_megabytes(sizes.layers_before)} -> {_megabytes(sizes.layers_after)} in quantized layers")
     if before is not None and after is not None:
-        _print_change(before, after, texts.title, place.type)
+        _print_change(before, after, texts.title, torch_device.type)
     print(f'next: python -m lit_gpt generate --model {out} --prompt "..."')
 
 
@@ -140,15 +140,15 @@ def _bar(what: str, unit: str) -> "Iterator[Progress]":
         yield progress
 
 
-def _refuse_if_worse(
+def _check_quality_loss(
     before: "ModelCost", after: "ModelCost", max_increase: float | None, scheme: "Quantization"
 ) -> None:
     from lit_gpt.errors import UserError
 
-    rise = after.bits_per_byte.value - before.bits_per_byte.value
-    if max_increase is not None and not rise <= max_increase:
+    increase = after.bits_per_byte.value - before.bits_per_byte.value
+    if max_increase is not None and not increase <= max_increase:
         raise UserError(
-            f"{scheme} raises bits per byte by {rise:.4f} ({before.bits_per_byte.value:.4f} to "
+            f"{scheme} raises bits per byte by {increase:.4f} ({before.bits_per_byte.value:.4f} to "
             f"{after.bits_per_byte.value:.4f}), more than max_increase {max_increase}; nothing is written. Choose "
             "int8, smaller groups, or train with the callback QuantizationAware"
         )

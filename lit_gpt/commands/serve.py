@@ -30,7 +30,7 @@ def serve(
     """Serve a model over HTTP: the OpenAI API under /v1, a chat page at /, Prometheus metrics at /metrics.
 
     Args:
-        model: run folder, checkpoint, bundle, Hugging Face folder, GGUF file, or hub name.
+        model: run folder, checkpoint, bundle, Hugging Face folder, GGUF file, or Hub name.
         adapter: folder of an adapter to merge into the model.
         host: address to listen on; any other than loopback requires API keys.
         port: port to listen on; 0: any free port.
@@ -49,8 +49,8 @@ def serve(
         compile: decode through torch.compile with fixed shapes.
         draft_model: smaller model with the same tokenizer whose proposed tokens this model verifies (speculative
             decoding).
-        draft_tokens: tokens to propose per verification; without a draft model they are looked up in the text so far;
-            0: no speculation.
+        draft_tokens: number of tokens to propose per verification; without a draft model they are looked up in the text
+            so far; 0: no speculation.
         guards: YAML file of guards that check requests and answers: personal data, block lists, or your own classifier
             (`lit_gpt.serving.guards`).
         root_path: path prefix under which a reverse proxy publishes the server, such as /llm.

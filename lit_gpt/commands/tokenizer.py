@@ -37,7 +37,7 @@ def train(
         on_bad_input: how to treat a file or row that cannot be read: error: stop and name it; skip: skip and count it.
         mixture: weighted sources, instead of files: [{files: web/*.jsonl, weight: 3}, {files: code, weight: 1}]; the
             sample contains their text in proportion to the weights.
-        split_digits: whether to make every digit a token of its own, so that each number has a single tokenization.
+        split_digits: whether to make every digit a separate token, so that each number has a single tokenization.
         chat_tokens: chat format whose special tokens are added: chatml (<|im_start|>, <|im_end|>) or llama3
             (<|start_header_id|>, <|end_header_id|>, <|eot_id|>); null: none.
     """
@@ -53,7 +53,7 @@ def train(
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{out} already exists; choose another --out, or remove it first")
     if bool(files) == bool(mixture):
-        raise UserError("give either --files or --mixture, and not both")
+        raise UserError("give either --files or --mixture, not both")
     # The command line passes mappings; Python callers may pass WeightedFiles.
     sources = [item if isinstance(item, WeightedFiles) else WeightedFiles(**item) for item in mixture or []]
     sources = sources or [WeightedFiles(files or [], 1.0, text_field, document_separator)]
@@ -97,7 +97,7 @@ def measure(
     surrogates, is rejected with its location.
 
     Args:
-        tokenizers: tokenizer folders, tokenizer.json files, or names on the Hugging Face hub.
+        tokenizers: tokenizer folders, tokenizer.json files, or names on the Hugging Face Hub.
         files: sources to measure on: files, folders or glob patterns; german=texts/*.txt names a source, so that
             languages or kinds of text can be compared.
         text_field: field or column that holds the text, or a template of fields.

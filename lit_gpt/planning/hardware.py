@@ -77,7 +77,7 @@ def cpu_peak_flops(seconds: float = 0.3, dtype: torch.dtype = torch.float32) -> 
 
 
 def peak_flops(device: torch.device) -> float | None:
-    """Return the peak of one device in FLOP/s: from the table (CUDA), measured (CPU), or None where unknown."""
+    """Return the peak of one device in FLOP/s: from the table (CUDA), measured (CPU), or None if unknown."""
     if device.type == "cpu":
         return cpu_peak_flops()
     if device.type == "cuda":

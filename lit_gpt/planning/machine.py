@@ -34,7 +34,7 @@ def describe_machine(folder: Path) -> list[Fact]:
     """Return the facts about this machine.
 
     Args:
-        folder: Folder that runs would be written to; free space is measured on its disk.
+        folder: Output folder for runs; free disk space is reported for its disk.
     """
     return [*_devices(), *_memory(folder), *_extras()]
 
