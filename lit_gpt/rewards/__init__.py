@@ -1,4 +1,4 @@
-"""Rewards: plain functions of a prompt and its completion, for reinforcement learning. None runs what it is given."""
+"""Reward functions for reinforcement learning: functions of a prompt and its completion, which is never run."""
 
 from lit_gpt.rewards.answers import ExactAnswer, Length, MatchesFormat
 from lit_gpt.rewards.model import RewardModel

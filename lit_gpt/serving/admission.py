@@ -1,7 +1,7 @@
-"""Limits of the server, and admission control: a bound on the sequences that run or wait.
+"""Limits of the server, and admission control, which bounds the number of running and waiting sequences.
 
-A full server answers at once (429 with Retry-After) instead of letting requests pile up. Everything here runs in the
-event loop's thread, so counting needs no lock.
+A full server rejects requests immediately (429 with Retry-After) instead of letting them pile up. Everything here runs
+in the event loop's thread, so counting needs no lock.
 """
 
 import math
@@ -22,19 +22,19 @@ class Limits:
     """Limits that apply to every client.
 
     Attributes:
-        body_bytes: size of a request's body; a larger one is answered with 413.
-        prompt_tokens: tokens of one prompt; null: what the model's context and cache hold.
-        new_tokens: tokens of one answer (`max_tokens`); null: what the context holds.
-        prompts: prompts in one completion or embedding request.
-        choices: answers to one prompt (`n`).
+        body_bytes: size of a request body in bytes; a larger one is answered with 413.
+        prompt_tokens: tokens per prompt; null: as many as the model's context and cache hold.
+        new_tokens: tokens per answer (`max_tokens`); null: as many as the context holds.
+        prompts: prompts per completion or embedding request.
+        choices: answers per prompt (`n`).
         constraint_bytes: size of a JSON schema, regular expression or grammar, which takes time to compile.
-        queued: sequences that wait for a slot in the batch; one more is answered with 429 and Retry-After.
-        connections: open connections; a request beyond them is answered with 503.
-        request_seconds: time from the first byte of a request to the last of its answer.
-        body_seconds: time for a client to send the body.
+        queued: sequences that may wait for a slot in the batch; further requests get 429 and Retry-After.
+        connections: open connections; requests beyond them are answered with 503.
+        request_seconds: time from the first byte of a request to the last byte of its answer.
+        body_seconds: time that a client has to send the body.
         keep_alive_seconds: time that an idle connection is kept open after an answer.
-        stalled_seconds: time that a client may leave a stream unread.
-        drain_seconds: time for accepted requests to finish after SIGTERM.
+        stalled_seconds: time for which a client may leave a stream unread.
+        drain_seconds: time that accepted requests have to finish after SIGTERM.
 
     Raises:
         UserError: If a bound is too low.
@@ -82,15 +82,15 @@ class Admission:
         return self.running + self.queued
 
     def enter(self, sequences: int) -> "Ticket":
-        """Reserve places for the sequences of one request.
+        """Reserve slots for the sequences of one request.
 
         Raises:
-            ApiError: 429 if there are not that many free, 400 if there never can be, 503 during shutdown.
+            ApiError: 429 if too few are free, 400 if there can never be enough, 503 during shutdown.
         """
         if self.draining:
             raise ApiError(503, "the server is shutting down", "shutting_down", headers={"Retry-After": "5"})
         if sequences > self.capacity:
-            message = f"the request asks for {sequences} sequences, more than the server's {self.capacity} places"
+            message = f"the request asks for {sequences} sequences, more than the server's {self.capacity} slots"
             raise ApiError(400, message)
         if self.in_flight + sequences > self.capacity:
             wait = self.retry_after()
@@ -100,13 +100,13 @@ class Admission:
         return Ticket(self, sequences)
 
     def retry_after(self) -> int:
-        """Estimate the seconds until places are free: the queue's length in batches times a request's mean time."""
+        """Estimate the seconds until slots are free: the queue's length in batches times the mean request time."""
         rounds = max(1.0, (self.in_flight - self.running) / max(1, self.running))
         return min(MAX_RETRY_SECONDS, max(1, math.ceil(rounds * self.mean_seconds)))
 
 
 class Ticket:
-    """Places that one request holds; a context manager that gives them back, once."""
+    """Slots reserved by one request; a context manager that releases them once."""
 
     def __init__(self, admission: Admission, sequences: int) -> None:
         self._admission = admission
@@ -122,7 +122,7 @@ class Ticket:
         self.release()
 
     def release(self) -> None:
-        """Give the places back; a second call does nothing."""
+        """Release the slots; a second call does nothing."""
         if self._sequences:
             self._admission.in_flight -= self._sequences
             self._sequences = 0

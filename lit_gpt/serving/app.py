@@ -1,4 +1,4 @@
-"""The application: routes, and around them the layers that every request passes."""
+"""The ASGI application: routes, and the middleware around them."""
 
 import re
 from collections.abc import Sequence
@@ -49,7 +49,7 @@ def create_app(
     """
     if not _ROOT_PATH.fullmatch(root_path):
         raise UserError(f"root_path is {root_path!r}; write a path that begins with a slash, such as /llm")
-    # FastAPI's documentation pages would load scripts from other hosts; its telemetry would see requests.
+    # FastAPI's documentation pages would load scripts from other hosts, and its telemetry would see requests.
     app = FastAPI(
         title="lit_gpt",
         docs_url=None,
@@ -75,15 +75,15 @@ def create_app(
     guarded: ASGIApp = BodyLimit(app, service.limits, service.metrics, JSON_ROUTES)
     guarded = AccessControl(guarded, keys or Keys(), hosts, service.metrics)
     if cors_origins:
-        # Any header: the openai client for browsers sends a dozen of its own. Cookies are not allowed, so a header
-        # carries nothing that the page does not know.
+        # Allow any header: the openai client for browsers sends a dozen of its own. Cookies are not allowed, so a
+        # header carries nothing that the page does not already know.
         guarded = CORSMiddleware(
             guarded, allow_origins=list(cors_origins), allow_methods=["GET", "HEAD", "POST"], allow_headers=["*"]
         )
     return RequestLog(guarded, service.metrics, READ_ROUTES | JSON_ROUTES, root_path)
 
 
-# ------------------------------------------------------------------ routes that read
+# ------------------------------------------------------------------ GET routes
 
 
 @router.get("/", response_model=None, responses=answered_with_text("text/html"))
@@ -95,13 +95,13 @@ async def page() -> Response:
 
 @router.get("/v1/models", response_model=None, responses=answered_with(ModelList))
 async def models(request: Request) -> Response:
-    """List the one model."""
+    """List the served model."""
     return JSONResponse({"object": "list", "data": [_card(Service.of(request))]})
 
 
 @router.get("/v1/models/{name:path}", response_model=None, responses=answered_with(ModelCard))
 async def model(name: str, request: Request) -> Response:
-    """Describe the one model by its name."""
+    """Describe the served model by its name."""
     service = Service.of(request)
     service.check_model(name)
     return JSONResponse(_card(service))
@@ -114,7 +114,7 @@ def _card(service: Service) -> dict[str, Any]:
         "object": "model",
         "created": served.created,
         "owned_by": "lit_gpt",
-        # Beyond OpenAI's: what the page needs to know.
+        # Extensions of OpenAI's fields that the page needs.
         "max_model_len": served.max_length,
         "chat": served.renderer is not None,
         "tools": served.tool_form is not None,
@@ -124,14 +124,14 @@ def _card(service: Service) -> dict[str, Any]:
 
 @router.get("/health", response_model=None, responses=answered_with(Status, 503))
 async def health(request: Request) -> Response:
-    """Report whether the engine's thread is alive; an orchestrator restarts the process when it is not."""
+    """Report whether the engine's thread is alive; an orchestrator restarts the process if it is not."""
     failure = Service.of(request).served.loop.failure
     return JSONResponse({"status": "ok" if failure is None else "failed"}, 200 if failure is None else 503)
 
 
 @router.get("/ready", response_model=None, responses=answered_with(Status, 503))
 async def ready(request: Request) -> Response:
-    """Report whether a request sent now would be accepted; a load balancer sends none while it is not."""
+    """Report whether a request sent now would be accepted; a load balancer sends none otherwise."""
     service = Service.of(request)
     admission = service.admission
     if service.served.loop.failure is not None:
@@ -147,7 +147,7 @@ async def ready(request: Request) -> Response:
 
 @router.get("/metrics", response_model=None, responses=answered_with_text("text/plain"))
 async def metrics(request: Request) -> Response:
-    """Return the metrics for Prometheus; with keys set, it needs one as well."""
+    """Return the metrics for Prometheus; if API keys are set, it requires one as well."""
     return Response(Service.of(request).metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
 
@@ -178,5 +178,5 @@ async def _http_error(request: Request, error: Exception) -> Response:
 
 
 async def _bug(request: Request, error: Exception) -> Response:
-    """Starlette raises the exception again after this answer, and `RequestLog` logs it."""
+    """Answer with a 500; Starlette raises the exception again afterwards, and `RequestLog` logs it."""
     return await _api_error(request, internal_error(request.scope))

@@ -40,25 +40,25 @@ from lit_gpt.serving.tools import ToolReader, call_constraint
 
 router = APIRouter()
 _SEPARATOR = "\n\n"
-"""Between the contents of messages that are merged."""
+"""Separator between the contents of merged messages."""
 
 
 # ------------------------------------------------------------------ the conversation
 
 
 def conversation(messages: Sequence[Any]) -> list[Message]:
-    """Return the messages of a request in an order that chat templates render.
+    """Return the messages of a request in an order that chat templates can render.
 
     Agents send histories that no model was trained on, and OpenAI's API accepts them: several system messages, several
-    messages of the user in a row, an assistant that speaks first, a user after a tool's result. What says the same when
-    merged is merged (system messages into the first, neighbours of one role into one message); anything else is left to
-    the template, which may refuse it with a reason.
+    messages of the user in a row, an assistant that speaks first, a user after a tool's result. Messages that can be
+    merged without changing the meaning are merged (system messages into the first one, adjacent messages of one role);
+    anything else is left to the template, which may reject it with a reason.
 
     Args:
-        messages: As OpenAI's API has them, with its old `function_call` too.
+        messages: Messages as in OpenAI's API, including its old `function_call`.
 
     Raises:
-        UserError: If one is not a message, or the last one is the assistant's.
+        UserError: If an item is not a message, or the last message is the assistant's.
     """
     turns = normalise_messages([_modern(message) for message in messages])
     system = [turn["content"] for turn in turns if turn["role"] == "system"]
@@ -77,21 +77,21 @@ def conversation(messages: Sequence[Any]) -> list[Message]:
         else:
             merged.append(turn)
     if merged[-1]["role"] == "system":
-        raise UserError("the conversation has system messages alone; end with the user's or a tool's")
+        raise UserError("the conversation has only system messages; end with the user's or a tool's")
     if merged[-1]["role"] == "assistant":
         raise UserError("the last message is the assistant's; end with the user's or a tool's")
     return merged
 
 
 def _modern(message: Any) -> Any:
-    """A message with `tool_calls` for the old `function_call`, and texts where OpenAI's API allows null or nothing."""
+    """Convert the old `function_call` to `tool_calls`, and missing or null texts to empty ones."""
     if not isinstance(message, Mapping):
         return message
     result = dict(message)
     content = result.get("content")
     for part in content if isinstance(content, list) else ():
         if isinstance(part, Mapping) and part.get("type") not in ("text", None):
-            raise UserError(f"a message holds a part of type {part['type']!r}; this server's model reads text alone")
+            raise UserError(f"a message has a part of type {part['type']!r}; this server's model only reads text")
     call = result.pop("function_call", None)
     if call is not None:
         result["tool_calls"] = [*(result.get("tool_calls") or ()), {"type": "function", "function": call}]
@@ -103,7 +103,7 @@ def _modern(message: Any) -> Any:
 
 
 def _with_arguments(call: Any) -> Any:
-    """A call with an object of arguments where they are an empty string or null."""
+    """Return a call whose arguments are an object, also if they are an empty string or null."""
     if isinstance(call, Mapping) and isinstance(call.get("function"), Mapping):
         arguments = call["function"].get("arguments")
         if arguments is None or (isinstance(arguments, str) and not arguments.strip()):
@@ -125,10 +125,10 @@ def _merged(first: Message, second: Message) -> Message:
 
 @dataclass(frozen=True)
 class _ToolUse:
-    """What a request says about tools."""
+    """Tools and tool choice of a request."""
 
     described: list[dict[str, Any]]
-    """For the template."""
+    """Tools for the template."""
     callable: list[dict[str, Any]]
     """Functions that may be called."""
     forced: bool
@@ -172,10 +172,10 @@ async def chat_completions(body: ChatRequest, request: Request) -> Response:
 
 
 def _submit(service: Service, active: ActiveRequest, body: ChatRequest, tools: _ToolUse, choices: int) -> int:
-    """Render, count and submit to the engine; returns the number of the prompt's tokens."""
+    """Render the prompt, check its length and submit it to the engine; return the number of prompt tokens."""
     served = service.served
     if tools.described and served.renderer is not None and served.tool_form is None:
-        raise ApiError(400, "the model's chat template has no form for tools", "tools_not_supported", "tools")
+        raise ApiError(400, "the model's chat template has no format for tools", "tools_not_supported", "tools")
     served.check_size(body.messages, tools.described)
     messages = service.guard_chain.messages(conversation(body.messages))
     ids = served.chat_ids(messages, service.guard_chain.tools(tools.described))
@@ -232,7 +232,7 @@ class _Exchange:
         return usage(self.prompt_tokens, self.active.num_tokens)
 
     async def whole(self) -> dict[str, Any]:
-        """Return all answers, when the last is complete."""
+        """Return all answers when the last one is complete."""
         async for _ in self._guarded.deltas():
             pass
         choices = [self._choice(index, self._guarded.whole(index)) for index in range(len(self.answers))]

@@ -45,13 +45,13 @@ router = APIRouter()
 
 @dataclass(frozen=True)
 class _Prompt:
-    """A prompt as the model reads it.
+    """A prompt in the form in which the model reads it.
 
     Attributes:
-        ids: Its tokens, with what opens a text.
-        echoed: Those that an answer with `echo` repeats: without what was put before a text.
+        ids: Token ids, including opening tokens.
+        echoed: Token ids that an answer with `echo` repeats, i.e. without opening tokens.
         text: The text of `echoed`.
-        heals: Whether a space at its end is taken back and left to the answer's first token, as `generate` does.
+        heals: Whether a trailing space is removed and left to the answer's first token, as in `generate`.
     """
 
     ids: list[int]
@@ -60,16 +60,16 @@ class _Prompt:
     heals: bool
 
     def healed(self, tokenizer: Tokenizer) -> tuple[list[int], str, Matcher | None]:
-        """Return the ids for the engine, the space that was taken back, and what restores it."""
+        """Return the ids for the engine, the removed space, and the matcher that restores it."""
         ids, space, matcher = heal(tokenizer, self.ids) if self.heals else (self.ids, "", None)
         return ids or [tokenizer.separator_id], space, matcher
 
 
 @router.post("/v1/completions", response_model=None, responses=answered_with(TextCompletion, streams=True))
 async def completions(body: CompletionRequest, request: Request) -> Response:
-    """Continue one text or several; a text is treated as the start of a document, as in training.
+    """Continue one or several texts; a text is treated as the start of a document, as in training.
 
-    Special tokens that a text spells (`<|im_start|>`) are read as such, so that clients may render a chat template
+    Special tokens spelled out in a text (`<|im_start|>`) are parsed, so that clients may render a chat template
     themselves. With `echo` and `logprobs` the log-probabilities of the prompt's tokens are returned as well.
     """
     service = Service.of(request)
@@ -101,12 +101,12 @@ async def completions(body: CompletionRequest, request: Request) -> Response:
 def _submit(
     service: Service, active: ActiveRequest, body: CompletionRequest, prompts: list[str | list[int]], choices: int
 ) -> list[_Prompt]:
-    """Tokenise and submit to the engine, unless `max_tokens` is 0."""
+    """Tokenize and submit to the engine, unless `max_tokens` is 0."""
     served = service.served
     served.check_size(*prompts)
     guarded = [service.guard_chain.prompt(served, prompt, "prompt") for prompt in prompts]
     constraint = bounded(format_constraint(body.response_format), service.limits)
-    # Log-probabilities of a prompt are those of its own tokens, so none is taken back then.
+    # Log-probabilities of a prompt are those of its own tokens, so no space is removed then.
     heals = constraint is None and not (body.echo and body.logprobs is not None)
     read = [_read(service, prompt, heals) for prompt in guarded]
     jobs = []
@@ -114,7 +114,7 @@ def _submit(
         length = len(prompt.ids)
         most = answer_tokens(body.max_tokens, COMPLETION_TOKENS, length, served.max_length, service.limits)
         jobs.append((prompt, sampling_params(body, max(1, most), (), constraint)))
-        if body.max_tokens == 0 and max(prompt.ids) >= served.tokenizer.vocab_size:  # else the engine refuses it
+        if body.max_tokens == 0 and max(prompt.ids) >= served.tokenizer.vocab_size:  # otherwise the engine rejects it
             raise ApiError(400, f"token {max(prompt.ids)} is outside the model's vocabulary", "invalid_value", "prompt")
     service.metrics.prompt_tokens.inc(sum(len(prompt.ids) for prompt in read))
     for prompt, params in jobs if body.max_tokens != 0 else ():
@@ -132,7 +132,7 @@ def _read(service: Service, prompt: str | list[int], heals: bool) -> _Prompt:
     text = tokenizer.decode(written)
     if not isinstance(prompt, str):
         return _Prompt(ids, ids, text, heals=False)
-    # A client that renders a chat template itself ends it as the template does, which may be with a line break.
+    # A client that renders a chat template ends the prompt as the template does, possibly with a line break.
     return _Prompt(ids, written, text, heals and not service.served.spells_special_tokens(prompt))
 
 
@@ -144,7 +144,7 @@ class _Exchange:
     active: ActiveRequest
     body: CompletionRequest
     prompts: list[_Prompt]
-    """Of each answer."""
+    """Sampling parameters of each answer."""
     prompt_tokens: int
 
     def __post_init__(self) -> None:
@@ -168,10 +168,10 @@ class _Exchange:
         return self.prompts[index].text if self.body.echo else ""
 
     async def _prompt_logprobs(self) -> list[list[TokenLogprob]]:
-        """Of each answer's prompt; [] where they are not requested. A prompt with several answers is computed once.
+        """Return the prompt log-probabilities of each answer, [] if not requested; computed once per prompt.
 
         Raises:
-            ApiError: 504, if the request's time is up.
+            ApiError: 504 if the request's time is up.
         """
         if not (self.body.echo and self.body.logprobs is not None):
             return [[] for _ in self.prompts]
@@ -192,7 +192,7 @@ class _Exchange:
         return usage(self.prompt_tokens, self.active.num_tokens)
 
     async def whole(self) -> dict[str, Any]:
-        """Return all texts, when the last is complete."""
+        """Return all texts when the last one is complete."""
         of_prompts = await self._prompt_logprobs()
         async for _ in self._answers.deltas():
             pass

@@ -1,4 +1,4 @@
-"""`POST /v1/embeddings`: the mean of a text's last hidden states."""
+"""`POST /v1/embeddings`: the mean of a text's final hidden states."""
 
 import asyncio
 import base64
@@ -23,8 +23,8 @@ router = APIRouter()
 async def embeddings(body: EmbeddingRequest, request: Request) -> Response:
     """Embed texts: each vector is the mean over the text's tokens of the hidden states after the final norm.
 
-    Texts are treated as starts of documents, so the separator counts too; IDs are taken as they are. The vectors are
-    not scaled to length 1.
+    Texts are treated as starts of documents, so the separator is included; token ids are used unchanged. The vectors
+    are not normalized to length 1.
     """
     service = Service.of(request)
     service.check_model(body.model)
@@ -52,7 +52,7 @@ async def _embed(service: Service, inputs: list[str | list[int]]) -> tuple[list[
     vectors, tokens = [], 0
     seconds = service.limits.request_seconds
     deadline = loop.time() + seconds
-    for text in inputs:  # one by one: a client that disconnects, or waits too long, delays no other
+    for text in inputs:  # one by one, so that a client that disconnects or times out does not delay others
         try:
             served.check_size(text, max_length=served.network.config.block_size)
             async with asyncio.timeout_at(deadline):
@@ -84,5 +84,5 @@ def _check(service: Service, ids: list[int]) -> None:
 
 
 def _encoded(vector: list[float], encoding: str) -> Any:
-    """The numbers, or base64 of them as little-endian float32."""
+    """Return the vector as a list of numbers, or as base64 of little-endian float32."""
     return vector if encoding == "float" else base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()

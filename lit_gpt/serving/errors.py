@@ -1,8 +1,8 @@
-"""API errors in OpenAI's shape, and a log that never quotes a request.
+"""API errors in OpenAI's format, and a log that never quotes a request.
 
-A client gets `{"error": {"message", "type", "param", "code"}}` with a fitting status. The log names a request by a
-random id, its route by the pattern that it matched, and sizes; an exception is logged by type and lines of code,
-without its message, which may quote a prompt.
+A client gets `{"error": {"message", "type", "param", "code"}}` with a suitable status. The log contains a random id of
+the request, the pattern of its route, and sizes; an exception is logged by type and code locations, without its
+message, which might quote a prompt.
 """
 
 import json
@@ -22,10 +22,10 @@ class ApiError(Exception):
 
     Args:
         status: HTTP status code.
-        message: For the client: the value, the bound, the remedy.
-        code: OpenAI's short name of the error, None where it has none.
-        param: Field of the request that is at fault.
-        headers: Further response headers.
+        message: Message for the client: the value, the bound, the remedy.
+        code: OpenAI's error code; None if it has none.
+        param: Name of the offending field of the request.
+        headers: Additional response headers.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class ApiError(Exception):
         self.headers = dict(headers or {})
 
     def body(self) -> dict[str, Any]:
-        """Return the JSON that the client gets."""
+        """Return the JSON body that the client receives."""
         return {
             "error": {"message": self.message, "type": error_type(self.status), "param": self.param, "code": self.code}
         }
@@ -55,7 +55,7 @@ class ApiError(Exception):
 
 
 def error_type(status: int) -> str:
-    """Return OpenAI's name of the class of errors that a status belongs to."""
+    """Return OpenAI's error type for a status."""
     if status == 401:
         return "authentication_error"
     if status == 403:
@@ -66,7 +66,7 @@ def error_type(status: int) -> str:
 
 
 def shown(value: object) -> str:
-    """Return a value quoted for a message to its sender, truncated where it is long."""
+    """Return a value quoted for a message to its sender, truncated if it is long."""
     text = repr(value)
     return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}... ({len(text)} characters)"
 
@@ -92,7 +92,7 @@ def _short(filename: str) -> str:
 class PrivateFormatter(logging.Formatter):
     """Formats a record's exception without its message.
 
-    Records of other packages (uvicorn's, asyncio's) pass through it too: where one carries an exception, only the
+    Records of other packages (uvicorn, asyncio) are formatted by it, too: if one carries an exception, only the
     record's fixed text is logged, not the values that were formatted into it.
     """
 
@@ -111,10 +111,10 @@ class PrivateFormatter(logging.Formatter):
 
 
 def log_config(level: str = "INFO") -> dict[str, Any]:
-    """Return a config for `logging.config.dictConfig`: our lines and others' warnings on standard error.
+    """Return a config for `logging.config.dictConfig`: our messages and others' warnings on standard error.
 
     Args:
-        level: Threshold of our own lines.
+        level: Threshold of our messages.
     """
     quiet = {"handlers": ["errors"], "level": "WARNING", "propagate": False}
     return {

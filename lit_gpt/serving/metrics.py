@@ -1,4 +1,4 @@
-"""Metrics for Prometheus, in a registry of their own (several servers may run in one process)."""
+"""Metrics for Prometheus, in a dedicated registry, because several servers may run in one process."""
 
 import time
 from collections import deque
@@ -12,18 +12,18 @@ from lit_gpt.generation.engine import EngineStats
 from lit_gpt.serving.admission import Admission
 
 RATE_SECONDS = 10.0
-"""The window of tokens per second."""
+"""Averaging window of the token rate."""
 _FIRST_TOKEN_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _REQUEST_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 _TOKEN_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 
 
 class TokenRate:
-    """Tokens per second over the last seconds.
+    """Tokens per second over a sliding window.
 
     Args:
-        window_seconds: How far back it looks.
-        clock: Monotonic seconds.
+        window_seconds: Length of the averaging window, in seconds.
+        clock: Returns monotonic time in seconds.
     """
 
     def __init__(self, window_seconds: float = RATE_SECONDS, clock: Callable[[], float] = time.monotonic) -> None:
@@ -55,7 +55,7 @@ class Metrics:
 
     Args:
         stats: Returns the engine's statistics; called at each scrape.
-        admission: Counts sequences in flight.
+        admission: Admission control, which counts sequences in flight.
     """
 
     def __init__(self, stats: Callable[[], EngineStats], admission: Admission) -> None:
@@ -68,7 +68,7 @@ class Metrics:
             registry=self.registry,
         )
         self.rejected = Counter(
-            "lit_gpt_rejected", "Requests refused before any work, by reason.", ["reason"], registry=self.registry
+            "lit_gpt_rejected", "Requests rejected before any work, by reason.", ["reason"], registry=self.registry
         )
         self.guarded = Counter(
             "lit_gpt_guarded",
@@ -83,7 +83,7 @@ class Metrics:
         self.generated_tokens = Counter("lit_gpt_generated_tokens", "Tokens generated.", registry=self.registry)
         self.first_token = Histogram(
             "lit_gpt_time_to_first_token_seconds",
-            "From a request's acceptance to its first token, including the time in the queue.",
+            "Time from a request's acceptance to its first token, including the time in the queue.",
             buckets=_FIRST_TOKEN_BUCKETS,
             registry=self.registry,
         )
@@ -95,7 +95,7 @@ class Metrics:
         )
         self.request_seconds = Histogram(
             "lit_gpt_request_seconds",
-            "From a request's first byte to the last of its answer.",
+            "Time from a request's first byte to the last byte of its answer.",
             ["route"],
             buckets=_REQUEST_BUCKETS,
             registry=self.registry,
@@ -103,18 +103,18 @@ class Metrics:
         self.registry.register(_EngineCollector(stats, admission, self.rate))
         ProcessCollector(registry=self.registry)
 
-    def token(self) -> None:
+    def record_generated_token(self) -> None:
         """Count one generated token."""
         self.generated_tokens.inc()
         self.rate.add(1)
 
     def text(self) -> bytes:
-        """Return them in Prometheus' text format."""
+        """Render all metrics in the Prometheus text exposition format."""
         return generate_latest(self.registry)
 
 
 class _EngineCollector(Collector):
-    """Reads the engine at each scrape, so that no number is stale."""
+    """Reads the engine's statistics at each scrape, so that they are current."""
 
     def __init__(self, stats: Callable[[], EngineStats], admission: Admission, rate: TokenRate) -> None:
         self._stats = stats
@@ -141,7 +141,7 @@ class _EngineCollector(Collector):
             yield GaugeMetricFamily(f"lit_gpt_{name}", text, value=float(value))
         counters = {
             "engine_steps": ("Forward passes over the batch.", stats.steps),
-            "reused_prompt_tokens": ("Prompt tokens whose prefill prefix reuse has saved.", stats.reused_tokens),
+            "reused_prompt_tokens": ("Prompt tokens served from the prefix cache, not prefilled.", stats.reused_tokens),
         }
         for name, (text, value) in counters.items():
             yield CounterMetricFamily(f"lit_gpt_{name}", text, value=float(value))

@@ -1,13 +1,13 @@
-"""The layers around the routes: request log, access control, and the bound on a body.
+"""Middleware around the routes: request log, access control, and limits on the body.
 
-From the outside in:
+From outermost to innermost:
 
 - `RequestLog` gives each request an id, counts and logs it, adds the security headers, strips the proxy's prefix, and
   turns an unexpected exception into a 500 that quotes nothing.
-- `AccessControl` checks the Host header and the API key. A page in somebody's browser can reach a server on loopback
-  through a name of its own that it points there (DNS rebinding), so a server without keys answers only to the names it
-  is known by. Keys are compared by their hashes in constant time.
-- `BodyLimit` bounds a body's size and the time it takes, and refuses what is no JSON object before any route runs.
+- `AccessControl` checks the Host header and the API key. A web page can reach a server on loopback through a host
+ name that it points there (DNS rebinding), so a server without keys answers only to its known names. Keys are compared
+  by their hashes in constant time.
+- `BodyLimit` bounds a body's size and transfer time, and rejects what is not a JSON object before any route runs.
 """
 
 import asyncio
@@ -30,10 +30,10 @@ from lit_gpt.serving.errors import LOGGER, ApiError, describe_exception
 from lit_gpt.serving.metrics import Metrics
 
 CLIENT_CLOSED = 499
-"""nginx's code for a client that disconnected before its answer; it appears in metrics and log alone."""
+"""nginx's status code for a client that disconnected before its answer; used only in metrics and log."""
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 OPEN_PATHS = frozenset({"/", "/health", "/ready", "/favicon.ico"})
-"""Paths that need no key: they reveal nothing of the model or its users."""
+"""Paths that need no key because they reveal nothing about the model or its users."""
 MIN_KEY_CHARACTERS = 16
 KEYS_VARIABLE = "LIT_GPT_API_KEYS"
 _HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^:\[\]]+)(?::\d+)?")
@@ -47,16 +47,16 @@ _SECURITY_HEADERS = (
 
 
 class RequestLog:
-    """ASGI middleware, the outermost: one log line and one count for each request.
+    """The outermost ASGI middleware: one log line and one count per request.
 
-    It stands outside FastAPI, so that whatever goes wrong inside is answered in OpenAI's shape where an answer can
-    still be given, and logged without a word of the request.
+    It is outside FastAPI, so that any failure inside is answered in OpenAI's format, if an answer is still possible,
+    and logged without any content of the request.
 
     Args:
-        app: The application inside.
-        metrics: Where requests are counted.
-        routes: Paths that may appear in metrics and log; any other is `other`.
-        root_path: Prefix of a proxy in front, such as `/llm`; a request may come with or without it.
+        app: The wrapped application.
+        metrics: Metrics in which requests are counted.
+        routes: Paths that may appear in metrics and log; all others appear as `other`.
+        root_path: Prefix of a reverse proxy, such as `/llm`; a request may come with or without it.
     """
 
     def __init__(self, app: ASGIApp, metrics: Metrics, routes: frozenset[str], root_path: str = "") -> None:
@@ -66,17 +66,17 @@ class RequestLog:
         self._root_path = root_path.rstrip("/")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request, whatever happens."""
+        """Answer one request, catching all exceptions."""
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
-        if scope["type"] != "http":  # a websocket: uvicorn refuses them itself
+        if scope["type"] != "http":  # a websocket: uvicorn rejects these itself
             return
         if self._root_path and scope["path"].startswith(self._root_path + "/"):
             scope = {**scope, "path": scope["path"].removeprefix(self._root_path)}
         record = _Record(scope, self._routes)
         if scope["method"] == "HEAD":
-            scope = {**scope, "method": "GET"}  # uvicorn sends the head of the answer alone
+            scope = {**scope, "method": "GET"}  # uvicorn only sends the head of the answer
 
         async def recorded(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -110,7 +110,7 @@ class RequestLog:
 
 
 class _Record:
-    """What is logged of a request: nothing that its sender chose, except a known method and route."""
+    """Log record of a request, without anything chosen by its sender except a known method and route."""
 
     def __init__(self, scope: Scope, routes: frozenset[str]) -> None:
         self.id = f"req-{secrets.token_hex(8)}"
@@ -120,25 +120,25 @@ class _Record:
         self.status: int | None = None
         self.complete = False
         self.notes: dict[str, Any] = {}
-        """Sizes and reasons that the routes add: numbers and our own words alone."""
+        """Sizes and reasons added by the routes: only numbers and our own words."""
         scope["lit_gpt.record"] = self
 
 
 def note(scope: Scope, **values: float | int | str) -> None:
-    """Add numbers or words of our own to a request's line in the log."""
+    """Add numbers or our own words to a request's log line."""
     record = scope.get("lit_gpt.record")
     if record is not None:
         record.notes.update(values)
 
 
 def internal_error(scope: Scope) -> ApiError:
-    """Return the answer to a request that met a bug of ours; it names the line of the log that describes it."""
+    """Return the response for a request that hit a bug; it refers to the log line that describes the bug."""
     number = scope["lit_gpt.record"].id
-    return ApiError(500, f"the server failed on this request; its log says more under {number}", "internal_error")
+    return ApiError(500, f"the server failed on this request; see its log under {number}", "internal_error")
 
 
 async def send_error(send: Send, error: ApiError) -> None:
-    """Answer with an error from a middleware."""
+    """Send an error response from a middleware."""
     body = error.encoded()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     headers += [(name.lower().encode(), value.encode()) for name, value in error.headers.items()]
@@ -152,7 +152,7 @@ class Keys:
     """The API keys.
 
     Args:
-        keys: None at all: the API is open to everyone.
+        keys: The keys; if there are none, the API is open to everyone.
 
     Raises:
         UserError: If a key is short enough to be guessed, or cannot be sent in a header.
@@ -172,7 +172,7 @@ class Keys:
         return len(self._digests)
 
     def admit(self, given: str | None) -> bool:
-        """Return whether a key is one of ours; takes the same time for any key."""
+        """Return whether a key is valid; takes the same time for any key."""
         if not self._digests:
             return True
         digest = hashlib.sha256((given or "").encode("utf-8", "replace")).digest()
@@ -183,10 +183,10 @@ class Keys:
 
 
 def read_keys(file: str | None) -> list[str]:
-    """Return the keys of a file, one a line, or else of the variable LIT_GPT_API_KEYS, separated by commas.
+    """Return the keys of a file, one per line, or else of the variable LIT_GPT_API_KEYS, separated by commas.
 
     Raises:
-        UserError: If the file cannot be read, or holds none.
+        UserError: If the file cannot be read, or contains no key.
     """
     if file is None:
         return [key.strip() for key in os.environ.get(KEYS_VARIABLE, "").split(",") if key.strip()]
@@ -196,16 +196,16 @@ def read_keys(file: str | None) -> list[str]:
         raise UserError(f"the API keys in {file} cannot be read: {type(error).__name__}") from error
     keys = [key for key in keys if key and not key.startswith("#")]
     if not keys:
-        raise UserError(f"{file} holds no API key; write one on a line of its own")
+        raise UserError(f"{file} contains no API key; write one per line")
     return keys
 
 
 def allowed_names(host: str, allowed_hosts: Sequence[str] | None, num_keys: int) -> frozenset[str] | None:
-    """Return the names that a Host header may hold; None for any.
+    """Return the allowed names in a Host header; None for any.
 
     Args:
         host: Address that the server listens on.
-        allowed_hosts: Names that the user allows; None: not said.
+        allowed_hosts: Names that the user allows; None: not specified.
         num_keys: Number of API keys.
 
     Raises:
@@ -214,7 +214,7 @@ def allowed_names(host: str, allowed_hosts: Sequence[str] | None, num_keys: int)
     if host not in LOOPBACK and num_keys == 0:
         raise UserError(
             f"--host {host} lets other machines in, and no API key is set; give --api_keys_file (or {KEYS_VARIABLE}), "
-            "or keep to --host 127.0.0.1"
+            "or use --host 127.0.0.1"
         )
     if allowed_hosts is not None:
         return frozenset(name.lower().strip("[]") for name in allowed_hosts)
@@ -225,10 +225,10 @@ class AccessControl:
     """ASGI middleware that checks the Host header and the API key.
 
     Args:
-        app: The application inside.
+        app: The wrapped application.
         keys: Its API keys.
-        hosts: Names that the Host header may hold; None: any.
-        metrics: Where refusals are counted.
+        hosts: Allowed names in the Host header; None: any.
+        metrics: Metrics in which rejections are counted.
     """
 
     def __init__(self, app: ASGIApp, keys: Keys, hosts: frozenset[str] | None, metrics: Metrics) -> None:
@@ -238,7 +238,7 @@ class AccessControl:
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, or refuse it."""
+        """Pass a request on, or reject it."""
         if scope["type"] == "http":
             headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
             refusal = self._refusal(scope["path"], headers)
@@ -271,12 +271,12 @@ def host_name(header: str) -> str:
 
 
 class BodyLimit:
-    """ASGI middleware that reads a body whole, within a bound on its size and time.
+    """ASGI middleware that reads the whole body, with limits on its size and time.
 
     Args:
-        app: Gets the body in one piece; its next `receive` waits for the client to disconnect.
-        limits: Of size and time.
-        metrics: Where refusals are counted.
+        app: The wrapped application, which gets the body in one piece; its next `receive` waits for a disconnect.
+        limits: Limits on size and time.
+        metrics: Metrics in which rejections are counted.
         json_routes: Paths that take a JSON object.
     """
 
@@ -287,7 +287,7 @@ class BodyLimit:
         self._json_routes = json_routes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Read a body and pass the request on, or refuse it."""
+        """Read a body and pass the request on, or reject it."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -314,7 +314,7 @@ class BodyLimit:
         await self._app(scope, whole, send)
 
     async def _read(self, scope: Scope, receive: Receive) -> bytes | None:
-        """Return the whole body; None if the client has disconnected."""
+        """Return the whole body, or None if the client has disconnected."""
         limit = self._limits.body_bytes
         too_large = ApiError(413, f"the body is larger than the server's {limit} bytes", "body_too_large")
         length = dict(scope["headers"]).get(b"content-length", b"0")
@@ -338,21 +338,22 @@ class BodyLimit:
 
 
 def check_json(content_type: bytes, body: bytes) -> None:
-    """Refuse a body that is not a JSON object.
+    """Reject a body that is not a JSON object.
 
-    The content type must be JSON: a page of another origin cannot send that without asking first. pydantic's parser
-    bounds the nesting (200 levels) and refuses lone surrogates and endless numbers, so nothing behind it meets them.
+    The content type must be JSON, because a page of another origin cannot send it without a preflight request.
+    pydantic's parser limits the nesting (200 levels) and rejects lone surrogates and endless numbers, so later code
+    never sees them.
 
     Raises:
-        ApiError: 415 for the type, 400 for the rest.
+        ApiError: 415 for the content type, 400 otherwise.
     """
     if content_type.split(b";")[0].strip().lower() != b"application/json":
         raise ApiError(415, "the body must be JSON, sent with `Content-Type: application/json`", "not_json")
     try:
         value = from_json(body)
     except ValueError as error:
-        reason = str(error)  # of jiter, Pydantic's parser: it names a place and quotes nothing
+        reason = str(error)  # from jiter, Pydantic's parser: it names a position and quotes nothing
         code = "nested_too_deep" if reason.startswith("recursion limit") else "invalid_json"
-        raise ApiError(400, f"the body is not JSON that the server reads: {reason}", code) from None
+        raise ApiError(400, f"the body is not valid JSON: {reason}", code) from None
     if not isinstance(value, dict):
         raise ApiError(400, "the body must be a JSON object", "invalid_json")

@@ -1,4 +1,4 @@
-"""The served model: its engine, how prompts become tokens, embeddings and log-probabilities of prompts."""
+"""The served model: its engine, prompt tokenization, embeddings and prompt log-probabilities."""
 
 import re
 import time
@@ -25,22 +25,22 @@ from lit_gpt.serving.errors import ApiError
 from lit_gpt.serving.tools import ToolForm, tool_form
 
 ALWAYS_READ_CHARACTERS = 65_536
-"""Texts up to this length are tokenised in any case; it takes some milliseconds."""
+"""Texts up to this length are always tokenized, which takes some milliseconds."""
 DRAFT_TOKENS = 4
-"""Tokens that a draft model proposes at a time by default."""
+"""Default number of tokens that a draft model proposes at a time."""
 _HEAD_POSITIONS = 256
-"""Positions whose logits are in memory at once, when log-probabilities of a prompt are computed."""
+"""Number of positions whose logits are in memory at once when prompt log-probabilities are computed."""
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
 class TokenLogprob(NamedTuple):
-    """A token of a prompt, with the model's log-probability of it given those before.
+    """A token of a prompt, with its log-probability given the preceding tokens.
 
     Attributes:
-        token_id: The token.
-        logprob: Natural logarithm; None for the first token, which nothing predicts.
-        top: The likeliest tokens and their log-probabilities, likeliest first.
+        token_id: Token id.
+        logprob: Natural logarithm; None for the first token, which is not predicted.
+        top: The most likely tokens with their log-probabilities, most likely first.
     """
 
     token_id: int
@@ -50,17 +50,17 @@ class TokenLogprob(NamedTuple):
 
 @dataclass(frozen=True)
 class ServedModel:
-    """A model on its device, ready to answer.
+    """A loaded model on its device.
 
     Attributes:
-        name: What requests call it.
+        name: Model name in requests.
         network: The model in eval mode. Embeddings and prompt log-probabilities are computed from it concurrently with
-            the engine; neither writes to it.
-        tokenizer: The model's own.
-        loop: The loop of its engine.
-        max_length: Tokens of prompt and answer together.
-        max_batch_size: Sequences that the engine processes at a time.
-        renderer: Renderer of its chat template; None: it has no template, and only continues texts.
+            the engine; neither modifies it.
+        tokenizer: Tokenizer of the model.
+        loop: Loop that runs its engine.
+        max_length: Maximum number of tokens of prompt and answer together.
+        max_batch_size: Maximum number of sequences that the engine processes at a time.
+        renderer: Renderer of the chat template; None: it has no template, and only continues texts.
         created: Seconds since 1970, for the list of models.
     """
 
@@ -77,7 +77,7 @@ class ServedModel:
     def of(
         cls, name: str, network: GPT, tokenizer: Tokenizer, engine: Engine, renderer: ChatRenderer | None
     ) -> "ServedModel":
-        """Start an engine's loop and serve it."""
+        """Start an engine's loop and return the served model."""
         return cls(name, network, tokenizer, EngineLoop(engine), engine.max_length, engine.max_batch_size, renderer)
 
     def stats(self) -> EngineStats:
@@ -86,17 +86,17 @@ class ServedModel:
 
     @property
     def tool_form(self) -> ToolForm | None:
-        """How this model writes a tool call; None: its template has no form for tools."""
+        """Format in which the model writes a tool call; None: its template has no format for tools."""
         return None if self.renderer is None else tool_form(self.renderer.template.source)
 
     @cached_property
     def token_text(self) -> "TokenText":
-        """The bytes and text of single tokens."""
+        """Bytes and text of single tokens."""
         return TokenText(self.tokenizer)
 
     @cached_property
     def longest_token(self) -> int:
-        """Bytes of the vocabulary's longest token."""
+        """Length of the vocabulary's longest token in bytes."""
         return int(self.tokenizer.byte_lengths.max())
 
     @cached_property
@@ -104,7 +104,7 @@ class ServedModel:
         """A copy of the tokenizer's backend that parses special tokens, and a pattern of their texts."""
         import tokenizers
 
-        # Ours reads them as ordinary text, so that training data cannot forge the end of a document.
+        # The tokenizer itself reads them as ordinary text, so that training data cannot forge the end of a document.
         backend = tokenizers.Tokenizer.from_str(self.tokenizer.backend.to_str())
         backend.encode_special_tokens = False
         texts = [token.content for token in backend.get_added_tokens_decoder().values() if token.special]
@@ -112,14 +112,14 @@ class ServedModel:
         return backend, pattern
 
     def check_size(self, *values: Any, max_length: int | None = None) -> None:
-        """Refuse texts that cannot fit before guards, a template and the tokenizer process megabytes of them.
+        """Reject texts that cannot fit before guards, a template and the tokenizer process megabytes of them.
 
         Args:
-            values: Messages, tools or prompts: the characters of all texts in each are counted.
-            max_length: Tokens allowed; None: those of prompt and answer together.
+            values: Messages, tools or prompts; the characters of all texts in them are counted.
+            max_length: Maximum number of tokens; None: that of prompt and answer together.
 
         Raises:
-            ApiError: 400, if the texts were too long even with the longest token throughout.
+            ApiError: 400 if the texts would be too long even if every token were the longest one.
         """
         length = self.max_length if max_length is None else max_length
         for value in values:
@@ -133,15 +133,15 @@ class ServedModel:
         return opened(self.tokenizer, self.tokenizer.encode(text).tolist())
 
     def spells_special_tokens(self, text: str) -> bool:
-        """Return whether a text has the name of a special token in it, such as `<|im_start|>`."""
+        """Return whether a text contains the name of a special token, such as `<|im_start|>`."""
         pattern = self._special_tokens[1]
         return pattern is not None and pattern.search(text) is not None
 
     def prompt_ids(self, text: str) -> list[int]:
-        """Return the ids of a prompt, in which special tokens such as `<|im_start|>` are what they spell.
+        """Return the ids of a prompt, parsing special tokens such as `<|im_start|>`.
 
-        So clients that render a chat template themselves get the ids that the template means. What opens a text
-        (such as the beginning-of-text token) is put before it unless the prompt begins with it already.
+        Clients that render a chat template themselves thus get the ids that the template means. Opening tokens (such as
+        the beginning-of-text token) are put before the prompt unless it starts with them already.
         """
         if not self.spells_special_tokens(text):
             return self.text_ids(text)
@@ -150,11 +150,11 @@ class ServedModel:
         return ids if ids[: len(opening)] == opening else opened(self.tokenizer, ids)
 
     def chat_ids(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]]) -> list[int]:
-        """Return the ids of a conversation up to where the assistant begins to speak.
+        """Return the ids of a conversation up to the start of the assistant's turn.
 
         Args:
-            messages: Normalised ones, as `lit_gpt.serving.chat.conversation` returns them.
-            tools: What the assistant may call.
+            messages: Normalized messages, as returned by `lit_gpt.serving.chat.conversation`.
+            tools: Tools that the assistant may call.
 
         Raises:
             UserError: If the model has no chat template, or it does not render the conversation.
@@ -171,7 +171,7 @@ class ServedModel:
         """Return the mean over a text's tokens of the last hidden states, after the final norm: (C,).
 
         Args:
-            ids: At least one, at most as many as the context holds.
+            ids: Between one and as many ids as the context holds.
         """
         hidden = self._hidden_states(ids)[0]
         mean: list[float] = hidden[0].float().mean(dim=0).tolist()
@@ -182,13 +182,13 @@ class ServedModel:
         """Return the model's log-probability of each token of a prompt given those before it.
 
         Args:
-            ids: (T,) at least one, at most as many as the context holds.
-            num_top: How many of the likeliest tokens to report at each position.
+            ids: (T,) between one and as many ids as the context holds.
+            num_top: Number of most likely tokens to report at each position.
         """
         hidden, weight, bias = self._hidden_states(ids)
         results = [TokenLogprob(ids[0], None)]
         softcap = self.network.config.logit_softcap
-        for begin in range(0, len(ids) - 1, _HEAD_POSITIONS):  # (T, V) logits at once could fill the memory
+        for begin in range(0, len(ids) - 1, _HEAD_POSITIONS):  # all (T, V) logits at once could exhaust the memory
             targets = torch.tensor(ids[begin + 1 : begin + 1 + _HEAD_POSITIONS], device=hidden.device)
             logits = F.linear(hidden[0, begin : begin + len(targets)], weight, bias).float()
             if softcap is not None:
@@ -201,7 +201,7 @@ class ServedModel:
         return results
 
     def _hidden_states(self, ids: Sequence[int]) -> tuple[Tensor, Tensor, Tensor | None]:
-        """(1, T, C) hidden states after the final norm, with weight and bias of the head."""
+        """Return the (1, T, C) hidden states after the final norm, with weight and bias of the head."""
         device = next(self.network.parameters()).device
         result: tuple[Tensor, Tensor, Tensor | None] = self.network(
             torch.tensor([list(ids)], device=device), head_fn=lambda hidden, weight, bias: (hidden, weight, bias)
@@ -210,10 +210,10 @@ class ServedModel:
 
 
 class TokenText:
-    """The bytes and the displayed text of each token id, which may be a part of a character.
+    """Bytes and displayed text of each token id, which may be a part of a character.
 
     Args:
-        tokenizer: Whose ids they are.
+        tokenizer: Tokenizer of the ids.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -222,7 +222,7 @@ class TokenText:
         self._lengths = tokenizer.byte_lengths
 
     def bytes(self, index: int) -> bytes:
-        """Return the bytes of a token; a special token's are those of its name, an unknown id has none."""
+        """Return the bytes of a token: for a special token those of its name, for an unknown id none."""
         token = self._tokenizer.backend.id_to_token(index)
         if token is None:
             return b""
@@ -236,7 +236,7 @@ class TokenText:
         return str(token).replace("▁", " ").encode() if length else str(token).encode()
 
     def text(self, index: int) -> str:
-        """Return the bytes as text; a part of a character is shown as U+FFFD."""
+        """Return the bytes as text; a partial character is shown as U+FFFD."""
         return self.bytes(index).decode("utf-8", "replace")
 
 
@@ -258,18 +258,18 @@ def load_served(
 
     Args:
         model: A run's folder, a checkpoint, a bundle, a Hugging Face folder, a GGUF file, or a hub name.
-        adapter: A folder with an adapter to apply to it.
-        name: What requests call it; None: its folder's name.
-        chat_template: A preset's name or a file, instead of the tokenizer's own.
-        device: Where to run; auto takes the accelerator if there is one.
-        dtype: Of the weights; keep: as they are stored.
-        max_batch_size: Sequences that run at once.
+        adapter: Folder of an adapter to apply to the model.
+        name: Model name in requests; None: its folder's name.
+        chat_template: Preset name or file that replaces the tokenizer's own template.
+        device: Device of the model; auto takes the accelerator if there is one.
+        dtype: Dtype of the weights; keep: as stored.
+        max_batch_size: Maximum number of sequences that run at once.
         cache_tokens: Capacity of the KV cache in tokens; None: a full context for each sequence of the batch.
         prefill_chunk: Prompt tokens processed in one forward pass.
-        compile: Decode through torch.compile with fixed shapes.
+        compile: Whether to decode through torch.compile with fixed shapes.
         draft_model: A smaller model with the same tokenizer that proposes tokens for this one to verify.
-        draft_tokens: Tokens to propose at a time; without a draft model they are looked up in the text so far; 0: no
-            speculation.
+        draft_tokens: Number of tokens to propose at a time; without a draft model they are looked up in the text so
+            far; 0 disables speculation.
 
     Raises:
         UserError: If there is no such model, it is damaged, has no tokenizer, or a setting does not fit it.
@@ -295,7 +295,7 @@ def load_served(
 
 
 def _num_characters(value: Any) -> int:
-    """Of all texts in a JSON value, whose nesting the parser has bounded."""
+    """Return the number of characters of all texts in a JSON value, whose nesting the parser has limited."""
     if isinstance(value, str):
         return len(value)
     parts = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()

@@ -1,7 +1,7 @@
-"""The OpenAPI document at `/openapi.json`: the routes, their requests, and the shapes of their answers.
+"""The OpenAPI document at `/openapi.json`: routes, requests and response formats.
 
-Requests are described by the models that validate them (`protocol`), answers by the models here, which tests compare
-with real answers.
+Requests are described by the models that validate them (`protocol`), responses by the models here, which tests compare
+with actual responses.
 """
 
 from typing import Any, Literal
@@ -34,7 +34,7 @@ class _Shape(BaseModel):
 
 
 class ErrorDetail(_Shape):
-    """What is wrong."""
+    """Description of an error."""
 
     message: str
     type: str
@@ -43,13 +43,13 @@ class ErrorDetail(_Shape):
 
 
 class Error(_Shape):
-    """An answer that reports an error."""
+    """A response that reports an error."""
 
     error: ErrorDetail
 
 
 class Usage(_Shape):
-    """Tokens of a request."""
+    """Token usage of a request."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -72,7 +72,7 @@ class Call(_Shape):
 
 
 class AnswerMessage(_Shape):
-    """The model's message."""
+    """Message of the model."""
 
     role: Literal["assistant"]
     content: str | None
@@ -89,7 +89,7 @@ class Likely(_Shape):
 
 
 class ChosenToken(Likely):
-    """A token of an answer, and the likeliest ones at its place."""
+    """A token of an answer, and the most likely ones at its position."""
 
     top_logprobs: list[Likely]
 
@@ -201,12 +201,12 @@ class Status(_Shape):
 
 
 def answered_with(model: type[BaseModel], *more: int, streams: bool = False) -> dict[int | str, dict[str, Any]]:
-    """Return a route's answers, for FastAPI's `responses`.
+    """Return the responses of a route, for FastAPI's `responses`.
 
     Args:
-        model: Shape of the answer.
-        more: Other statuses with this shape.
-        streams: Whether it may come as server-sent events, too.
+        model: Format of the response.
+        more: Other statuses with this format.
+        streams: Whether it may also come as server-sent events.
     """
     ok: dict[str, Any] = {"model": model, "description": "The answer"}
     if streams:
@@ -216,7 +216,7 @@ def answered_with(model: type[BaseModel], *more: int, streams: bool = False) -> 
 
 
 def answered_with_text(media_type: str) -> dict[int | str, dict[str, Any]]:
-    """Return the answers of a route that gives a text."""
+    """Return the responses of a route that returns a text."""
     return {200: {"description": "The text", "content": {media_type: {"schema": {"type": "string"}}}}}
 
 
@@ -224,14 +224,14 @@ def document(app: FastAPI, model: str, root_path: str, with_keys: bool) -> dict[
     """Return the OpenAPI document.
 
     Args:
-        app: With all its routes.
-        model: Name of the one model that requests may name.
-        root_path: Prefix of a proxy in front.
+        app: Application with all its routes.
+        model: Name of the model that requests may name.
+        root_path: Prefix of a reverse proxy.
         with_keys: Whether the API needs a key.
     """
     made = get_openapi(title="lit_gpt", version=__version__, routes=app.routes, servers=[{"url": root_path or "/"}])
     schemas: dict[str, Any] = made["components"]["schemas"]
-    for name in ("HTTPValidationError", "ValidationError"):  # FastAPI's shape of a refusal; ours is OpenAI's
+    for name in ("HTTPValidationError", "ValidationError"):  # FastAPI's error format, which is replaced by OpenAI's
         schemas.pop(name, None)
     for schema in schemas.values():
         if "Request" in schema["title"]:

@@ -1,7 +1,7 @@
-"""The requests that a client may send, field by field as in OpenAI's API, and what they mean for the engine.
+"""Request formats, field by field as in OpenAI's API, and their translation to engine parameters.
 
-A field that is known and changes nothing here is accepted; one that would change the answer and is not supported, or
-that nobody knows, is refused: an answer that silently ignores half of a request is worse than none.
+A known field that has no effect here is accepted; a field that would change the answer but is not supported, or that is
+unknown, is rejected: an answer that silently ignores half of a request is worse than none.
 """
 
 import json
@@ -32,7 +32,7 @@ MAX_FIELDS = 64
 MAX_METADATA = 16
 MAX_TOP_LOGPROBS = 20
 COMPLETION_TOKENS = 16
-"""OpenAI's default for completions; an answer in a chat may fill the context."""
+"""OpenAI's default for completions; a chat answer may fill the context."""
 SMALLEST_TOP_P = 1e-9
 """Replaces `top_p: 0`, which OpenAI's API allows: only the most likely token remains."""
 _INT64 = 1 << 63
@@ -42,15 +42,15 @@ TokenIds = Annotated[list[Annotated[StrictInt, Field(ge=0, lt=1 << 31)]], Field(
 ToolName = Annotated[StrictStr, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
 Texts = Annotated[list[StrictStr], Field(min_length=1, fail_fast=True)]
 Prompts = StrictStr | TokenIds | Texts | Annotated[list[TokenIds], Field(min_length=1, fail_fast=True)]
-"""One text or several, as characters or as token ids. Without `fail_fast`, two megabytes of wrong items are half a
+"""One or several texts, as characters or token ids. Without `fail_fast`, two megabytes of invalid items cause half a
 million errors: gigabytes of memory, and half a minute in which the server does nothing else."""
 SchemaName = Annotated[StrictStr, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
 _BRANCHES = {"str", "int", "NamedTool"}
-"""What pydantic adds to an error's location for the branches of a union; not field names."""
+"""Components that pydantic adds to an error's location for the branches of a union; these are not field names."""
 
 
 def _few(most: int) -> BeforeValidator:
-    """Refuse an object of more fields than that, before each of them is validated."""
+    """Reject an object with more fields than that, before each of them is validated."""
     return BeforeValidator(partial(_refuse_many, most))
 
 
@@ -61,7 +61,7 @@ def _refuse_many(most: int, value: Any) -> Any:
 
 
 class _Known(BaseModel):
-    """Unknown fields are refused."""
+    """Base class of models that reject unknown fields."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -86,7 +86,7 @@ class JsonSchema(_Known):
     schema_: Annotated[dict[str, Any], Field(alias="schema")]
     description: str | None = None
     strict: StrictBool | None = None
-    """Without effect: the answer follows the schema in any case."""
+    """No effect: the answer always follows the schema."""
 
 
 class ResponseFormat(_Known):
@@ -101,7 +101,7 @@ class ResponseFormat(_Known):
     def _complete(self) -> "ResponseFormat":
         for name in ("json_schema", "regex", "grammar"):
             if (self.type == name) != (getattr(self, name) is not None):
-                raise ValueError(f"`{name}` goes with type {name!r}, and that type with it")
+                raise ValueError(f"`{name}` and type {name!r} require each other")
         return self
 
 
@@ -152,7 +152,7 @@ class _Sampled(_Known):
     user: str | None = None
     # Extensions, named as in vLLM: through `extra_body` of the openai client.
     top_k: Annotated[StrictInt, Field(ge=0)] | None = None
-    """0: all tokens."""
+    """0 means all tokens."""
     min_p: Annotated[Finite, Field(ge=0, le=1)] | None = None
     repetition_penalty: Annotated[Finite, Field(gt=0, le=10)] | None = None
     ignore_eos: StrictBool = False
@@ -167,7 +167,7 @@ class _Sampled(_Known):
     @model_validator(mode="after")
     def _stream_options_with_stream(self) -> "_Sampled":
         if self.stream_options is not None and not self.stream:
-            raise ValueError("`stream_options` goes with `stream: true`")
+            raise ValueError("`stream_options` requires `stream: true`")
         return self
 
     @property
@@ -193,7 +193,7 @@ class ChatRequest(_Sampled):
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     parallel_tool_calls: StrictBool | None = None
     modalities: list[Literal["text"]] | None = None
-    # Accepted, and without effect on the answer here.
+    # Accepted without effect on the answer.
     metadata: Annotated[dict[str, str], _few(MAX_METADATA)] | None = None
     store: Literal[False] | None = None
     service_tier: Literal["auto", "default"] | None = None
@@ -203,7 +203,7 @@ class ChatRequest(_Sampled):
     @model_validator(mode="after")
     def _belong_together(self) -> "ChatRequest":
         if self.top_logprobs is not None and not self.logprobs:
-            raise ValueError("`top_logprobs` goes with `logprobs: true`")
+            raise ValueError("`top_logprobs` requires `logprobs: true`")
         names = [tool.function.name for tool in self.tools or ()]
         if len(set(names)) < len(names):
             raise ValueError("two tools have the same name")
@@ -212,7 +212,7 @@ class ChatRequest(_Sampled):
         if self.tool_choice == "required" and not names:
             raise ValueError("`tool_choice` is 'required' without `tools`")
         if self.max_tokens is not None and self.max_completion_tokens is not None:
-            raise ValueError("`max_tokens` is the old name of `max_completion_tokens`; give one of them")
+            raise ValueError("`max_tokens` is the old name of `max_completion_tokens`; set only one of them")
         return self
 
 
@@ -221,7 +221,7 @@ class CompletionRequest(_Sampled):
 
     prompt: Prompts = ""
     max_tokens: Annotated[StrictInt, Field(ge=0)] | None = None
-    """0: no answer; with `echo` and `logprobs`, the log-probabilities of the prompt alone."""
+    """0: no answer; with `echo` and `logprobs`, only the log-probabilities of the prompt."""
     logprobs: Annotated[StrictInt, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     echo: StrictBool | None = None
     best_of: StrictInt | None = None
@@ -245,15 +245,15 @@ class EmbeddingRequest(_Known):
 
 
 def refusal(errors: list[Any]) -> ApiError:
-    """Return the first thing that is wrong with a request, in OpenAI's shape and without quoting it.
+    """Return the first validation error of a request in OpenAI's format, without quoting the request.
 
     Args:
-        errors: From pydantic's `ValidationError.errors()`.
+        errors: Output of pydantic's `ValidationError.errors()`.
     """
     field = errors[0]["loc"][:2]
     same = [error for error in errors if error["loc"][:2] == field]
-    # A union reports an error for each branch. Where the value has a branch's type but breaks its bound, or the branch
-    # has read furthest into the value, that branch says most.
+    # A union reports an error for each branch. The most informative branch is one whose type matches but whose bound is
+    # violated, or the one that has read furthest into the value.
     first = max(same, key=lambda error: (_deepest(error["loc"]), not error["type"].endswith("_type")))
     place = [str(part) for part in first["loc"] if part != "body"]
     param = _param(place)
@@ -262,7 +262,7 @@ def refusal(errors: list[Any]) -> ApiError:
     if first["type"] == "missing":
         return ApiError(400, f"the field {param!r} is missing", "missing_required_parameter", param)
     message = str(first["msg"]).removeprefix("Value error, ")
-    if first["type"].endswith("_type"):  # of no branch's type: name them all
+    if first["type"].endswith("_type"):  # no branch's type matches: name them all
         at_same_place = [error for error in same if _param([str(p) for p in error["loc"] if p != "body"]) == param]
         wanted = dict.fromkeys(str(error["msg"]).removeprefix("Input should be ") for error in at_same_place)
         message = f"it must be {' or '.join(wanted)}"
@@ -270,7 +270,7 @@ def refusal(errors: list[Any]) -> ApiError:
 
 
 def _deepest(location: tuple[str | int, ...]) -> tuple[int, ...]:
-    """How far a validator came into lists: the indices in a location, or how long it is where there is none."""
+    """Return how far a validator came into lists: the indices in a location, or its length if there are none."""
     indices = tuple(part for part in location if isinstance(part, int))
     return (len(indices), *indices) if indices else (0, len([p for p in location if _is_field(str(p))]))
 
@@ -294,17 +294,17 @@ def _param(place: list[str]) -> str:
 
 
 def answer_tokens(asked: int | None, default: int | None, prompt_tokens: int, max_length: int, limits: Limits) -> int:
-    """Return how many tokens an answer may have.
+    """Return the maximum number of tokens of an answer.
 
     Args:
-        asked: Number that the request asks for; None: not said.
-        default: Number then; None: what the context has space for.
-        prompt_tokens: Tokens of the prompt.
-        max_length: Tokens of prompt and answer together.
-        limits: The server's.
+        asked: Number requested; None: not specified.
+        default: Number if not specified; None: as many as fit into the context.
+        prompt_tokens: Number of prompt tokens.
+        max_length: Maximum number of tokens of prompt and answer together.
+        limits: Limits of the server.
 
     Raises:
-        ApiError: 400, if the prompt is too long, or more is asked for than possible.
+        ApiError: 400 if the prompt is too long, or more tokens are requested than possible.
     """
     if limits.prompt_tokens is not None and prompt_tokens > limits.prompt_tokens:
         message = f"the prompt has {prompt_tokens} tokens, more than the server's limit of {limits.prompt_tokens}"
@@ -336,7 +336,7 @@ def sampling_params(
     stop_token_ids: tuple[int, ...] = (),
     constraint: Constraint | None = None,
 ) -> SamplingParams:
-    """Return how the tokens of a request are drawn, with OpenAI's defaults.
+    """Return the sampling parameters of a request, with OpenAI's defaults.
 
     Raises:
         UserError: If a value is out of the engine's bounds.
@@ -365,7 +365,7 @@ def sampling_params(
 
 
 def for_choice(params: SamplingParams, choice: int) -> SamplingParams:
-    """Return the parameters of the n-th of several answers: with a seed of its own, if there is one."""
+    """Return the parameters of the n-th of several answers, with a different seed if there is one."""
     return params if params.seed is None or choice == 0 else replace(params, seed=(params.seed + choice) % MAX_SEED)
 
 
@@ -386,10 +386,10 @@ def format_constraint(response_format: ResponseFormat | None) -> Constraint | No
 
 
 def bounded(constraint: Constraint | None, limits: Limits) -> Constraint | None:
-    """Return the same constraint, if it is not too large.
+    """Return the constraint unchanged if it is not too large.
 
     Raises:
-        ApiError: 400.
+        ApiError: 400 if it is too large.
     """
     if constraint is not None:
         source = constraint.source if isinstance(constraint.source, str) else json.dumps(constraint.source)
@@ -400,7 +400,7 @@ def bounded(constraint: Constraint | None, limits: Limits) -> Constraint | None:
 
 
 def listed_prompts(prompt: str | list[int] | list[str] | list[list[int]]) -> list[str | list[int]]:
-    """Return one prompt or several, texts or ids, as a list of them."""
+    """Return one or several prompts, texts or ids, as a list."""
     if isinstance(prompt, str):
         return [prompt]
     if isinstance(prompt[0], int):

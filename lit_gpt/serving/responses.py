@@ -1,7 +1,7 @@
-"""From a sequence's events to a response: text, tool calls and log-probabilities, complete or as server-sent events.
+"""Convert a sequence's events to a response (text, tool calls, log-probabilities), complete or as server-sent events.
 
-`Answer` accumulates the events of one sequence; `GuardedAnswers` lets the guards inspect what it adds before the client
-sees it; `while_connected` and `StreamResponse` send it, and end with the client.
+`Answer` accumulates the events of one sequence; `GuardedAnswers` lets the guards inspect additions before the client
+sees them; `while_connected` and `StreamResponse` send the response, and end with the client.
 """
 
 import asyncio
@@ -33,7 +33,7 @@ PING_SECONDS = 15
 
 
 def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, Any]:
-    """Return the token usage of a request as OpenAI's API counts it: a prompt once, however many answers it gets."""
+    """Return the token usage as OpenAI's API counts it: a prompt once, regardless of the number of its answers."""
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion_tokens,
@@ -46,12 +46,12 @@ def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, Any]:
 
 @dataclass
 class Delta:
-    """What some events add to an answer."""
+    """Addition to an answer by some events."""
 
     text: str = ""
     calls: list[ToolCall] = field(default_factory=list)
     tokens: list[TokenEvent] = field(default_factory=list)
-    """Those whose text is shown, where log-probabilities are requested."""
+    """Events whose text is shown, if log-probabilities are requested."""
     finish_reason: str | None = None
 
     def __bool__(self) -> bool:
@@ -59,13 +59,13 @@ class Delta:
 
 
 class Answer:
-    """One sequence as it grows.
+    """The answer of one sequence, which grows with its events.
 
     Args:
         tokens: Bytes of tokens; None: no log-probabilities are requested.
         reader: Separates tool calls from text; None: there are no tools.
-        streamed: Whether what was returned once need not be stored.
-        healed: Text at its beginning that belongs to the prompt (see token healing in `lit_gpt.generation.text`).
+        streamed: Whether returned text need not be stored.
+        healed: Text at the beginning that belongs to the prompt (see token healing in `lit_gpt.generation.text`).
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class Answer:
         """Process the next events.
 
         Returns:
-            What they add; `whole` has all of it, unless it is streamed.
+            The addition; `whole` accumulates everything, unless it is streamed.
         """
         delta = Delta()
         for event in events:
@@ -136,7 +136,7 @@ class ShownTokens:
         self._written = self._shown = 0
 
     def feed(self, event: TokenEvent) -> list[TokenEvent]:
-        """Process an event and return the tokens whose text is shown now."""
+        """Process an event and return the tokens whose text is now shown."""
         if event.token_id is not None:
             start = self._written
             self._written += len(self._tokens.bytes(event.token_id))
@@ -156,7 +156,7 @@ class ShownTokens:
 
 
 def chat_logprobs(events: Sequence[TokenEvent], tokens: TokenText) -> dict[str, Any]:
-    """Return log-probabilities in the shape of chat completions."""
+    """Return log-probabilities in the format of chat completions."""
 
     def entry(index: int, logprob: float | None) -> dict[str, Any]:
         return {"token": tokens.text(index), "logprob": _finite(logprob), "bytes": list(tokens.bytes(index))}
@@ -170,7 +170,7 @@ def chat_logprobs(events: Sequence[TokenEvent], tokens: TokenText) -> dict[str, 
 
 
 class CompletionLogprobs:
-    """Log-probabilities in the shape of completions, for consecutive parts of one text.
+    """Log-probabilities in the format of completions, for consecutive parts of one text.
 
     Args:
         tokens: Bytes of tokens.
@@ -179,16 +179,16 @@ class CompletionLogprobs:
     def __init__(self, tokens: TokenText) -> None:
         self._tokens = tokens
         self._characters = 0
-        """Characters that have begun: tokens may be parts of one, so they are counted by their first bytes."""
+        """Number of characters that have started, counted by first bytes, as a token may be a part of one."""
 
     def add(self, events: Sequence[TokenEvent]) -> dict[str, Any]:
-        """Return those of generated tokens."""
+        """Return the log-probabilities of generated tokens."""
         return self._shape(
             [(event.token_id, event.logprob, event.top_logprobs) for event in events if event.token_id is not None]
         )
 
     def add_prompt(self, prompt: Sequence[TokenLogprob], events: Sequence[TokenEvent] = ()) -> dict[str, Any]:
-        """Return those of a prompt's tokens, of which the first has none, and of generated tokens after them."""
+        """Return the log-probabilities of a prompt's tokens (None for the first) and of generated tokens after them."""
         return _joined(self._shape(prompt, with_none=True), self.add(events))
 
     def _shape(self, rows: Sequence[tuple[int, float | None, Any]], with_none: bool = False) -> dict[str, Any]:
@@ -219,12 +219,12 @@ def _finite(logprob: float | None) -> float:
 
 
 class GuardedAnswers:
-    """The sequences of a request as they grow, and what of them the guards let pass.
+    """The growing sequences of a request, filtered by the guards.
 
     Args:
         chain: The guards.
-        active: The request: a sequence whose answer is blocked gives its slot back.
-        answers: Of its sequences.
+        active: The request; a sequence whose answer is blocked releases its slot.
+        answers: Answers of its sequences.
     """
 
     def __init__(self, chain: GuardChain, active: ActiveRequest, answers: Sequence[Answer]) -> None:
@@ -236,13 +236,13 @@ class GuardedAnswers:
         self._wholes = [Delta() for _ in answers]
 
     async def deltas(self) -> AsyncIterator[tuple[int, Delta]]:
-        """Yield the index of a sequence and what was added to it, until all have ended."""
+        """Yield the index of a sequence and its addition, until all have ended."""
         async for batch in self._active.batches():
             for index in dict.fromkeys(index for index, _ in batch):
                 yield index, await self._feed(index, [event for owner, event in batch if owner == index])
 
     async def _feed(self, index: int, events: Sequence[TokenEvent]) -> Delta:
-        """Process the next events of a sequence and return what may be shown of them."""
+        """Process the next events of a sequence and return what may be shown."""
         answer = self._answers[index]
         if not self._checks:
             return answer.feed(events)
@@ -251,7 +251,7 @@ class GuardedAnswers:
         added = answer.feed(events)
         if not added:
             return added
-        # In a thread: a detector or classifier may take its time.
+        # In a thread, because a detector or classifier may be slow.
         added = await anyio.to_thread.run_sync(self._checked, index, added)
         if self._guards[index].blocked:
             self._active.stop(index)
@@ -263,12 +263,12 @@ class GuardedAnswers:
         return added
 
     def whole(self, index: int) -> Delta:
-        """Return all that may be shown of a sequence that was not streamed."""
+        """Return everything that may be shown of a sequence that was not streamed."""
         return self._wholes[index] if self._checks else self._answers[index].whole
 
     def _checked(self, index: int, added: Delta) -> Delta:
         guard = self._guards[index]
-        # A call ends the text before it: nothing in that text can continue in the call.
+        # A call ends the text before it, so no match can extend into the call.
         text = guard.feed(added.text, last=added.finish_reason is not None or bool(added.calls))
         calls = []
         for call in added.calls:
@@ -282,13 +282,13 @@ class GuardedAnswers:
 
 
 def refuse_logprobs(chain: GuardChain, requested: bool) -> None:
-    """Refuse log-probabilities where they would reveal tokens that guards remove.
+    """Reject log-probabilities if they would reveal tokens that guards remove.
 
     Raises:
-        ApiError: 400.
+        ApiError: 400 if they are requested and guards check answers.
     """
     if requested and chain.checks("output"):
-        message = "this server's guards check answers, so it gives no logprobs"
+        message = "this server's guards check answers, so it returns no logprobs"
         raise ApiError(400, message, "logprobs_not_available", "logprobs")
 
 
@@ -296,15 +296,15 @@ def refuse_logprobs(chain: GuardChain, requested: bool) -> None:
 
 
 async def prepared(active: ActiveRequest, prepare: Callable[[], Result], builder: Executor | None = None) -> Result:
-    """Run CPU work (templates, tokenisation, grammars) in a thread.
+    """Run CPU work (templates, tokenization, grammars) in a thread.
 
     Args:
-        active: Is closed if the work fails.
-        prepare: Submits the request's sequences.
-        builder: Where to run instead of the common thread pool, which slow work could exhaust.
+        active: Request, which is closed if the work fails.
+        prepare: Function that submits the request's sequences.
+        builder: Executor for slow work, which could exhaust the default thread pool.
 
     Raises:
-        ApiError: 504, if the request's time is up before the builder has finished.
+        ApiError: 504 if the request's time is up before the builder has finished.
     """
     try:
         if builder is None:
@@ -324,10 +324,10 @@ async def while_connected(request: Request, work: Coroutine[Any, Any, Result]) -
 
     Args:
         request: A request whose body has been read.
-        work: Is cancelled when the client disconnects.
+        work: Work to await; it is cancelled when the client disconnects.
 
     Raises:
-        ApiError: 499, which nobody reads, if it disconnected.
+        ApiError: 499, which nobody receives, if it disconnected.
     """
     working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_disconnected(request))
     try:
@@ -350,9 +350,9 @@ class StreamResponse(EventSourceResponse):
     """Server-sent events of one request.
 
     Args:
-        active: Is closed however the response ends, even before its first event.
-        chunks: JSON values; an `ApiError` among them is sent as the last event.
-        limits: The server's.
+        active: The request, which is closed however the response ends, even before its first event.
+        chunks: JSON values; an `ApiError` is sent as the last event.
+        limits: Limits of the server.
     """
 
     def __init__(self, active: ActiveRequest, chunks: AsyncIterator[dict[str, Any]], limits: Limits) -> None:
@@ -378,10 +378,10 @@ class StreamResponse(EventSourceResponse):
             yield _event("[DONE]")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the stream, then give back what the request held."""
+        """Send the stream, then release the request's resources."""
         try:
             await super().__call__(scope, receive, send)
-        except TimeoutError:  # the client has not read for too long: treated as disconnected
+        except TimeoutError:  # the client has not read for too long and is treated as disconnected
             note(scope, stalled=1)
         finally:
             self._active.close()

@@ -1,9 +1,9 @@
-"""The process that serves: its socket, uvicorn's settings, and an orderly shutdown.
+"""The server process: its socket, uvicorn's settings, and graceful shutdown.
 
-uvicorn's own settings bound connections (`limits.connections`, answered with 503), idle ones
-(`limits.keep_alive_seconds`) and the size of a request's head. Clients that send or read a byte at a time
-on purpose are left to a reverse proxy that buffers requests and times out slow clients; publish the server behind one.
-For nginx:
+uvicorn's own settings limit connections (`limits.connections`, answered with 503), idle ones
+(`limits.keep_alive_seconds`) and the size of a request's head. Clients that intentionally send or read a byte at a time
+must be handled by a reverse proxy that buffers requests and times out slow clients; publish the server behind one. For
+nginx:
 
     location /llm/ {
         proxy_pass http://127.0.0.1:8000/;       # serve with --root_path /llm and --allowed_hosts llm.example.org
@@ -32,20 +32,20 @@ from lit_gpt.serving.service import Service
 
 BACKLOG = 2048
 HEAD_BYTES = 65_536
-"""Of a request's line and headers; uvicorn answers a longer one with 400."""
+"""Maximum size of a request's line and headers; uvicorn answers a longer one with 400."""
 LAST_SECONDS = 10
-"""Beyond the drain, for answers that report the shutdown to arrive."""
+"""Time after the drain for responses that report the shutdown to arrive."""
 
 
 def listen(host: str, port: int) -> socket.socket:
     """Open the socket before anything slow, so that a taken port is reported at once.
 
     Args:
-        host: Name or address.
-        port: 0 takes any free one.
+        host: Host name or address.
+        port: Port; 0 takes any free one.
 
     Raises:
-        UserError: If it cannot be opened.
+        UserError: If the socket cannot be opened.
     """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -64,11 +64,11 @@ def address_of(opened: socket.socket) -> str:
 
 
 class DrainingServer(uvicorn.Server):
-    """A server that drains: on shutdown it accepts nothing new, finishes accepted requests, and ends what is left.
+    """A server that drains on shutdown: it accepts nothing new, finishes accepted requests, and ends the rest.
 
     Args:
         config: uvicorn's settings.
-        service: What it serves.
+        service: Service behind the application.
     """
 
     def __init__(self, config: uvicorn.Config, service: Service) -> None:
@@ -82,7 +82,7 @@ class DrainingServer(uvicorn.Server):
         self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Drain."""
+        """Drain, then shut down."""
         self._service.stop_accepting()
         loop = asyncio.get_running_loop()
         last = loop.call_later(self._service.limits.drain_seconds, self._service.end_all)
@@ -117,9 +117,9 @@ def serve_until_stopped(app: ASGIApp, service: Service, opened: socket.socket) -
     """Serve on a socket until SIGTERM or Ctrl-C.
 
     Args:
-        app: From `create_app`.
-        service: What it serves; it is closed at the end.
-        opened: From `listen`.
+        app: Application from `create_app`.
+        service: Service behind the application; it is closed at the end.
+        opened: Socket from `listen`.
     """
     raise_file_limit(2 * service.limits.connections)
     threading.excepthook = _thread_failed  # the default would print the exception's message
@@ -136,7 +136,7 @@ def _thread_failed(failure: threading.ExceptHookArgs) -> None:
 
 
 def raise_file_limit(wanted: int) -> None:
-    """Let the process open this many files, as far as the system allows."""
+    """Allow the process to open this many files, as far as the system permits."""
     if sys.platform == "win32":
         return
     import resource

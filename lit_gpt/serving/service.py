@@ -1,9 +1,9 @@
-"""What all routes share, and a request while it is processed.
+"""State shared by all routes, and requests while they are processed.
 
 `Service` holds the model, its limits and counters, and the requests in flight. `ActiveRequest` is one of them: its
 sequences in the engine, and every way in which it can end: when all its sequences have ended, when its client
-disconnects, when its time is up, or when the server shuts down. Each time the engine is notified at once, so a slot
-is free within one engine iteration, and the request's places in the queue are given back.
+disconnects, when its time is up, or when the server shuts down. The engine is notified immediately, so that a slot is
+free within one engine iteration, and the request's slots in the queue are released.
 """
 
 import asyncio
@@ -26,27 +26,27 @@ from lit_gpt.serving.metrics import Metrics
 from lit_gpt.serving.model import ServedModel
 
 CLOSE_SECONDS = 10
-"""For the engine's thread to end."""
+"""Time for the engine's thread to end."""
 IndexedEvent = tuple[int, TokenEvent]
-"""Which sequence of the request, and its event."""
+"""Index of the sequence in the request, and its event."""
 _EVENTS_PER_TURN = 64
 
 
 @dataclass
 class Service:
-    """One model behind one address.
+    """A model and everything needed to serve it at one address.
 
     Attributes:
         served: The model.
         limits: Bounds for every client.
-        admission: Of sequences in the engine.
-        direct_admission: Of texts whose hidden states are read directly (embeddings, prompt log-probabilities), which
-            do not go through the engine.
-        metrics: For Prometheus.
-        guard_chain: Guards that texts going in and out pass, in order.
+        admission: Admission control of sequences in the engine.
+        direct_admission: Admission control of texts whose hidden states are read directly (embeddings, prompt
+            log-probabilities), bypassing the engine.
+        metrics: Metrics for Prometheus.
+        guard_chain: Guards that inspect texts going in and out, in order.
         active: Requests in the engine.
-        direct: One thread for what bypasses the engine, so that these requests take turns.
-        builder: Two threads for requests with a constraint, so that compiling grammars delays no other request.
+        direct: One thread for requests that bypass the engine, so that they run one after another.
+        builder: Two threads for requests with a constraint, so that compiling grammars does not delay others.
     """
 
     served: ServedModel
@@ -76,20 +76,20 @@ class Service:
         return service
 
     def check_model(self, name: str) -> None:
-        """Refuse a request for another model.
+        """Reject a request for another model.
 
         Raises:
-            ApiError: 404.
+            ApiError: 404 if the name is not that of the served model.
         """
         if name != self.served.name:
             message = f"the model {shown(name)} does not exist; this server has {self.served.name!r}"
             raise ApiError(404, message, "model_not_found", "model")
 
     def start(self, sequences: int) -> "ActiveRequest":
-        """Reserve places for a request.
+        """Reserve slots for a request.
 
         Raises:
-            ApiError: If there are none.
+            ApiError: If there are not enough.
         """
         try:
             ticket = self.admission.enter(sequences)
@@ -99,7 +99,7 @@ class Service:
         return ActiveRequest(self.served, self.metrics, ticket, self.limits.request_seconds, self.active)
 
     def stop_accepting(self) -> None:
-        """Refuse new requests; accepted ones continue."""
+        """Reject new requests; accepted ones continue."""
         self.admission.draining = self.direct_admission.draining = True
 
     def end_all(self) -> None:
@@ -119,14 +119,14 @@ class Service:
 
 
 class ActiveRequest:
-    """A request in the engine; made in the event loop, before anything is submitted.
+    """A request in the engine; created in the event loop, before anything is submitted.
 
     Args:
         served: The model whose engine runs it.
-        metrics: Where tokens and times are counted.
-        ticket: The request's places.
-        seconds: Time until it is ended.
-        registry: Set that it belongs to while it lives, so that shutdown can end it.
+        metrics: Metrics for tokens and times.
+        ticket: Slots reserved by the request.
+        seconds: Time until the request is ended.
+        registry: Set of active requests, to which it belongs while it lives, so that shutdown can end it.
     """
 
     def __init__(
@@ -151,23 +151,23 @@ class ActiveRequest:
         registry.add(self)
 
     def submit(self, prompt_ids: Sequence[int], params: SamplingParams, matcher: Matcher | None = None) -> None:
-        """Add a sequence. From any thread, before `batches`; a sequence added to a closed request ends at once.
+        """Add a sequence, from any thread, before `batches`; a sequence added to a closed request ends immediately.
 
         Args:
-            prompt_ids: Its prompt.
-            params: How its tokens are drawn.
-            matcher: Restricts its tokens, where it has no constraint.
+            prompt_ids: Token ids of the prompt.
+            params: Sampling parameters.
+            matcher: Restricts its tokens, if it has no constraint.
 
         Raises:
-            UserError: If it can never run.
-            ApiError: If the engine takes no more.
+            UserError: If the sequence can never run.
+            ApiError: If the engine accepts no more sequences.
         """
         try:
             handle = self._served.loop.submit(prompt_ids, params, matcher=matcher)
         except QueueFullError:
             raise ApiError(429, "the server is busy; try again", "server_busy", headers={"Retry-After": "1"}) from None
         except RuntimeError:
-            raise ApiError(503, "the engine takes no more requests", "engine_stopped") from None
+            raise ApiError(503, "the engine accepts no more requests", "engine_stopped") from None
         self._handles.append(handle)
         if self._closed:
             handle.cancel()
@@ -175,7 +175,7 @@ class ActiveRequest:
     async def batches(self) -> AsyncIterator[list[IndexedEvent]]:
         """Yield the events that have arrived since the last time, until every sequence has ended.
 
-        They come several at a time, so that a stream that falls behind catches up in one piece.
+        Events are yielded several at a time, so that a stream that has fallen behind can catch up.
 
         Raises:
             ApiError: If the request was ended, or failed in the engine.
@@ -208,7 +208,7 @@ class ActiveRequest:
     def _count(self, index: int, event: TokenEvent) -> None:
         now = time.monotonic()
         if event.token_id is not None:
-            self._metrics.token()
+            self._metrics.record_generated_token()
             self._tokens[index] = self._tokens.get(index, 0) + 1
             if index not in self._first:
                 self._first[index] = now
@@ -219,7 +219,7 @@ class ActiveRequest:
             if self._tokens.get(index, 0) > 1:
                 self._metrics.between_tokens.observe((now - self._first[index]) / (self._tokens[index] - 1))
         if event.finish_reason == "error" and DEAD_END in (event.error or ""):
-            message = "no complete answer follows the schema, expression or grammar from here on; change it"
+            message = "no complete answer can satisfy the schema, expression or grammar from here on; change it"
             raise ApiError(400, message, "constraint_dead_end", "response_format")
         if event.finish_reason == "error":
             raise ApiError(500, "the request failed in the model; other requests continue", "generation_failed")
@@ -228,7 +228,7 @@ class ActiveRequest:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens generated so far, in all sequences."""
+        """Number of tokens generated so far, in all sequences."""
         return sum(self._tokens.values())
 
     def stop(self, index: int) -> None:
@@ -240,13 +240,13 @@ class ActiveRequest:
             self._metrics.ended.labels("content_filter").inc()
 
     def end(self, reason: ApiError) -> None:
-        """End the request from outside; the reader of `batches` gets the reason at once."""
+        """End the request from outside; the reader of `batches` gets the reason immediately."""
         for handle in self._handles:
             handle.cancel()
         self._arrived.put_nowait(reason)
 
     def close(self) -> None:
-        """Give everything back; a second call does nothing."""
+        """Release everything; a second call does nothing."""
         if self._closed:
             return
         self._closed = True

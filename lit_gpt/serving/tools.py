@@ -1,13 +1,13 @@
-"""Tool calls: how each kind of template has the model write one, how a call is forced, and how it is parsed.
+"""Tool calls: the formats in which models write them, how a call is forced, and how calls are parsed.
 
-The form is found by the marks that a template itself puts around earlier calls:
+The format is detected by the marks that a template itself puts around earlier calls:
 
 - Hermes and Qwen: `<tool_call>{"name": ..., "arguments": {...}}</tool_call>`, any number, text before them
 - Qwen3-Coder: `<tool_call><function=name><parameter=key>value</parameter></function></tool_call>`
 - Mistral: `[TOOL_CALLS][{"name": ..., "arguments": {...}}, ...]` or `[TOOL_CALLS]name[ARGS]{...}`, to the end
 - Granite 3: `<|tool_call|>[{"name": ..., "arguments": {...}}, ...]`, to the end
-- Llama 3: `{"name": ..., "parameters": {...}}`, the whole answer; `<|python_tag|>` may stand before it, and several
-  calls are separated by `;`
+- Llama 3: `{"name": ..., "parameters": {...}}`, the whole answer; `<|python_tag|>` may precede it, and several
+ calls are separated by `;`
 """
 
 import json
@@ -22,12 +22,12 @@ from lit_gpt.generation.request import Constraint
 
 @dataclass(frozen=True)
 class ToolForm:
-    """How a call is written.
+    """Format of a tool call.
 
     Attributes:
-        opening: Mark before it; empty: an answer that begins with a brace is a call.
-        closing: Mark after it; empty: it extends to the end.
-        arguments: The key of its arguments.
+        opening: Mark before the call; empty: an answer that starts with a brace is a call.
+        closing: Mark after the call; empty: it extends to the end.
+        arguments: Key of its arguments.
         is_xml: Whether it is written in Qwen3-Coder's tags instead of JSON.
     """
 
@@ -56,35 +56,35 @@ _DATA_KEYWORDS = frozenset({"const", "enum", "default", "examples", "example"})
 
 @dataclass(frozen=True)
 class ToolCall:
-    """A call that the model has written."""
+    """A call written by the model."""
 
     name: str
     arguments: str
     """A JSON object."""
 
     def to_dict(self, index: int | None = None) -> dict[str, Any]:
-        """Return it as OpenAI's API has it; with an index in a stream."""
+        """Return the call in the format of OpenAI's API, with an index in a stream."""
         place = {} if index is None else {"index": index}
         function = {"name": self.name, "arguments": self.arguments}
         return {**place, "id": f"call_{secrets.token_hex(12)}", "type": "function", "function": function}
 
 
 def tool_form(template: str) -> ToolForm | None:
-    """Return the form of a chat template, by the marks in its source; None: it has none for tools."""
+    """Return the call format of a chat template, detected by the marks in its source; None: it supports no tools."""
     if "<function=" in template and QWEN_CODER.opening in template:
         return QWEN_CODER
     for form in (HERMES, MISTRAL, GRANITE):
         if form.opening in template:
             return form
-    return LLAMA if "tool_calls" in template and "ipython" in template else None  # Llama's name of the role `tool`
+    return LLAMA if "tool_calls" in template and "ipython" in template else None  # Llama's name for the role `tool`
 
 
 def call_constraint(form: ToolForm, functions: Sequence[dict[str, Any]]) -> Constraint:
-    """Force one call of one of these functions, and nothing else.
+    """Return a constraint that forces one call of one of these functions, and nothing else.
 
     Args:
-        form: Of the model; the call is written as JSON, without marks around it.
-        functions: `{"name": ..., "parameters": <JSON schema>}` each.
+        form: Call format of the model; the call is written as JSON, without marks around it.
+        functions: Functions as `{"name": ..., "parameters": <JSON schema>}`.
     """
     calls = []
     for number, function in enumerate(functions):
@@ -105,15 +105,15 @@ def call_constraint(form: ToolForm, functions: Sequence[dict[str, Any]]) -> Cons
 
 
 def rebased(schema: Any, place: str) -> Any:
-    """Return a JSON schema whose local references still hold where it stands inside another schema.
+    """Return a JSON schema whose local references remain valid inside another schema.
 
     Args:
-        schema: With references to its own root: `#`, `#/$defs/...`.
-        place: JSON pointer to it in the other schema, beginning with `#`.
+        schema: Schema with references to its own root: `#`, `#/$defs/...`.
+        place: JSON pointer to it in the other schema, starting with `#`.
     """
     if isinstance(schema, list):
         return [rebased(one, place) for one in schema]
-    if not isinstance(schema, dict) or "$id" in schema:  # an $id begins a resource with references of its own
+    if not isinstance(schema, dict) or "$id" in schema:  # an $id starts a resource with its own references
         return schema
     result: dict[str, Any] = {}
     for key, value in schema.items():
@@ -131,14 +131,14 @@ def rebased(schema: Any, place: str) -> Any:
 class ToolReader:
     """Separates tool calls from text in an answer as it grows.
 
-    Text is passed on at once, except for what may be the beginning of a call; a call is passed on when it is complete.
-    What looked like one and is none is passed on as the text that it is.
+    Text is passed on immediately, except for what may be the beginning of a call; a call is passed on when it is
+    complete. If it turns out not to be a call, it is passed on as text.
 
     Args:
-        form: Of the model.
+        form: Call format of the model.
         functions: Functions that may be called: name → JSON schema of the parameters.
         forced: Whether the whole answer is a call, as JSON without marks.
-        only_one: Whether to drop all calls but the first.
+        only_one: Whether to drop all calls after the first.
     """
 
     def __init__(
@@ -150,10 +150,10 @@ class ToolReader:
         self._forced = forced
         self._pending = ""
         self._inside = forced or not form.opening
-        """Whether a call has been opened."""
+        """Whether a call has started."""
         self._bare = self._inside
         self._is_text = False
-        """Whether what might have been a call without marks is a text."""
+        """Whether a possible call without marks has turned out to be text."""
         self._closing = "" if forced else form.closing
         self.num_calls = 0
 
@@ -161,10 +161,10 @@ class ToolReader:
         """Process more of the answer.
 
         Args:
-            text: What has been added.
+            text: Text that was added.
 
         Returns:
-            Texts and calls that are certain now, in their order.
+            Texts and calls that are now certain, in order.
         """
         self._pending += text
         found: list[str | ToolCall] = []
@@ -177,7 +177,7 @@ class ToolReader:
                     self._pending, self._inside = after, True
                     continue
                 kept = _overlap(self._pending, self._form.opening)
-                # White space may turn out to stand before a call, where it means nothing.
+                # White space may turn out to precede a call, where it has no meaning.
                 certain = self._pending[: len(self._pending) - kept].rstrip()
                 if certain:
                     found.append(certain)
@@ -201,7 +201,7 @@ class ToolReader:
             self._inside = False
 
     def finish(self) -> list[str | ToolCall]:
-        """Return what is left when the answer has ended."""
+        """Return the remaining texts and calls when the answer has ended."""
         rest, self._pending = self._pending, ""
         if not rest.strip():
             return []
@@ -210,7 +210,7 @@ class ToolReader:
         return self._calls(rest, rest if self._bare else self._form.opening + rest, at_end=True)
 
     def _closing_at(self) -> int | None:
-        """Where the closing mark stands that ends the open call: the first one outside of JSON strings."""
+        """Return the index of the closing mark of the open call: the first one outside of JSON strings."""
         if not self._closing:
             return None
         if self._form.is_xml and self._pending.lstrip().startswith("<"):
@@ -220,7 +220,7 @@ class ToolReader:
             return None
         hidden = _STRING.sub(lambda string: "_" * len(string[0]), self._pending)
         at = hidden.find(self._closing)
-        if at < 0 or '"' in hidden[:at]:  # none, or inside a string that has not ended yet
+        if at < 0 or '"' in hidden[:at]:  # not found, or inside a string that has not ended yet
             return None
         return at
 
@@ -236,7 +236,7 @@ class ToolReader:
         return list(calls)
 
     def _parsed(self, inside: str) -> list[ToolCall] | None:
-        """The calls in a text; None if any of it is something else."""
+        """Return the calls in a text, or None if any of it is something else."""
         if self._form.is_xml and not self._forced and inside.lstrip().startswith("<"):
             return self._parsed_xml(inside)
         calls: list[ToolCall] = []
@@ -264,7 +264,7 @@ class ToolReader:
         if not isinstance(name, str) or name not in self._functions:
             return None
         arguments = item.get("arguments", item.get("parameters", {}))
-        if isinstance(arguments, str):  # models write JSON in a string too, as OpenAI's API has it
+        if isinstance(arguments, str):  # models also write JSON in a string, as in OpenAI's API
             try:
                 arguments = json.loads(arguments) if arguments.strip() else {}
             except (ValueError, RecursionError):
@@ -274,7 +274,7 @@ class ToolReader:
         return ToolCall(name, json.dumps(arguments, ensure_ascii=False)) if isinstance(arguments, dict) else None
 
     def _parsed_xml(self, inside: str) -> list[ToolCall] | None:
-        """Calls in Qwen3-Coder's tags. A value is JSON, unless the function's schema says that it is a string."""
+        """Return the calls in Qwen3-Coder's tags; values are JSON unless the function's schema says string."""
         calls, at = [], 0
         while at < len(inside):
             function = _XML_FUNCTION.match(inside, at)
@@ -293,7 +293,7 @@ class ToolReader:
         return calls
 
     def _cut_off(self, inside: str) -> list[ToolCall] | None:
-        """A forced call that max_tokens has cut off: its arguments are what was written of them, as in OpenAI's API."""
+        """Return a forced call that max_tokens has truncated, with the arguments written so far, as in OpenAI's API."""
         found = _CUT_OFF.fullmatch(inside)
         return [ToolCall(found[1], found[2])] if found and found[1] in self._functions else None
 
@@ -309,5 +309,5 @@ def _xml_value(text: str, schema: Any) -> Any:
 
 
 def _overlap(text: str, mark: str) -> int:
-    """How many characters at the end of a text may be the beginning of a mark."""
+    """Return the number of characters at the end of a text that may be the beginning of a mark."""
     return next((size for size in range(min(len(text), len(mark) - 1), 0, -1) if text.endswith(mark[:size])), 0)

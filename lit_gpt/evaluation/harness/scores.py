@@ -16,7 +16,7 @@ RESAMPLES = 1000
 MAX_WRONG, MAX_RIGHT = 4, 2
 """Number of examples shown."""
 MAX_CHARACTERS = 600
-"""Length of a prompt in an example: its end is shown."""
+"""Number of characters of a prompt shown in an example, from its end."""
 
 SOURCES = {
     "hellaswag": "HellaSwag (Zellers et al. 2019, arXiv:1905.07830)",
@@ -28,11 +28,11 @@ DEFINITIONS = {
     "acc": "acc: share of questions whose right choice has the highest probability",
     "acc_norm": "acc_norm: the same with each choice's log-probability divided by its length in characters",
     "acc_bytes": "acc_bytes: the same with each choice's log-probability divided by its length in bytes",
-    "exact_match": "exact_match: share of questions whose written answer is the expected one, after the named filter",
+    "exact_match": "exact_match: share of questions whose generated answer is the expected one, after the named filter",
     "perplexity": "perplexity: exponential of the mean loss of the expected continuation",
-    "word_perplexity": "word_perplexity: exponential of the mean loss a word",
-    "byte_perplexity": "byte_perplexity: exponential of the mean loss a byte",
-    "bits_per_byte": "bits_per_byte: loss in bits for each UTF-8 byte of text",
+    "word_perplexity": "word_perplexity: exponential of the mean loss per word",
+    "byte_perplexity": "byte_perplexity: exponential of the mean loss per byte",
+    "bits_per_byte": "bits_per_byte: loss in bits per UTF-8 byte of text",
     "f1": "f1: harmonic mean of precision and recall",
 }
 
@@ -85,7 +85,7 @@ def group_results(
     settings: Mapping[str, Any],
     seed: int,
 ) -> list[Result]:
-    """Return a result for each group with scores of its own; its interval is over the questions of all its tasks."""
+    """Return a result for each group that has scores; its interval is over the questions of all its tasks."""
     of_tasks = {result.name: result for result in results}
     found = []
     for name, group in groups.items():
@@ -124,7 +124,7 @@ def group_results(
                 Result(
                     name,
                     str(group.alias or name),
-                    f"The scores of {len(members)} tasks together: {names}.",
+                    f"The combined scores of {len(members)} tasks: {names}.",
                     f"lm-eval's group {name}",
                     tuple(scores),
                     settings=dict(settings),

@@ -1,9 +1,9 @@
-"""Guards around the server: they inspect what goes in and out, redact or block it, and count what they found.
+"""Guards of the server: they inspect incoming and outgoing texts, redact or block them, and count their findings.
 
-A file names them, in the order in which a text passes them:
+A YAML file lists them, in the order in which a text passes them:
 
     guards:
-      - class_path: PIIGuard                    # one of ours by its name, yours as package.module.Class
+      - class_path: PIIGuard                    # built-in by name, custom as package.module.Class
         init_args: {input: redact, output: redact}
       - class_path: BlockListGuard
         init_args: {file: blocked.txt}
@@ -11,7 +11,7 @@ A file names them, in the order in which a text passes them:
         init_args: {class_path: my_package.Toxicity, threshold: 0.8}
 
 A blocked request is answered with 400 and the code `content_filter`; a blocked answer ends with the finish_reason
-`content_filter`. A guard that fails lets nothing pass.
+`content_filter`. If a guard fails, nothing passes.
 """
 
 from pathlib import Path
@@ -37,16 +37,16 @@ __all__ = [
 
 
 def load_guards(file: str | Path) -> list[Guard]:
-    """Construct the guards of a YAML file, in its order.
+    """Construct the guards of a YAML file, in order.
 
     Raises:
-        UserError: If the file cannot be read, or a guard in it is unknown or does not take its arguments.
+        UserError: If the file cannot be read, or a guard in it is unknown or does not accept its arguments.
     """
     content = read_yaml(file, "a YAML file of guards")
     if not isinstance(content, dict) or list(content) != ["guards"] or not isinstance(content["guards"], list):
         raise UserError(f"{file}: it has one field, `guards`, with a list of {{class_path: ..., init_args: ...}}")
     if not content["guards"]:
-        raise UserError(f"{file}: guards is empty; name one, or leave --guards out")
+        raise UserError(f"{file}: guards is empty; name one, or omit --guards")
     try:
         return [
             instantiate(entry, "guard", f"guard {number}", GUARDS, Guard)

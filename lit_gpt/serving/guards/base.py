@@ -1,12 +1,12 @@
-"""What a guard is: it inspects texts that go in and out of the server, and redacts or blocks them.
+"""Base classes of guards: a guard checks texts that go in and out of the server, and redacts or blocks them.
 
-A guard gives a `TextGuard` for each text, which is fed piece by piece and returns what may pass. What may still
-become a match is held back until it is certain, so that a stream shows the same text as if it had been checked as a
-whole. A text that is blocked passes nothing further.
+A guard creates a `TextGuard` for each text, which is fed piece by piece and returns what may pass. What may still
+become part of a match is held back until it is certain, so that a stream shows the same text as if it had been checked
+as a whole. After a text is blocked, nothing more of it passes.
 
-`SpanGuard` is the part that guards share which find spans of text. It checks the text again with each piece, from some
-characters before what is held back (a detector may use the words before a number) to the end of what has arrived.
-`open_from` says from where on the text may still change; a finding that touches that place is held back whole.
+`SpanGuard` is shared by guards that find spans of text. With each piece it checks the text again, from some characters
+before what is held back (a detector may use the words before a number) to the end of what has arrived. `open_from`
+returns the index from which the text may still change; a finding that overlaps it is held back completely.
 """
 
 from abc import ABC, abstractmethod
@@ -22,7 +22,7 @@ Action = Literal["pass", "redact", "block"]
 ACTIONS = ("pass", "redact", "block")
 Direction = Literal["input", "output"]
 CONTEXT_CHARACTERS = 256
-"""Characters that have passed and are checked again together with what is new."""
+"""Number of characters that have passed and are checked again together with new text."""
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,9 @@ class Passed:
     """The result of checking a piece of text.
 
     Attributes:
-        text: What may pass.
-        redacted: How many findings were replaced in it.
-        blocked: Whether nothing else may pass.
+        text: Text that may pass.
+        redacted: Number of findings that were replaced in it.
+        blocked: Whether nothing more may pass.
     """
 
     text: str = ""
@@ -49,12 +49,12 @@ class TextGuard(ABC):
 
         Args:
             text: The piece; may be empty.
-            last: Whether the text ends with it: then nothing is held back.
+            last: Whether the text ends with it, so that nothing is held back.
         """
 
 
 class Guard(ABC):
-    """Base of all guards; a YAML names one by `class_path`. All requests share it, so it holds no state of one.
+    """Base class of all guards; a YAML names one by `class_path`. All requests share it, so it must be stateless.
 
     Args:
         input: What to do with findings in requests.
@@ -65,13 +65,13 @@ class Guard(ABC):
     """
 
     name = "guard"
-    """Its name in metrics and errors."""
+    """Name in metrics and errors."""
 
     def __init__(self, input: Action = "block", output: Action = "block") -> None:
         for direction, action in (("input", input), ("output", output)):
             check_one_of(f"{direction} of {self.name}", action, ACTIONS)
         if input == output == "pass":
-            raise UserError(f"{self.name} passes everything; set input or output, or leave it out")
+            raise UserError(f"{self.name} passes everything; set input or output, or remove it")
         self.actions: dict[Direction, Action] = {"input": input, "output": output}
 
     @abstractmethod
@@ -92,7 +92,7 @@ class Span(NamedTuple):
 
 
 class SpanGuard(TextGuard):
-    """Checks one text by the spans that are found in it.
+    """Checks one text by finding spans in it.
 
     Args:
         action: `redact` or `block`.
@@ -110,7 +110,7 @@ class SpanGuard(TextGuard):
 
     @abstractmethod
     def open_from(self, text: str) -> int:
-        """Return the place from which on more text could create, lengthen or remove a finding."""
+        """Return the index from which on more text could create, lengthen or remove a finding."""
 
     def feed(self, text: str, last: bool = False) -> Passed:
         """Check the next piece and return what may pass."""

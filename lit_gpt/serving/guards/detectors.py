@@ -1,4 +1,4 @@
-"""The guards that come with the package: personal data, a block list, and a classifier of your own."""
+"""Built-in guards: personal data, a block list, and a custom classifier."""
 
 import math
 import re
@@ -20,7 +20,7 @@ from lit_gpt.suggest import unknown_name
 # ------------------------------------------------------------------ personal data
 
 _MAX_SPACED_CHARACTERS = 96
-"""Of a finding with spaces in it (account, card and telephone numbers), and of the context that a detector reads."""
+"""Length limits of a finding that contains spaces (account, card, phone numbers), and of a detector's context."""
 _MAX_WORD_CHARACTERS = 16_384
 _MAX_KEY_CHARACTERS = 20_480
 _LAST_WORD = re.compile(r"(\S+)\s*\Z")
@@ -30,12 +30,12 @@ _KEY_ENDS = re.compile(r"-----END [A-Z0-9 ]{0,60}-----")
 
 
 class PIIGuard(Guard):
-    """Redacts or blocks personal data and secrets, found as `prepare` finds them in training text.
+    """Redacts or blocks personal data and secrets, using the detectors of `prepare`.
 
     Args:
-        input: What to do with them in requests.
-        output: The same in answers.
-        kinds: What to look for: emails, phone_numbers, credit_cards, ibans, ip_addresses, secrets; null: all.
+        input: What to do with findings in requests.
+        output: What to do with findings in answers.
+        kinds: Kinds to find: emails, phone_numbers, credit_cards, ibans, ip_addresses, secrets; null: all.
 
     Raises:
         UserError: If a kind is unknown.
@@ -49,7 +49,7 @@ class PIIGuard(Guard):
             if kind not in KINDS:
                 raise unknown_name("kind", kind, KINDS, "of the guard pii")
         if kinds is not None and not kinds:
-            raise UserError("kinds of the guard pii is empty; name some, or leave it out for all")
+            raise UserError("kinds of the guard pii is empty; name some, or omit it for all")
         self.kinds = tuple(KINDS if kinds is None else kinds)
 
     def text_guard(self, action: Action) -> TextGuard:
@@ -66,10 +66,10 @@ class _PIIText(SpanGuard):
         return [Span(one.start, one.end, KINDS[one.option].tag) for one in find_pii(text, self._kinds)]
 
     def open_from(self, text: str) -> int:
-        """Return the place from which on more text could create or change a finding.
+        """Return the index from which on more text could create or change a finding.
 
-        Only numbers in groups, and private keys, extend across a space. So the text before the last space is certain,
-        unless the word before that space could be one group of more.
+        Only grouped numbers and private keys extend across a space. So the text before the last space is certain,
+        unless the word before that space could be a group of a longer number.
         """
         at = len(text)
         least = len(text) - _MAX_SPACED_CHARACTERS
@@ -89,7 +89,7 @@ class _PIIText(SpanGuard):
 
 
 def _may_join(word: str) -> bool:
-    """Whether a word may be a group of a number that continues after a space, or begin a private key."""
+    """Return whether a word may be a group of a number that continues after a space, or the start of a private key."""
     return (
         any(map(str.isdigit, word))
         or not any(map(str.isalpha, word))  # "(", "-"
@@ -101,21 +101,21 @@ def _may_join(word: str) -> bool:
 
 REMOVED_TAG = "<REMOVED>"
 PATTERN_SECONDS = 1.0
-"""For a pattern to search a text; beyond, the request fails rather than passes."""
+"""Time limit for a pattern search in a text; beyond it, the request fails rather than passes."""
 _MAX_SPACES = 4
 
 
 class BlockListGuard(Guard):
-    """Blocks texts that contain one of some words, phrases or patterns, or redacts them.
+    """Blocks or redacts texts that contain certain words, phrases or patterns.
 
-    Words and phrases are found whatever their case and spaces, as whole words.
+    Words and phrases are matched as whole words, ignoring case and spacing.
 
     Args:
-        input: What to do with them in requests.
-        output: The same in answers.
+        input: What to do with findings in requests.
+        output: What to do with findings in answers.
         terms: Words and phrases.
-        file: A file with one more on each line; empty lines and those that begin with # are ignored.
-        patterns: Regular expressions, whose matches have up to 256 characters.
+        file: File with further terms, one per line; empty lines and those that start with # are ignored.
+        patterns: Regular expressions, whose matches may have up to 256 characters.
 
     Raises:
         UserError: If there is nothing to look for, the file cannot be read, or a pattern is not a regular expression.
@@ -135,7 +135,7 @@ class BlockListGuard(Guard):
         words = [term for term in [*(terms or ()), *(_read(file) if file is not None else ())] if term.strip()]
         if not words and not patterns:
             raise UserError("the guard block_list has nothing to look for; give terms, a file or patterns")
-        # The longest first, so that of two that begin alike the longer one is found.
+        # Longest first, so that of two terms with the same beginning the longer one is found.
         literal = [_literal(word) for word in sorted(words, key=len, reverse=True)]
         self._pattern = _compiled([*literal, *(patterns or ())], patterns or ())
         longest = max((len(word) + _MAX_SPACES * len(word.split()) for word in words), default=0)
@@ -157,8 +157,8 @@ class _BlockedText(SpanGuard):
         return [Span(match.start(), match.end(), REMOVED_TAG) for match in found if match.end() > match.start()]
 
     def open_from(self, text: str) -> int:
-        # A partial match: the text from there on begins a match, or is one that reaches the end.
-        deadline = time.monotonic() + PATTERN_SECONDS  # for all places together
+        # A partial match: from there on, the text is the start of a match, or a match that extends to the end.
+        deadline = time.monotonic() + PATTERN_SECONDS  # for all positions together
         for start in range(max(0, len(text) - self._window), len(text)):
             left = max(0.001, deadline - time.monotonic())
             if self._pattern.fullmatch(text, start, partial=True, timeout=left, concurrent=True) is not None:
@@ -196,26 +196,26 @@ def _compiled(alternatives: Sequence[str], patterns: Sequence[str]) -> Any:
 # ------------------------------------------------------------------ classifier
 
 Classifier = Callable[[str], float]
-"""From the whole text so far to a score of how much it must not pass, such as a probability."""
+"""Maps the whole text so far to a score, such as the probability that it must not pass."""
 
 
 class ClassifierGuard(Guard):
-    """Blocks texts that a classifier gives a score of at least `threshold`.
+    """Blocks texts to which a classifier assigns a score of at least `threshold`.
 
     An answer is held back until the classifier has seen it, some characters at a time; each time it sees the whole
-    answer so far. One thread calls it at a time.
+    answer so far. Calls are serialized.
 
     Args:
-        class_path: A class in your package, as package.module.Class; its instances are called with a text.
-        init_args: Its arguments.
-        threshold: The score from which on a text is blocked.
-        every_characters: New characters of an answer between two checks.
-        max_characters: It sees at most so many, the last ones.
+        class_path: Import path of a class whose instances are called with a text.
+        init_args: Arguments of the class.
+        threshold: Minimum score at which a text is blocked.
+        every_characters: Number of new characters of an answer between two checks.
+        max_characters: Maximum number of characters passed to the classifier, the last ones of the text.
         input: What to do with such requests: pass or block.
-        output: The same with answers.
+        output: What to do with such answers: pass or block.
 
     Raises:
-        UserError: If there is no such class, it does not take its arguments, or a setting is out of bounds.
+        UserError: If there is no such class, it does not accept its arguments, or a setting is out of bounds.
     """
 
     name = "classifier"
@@ -243,7 +243,7 @@ class ClassifierGuard(Guard):
         try:
             self._classifier: Classifier = target(**(init_args or {}))
         except TypeError as error:
-            raise UserError(f"the guard classifier: {class_path} does not take {init_args} ({error})") from error
+            raise UserError(f"the guard classifier: {class_path} does not accept {init_args} ({error})") from error
         if not callable(self._classifier):
             raise UserError(f"the guard classifier: an instance of {class_path} cannot be called with a text")
         self._lock = threading.Lock()
@@ -252,7 +252,7 @@ class ClassifierGuard(Guard):
         """Return whether a text must not pass.
 
         Raises:
-            TypeError: If the classifier gave no number.
+            TypeError: If the classifier did not return a number.
         """
         with self._lock:
             value = float(self._classifier(text[-self.max_characters :]))

@@ -1,7 +1,7 @@
-"""The page at `/`: one HTML document with its own style and scripts, which loads nothing from any other host.
+"""The page at `/`: one HTML document with its own style and scripts, which loads nothing from other hosts.
 
 Its parts are separate files of this package and are assembled once. The content security policy that is sent with it
-lets the browser run exactly these scripts, by their hashes, and connect to this server alone.
+allows the browser to run only these scripts, identified by their hashes, and to connect only to this server.
 """
 
 import base64
@@ -12,9 +12,9 @@ from importlib import resources
 
 STYLE = "style.css"
 VENDORED = ("vendor/markdown-it.umd.min.js", "vendor/purify.min.js", "vendor/highlight.min.js")
-"""Published libraries, byte for byte; `vendor/vendor.json` has their versions, licences and checksums."""
+"""Third-party libraries, unmodified; `vendor/vendor.json` has their versions, licenses and checksums."""
 SCRIPTS = ("markdown.js", "store.js", "api.js", "view.js", "main.js")
-"""Ours. All are concatenated in this order, in one scope."""
+"""Our own scripts. All are concatenated in this order, in one scope."""
 _SOURCE_MAP = re.compile(r"^//# sourceMappingURL=.*$", re.MULTILINE)
 
 
@@ -26,13 +26,13 @@ def page_html() -> str:
 
 @cache
 def content_security_policy() -> str:
-    """Return the policy: run our script, use our style, connect to this server, and nothing else."""
+    """Return the policy: run our scripts, use our style, connect to this server, and nothing else."""
     return "; ".join(
         (
             "default-src 'none'",
             f"script-src '{_hash(_script())}'",
             f"style-src '{_hash(_style())}'",
-            # One library alone may make HTML of a text, and it removes what could run.
+            # Only one library may create HTML from text, and it removes anything executable.
             "require-trusted-types-for 'script'",
             "trusted-types dompurify",
             "connect-src 'self'",

@@ -96,7 +96,7 @@ def test_published_forms(tmp_path):
             {},
             r"p.jsonl:2: the field 'prompt' is empty",
         ),
-        ("", {}, "holds no rows"),
+        ("", {}, "no usable rows"),
         ('{"prompt": "a"}\n', {"columns": {"prompt": "goal"}}, r"p.jsonl:1: no field 'goal' \(columns.prompt\)"),
         ('{"prompt": 3}\n', {"label": "safe"}, "int, not text"),
     ],
