@@ -83,7 +83,7 @@ class GrammarMatcher:
     def _raise_errors(self, kind: type[Exception]) -> None:
         if self._matcher.is_error():
             reason = _first_line(self._matcher.get_error())
-            # The library names why it stopped in one word of its own where there is nothing to follow.
+            # If no text is possible, the library gives its reason as a single internal identifier.
             reason = "no text has this form" if reason.isidentifier() else reason
             raise kind(f"the constraint cannot be followed: {reason}")
 

@@ -26,8 +26,8 @@ from lit_gpt.data.tokenizers import Tokenizer
 from lit_gpt.errors import UserError
 from lit_gpt.generation.cache import Admission, CacheBlock, build_blocks, cache_bytes, can_truncate
 from lit_gpt.generation.constraints import build_matcher
-from lit_gpt.generation.request import Completion, Drawn, Matcher, Request, SamplingParams, TokenEvent
-from lit_gpt.generation.sampler import draw
+from lit_gpt.generation.request import Completion, Matcher, Request, SampledToken, SamplingParams, TokenEvent
+from lit_gpt.generation.sampler import sample_tokens
 from lit_gpt.generation.speculative import Speculation
 from lit_gpt.models import GPT
 from lit_gpt.models.cache import ChunkPart, DecodePart, DecodeStep, LayerState, PaddedDecodePart
@@ -62,7 +62,7 @@ class EngineStats:
 
 
 @dataclass(frozen=True)
-class Drawing:
+class PendingSample:
     """A request and the row of logits from which its next token is sampled, or several rows with draft tokens."""
 
     request: Request
@@ -82,7 +82,7 @@ class StepPlan:
     def __init__(self, with_contexts: bool, padded: bool = False) -> None:
         self.padded = padded
         self.parts: list[DecodePart | ChunkPart] = []
-        self.drawing: list[Drawing] = []
+        self.pending_samples: list[PendingSample] = []
         self.places: list[int] = []
         """Ascending indices among the N tokens at which logits are needed."""
         self.fed: list[tuple[Request, int]] = []
@@ -99,7 +99,7 @@ class StepPlan:
         self.parts.append(DecodePart(block.states, lengths))
         first = len(self.places)
         self.places += range(len(self._ids), len(self._ids) + len(decoding))
-        self.drawing += [Drawing(request, first + row) for row, request in enumerate(decoding)]
+        self.pending_samples += [PendingSample(request, first + row) for row, request in enumerate(decoding)]
         self.fed += [(request, 1) for request in decoding]
         self._ids += [request.ids[-1] for request in decoding]
         self._positions += lengths
@@ -119,7 +119,7 @@ class StepPlan:
         if self._contexts is not None:
             self._contexts += [len(request.ids)] * count
         if start + count == len(request.ids):
-            self.drawing.append(Drawing(request, len(self.places)))
+            self.pending_samples.append(PendingSample(request, len(self.places)))
             self.places.append(len(self._ids) - 1)
         return count
 
@@ -129,7 +129,7 @@ class StepPlan:
         assert request.block is not None
         self.parts.append(ChunkPart(request.block.states, request.row, start, count))
         self.fed.append((request, 1))
-        self.drawing.append(Drawing(request, len(self.places), drafts))
+        self.pending_samples.append(PendingSample(request, len(self.places), drafts))
         self.places += range(len(self._ids), len(self._ids) + count)
         self._ids += [request.ids[-1], *drafts]
         self._positions += range(start, start + count)
@@ -324,10 +324,10 @@ class Engine:
             for request, num_tokens in plan.fed:
                 request.num_cached += num_tokens
         for plan, rows in zip(plans, logits, strict=True):
-            events += self._draw(rows, plan.drawing)
+            events += self._sample(rows, plan.pending_samples)
         for plan in plans:
-            for drawing in plan.drawing:
-                self._settle(drawing.request)
+            for sample in plan.pending_samples:
+                self._settle(sample.request)
         return events
 
     def stats(self) -> EngineStats:
@@ -446,9 +446,9 @@ class Engine:
         plans = [StepPlan(self._depends_on_length)]
         for block in self._blocks:
             decoding = block.entries[: block.num_decoding]
-            guesses = [self._guess(request) for request in decoding]
-            if any(guesses):
-                for request, drafts in zip(decoding, guesses, strict=True):
+            proposals = [self._propose(request) for request in decoding]
+            if any(proposals):
+                for request, drafts in zip(decoding, proposals, strict=True):
                     plans[0].verify(request, drafts)
             elif decoding and self._compiled is not None:
                 plans.append(StepPlan(self._depends_on_length, padded=True))
@@ -471,7 +471,7 @@ class Engine:
                 request.block.start_decoding(request.row)
                 self._in_prefill.remove(request)
 
-    def _guess(self, request: Request) -> list[int]:
+    def _propose(self, request: Request) -> list[int]:
         if self._speculation is None:
             return []
         left = min(request.params.max_new_tokens - request.num_new - 1, self.max_length - len(request.ids))
@@ -479,9 +479,9 @@ class Engine:
         if scaling is not None and scaling.kind == "longrope" and len(request.ids) <= scaling.original_block_size:
             left = min(left, scaling.original_block_size - len(request.ids))  # beyond it, every key must be recomputed
         count = min(self._speculation.num_tokens, left)
-        guesses = self._speculation.proposer.propose(request, count) if count > 0 else []
+        drafts = self._speculation.proposer.propose(request, count) if count > 0 else []
         # A draft model's vocabulary may be padded to a larger size.
-        return list(takewhile(lambda token: token < self.config.vocab_size, guesses))
+        return list(takewhile(lambda token: token < self.config.vocab_size, drafts))
 
     def _forward(self, plan: StepPlan) -> Tensor:
         """Return logits (number of samples, V): the head runs only on the positions that are sampled from."""
@@ -544,34 +544,34 @@ class Engine:
             return softcapped_logits(hidden[0], weight, bias, self.config.logit_softcap)
         return F.linear(hidden[0], weight, bias)
 
-    def _draw(self, logits: Tensor, drawings: list[Drawing]) -> list[TokenEvent]:
+    def _sample(self, logits: Tensor, samples: list[PendingSample]) -> list[TokenEvent]:
         """Sample and accept the next tokens: single ones batched, then draft tokens one after another."""
-        single = [drawing for drawing in drawings if not drawing.drafts]
+        single = [sample for sample in samples if not sample.drafts]
         events = []
         if single:
-            rows = logits if len(single) == logits.shape[0] else logits[[drawing.row for drawing in single]]
-            requests = [drawing.request for drawing in single]
-            for request, drawn in zip(requests, draw(rows, requests), strict=True):
-                events.append(self._accept(request, drawn))
-        for drawing in drawings:
-            request = drawing.request
-            for number in range(1 + len(drawing.drafts) if drawing.drafts else 0):
+            rows = logits if len(single) == logits.shape[0] else logits[[sample.row for sample in single]]
+            requests = [sample.request for sample in single]
+            for request, sampled in zip(requests, sample_tokens(rows, requests), strict=True):
+                events.append(self._accept(request, sampled))
+        for sample in samples:
+            request = sample.request
+            for number in range(1 + len(sample.drafts) if sample.drafts else 0):
                 if number > 0:
                     request.num_cached += 1  # the previous draft token was right, so its cached state is valid
-                row = drawing.row + number
-                drawn = draw(logits[row : row + 1], [request])[0]
-                events.append(self._accept(request, drawn))
-                guess = drawing.drafts[number] if number < len(drawing.drafts) else None
-                if request.finished or drawn.token != guess:
+                row = sample.row + number
+                sampled = sample_tokens(logits[row : row + 1], [request])[0]
+                events.append(self._accept(request, sampled))
+                draft = sample.drafts[number] if number < len(sample.drafts) else None
+                if request.finished or sampled.token != draft:
                     break
         return events
 
-    def _accept(self, request: Request, drawn: Drawn) -> TokenEvent:
+    def _accept(self, request: Request, sampled: SampledToken) -> TokenEvent:
         """Accept a token; an error in a request's text or constraint ends only that request."""
         try:
             if request.fault is not None:
                 raise request.fault
-            event = request.accept(drawn, self.max_length)
+            event = request.accept(sampled, self.max_length)
         except Exception as error:
             event = request.end("error", f"{type(error).__name__}: {error}")
         self._generated_tokens += 1

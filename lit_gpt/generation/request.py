@@ -161,15 +161,15 @@ class Completion:
         """Combine a request's events, the last of which has its finish reason."""
         last = events[-1]
         assert last.finish_reason is not None
-        drawn = [event for event in events if event.token_id is not None]
+        sampled = [event for event in events if event.token_id is not None]
         return cls(
             last.request_id,
             list(prompt_ids),
-            [event.token_id for event in drawn if event.token_id is not None],
+            [event.token_id for event in sampled if event.token_id is not None],
             "".join(event.text for event in events),
             last.finish_reason,
-            [event.logprob for event in drawn if event.logprob is not None] if with_logprobs else None,
-            [event.top_logprobs for event in drawn] if with_logprobs else None,
+            [event.logprob for event in sampled if event.logprob is not None] if with_logprobs else None,
+            [event.top_logprobs for event in sampled] if with_logprobs else None,
             last.error,
         )
 
@@ -197,7 +197,7 @@ class Matcher(Protocol):
 
 
 @dataclass(frozen=True)
-class Drawn:
+class SampledToken:
     """A sampled token, with its log-probabilities if requested."""
 
     token: int
@@ -253,9 +253,9 @@ class Request(CacheEntry):
         """Whether more than the last token is not cached yet."""
         return len(self.ids) - self.num_cached > 1
 
-    def accept(self, drawn: Drawn, max_length: int) -> TokenEvent:
+    def accept(self, sampled: SampledToken, max_length: int) -> TokenEvent:
         """Accept a token; return its event, with the text that it adds and, for the last one, the finish reason."""
-        token = drawn.token
+        token = sampled.token
         self.num_new += 1
         self.ids.append(token)
         if self._counts is not None:
@@ -273,7 +273,7 @@ class Request(CacheEntry):
             elif self.num_new >= self.params.max_new_tokens or self._is_full(max_length):
                 text, reason = text + self._flush(), "length"
         self.finished = reason is not None
-        return TokenEvent(self.request_id, token, text, drawn.logprob, drawn.top_logprobs, reason)
+        return TokenEvent(self.request_id, token, text, sampled.logprob, sampled.top_logprobs, reason)
 
     def end(self, reason: FinishReason, error: str | None = None) -> TokenEvent:
         """End the request without a further token."""

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lit_gpt.generation.request import Drawn, Request, SamplingParams
+from lit_gpt.generation.request import Request, SampledToken, SamplingParams
 
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -52,7 +52,7 @@ COLDEST = 1e-30
 
 
 @torch.no_grad()
-def draw(logits: Tensor, requests: Sequence[Request]) -> list[Drawn]:
+def sample_tokens(logits: Tensor, requests: Sequence[Request]) -> list[SampledToken]:
     """Sample one token per request.
 
     Args:
@@ -73,11 +73,11 @@ def draw(logits: Tensor, requests: Sequence[Request]) -> list[Drawn]:
             kinds.setdefault(_kind(request.params), []).append(row)
         for kind, rows in kinds.items():
             some = changed[rows]
-            drawn = some.argmax(-1) if kind == "greedy" else sample_rows(some, [requests[row] for row in rows])
-            for row, token in zip(rows, drawn.tolist(), strict=True):
+            sampled = some.argmax(-1) if kind == "greedy" else sample_rows(some, [requests[row] for row in rows])
+            for row, token in zip(rows, sampled.tolist(), strict=True):
                 tokens[row] = token
     if all(request.params.logprobs is None for request in requests):
-        return [Drawn(token) for token in tokens]
+        return [SampledToken(token) for token in tokens]
     return with_logprobs(raw, tokens, requests)
 
 
@@ -179,7 +179,7 @@ def probabilities(logits: Tensor, params: Sequence[SamplingParams]) -> Tensor:
     return torch.stack(rows)
 
 
-def with_logprobs(logits: Tensor, tokens: Sequence[int], requests: Sequence[Request]) -> list[Drawn]:
+def with_logprobs(logits: Tensor, tokens: Sequence[int], requests: Sequence[Request]) -> list[SampledToken]:
     """Return tokens with the model's own log-probabilities, if requested."""
     normalized = logits.log_softmax(dim=-1)
     chosen = normalized.gather(1, torch.tensor(tokens, device=logits.device)[:, None])[:, 0].tolist()
@@ -187,15 +187,15 @@ def with_logprobs(logits: Tensor, tokens: Sequence[int], requests: Sequence[Requ
     best = normalized.topk(count, dim=-1) if count else None
     values = best.values.tolist() if best is not None else []
     ids = best.indices.tolist() if best is not None else []
-    drawn = []
+    sampled = []
     for row, (token, request) in enumerate(zip(tokens, requests, strict=True)):
         asked = request.params.logprobs
         if asked is None:
-            drawn.append(Drawn(token))
+            sampled.append(SampledToken(token))
             continue
         tops = tuple(zip(ids[row][:asked], values[row][:asked], strict=True)) if asked else ()
-        drawn.append(Drawn(token, chosen[row], tops))
-    return drawn
+        sampled.append(SampledToken(token, chosen[row], tops))
+    return sampled
 
 
 def _kind(params: SamplingParams) -> str:

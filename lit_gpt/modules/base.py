@@ -370,8 +370,8 @@ class GPTModule(LightningModule):
         assert self.model is not None
         try:
             optimizer = self.build_optimizer(parameter_groups(self.model))
-        except ValueError as error:  # Muon alone on vectors, say; MuonAdamW takes all
-            raise UserError(f"the optimizer refuses the model's parameters: {error}") from error
+        except ValueError as error:  # for example plain Muon with vectors; MuonAdamW supports all
+            raise UserError(f"the optimizer rejects the model's parameters: {error}") from error
         check_learning_rates(optimizer)
         self._configured_groups = [
             {key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups
@@ -697,7 +697,7 @@ class GPTModule(LightningModule):
         ]
         if different:
             raise UserError(
-                "the checkpoint holds another model: " + "; ".join(different) + ". Give the model those values, or "
+                "the checkpoint contains another model: " + "; ".join(different) + ". Give the model those values, or "
                 "start a new run from its weights with model.init_args.init_from"
             )
         self._check_builder(checkpoint["lit_gpt"].get("builder"), "the checkpoint")

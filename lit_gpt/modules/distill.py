@@ -140,7 +140,7 @@ class DistillModule(SFTModule):
 
     def _with_own_answers(self, micro_batches: list[Batch]) -> list[Batch]:
         step, chosen, prompts = self.trainer.global_step, [], []
-        for place, batch in enumerate(micro_batches):
+        for index, batch in enumerate(micro_batches):
             if "document_ids" in batch:
                 raise UserError(PACKED)
             for row, number in enumerate(batch["sample_ids"].tolist()):
@@ -148,15 +148,15 @@ class DistillModule(SFTModule):
                 fits = 0 < length < self.config.block_size
                 # The seed has 56 bits: divided by 2^56 it is a uniform sample from [0, 1).
                 if fits and request_seed(self.seed, "own", step, number) / 2**56 < self.lmbda:
-                    chosen.append((place, row))
+                    chosen.append((index, row))
                     prompts.append({"ids": batch["input_ids"][row, :length].tolist(), "number": number})
         seeds = [[request_seed(self.seed, step, prompt["number"], 0)] for prompt in prompts]
-        drawn = self.sample(prompts, seeds, self.sample_temperature)
-        self._show(prompts, drawn)
+        completions = self.sample(prompts, seeds, self.sample_temperature)
+        self._show(prompts, completions)
         answers: list[dict[int, Completion]] = [{} for _ in micro_batches]
-        for (place, row), (completion,) in zip(chosen, drawn, strict=True):
+        for (index, row), (completion,) in zip(chosen, completions, strict=True):
             if completion.token_ids:
-                answers[place][row] = completion
+                answers[index][row] = completion
         lengths = [len(completion.token_ids) for part in answers for completion in part.values()]
         rows = sum(int((batch["labels"] != IGNORE_INDEX).any(1).sum()) for batch in micro_batches)
         self.log_sum("own_answers", len(lengths), rows)
@@ -176,12 +176,12 @@ class DistillModule(SFTModule):
         if self.lmbda and self.logs_after_this_step:
             self.sampler.write_shown(self, "train")
 
-    def _show(self, prompts: Sequence[Prompt], drawn: Sequence[Sequence[Completion]]) -> None:
+    def _show(self, prompts: Sequence[Prompt], completions: Sequence[Sequence[Completion]]) -> None:
         sampler = self.sampler
         sampler.shown = []
         if sampler.tokenizer is None or not self.logs_after_this_step:
             return
-        for prompt, (completion,) in list(zip(prompts, drawn, strict=True))[: sampler.num_logged_samples]:
+        for prompt, (completion,) in list(zip(prompts, completions, strict=True))[: sampler.num_logged_samples]:
             text, finished = sampler.tokenizer.decode(prompt["ids"]), completion.finish_reason == "stop"
             sampler.shown.append(shown_answer(f"row {prompt['number']}", text, completion.text, finished))
 

@@ -57,7 +57,7 @@ def test_a_new_run_where_one_is_already(make_trainer, tmp_path, tokenizer_path):
     before = (tmp_path / "run" / "lineage.json").read_text()
     module = TinyModule()
     trainer = make_trainer(RunFolder(), RunCheckpoint(), max_steps=4)
-    with pytest.raises(UserError, match=r"already holds a run \(step-00000002.*--ckpt_path last.*--trainer\.name"):
+    with pytest.raises(UserError, match=r"already contains a run \(step-00000002.*--ckpt_path last.*--trainer\.name"):
         trainer.fit(module, datamodule=Corpus(tokenizer_path, "other"))
     assert module.losses == {}
     assert (tmp_path / "run" / "lineage.json").read_text() == before

@@ -141,7 +141,7 @@ def test_pictures_come_when_they_should(make_trainer, module, data):
     make_trainer(AttentionPicture("abcabc", every_n_steps=5, max_tokens=4), logger=logger).fit(module, datamodule=data)
     assert [step for _, _, step in logger.experiment.images] == [5, 10, 12]
     assert logger.experiment.images[0][1].shape == (3, 4 * 4 + 2 * GAP, CONFIG.n_head * (4 * 4 + GAP) + GAP)
-    with pytest.raises(UserError, match="has no layer 3 to draw; the model's are 0 to 0"):
+    with pytest.raises(UserError, match="layer 3; the model's layers are 0 to 0"):
         make_trainer(AttentionPicture(layers=[3])).fit(TinyModule(), datamodule=data)
 
 

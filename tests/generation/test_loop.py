@@ -176,6 +176,6 @@ def test_waiting_has_an_end():
     engine.step = lambda: (gate.wait(WAIT), plain())[1]
     with EngineLoop(engine) as loop:
         handle = loop.submit([1], PARAMS)
-        with pytest.raises(TimeoutError, match="has not ended"):
+        with pytest.raises(TimeoutError, match="has not finished"):
             handle.result(0.01)
         gate.set()

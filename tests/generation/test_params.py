@@ -24,7 +24,7 @@ from lit_gpt.generation import Constraint, SamplingParams
         ({"stop": "abc"}, "give a list"),
         ({"stop": ("",)}, "empty text"),
         ({"stop": ("x" * 10_000_000,)}, "10000000 characters, at most 1024"),
-        ({"stop": tuple("abc" * 30)}, "90 texts, at most 64"),
+        ({"stop": tuple("abc" * 30)}, "90 strings, at most 64"),
         ({"seed": -1}, "seed is -1"),
         ({"seed": 1 << 63}, "seed is 9223372036854775808"),
         ({"logprobs": -1}, "logprobs is -1"),

@@ -6,7 +6,7 @@ import torch
 from lit_gpt.errors import UserError
 from lit_gpt.generation import SamplingParams
 from lit_gpt.generation.request import Request
-from lit_gpt.generation.sampler import draw, probabilities
+from lit_gpt.generation.sampler import probabilities, sample_tokens
 
 # Probabilities 0.5, 0.25, 0.15, 0.1, out of order.
 LOGITS = torch.tensor([[0.15, 0.5, 0.1, 0.25]]).log()
@@ -61,7 +61,7 @@ def frequencies(**settings):
 
 def drawn(count, seed, **settings):
     requests = [Request("x", [1], SamplingParams(seed=seed + row, **settings), None) for row in range(count)]
-    return [one.token for one in draw(LOGITS.expand(count, 4), requests)]
+    return [one.token for one in sample_tokens(LOGITS.expand(count, 4), requests)]
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from small_chats import small_tokenizer
 
 from lit_gpt.generation import SamplingParams
 from lit_gpt.generation.request import Request
-from lit_gpt.generation.sampler import adjusted, candidates, draw, invert, probabilities
+from lit_gpt.generation.sampler import adjusted, candidates, invert, probabilities, sample_tokens
 
 V, DRAWS = 12, 4000
 
@@ -56,7 +56,7 @@ def test_frequencies_pass_a_chi_square_test(settings):
     counts = [0] * V
     for position in range(DRAWS):
         one.num_new = position
-        counts[draw(logits[None], [one])[0].token] += 1
+        counts[sample_tokens(logits[None], [one])[0].token] += 1
     wanted = expected(logits.tolist(), params)
     assert p_value(counts, [share * DRAWS for share in wanted]) > 1e-3
 
@@ -88,8 +88,8 @@ def test_mixed_settings_in_one_batch_are_each_their_own():
         SamplingParams(min_p=0.3, seed=4),
         SamplingParams(temperature=0, logprobs=2),
     ]
-    together = draw(logits, [request(params) for params in each])
-    alone = [draw(logits[row : row + 1], [request(params)])[0] for row, params in enumerate(each)]
+    together = sample_tokens(logits, [request(params) for params in each])
+    alone = [sample_tokens(logits[row : row + 1], [request(params)])[0] for row, params in enumerate(each)]
     assert [drawn.token for drawn in together] == [drawn.token for drawn in alone]
     assert together[5].logprob == pytest.approx(alone[5].logprob)
     assert together[0].token == logits[0].argmax()

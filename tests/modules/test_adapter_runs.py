@@ -62,7 +62,7 @@ def logits(source, ids):
 @pytest.mark.parametrize("template", ["alpaca", "chatml"])
 def test_checkpoint_holds_the_adapter_alone_and_resumes_exactly(fit, tmp_path, template, capsys):
     whole, _ = fit("whole", template=template)
-    assert "% of them trained" in " ".join(capsys.readouterr().out.replace("%)", "% )").split()).replace("% )", "%")
+    assert "% trainable" in " ".join(capsys.readouterr().out.replace("%)", "% )").split()).replace("% )", "%")
     fit("cut", max_steps=3, template=template)
     (checkpoint,) = (tmp_path / "runs" / "cut" / "checkpoints").glob("step-00000003.ckpt")
     saved = load_file(checkpoint / "model.safetensors")

@@ -80,7 +80,7 @@ def test_kto():
         ({"kind": "ppo"}, "ppo"),
         ({"beta": 0.0}, "beta is 0"),
         ({"label_smoothing": 0.5}, "label_smoothing is 0.5"),
-        ({"kind": "ipo", "label_smoothing": 0.1}, "no meaning"),
+        ({"kind": "ipo", "label_smoothing": 0.1}, "no effect"),
     ],
 )
 def test_mistakes(fields, message):

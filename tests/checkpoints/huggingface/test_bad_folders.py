@@ -105,7 +105,7 @@ MISTAKES = {
     other_heads: "model.layers.0.self_attn.k_proj.weight (8, 32) gives blocks.0.attn.k_proj.weight",
     tensor_missing: "1 tensors are missing: model.norm.weight",
     tensor_left_over: "1 tensors are left over: model.layers.2.mlp.stray",
-    rope_of_another_kind: "RoPE scaling of type 'spiral'; lit_gpt computes default, linear, dynamic, yarn",
+    rope_of_another_kind: "RoPE scaling of type 'spiral'; lit_gpt supports default, linear, dynamic, yarn",
     layers_of_another_kind: "layer_types chunked_attention",
     pickle_with_code: "pytorch_model.bin is damaged",
 }
