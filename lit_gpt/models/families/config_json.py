@@ -52,7 +52,7 @@ def optional(values: Mapping[str, Any], key: str, default: Any) -> Any:
     return default if value is None else value
 
 
-def whole(values: Mapping[str, Any], key: str, default: int, least: int = 0) -> int:
+def integer(values: Mapping[str, Any], key: str, default: int, least: int = 0) -> int:
     """Return an integer, or its default if it is missing or null.
 
     Raises:
@@ -89,7 +89,7 @@ def expect(values: Mapping[str, Any], key: str, supported: Any) -> None:
         )
 
 
-def demand(config: GPTConfig, **fields: Any) -> None:
+def require_values(config: GPTConfig, **fields: Any) -> None:
     """Raise unless fields or properties of a config have the values that its family requires.
 
     Raises:

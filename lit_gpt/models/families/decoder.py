@@ -10,12 +10,12 @@ from typing import Any
 from lit_gpt.errors import UserError
 from lit_gpt.models.config import GPTConfig, MoEConfig
 from lit_gpt.models.families.config_json import (
-    demand,
     expect,
     longest_context,
     optional,
     original_context,
     read_rope,
+    require_values,
     required,
     write_rope,
 )
@@ -71,7 +71,7 @@ _PLAIN_MIXTURE: dict[str, Any] = {
 }
 
 
-def demand_llama(config: GPTConfig, **differences: Any) -> None:
+def require_llama(config: GPTConfig, **differences: Any) -> None:
     """Raise unless a config equals the Llama architecture, except for the family's differences.
 
     Args:
@@ -84,11 +84,11 @@ def demand_llama(config: GPTConfig, **differences: Any) -> None:
     """
     scale = differences.pop("attention_scale", None)
     needed = {name: value for name, value in (_LLAMA | differences).items() if value is not ANY}
-    demand(config, **needed)
+    require_values(config, **needed)
     if "layer_windows" in needed and len({config.window(layer) for layer in range(config.n_layer)}) > 1:
-        demand(config, layer_types=None)  # the alternative to layer_windows
+        require_values(config, layer_types=None)  # the alternative to layer_windows
     if scale is None and config.mla is None and config.score_scale != config.head_dim**-0.5:
-        demand(config, attention_scale=None)
+        require_values(config, attention_scale=None)
 
 
 def read_shared(values: dict[str, Any], default_theta: float = 10000.0) -> dict[str, Any]:
@@ -191,13 +191,15 @@ def mlp_entries(config: GPTConfig, hf: str, local: str) -> list[Entry]:
     return [entry(f"{hf}mlp.{name}", f"{local}mlp.{name}") for name in names]
 
 
-def demand_moe(config: GPTConfig, every_layer: bool = False, one_width: bool = False, **differences: Any) -> MoEConfig:
+def require_moe(
+    config: GPTConfig, all_layers: bool = False, uniform_width: bool = False, **differences: Any
+) -> MoEConfig:
     """Return the `moe` of a config, or raise if its family cannot express it.
 
     Args:
         config: The model's architecture; its `family` is named in errors.
-        every_layer: Whether all layers must be mixtures of experts.
-        one_width: Whether the experts' width must equal `intermediate_size`.
+        all_layers: Whether all layers must be mixtures of experts.
+        uniform_width: Whether the experts' width must equal `intermediate_size`.
         **differences: Fields of `moe` with the value that the family requires, or `ANY`, if it differs from the
             default: a softmax over the chosen experts.
 
@@ -213,9 +215,9 @@ def demand_moe(config: GPTConfig, every_layer: bool = False, one_width: bool = F
                 f"family {family!r} cannot express moe.{name} {getattr(moe, name)!r} (only {value!r}); "
                 "set `family` to one that can, or train with that value"
             )
-    if every_layer and not all(config.is_moe(layer) for layer in range(config.n_layer)):
+    if all_layers and not all(config.is_moe(layer) for layer in range(config.n_layer)):
         raise UserError(f"family {family!r} has experts in every layer, but moe.layers is {moe.layers}")
-    if one_width and config.expert_size != config.mlp_size:
+    if uniform_width and config.expert_size != config.mlp_size:
         raise UserError(
             f"family {family!r} has a single width: moe.intermediate_size {config.expert_size} must be "
             "intermediate_size "

@@ -20,15 +20,15 @@ from typing import Any
 
 from lit_gpt.errors import UserError
 from lit_gpt.models.config import GPTConfig, MLAConfig, MoEConfig, RopeScaling
-from lit_gpt.models.families.config_json import expect, required, shortest_pattern, whole
+from lit_gpt.models.families.config_json import expect, integer, required, shortest_pattern
 from lit_gpt.models.families.decoder import (
     decoder_entries,
-    demand_llama,
-    demand_moe,
     expert_entries,
     moe_or_mlp,
     read_balance,
     read_shared,
+    require_llama,
+    require_moe,
     write_balance,
     write_shared,
 )
@@ -58,7 +58,7 @@ def latent_fields(values: dict[str, Any], defaults: dict[str, Any], **moe: Any) 
     }
     others = {key: value for key, value in values.items() if key not in ("head_dim", _FRACTION)}
     fields = read_shared(others | parameters)
-    n_layer, first = fields["n_layer"], whole(values, "first_k_dense_replace", 0)
+    n_layer, first = fields["n_layer"], integer(values, "first_k_dense_replace", 0)
     pattern = shortest_pattern([layer >= first for layer in range(n_layer)])
     width = required(values, "moe_intermediate_size")
     mixture = MoEConfig(
@@ -83,13 +83,13 @@ def latent_values(config: GPTConfig, rope: dict[str, Any] | None = None, **moe: 
     Args:
         config: The model's architecture.
         rope: RoPE's keys, if they differ from the shared form.
-        **moe: Further differences for `demand_moe`.
+        **moe: Further differences for `require_moe`.
     """
     bias = config.has_attention_bias
-    demand_llama(config, has_attention_bias=ANY, has_attention_out_bias=bias, mla=ANY, moe=ANY)
+    require_llama(config, has_attention_bias=ANY, has_attention_out_bias=bias, mla=ANY, moe=ANY)
     plain: dict[str, Any] = dict.fromkeys(("norm_topk_prob", "routed_scaling_factor", "n_group"), ANY)
     plain["shared_intermediate_size"] = ANY
-    mixture, mla = demand_moe(config, **plain | moe), config.mla
+    mixture, mla = require_moe(config, **plain | moe), config.mla
     dense = [layer for layer in range(config.n_layer) if not config.is_moe(layer)]
     num_shared, rest = divmod(mixture.shared_intermediate_size, config.expert_size)
     if mla is None or config.attention_scale is not None:
@@ -211,7 +211,7 @@ def _mixture(config: GPTConfig, hf: str, local: str) -> list[Entry]:
 
 def _left_out(config: GPTConfig, values: Mapping[str, Any], names: Collection[str]) -> tuple[str, ...]:
     """Return the prefixes of the multi-token-prediction layers that config.json counts and the folder contains."""
-    further = range(config.n_layer, config.n_layer + whole(values, "num_nextn_predict_layers", 0))
+    further = range(config.n_layer, config.n_layer + integer(values, "num_nextn_predict_layers", 0))
     prefixes = [f"model.layers.{layer}." for layer in further]
     return tuple(prefix for prefix in prefixes if f"{prefix}eh_proj.weight" in names)
 

@@ -20,17 +20,17 @@ from lit_gpt.models.config import GPTConfig, RopeScaling
 from lit_gpt.models.families.config_json import (
     FULL,
     SLIDING,
-    demand,
     expect,
+    integer,
     optional,
     read_layered_rope,
     read_layers,
     read_rope,
-    whole,
+    require_values,
     write_layered_rope,
     write_layers,
 )
-from lit_gpt.models.families.decoder import SANDWICH_NORMS, decoder_entries, demand_llama, read_sizes, write_shared
+from lit_gpt.models.families.decoder import SANDWICH_NORMS, decoder_entries, read_sizes, require_llama, write_shared
 from lit_gpt.models.families.family import ANY, GIVEN, Family, GGUFArchitecture, MetadataValue
 from lit_gpt.models.families.weights import Entry
 
@@ -78,7 +78,7 @@ def gemma_values(config: GPTConfig, rope: dict[str, Any] | None = None, **differ
     Raises:
         UserError: If Gemma cannot express the config.
     """
-    demand_llama(
+    require_llama(
         config,
         norm_offset=True,
         norm_placement="sandwich",
@@ -92,7 +92,7 @@ def gemma_values(config: GPTConfig, rope: dict[str, Any] | None = None, **differ
         **differences,
     )
     if not math.isclose(config.embedding_multiplier, math.sqrt(config.n_embd), rel_tol=1e-6):
-        demand(config, embedding_scale="sqrt_width")
+        require_values(config, embedding_scale="sqrt_width")
     scalar = config.score_scale**-2
     if not math.isclose(scalar, round(scalar), rel_tol=1e-6):
         raise UserError(
@@ -185,7 +185,7 @@ def read_gemma3(values: dict[str, Any]) -> GPTConfig:
     values = _GEMMA3_DEFAULTS | values
     expect(values, "attn_logit_softcapping", None)
     fields = gemma_fields(values)
-    every = whole(values, "sliding_window_pattern", 6, least=1)
+    every = integer(values, "sliding_window_pattern", 6, least=1)
     types = values.get("layer_types") or [
         SLIDING if (layer + 1) % every else FULL for layer in range(fields["n_layer"])
     ]

@@ -12,8 +12,15 @@ from dataclasses import replace
 from typing import Any
 
 from lit_gpt.models.config import GPTConfig
-from lit_gpt.models.families.config_json import demand, expect, optional, read_activation, required, write_activation
-from lit_gpt.models.families.decoder import demand_llama
+from lit_gpt.models.families.config_json import (
+    expect,
+    optional,
+    read_activation,
+    require_values,
+    required,
+    write_activation,
+)
+from lit_gpt.models.families.decoder import require_llama
 from lit_gpt.models.families.family import ANY, Family, GGUFArchitecture
 from lit_gpt.models.families.weights import Entry, Split, Transpose, entry
 
@@ -41,7 +48,7 @@ def read_config(values: dict[str, Any]) -> GPTConfig:
 
 def write_config(config: GPTConfig) -> dict[str, Any]:
     """Convert a `GPTConfig` to a `GPT2Config`."""
-    demand_llama(
+    require_llama(
         config,
         norm="layernorm",
         bias=True,
@@ -54,7 +61,7 @@ def write_config(config: GPTConfig) -> dict[str, Any]:
         num_kv_heads=config.n_head,
     )
     if config.head_dim * config.n_head != config.n_embd:
-        demand(config, head_size=None)
+        require_values(config, head_size=None)
     return {
         "n_layer": config.n_layer,
         "n_head": config.n_head,

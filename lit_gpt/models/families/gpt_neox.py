@@ -15,18 +15,18 @@ from typing import Any
 
 from lit_gpt.models.config import GPTConfig
 from lit_gpt.models.families.config_json import (
-    demand,
     flag,
     longest_context,
     optional,
     original_context,
     read_activation,
     read_rope,
+    require_values,
     required,
     write_activation,
     write_rope,
 )
-from lit_gpt.models.families.decoder import demand_llama
+from lit_gpt.models.families.decoder import require_llama
 from lit_gpt.models.families.family import ANY, Family, GGUFArchitecture, MetadataValue
 from lit_gpt.models.families.weights import Entry, Interleave, entry
 
@@ -57,7 +57,7 @@ def read_config(values: dict[str, Any]) -> GPTConfig:
 def write_config(config: GPTConfig) -> dict[str, Any]:
     """Convert a `GPTConfig` to a `GPTNeoXConfig`."""
     bias = config.has_attention_bias
-    demand_llama(
+    require_llama(
         config,
         norm="layernorm",
         bias=True,
@@ -70,7 +70,7 @@ def write_config(config: GPTConfig) -> dict[str, Any]:
         num_kv_heads=config.n_head,
     )
     if config.head_dim * config.n_head != config.n_embd:
-        demand(config, head_size=None)
+        require_values(config, head_size=None)
     rope = write_rope(config)
     fraction = {"partial_rotary_factor": config.rope_fraction}  # the class's default would be 0.25
     return {

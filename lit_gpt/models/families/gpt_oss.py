@@ -28,10 +28,10 @@ from lit_gpt.models.families.config_json import (
 )
 from lit_gpt.models.families.decoder import (
     decoder_entries,
-    demand_llama,
-    demand_moe,
     read_balance,
     read_shared,
+    require_llama,
+    require_moe,
     write_balance,
     write_shared,
 )
@@ -79,7 +79,7 @@ def read_config(values: dict[str, Any]) -> GPTConfig:
 def write_config(config: GPTConfig) -> dict[str, Any]:
     """Convert a `GPTConfig` to a `GptOssConfig`."""
     bias = config.has_attention_bias
-    demand_llama(
+    require_llama(
         config,
         mlp="swiglu_clamped",
         has_attention_bias=ANY,
@@ -89,7 +89,7 @@ def write_config(config: GPTConfig) -> dict[str, Any]:
         moe=ANY,
         sliding_window=ANY,
     )
-    moe = demand_moe(config, every_layer=True, one_width=True, router_bias=True)
+    moe = require_moe(config, all_layers=True, uniform_width=True, router_bias=True)
     return {
         **write_shared(config),
         **write_layers(config),

@@ -24,7 +24,7 @@ from lit_gpt.models.families.config_json import (
     write_layers,
     write_rope,
 )
-from lit_gpt.models.families.decoder import decoder_entries, demand_llama, read_shared, write_shared
+from lit_gpt.models.families.decoder import decoder_entries, read_shared, require_llama, write_shared
 from lit_gpt.models.families.family import ANY, Family, GGUFArchitecture, MetadataValue
 
 
@@ -51,7 +51,7 @@ def granite_values(config: GPTConfig, rope: dict[str, Any] | None = None, **diff
     Raises:
         UserError: If Granite cannot express the config.
     """
-    demand_llama(
+    require_llama(
         config,
         has_attention_bias=ANY,
         has_attention_out_bias=config.has_attention_bias,

@@ -11,7 +11,7 @@ from typing import Any
 
 from lit_gpt.models.config import GPTConfig, RopeScaling
 from lit_gpt.models.families.config_json import optional
-from lit_gpt.models.families.decoder import decoder_entries, demand_llama, read_shared, write_shared
+from lit_gpt.models.families.decoder import decoder_entries, read_shared, require_llama, write_shared
 from lit_gpt.models.families.family import ANY, Family, GGUFArchitecture
 
 
@@ -23,7 +23,7 @@ def read_config(values: dict[str, Any]) -> GPTConfig:
 def write_config(config: GPTConfig) -> dict[str, Any]:
     """Convert a `GPTConfig` to a `LlamaConfig`."""
     bias = config.has_attention_bias
-    demand_llama(config, has_attention_bias=ANY, has_attention_out_bias=bias, has_mlp_bias=ANY)
+    require_llama(config, has_attention_bias=ANY, has_attention_out_bias=bias, has_mlp_bias=ANY)
     return {**write_shared(config), "mlp_bias": config.has_mlp_bias}
 
 

@@ -37,12 +37,12 @@ from lit_gpt.models.families.config_json import (
 )
 from lit_gpt.models.families.decoder import (
     decoder_entries,
-    demand_llama,
-    demand_moe,
     expert_entries,
     moe_or_mlp,
     read_balance,
     read_shared,
+    require_llama,
+    require_moe,
     write_balance,
     write_shared,
 )
@@ -67,7 +67,7 @@ def mistral_fields(values: dict[str, Any]) -> dict[str, Any]:
 
 def write_mistral(config: GPTConfig) -> dict[str, Any]:
     """Convert a `GPTConfig` to a `MistralConfig`."""
-    demand_llama(config, sliding_window=ANY, layer_windows=None)
+    require_llama(config, sliding_window=ANY, layer_windows=None)
     return {**write_shared(config), "sliding_window": config.sliding_window}
 
 
@@ -94,7 +94,7 @@ def read_ministral(values: dict[str, Any]) -> GPTConfig:
 
 def write_ministral(config: GPTConfig) -> dict[str, Any]:
     """Convert a `GPTConfig` to a `MinistralConfig`."""
-    demand_llama(config, sliding_window=ANY)
+    require_llama(config, sliding_window=ANY)
     return {**write_shared(config), **write_layers(config, needs_window=True)}
 
 
@@ -130,7 +130,7 @@ def read_ministral3(values: dict[str, Any]) -> GPTConfig:
 
 def write_ministral3(config: GPTConfig) -> dict[str, Any]:
     """Convert a `GPTConfig` to a `Ministral3Config`."""
-    demand_llama(config, sliding_window=ANY, layer_windows=None)
+    require_llama(config, sliding_window=ANY, layer_windows=None)
     if config.rope_scaling is None or config.rope_scaling.kind not in ("yarn", "llama3", "longrope"):
         # The transformers class divides by the original context, which only these kinds have.
         raise UserError("family 'ministral3' needs rope_scaling (kind: yarn); without it, export as family: mistral")
@@ -166,8 +166,8 @@ def read_mixtral(values: dict[str, Any]) -> GPTConfig:
 
 def write_mixtral(config: GPTConfig) -> dict[str, Any]:
     """Convert a `GPTConfig` to a `MixtralConfig`."""
-    demand_llama(config, moe=ANY, sliding_window=ANY, layer_windows=None)
-    moe = demand_moe(config, every_layer=True, one_width=True)
+    require_llama(config, moe=ANY, sliding_window=ANY, layer_windows=None)
+    moe = require_moe(config, all_layers=True, uniform_width=True)
     values = {key: value for key, value in write_shared(config).items() if key != "attention_bias"}
     return {
         **values,

@@ -26,9 +26,9 @@ from lit_gpt.models.families.config_json import (
 from lit_gpt.models.families.decoder import (
     OUTPUT_NORMS,
     decoder_entries,
-    demand_llama,
     read_shared,
     read_sizes,
+    require_llama,
     write_shared,
 )
 from lit_gpt.models.families.family import ANY, Family, GGUFArchitecture
@@ -45,15 +45,15 @@ def olmo_parts() -> dict[str, Any]:
     return {"norm_placement": "output", "qk_norm": "projection"}
 
 
-def demand_olmo(config: GPTConfig, **differences: Any) -> None:
+def require_olmo(config: GPTConfig, **differences: Any) -> None:
     """Raise a `UserError` for config values that OLMo 2 or 3 cannot express."""
     bias = config.has_attention_bias
-    demand_llama(config, has_attention_bias=ANY, has_attention_out_bias=bias, **olmo_parts(), **differences)
+    require_llama(config, has_attention_bias=ANY, has_attention_out_bias=bias, **olmo_parts(), **differences)
 
 
 def write_olmo2(config: GPTConfig) -> dict[str, Any]:
     """Convert a `GPTConfig` to an `Olmo2Config`."""
-    demand_olmo(config)
+    require_olmo(config)
     return write_shared(config)
 
 
@@ -101,7 +101,7 @@ def read_olmo3(values: dict[str, Any]) -> GPTConfig:
 
 def write_olmo3(config: GPTConfig) -> dict[str, Any]:
     """Convert a `GPTConfig` to an `Olmo3Config`."""
-    demand_olmo(config, sliding_window=ANY, rope_local_theta=ANY)
+    require_olmo(config, sliding_window=ANY, rope_local_theta=ANY)
     return {**write_shared(config, write_layered_rope(config)), **write_layers(config, needs_window=True)}
 
 

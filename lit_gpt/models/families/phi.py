@@ -14,7 +14,7 @@ from typing import Any
 from lit_gpt.errors import UserError
 from lit_gpt.models.config import GPTConfig, RopeScaling
 from lit_gpt.models.families.config_json import FULL, SLIDING, expect, read_layers, read_rope
-from lit_gpt.models.families.decoder import decoder_entries, demand_llama, read_sizes, write_shared
+from lit_gpt.models.families.decoder import decoder_entries, read_sizes, require_llama, write_shared
 from lit_gpt.models.families.family import ANY, Family, GGUFArchitecture, MetadataValue
 from lit_gpt.models.families.weights import Entry, Split, entry
 
@@ -42,7 +42,7 @@ def read_config(values: dict[str, Any]) -> GPTConfig:
 
 def write_config(config: GPTConfig) -> dict[str, Any]:
     """Convert a `GPTConfig` to a `Phi3Config`."""
-    demand_llama(config, sliding_window=ANY, layer_windows=None, rope_fraction=ANY)
+    require_llama(config, sliding_window=ANY, layer_windows=None, rope_fraction=ANY)
     scaling = config.rope_scaling
     if scaling is not None and scaling.kind != "longrope":
         raise UserError(f"family 'phi3' cannot express rope_scaling of kind {scaling.kind!r} (only 'longrope')")

@@ -23,21 +23,21 @@ from lit_gpt.models.families.config_json import (
     FULL,
     SLIDING,
     flag,
+    integer,
     optional,
     read_layers,
     required,
     shortest_pattern,
-    whole,
     write_layers,
 )
 from lit_gpt.models.families.decoder import (
     decoder_entries,
-    demand_llama,
-    demand_moe,
     expert_entries,
     moe_or_mlp,
     read_balance,
     read_shared,
+    require_llama,
+    require_moe,
     write_balance,
     write_shared,
 )
@@ -54,7 +54,7 @@ def read_qwen2(values: dict[str, Any]) -> GPTConfig:
 def read_windows(values: dict[str, Any], n_layer: int, block_size: int) -> dict[str, Any]:
     """Return which layers use a sliding window: from `max_window_layers` on, unless `layer_types` lists them."""
     window = values.get("sliding_window", 4096) if flag(values, "use_sliding_window", False) else None
-    first = whole(values, "max_window_layers", 28)
+    first = integer(values, "max_window_layers", 28)
     types = values.get("layer_types") or [SLIDING if layer >= first else FULL for layer in range(n_layer)]
     return read_layers(types, window, block_size)
 
@@ -71,7 +71,7 @@ def write_windows(config: GPTConfig) -> dict[str, Any]:
 
 def write_qwen2(config: GPTConfig) -> dict[str, Any]:
     """Convert a `GPTConfig` to a `Qwen2Config`."""
-    demand_llama(config, has_attention_bias=True, sliding_window=ANY)
+    require_llama(config, has_attention_bias=True, sliding_window=ANY)
     return {**write_shared(config), **write_windows(config)}
 
 
@@ -97,7 +97,7 @@ def read_qwen3(values: dict[str, Any]) -> GPTConfig:
 def write_qwen3(config: GPTConfig) -> dict[str, Any]:
     """Convert a `GPTConfig` to a `Qwen3Config`."""
     bias = config.has_attention_bias
-    demand_llama(config, has_attention_bias=ANY, has_attention_out_bias=bias, qk_norm="head", sliding_window=ANY)
+    require_llama(config, has_attention_bias=ANY, has_attention_out_bias=bias, qk_norm="head", sliding_window=ANY)
     return {**write_shared(config), **write_windows(config)}
 
 
@@ -119,7 +119,7 @@ def read_qwen3_moe(values: dict[str, Any]) -> GPTConfig:
     """Convert a `Qwen3MoeConfig` to a `GPTConfig`."""
     values = {"num_key_value_heads": 4, _QWEN3_MOE_AUX: 0.001} | values
     fields = read_shared(values)
-    n_layer, step = fields["n_layer"], whole(values, "decoder_sparse_step", 1, least=1)
+    n_layer, step = fields["n_layer"], integer(values, "decoder_sparse_step", 1, least=1)
     dense = set(values.get("mlp_only_layers") or ())
     pattern = shortest_pattern([layer not in dense and (layer + 1) % step == 0 for layer in range(n_layer)])
     moe = MoEConfig(
@@ -139,7 +139,7 @@ def read_qwen3_moe(values: dict[str, Any]) -> GPTConfig:
 def write_qwen3_moe(config: GPTConfig) -> dict[str, Any]:
     """Convert a `GPTConfig` to a `Qwen3MoeConfig`."""
     bias = config.has_attention_bias
-    demand_llama(
+    require_llama(
         config,
         has_attention_bias=ANY,
         has_attention_out_bias=bias,
@@ -148,7 +148,7 @@ def write_qwen3_moe(config: GPTConfig) -> dict[str, Any]:
         sliding_window=ANY,
         layer_windows=None,
     )
-    moe = demand_moe(config, norm_topk_prob=ANY)
+    moe = require_moe(config, norm_topk_prob=ANY)
     return {
         **write_shared(config),
         "use_sliding_window": config.sliding_window is not None,

@@ -16,13 +16,13 @@ from lit_gpt.models.families.config_json import (
     FULL,
     SLIDING,
     flag,
+    integer,
     optional,
     read_layers,
     shortest_pattern,
-    whole,
     write_layers,
 )
-from lit_gpt.models.families.decoder import decoder_entries, demand_llama, read_shared, write_shared
+from lit_gpt.models.families.decoder import decoder_entries, read_shared, require_llama, write_shared
 from lit_gpt.models.families.family import ANY, Family, GGUFArchitecture
 
 
@@ -30,7 +30,7 @@ def read_config(values: dict[str, Any]) -> GPTConfig:
     """Convert a `SmolLM3Config` to a `GPTConfig`."""
     values = {"num_key_value_heads": 4, "tie_word_embeddings": True} | values
     fields = read_shared(values, default_theta=2_000_000.0)
-    n_layer, every = fields["n_layer"], whole(values, "no_rope_layer_interval", 4, least=1)
+    n_layer, every = fields["n_layer"], integer(values, "no_rope_layer_interval", 4, least=1)
     flags = values.get("no_rope_layers")
     rotates = [bool((layer + 1) % every) for layer in range(n_layer)] if flags is None else [bool(f) for f in flags]
     if not all(type(f) in (int, bool) for f in flags or ()):
@@ -49,7 +49,7 @@ def read_config(values: dict[str, Any]) -> GPTConfig:
 
 def write_config(config: GPTConfig) -> dict[str, Any]:
     """Convert a `GPTConfig` to a `SmolLM3Config`."""
-    demand_llama(
+    require_llama(
         config,
         rope_layers=ANY,
         sliding_window=ANY,
