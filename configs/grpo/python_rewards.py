@@ -1,11 +1,12 @@
-"""Rewards for Python source, for `configs/grpo/stdlib.yaml`: an example of rewards of your own, named by `class_path`.
+"""Rewards for Python source, used by `configs/grpo/stdlib.yaml`: an example of custom rewards named by `class_path`.
 
-Source is parsed, compared and searched as a syntax tree; it is never compiled, imported or run.
+Source is parsed, compared and searched as a syntax tree; it is never compiled, imported or executed.
 
-A reward for "does something" invites code that only looks as if it did. So what cannot be reached or has no effect is
-removed first (`live_body`): what stands after a `return`, the branch that a constant condition never takes, a loop over
-nothing, an expression or a block without effect, and a binding (an assignment, an import, an inner function) of a name
-that nothing left reads. Removing one may leave another without a reader, so it is repeated until nothing changes.
+A reward for "does something" invites code that only looks as if it did. Therefore unreachable code and code without
+effect are removed first (`live_body`): statements after a `return`, the branch that a constant condition never takes, a
+loop over nothing, an expression or a block without effect, and a binding (an assignment, an import, an inner function)
+of a name that no remaining code reads. Removing one may leave another without a reader, so this is repeated until
+nothing changes.
 """
 
 import ast
@@ -24,15 +25,15 @@ _EFFECT = (ast.Call, ast.Await, ast.Yield, ast.YieldFrom)
 _ENDS = (ast.Return, ast.Raise, ast.Break, ast.Continue)
 _BLOCKS = ("body", "orelse", "finalbody")
 MAX_CHARACTERS = 100_000
-"""A longer text counts as one that does not parse: the parser's time and memory stay bounded."""
+"""A longer text counts as one that does not parse, which bounds the parser's time and memory."""
 _FENCE = re.compile(r"\A\s*```(?:python|py)?[ \t]*\n(.*?)\n?```\s*\Z", re.DOTALL)
 
 
 class PythonFunction(Reward):
-    """1 where the completion is one Python function that does something, else 0.
+    """1 if the completion is a single Python function that does something, else 0.
 
-    "Something" is a body of more than a docstring, `pass`, `...`, what has no effect or cannot be reached
-    (`live_body`), a lone `raise`, or the bare return of an argument, an attribute or constants.
+    "Something" is a body of more than a docstring, `pass`, `...`, code that has no effect or is unreachable
+    (`live_body`), a single `raise`, or the bare return of an argument, an attribute or constants.
     """
 
     def __call__(self, sample: Sample) -> float:
@@ -42,12 +43,12 @@ class PythonFunction(Reward):
 
 
 class KeepsSignature(Reward):
-    """1 where the completion is one Python function with the name and the arguments that were asked for, else 0.
+    """1 if the completion is a single Python function with the requested name and arguments, else 0.
 
     Args:
-        column: The field of the row that has the signature, as `def name(arguments):`.
-        partial: Reward at most for one that is kept in part: this times the share of name and arguments that stand
-            where they were asked for. A small model finds its way in small steps.
+        column: Field of the row with the signature, as `def name(arguments):`.
+        partial: Maximum reward for a partly kept signature: this times the share of name and arguments in the requested
+            positions, because a small model learns in small steps.
     """
 
     def __init__(self, column: str = "signature", partial: float = 0.0) -> None:
@@ -59,7 +60,7 @@ class KeepsSignature(Reward):
         """Return a number from 0 to 1.
 
         Raises:
-            UserError: the row has no such field, or one that is no signature.
+            UserError: if the row has no such field, or it is not a signature.
         """
         wanted = _asked(sample.row, self.column)
         function = parse_function(sample.completion)
@@ -72,23 +73,22 @@ class KeepsSignature(Reward):
         return self.partial * kept / max(len(given), len(asked))
 
     def check_row(self, row: dict[str, Any]) -> None:
-        """Require a signature."""
+        """Check that the row has a signature."""
         _asked(row, self.column)
 
 
 class UsesArguments(Reward):
-    """Share of the arguments that the completion's function makes use of; 0 if it does nothing (`PythonFunction`).
+    """Share of the arguments that the completion's function uses; 0 if the function does nothing (`PythonFunction`).
 
-    Of the arguments that were asked for, if the row has a signature; one that the function leaves out is not used.
-    Else of its own.
+    If the row has a signature, its arguments count, and those that the function omits are not used; otherwise the
+    function's own arguments count.
 
-    What counts as use: the argument is read in a statement that can be reached and that has an effect. A bare name on
-    a line of its own, `x = x`, `_ = a, b`, an inner function that is never called, and what stands after a `return` or
-    under `if False` are no use (`live_body`). `self` and `cls` count only where there is nothing else;
-    where there are no arguments the share is 1.
+    An argument is used if it is read in a reachable statement that has an effect. A bare name on a line, `x = x`, `_ =
+    a, b`, an inner function that is never called, and code after a `return` or under `if False` are not uses
+    (`live_body`). `self` and `cls` count only if there is no other argument; without arguments the share is 1.
 
     Args:
-        column: The field of the row that has the signature, as `def name(arguments):`.
+        column: Field of the row with the signature, as `def name(arguments):`.
     """
 
     def __init__(self, column: str = "signature") -> None:
@@ -106,7 +106,7 @@ class UsesArguments(Reward):
         return sum(name in read and name in own for name in wanted) / len(wanted) if wanted else 1.0
 
     def check_row(self, row: dict[str, Any]) -> None:
-        """Require that a signature, if there is one, can be parsed."""
+        """Check that the signature, if there is one, can be parsed."""
         if row.get(self.column) is not None:
             _asked(row, self.column)
 
@@ -117,15 +117,15 @@ def _asked(row: dict[str, Any], column: str) -> Function:
         raise UserError(f"no field {column!r}; its fields are {', '.join(map(repr, row)) or 'none'}")
     wanted = parse_function(f"{text.rstrip()}\n    pass")
     if wanted is None:
-        raise UserError(f"the field {column!r} holds {text!r}, which is no `def name(arguments):`")
+        raise UserError(f"the field {column!r} is {text!r}, which is not a `def name(arguments):`")
     return wanted
 
 
 def parse_function(text: str) -> Function | None:
-    """Return the function that a text consists of, or None if it is anything else, or more.
+    """Return the function if a text consists of exactly one, else None.
 
     Args:
-        text: Source, or one Markdown fence around it.
+        text: Source, optionally in a Markdown fence.
     """
     fenced = _FENCE.match(text)
     source = fenced[1] if fenced else text
@@ -135,17 +135,17 @@ def parse_function(text: str) -> Function | None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # invalid escapes
             tree = ast.parse(source.strip("\n"))
-        ast.unparse(tree)  # nested so deeply that this fails, it would fail later
+        ast.unparse(tree)  # if it is nested so deeply that this fails, later code would fail, too
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
     if len(tree.body) != 1 or not isinstance(tree.body[0], Function):
         return None
     names = argument_names(tree.body[0])
-    return tree.body[0] if len(set(names)) == len(names) else None  # two of one name parse, but no Python runs them
+    return tree.body[0] if len(set(names)) == len(names) else None  # duplicate names parse, but cannot run
 
 
 def argument_names(function: Function) -> list[str]:
-    """Return the names of all arguments, `*args` and `**kwargs` included."""
+    """Return the names of all arguments, including `*args` and `**kwargs`."""
     arguments = function.args
     several = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
     return [argument.arg for argument in [*several, arguments.vararg, arguments.kwarg] if argument is not None]
@@ -185,7 +185,7 @@ def _signature(function: Function) -> tuple[str, str, bool]:
 
 
 def live_body(function: Function) -> list[ast.stmt]:
-    """Return the statements that are left, inner blocks likewise; nothing of the function itself is changed."""
+    """Return the remaining statements, also within inner blocks; the function itself is not changed."""
     arguments = {node.arg for node in ast.walk(function.args) if isinstance(node, ast.arg)}
     outer: set[str] = set()
     everything = {node.id for node in ast.walk(function) if isinstance(node, ast.Name)}
@@ -207,9 +207,9 @@ def live_body(function: Function) -> list[ast.stmt]:
 
 
 def nodes(tree: ast.AST) -> Iterator[ast.AST]:
-    """Yield the nodes of a tree but for the operands that constants before them keep from being evaluated.
+    """Yield the nodes of a tree except for operands whose evaluation constants before them prevent.
 
-    Walked with a stack of our own: source may nest deeper than Python recurses.
+    It uses an explicit stack, because source may be nested deeper than Python's recursion limit.
     """
     stack = [tree]
     while stack:
@@ -227,7 +227,7 @@ def nodes(tree: ast.AST) -> Iterator[ast.AST]:
 
 
 def names_read(tree: ast.AST) -> Iterator[str]:
-    """Yield the names that a tree reads, `a` of `a += 1` among them."""
+    """Yield the names that a tree reads, including `a` of `a += 1`."""
     for node in nodes(tree):
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
             yield node.id
@@ -236,7 +236,7 @@ def names_read(tree: ast.AST) -> Iterator[str]:
 
 
 def _needed(tree: ast.AST, arguments: set[str]) -> Iterator[str]:
-    """Yield as `names_read` does, but not the x of `x += 1`, unless x is an argument, which may change in place."""
+    """Yield the same as `names_read`, but not the x of `x += 1`, unless x is an argument, which may change in place."""
     for node in nodes(tree):
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
             yield node.id
@@ -266,7 +266,7 @@ def _live(block: list[ast.stmt], read: set[str], arguments: set[str]) -> list[as
 
 
 def _with_live_blocks(statement: ast.stmt, read: set[str], arguments: set[str]) -> ast.stmt:
-    """Return a statement with live blocks; one without blocks as it is, also a class (its names are attributes)."""
+    """Return a statement with live blocks; one without blocks is unchanged, and so is a class definition."""
     if isinstance(statement, ast.ClassDef):
         return statement
     blocks = {name: _live(getattr(statement, name), read, arguments) for name in _BLOCKS if hasattr(statement, name)}
@@ -330,7 +330,7 @@ def _has_effect(tree: ast.AST, read: set[str]) -> bool:
 
 
 def _is_unread(target: ast.expr, read: set[str]) -> bool:
-    """Return whether a target is nothing but names that nothing reads."""
+    """Return whether a target consists only of names that nothing reads."""
     names = [node for node in ast.walk(target) if not isinstance(node, ast.expr_context)]
     return all(
         isinstance(node, ast.Tuple | ast.List | ast.Starred) or (isinstance(node, ast.Name) and node.id not in read)
@@ -339,7 +339,7 @@ def _is_unread(target: ast.expr, read: set[str]) -> bool:
 
 
 def _is_empty(iterated: ast.expr) -> bool:
-    """Return whether it is written as an empty collection."""
+    """Return whether it is a literal empty collection."""
     if isinstance(iterated, ast.List | ast.Tuple | ast.Set):
         return not iterated.elts
     if isinstance(iterated, ast.Dict):

@@ -51,7 +51,7 @@ def test_there_is_a_recipe_for_each_named_corpus():
 @pytest.mark.parametrize("name", NAMES)
 def test_the_recipe_is_right_and_says_what_it_costs(name):
     text = (FOLDER / f"{name}.yaml").read_text()
-    for heading in ("Size:", "Licence:", "Tokens:", "Disk:", "Time:"):
+    for heading in ("Size:", "License:", "Tokens:", "Disk:", "Time:"):
         assert re.search(rf"^# {heading} +\S", text, re.MULTILINE), heading
     assert f"prepare --config configs/data/{name}.yaml" in text
     written = yaml.safe_load(text)
