@@ -70,7 +70,6 @@ def context_lengths(config: GPTConfig, position_ids: Tensor, document_ids: Tenso
 
     Args:
         config: Determines whether the scaling depends on the length.
-        config: Says whether its scaling depends on the length.
         position_ids: (B, T) or (T,) int64.
         document_ids: (B, T) int64, -1 on padding; None = each row is one text.
 
