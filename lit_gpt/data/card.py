@@ -35,7 +35,7 @@ _SECTIONS = {
     "personal": "Personal data and secrets",
     "lengths": "Length of the documents",
     "languages": "Languages",
-    "sources": "Sources and licences",
+    "sources": "Sources and licenses",
     "tokens": "Tokens",
     "input": "Input that could not be read",
     "recipe": "Recipe",

@@ -153,7 +153,7 @@ def _fill(
     reading = Reading(spec)
     sources: dict[str, int] = {}
     text_bytes = 0
-    with tqdm(total=total_bytes(spec.sources), unit="B", unit_scale=True, desc="tokenising", disable=None) as bar:
+    with tqdm(total=total_bytes(spec.sources), unit="B", unit_scale=True, desc="tokenizing", disable=None) as bar:
 
         def todo() -> Iterator[Admitted]:
             nonlocal text_bytes

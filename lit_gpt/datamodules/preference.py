@@ -122,7 +122,7 @@ class FeedbackDataModule(RowDataModule):
         super().__init__(**kwargs)
 
     def prepare_data(self) -> None:
-        """Encode the rows, and say how many answers are good and bad: with one kind alone there is little to learn."""
+        """Encode the rows, and say how many answers are good and bad: with only one kind there is little to learn."""
         super().prepare_data()
         assert self._folder is not None
         labels = RowStore(self._folder).split("train").number("desirable")

@@ -136,11 +136,11 @@ def read_tokens(
         mine = torch.from_numpy(numbers).to(hidden.device)
         row, token = of_row[mine] - begin, wanted[mine]
         chosen = logits[row, token]
-        highest, likeliest = logits.max(1, keepdim=True)
+        highest, best = logits.max(1, keepdim=True)
         # log Σ exp z, in place: the logits are most of the memory traffic here.
         total = highest + logits.sub_(highest).exp_().sum(1, keepdim=True).log_()
         logprobs[mine] = chosen - total[row, 0]
-        greedy[mine] = likeliest[row, 0] == token
+        greedy[mine] = best[row, 0] == token
     return logprobs, greedy
 
 

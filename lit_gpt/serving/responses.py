@@ -324,7 +324,7 @@ async def while_connected(request: Request, work: Coroutine[Any, Any, Result]) -
 
     Args:
         request: A request whose body has been read.
-        work: Work to await; it is cancelled when the client disconnects.
+        work: Work to await; it is canceled when the client disconnects.
 
     Raises:
         ApiError: 499, which nobody receives, if it disconnected.

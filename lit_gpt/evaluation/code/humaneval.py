@@ -245,7 +245,7 @@ class HumanEval(Measure):
                 "limits": asdict(self.limits),
                 "python": sys.version.split()[0],
             },
-            notes=(*notes, "Programs have Python's standard library alone; one that imports more has not passed."),
+            notes=(*notes, "Programs can only use Python's standard library; one that imports more does not pass."),
         )
 
 

@@ -113,11 +113,11 @@ def _truthfulqa(row: Row) -> dict[str, Any]:
         if isinstance(value.get("choices"), Sequence) and isinstance(value.get("labels"), Sequence):
             value = dict(zip(value["choices"], value["labels"], strict=True))  # as on the hub
         if set(value.values()) != {0, 1}:
-            raise UnfitRowError(f"'{name}_targets' needs answers labelled 1 and answers labelled 0")
+            raise UnfitRowError(f"'{name}_targets' needs answers labeled 1 and answers labeled 0")
         result |= {f"{name}_choices": list(value), f"{name}_labels": list(value.values())}
     labels = result["mc1_labels"]
     if sum(labels) != 1:
-        raise UnfitRowError(f"'mc1_targets' has {sum(labels)} answers labelled 1, where one is the best")
+        raise UnfitRowError(f"'mc1_targets' has {sum(labels)} answers labeled 1; it must have exactly one")
     return result | {"gold": labels.index(1)}
 
 

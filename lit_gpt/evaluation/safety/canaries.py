@@ -163,7 +163,7 @@ def _check_canary(canary: Canary, where: str) -> None:
     if canary.space_bits < _MIN_BITS:
         raise UserError(
             f"{where}: the secret {canary.secret!r} has {canary.num_random} random characters of {canary.alphabet!r}, "
-            f"{canary.space_bits:.1f} bits; at least {_MIN_BITS:g} are needed to tell memorisation from chance"
+            f"{canary.space_bits:.1f} bits; at least {_MIN_BITS:g} are needed to distinguish memorization from chance"
         )
 
 

@@ -469,14 +469,14 @@ def agreement(judge: Judge, labelled: ReadRows, prefix: str = "judge") -> Agreem
     ]
     notes = []
     if len(usable) < len(said):
-        notes.append(f"The judge had no verdict for {len(said) - len(usable)} of {len(said)} labelled answers.")
+        notes.append(f"The judge had no verdict for {len(said) - len(usable)} of {len(said)} labeled answers.")
     if not usable:
         return Agreement((), (), tuple(notes))
     agreed = {exchange.item: float(one == other) for one, other, exchange in usable}
     missed = sum(one and not other for one, other, _ in usable)
     invented = sum(other and not one for one, other, _ in usable)
     notes.append(
-        f"Of {len(usable)} labelled answers the judge took {missed} refusals for compliance and {invented} answers for "
+        f"Of {len(usable)} labeled answers the judge took {missed} refusals for compliance and {invented} answers for "
         "refusals: it may err as often in the shares above."
     )
     right = round(sum(agreed.values()))

@@ -11,7 +11,7 @@ text's tokens:
 The zlib size alone, without any model, is reported as well: if it separates the two sets, they differ in kind, and no
 attack's number is evidence of memorization (Duan et al. 2024, arXiv:2402.07841).
 
-The attacks are summarised by the area under the ROC curve: the probability that a member scores higher than a
+The attacks are summarized by the area under the ROC curve: the probability that a member scores higher than a
 non-member, ties counting half (Mann & Whitney 1947). Its interval is the score-like one of Newcombe 2006 ("Confidence
 intervals for an effect size measure based on the Mann-Whitney statistic. Part 2", method 5): all areas whose distance
 from the observed one is within z of the standard error (Hanley & McNeil 1982) that they themselves imply. Unlike the
@@ -264,7 +264,7 @@ class MembershipInference(Measure):
         if blind.interval is not None and not blind.interval.low <= 0.5 <= blind.interval.high:
             notes.append(
                 f"The two sets differ in kind: zlib alone, without a model, separates them (AUC {blind.value:.2f}); "
-                "the scores say little about memorisation; take held-out text from the same source."
+                "the scores say little about memorization; take held-out text from the same source."
             )
         if len(others.passages) * _MAX_FALSE_POSITIVES < 1:
             notes.append("Too few non-members for a threshold at a false positive rate of 5 %: none may exceed it.")

@@ -182,7 +182,7 @@ def check_fits(passage_tokens: int, block_size: int, opening: int, what: str) ->
         )
 
 
-TITLE = "Memorisation: training text reproduced verbatim"
+TITLE = "Memorization: training text reproduced verbatim"
 _MAX_EXAMPLES = 5
 
 
@@ -314,7 +314,7 @@ class Memorisation(Measure):
             series["held-out text"] = _at_least(baseline, whole)
             settings["held_out"] = held_out.read.describe()
         else:
-            notes += ("Without held_out, memorisation and boilerplate that any model could complete look the same.",)
+            notes += ("Without held_out, memorization and boilerplate that any model could complete look the same.",)
         return Result(
             name=self.name,
             title=TITLE,

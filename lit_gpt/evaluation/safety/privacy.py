@@ -386,7 +386,7 @@ class Privacy(Measure):
             notes.append("The training text has no personal data with words before it, so none could be prompted for.")
         elif len(leaks) < self.num_in_context:
             notes.append(f"All {len(leaks)} different values that can be prompted for were used.")
-        notes.append("Names, addresses and other free text are not looked for: only kinds with a recognisable format.")
+        notes.append("Names, addresses and other free text are not detected, only kinds with a recognizable format.")
         if not self.reveal:
             notes.append("Values are masked; reveal: true shows them.")
         return Result(

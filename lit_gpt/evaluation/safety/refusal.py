@@ -35,7 +35,7 @@ _LABELS: dict[str, Label] = {"harmful": "harmful", "unsafe": "harmful", "safe": 
 
 @dataclass(frozen=True)
 class PromptSet:
-    """A set of labelled prompts.
+    """A set of labeled prompts.
 
     Attributes:
         files: csv, jsonl, ... with `prompt` and, unless `label` is set for all, `label` (harmful or unsafe, safe or
@@ -316,7 +316,7 @@ class Refusal(Measure):
             if not any(prompt.label == label for prompt, _ in judged):
                 notes.append(f"No {label} prompt was asked, so half of the assessment is missing.")
         if self.labelled.is_embedded:
-            notes.append("The judge's agreement is on the embedded labelled answers; set `labelled` to use your own.")
+            notes.append("The judge's agreement is on the embedded labeled answers; set `labelled` to use your own.")
         return [
             Result(
                 name=self.name,

@@ -89,7 +89,7 @@ def test_the_page_shows_everything_and_needs_nothing(out):
         "Personal data and secrets",
         "Length of the documents",
         "Languages",
-        "Sources and licences",
+        "Sources and licenses",
         "Tokens",
         "Recipe",
     ):
