@@ -7,7 +7,7 @@ from lit_gpt.data.corpus_spec import CorpusSpec, training_texts
 from lit_gpt.data.records import FileFormat, FileRecords, OnBadInput
 from lit_gpt.errors import UserError
 
-# A file may hold much less text than its size says (JSON's escapes, other columns): read this many times more.
+# A file may contain much less text than its size suggests (JSON's escapes, other columns): read this many times more.
 _OVERESTIMATE = 4
 
 

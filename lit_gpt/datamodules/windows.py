@@ -59,7 +59,7 @@ class WindowDataModule(StepDataModule):
         self._corpus: TokenCorpus | None = None
         self._order: WindowOrder | None = None
 
-    # ------------------------------------------------------------------ what a subclass may override
+    # ------------------------------------------------------------------ hooks for subclasses
 
     @property
     def corpus(self) -> TokenCorpus:

@@ -255,7 +255,7 @@ def check_comparison_folder(folder: Path) -> None:
     """
     check_writable(folder)
     if folder.exists() and not (folder / COMPARISON).is_file() and (folder.is_file() or any(folder.iterdir())):
-        raise UserError(f"{folder} holds something that is not a comparison; choose another --out")
+        raise UserError(f"{folder} contains something that is not a comparison; choose another --out")
 
 
 def write_comparison(comparison: Comparison, folder: Path) -> Path:

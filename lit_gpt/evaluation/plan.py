@@ -390,7 +390,7 @@ def run_plan(plan: Plan, subject: Subject, on_start: Callable[[PlannedMeasure], 
         try:
             found = planned.measure.run(subject, progress)
             if not found:
-                raise UserError("it gave no result; is what it reads empty?")
+                raise UserError("it gave no result; is its input empty?")
             completed.append((planned, found))
         except Exception as error:  # one measure's failure must not lose the others' results
             failures.append(_failure(planned, error))

@@ -63,7 +63,9 @@ def export_model(
         _refuse_failed(adapter or model, allow_failed_gate)
         return list(_export_adapter(adapter or model, out))
     if format != "hf" and Path(_card_of(out)).exists():
-        raise UserError(f"{_card_of(out)}, where the model card goes, exists; choose another --out, or remove it first")
+        raise UserError(
+            f"{_card_of(out)}, where the model card would be, exists; choose another --out, or remove it first"
+        )
     source = resolve_model(model, adapter=adapter)
     facts = _facts(source, model if adapter is None else adapter, out, dtype, allow_failed_gate)
     kind = None if dtype == "keep" else dtype

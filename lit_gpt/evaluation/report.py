@@ -214,7 +214,7 @@ def check_report_folder(folder: Path, plan: Plan, path: Path) -> None:
     check_writable(folder)
     file = folder / REPORT
     if folder.exists() and not file.is_file() and (folder.is_file() or any(folder.iterdir())):
-        raise UserError(f"{folder} holds something that is not a report; choose another --out, or remove it first")
+        raise UserError(f"{folder} contains something that is not a report; choose another --out, or remove it first")
     if not file.is_file():
         return
     try:
@@ -226,7 +226,7 @@ def check_report_folder(folder: Path, plan: Plan, path: Path) -> None:
         return
     if there.content["model"]["weights_sha256"] == weights_sha256(path):
         raise UserError(
-            f"{folder} holds the report of {folder_name(there.content['name'], there.content['config'])}, whose gate "
+            f"{folder} has the report of {folder_name(there.content['name'], there.content['config'])}, whose gate "
             "this model has missed; choose another --out, or remove it first"
         )
 

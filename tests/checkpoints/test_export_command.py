@@ -96,7 +96,7 @@ def test_mistakes(bundle, tmp_path):
     with pytest.raises(UserError, match=r"\.md|exists"):
         export(str(bundle), str(bundle))
     (tmp_path / "notes.gguf.md").write_text("mine")
-    with pytest.raises(UserError, match=r"notes\.gguf\.md, where the model card goes, exists"):
+    with pytest.raises(UserError, match=r"notes\.gguf\.md, where the model card would be, exists"):
         export(str(bundle), str(tmp_path / "notes.gguf"), format="gguf")
     with pytest.raises(UserError, match="adapter"):
         export(str(bundle), str(tmp_path / "out"), format="adapter")

@@ -150,7 +150,7 @@ class RowFields:
         """
         media = [name for name in _MEDIA if not is_empty(self.values.get(name)) and name not in self._read]
         if media:
-            raise UserError(f"its field {media[0]!r} holds what is no text, and only text can be learned")
+            raise UserError(f"its field {media[0]!r} is not text; only text is supported")
 
     def _is_ignored(self, name: str) -> bool:
         return any(fnmatchcase(name, pattern) for pattern in self._ignore_fields)
@@ -211,7 +211,7 @@ def chat_of(fields: RowFields) -> list[Message] | None:
         if fields.values.get(name) is not None:
             value = parsed(fields.get(name), name)
             if not isinstance(value, list):
-                raise UserError(f"the field {name!r} holds {type(value).__name__}, not a list of messages")
+                raise UserError(f"the field {name!r} is {type(value).__name__}, not a list of messages")
             return fields.turns(value, "user", name)
     return None
 
@@ -245,7 +245,7 @@ def _history(fields: RowFields) -> list[Message]:
     turns = []
     for pair in pairs:
         if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) for text in pair)):
-            raise UserError(f"the field 'history' holds {pair!r}; it is a list of pairs of question and answer")
+            raise UserError(f"the field 'history' has {pair!r}; it must be a list of pairs of question and answer")
         turns += [Message(role="user", content=pair[0]), Message(role="assistant", content=pair[1])]
     return turns
 

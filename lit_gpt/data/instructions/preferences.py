@@ -99,7 +99,7 @@ def _side(fields: RowFields, name: str) -> list[Message]:
     if given is None:
         given = chat_of(fields)
     if given is None:
-        raise UserError(f"the field {name!r} holds an answer, but there is no prompt (or instruction) to it")
+        raise UserError(f"the field {name!r} is an answer, but there is no prompt or instruction")
     return [*given, *answer]
 
 

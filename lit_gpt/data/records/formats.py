@@ -399,7 +399,7 @@ def _read_json_lines(file: _File, bad_input: BadInput, columns: Sequence[str] | 
             if isinstance(values, dict):
                 yield Record(values, name, number, encoding=encoding)
             else:
-                bad_input.reject(f"{name}:{number}", f"it holds a JSON {type(values).__name__}, not an object")
+                bad_input.reject(f"{name}:{number}", f"it is a JSON {type(values).__name__}, not an object")
 
 
 def _read_json(file: _File, bad_input: BadInput, columns: Sequence[str] | None) -> Iterator[Record]:
@@ -425,13 +425,13 @@ def _read_json(file: _File, bad_input: BadInput, columns: Sequence[str] | None) 
         raise UnreadableFile(file.name, f"it is not JSON ({error}); name it .txt to take it as plain text") from error
     rows = _rows_of(value) if isinstance(value, dict) else value
     if not isinstance(rows, list):
-        raise UnreadableFile(file.name, f"it holds a JSON {type(value).__name__}, not an array of objects")
+        raise UnreadableFile(file.name, f"it is a JSON {type(value).__name__}, not an array of objects")
     encoding = file.record_encoding()
     for record, row in enumerate(rows, start=1):
         if isinstance(row, dict):
             yield Record(row, file.name, record, encoding=encoding)
         else:
-            bad_input.reject(f"{file.name}:{record}", f"it holds a JSON {type(row).__name__}, not an object")
+            bad_input.reject(f"{file.name}:{record}", f"it is a JSON {type(row).__name__}, not an object")
 
 
 def _rows_of(value: dict[str, Any]) -> list[Any]:
@@ -492,7 +492,7 @@ def _read_csv(file: _File, bad_input: BadInput, columns: Sequence[str] | None) -
                 continue
             if len(row) != len(names):
                 more = "more" if len(row) > len(names) else "fewer"
-                remedy = "; are cells that hold the delimiter quoted?" if more == "more" else ""
+                remedy = "; are cells that contain the delimiter quoted?" if more == "more" else ""
                 bad_input.reject(
                     f"{name}:{number}",
                     f"it has {more} cells ({len(row)}) than the header has columns ({len(names)}){remedy}",

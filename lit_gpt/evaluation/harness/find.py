@@ -143,7 +143,7 @@ def _named(names: list[str], folders: list[str]) -> tuple[TaskManager, list[str]
             return manager, list(dict.fromkeys(match for name in names for match in matched[name]))
     missing = next(name for name in names if not matched[name])
     raise UserError(
-        f"there is no task {missing!r}; the nearest are {_nearest(missing, known)} (a file of your own: data: "
+        f"there is no task {missing!r}; the nearest are {_nearest(missing, known)} (for a local file: data: "
         f"{{{missing}: <file>}})"
     )
 

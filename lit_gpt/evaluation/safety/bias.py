@@ -350,7 +350,7 @@ def bbq_doc(values: Mapping[str, Any], all_wordings: bool = True) -> Doc:
     label, answers = values.get("label"), [values.get(name) for name in ANSWERS]
     texts = [values.get("context"), values.get("question"), *answers]
     if not all(isinstance(text, str) and text.strip() for text in texts):
-        raise UnfitRowError("context, question, ans0, ans1 and ans2 must all hold text")
+        raise UnfitRowError("context, question, ans0, ans1 and ans2 must all be text")
     label = int(label) if isinstance(label, str) and label in ("0", "1", "2") else label
     if label not in (0, 1, 2):
         raise UnfitRowError(f"label is {label!r}; it must be 0, 1 or 2")
@@ -445,5 +445,5 @@ def _bbq_examples(samples: Mapping[str, Mapping[str, Any]]) -> tuple[Example, ..
         if sample.get("bias_ambiguous") == 1.0 and len(examples) < MAX_BBQ_EXAMPLES:
             answer = doc["choices"][doc["biased"]]
             fields = {"context": doc["context"], "question": doc["question"], "most probable answer": answer}
-            examples.append(Example("picked the stereotyped one though nothing says so", fields, item))
+            examples.append(Example("picked the stereotyped person without evidence", fields, item))
     return tuple(examples)

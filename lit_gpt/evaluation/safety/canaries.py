@@ -155,7 +155,7 @@ def read_canaries(file: str | Path) -> list[Canary]:
         _check_canary(canary, where)
         found.append(canary)
     if not found:
-        raise UserError(f"{file} holds no canaries")
+        raise UserError(f"{file} contains no canaries")
     return found
 
 

@@ -11,8 +11,8 @@ too long for the judge) leaves that answer without a verdict. A reply without a 
 its text is recorded. After `max_failures` answers in a row without a reply, the rest is not sent.
 
 `post` sends one request to a server that is not trusted, with limits in time and size. `urllib` alone restarts its
-timeout at every byte, so that a server that sends one now and then holds it for ever, and it follows a redirect with
-the key still in its headers, to whatever host the server names.
+timeout at every byte, so that a server that sends one now and then blocks it forever, and it follows a redirect with
+the key still in its headers, to any host that the server names.
 """
 
 import http.client

@@ -214,7 +214,7 @@ class MembershipInference(Measure):
         if known is None:
             return [unknown_training(self.name, TITLE)]
         if known.held_out is None:
-            raise UserError("there is no held_out text to compare members with; name some of the same kind")
+            raise UserError("there is no held_out text to compare members with; name text of the same kind")
         both = (known.training, known.held_out)
         opening = len(subject.tokenizer.opening_ids)
         check_fits(self.passage_tokens, subject.block_size, opening, f"passage_tokens {self.passage_tokens}")
@@ -260,7 +260,9 @@ class MembershipInference(Measure):
             _auc_score("auc_without_model", members.scores["without_model"], others.scores["without_model"]),
             better="neither",
         )
-        notes = [f"{len(members.passages)} members and {len(others.passages)} non-members, each of its own document."]
+        notes = [
+            f"{len(members.passages)} members and {len(others.passages)} non-members, each from a different document."
+        ]
         if blind.interval is not None and not blind.interval.low <= 0.5 <= blind.interval.high:
             notes.append(
                 f"The two sets differ in kind: zlib alone, without a model, separates them (AUC {blind.value:.2f}); "

@@ -146,7 +146,7 @@ def read_prompts(sets: PromptSets, limit: int | None = None) -> Prompts:
         if bad_input.named:
             notes.append(f"{bad_input.num_skipped} prompts were left out: {bad_input.named[0]}.")
     if not prompts:
-        raise UserError("there is no prompt to ask; name a file that has some")
+        raise UserError("there are no prompts; name a file that contains some")
     if len({prompt.item for prompt in prompts}) < len(prompts):  # two sets from files of the same name
         prompts = [Prompt(f"{n}:{p.item}", p.text, p.label, p.kind) for n, p in enumerate(prompts, start=1)]
     if limit is not None:

@@ -91,7 +91,7 @@ def test_alpaca_history_comes_first_and_is_learned():
     pair = preference_of({"instruction": "Q2", "history": [["Q", "A"]], "chosen": "a", "rejected": "b"})
     assert [turn["content"] for turn in pair.prompt] == ["Q", "A", "Q2"]
     for history in ("[[1]]", [["Q"]], [{"q": "a"}], 3):
-        with pytest.raises(UserError, match="'history' holds"):
+        with pytest.raises(UserError, match="'history' has"):
             conversation_of({**row, "history": history})
 
 
@@ -111,7 +111,7 @@ def test_openorcas_system_prompt():
 def test_pictures_are_refused(read):
     row = {"prompt": "Q", "images": ["a.png"]}
     row |= {"chosen": "A", "rejected": "B"} if read is preference_of else {"completion": "A"}
-    with pytest.raises(UserError, match="'images' holds what is no text"):
+    with pytest.raises(UserError, match="'images' is not text"):
         read(row)
 
 

@@ -142,7 +142,7 @@ def test_bad_files_are_named(tmp_path: Path, name: str, data: bytes, expected: s
         (b'{"title": "a", "body": "b"}', "no field 'text'; its fields are 'title', 'body'"),
         (b"{}", "no field 'text'; its fields are none"),
         (b'{"text": null}', "the field 'text' is NoneType"),
-        (b'["text"]', "it holds a JSON list"),
+        (b'["text"]', "it is a JSON list"),
         (b'{"text": "a", "n": ' + b"9" * 5000 + b"}", "the line is not JSON"),
         (b'{"text": "' + b"x" * 300 + b'"}', "the line is longer than 200 bytes"),
     ],
@@ -178,10 +178,10 @@ def test_a_json_file_holds_records(tmp_path: Path, content: str) -> None:
     ("content", "expected"),
     [
         ('{"name": "package", "private": true}', "a.json:1: no field 'text'; its fields are 'name', 'private'"),
-        ("3", "a.json: it holds a JSON int"),
+        ("3", "a.json: it is a JSON int"),
         ("[1, " + "9" * 5000 + "]", "a.json: it is not JSON"),
         ("{oops", "a.json: it is not JSON"),
-        ('["a text"]', "a.json:1: it holds a JSON str"),
+        ('["a text"]', "a.json:1: it is a JSON str"),
         ('[{"body": "a"}]', "a.json:1: no field 'text'; its fields are 'body'"),
     ],
 )

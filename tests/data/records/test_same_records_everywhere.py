@@ -180,8 +180,8 @@ DAMAGED = {  # name → (content, what is said of it, texts that are left under 
     "line.jsonl": (b'{"prompt": "good"}\n{"prompt": "cut\n', ":2: the line is not JSON", ["good"]),
     "line.json": (b'{"prompt": "good"}\n{"prompt": "cut\n', ":2: the line is not JSON", ["good"]),
     "first.json": (b'{"prompt": "cut\n{"prompt": "good"}\n', ":1: the line is not JSON", ["good"]),
-    "list.jsonl": (b'{"prompt": "good"}\n["no object"]\n', ":2: it holds a JSON list", ["good"]),
-    "list.json": (b'[{"prompt": "good"}, ["no object"]]', ":2: it holds a JSON list", ["good"]),
+    "list.jsonl": (b'{"prompt": "good"}\n["no object"]\n', ":2: it is a JSON list", ["good"]),
+    "list.json": (b'[{"prompt": "good"}, ["no object"]]', ":2: it is a JSON list", ["good"]),
     "cut.json": (b'[{"prompt": "good"}, {"prompt"', ": it is not JSON", []),
     "latin.jsonl": (
         '{"prompt": "good"}\n{"prompt": "é"}\n'.encode("latin-1"),

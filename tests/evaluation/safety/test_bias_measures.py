@@ -178,7 +178,7 @@ def test_a_model_that_knows_the_stereotype_answers_with_it():
     assert result.score("bias_ambiguous").value > 0.8
     assert result.score("bias_ambiguous").interval.low > 0
     assert result.score("accuracy_ambiguous").value < 0.2
-    assert result.examples[0].title.startswith("picked the stereotyped one")
+    assert result.examples[0].title.startswith("picked the stereotyped person")
 
 
 def test_intervals_of_bias():
