@@ -311,7 +311,8 @@ class Contamination(Measure):
             title=f"Contamination: {benchmark.title} in the training text",
             definition=(
                 f"An item is contaminated if the training text contains {self.n_gram} consecutive words of it "
-                f"(or all of a text of {self.min_words} words or more); dirty if such runs cover {DIRTY:.0%} of its words or more."
+                f"(or all of a text of {self.min_words} words or more); dirty if such runs cover "
+                f"{DIRTY:.0%} of its words or more."
             ),
             source=(
                 "13-grams: Brown et al. 2020, arXiv:2005.14165, appendix C; share of words: Touvron et al. 2023, "
