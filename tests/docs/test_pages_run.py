@@ -1,6 +1,7 @@
 """Every page's blocks run from top to bottom, in the order of the page, on a small model."""
 
 import os
+import random
 import re
 import shutil
 import subprocess
@@ -33,9 +34,17 @@ def workspace(tmp_path_factory):
     folder = tmp_path_factory.mktemp("site")
     shutil.copytree(ROOT / "configs", folder / "configs")
     (folder / "texts").mkdir()
-    sentences = ["The ship sailed at dawn. ", "A cold wind blew from the north. ", "Nobody on deck spoke a word. "]
+    subjects, verbs, places = (
+        ["ship", "gull", "captain", "storm", "crew", "cook", "lantern", "cat"],
+        ["crossed", "passed", "left", "saw", "missed", "feared", "found"],
+        ["harbor", "island", "reef", "river", "town", "market"],
+    )
     for number in range(150):
-        text = "".join(sentences[(number * n) % 3] + f"It was day {number * n}. " for n in range(1, 30))
+        draw = random.Random(number)
+        text = "".join(
+            f"The {draw.choice(subjects)} {draw.choice(verbs)} the {draw.choice(places)} on day {draw.randrange(10**4)}. "
+            for _ in range(30)
+        )
         (folder / "texts" / f"{number:03}.txt").write_text(text)
     run("python -m lit_gpt fit --config configs/quickstart.yaml" + SHORT, folder)
     return folder
