@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 import yaml
-from conftest import Runs
+from command_runs import Runs
 from safetensors.torch import load_file
 from small_chats import alpaca_rows, small_tokenizer, write_rows
 
