@@ -37,7 +37,7 @@ MAX_SAVED = 10
 
 
 @dataclass
-class _Verdict:
+class _PendingCheck:
     """The finite flag of a step, possibly still being copied to the host."""
 
     step: int
@@ -79,7 +79,7 @@ class NonFiniteGuard(Callback):
         self._in_a_row = 0
         self._batch: Any = None
         self._loss: Tensor | None = None
-        self._pending: deque[_Verdict] = deque()
+        self._pending: deque[_PendingCheck] = deque()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Discard pending flags."""
@@ -97,14 +97,14 @@ class NonFiniteGuard(Callback):
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Check the step, and act on the result as early as the device allows."""
-        verdict = _Verdict(trainer.global_step + 1, self._batch, self._is_finite(trainer, optimizer))
+        check = _PendingCheck(trainer.global_step + 1, self._batch, self._is_finite(trainer, optimizer))
         skips_by_itself = getattr(optimizer, "_step_supports_amp_scaling", False)
-        if verdict.on_host or (self.action == "skip" and not skips_by_itself):
-            self._judge(verdict, trainer, optimizer)
+        if check.on_host or (self.action == "skip" and not skips_by_itself):
+            self._judge(check, trainer, optimizer)
         else:
             if self.action == "skip":
-                optimizer.found_inf = 1.0 - verdict.finite.float()  # type: ignore[attr-defined]
-            self._pending.append(_send_to_host(verdict))
+                optimizer.found_inf = 1.0 - check.finite.float()  # type: ignore[attr-defined]
+            self._pending.append(_send_to_host(check))
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -158,19 +158,19 @@ class NonFiniteGuard(Callback):
         while len(self._pending) > leave:
             self._judge(self._pending.popleft(), trainer, None)
 
-    def _judge(self, verdict: _Verdict, trainer: Trainer, optimizer: Optimizer | None) -> None:
+    def _judge(self, check: _PendingCheck, trainer: Trainer, optimizer: Optimizer | None) -> None:
         """Act on a step's flag; `optimizer` is given if it has not stepped yet."""
-        if verdict.read():
+        if check.read():
             self._in_a_row = 0
             return
         if self.action == "stop":
             self._pending.clear()
-            raise UserError(self._what_happened(verdict, trainer) + self._remedy(trainer))
+            raise UserError(self._what_happened(check, trainer) + self._remedy(trainer))
         self.num_skipped += 1
         self._in_a_row += 1
         if self._in_a_row >= self.max_skips_in_a_row:
             raise UserError(
-                f"{self._in_a_row} steps in a row were not finite; {self._what_happened(verdict, trainer)}"
+                f"{self._in_a_row} steps in a row were not finite; {self._what_happened(check, trainer)}"
                 f"{self._remedy(trainer)}"
             )
         if optimizer is not None:
@@ -178,17 +178,17 @@ class NonFiniteGuard(Callback):
                 for parameter in group["params"]:
                     parameter.grad = None
         if self.num_skipped <= MAX_SAVED:
-            rank_zero_warn(f"{self._what_happened(verdict, trainer)}; the step is skipped")
+            rank_zero_warn(f"{self._what_happened(check, trainer)}; the step is skipped")
         for logger in trainer.loggers:
-            logger.log_metrics({"train/skipped_steps": float(self.num_skipped)}, step=verdict.step)
+            logger.log_metrics({"train/skipped_steps": float(self.num_skipped)}, step=check.step)
 
-    def _what_happened(self, verdict: _Verdict, trainer: Trainer) -> str:
+    def _what_happened(self, check: _PendingCheck, trainer: Trainer) -> str:
         rank = f"-rank-{trainer.global_rank}" if trainer.world_size > 1 else ""
-        path = run_dir_of(trainer) / f"nonfinite-step-{verdict.step:08d}{rank}.pt"
-        batch = tree_map(lambda leaf: leaf.cpu() if isinstance(leaf, Tensor) else leaf, verdict.batch)
+        path = run_dir_of(trainer) / f"nonfinite-step-{check.step:08d}{rank}.pt"
+        batch = tree_map(lambda leaf: leaf.cpu() if isinstance(leaf, Tensor) else leaf, check.batch)
         with atomic_file(path) as temporary:
-            torch.save({"step": verdict.step, "batch": batch}, temporary)
-        return f"the loss or a gradient is not finite at optimizer step {verdict.step} (its batch: {path})"
+            torch.save({"step": check.step, "batch": batch}, temporary)
+        return f"the loss or a gradient is not finite at optimizer step {check.step} (its batch: {path})"
 
     def _remedy(self, trainer: Trainer) -> str:
         found = list_checkpoints(run_dir_of(trainer))
@@ -203,11 +203,11 @@ def _local(gradient: Tensor) -> Tensor:
     return gradient.to_local() if hasattr(gradient, "to_local") else gradient
 
 
-def _send_to_host(verdict: _Verdict) -> _Verdict:
+def _send_to_host(check: _PendingCheck) -> _PendingCheck:
     """Start a non-blocking device-to-host copy of the flag."""
-    if verdict.finite.device.type == "cuda":
-        host = torch.empty_like(verdict.finite, device="cpu", pin_memory=True)
-        host.copy_(verdict.finite, non_blocking=True)
-        verdict.finite, verdict.arrived = host, torch.cuda.Event()
-        verdict.arrived.record()
-    return verdict
+    if check.finite.device.type == "cuda":
+        host = torch.empty_like(check.finite, device="cpu", pin_memory=True)
+        host.copy_(check.finite, non_blocking=True)
+        check.finite, check.arrived = host, torch.cuda.Event()
+        check.arrived.record()
+    return check

@@ -58,7 +58,7 @@ _NAMES: dict[tuple[str, ...], tuple[str, str]] = {
 }
 """Patterns in order of application → the name if words are always built by merges, and the name if a word that is a
 token is used directly (`ignore_merges`)."""
-_OTHER_NAMES = {
+_ALIASES = {
     "gpt-2": ("phi-2", "mpt", "olmo", "jais", "trillion", "granite-docling", "gigachat", "a.x-4.0", "mellum"),
     "smollm": ("starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b", "mellum2"),
     "dbrx": ("smaug-bpe", "chatglm-bpe"),
@@ -67,7 +67,17 @@ _OTHER_NAMES = {
     "gpt-4o": ("llama4", "kanana2", "minimax-m2"),
 }
 """Aliases under which llama.cpp applies the same rules; they are read but never written."""
-_OPENING = ("llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "tekken")
+_PRE_TOKENIZERS_ADDING_BOS = (
+    "llama-bpe",
+    "llama3",
+    "llama-v3",
+    "falcon3",
+    "falcon-h1",
+    "pixtral",
+    "midm-2.0",
+    "lfm2",
+    "tekken",
+)
 """Pre-tokenizer names for which llama.cpp prepends the BOS token by default (unless the file says otherwise)."""
 
 
@@ -95,7 +105,7 @@ def vocabulary(tokenizer: Tokenizer, vocab_size: int, stop_ids: Sequence[int]) -
         values |= _token_id("unknown", tokenizer.backend.token_to_id(state["model"]["unk_token"] or "<unk>"))
     else:
         pre = pre_tokenizer_name(state)
-        if bool(state["model"].get("ignore_merges")) == decides_by_merges(pre):
+        if bool(state["model"].get("ignore_merges")) == always_applies_merges(pre):
             _check_reachable(state, merges)
         values |= {"model": "gpt2", "pre": pre, "merges": [" ".join(pair) for pair in merges]}
     opening = tokenizer.opening_ids
@@ -233,7 +243,7 @@ def pre_tokenizer_name(state: dict[str, Any]) -> str:
     return name
 
 
-def decides_by_merges(name: str) -> bool:
+def always_applies_merges(name: str) -> bool:
     """Return whether llama.cpp, under this name, builds words only by merges, even words that are tokens."""
     return all(name != whole for _, whole in _NAMES.values() if whole)
 
@@ -310,7 +320,7 @@ def read_vocabulary(metadata: Mapping[str, Any], vocab_size: int) -> ReadVocabul
     rules = _piece_rules(values, tokens, types) if pieces else _byte_level_rules(values)
     defaults = {"bos": 1, "eos": 2, "unknown": 0} if pieces else {}
     ids = {name: _special(values, name, len(tokens), defaults.get(name)) for name in _SPECIAL}
-    adds = {"bos": values.get("add_bos_token", pieces or values.get("pre") in _OPENING)}
+    adds = {"bos": values.get("add_bos_token", pieces or values.get("pre") in _PRE_TOKENIZERS_ADDING_BOS)}
     adds["eos"] = values.get("add_eos_token", False)
     state = {
         "version": "1.0",
@@ -390,12 +400,12 @@ def _bpe(merges: list[list[str]], **differences: Any) -> dict[str, Any]:
 def _byte_level_rules(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the rules of a byte-level BPE, selected by the name of its pre-tokenizer."""
     name = values.get("pre")
-    own = next((own for own, others in _OTHER_NAMES.items() if name in others), name)
+    canonical_name = next((canonical for canonical, aliases in _ALIASES.items() if name in aliases), name)
     found = {written: parts for parts, names in _NAMES.items() for written in names if written}
-    if own not in found:
-        known = sorted({*found, *(other for others in _OTHER_NAMES.values() for other in others)})
+    if canonical_name not in found:
+        known = sorted({*found, *(alias for aliases in _ALIASES.values() for alias in aliases)})
         raise UserError(f"its pre-tokenizer is {name!r}, which lit_gpt does not support (only {', '.join(known)})")
-    *rules, last = [_pre_tokenizer(part) for part in found[own]]
+    *rules, last = [_pre_tokenizer(part) for part in found[canonical_name]]
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
     rules += [last] if last == byte_level | {"use_regex": True} else [last, byte_level]
     merges = _list(values, "merges", str)
@@ -404,7 +414,7 @@ def _byte_level_rules(values: Mapping[str, Any]) -> dict[str, Any]:
         "normalizer": None,
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": rules},
         "decoder": byte_level | {"use_regex": True},
-        "model": _bpe(pairs, ignore_merges=not decides_by_merges(own)),
+        "model": _bpe(pairs, ignore_merges=not always_applies_merges(canonical_name)),
     }
 
 

@@ -36,13 +36,13 @@ _NAMES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "q8_0": "Q8_0"
 """Names in `gguf.GGMLQuantizationType`."""
 _FILE_TYPES = {"float32": 0, "float16": 1, "q8_0": 7, "bfloat16": 32}
 """`gguf.LlamaFileType`."""
-_WIDE = ("ffn_gate_inp.weight", "position_embd.weight", "rope_")
+_ALWAYS_FLOAT32 = ("ffn_gate_inp.weight", "position_embd.weight", "rope_")
 """Substrings of the names of matrices that are always float32."""
 _Q8_BLOCK = 32
 
 _RELATIVE = {"F32": 0.0, "F16": 2.0**-11, "BF16": 2.0**-8, "Q8_0": 1.0 / 127}
 """The largest rounding error of each type, relative to the value, or for Q8_0 to the largest value in its block."""
-_TINY = 2.0**-24
+_FLOAT16_SUBNORMAL_SPACING = 2.0**-24
 """The spacing of float16 numbers near zero."""
 _LARGEST_MULTIPLE = 127
 """Largest quantized magnitude in a Q8_0 block, and thus the maximum factor on the scale's float16 rounding error."""
@@ -164,7 +164,7 @@ def _add(writer: Any, key: str, value: MetadataValue) -> None:
 
 
 def _type_of(name: str, shape: Sequence[int], dtype: str) -> str:
-    if len(shape) == 1 or any(part in name for part in _WIDE):
+    if len(shape) == 1 or any(part in name for part in _ALWAYS_FLOAT32):
         return "F32"
     return "F16" if dtype == "q8_0" and shape[-1] % _Q8_BLOCK else _NAMES[dtype]
 
@@ -212,10 +212,11 @@ def check_tensors(path: Path, expected: Iterator[tuple[str, Tensor]], total: int
         values, wanted = found.read().float().reshape(-1), tensor.reshape(-1)
         if not bool(wanted.isfinite().all()):
             raise UserError(f"{name} of the model contains numbers that are not finite; nothing was written")
-        error, bound = (values - wanted).abs(), _RELATIVE[kind] * wanted.abs() + _TINY
+        error, bound = (values - wanted).abs(), _RELATIVE[kind] * wanted.abs() + _FLOAT16_SUBNORMAL_SPACING
         if kind == "Q8_0":
             error = error.reshape(-1, 32).amax(1)
-            bound = _RELATIVE[kind] * wanted.reshape(-1, 32).abs().amax(1) + _LARGEST_MULTIPLE * _TINY / 2
+            bound = _RELATIVE[kind] * wanted.reshape(-1, 32).abs().amax(1)
+            bound += _LARGEST_MULTIPLE * _FLOAT16_SUBNORMAL_SPACING / 2
         elif kind == "F32":
             bound = torch.zeros_like(bound)
         if not bool((error <= bound).all()):  # also when the error is NaN

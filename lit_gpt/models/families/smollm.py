@@ -31,10 +31,15 @@ def read_config(values: dict[str, Any]) -> GPTConfig:
     values = {"num_key_value_heads": 4, "tie_word_embeddings": True} | values
     fields = read_shared(values, default_theta=2_000_000.0)
     n_layer, every = fields["n_layer"], integer(values, "no_rope_layer_interval", 4, least=1)
-    flags = values.get("no_rope_layers")
-    rotates = [bool((layer + 1) % every) for layer in range(n_layer)] if flags is None else [bool(f) for f in flags]
-    if not all(type(f) in (int, bool) for f in flags or ()):
-        raise UserError(f"config.json has no_rope_layers: {flags!r}, it must be a list of 0 and 1, one per layer")
+    no_rope_layers = values.get("no_rope_layers")
+    if not all(type(value) in (int, bool) for value in no_rope_layers or ()):
+        raise UserError(
+            f"config.json has no_rope_layers: {no_rope_layers!r}, it must be a list of 0 and 1, one per layer"
+        )
+    if no_rope_layers is None:
+        rotates = [bool((layer + 1) % every) for layer in range(n_layer)]
+    else:
+        rotates = [bool(value) for value in no_rope_layers]
     rotates = rotates[:n_layer]
     window = values.get("sliding_window") if flag(values, "use_sliding_window", False) else None
     types = values.get("layer_types") or [FULL if rotating else SLIDING for rotating in rotates]
