@@ -117,8 +117,8 @@ def _evaluate(
     from lit_gpt.evaluation.progress import ProgressBars
     from lit_gpt.evaluation.report import (
         REPORT,
-        asked_with,
         check_report_folder,
+        evaluation_options,
         folder_name,
         make_report,
         report_folder,
@@ -126,7 +126,7 @@ def _evaluate(
     )
     from lit_gpt.evaluation.subject import load_subject
 
-    plan = replace(plan, config={**plan.config, **asked_with(model, adapter, chat_template)})
+    plan = replace(plan, config={**plan.config, **evaluation_options(model, adapter, chat_template)})
     subject = load_subject(model, adapter, device, chat_template, max_batch_size, plan.seed)
     assert subject.path is not None
     name = folder_name(plan.name, plan.config)

@@ -305,7 +305,7 @@ class MixtureSampler:
                 shares = tuple(phase.weights[c] / total if c in active else 0.0 for c in range(len(caps)))
                 segment = Segment(position, shares, tuple(drawn), _tree(active, shares))
                 self.segments.append(segment)
-                length = _until_a_cap(segment, left, None if end is None else end - position)
+                length = _samples_until_cap(segment, left, None if end is None else end - position)
                 if length is None:
                     return
                 _counts(segment.tree, length, drawn)
@@ -372,7 +372,7 @@ def check_phases(phases: Sequence[Phase], num_corpora: int) -> None:
             )
 
 
-def _until_a_cap(segment: Segment, left: Sequence[int | None], length: int | None) -> int | None:
+def _samples_until_cap(segment: Segment, left: Sequence[int | None], length: int | None) -> int | None:
     """Return the number of samples until a corpus reaches its cap, at most `length`; None: never."""
     for corpus, (weight, rest) in enumerate(zip(segment.weights, left, strict=True)):
         if rest is None or weight == 0:

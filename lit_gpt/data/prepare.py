@@ -28,7 +28,7 @@ from tqdm import tqdm
 from lit_gpt.data.cache import check_disk_space, exclusive, say, write_atomic, write_json
 from lit_gpt.data.corpus_spec import Admitted, CorpusSpec, Reading
 from lit_gpt.data.records import SPLITS, SplitName, corpus_fingerprint, total_bytes
-from lit_gpt.data.shard_writer import SHARD_TOKENS, SplitWriter, forget_progress
+from lit_gpt.data.shard_writer import SHARD_TOKENS, SplitWriter, remove_progress_records
 from lit_gpt.data.shards import FORMAT, FORMAT_VERSION, TokenCorpus
 from lit_gpt.data.tokenizers import Tokenizer
 from lit_gpt.errors import UserError
@@ -46,7 +46,7 @@ def corpus_path(spec: CorpusSpec, tokenizer: Tokenizer, cache_dir: Path, shard_t
     return cache_dir / "corpora" / sha256_json(key)[:24]
 
 
-def check_room(spec: CorpusSpec, cache_dir: Path, vocab_size: int, present_bytes: int = 0) -> None:
+def check_space(spec: CorpusSpec, cache_dir: Path, vocab_size: int, present_bytes: int = 0) -> None:
     """Raise a `UserError` if the shards would not fit on the disk.
 
     Args:
@@ -91,10 +91,10 @@ def prepare_corpus(
     """
     folder = corpus_path(spec, tokenizer, cache_dir, shard_tokens) if folder is None else folder
     key = folder.name if key is None else key
-    if _is_whole(folder, spec):
+    if _is_complete(folder, spec):
         return folder
     with exclusive(cache_dir / "locks" / f"{folder.name}.lock", "preparing this corpus"):
-        if _is_whole(folder, spec):
+        if _is_complete(folder, spec):
             return folder
         folder.mkdir(parents=True, exist_ok=True)
         for path in folder.iterdir():
@@ -104,7 +104,7 @@ def prepare_corpus(
         started = False
         try:
             present = sum(done.shard.num_tokens for writer in writers.values() for done in writer.finished)
-            check_room(spec, cache_dir, tokenizer.vocab_size, present * tokenizer.dtype.itemsize)
+            check_space(spec, cache_dir, tokenizer.vocab_size, present * tokenizer.dtype.itemsize)
             started = True
             _fill(folder, key, spec, tokenizer, writers, num_threads or os.cpu_count() or 1)
         except BaseException as error:
@@ -123,7 +123,7 @@ def prepare_corpus(
     return folder
 
 
-def _is_whole(folder: Path, spec: CorpusSpec) -> bool:
+def _is_complete(folder: Path, spec: CorpusSpec) -> bool:
     """Return whether the folder is a complete corpus; a damaged one is reported and prepared again."""
     if not (folder / "manifest.json").exists():
         return False
@@ -137,7 +137,7 @@ def _is_whole(folder: Path, spec: CorpusSpec) -> bool:
         first = corpus.manifest["skipped"][0]
         raise UserError(f"{first}; fix or remove it, or set on_bad_input: skip ({skipped} bad records in total)")
     for name in SPLITS:
-        forget_progress(folder / name)  # left over if the process was killed right after writing the manifest
+        remove_progress_records(folder / name)  # left over if the process was killed right after writing the manifest
     return True
 
 
@@ -266,4 +266,4 @@ def _write_manifest(
     json.dumps(manifest)  # fail before writing if a source's description is not JSON
     write_json(folder / "manifest.json", manifest)
     for name in SPLITS:
-        forget_progress(folder / name)
+        remove_progress_records(folder / name)

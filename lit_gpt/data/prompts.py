@@ -64,7 +64,7 @@ class PromptEncoder:
         long_rows: What to do with longer prompts: `drop` or `error`.
         columns: Mapping from the expected field name to the name in the data.
         system_prompt: System prompt for rows that have none.
-        ignore_fields: Fields of rows and turns to leave out; all others go along for the rewards.
+        ignore_fields: Fields of rows and turns to ignore; all others are passed to the reward functions.
     """
 
     def __init__(

@@ -54,7 +54,7 @@ def finished_shards(folder: Path, itemsize: int) -> list[Finished]:
     return done
 
 
-def forget_progress(folder: Path) -> None:
+def remove_progress_records(folder: Path) -> None:
     """Remove a split's records of finished shards, once the manifest lists the shards."""
     for path in folder.glob("shard-*.json"):
         path.unlink(missing_ok=True)

@@ -72,7 +72,7 @@ def prepare_tokenizer(
         texts = training_texts(spec, sample_bytes, size)
         total = None if size is None else min(size, sample_bytes)
         try:
-            tokenizer = train_bpe(_shown(texts, total, "tokenizer"), vocab_size, pattern, special_tokens)
+            tokenizer = train_bpe(_with_progress(texts, total, "tokenizer"), vocab_size, pattern, special_tokens)
         except UserError as error:
             if "no text" in str(error):
                 raise UserError(spec.nothing_found) from error
@@ -101,7 +101,7 @@ def kept_tokenizer_path(tokenizer: Tokenizer, cache_dir: Path) -> Path:
     return cache_dir / "tokenizers" / f"kept-{sha256_json(content)[:16]}"
 
 
-def _shown(texts: Iterable[str], total: int | None, what: str) -> Iterator[str]:
+def _with_progress(texts: Iterable[str], total: int | None, what: str) -> Iterator[str]:
     """Yield the texts unchanged while showing their bytes in a progress bar."""
     with tqdm(total=total, unit="B", unit_scale=True, desc=what, disable=None) as bar:
         for text in texts:

@@ -92,11 +92,11 @@ class TokenizerSample:
         self._settled = len(sources) == 1
 
     def __iter__(self) -> Iterator[str]:
-        self._settle()
+        self._allocate()
         for source in self.sources:
             yield from source.texts()
 
-    def _settle(self) -> None:
+    def _allocate(self) -> None:
         """Measure the text in each source, and scale all shares down to what the scarcest source allows."""
         if self._settled:
             return

@@ -141,7 +141,7 @@ class StepDataModule(LightningDataModule):
         loader.sample_first(limit if isinstance(limit, int) else int(len(loader) * limit))
         return loader
 
-    def _no_batches(self) -> list[Any]:
+    def _empty_loader(self) -> list[Any]:
         """Return an empty loader for an intentionally empty split, silencing Lightning's warning about it."""
         warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero")
         return []

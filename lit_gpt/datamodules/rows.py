@@ -264,7 +264,7 @@ class RowDataModule(StepDataModule):
 
     def val_dataloader(self) -> Any:
         """Return the loader of the validation rows; an empty list if nothing is held out."""
-        return self._limited(self._evaluation_loader("val"), "val") if len(self._split("val")) else self._no_batches()
+        return self._limited(self._evaluation_loader("val"), "val") if len(self._split("val")) else self._empty_loader()
 
     def test_dataloader(self) -> Any:
         """Return the loader of the test rows."""

@@ -20,7 +20,7 @@ from lit_gpt.data.bpe import Pattern, check_vocab_size
 from lit_gpt.data.cache import default_cache_dir, make_cache_dir
 from lit_gpt.data.corpus_spec import CorpusSpec
 from lit_gpt.data.evaluation_loader import EvaluationLoader
-from lit_gpt.data.prepare import check_room, corpus_path, prepare_corpus
+from lit_gpt.data.prepare import check_space, corpus_path, prepare_corpus
 from lit_gpt.data.records import (
     Document,
     FileFormat,
@@ -112,15 +112,15 @@ class TokenDataModule(WindowDataModule):
         return CorpusSpec(self.sources(), self.val_fraction, self.test_fraction, self.on_bad_input)
 
     @cached_property
-    def _given_tokenizer(self) -> Tokenizer | None:
+    def _configured_tokenizer(self) -> Tokenizer | None:
         return None if self.tokenizer is None else load_tokenizer(self.tokenizer)
 
     def _resolve_vocab_size(self, vocab_size: int | None) -> int:
-        if self._given_tokenizer is None:
+        if self._configured_tokenizer is None:
             size = DEFAULT_VOCAB_SIZE if vocab_size is None else vocab_size
             check_vocab_size(size)
             return size
-        own = self._given_tokenizer.vocab_size
+        own = self._configured_tokenizer.vocab_size
         if vocab_size is not None and vocab_size < own:
             raise UserError(
                 f"vocab_size {vocab_size} is smaller than the {own} entries of the tokenizer {self.tokenizer}; set it "
@@ -133,20 +133,20 @@ class TokenDataModule(WindowDataModule):
         """Hugging Face folder of the tokenizer; it exists after `prepare_data`."""
         if self._folders is not None:
             return self._folders[0]
-        if self._given_tokenizer is not None:
-            return kept_tokenizer_path(self._given_tokenizer, self.cache_dir)
+        if self._configured_tokenizer is not None:
+            return kept_tokenizer_path(self._configured_tokenizer, self.cache_dir)
         return trained_tokenizer_path(self.spec, self.cache_dir, self.vocab_size, self.tokenizer_pattern)
 
     def prepare_data(self) -> None:
         """Create the tokenizer and the token shards, unless they are in the cache."""
         self._check_batch_sizes()
         make_cache_dir(self.cache_dir)
-        if self._given_tokenizer is not None:
-            tokenizer = self._given_tokenizer
+        if self._configured_tokenizer is not None:
+            tokenizer = self._configured_tokenizer
             tokenizer_path = keep_tokenizer(tokenizer, self.cache_dir)
         else:
             if not self.tokenizer_path.exists():
-                check_room(self.spec, self.cache_dir, self.vocab_size)
+                check_space(self.spec, self.cache_dir, self.vocab_size)
             tokenizer_path = prepare_tokenizer(self.spec, self.cache_dir, self.vocab_size, self.tokenizer_pattern)
             tokenizer = load_tokenizer(tokenizer_path)
         corpus = prepare_corpus(self.spec, tokenizer, self.cache_dir, self.prepare_threads)
@@ -158,21 +158,21 @@ class TokenDataModule(WindowDataModule):
         Args:
             stage: `fit`, `validate`, `test` or `predict`.
         """
-        tokenizer, corpus = self._names_of_rank_zero()
+        tokenizer, corpus = self._folder_names_from_rank_zero()
         self._folders = (self.cache_dir / "tokenizers" / tokenizer, self.cache_dir / "corpora" / corpus)
         self._corpus = TokenCorpus(self._folders[1])
         self._check_stage(stage)
         if stage == "fit" and self.val_fraction > 0:
             self._evaluation_loader(EvaluationLoader, "val")  # raises for an empty split before the first step
 
-    def _names_of_rank_zero(self) -> tuple[str, str]:
+    def _folder_names_from_rank_zero(self) -> tuple[str, str]:
         """Return the folder names of the tokenizer and the corpus; only rank 0 hashes the sources for them."""
         trainer = self.trainer
         names = None
         if self._folders is not None:
             names = (self._folders[0].name, self._folders[1].name)
         elif trainer is None or trainer.is_global_zero:
-            tokenizer = self._given_tokenizer
+            tokenizer = self._configured_tokenizer
             if tokenizer is None:
                 if not self.tokenizer_path.exists():
                     raise UserError("the corpus is not prepared: call prepare_data() before setup()")

@@ -169,7 +169,7 @@ class WindowDataModule(StepDataModule):
     def val_dataloader(self) -> Any:
         """Return the loader of the validation windows; an empty list if nothing is held out."""
         if not self._holds_out("val"):
-            return self._no_batches()
+            return self._empty_loader()
         return self._limited(self._evaluation_loader(EvaluationLoader, "val"), "val")
 
     def test_dataloader(self) -> Any:

@@ -18,8 +18,8 @@ from lit_gpt.evaluation.intervals import paired_bootstrap, resampled_clusters
 from lit_gpt.evaluation.report import (
     REPORT,
     Report,
-    asked_with,
     check_writable,
+    evaluation_options,
     plain,
     read_report,
     report_folders,
@@ -238,7 +238,7 @@ def find_report(
             raise UserError(f"{name} has several reports; name the one to compare: {names}")
         return found[0]
     identity = weights_sha256(where)
-    config = without_paths(plain({**plan.config, **asked_with(name, adapter, chat_template)}))
+    config = without_paths(plain({**plan.config, **evaluation_options(name, adapter, chat_template)}))
     for file in found:
         content = read_report(file).content
         same_weights = content["model"]["weights_sha256"] == identity

@@ -76,7 +76,7 @@ def report_folders(model: str | Path) -> tuple[Path, list[Path]]:
     return path, [folder for folder in (own, Path(EVALUATION) / short_name(str(model)).replace("/", "--")) if folder]
 
 
-def asked_with(model: str, adapter: str | None, chat_template: str | None) -> dict[str, Any]:
+def evaluation_options(model: str, adapter: str | None, chat_template: str | None) -> dict[str, Any]:
     """Return the command-line options, by name and content hash, that distinguish evaluations with the same plan.
 
     Raises:

@@ -95,7 +95,7 @@ def call_constraint(form: ToolForm, functions: Sequence[dict[str, Any]]) -> Cons
                 "type": "object",
                 "properties": {
                     "name": {"const": function["name"]},
-                    form.arguments: rebased(parameters, f"{place}/properties/{form.arguments}"),
+                    form.arguments: rebase_references(parameters, f"{place}/properties/{form.arguments}"),
                 },
                 "required": ["name", form.arguments],
                 "additionalProperties": False,
@@ -104,7 +104,7 @@ def call_constraint(form: ToolForm, functions: Sequence[dict[str, Any]]) -> Cons
     return Constraint("json_schema", calls[0] if len(calls) == 1 else {"anyOf": calls})
 
 
-def rebased(schema: Any, place: str) -> Any:
+def rebase_references(schema: Any, place: str) -> Any:
     """Return a JSON schema whose local references remain valid inside another schema.
 
     Args:
@@ -112,7 +112,7 @@ def rebased(schema: Any, place: str) -> Any:
         place: JSON pointer to it in the other schema, starting with `#`.
     """
     if isinstance(schema, list):
-        return [rebased(one, place) for one in schema]
+        return [rebase_references(one, place) for one in schema]
     if not isinstance(schema, dict) or "$id" in schema:  # an $id starts a resource with its own references
         return schema
     result: dict[str, Any] = {}
@@ -120,11 +120,11 @@ def rebased(schema: Any, place: str) -> Any:
         if key == "$ref" and isinstance(value, str) and value.startswith("#") and not value[1:2].isalnum():
             result[key] = place + value[1:]
         elif key in _SUBSCHEMA_MAPS and isinstance(value, dict):  # its keys are names, not keywords
-            result[key] = {name: rebased(one, place) for name, one in value.items()}
+            result[key] = {name: rebase_references(one, place) for name, one in value.items()}
         elif key in _DATA_KEYWORDS:
             result[key] = value
         else:
-            result[key] = rebased(value, place)
+            result[key] = rebase_references(value, place)
     return result
 
 
@@ -227,7 +227,7 @@ class ToolReader:
     def _calls(self, inside: str, written: str, at_end: bool = False) -> list[str | ToolCall]:
         calls = self._parsed(inside)
         if calls is None and at_end and self._forced:
-            calls = self._cut_off(inside)
+            calls = self._truncated_call(inside)
         if not calls:
             return [written]
         if self._only_one:
@@ -292,7 +292,7 @@ class ToolReader:
             at = function.end()
         return calls
 
-    def _cut_off(self, inside: str) -> list[ToolCall] | None:
+    def _truncated_call(self, inside: str) -> list[ToolCall] | None:
         """Return a forced call that max_tokens has truncated, with the arguments written so far, as in OpenAI's API."""
         found = _CUT_OFF.fullmatch(inside)
         return [ToolCall(found[1], found[2])] if found and found[1] in self._functions else None

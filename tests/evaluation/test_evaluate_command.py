@@ -11,7 +11,7 @@ from lit_gpt.cli import main
 from lit_gpt.errors import UserError
 from lit_gpt.evaluation.compare import find_report
 from lit_gpt.evaluation.plan import load_plan
-from lit_gpt.evaluation.report import asked_with, check_writable, folder_name, gate_of, read_report, reports_of
+from lit_gpt.evaluation.report import check_writable, evaluation_options, folder_name, gate_of, read_report, reports_of
 
 LETTERS = "small_models.CountsLetters"
 
@@ -170,7 +170,7 @@ def test_a_chat_template_and_an_adapter_make_another_evaluation(tmp_path, plan, 
         "lit_gpt.evaluation.report.resolve_adapter", lambda name: SimpleNamespace(path=tmp_path / "adapter")
     )
     assert find_report(str(bundle), read, adapter="adapter") is None
-    asked = asked_with(str(bundle), "adapter", None)
+    asked = evaluation_options(str(bundle), "adapter", None)
     assert folder_name("t", asked) == "t-adapter"
     content = json.loads(found.read_text())
     content["config"] = {**read.config, **asked}

@@ -14,7 +14,7 @@ from lit_gpt.serving.tools import (
     ToolCall,
     ToolReader,
     call_constraint,
-    rebased,
+    rebase_references,
     tool_form,
 )
 
@@ -172,7 +172,7 @@ def test_references_of_a_forced_call_still_hold():
     assert inner["properties"]["all"] == {"$ref": place}
     assert inner["properties"]["$ref"] == {"type": "string"}
     assert inner["properties"]["same"] == {"const": {"$ref": "#/x"}}
-    assert rebased({"$id": "https://x", "$ref": "#/a"}, "#/b") == {"$id": "https://x", "$ref": "#/a"}
+    assert rebase_references({"$id": "https://x", "$ref": "#/a"}, "#/b") == {"$id": "https://x", "$ref": "#/a"}
 
 
 def test_a_forced_call_that_is_cut_off_keeps_what_was_written():

@@ -25,9 +25,9 @@ from typing import NamedTuple, Protocol
 from lit_gpt.data.chat.messages import FunctionCall, Message, Tool, ToolCall
 from lit_gpt.errors import UserError
 
-NO_REASONING = "without their reasoning, for which the chat template has no place"
-NO_NAME = "without the names of their messages, for which the chat template has no place"
-OTHER_OPENING = "whose answer the chat template opens otherwise than its generation prompt does"
+NO_REASONING = "without their reasoning, which the chat template does not support"
+NO_NAME = "without the names of their messages, which the chat template does not support"
+OTHER_OPENING = "whose answer starts differently in the chat template than its generation prompt"
 
 # Contents of the conversations on which a template is tried: characters outside the range of the renderer's guards.
 QUESTION, ANSWER, FOLLOWING = "\U000f0001", "\U000f0002", "\U000f0003"
@@ -167,7 +167,7 @@ class AnswerFinder:
         notes: tuple[str, ...] = ()
         start = len(prompt)
         if not text.startswith(prompt):
-            start = self._departure(messages[: index + 1], prompt, text, tools)
+            start = self._first_difference(messages[: index + 1], prompt, text, tools)
             notes = (OTHER_OPENING,)
         ending = self.after_calls if message.get("tool_calls") else self.after_content
         if ending is None and message.get("tool_calls"):
@@ -211,7 +211,7 @@ class AnswerFinder:
             )
         return spans
 
-    def _departure(self, messages: Sequence[Message], prompt: str, text: str, tools: Sequence[Tool]) -> int:
+    def _first_difference(self, messages: Sequence[Message], prompt: str, text: str, tools: Sequence[Tool]) -> int:
         """Return the start of an answer that does not start with its generation prompt: where the two first differ.
 
         DeepSeek-R1's prompt ends with `<think>`, which its answers do not have. The answer's first characters could
@@ -235,10 +235,12 @@ class AnswerFinder:
 
     def _check(self, messages: Sequence[Message], prompt: str, answer: str, tools: Sequence[Tool]) -> tuple[str, ...]:
         """Raise if a rendering lacks something; return notes on it that are to be counted."""
-        given, written = _dense(prompt), _dense(answer)
+        given, written = _without_white_space(prompt), _without_white_space(answer)
         for number, message in enumerate(messages, start=1):
             content = message["content"]
-            if message["role"] != "assistant" and not (_dense(content) in given or _dense(_escaped(content)) in given):
+            if message["role"] != "assistant" and not (
+                _without_white_space(content) in given or _without_white_space(_escaped(content)) in given
+            ):
                 raise self._left_out(f"message {number} ({message['role']})", content)
         for tool in tools:
             if str(tool["function"].get("name")) not in prompt:
@@ -248,7 +250,7 @@ class AnswerFinder:
         thought = _THOUGHT.match(content)
         if thought is not None:
             content, reasoning = content[thought.end() :], reasoning + thought[1]
-        if _dense(content) not in written:
+        if _without_white_space(content) not in written:
             raise self._left_out(f"message {number} (assistant)", content)
         calls = [call["function"] for call in message.get("tool_calls", ())]
         for name, count in Counter(call["name"] for call in calls).items():
@@ -259,11 +261,11 @@ class AnswerFinder:
             for key, value in (json.loads(arguments) if isinstance(arguments, str) else arguments).items():
                 texts = (value, _escaped(value)) if isinstance(value, str) else (json.dumps(value, ensure_ascii=False),)
                 is_there = not isinstance(value, str | int) or any(
-                    _dense(text).lower() in written.lower() for text in texts
+                    _without_white_space(text).lower() in written.lower() for text in texts
                 )
-                if _dense(key) not in written or not is_there:
+                if _without_white_space(key) not in written or not is_there:
                     raise self._left_out(f"an argument of a tool call of message {number}", f"{key}: {value}")
-        notes = () if _dense(reasoning) in written else (NO_REASONING,)
+        notes = () if _without_white_space(reasoning) in written else (NO_REASONING,)
         called = {call["function"]["name"] for turn in messages for call in turn.get("tool_calls", ())}
         names = {turn["name"] for turn in messages if "name" in turn} - called
         return notes if all(name in prompt or name in answer for name in names) else (*notes, NO_NAME)
@@ -281,7 +283,7 @@ def _shared(*texts: str) -> int:
     return len(os.path.commonprefix(texts))  # noqa: RUF071 (of texts, not of paths)
 
 
-def _dense(text: str) -> str:
+def _without_white_space(text: str) -> str:
     """Return a text without white space, which templates strip and add."""
     return "".join(text.split())
 

@@ -203,7 +203,7 @@ class ChatRenderer:
     def _render(
         self, messages: Sequence[Message], add_generation_prompt: bool, tools: Sequence[Tool], marks: bool = False
     ) -> tuple[str, list[tuple[int, int]]]:
-        turns = [self._as_taken(message) for message in messages]
+        turns = [self._accepted_form(message) for message in messages]
         return self._jinja(turns, add_generation_prompt, tools, marks)
 
     def _jinja(
@@ -231,19 +231,19 @@ class ChatRenderer:
         texts, places = result
         return texts[0], list(places[0]) if marks else []
 
-    def _as_taken(self, message: Message) -> dict[str, Any]:
+    def _accepted_form(self, message: Message) -> dict[str, Any]:
         """Return a message with contents and tool calls in the form that the template accepts."""
         taken: dict[str, Any] = dict(message)
         if message.get("tool_calls"):
             content, kinds = self._call_form
             taken["content"] = message["content"] or content
             taken["tool_calls"] = [_with_arguments(call, kinds) for call in message["tool_calls"]]
-        if self._takes_parts and isinstance(taken["content"], str):
+        if self._accepts_parts and isinstance(taken["content"], str):
             taken["content"] = [{"type": "text", "text": taken["content"]}]
         return taken
 
     @cached_property
-    def _takes_parts(self) -> bool:
+    def _accepts_parts(self) -> bool:
         """Whether contents appear only if given as lists of parts, as in templates of multimodal models."""
         for as_parts in (False, True):
             probe: list[dict[str, Any]] = [dict(ASKED), dict(ANSWERED)]

@@ -142,7 +142,7 @@ class Transform:
         """Return the document (the same object may be edited in place), its parts, or the reason to drop it."""
         raise NotImplementedError
 
-    def stamps(self) -> Any:
+    def input_fingerprints(self) -> Any:
         """Return JSON values that identify external content named by the options, such as a file or user code.
 
         They are part of the corpus's key, so that a change of that content is noticed.
@@ -172,7 +172,7 @@ class CorpusTransform(Transform):
         raise NotImplementedError
 
 
-def code_stamp(class_path: str, purpose: str, version: str | int = "") -> str:
+def code_fingerprint(class_path: str, purpose: str, version: str | int = "") -> str:
     """Return an identifier of the user code's state: its `version`, or else the hash of its source file.
 
     Args:

@@ -214,7 +214,7 @@ class Decontaminate(Transform):
         self.fields = fields
         self._index: BenchmarkIndex | None = None
 
-    def stamps(self) -> list[str]:
+    def input_fingerprints(self) -> list[str]:
         """Return the SHA-256 of each benchmark file.
 
         Raises:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from lit_gpt.checks import check_at_least, check_between, check_list
-from lit_gpt.data.cleaning.base import Doc, Rejected, Transform, code_stamp
+from lit_gpt.data.cleaning.base import Doc, Rejected, Transform, code_fingerprint
 from lit_gpt.data.cleaning.words import share, split_words
 from lit_gpt.errors import UserError
 from lit_gpt.instantiate import construct, import_object
@@ -222,9 +222,9 @@ class Predicate(Transform):
         self._judge: Callable[..., Any] = target
         self._options: dict[str, Any] = options
 
-    def stamps(self) -> str:
+    def input_fingerprints(self) -> str:
         """Return an identifier of the state of the rule's code."""
-        return code_stamp(self.class_path, "predicate", self.version)
+        return code_fingerprint(self.class_path, "predicate", self.version)
 
     def apply(self, document: Doc) -> Doc | Rejected:
         """Return the document, or a rejection with the function's reason.

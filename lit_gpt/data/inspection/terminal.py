@@ -74,7 +74,7 @@ def _window(number: int, window: Window, style: Style, width: int) -> Iterator[s
             pieces = pieces[:1]  # the last target opens the next document
         yield style(f" ▌ tokens {first}-{last - 1}", hue, 1) + style(_positions(tokens), 2)
         for piece in pieces:
-            yield style(" ▌ ", hue) + style(told_piece(piece), 2)
+            yield style(" ▌ ", hue) + style(piece_line(piece), 2)
         for line in _text(tokens, style, width - 3):
             yield style(" ▌ ", hue) + line
     yield style(" ▌ attention: ", 2) + _attention(window)
@@ -82,7 +82,7 @@ def _window(number: int, window: Window, style: Style, width: int) -> Iterator[s
         yield style(f" ▌ {window.num_padding} positions of padding", 2)
 
 
-def told_piece(piece: Piece) -> str:
+def piece_line(piece: Piece) -> str:
     """Return a one-line description of a piece: source, hash, and its range in the document."""
     end = piece.offset + piece.end - piece.begin
     whole = f" of {piece.num_tokens}" if piece.num_tokens else ""

@@ -21,8 +21,8 @@ LongRows = Literal["cut", "drop", "error"]
 
 CUT = "cut off at the context's end"
 DROPPED = "left out as longer than the context"
-UNLEARNED_END = "without what follows the last answer to learn"
-SPLIT = "with a sequence for each answer, as the chat template changes earlier ones once turns follow"
+UNLEARNED_END = "without the turns after the last trained answer"
+SPLIT = "with one sequence per answer, because the chat template changes earlier answers once turns follow"
 
 
 class InstructionEncoder:

@@ -62,7 +62,7 @@ class WorkersExecutor(LocalPipelineExecutor):
             min(self.workers, len(ranks)), context, initializer=_begin_worker, initargs=(dill.dumps(self),)
         )
         try:
-            with _signals_later():  # a partly started worker could not be terminated
+            with _deferred_signals():  # a partly started worker could not be terminated
                 futures = [pool.submit(_run_in_worker, rank) for rank in ranks]
             for future in as_completed(futures):
                 future.result()
@@ -80,7 +80,7 @@ class WorkersExecutor(LocalPipelineExecutor):
 
 
 @contextmanager
-def _signals_later() -> Iterator[None]:
+def _deferred_signals() -> Iterator[None]:
     """Defer SIGINT and SIGTERM until the body is finished."""
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -55,13 +55,13 @@ class Plan:
 
     Attributes:
         tasks: For each task its parts as [source index, name, spec].
-        stamps: Stamps of all parts, for the key.
+        part_stamps: Stamps of all parts, for the key.
         num_bytes: Estimated bytes of text; None if unknown for a part.
         shard_bytes: Size in bytes at which a document shard is finished.
     """
 
     tasks: list[list[list[Any]]]
-    stamps: list[Any]
+    part_stamps: list[Any]
     num_bytes: int | None
     shard_bytes: int
 

@@ -12,7 +12,7 @@ from typing import Any
 from lit_gpt.checks import check_above
 from lit_gpt.data.bpe import check_vocab_size, train_bpe
 from lit_gpt.data.cleaning import TRANSFORMS, CorpusTransform, Transform
-from lit_gpt.data.cleaning.base import code_stamp
+from lit_gpt.data.cleaning.base import code_fingerprint
 from lit_gpt.data.corpus_spec import check_fractions
 from lit_gpt.data.pipeline.options import ExecutorOptions
 from lit_gpt.data.pipeline.parts import NamedSource, Plan
@@ -86,14 +86,14 @@ class TransformSpec:
         transform: Transform = construct(self.target, self.options, self.where)
         return transform
 
-    def stamps(self) -> list[Any]:
+    def input_fingerprints(self) -> list[Any]:
         """Return fingerprints of external inputs that the options name (files, custom code); [] if there are none.
 
         Raises:
             UserError: if such a file cannot be read.
         """
-        own = self.build().stamps()
-        code = code_stamp(self.class_path, self.where, self.version) if self.is_custom else None
+        own = self.build().input_fingerprints()
+        code = code_fingerprint(self.class_path, self.where, self.version) if self.is_custom else None
         return [stamp for stamp in (own, code) if stamp is not None]
 
 
@@ -136,7 +136,7 @@ class Recipe:
         """Whether a transform removes personal data from the documents, so that no report may show them either."""
         return any(spec.target.removes_personal_data for spec in self.transforms)
 
-    def stamps(self) -> dict[str, str]:
+    def input_fingerprints(self) -> dict[str, str]:
         """Return hashes of external content that the recipe refers to: benchmarks, custom code, a tokenizer folder.
 
         Raises:
@@ -144,23 +144,23 @@ class Recipe:
         """
         found = {}
         for spec in self.transforms:
-            if stamps := spec.stamps():
-                found[spec.where] = sha256_json(stamps)
+            if fingerprints := spec.input_fingerprints():
+                found[spec.where] = sha256_json(fingerprints)
         if isinstance(self.tokenizer, str) and is_local_tokenizer(self.tokenizer):
             tokenizer = load_tokenizer(self.tokenizer)
             files = {name: sha256(data).hexdigest() for name, data in tokenizer.folder_files().items()}
             found["tokenizer"] = sha256_json([tokenizer.fingerprint, files])
         return found
 
-    def key(self, plan: Plan, stamps: dict[str, str] | None = None) -> str:
+    def key(self, plan: Plan, input_fingerprints: dict[str, str] | None = None) -> str:
         """Return the hash of everything that the output depends on.
 
         Args:
             plan: Current parts of the sources.
-            stamps: Result of `stamps`; None computes it.
+            input_fingerprints: Result of `input_fingerprints`; None computes it.
         """
-        stamps = self.stamps() if stamps is None else stamps
-        return sha256_json([FORMAT_VERSION, self.written, plan.stamps, plan.shard_bytes, stamps])
+        input_fingerprints = self.input_fingerprints() if input_fingerprints is None else input_fingerprints
+        return sha256_json([FORMAT_VERSION, self.written, plan.part_stamps, plan.shard_bytes, input_fingerprints])
 
 
 def make_recipe(

@@ -74,11 +74,11 @@ def run_recipe(recipe: Recipe, overwrite: bool = False) -> Path:
     if out.exists() and not out.is_dir():
         raise UserError(f"out is {out}, which is a file; name a folder")
     plan = make_plan(recipe.sources, recipe.shard_bytes, out)
-    stamps = recipe.stamps()
-    key = recipe.key(plan, stamps)
+    fingerprints = recipe.input_fingerprints()
+    key = recipe.key(plan, fingerprints)
     with _ended_by_sigterm(), exclusive(out / "work.lock", f"preparing {out}"):
         if not overwrite:
-            _check_same(out, key, recipe, stamps)
+            _check_same(out, key, recipe, fingerprints)
         elif (found := _found(out)) is None or found["key"] != key:
             for name in CORPUS_FILES[:-1]:
                 _remove(out / name)
@@ -89,7 +89,7 @@ def run_recipe(recipe: Recipe, overwrite: bool = False) -> Path:
         try:
             check_disk(recipe, plan.num_bytes)
             with no_partial_files(out):
-                write_json(out / "recipe.json", {"key": key, "recipe": recipe.written, "stamps": stamps})
+                write_json(out / "recipe.json", {"key": key, "recipe": recipe.written, "stamps": fingerprints})
                 _run(recipe, plan, key)
         except BaseException as error:
             raise_if_disk_full(error, out)
@@ -150,7 +150,7 @@ def _found(out: Path) -> dict[str, Any] | None:
     return found
 
 
-def _check_same(out: Path, key: str, recipe: Recipe, stamps: dict[str, str]) -> None:
+def _check_same(out: Path, key: str, recipe: Recipe, fingerprints: dict[str, str]) -> None:
     """Raise a `UserError` if the folder contains anything but an earlier run of this recipe."""
     found = _found(out)
     if found is None:
@@ -167,7 +167,7 @@ def _check_same(out: Path, key: str, recipe: Recipe, stamps: dict[str, str]) -> 
             _remove(out / name)
         return
     changed = [name for name, value in recipe.written.items() if found["recipe"].get(name) != value]
-    inside = [name for name, stamp in stamps.items() if found.get("stamps", {}).get(name) != stamp]
+    inside = [name for name, stamp in fingerprints.items() if found.get("stamps", {}).get(name) != stamp]
     if changed:
         what = f"another recipe ({', '.join(changed)} changed)"
     elif inside:

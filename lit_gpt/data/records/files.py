@@ -154,7 +154,7 @@ def _walk(top: Path, saved: bool = True) -> Iterator[Path]:
             for name in sorted(folders)
             if not name.startswith(".")
             and name != "__pycache__"
-            and _leads_on(os.path.join(parent, name), real_top, seen)
+            and _should_descend(os.path.join(parent, name), real_top, seen)
         ]
         if saved and (arrow := _saved_files(Path(parent), names, folders)) is not None:
             folders[:] = []
@@ -167,7 +167,7 @@ def _walk(top: Path, saved: bool = True) -> Iterator[Path]:
     yield from sorted(Path(error.filename) for error in closed)
 
 
-def _leads_on(folder: str, top: str, seen: set[str]) -> bool:
+def _should_descend(folder: str, top: str, seen: set[str]) -> bool:
     """Return whether to descend into a folder: a link is followed unless its target is a parent or visited anyway."""
     real = os.path.realpath(folder)
     if os.path.islink(folder):

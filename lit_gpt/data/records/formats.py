@@ -404,7 +404,7 @@ def _read_json_lines(file: _File, bad_input: BadInput, columns: Sequence[str] | 
 
 def _read_json(file: _File, bad_input: BadInput, columns: Sequence[str] | None) -> Iterator[Record]:
     """Yield the records of a `.json` file: those of an array, of JSON lines, or a single object."""
-    if _begins_with_lines(file, bad_input):
+    if _starts_with_json_lines(file, bad_input):
         yield from _read_json_lines(file, bad_input, columns)
         return
     with file.open_utf8(bad_input) as stream:
@@ -419,7 +419,7 @@ def _read_json(file: _File, bad_input: BadInput, columns: Sequence[str] | None) 
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        if _holds_a_line(text):  # JSON lines with a damaged first line
+        if _contains_json_line(text):  # JSON lines with a damaged first line
             yield from _read_json_lines(file, bad_input, columns)
             return
         raise UnreadableFile(file.name, f"it is not JSON ({error}); name it .txt to take it as plain text") from error
@@ -447,7 +447,7 @@ def _rows_of(value: dict[str, Any]) -> list[Any]:
     return [value]
 
 
-def _begins_with_lines(file: _File, bad_input: BadInput) -> bool:
+def _starts_with_json_lines(file: _File, bad_input: BadInput) -> bool:
     """Return whether the first line is a complete object followed by others, i.e. JSON lines with a .json suffix."""
     with file.open_utf8(bad_input) as stream:
         start = stream.read(1 << 12).removeprefix(codecs.BOM_UTF8).lstrip()
@@ -461,7 +461,7 @@ def _begins_with_lines(file: _File, bad_input: BadInput) -> bool:
         return others and _is_object(first)
 
 
-def _holds_a_line(text: str) -> bool:
+def _contains_json_line(text: str) -> bool:
     return text.lstrip().startswith("{") and any(_is_object(line) for line in text.split("\n"))
 
 

@@ -159,7 +159,7 @@ def _local_file(name: str) -> RemoteFile:
 
 
 def _remote_file(system: Any, name: str, listed: Mapping[str, Any]) -> RemoteFile:
-    info = listed if _version(listed) else {**listed, **_asked(system, name)}
+    info = listed if _version(listed) else {**listed, **_query(system, name)}
     return RemoteFile(system.unstrip_protocol(name), int(info.get("size") or 0), _version(info), False)
 
 
@@ -173,7 +173,7 @@ def _version(info: Mapping[str, Any]) -> str:
     return ""
 
 
-def _asked(system: Any, name: str) -> dict[str, Any]:
+def _query(system: Any, name: str) -> dict[str, Any]:
     """Query a single file, for which a listing may have less information (that of a web server has only names)."""
     protocols = [system.protocol] if isinstance(system.protocol, str) else system.protocol
     more = {"expand_info": True} if "hf" in protocols else {}

@@ -50,10 +50,10 @@ def prepare_rows(
     content = [source.fingerprint(hashes) for source in sources]
     key = sha256_json([FORMAT_VERSION, content, encoder.fingerprint(), val_fraction, test_fraction])[:24]
     folder = cache_dir / "rows" / key
-    if _is_whole(folder, on_bad_input):
+    if _is_complete(folder, on_bad_input):
         return folder
     with exclusive(cache_dir / "locks" / f"rows-{key}.lock", "preparing these rows"):
-        if not _is_whole(folder, on_bad_input):
+        if not _is_complete(folder, on_bad_input):
             began = time.monotonic()
             bad_input = BadInput(on_bad_input)
             with atomic_folder(folder) as unfinished:
@@ -82,7 +82,7 @@ def summary(manifest: dict[str, Any]) -> str:
     return f"rows: {splits}; {tokens:,} tokens, {learned}{notes}{left_out}{skipped}{named}{more}"
 
 
-def _is_whole(folder: Path, on_bad_input: OnBadInput) -> bool:
+def _is_complete(folder: Path, on_bad_input: OnBadInput) -> bool:
     if not (folder / "manifest.json").exists():
         return False
     store = RowStore(folder)

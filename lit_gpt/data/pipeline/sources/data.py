@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from lit_gpt.data.cleaning.base import code_stamp
+from lit_gpt.data.cleaning.base import code_fingerprint
 from lit_gpt.data.records import (
     BadInput,
     Document,
@@ -214,7 +214,7 @@ class UserSource(RecordSource):
         return sha256_json([self.kind, self._stamp()])
 
     def _stamp(self) -> list[Any]:
-        return [code_stamp(self.class_path, "source", self.version), self.init_args]
+        return [code_fingerprint(self.class_path, "source", self.version), self.init_args]
 
     def describe(self) -> dict[str, Any]:
         """Return the class and its arguments."""
