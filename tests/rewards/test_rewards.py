@@ -140,7 +140,7 @@ def test_signatures():
     assert part(sample("def add(a, b):\n    pass", signature="def add(a, b):")) == 1
     with pytest.raises(UserError, match="no field 'signature'"):
         keeps(sample(PLAIN))
-    with pytest.raises(UserError, match="no `def name"):
+    with pytest.raises(UserError, match="not a `def name"):
         keeps(sample(PLAIN, signature="class A:"))
 
 

@@ -58,7 +58,7 @@ def test_a_function_call_is_a_tool_call_whose_arguments_stay_as_they_are():
         ({"refusal": "no"}, "refusal"),
         ({"loss_weight": 0.5}, "loss_weight of message 2 is 0.5"),
         ({"train": "no"}, "train of message 2 is 'no'"),
-        ({"train": True, "weight": 0}, "message 2 says both"),
+        ({"train": True, "weight": 0}, "message 2 is marked both"),
         ({"thinking": "a", "reasoning": "b"}, "two different reasonings"),
         ({"tool_calls": [{**CALL, "result": 3}]}, "'result'"),
         ({"tool_calls": [{"type": "function", "function": {**CALL["function"], "strict": True}}]}, "'strict'"),
