@@ -33,6 +33,7 @@ def generate(
     cache_tokens: int | None = None,
     compile: bool = False,
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
+    weights: Literal["auto", "plain", "float32", "bfloat16", "int8", "int4"] = "auto",
     adapter: str | None = None,
 ) -> None:
     """Generate text from one prompt, streamed to the terminal, or from many prompts, written as JSON lines.
@@ -69,6 +70,8 @@ def generate(
         cache_tokens: KV cache capacity in tokens; null: a full context for each of `batch_size` sequences.
         compile: decode through torch.compile with fixed shapes.
         device: device to run on; auto uses the accelerator if there is one.
+        weights: form of the weights on a CPU, prepared once after loading: float32, bfloat16, int8, or int4 (groups of
+            32); auto: the model's own precision, in the layout that this machine measures as fastest; plain: as loaded.
         adapter: folder of an adapter to merge into the model.
     """
     import sys
@@ -97,7 +100,9 @@ def generate(
         logprobs=logprobs,
         constraint=_constraint(json_schema, regex, grammar),
     )
-    network, tokenizer = load_for_generation(model, device, adapter)
+    weights = "plain" if compile and weights == "auto" else weights
+    tokens = 1 if prompts is None else batch_size
+    network, tokenizer = load_for_generation(model, device, adapter, weights, tokens)
     speculation = None
     if draft_model is not None or draft_tokens:
         draft = None if draft_model is None else load_for_generation(draft_model, device)

@@ -17,6 +17,7 @@ def serve(
     cors_origins: list[str] | None = None,
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
     dtype: Literal["keep", "float32", "bfloat16", "float16"] = "keep",
+    weights: Literal["auto", "plain", "float32", "bfloat16", "int8", "int4"] = "auto",
     max_batch_size: int = 16,
     cache_tokens: int | None = None,
     prefill_chunk: int = 512,
@@ -43,6 +44,8 @@ def serve(
         cors_origins: origins of web pages that may call the API from a browser, such as https://example.org.
         device: device to run on; auto uses the accelerator if there is one.
         dtype: data type of the weights; keep: as they are stored.
+        weights: form of the weights on a CPU, prepared once after loading: float32, bfloat16, int8, or int4 (groups of
+            32); auto: the model's own precision, in the layout that this machine measures as fastest; plain: as loaded.
         max_batch_size: maximum number of sequences in a batch; further ones wait in the queue.
         cache_tokens: KV cache capacity in tokens; null: a full context for each sequence of the batch.
         prefill_chunk: maximum number of prompt tokens processed in one forward pass.
@@ -79,6 +82,7 @@ def serve(
         chat_template,
         device,
         dtype,
+        weights,
         max_batch_size,
         cache_tokens,
         prefill_chunk,

@@ -211,7 +211,8 @@ class Engine:
             )
         self.device = model.wte.weight.device
         autocast = torch.is_autocast_enabled(self.device.type)
-        self._dtype = torch.get_autocast_dtype(self.device.type) if autocast else model.wte.weight.dtype
+        own_dtype = model.state_dtype or model.wte.weight.dtype
+        self._dtype = torch.get_autocast_dtype(self.device.type) if autocast else own_dtype
         self._prepares = prepare
         self._layout: tuple[object, ...] = ()
         self._compiled = torch.compile(self._run_padded, dynamic=False) if compile else None

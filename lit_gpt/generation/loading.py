@@ -13,28 +13,38 @@ from lit_gpt.data.chat.template import has_template
 from lit_gpt.data.tokenizers import Tokenizer, load_tokenizer
 from lit_gpt.errors import UserError
 from lit_gpt.models import GPT
+from lit_gpt.models.packed import prepare_for_inference
 
 
-def load_for_generation(model: str, device: str = "auto", adapter: str | None = None) -> tuple[GPT, Tokenizer]:
+def load_for_generation(
+    model: str, device: str = "auto", adapter: str | None = None, weights: str = "plain", tokens: int = 1
+) -> tuple[GPT, Tokenizer]:
     """Load a model, in eval mode, and its tokenizer.
 
     Args:
         model: A run's folder, a checkpoint, a bundle, a Hugging Face folder, a GGUF file, or a Hub name.
         device: Device of the model; auto uses the accelerator if there is one.
         adapter: A run, checkpoint or folder with an adapter that was trained on the model.
+        weights: Form of the weights on a CPU (`lit_gpt.models.packed`); except for `plain`, the model can only generate
+            and score from then on.
+        tokens: How many sequences it will decode at once.
 
     Raises:
         UserError: There is no such model, it is damaged, or has no tokenizer.
     """
-    return load_source(resolve_model(model, adapter=adapter), device)
+    return load_source(resolve_model(model, adapter=adapter), device, weights, tokens)
 
 
-def load_source(source: ModelSource, device: str = "auto") -> tuple[GPT, Tokenizer]:
+def load_source(
+    source: ModelSource, device: str = "auto", weights: str = "plain", tokens: int = 1
+) -> tuple[GPT, Tokenizer]:
     """Load a resolved model, in eval mode, and its tokenizer.
 
     Args:
         source: Result of `resolve_model`; skipped checkpoints are reported on standard error.
         device: Device of the model; auto uses the accelerator if there is one.
+        weights: As in `load_for_generation`.
+        tokens: As in `load_for_generation`.
 
     Raises:
         UserError: It is damaged, is not a language model, or has no tokenizer.
@@ -46,10 +56,28 @@ def load_source(source: ModelSource, device: str = "auto") -> tuple[GPT, Tokeniz
     if tokenizer is None:
         raise UserError(f"{source.path} has no tokenizer, so it cannot read a prompt")
     if source.quantized is not None:
-        weights: Mapping[str, Tensor] = source.quantized.load_weights(place)
+        tensors: Mapping[str, Tensor] = source.quantized.load_weights(place)
     else:
-        weights = language_model_weights(source)
-    return built_model(source, weights).to(place), tokenizer
+        tensors = language_model_weights(source)
+    network = built_model(source, tensors).to(place)
+    prepare_weights(network, weights, tokens)
+    return network, tokenizer
+
+
+def prepare_weights(network: GPT, weights: str, tokens: int = 1) -> None:
+    """Bring a loaded model's weights into the form that this machine decodes fastest with, and say which that is.
+
+    Args:
+        network: Finished, on its device.
+        weights: As in `load_for_generation`.
+        tokens: As in `load_for_generation`.
+
+    Raises:
+        UserError: If the form is impossible here.
+    """
+    done = prepare_for_inference(network, weights, tokens)
+    if done is not None:
+        print(f"weights: {done} (--weights chooses another form)", file=sys.stderr)
 
 
 def source_tokenizer(source: ModelSource) -> Tokenizer | None:

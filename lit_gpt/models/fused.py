@@ -9,7 +9,7 @@ names, shapes and values; in-place changes to a parameter also change the shared
 O outputs, I inputs of a linear layer.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -28,6 +28,10 @@ class FusedLinears:
         transposed: Store (I, O) instead of (O, I).
     """
 
+    packed: Callable[[Tensor], Tensor] | None = None
+    """What multiplies by the matrix, where it is in another form than a tensor."""
+    dtype: torch.dtype | None = None
+
     def __init__(self, linears: Sequence[nn.Linear], transposed: bool) -> None:
         self.sizes = [linear.out_features for linear in linears]
         weight = torch.cat([linear.weight.detach() for linear in linears])
@@ -43,11 +47,33 @@ class FusedLinears:
             start += size
         self._pointers = [linear.weight.data_ptr() for linear in linears]
 
+    @classmethod
+    def of_packed(
+        cls,
+        sizes: list[int],
+        product: Callable[[Tensor], Tensor],
+        bias: Tensor | None,
+        dtype: torch.dtype | None = None,
+    ) -> "FusedLinears":
+        """Return the same over a packed matrix (`lit_gpt.models.packed`), which no parameter is a view of.
+
+        Args:
+            sizes: Outputs of each layer.
+            product: Multiplies by the matrix.
+            bias: Of all layers, or None.
+            dtype: Of the outputs; None = that of the product.
+        """
+        fused = cls.__new__(cls)
+        fused.sizes, fused.packed, fused.bias, fused.dtype = sizes, product, bias, dtype
+        return fused
+
     def serves(self, linears: Sequence[nn.Module]) -> bool:
         """Return whether these are still the fused layers: none replaced, moved or assigned other weights.
 
         An engine instead checks the whole model once per iteration (`layout_of`).
         """
+        if self.packed is not None:
+            return True
         if torch.compiler.is_compiling():
             return False  # torch.compile cannot trace data pointers
         if torch.is_grad_enabled():
@@ -59,11 +85,15 @@ class FusedLinears:
 
     def product(self, x: Tensor) -> Tensor:
         """Return the concatenated outputs of the layers: (..., I) → (..., sum of outputs)."""
-        return F.linear(x, self.weight, self.bias)
+        if self.packed is None:
+            return F.linear(x, self.weight, self.bias)
+        y = self.packed(x)
+        y = y if self.dtype is None else y.to(self.dtype)
+        return y if self.bias is None else y + self.bias
 
     def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
         """Return the output of each layer, views of one tensor: (..., I) → (..., O) each."""
-        return F.linear(x, self.weight, self.bias).split_with_sizes(self.sizes, dim=-1)
+        return self.product(x).split_with_sizes(self.sizes, dim=-1)
 
 
 @torch.inference_mode(False)  # also within a Trainer's `validate`: training afterwards needs normal tensors
@@ -82,7 +112,7 @@ def prepare_for_decoding(model: nn.Module) -> None:
     done: set[int] = set()
     modules: list[Any] = list(model.modules())
     for module in modules:
-        if not hasattr(module, "fusable"):
+        if not hasattr(module, "fusable") or (module.fused is not None and module.fused.packed is not None):
             continue
         linears = module.fusable()
         if not (len(linears) > 1 and all(map(_is_plain, linears)) and _are_alike(linears)):
@@ -117,6 +147,8 @@ def layout_of(model: Any) -> tuple[Any, ...]:
             if isinstance(module, nn.Linear):
                 weight = module._parameters["weight"]
                 found += (type(module), weight.data_ptr() if type(weight) is nn.Parameter else id(weight))
+            elif "packed" in module.__dict__:  # `lit_gpt.models.packed`
+                found.append(id(module.__dict__["packed"]))
         if len(found) > 1:
             break  # a block without such layers (for example, a third-party mixer with experts) is skipped
     return tuple(found)

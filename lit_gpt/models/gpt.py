@@ -46,6 +46,8 @@ class GPT(nn.Module):
         self.config = config
         self.gradient_checkpointing = False
         """Recompute each block's activations in the backward pass instead of storing them: less memory, more time."""
+        self.state_dtype: torch.dtype | None = None
+        """Dtype of decoding states; None: that of the weights."""
         self._rope_tables: Rotations | None = None
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         self.wpe = nn.Embedding(config.block_size, config.n_embd) if config.positions == "learned" else None
@@ -159,7 +161,7 @@ class GPT(nn.Module):
         device = weight.device if device is None else device
         if dtype is None:
             autocast = torch.is_autocast_enabled(device.type)
-            dtype = torch.get_autocast_dtype(device.type) if autocast else weight.dtype
+            dtype = torch.get_autocast_dtype(device.type) if autocast else self.state_dtype or weight.dtype
         return [mixer.new_state(num_rows, capacity, margin, dtype, device) for mixer in self.token_mixers]
 
     @property

@@ -17,7 +17,7 @@ from lit_gpt.data.tokenizers import Tokenizer, byte_alphabet
 from lit_gpt.errors import UserError
 from lit_gpt.generation import Engine, Speculation
 from lit_gpt.generation.engine import EngineStats
-from lit_gpt.generation.loading import load_for_generation, make_renderer, short_name
+from lit_gpt.generation.loading import load_for_generation, make_renderer, prepare_weights, short_name
 from lit_gpt.generation.loop import EngineLoop
 from lit_gpt.generation.text import opened
 from lit_gpt.models import GPT
@@ -247,6 +247,7 @@ def load_served(
     chat_template: str | None = None,
     device: str = "auto",
     dtype: str = "keep",
+    weights: str = "plain",
     max_batch_size: int = 16,
     cache_tokens: int | None = None,
     prefill_chunk: int = 512,
@@ -263,6 +264,7 @@ def load_served(
         chat_template: Preset name or file that replaces the tokenizer's own template.
         device: Device of the model; auto takes the accelerator if there is one.
         dtype: Dtype of the weights; keep: as stored.
+        weights: Form of the weights on a CPU (`lit_gpt.models.packed`).
         max_batch_size: Maximum number of sequences that run at once.
         cache_tokens: Capacity of the KV cache in tokens; None: a full context for each sequence of the batch.
         prefill_chunk: Prompt tokens processed in one forward pass.
@@ -274,9 +276,10 @@ def load_served(
     Raises:
         UserError: If there is no such model, it is damaged, has no tokenizer, or a setting does not fit it.
     """
-    network, tokenizer = load_for_generation(model, device, adapter)
+    network, tokenizer = load_for_generation(model, device, adapter, "plain")
     if dtype != "keep":
         network = network.to(DTYPES[dtype])
+    prepare_weights(network, "plain" if compile and weights == "auto" else weights, max_batch_size)
     renderer = make_renderer(tokenizer, chat_template)
     speculation = None
     if draft_model is not None or draft_tokens:

@@ -1,0 +1,429 @@
+"""Weights of a finished model in the form in which this machine multiplies them fastest.
+
+Decoding one token multiplies every matrix by one vector, so it takes as long as reading the matrices does: half the
+bytes are twice the speed. `prepare_for_inference` replaces, once after loading, the matrices of a frozen model on a CPU
+by a packed form; the originals are freed. Layers do not know: a packed layer is a module like the one it replaces.
+
+| kind | bytes a weight | kernel |
+|---|---|---|
+| `float32` | 4 | BLAS on a transposed matrix, or oneDNN's packed layout: whichever is faster here |
+| `bfloat16` | 2 | oneDNN's packed layout |
+| `int8` | 1 | torch's int8 product; a scale for each output |
+| `int4` | 0.6 | torch's int4 product; scale and offset for each 32 inputs; the LM head in int8 or bfloat16 |
+
+The residual stream, norms, attention and its cache are float32 in all of them: on CPUs, attention in bfloat16 takes
+four to eight times as long (measured, torch 2.13). Only a product's input and output have the type of its kernel.
+Every kernel is tried on a small matrix before it is used, since not every machine and torch version has all of them.
+
+O outputs, I inputs of a layer, G groups of inputs, N tokens.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lit_gpt.errors import UserError
+from lit_gpt.models.fused import FusedLinears
+from lit_gpt.models.gpt import GPT
+from lit_gpt.models.head import HeadFn
+
+Weights = Literal["auto", "plain", "float32", "bfloat16", "int8", "int4"]
+"""`auto`: the model's own precision; `plain`: leave the model as it is."""
+GROUP_SIZE = 32
+_INT4_GROUPS = (32, 64, 128, 256)
+"""Group sizes of torch's int4 kernel."""
+_INT4_OUTPUTS = 16
+"""The int4 kernel takes a multiple of so many outputs."""
+_FEW_TOKENS = 32
+"""From more tokens on, rounded weights are converted back for one ordinary product: the kernels of int8 and int4 are
+made for a few (measured: as fast at about 40 tokens)."""
+
+
+class PackedWeight:
+    """A matrix (O, I) that can only be multiplied by: `F.linear(x, packed, bias)` works, and `packed(x)`."""
+
+    kind = ""
+    """What it is, for messages."""
+
+    def __init__(self, weight: Tensor) -> None:
+        raise NotImplementedError
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return x Wᵀ: (..., I) → (..., O), in float32 or the type that the kernel computes in."""
+        raise NotImplementedError
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Tensor:
+        """Serve `F.linear` with this in the weight's place, which is how functions of the LM head use it."""
+        x, weight, *rest = args
+        bias = rest[0] if rest else (kwargs or {}).get("bias")
+        assert func is F.linear, f"a packed weight has no {func}"
+        y = weight(x).to(x.dtype)
+        return y if bias is None else y + bias
+
+
+class BlasWeight(PackedWeight):
+    """Float32 for BLAS, which reads a matrix that is higher than wide faster column by column."""
+
+    kind = "float32, BLAS"
+
+    def __init__(self, weight: Tensor) -> None:
+        weight = weight.float()
+        self.weight = weight.t().contiguous().t() if weight.shape[0] >= weight.shape[1] else weight.contiguous()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Multiply in float32."""
+        return F.linear(x.float(), self.weight)
+
+
+class OneDNNWeight(PackedWeight):
+    """In the blocked layout of oneDNN."""
+
+    dtype = torch.float32
+    kind = "float32, oneDNN"
+
+    def __init__(self, weight: Tensor) -> None:
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.to(self.dtype).contiguous(), 1)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Multiply in the weight's type, with sums in float32."""
+        y: Tensor = torch.ops.mkldnn._linear_pointwise(x.to(self.dtype), self.packed, None, "none", [], "")
+        return y
+
+
+class BFloat16Weight(OneDNNWeight):
+    """In the blocked layout of oneDNN, in bfloat16."""
+
+    dtype = torch.bfloat16
+    kind = "bfloat16, oneDNN"
+
+
+class Int8Weight(PackedWeight):
+    """Integers from -127 to 127 and a scale for each output.
+
+    Args:
+        weight: (O, I) to be rounded, or integers (O, I) int8 with their scales (O,) float.
+        scale: Of the integers; None = `weight` is rounded.
+    """
+
+    kind = "int8"
+
+    def __init__(self, weight: Tensor, scale: Tensor | None = None) -> None:
+        if scale is None:
+            wide = weight.float()
+            scale = wide.abs().amax(dim=1).clamp_(min=1e-12) / 127
+            weight = torch.round(wide / scale[:, None]).to(torch.int8)
+        self.values, self.scale = weight.contiguous(), scale.float().reshape(-1)
+        self.compute = integer_dtype("int8")
+        self.rounded_scale = torch.ones_like(self.scale).to(self.compute)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Multiply a few tokens by the integers, or many by the matrix."""
+        flat = x.reshape(-1, x.shape[-1])
+        if flat.shape[0] > _FEW_TOKENS:
+            y = F.linear(flat.to(self.compute), self.values.to(self.compute))
+        else:
+            y = torch._weight_int8pack_mm(flat.to(self.compute), self.values, self.rounded_scale)
+        # The scale comes last, in float32: as the kernel's argument it would be rounded to the type of x.
+        return (y * self.scale).view(*x.shape[:-1], -1)
+
+
+class Int4Weight(PackedWeight):
+    """Integers q from 0 to 15; each group of inputs has a scale s and an offset z: w = (q - 8) s + z.
+
+    Args:
+        weight: (O, I) to be rounded, or integers (O, I) from -8 to 7.
+        scale: (O, G) of the integers, whose offset is 0; None = `weight` is rounded, to as many steps between the
+            smallest and the largest of each group.
+        group_size: Inputs that share a scale.
+    """
+
+    kind = "int4"
+
+    def __init__(self, weight: Tensor, scale: Tensor | None = None, group_size: int = GROUP_SIZE) -> None:
+        if scale is None:
+            groups = weight.float().unflatten(1, (-1, group_size))  # (O, G, group)
+            low, high = groups.aminmax(dim=2)
+            scale = ((high - low) / 15).clamp_(min=1e-12)
+            values = torch.round((groups - low[..., None]) / scale[..., None]).flatten(1)
+            zero = low + 8 * scale
+        else:
+            values, zero = weight + 8, torch.zeros_like(scale, dtype=torch.float32)
+        self.compute, self.group_size = integer_dtype("int4"), group_size
+        self.shape = tuple(values.shape)
+        integers = values.to(torch.int32).contiguous()
+        self.packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(integers, 1)
+        both = torch.stack((scale.float(), zero), dim=-1).transpose(0, 1)  # (G, O, 2)
+        self.scales_and_zeros = both.to(self.compute).contiguous()
+        # The kernel's layout is its own: these are the same integers, two a byte, for many tokens at once.
+        pairs = integers.to(torch.uint8)
+        self.pairs = pairs[:, 0::2] | (pairs[:, 1::2] << 4)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Multiply a few tokens by the integers, or many by the matrix."""
+        flat = x.reshape(-1, x.shape[-1]).to(self.compute)
+        if flat.shape[0] > _FEW_TOKENS:
+            y = F.linear(flat, self.dequantized())
+        else:
+            y = torch.ops.aten._weight_int4pack_mm_for_cpu(flat, self.packed, self.group_size, self.scales_and_zeros)
+        return y.view(*x.shape[:-1], -1)
+
+    def dequantized(self) -> Tensor:
+        """Return the matrix (O, I) that the kernel multiplies by."""
+        values = torch.stack((self.pairs & 15, self.pairs >> 4), dim=2).view(self.shape[0], -1, self.group_size)
+        scale, zero = self.scales_and_zeros.transpose(0, 1).unsqueeze(2).unbind(-1)  # (O, G, 1)
+        return (values.to(self.compute) - 8).mul_(scale).add_(zero).view(self.shape)
+
+
+class PackedLinear(nn.Module):
+    """A linear layer, or one of several that are one product, in place of an `nn.Linear`.
+
+    Args:
+        weight: Of the product.
+        bias: Of this layer, float32, or None.
+        start: Its first output.
+        size: Its outputs; None = all.
+    """
+
+    def __init__(self, weight: PackedWeight, bias: Tensor | None, start: int = 0, size: int | None = None) -> None:
+        super().__init__()
+        self.packed, self.bias, self.start, self.size = weight, bias, start, size
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., I) → (..., O)."""
+        y = self.packed(x)
+        if self.size is not None:
+            y = y.narrow(-1, self.start, self.size)
+        return y if self.bias is None else y + self.bias
+
+
+class PackedHead(PackedLinear):
+    """The LM head."""
+
+    def forward(self, hidden: Tensor, head_fn: HeadFn | None = None) -> Any:
+        """(B, T, C) → logits (B, T, V), or what `head_fn` returns."""
+        return F.linear(hidden, self.packed, self.bias) if head_fn is None else head_fn(hidden, self.packed, self.bias)  # type: ignore
+
+
+class WideEmbedding(nn.Embedding):
+    """An embedding in bfloat16 that returns float32."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(...) int64 → (..., C) float32."""
+        return super().forward(input).float()
+
+
+# ------------------------------------------------------------------ what this machine can do, and what it does fastest
+
+_KINDS: dict[str, tuple[type[PackedWeight], ...]] = {
+    "float32": (BlasWeight, OneDNNWeight),
+    "bfloat16": (BFloat16Weight,),
+    "int8": (Int8Weight,),
+    "int4": (Int4Weight,),
+}
+_HEADS: dict[str, tuple[type[PackedWeight], ...]] = {"int4": (Int8Weight, BFloat16Weight)}
+"""Kernels of the LM head where they are others than the layers'. A head in int4 costs nearly all of what int4 costs: of
+SmolLM2-135M, 0.021 bits per byte against 0.0007 with a head in int8."""
+
+
+@cache
+def is_available(make: type[PackedWeight]) -> bool:
+    """Return whether a kernel exists here and computes the right thing."""
+    with torch.inference_mode(False), torch.no_grad():
+        generator = torch.Generator().manual_seed(0)
+        weight, x = torch.randn(32, 64, generator=generator), torch.randn(3, 64, generator=generator)
+        try:
+            y = make(weight)(x)
+        except (RuntimeError, AttributeError, NotImplementedError):  # absent from this build, or for this processor
+            return False
+        wanted = x @ weight.t()
+        return bool((y - wanted).norm() < 0.15 * wanted.norm())  # int4 errs by about a tenth of it on random numbers
+
+
+@cache
+def fastest(makes: tuple[type[PackedWeight], ...], outputs: int, inputs: int, tokens: int = 1) -> type[PackedWeight]:
+    """Return the available kernel that multiplies so many tokens by a matrix of this size fastest; measured once."""
+    usable = [make for make in makes if is_available(make)]  # type: ignore[arg-type]
+    if len(usable) <= 1:
+        return usable[0] if usable else BlasWeight
+    with torch.inference_mode(False), torch.no_grad():
+        weights = [torch.randn(outputs, inputs) for _ in range(max(1, (1 << 23) // (outputs * inputs)))]
+        x = torch.randn(tokens, inputs)
+        times = {make: _best_time([make(weight) for weight in weights], x) for make in usable}
+    return min(usable, key=times.__getitem__)
+
+
+@cache
+def integer_dtype(kind: str) -> torch.dtype:
+    """Return the type of activations with which the integer kernels are fastest: bfloat16, where there is such a unit.
+
+    With the other type (float32 where bfloat16 is native, bfloat16 elsewhere) they take five to fifty times as long.
+    """
+    size = 512
+    x, times = torch.randn(1, size), {}
+    integers = torch.ones(size, size, dtype=torch.int8)
+    for dtype in (torch.bfloat16, torch.float32):
+        product: Callable[..., Tensor] = torch._weight_int8pack_mm
+        arguments: tuple[Any, ...] = (integers, torch.ones(size, dtype=dtype))
+        if kind == "int4":
+            product = torch.ops.aten._weight_int4pack_mm_for_cpu
+            packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(integers.int(), 1)
+            arguments = (packed, GROUP_SIZE, torch.ones(size // GROUP_SIZE, size, 2, dtype=dtype))
+        times[dtype] = _best_time([lambda v, run=product, rest=arguments: run(v, *rest)], x.to(dtype))  # type: ignore
+    return min(times, key=times.__getitem__)
+
+
+def _best_time(runs: Sequence[Callable[[Tensor], Tensor]], x: Tensor, rounds: int = 5) -> float:
+    best = float("inf")
+    for _ in range(rounds + 1):  # the first one is a warm-up that is seldom the best
+        start = time.perf_counter()
+        for run in runs:
+            run(x)
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+# ------------------------------------------------------------------ preparing a model
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def prepare_for_inference(model: GPT, weights: str = "auto", tokens: int = 1) -> str | None:
+    """Replace a finished model's matrices by packed ones, in place.
+
+    Attention and MLP (modules with `fusable`) and the LM head are packed; layers with adapters, stacked experts, latent
+    attention and mixers of other packages stay as they are. Never call it on a model that is still trained or saved:
+    the weights are gone afterwards.
+
+    Args:
+        model: In eval mode, frozen, on a CPU; elsewhere, and where it has nothing to pack, it stays as it is.
+        weights: The kind, `auto` for the model's own precision, or `plain` for none.
+        tokens: How many sequences decode at once, for which kernels are chosen.
+
+    Returns:
+        What was done, for the user to read; None = nothing.
+
+    Raises:
+        UserError: If the kind is unknown, or asked for and impossible here.
+    """
+    if weights not in get_args(Weights):
+        raise UserError(f"weights is {weights!r}; it can be {', '.join(get_args(Weights))}")
+    parameters = list(model.parameters())
+    trained = model.training or any(parameter.requires_grad for parameter in parameters)
+    if weights == "plain" or trained or any(parameter.device.type != "cpu" for parameter in parameters):
+        if weights not in ("auto", "plain"):
+            raise UserError(f"weights {weights} is for finished models on a CPU; leave it out")
+        return None
+    owners: list[Any] = [module for module in model.modules() if hasattr(module, "fusable")]
+    packed = {id(p) for owner in owners for linear in owner.children() if _linear(linear) for p in linear.parameters()}
+    packed |= {id(model.wte.weight), id(model.lm_head.weight)}
+    dtype = model.wte.weight.dtype
+    if dtype not in (torch.float32, torch.bfloat16, torch.float16) or not packed:
+        return None
+    if dtype != torch.float32 and any(p.dim() > 1 and id(p) not in packed for p in parameters):
+        return None  # experts, say: they would take float32 activations with half-precision weights
+    kind = _own_kind(owners, dtype) if weights == "auto" else weights
+    makes = _KINDS[kind]
+    if weights == "auto" and kind == "bfloat16":  # without such a unit, float32 is faster
+        makes = (*makes, *_KINDS["float32"])
+    if weights != "auto" and not any(is_available(make) for make in makes):  # type: ignore[arg-type]
+        raise UserError(f"weights {weights} has no kernel on this machine with torch {torch.__version__}; leave it out")
+    is_plain = type(model.lm_head.weight.data) is Tensor and makes == _KINDS["float32"]
+    if weights == "auto" and is_plain and fastest(makes, *model.lm_head.weight.shape, tokens) is BlasWeight:
+        return None  # as the engine lays the matrices out anyway
+    used: dict[str, int] = {}
+    for owner in owners:
+        _pack_owner(owner, makes, tokens, used)
+    if type(model.lm_head.weight.data) is Tensor:
+        head = _pack([model.lm_head.weight], _HEADS.get(kind, makes), tokens)
+        used[head.kind] = used.get(head.kind, 0) + 1
+        bias = model.lm_head.bias
+        model.lm_head = PackedHead(head, None if bias is None else bias.data.float())  # type: ignore[assignment]
+        if dtype != torch.float32 or kind != "float32":
+            _narrow_embedding(model)
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None and type(parameter.data) is Tensor and not isinstance(module, WideEmbedding):
+                module._parameters[name] = nn.Parameter(parameter.data.float(), requires_grad=False)
+    model.state_dtype = torch.float32
+    return ", ".join(f"{count} {name}" for name, count in used.items())
+
+
+def _own_kind(owners: Sequence[Any], dtype: torch.dtype) -> str:
+    """Return the precision that a model's matrices have."""
+    for owner in owners:
+        for child in owner.children():
+            if _linear(child) and hasattr(child.weight.data, "qdata"):
+                return "int4" if _is_int4(child.weight.data) else "int8"
+    return "float32" if dtype == torch.float32 else "bfloat16"
+
+
+def _is_int4(weight: Any) -> bool:
+    return bool(getattr(weight, "target_dtype", torch.int8) == vars(torch)["int4"])
+
+
+def _narrow_embedding(model: GPT) -> None:
+    """Keep the embedding in bfloat16, since it is only looked up."""
+    rows, width = model.wte.weight.shape
+    with torch.device("meta"):
+        embedding = WideEmbedding(rows, width)
+    embedding.weight = nn.Parameter(model.wte.weight.data.to(torch.bfloat16), requires_grad=False)
+    model.wte = embedding
+
+
+def _linear(module: nn.Module) -> bool:
+    return type(module) is nn.Linear
+
+
+def _pack_owner(owner: Any, makes: tuple[type[PackedWeight], ...], tokens: int, used: dict[str, int]) -> None:
+    """Pack the linear layers of an attention or MLP: those that share an input as one product."""
+    names = {id(child): name for name, child in owner.named_children() if _linear(child)}
+    shared = [linear for linear in owner.fusable() if id(linear) in names]
+    groups = [shared] if len(shared) == len(owner.fusable()) else [[linear] for linear in shared]
+    groups += [[child] for child in owner.children() if _linear(child) and child not in shared]
+    for group in groups:
+        weight = _pack([linear.weight for linear in group], makes, tokens)
+        if weight is None:
+            continue
+        used[weight.kind] = used.get(weight.kind, 0) + 1
+        biases = [None if linear.bias is None else linear.bias.data.float() for linear in group]
+        start = 0
+        for linear, bias in zip(group, biases, strict=True):
+            size = None if len(group) == 1 else linear.out_features
+            setattr(owner, names[id(linear)], PackedLinear(weight, bias, start, size))
+            start += linear.out_features
+        if group is shared:
+            bias = None if biases[0] is None else torch.cat([b for b in biases if b is not None])
+            # Attention goes on in the type of its states.
+            dtype = torch.float32 if hasattr(owner, "new_state") else None
+            owner.fused = FusedLinears.of_packed([linear.out_features for linear in group], weight, bias, dtype)
+
+
+def _pack(weights: Sequence[Any], makes: tuple[type[PackedWeight], ...], tokens: int) -> Any:
+    """Return one packed weight for matrices of one input; None if they are quantized in a way that has no kernel.
+
+    A torchao tensor (`qdata`, `scale`) keeps its integers.
+    """
+    data = [weight.data for weight in weights]
+    if all(type(tensor) is Tensor for tensor in data):
+        matrix = torch.cat(data) if len(data) > 1 else data[0]
+        outputs, inputs = matrix.shape
+        if makes == (Int4Weight,) and (inputs % GROUP_SIZE or outputs % _INT4_OUTPUTS):
+            makes = (Int8Weight,) if is_available(Int8Weight) else (BlasWeight,)
+        return fastest(makes, outputs, inputs, tokens)(matrix)
+    if not all(hasattr(tensor, "qdata") and hasattr(tensor, "scale") for tensor in data):
+        return None
+    values, scale = torch.cat([t.qdata for t in data]), torch.cat([t.scale for t in data]).float()
+    if hasattr(data[0], "act_quant_kwargs") and data[0].act_quant_kwargs is not None:
+        return None  # activations are rounded as well
+    outputs, inputs = values.shape
+    if _is_int4(data[0]):
+        group = inputs // scale.shape[1]
+        fits = group in _INT4_GROUPS and outputs % _INT4_OUTPUTS == 0 and is_available(Int4Weight)
+        return Int4Weight(values, scale, group) if fits else None
+    return Int8Weight(values, scale) if scale.numel() == outputs and is_available(Int8Weight) else None
