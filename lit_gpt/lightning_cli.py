@@ -225,7 +225,8 @@ def _attribute(name: str) -> Any:
 def _seed(value: bool | int | None) -> int:
     if value is None or isinstance(value, bool) or not 0 <= value < 2**32:
         raise UserError(
-            f"seed_everything is {value}; it must be an integer from 0 to {2**32 - 1}, so that the run can be repeated"
+            f"seed_everything is {value}; it must be a whole number from 0 to {2**32 - 1}, so that the run "
+            "can be repeated"
         )
     return value
 

@@ -308,7 +308,7 @@ def _validation_interval(interval: Any) -> Any:
         return int(interval)
     if not 0 < interval <= 1:
         raise UserError(
-            f"val_check_interval is {interval}; it must be an integer number of optimizer steps, at least 1, or a "
+            f"val_check_interval is {interval}; it must be a whole number of optimizer steps, at least 1, or a "
             "fraction of "
             "an epoch (0.25); to disable validation, set limit_val_batches to 0"
         )

@@ -22,7 +22,7 @@ from lit_gpt.generation import Constraint, SamplingParams
         ({"logit_bias": {-1: 2.0}}, "logit_bias"),
         ({"logit_bias": {1: math.nan}}, "logit_bias"),
         ({"stop": "abc"}, "give a list"),
-        ({"stop": ("",)}, "empty text"),
+        ({"stop": ("",)}, "empty string"),
         ({"stop": ("x" * 10_000_000,)}, "10000000 characters, at most 1024"),
         ({"stop": tuple("abc" * 30)}, "90 strings, at most 64"),
         ({"seed": -1}, "seed is -1"),

@@ -133,5 +133,5 @@ def test_refused():
     from lit_gpt.data.bpe import train_bpe
 
     other = train_bpe(["something else entirely"] * 5, 280)
-    with pytest.raises(UserError, match="another tokenizer"):
+    with pytest.raises(UserError, match="tokenizer differs"):
         Speculation.of(small_tokenizer(), 4, (sharp(CONFIG), other))

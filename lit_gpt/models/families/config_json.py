@@ -60,7 +60,7 @@ def integer(values: Mapping[str, Any], key: str, default: int, least: int = 0) -
     """
     value = optional(values, key, default)
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise UserError(f"config.json has {key}: {value!r}, it must be an integer of at least {least}")
+        raise UserError(f"config.json has {key}: {value!r}, it must be a whole number of at least {least}")
     return value
 
 

@@ -318,9 +318,9 @@ def key(old, new):
     [
         (lambda path: path.write_bytes(b"PK\x03\x04 a zip"), "not a GGUF file"),
         (lambda path: path.write_bytes(b""), "not a GGUF file"),
-        (cut(0.999), r"cut short.*\d,\d+ bytes.*download"),
-        (cut(0.01), "cut short"),
-        (lambda path: path.write_bytes(path.read_bytes()[:9]), "cut short"),
+        (cut(0.999), r"truncated.*\d,\d+ bytes.*download"),
+        (cut(0.01), "truncated"),
+        (lambda path: path.write_bytes(path.read_bytes()[:9]), "truncated"),
         (swapped, "big-endian"),
         (lambda path: patched(path, struct.pack("<4sI", b"GGUF", 3), struct.pack("<4sI", b"GGUF", 1)), "version 1"),
         (unknown_type, r"token_embd\.weight in type 99.*gguf"),

@@ -99,7 +99,7 @@ MISTAKES = {
     config_is_no_json: "config.json is not JSON",
     no_weights: "has no weights: neither model.safetensors nor pytorch_model.bin",
     truncated: "model.safetensors is damaged",
-    shard_missing: "names model-00002-of-00002.safetensors",
+    shard_missing: "lists model-00002-of-00002.safetensors",
     index_without_map: "has no weight_map",
     other_shape: "blocks.1.mlp.down_proj.weight the shape (32, 88), not (32, 40)",
     other_heads: "model.layers.0.self_attn.k_proj.weight (8, 32) gives blocks.0.attn.k_proj.weight",
