@@ -145,8 +145,10 @@ def build_parser() -> ToolParser:
 def _with_lists(words: Sequence[str]) -> list[str]:
     """Rewrite list options from `--files a b` to jsonargparse's form, `--files '["a", "b"]'`.
 
-    An `--explain` without a value becomes `--explain topics`.
+    An `--explain` without a value becomes `--explain topics`; `plan fit-law`, a command beside `plan`, one word.
     """
+    if "-".join(words[:2]) in COMMANDS:
+        words = ["-".join(words[:2]), *words[2:]]
     command = next((name for name in (" ".join(words[:2]), " ".join(words[:1])) if name in COMMANDS), None)
     if command is None:
         return list(words)

@@ -88,7 +88,12 @@ def hash_weights(weights: Mapping[str, Tensor], config: GPTConfig) -> str:
     Args:
         weights: complete weights under lit_gpt's names; a tied head is hashed once.
         config: the model's configuration.
+
+    Returns:
+        The hash; "" for a model on the meta device, which has no values.
     """
+    if any(tensor.is_meta for tensor in weights.values()):
+        return ""
     digest = hashlib.sha256()
     for name in sorted(weights):
         if name == "lm_head.weight" and config.tie_embeddings:

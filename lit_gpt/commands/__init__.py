@@ -16,6 +16,8 @@ COMMANDS = {
     "export": "lit_gpt.commands.export:export",
     "evaluate": "lit_gpt.commands.evaluate:evaluate",
     "score": "lit_gpt.commands.score:score",
+    "plan": "lit_gpt.commands.plan:plan",
+    "plan-fit-law": "lit_gpt.commands.plan:fit_law",
     "doctor": "lit_gpt.commands.doctor:doctor",
 }
 """Maps a command's name to the function that implements it; its signature and docstring become `--help`."""

@@ -218,6 +218,8 @@ class GPT(nn.Module):
             seed: Any integer.
         """
         self._tie()
+        if self.wte.weight.is_meta:  # a plan's simulation has shapes alone
+            return
         for name, parameter in self.named_parameters():
             value = None
             if ".attn." in name:  # a token mixer may define its own initialization

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Union
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from lit_gpt.models.config import GPTConfig
 from lit_gpt.models.positions import alibi_slopes
@@ -103,6 +104,8 @@ def _build_masks(
 
 def is_plain_causal(document_ids: Tensor) -> bool:
     """Return whether each row is one document with padding only at its end, so that the causal mask is enough."""
+    if isinstance(document_ids, FakeTensor):  # a plan's simulation has no values: the general case
+        return False
     before, after = document_ids[:, :-1], document_ids[:, 1:]
     return bool(((after == before) | (after == -1)).all())
 

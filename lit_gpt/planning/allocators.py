@@ -1,0 +1,104 @@
+"""What a process takes for its tensors: more than their bytes, because of how allocators work.
+
+An allocator rounds sizes, keeps freed memory for later, and cannot use holes that are too small.
+"""
+
+from bisect import bisect_left, insort
+from collections.abc import Sequence
+
+Event = tuple[int, int]
+"""(key of a storage, its bytes; 0: it is freed)."""
+
+MIB = 1024**2
+CUDA_CONTEXT = 600 * MIB
+"""What a process takes on a CUDA device besides tensors: context, kernels, cuBLAS workspaces (0.4 to 0.6 GB as seen in
+nvidia-smi on A100 and H100)."""
+CPU_WORKSPACE = 32 * MIB
+GLIBC_HOLES = 2.2
+"""Most that resident memory was of tensor memory on CPU, over eight runs of 166 to 1,500 MB of tensors (0.97 to 2.07;
+`docs`, "Planning a run"). Nearly all of it are holes: glibc raises its mmap threshold to the size of the blocks that
+are freed (mallopt(3), `M_MMAP_THRESHOLD`), so activations land in the heap, where `posix_memalign` cannot reuse a hole
+of exactly its size. With `MALLOC_MMAP_THRESHOLD_=65536` in the environment, resident memory was 1.00 to 1.04 of it."""
+
+
+def upper_bound(events: Sequence[Event], peak_bytes: int, accelerator: str) -> int:
+    """Return a bound on what a process takes for its tensors, in bytes.
+
+    Args:
+        events: Allocations and releases in the order of the step.
+        peak_bytes: Largest sum of the tensors alive at one time.
+        accelerator: `cpu` (resident memory of glibc's malloc) or `cuda` (reserved by torch, and the context).
+    """
+    if accelerator == "cpu":
+        return int(GLIBC_HOLES * peak_bytes) + CPU_WORKSPACE
+    return max(reserved_cuda(events), peak_bytes) + CUDA_CONTEXT
+
+
+class _Arena:
+    """Free blocks: the smallest that fits is taken, and neighbours are joined."""
+
+    def __init__(self) -> None:
+        self._by_size: list[tuple[int, int]] = []  # (size, start), ascending
+        self._sizes: dict[int, int] = {}  # start → size
+        self._ends: dict[int, int] = {}  # end → start
+
+    def take(self, size: int) -> tuple[int, int] | None:
+        """Remove the smallest block of at least `size` and return (start, its size); None if there is none."""
+        place = bisect_left(self._by_size, (size, 0))
+        if place == len(self._by_size):
+            return None
+        found, start = self._by_size[place]
+        self._remove(start)
+        return start, found
+
+    def put(self, start: int, size: int) -> None:
+        """Add a block, joined with its neighbours."""
+        if start in self._ends:
+            before = self._ends[start]
+            size += self._sizes[before]
+            self._remove(before)
+            start = before
+        if start + size in self._sizes:
+            after = start + size
+            size += self._sizes[after]
+            self._remove(after)
+        self._sizes[start], self._ends[start + size] = size, start
+        insort(self._by_size, (size, start))
+
+    def _remove(self, start: int) -> None:
+        size = self._sizes.pop(start)
+        del self._ends[start + size]
+        del self._by_size[bisect_left(self._by_size, (size, start))]
+
+
+def reserved_cuda(events: Sequence[Event]) -> int:
+    """Return what torch's caching allocator reserves for these tensors on a CUDA device, in bytes.
+
+    Sizes are rounded up to 512 bytes. Requests up to 1 MiB come from segments of 2 MiB, below 10 MiB from segments of
+    20 MiB, larger ones from segments of their own size rounded up to 2 MiB; a block is split where at least 512 bytes
+    (small) or more than 1 MiB (large) would be left, and segments are kept. Source: c10/cuda/CUDACachingAllocator.cpp.
+    One stream, no expandable segments.
+    """
+    pools = {True: _Arena(), False: _Arena()}  # small, large
+    blocks: dict[int, tuple[int, int, bool]] = {}
+    reserved = num_segments = 0
+    for key, num_bytes in events:
+        if not num_bytes:
+            start, size, small = blocks.pop(key)
+            pools[small].put(start, size)
+            continue
+        size = -(-num_bytes // 512) * 512
+        small = size <= MIB
+        free = pools[small].take(size)
+        if free is None:
+            whole = 2 * MIB if small else 20 * MIB if size < 10 * MIB else -(-size // (2 * MIB)) * 2 * MIB
+            reserved += whole
+            num_segments += 1
+            free = num_segments << 48, whole  # far apart: blocks of two segments are never joined
+        start, found = free
+        if found - size >= (512 if small else MIB + 1):
+            pools[small].put(start + size, found - size)
+        else:
+            size = found
+        blocks[key] = start, size, small
+    return reserved

@@ -1,0 +1,127 @@
+"""What a plan knows of devices: memory, bandwidth, power, interconnect and price, each with its source.
+
+Sizes and speeds are the vendors' data sheets'; bf16 peaks are in `hardware.py`. Prices are on-demand market prices of
+the date given, and change: give `price_per_hour` for a real budget. A device without a price has none: money is then
+not forecast.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+import torch
+
+from lit_gpt.errors import UserError
+from lit_gpt.planning.hardware import cpu_peak_flops, gpu_peak_flops
+from lit_gpt.suggest import nearest
+
+GB = 1e9
+_PRICES = "gpu cloud price survey of aiapiplaybook.com, 2026-01-15"
+
+
+@dataclass(frozen=True)
+class Device:
+    """One device.
+
+    Attributes:
+        name: As users name it.
+        kind: `cpu` or `cuda`.
+        memory: Bytes.
+        peak_flops: bf16 dense (CUDA), measured float32 matrix products (CPU), in FLOP/s.
+        bandwidth: Of its memory, bytes/s.
+        link: Between the devices of a node, bytes/s in each direction.
+        network: Between nodes, bytes/s of each device.
+        watts: Of a device at full load (thermal design power).
+        price_per_hour: US dollars; None: unknown.
+        price_source: Where and when that price was seen.
+        half_speed: Products in bfloat16 over those in float32, on a CPU.
+    """
+
+    name: str
+    kind: str
+    memory: float
+    peak_flops: float
+    bandwidth: float
+    link: float
+    network: float
+    watts: float
+    price_per_hour: float | None = None
+    price_source: str = ""
+    half_speed: float = 1.0
+
+
+# name: driver's name, GB, TB/s, GB/s of the link in each direction, watts, dollars an hour
+_GPUS: dict[str, tuple[str, float, float, float, float, float | None]] = {
+    "h100": ("NVIDIA H100 80GB HBM3", 80, 3.35, 450, 700, 2.10),
+    "h100-pcie": ("NVIDIA H100 PCIe", 80, 2.0, 64, 350, None),
+    "h200": ("NVIDIA H200", 141, 4.8, 450, 700, None),
+    "b200": ("NVIDIA B200", 180, 7.7, 900, 1000, None),
+    "a100-80gb": ("NVIDIA A100-SXM4-80GB", 80, 2.039, 300, 400, 1.00),
+    "a100-40gb": ("NVIDIA A100-SXM4-40GB", 40, 1.555, 300, 400, None),
+    "l40s": ("NVIDIA L40S", 48, 0.864, 32, 350, None),
+    "l4": ("NVIDIA L4", 24, 0.3, 32, 72, None),
+    "a10": ("NVIDIA A10", 24, 0.6, 32, 150, None),
+    "rtx-4090": ("NVIDIA GeForce RTX 4090", 24, 1.008, 32, 450, None),
+    "rtx-3090": ("NVIDIA GeForce RTX 3090", 24, 0.936, 32, 350, None),
+    "mi300x": ("AMD Instinct MI300X", 192, 5.3, 448, 750, None),
+}
+NETWORK = 50e9
+"""Bytes/s between nodes of each GPU: one 400 Gbit/s adapter a GPU, as in DGX H100."""
+CPU_WATTS = 10.0
+"""Of one busy core of a server (a 64-core processor of 280 W, with its share of memory and fans: about twice 4.4 W)."""
+
+
+def find_device(name: str) -> Device:
+    """Return a device by name; `cpu` is this machine.
+
+    Raises:
+        UserError: There is none of this name.
+    """
+    if name == "cpu":
+        return this_cpu()
+    if name not in _GPUS:
+        raise UserError(
+            f"device {name!r} is not in the table; nearest: {nearest(name, [*_GPUS, 'cpu'])}. To add one, give its "
+            "memory, speed and power as a YAML file: device: {name, kind: cuda, memory, peak_flops, bandwidth, link, "
+            "network, watts, price_per_hour}"
+        )
+    driver, memory, bandwidth, link, watts, price = _GPUS[name]
+    peak = gpu_peak_flops(driver)
+    assert peak is not None
+    source = _PRICES if price is not None else ""
+    return Device(name, "cuda", memory * GB, peak, bandwidth * 1e12, link * GB, NETWORK, watts, price, source)
+
+
+def read_device(values: Any) -> Device:
+    """Return a device from a YAML's mapping, or by name.
+
+    Raises:
+        UserError: A field is missing or unknown.
+    """
+    from lit_gpt.instantiate import construct
+
+    return find_device(values) if isinstance(values, str) else construct(Device, values, "device")
+
+
+def this_cpu() -> Device:
+    """Return this machine's CPU, its speeds measured with torch's threads."""
+    cores = torch.get_num_threads()
+    memory = psutil.virtual_memory().total
+    peak = cpu_peak_flops()
+    half = cpu_peak_flops(dtype=torch.bfloat16) / peak
+    return Device("cpu", "cpu", memory, peak, _copy_speed(), GB, GB, cores * CPU_WATTS, 0.0, "your own", half)
+
+
+def _copy_speed() -> float:
+    """Measure bytes read and written per second when a tensor larger than the caches is copied."""
+    import time
+
+    source = torch.ones(16 * 2**20)
+    target = torch.empty_like(source)
+    target.copy_(source)
+    best = float("inf")
+    for _ in range(3):
+        start = time.perf_counter()
+        target.copy_(source)
+        best = min(best, time.perf_counter() - start)
+    return 2 * source.numel() * 4 / best

@@ -1,0 +1,288 @@
+"""From the work of a step to a forecast of the run: time, money, energy, disk, loss, and a verdict.
+
+Every number is an `Estimate`: low, value, high, and what it rests on. Each formula is derived, with its source, on the
+page "Planning a run" of the documentation.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from lit_gpt.pages.text import abbreviated, human_bytes
+from lit_gpt.planning.devices import Device
+from lit_gpt.planning.laws import LossForecast
+from lit_gpt.planning.simulation import Layout, SimulatedStep, Work
+
+EFFICIENCY = {"linear": 0.65, "experts": 0.45, "attention": 0.40}
+"""Share of a GPU's peak that its kernels reach: dense products of transformer sizes on A100 and H100 60 to 75 %
+(Megatron-LM, arXiv:2104.04473, figure 12), FlashAttention-2 forward and backward on H100 about 40 % (arXiv:2407.08608,
+figure 5)."""
+BANDWIDTH_SHARE = 0.75
+"""Share of the memory's bandwidth that elementwise kernels reach."""
+FUSED_SHARE = 0.35
+"""Share of the bytes of elementwise operations that `torch.compile` still moves."""
+LAUNCH_SECONDS = 5e-6
+"""Of one kernel from Python; an eager step cannot be faster than its launches."""
+COLLECTIVE_SECONDS = 20e-6
+"""Latency of one collective."""
+GPUS_PER_NODE = 8
+UNCALIBRATED = 1.8
+"""Factor between the value and either end of an interval of time, where nothing was measured."""
+LAW_REACH = 1e-4
+"""Least share of the compute of a law's largest run at which it is still asked."""
+PUE = 1.2
+"""Power of a data centre over that of its computers: hyperscale sites 1.1 to 1.2 (Patterson et al. 2021,
+arXiv:2104.10350, section 2.3; industry mean 1.56, Uptime Institute 2024)."""
+GRID_GRAMS = 445.0
+"""CO2 per kWh, world average of 2024 (IEA, Electricity 2025)."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its interval (about 90 %) and what it rests on."""
+
+    low: float
+    value: float
+    high: float
+    basis: str
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How real steps compare with the model of time: seconds over forecast seconds.
+
+    Attributes:
+        ratio: What forecasts are multiplied by.
+        spread: Factor between the value and either end of the interval.
+        basis: What was measured.
+    """
+
+    ratio: float = 1.0
+    spread: float = UNCALIBRATED
+    basis: str = "tabulated speeds, nothing measured"
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What a forecast needs of a run besides its step.
+
+    Attributes:
+        name: Of the run.
+        steps: Optimizer steps; None: not limited.
+        tokens_per_step: Input tokens of a step over all devices.
+        micro_batch_size: Rows that a device takes at once.
+        micro_batches: Of a step on each device.
+        layout: Processes.
+        precision: Lightning's name.
+        compiled: Whether `torch.compile` is on.
+        checkpoints_kept: How many are on disk at one time.
+        model_params: Parameters of the whole model, without embeddings that are only looked up.
+    """
+
+    name: str
+    steps: int | None
+    tokens_per_step: int
+    micro_batch_size: int
+    micro_batches: int
+    layout: Layout
+    precision: str
+    compiled: bool
+    checkpoints_kept: int
+    model_params: int
+
+
+@dataclass(frozen=True)
+class Change:
+    """A change of the YAML and what it would do."""
+
+    what: str
+    memory: float
+    step_seconds: float
+    fits: bool
+
+
+@dataclass
+class Forecast:
+    """The forecast of a run; `to_dict` is what `plan.json` holds."""
+
+    run: dict[str, Any]
+    device: dict[str, Any]
+    memory_by_kind: dict[str, int]
+    memory: Estimate
+    step_seconds: Estimate
+    bottleneck: str
+    flops_per_step: dict[str, float]
+    collectives: list[dict[str, Any]]
+    tokens_per_second: Estimate
+    hours: Estimate | None
+    money: Estimate | None
+    energy_kwh: Estimate | None
+    co2_kg: Estimate | None
+    disk_bytes: float
+    loss: dict[str, Any] | None
+    fits: bool
+    largest_micro_batch: dict[str, int]
+    changes: list[Change] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the forecast as plain data."""
+        return asdict(self)
+
+
+def step_parts(work: Work, device: Device, layout: Layout, precision: str, compiled: bool) -> dict[str, float]:
+    """Return the seconds of a step by what they are spent on: the roofline model (Williams et al. 2009).
+
+    Products are bound by arithmetic, all else by memory; collectives of tensor parallelism wait for one another, those
+    of data parallelism overlap with the backward pass and are seen where they take longer than it, or at its end.
+    """
+    if device.kind == "cpu":
+        peak = device.peak_flops * (1 if precision.startswith(("32", "64")) else device.half_speed)
+        seconds = {kind: flops / peak for kind, flops in work.flops.items()}
+        moved, launches = work.moved_bytes / device.bandwidth, work.num_operations * LAUNCH_SECONDS
+        seconds["elementwise"] = moved + launches
+    else:
+        # Without tensor cores float32 products run at about an eighth of the bf16 peak (TF32: a half).
+        peak = device.peak_flops * (0.5 if precision == "32-true" else 1.0)
+        seconds = {kind: flops / (peak * EFFICIENCY[kind]) for kind, flops in work.flops.items()}
+        share = FUSED_SHARE if compiled else 1.0
+        seconds["elementwise"] = share * work.moved_bytes / (device.bandwidth * BANDWIDTH_SHARE)
+        launches = work.num_operations * LAUNCH_SECONDS * share
+        seconds["launches"] = max(0.0, launches - sum(seconds.values()))
+    computing = sum(seconds.values())
+    waiting = overlapping = 0.0
+    for collective in work.collectives:
+        in_node = layout.world_size <= GPUS_PER_NODE or collective.num_ranks == layout.tensor_parallel > 1
+        speed = device.link if in_node else device.network
+        cost = collective.sent_bytes / speed + collective.num_calls * COLLECTIVE_SECONDS
+        if layout.tensor_parallel > 1 and collective.num_ranks == layout.tensor_parallel:
+            waiting += cost
+        else:
+            overlapping += cost
+    seconds["collectives"] = waiting + max(overlapping - 0.7 * computing, 0.1 * overlapping)
+    return seconds
+
+
+def forecast(
+    facts: RunFacts,
+    step: SimulatedStep,
+    work: Work,
+    device: Device,
+    calibration: Calibration,
+    loss: LossForecast | None,
+    loss_basis: str,
+    largest: dict[str, int],
+    changes: Sequence[Change],
+) -> Forecast:
+    """Return the forecast of a run.
+
+    Args:
+        facts: The run.
+        step: Memory of a step.
+        work: Work of a whole step, all micro-batches.
+        device: Each of its devices.
+        calibration: Of time.
+        loss: From a scaling law; None: no law applies.
+        loss_basis: Which law.
+        largest: Largest micro-batch that fits, by `with` and `without` activation checkpointing.
+        changes: Changes that were simulated.
+    """
+    parts = step_parts(work, device, facts.layout, facts.precision, facts.compiled)
+    seconds = sum(parts.values()) * calibration.ratio
+    time = _around(seconds, calibration.spread, calibration.basis)
+    speed = Estimate(*(facts.tokens_per_step / s for s in (time.high, time.value, time.low)), basis=time.basis)
+    hours = money = energy = carbon = None
+    if facts.steps is not None:
+        n = facts.layout.world_size
+        scale = facts.steps / 3600
+        hours = _scaled(time, scale, f"{facts.steps:,} steps, {time.basis}")
+        if device.price_per_hour is not None:
+            basis = f"{n} x {device.price_per_hour:g} an hour, {device.price_source}"
+            money = _scaled(hours, n * device.price_per_hour, basis)
+        energy = _scaled(hours, n * device.watts * PUE / 1000, f"{device.watts:g} W a device at full load, PUE {PUE}")
+        carbon = _scaled(energy, GRID_GRAMS / 1000, f"{GRID_GRAMS:g} g/kWh, world average of 2024 (IEA)")
+    peak = step.peak_bytes
+    memory = Estimate(peak, peak, step.upper_bytes, "simulated tensors; high: what the allocator may take")
+    sharded = facts.layout.data_parallel if facts.layout.sharded else 1
+    return Forecast(
+        run=asdict(facts),
+        device=asdict(device),
+        memory_by_kind=step.memory,
+        memory=memory,
+        step_seconds=time,
+        bottleneck=max(parts, key=lambda name: parts[name]),
+        flops_per_step=work.flops,
+        collectives=[asdict(c) | {"sent_bytes": c.sent_bytes} for c in work.collectives],
+        tokens_per_second=speed,
+        hours=hours,
+        money=money,
+        energy_kwh=energy,
+        co2_kg=carbon,
+        disk_bytes=facts.checkpoints_kept * step.resting_bytes * sharded * facts.layout.tensor_parallel,
+        loss=None if loss is None else asdict(loss) | {"basis": loss_basis},
+        fits=step.upper_bytes <= device.memory if device.kind == "cuda" else peak <= device.memory,
+        largest_micro_batch=largest,
+        changes=sorted(changes, key=lambda change: (not change.fits, change.step_seconds))[:3],
+    )
+
+
+def largest_that_fits(one: SimulatedStep, two: SimulatedStep, rows: tuple[int, int], device: Device) -> int:
+    """Return the largest micro-batch whose upper bound fits, from two simulated ones: memory is linear in the rows."""
+    slope = (two.upper_bytes - one.upper_bytes) / (rows[1] - rows[0])
+    free = device.memory - one.upper_bytes
+    if free < 0 and slope > 0:
+        return max(0, rows[0] + math.floor(free / slope))
+    return rows[0] + math.floor(free / max(slope, 1.0))
+
+
+def describe(result: Forecast) -> str:
+    """Return the forecast as text for a terminal."""
+    facts, device = result.run, result.device
+    layout = facts["layout"]
+    devices = layout["data_parallel"] * layout["tensor_parallel"]
+    kinds = ", ".join(f"{kind} {human_bytes(size)}" for kind, size in result.memory_by_kind.items() if size)
+    cut = f"micro-batches of {facts['micro_batch_size']}, {facts['micro_batches']} a step"
+    bound = f"at most {human_bytes(result.memory.high)} of {human_bytes(device['memory'])}"
+    sizes = [f"{size:,} {name} activation checkpointing" for name, size in result.largest_micro_batch.items()]
+    flops = ", ".join(f"{kind} {abbreviated(value)}FLOP" for kind, value in result.flops_per_step.items())
+    lines = [
+        ("run", f"{facts['name']}: {devices} x {device['name']}, {facts['precision']}, {cut}"),
+        ("memory", f"{human_bytes(result.memory.value)} a device at the peak, {bound} ({kinds})"),
+        ("micro-batch", f"largest that fits: {', '.join(sizes)}"),
+        ("step", f"{_between(result.step_seconds, ' s')}; {_between(result.tokens_per_second, ' tokens/s')}"),
+        ("work", f"{flops} a step and device"),
+    ]
+    spent = (("time", result.hours, " h"), ("energy", result.energy_kwh, " kWh"), ("CO2", result.co2_kg, " kg"))
+    lines += [(name, f"{_between(value, unit)} ({value.basis})") for name, value, unit in spent if value is not None]
+    if result.money is not None:
+        lines.append(("money", f"{_between(result.money, ' dollars')} ({result.money.basis})"))
+    elif result.hours is not None:
+        lines.append(("money", f"no price is known for {device['name']}; set --price_per_hour"))
+    lines.append(("disk", f"{human_bytes(result.disk_bytes)} for {facts['checkpoints_kept']} checkpoints"))
+    if result.loss is not None:
+        lines.append(("loss", _loss_text(result.loss)))
+    lines.append(("verdict", f"{'fits' if result.fits else 'does not fit'}; most time goes to {result.bottleneck}"))
+    for change in result.changes:
+        effect = f"{human_bytes(change.memory)}, {change.step_seconds:.3g} s a step"
+        lines.append(("change", f"{change.what}: {effect}, {'fits' if change.fits else 'does not fit'}"))
+    width = max(len(name) for name, _ in lines)
+    return "\n".join(f"{name:{width}}  {text}" for name, text in lines)
+
+
+def _loss_text(loss: dict[str, Any]) -> str:
+    reach = f"{loss['extrapolation']:.2g} times the compute of its largest run"
+    if loss["extrapolation"] < LAW_REACH:
+        return f"no forecast: {reach} ({loss['basis']}); fit a law to runs of this size with `plan fit-law`"
+    return f"{loss['value']:.3f} (90 %: {loss['low']:.3f} to {loss['high']:.3f}; {loss['basis']}, {reach})"
+
+
+def _between(estimate: Estimate, unit: str) -> str:
+    return f"{estimate.value:.3g}{unit} ({estimate.low:.3g} to {estimate.high:.3g})"
+
+
+def _around(value: float, spread: float, basis: str) -> Estimate:
+    return Estimate(value / spread, value, value * spread, basis)
+
+
+def _scaled(estimate: Estimate, factor: float, basis: str) -> Estimate:
+    return Estimate(estimate.low * factor, estimate.value * factor, estimate.high * factor, basis)

@@ -1,0 +1,658 @@
+"""One optimizer step without its numbers: what it allocates, computes, moves and sends.
+
+The real module trains for two steps on fake tensors, which have shapes and no data, in a fake process group of any
+size, so that the step of a model for a thousand devices is followed on one CPU in seconds and without its memory.
+Nothing is estimated from the shape of the model: whatever module, adapter, objective or optimizer is in use is run.
+
+A dispatch mode looks at every operation:
+
+- **memory**: when a storage comes into being and when the last tensor that uses it is gone (weak references), by what
+  it is for. torch has `torch.distributed._tools.mem_tracker` for that; its snapshots of each module cost minutes for
+  a dozen layers, so only its idea is used here.
+- **FLOPs** by operation, from torch's own table (`torch.utils.flop_counter`); causal attention counts half, because
+  kernels skip what is masked out.
+- **bytes** that the other operations read and write: these are bound by memory, not by arithmetic.
+- **collectives**: what each sends, and among how many processes.
+
+The last step is the one that counts: the optimizer's state exists then.
+"""
+
+import contextlib
+import math
+import time
+import weakref
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_map_only
+from torch.utils.flop_counter import flop_registry
+
+from lit_gpt.errors import UserError
+from lit_gpt.objectives import cross_entropy
+from lit_gpt.planning.allocators import Event, upper_bound
+
+KINDS = ("parameters", "gradients", "optimizer", "buffers", "activations", "temporaries", "collectives")
+"""What memory is for. Activations are made in the forward pass and kept for the backward pass; temporaries are made in
+the backward pass; collectives are the buffers in which whole parameters and gradients are gathered or sent."""
+
+PRECISIONS: dict[str, tuple[torch.dtype, torch.dtype | None]] = {
+    "32-true": (torch.float32, None),
+    "64-true": (torch.float64, None),
+    "bf16-true": (torch.bfloat16, None),
+    "16-true": (torch.float16, None),
+    "bf16-mixed": (torch.float32, torch.bfloat16),
+    "16-mixed": (torch.float32, torch.float16),
+}
+"""Lightning's precision → dtype of the weights, and autocast's (None: no autocast)."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a run is spread over processes.
+
+    Attributes:
+        data_parallel: Processes that see different data.
+        tensor_parallel: Processes that share each layer.
+        sharded: Whether parameters, gradients and optimizer state are sharded over `data_parallel` (FSDP2); else each
+            of these processes has them all (DDP).
+    """
+
+    data_parallel: int = 1
+    tensor_parallel: int = 1
+    sharded: bool = False
+
+    @property
+    def world_size(self) -> int:
+        """Number of processes, one a device."""
+        return self.data_parallel * self.tensor_parallel
+
+    @property
+    def has_mesh(self) -> bool:
+        """Whether the model is cut into pieces."""
+        return self.sharded or self.tensor_parallel > 1
+
+
+@dataclass(frozen=True)
+class Collective:
+    """All calls of one collective in a step.
+
+    Attributes:
+        name: `all_gather`, `reduce_scatter`, `all_reduce`, `broadcast`, ...
+        num_ranks: Processes that take part.
+        num_calls: How often it is called in a step.
+        num_bytes: Size of the whole tensors (gathered, or to be reduced) of all calls.
+    """
+
+    name: str
+    num_ranks: int
+    num_calls: int
+    num_bytes: int
+
+    @property
+    def sent_bytes(self) -> float:
+        """Bytes that each process sends with a ring: (n - 1) / n of the tensor, twice that for an all-reduce.
+
+        Source: Thakur et al. 2005, "Optimization of Collective Communication Operations in MPICH", section 4.
+        """
+        share = (self.num_ranks - 1) / self.num_ranks
+        return self.num_bytes * share * (2 if self.name == "all_reduce" else 1)
+
+
+@dataclass
+class Work:
+    """What one process does in an optimizer step.
+
+    Attributes:
+        flops: Floating-point operations by kind: `linear`, `attention`, `experts`.
+        moved_bytes: Bytes that operations without matrix products read and write.
+        num_operations: Operations that run a kernel.
+        collectives: What is sent.
+    """
+
+    flops: dict[str, float] = field(default_factory=dict)
+    moved_bytes: float = 0.0
+    num_operations: int = 0
+    collectives: list[Collective] = field(default_factory=list)
+
+    def plus(self, other: "Work", times: float = 1.0) -> "Work":
+        """Return this work and `times` the other."""
+        kinds = self.flops.keys() | other.flops.keys()
+        counts: dict[tuple[str, int], list[float]] = {}
+        for factor, work in ((1.0, self), (times, other)):
+            for c in work.collectives:
+                entry = counts.setdefault((c.name, c.num_ranks), [0, 0])
+                entry[0] += factor * c.num_calls
+                entry[1] += factor * c.num_bytes
+        return Work(
+            {kind: self.flops.get(kind, 0.0) + times * other.flops.get(kind, 0.0) for kind in sorted(kinds)},
+            self.moved_bytes + times * other.moved_bytes,
+            round(self.num_operations + times * other.num_operations),
+            [Collective(*key, round(calls), round(size)) for key, (calls, size) in sorted(counts.items())],
+        )
+
+    @property
+    def total_flops(self) -> float:
+        """Floating-point operations of all kinds."""
+        return sum(self.flops.values())
+
+
+@dataclass(frozen=True)
+class SimulatedStep:
+    """Memory and work of one optimizer step on one device.
+
+    Attributes:
+        memory: Bytes at the peak by kind (`KINDS`).
+        upper_bytes: Bytes that the process takes at most, with what its allocator cannot use.
+        resting_bytes: Bytes between two steps: parameters, optimizer state and what else stays.
+        work: What the step does.
+        num_parameters: Parameters that this device holds.
+        num_trained: Those of them that are trained.
+    """
+
+    memory: dict[str, int]
+    upper_bytes: int
+    resting_bytes: int
+    work: Work
+    num_parameters: int
+    num_trained: int
+
+    @property
+    def peak_bytes(self) -> int:
+        """Bytes of all tensors at the peak."""
+        return sum(self.memory.values())
+
+
+def simulate_step(
+    module: Any,
+    batches: Sequence[Mapping[str, Any]],
+    precision: str = "32-true",
+    layout: Layout | None = None,
+    clips: bool = True,
+    accelerator: str = "cpu",
+    max_steps: int = 1,
+) -> SimulatedStep:
+    """Run a module for two optimizer steps without data, and say what the second one takes.
+
+    Args:
+        module: A LightningModule that has no weights yet: its `configure_model`, `configure_optimizers`,
+            `on_train_start` and `training_step` are called. It cannot be used afterwards.
+        batches: The micro-batches of one step, on one device; only their shapes matter.
+        precision: Lightning's name of it.
+        layout: Number of processes and how the model is spread over them; None: one process.
+        clips: Whether gradients are clipped.
+        accelerator: Kind of device that is meant: `cpu` or `cuda`, which decides between kernels.
+        max_steps: Steps of the run, for its schedule.
+
+    Raises:
+        UserError: The precision is unknown, or the module looks at values, which do not exist here.
+    """
+    from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+
+    layout = layout or Layout()
+    if precision not in PRECISIONS:
+        raise UserError(f"precision {precision} is not simulated; set one of {', '.join(PRECISIONS)}")
+    weights, autocast = PRECISIONS[precision]
+    chunk_bytes = cross_entropy.CHUNK_BYTES if accelerator == "cpu" else cross_entropy.CHUNK_BYTES_GPU
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    try:
+        with _fake_processes(layout) as mesh, mock.patch.object(cross_entropy, "CHUNK_BYTES", chunk_bytes):
+            module.trainer = _Trainer(layout, mesh, max_steps)
+            module._device_mesh = mesh
+            module.to("meta")
+            default = torch.get_default_dtype()
+            torch.set_default_dtype(weights)
+            try:
+                module.configure_model()
+            finally:
+                torch.set_default_dtype(default)
+            with fake:
+                for owner in _models(module):
+                    _to_fake_cpu(owner)
+                module.train()
+                optimizer = _optimizer(module.configure_optimizers())
+                module.trainer.optimizers = [optimizer]
+                module.on_train_start()
+                tracker = Tracker(module, optimizer)
+                step = [tree_map_only(Tensor, _like, dict(batch)) for batch in batches]
+                with tracker:
+                    tracker.hold("activations", step)
+                    for _ in range(2):
+                        tracker.begin_step()
+                        _train(module, optimizer, step, autocast, clips)
+                return tracker.result(layout, accelerator)
+    except DataDependentOutputException as error:
+        raise UserError(
+            f"{type(module).__name__} cannot be simulated: its step depends on values ({error.func}), and a plan has "
+            "only shapes"
+        ) from error
+
+
+def time_steps(
+    module: Any, batches: Sequence[Mapping[str, Any]], precision: str = "32-true", num_steps: int = 4
+) -> list[float]:
+    """Train a module for a few real steps on this CPU and return the seconds of each but the first.
+
+    Args:
+        module: As `simulate_step` takes it; it gets weights and cannot be used afterwards.
+        batches: The micro-batches of a step.
+        precision: Lightning's name of it.
+        num_steps: Steps that are timed.
+    """
+    weights, autocast = PRECISIONS[precision]
+    module.trainer = _Trainer(Layout(), None, num_steps + 1)
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(weights)
+    try:
+        module.configure_model()
+    finally:
+        torch.set_default_dtype(default)
+    module.train()
+    optimizer = _optimizer(module.configure_optimizers())
+    module.trainer.optimizers = [optimizer]
+    module.on_train_start()
+    seconds = []
+    for _ in range(num_steps + 1):
+        start = time.perf_counter()
+        _train(module, optimizer, [dict(batch) for batch in batches], autocast, True)
+        seconds.append(time.perf_counter() - start)
+    return seconds[1:]
+
+
+def _train(module: Any, optimizer: Optimizer, batches: Any, autocast: torch.dtype | None, clips: bool) -> None:
+    """Do one optimizer step in the order in which Lightning does it."""
+    context = contextlib.nullcontext() if autocast is None else torch.autocast("cpu", autocast)
+    with context:
+        loss = module.training_step(batches, 0)
+    loss = loss["loss"] if isinstance(loss, Mapping) else loss
+    loss.backward()
+    if clips:
+        nn.utils.clip_grad_norm_([p for p in module.parameters() if p.grad is not None], 1.0)
+    optimizer.step()
+    # Modules of this project clear gradients at the start of their step themselves; others leave it to Lightning.
+    optimizer.zero_grad()
+
+
+def _like(tensor: Tensor) -> Tensor:
+    return torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
+
+
+class _Trainer(SimpleNamespace):
+    """The part of a Trainer that a module asks in its step, for one process of a run that does not take place."""
+
+    def __init__(self, layout: Layout, mesh: Any, max_steps: int) -> None:
+        strategy = SimpleNamespace(
+            backward=lambda loss, optimizer: loss.backward(),
+            distributed_sampler_kwargs={"rank": 0, "num_replicas": layout.data_parallel},
+            device_mesh=mesh,
+            barrier=lambda *_: None,
+            broadcast=lambda value, *_: value,
+        )
+        super().__init__(
+            strategy=strategy,
+            optimizers=[],
+            datamodule=None,
+            ckpt_path=None,
+            training=True,
+            validating=False,
+            testing=False,
+            sanity_checking=False,
+            should_stop=False,
+            is_global_zero=False,
+            world_size=layout.world_size,
+            global_step=0,
+            current_epoch=0,
+            max_steps=max_steps,
+            max_epochs=-1,
+            estimated_stepping_batches=max_steps,
+            accumulate_grad_batches=1,
+            log_every_n_steps=0,
+            loggers=[],
+            callbacks=[],
+        )
+
+
+@contextlib.contextmanager
+def _fake_processes(layout: Layout) -> Iterator[Any]:
+    """Yield the device mesh of a process group whose other processes do not exist; None where none is needed."""
+    if layout.world_size == 1:
+        yield None
+        return
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    if dist.is_initialized():
+        raise UserError("a process group is in use: plan a run in a process of its own, not in one that trains")
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=layout.world_size)
+    try:
+        if not layout.has_mesh:
+            yield None
+            return
+        shape = (layout.data_parallel, layout.tensor_parallel)
+        yield init_device_mesh("cpu", shape, mesh_dim_names=("data_parallel", "tensor_parallel"))
+    finally:
+        dist.destroy_process_group()
+
+
+def _models(module: Any) -> list[nn.Module]:
+    """Return the module, and models that it holds outside its submodules (a frozen reference, a teacher)."""
+    found: list[nn.Module] = [module]
+    for value in vars(module).values():
+        for candidate in (value, getattr(value, "model", None)):
+            if isinstance(candidate, nn.Module) and candidate not in found and candidate not in module.modules():
+                found.append(candidate)
+    return found
+
+
+def _to_fake_cpu(model: nn.Module) -> None:
+    """Give the parameters and buffers of a model on the meta device fake memory; tied ones stay tied."""
+    if any(isinstance(parameter, DTensor) for parameter in model.parameters()):
+        tied: dict[int, list[tuple[nn.Module, str]]] = {}
+        for owner in model.modules():
+            for name, parameter in owner._parameters.items():
+                if parameter is not None:
+                    tied.setdefault(id(parameter), []).append((owner, name))
+        model.to_empty(device="cpu")  # FSDP2 follows this, and nothing else
+        for places in tied.values():
+            first, first_name = places[0]
+            for owner, name in places[1:]:
+                setattr(owner, name, getattr(first, first_name))
+        return
+    new: dict[int, tuple[Tensor, Tensor]] = {}
+    for owner in model.modules():
+        for tensors in (owner._parameters, owner._buffers):
+            for name, tensor in tensors.items():
+                if tensor is None:
+                    continue
+                if id(tensor) not in new:
+                    empty = torch.empty_like(tensor.detach(), device="cpu")
+                    if isinstance(tensor, nn.Parameter):
+                        empty = nn.Parameter(empty, requires_grad=tensor.requires_grad)
+                    new[id(tensor)] = tensor, empty  # the old one too: its id must not be given to another
+                tensors[name] = new[id(tensor)][1]
+    if hasattr(model, "_device"):
+        model._device = torch.device("cpu")  # type: ignore[assignment]  # Lightning's
+
+
+def _optimizer(configured: Any) -> Optimizer:
+    """Return the optimizer from whatever `configure_optimizers` may return.
+
+    Raises:
+        UserError: There is not exactly one.
+    """
+    if isinstance(configured, tuple | list) and configured:
+        configured = configured[0]
+    if isinstance(configured, list) and len(configured) == 1:
+        configured = configured[0]
+    if isinstance(configured, Mapping):
+        configured = configured["optimizer"]
+    if not isinstance(configured, Optimizer):
+        raise UserError("plan simulates modules with one optimizer; this one's configure_optimizers returns others")
+    return configured
+
+
+# ---- the dispatch mode --------------------------------------------------------------------------------------------
+
+_ATEN = torch.ops.aten
+_ATTENTION = {
+    _ATEN._scaled_dot_product_flash_attention_for_cpu: flop_registry[_ATEN._scaled_dot_product_flash_attention],
+    _ATEN._scaled_dot_product_flash_attention_for_cpu_backward: flop_registry[
+        _ATEN._scaled_dot_product_flash_attention_backward
+    ],
+}
+_IN_PLACE = {_ATEN.addmm_: _ATEN.addmm, _ATEN.baddbmm_: _ATEN.baddbmm}
+"""Products that torch's table has under another name."""
+
+
+class Tracker(TorchDispatchMode):
+    """Follows the memory and the work of whatever runs inside it.
+
+    Args:
+        module: Whose step it is.
+        optimizer: Its optimizer.
+    """
+
+    def __init__(self, module: Any, optimizer: Optimizer) -> None:
+        super().__init__()
+        self.module, self.optimizer = module, optimizer
+        self.work = Work()
+        self.events: list[Event] = []
+        self._keys: dict[int, int] = {}
+        self._num_keys = 0
+        self._sizes: dict[int, tuple[int, str]] = {}
+        self._references: dict[int, weakref.ref[Any]] = {}
+        self._totals = dict.fromkeys(KINDS, 0)
+        self._total = self._peak = 0
+        self._at_peak: dict[str, int] = {}
+        self._resting = 0
+        self._in_optimizer = False
+        self._collectives: Counter[tuple[str, int, int]] = Counter()
+        self._handles: list[Any] = []
+        self._resize = torch.UntypedStorage.resize_
+
+    # ---- what is followed
+
+    def __enter__(self) -> "Tracker":
+        for model in _models(self.module):
+            self.hold("parameters", list(model.parameters()))
+            self.hold("buffers", list(model.buffers()))
+        for parameter in self.module.parameters():
+            if parameter.requires_grad:
+                self._handles.append(parameter.register_post_accumulate_grad_hook(self._note_gradient))
+        self._handles.append(self.optimizer.register_step_pre_hook(self._enter_optimizer))
+        self._handles.append(self.optimizer.register_step_post_hook(self._leave_optimizer))
+        resize, tracker = self._resize, self
+
+        def resized(storage: torch.UntypedStorage, size: int) -> None:
+            # FSDP2 frees and brings back whole parameters this way, which no operation shows.
+            resize(storage, size)
+            tracker._allocate(storage, "collectives", keep=False)
+            tracker._note_peak()
+
+        torch.UntypedStorage.resize_ = resized  # type: ignore[method-assign,assignment]
+        return super().__enter__()
+
+    def __exit__(self, *args: Any) -> None:
+        super().__exit__(*args)
+        torch.UntypedStorage.resize_ = self._resize  # type: ignore[method-assign]
+        for handle in self._handles:
+            handle.remove()
+
+    def hold(self, kind: str, tree: Any) -> None:
+        """Count the tensors in nested containers as memory of a kind, from now on."""
+        for tensor in tree_flatten(tree)[0]:
+            if isinstance(tensor, Tensor):
+                for storage in _storages(tensor):
+                    self._allocate(storage, kind, keep=False)
+        self._note_peak()
+
+    def begin_step(self) -> None:
+        """Forget the work and the peak of the step before."""
+        self.work = Work()
+        self._collectives.clear()
+        self._resting, self._peak, self._at_peak = self._total, 0, {}
+
+    def result(self, layout: Layout, accelerator: str) -> SimulatedStep:
+        """Return what the last step took."""
+        memory = {kind: self._at_peak.get(kind, 0) for kind in KINDS}
+        parameters = list(self.module.parameters())
+        local = [p.to_local() if isinstance(p, DTensor) else p for p in parameters]
+        trained = [p for p in local if p.requires_grad]
+        collectives = Counter(self._collectives)
+        if layout.data_parallel > 1 and not layout.sharded:
+            # DDP copies gradients into buckets of its own for the all-reduce (PyTorch Distributed, arXiv:2006.15704,
+            # section 3.2.3); it works below the dispatcher, where nothing shows it.
+            gradients = sum(p.numel() * p.element_size() for p in trained)
+            memory["collectives"] += gradients
+            num_buckets = max(1, math.ceil(gradients / (25 * 2**20)))
+            collectives["all_reduce", layout.data_parallel, gradients // num_buckets] += num_buckets
+        calls: dict[tuple[str, int], list[int]] = {}
+        for (name, ranks, size), count in collectives.items():
+            entry = calls.setdefault((name, ranks), [0, 0])
+            entry[0] += count
+            entry[1] += count * size
+        self.work.collectives = [Collective(*key, *entry) for key, entry in sorted(calls.items())]
+        return SimulatedStep(
+            memory=memory,
+            upper_bytes=upper_bound(self.events, sum(memory.values()), accelerator),
+            resting_bytes=self._resting,
+            work=self.work,
+            num_parameters=sum(p.numel() for p in local),
+            num_trained=sum(p.numel() for p in trained),
+        )
+
+    # ---- memory
+
+    def _allocate(self, storage: torch.UntypedStorage, kind: str, keep: bool = True) -> None:
+        """Note a storage; one that is known keeps its kind (`keep`) or gets another, and its new size."""
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._sizes:
+            old_size, old_kind = self._sizes[key]
+            kind = old_kind if keep else kind
+            if (old_size, old_kind) == (size, kind):
+                return
+            self._add(old_kind, -old_size)
+            if old_size and old_size != size:
+                self.events.append((self._keys[key], 0))
+        else:
+            self._keys[key] = self._num_keys = self._num_keys + 1
+            old_size = 0
+            self._references[key] = weakref.ref(storage, lambda _, key=key: self._free(key))  # type: ignore[misc]
+        if size and size != old_size:
+            self.events.append((self._keys[key], size))
+        self._sizes[key] = size, kind
+        self._add(kind, size)
+
+    def _free(self, key: int) -> None:
+        size, kind = self._sizes.pop(key)
+        del self._references[key]
+        if size:
+            self.events.append((self._keys[key], 0))
+        self._add(kind, -size)
+
+    def _add(self, kind: str, size: int) -> None:
+        self._totals[kind] += size
+        self._total += size
+
+    def _note_peak(self) -> None:
+        if self._total > self._peak:
+            self._peak, self._at_peak = self._total, dict(self._totals)
+
+    def _note_gradient(self, parameter: Tensor) -> None:
+        if parameter.grad is not None:
+            self.hold("gradients", parameter.grad)
+
+    def _enter_optimizer(self, *_: Any) -> None:
+        for parameter in self.module.parameters():  # FSDP2 sets gradients without the parameter's hooks
+            self._note_gradient(parameter)
+        self._in_optimizer = True
+
+    def _leave_optimizer(self, *_: Any) -> None:
+        self._in_optimizer = False
+        self.hold("optimizer", [list(state.values()) for state in self.optimizer.state.values()])
+
+    # ---- operations
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if any(issubclass(kind, DTensor) for kind in types):
+            return NotImplemented  # until only local tensors are left
+        kwargs = kwargs or {}
+        if func is torch.ops._c10d_functional.wait_tensor.default:
+            return args[0]  # in a real run it makes no new tensor
+        if func is _ATEN._grouped_mm.default and args[0].dtype != torch.bfloat16:
+            out = _grouped_product(*args[:2], args[2] if len(args) > 2 else kwargs["offs"])
+        else:
+            out = func(*args, **kwargs)
+        name = func._schema.name
+        outputs = [tensor for tensor in tree_flatten(out)[0] if isinstance(tensor, Tensor)]
+        if name.startswith(("c10d::", "_c10d_functional::")):
+            self._note_collective(name.split("::")[1], func, args, outputs)
+            kind = "collectives"
+        elif self._in_optimizer or torch._C._current_graph_task_id() != -1:
+            kind = "temporaries"
+        else:
+            kind = "activations"
+        fresh = False
+        for tensor in outputs:
+            for storage in _storages(tensor):
+                fresh |= storage._cdata not in self._sizes
+                self._allocate(storage, kind)
+        self._note_peak()
+        if fresh or func._schema.is_mutable:  # else a view
+            self._note_work(func, args, kwargs, out, outputs)
+        return out
+
+    def _note_work(self, func: Any, args: Any, kwargs: Any, out: Any, outputs: list[Tensor]) -> None:
+        packet = func._overloadpacket
+        self.work.num_operations += 1
+        kind, flops = None, 0.0
+        if packet in _ATTENTION:
+            kind, flops = "attention", _ATTENTION[packet](*args, **kwargs, out_val=out)
+            if _is_causal(func, args, kwargs):
+                flops /= 2
+        elif packet is _ATEN._grouped_mm:
+            kind, flops = "experts", _grouped_flops(args[0], args[1])
+        elif packet in flop_registry or packet in _IN_PLACE:
+            packet = _IN_PLACE.get(packet, packet)
+            kind, flops = "linear", float(flop_registry[packet](*args, **kwargs, out_val=out))
+        if kind is not None:
+            self.work.flops[kind] = self.work.flops.get(kind, 0.0) + flops
+            return
+        inputs = [tensor for tensor in tree_flatten((args, kwargs))[0] if isinstance(tensor, Tensor)]
+        self.work.moved_bytes += sum(tensor.numel() * tensor.element_size() for tensor in (*inputs, *outputs))
+
+    def _note_collective(self, name: str, func: Any, args: Any, outputs: list[Tensor]) -> None:
+        name = name.strip("_").replace("_base", "").replace("_into_tensor", "").replace("_tensor", "").rstrip("_")
+        name = {"allgather": "all_gather", "allreduce": "all_reduce"}.get(name, name)
+        ranks = next((_ranks(value) for value in reversed(args) if _ranks(value)), dist.get_world_size())
+        tensors = [tensor for tensor in tree_flatten(args)[0] if isinstance(tensor, Tensor)] + outputs
+        size = max((tensor.numel() * tensor.element_size() for tensor in tensors), default=0)
+        self._collectives[name, ranks, size] += 1
+
+
+def _storages(tensor: Tensor) -> list[torch.UntypedStorage]:
+    from torch.distributed._tools.common_utils import get_untyped_storages
+
+    return list(get_untyped_storages(tensor))
+
+
+def _ranks(value: Any) -> int:
+    """Return the size of a process group, given by name or as an object as collectives take it; 0: it is none."""
+    if isinstance(value, str):
+        with contextlib.suppress(Exception):
+            return dist.distributed_c10d._resolve_process_group(value).size()
+    if isinstance(value, torch.ScriptObject):
+        with contextlib.suppress(Exception):
+            return dist.ProcessGroup.unbox(value).size()
+    return 0
+
+
+def _is_causal(func: Any, args: Any, kwargs: Any) -> bool:
+    names = [argument.name for argument in func._schema.arguments]
+    place = names.index("is_causal")
+    return bool(kwargs.get("is_causal", args[place] if place < len(args) else False))
+
+
+def _grouped_product(a: Tensor, b: Tensor, ends: Tensor) -> Tensor:
+    """Return an empty result of `grouped_mm`, whose own shape function knows bfloat16 alone."""
+    if a.dim() == 2 and b.dim() == 2:
+        return a.new_empty(ends.numel(), a.shape[0], b.shape[1])
+    return a.new_empty(*a.shape[:-1], b.shape[-1])
+
+
+def _grouped_flops(a: Tensor, b: Tensor) -> float:
+    """Return the FLOPs of products of groups of rows, (S, I) with (E, I, O), or of the gradient, (O, S) with (S, I)."""
+    if a.dim() == 2 and b.dim() == 3:
+        return 2.0 * a.shape[0] * a.shape[1] * b.shape[2]
+    if a.dim() == 2:
+        return 2.0 * a.shape[0] * a.shape[1] * b.shape[1]
+    return 2.0 * math.prod(a.shape) * b.shape[-1]
