@@ -261,7 +261,7 @@ class PlannedRun:
         loss, basis = None, ""
         if getattr(self.module, "is_language_model_loss", False) and not getattr(self.module, "init_from", None):
             law = law or PUBLISHED
-            basis = f"{law.source or 'your law'}, fitted on {law.corpus or 'one corpus'}"
+            basis = law.describe()
             if facts.steps is not None:
                 loss = law.forecast(facts.model_params, facts.steps * facts.tokens_per_step)
         return forecast(facts, step, work, self.device, calibration, loss, basis, largest, changes)

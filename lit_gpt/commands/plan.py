@@ -56,6 +56,92 @@ def plan(
     print(describe(result))
 
 
+def budget(
+    out: str,
+    flops: float | None = None,
+    hours: float | None = None,
+    dollars: float | None = None,
+    depth: int | None = None,
+    device: str = "cpu",
+    devices: int = 1,
+    price_per_hour: float | None = None,
+    utilization: float = 0.4,
+    vocab_size: int = 4096,
+    block_size: int = 256,
+    inference_tokens: float = 0.0,
+    unique_tokens: float | None = None,
+    law: str | None = None,
+    data: str | None = None,
+) -> None:
+    """Propose a run for a budget of FLOPs, hours or dollars, or for a depth, and write it as a YAML that `fit` runs.
+
+    Args:
+        out: YAML file to write.
+        flops: Budget in FLOPs. Give one of flops, hours and dollars, or a depth alone.
+        hours: Budget in hours on these devices.
+        dollars: Budget in dollars on these devices.
+        depth: Layers of the model; with a budget it fixes the size, alone it takes the tokens that suit it best.
+        device: Kind of device, as for `plan`.
+        devices: Number of devices.
+        price_per_hour: Dollars that one device costs an hour; null takes the table's, where it has one.
+        utilization: Share of the devices' peak that the run will reach (0.4 is usual on GPUs).
+        vocab_size: Entries of the vocabulary.
+        block_size: Context in tokens.
+        inference_tokens: Tokens that the model will read and write after training; the budget pays for them too.
+        unique_tokens: Tokens of the corpus, if it may have to be repeated.
+        law: File of a scaling law that `plan fit-law` wrote; null takes a published one.
+        data: YAML with the `data` of the run; null takes the standard library's.
+    """
+    from pathlib import Path
+
+    import yaml
+
+    from lit_gpt.atomic import atomic_file
+    from lit_gpt.checks import check_above, check_at_least, check_between
+    from lit_gpt.errors import UserError
+    from lit_gpt.instantiate import read_yaml
+    from lit_gpt.planning.budget import as_yaml, propose
+    from lit_gpt.planning.devices import find_device
+    from lit_gpt.planning.forecast import describe_loss
+    from lit_gpt.planning.laws import PUBLISHED, load_law
+
+    for name, value in (("flops", flops), ("hours", hours), ("dollars", dollars), ("unique_tokens", unique_tokens)):
+        check_above(name, value, 0)
+    check_at_least("devices", devices, 1)
+    check_at_least("inference_tokens", inference_tokens, 0)
+    check_between("utilization", utilization, 0, 1, low_open=True)
+    check_between("depth", depth, 1, 128)
+    given = [name for name, value in (("flops", flops), ("hours", hours), ("dollars", dollars)) if value is not None]
+    if len(given) > 1 or (not given and depth is None):
+        raise UserError(f"budget: {', '.join(given) or 'none'} given; give one of flops, hours and dollars, or a depth")
+    if hours is not None or dollars is not None:
+        chosen = find_device(device)
+        if dollars is not None:
+            price = chosen.price_per_hour if price_per_hour is None else price_per_hour
+            if not price:
+                raise UserError(f"no price is known for {device}; set price_per_hour, or give hours instead")
+            hours = dollars / price / devices
+        assert hours is not None
+        flops = hours * 3600 * devices * chosen.peak_flops * utilization
+    scaling_law = PUBLISHED if law is None else load_law(law)
+    source = {"class_path": "StdlibDataModule"}
+    if data is not None:
+        source = (read_yaml(data, "the YAML of a run's data") or {}).get("data")
+        if not isinstance(source, dict) or "class_path" not in source:
+            raise UserError(f"{data} has no `data` with a class_path; name the YAML of a run, or of its data")
+    run = propose(scaling_law, flops, depth, vocab_size, block_size, inference_tokens, unique_tokens)
+    path = Path(out).expanduser()
+    with atomic_file(path) as temporary:
+        temporary.write_text(yaml.safe_dump(as_yaml(run, source, path.stem), sort_keys=False), encoding="utf-8")
+    config = run.config
+    print(f"model   depth {run.depth}, width {config.n_embd}, {config.num_parameters() / 1e6:,.1f} M parameters")
+    print(f"data    {run.tokens:,} tokens in {run.steps:,} steps of {run.batch_sequences} x {config.block_size}")
+    print(f"lr      {run.lr:.3g}")
+    print(f"work    {run.flops:.3g} FLOPs")
+    print(f"loss    {describe_loss(run.loss, scaling_law)}")
+    print(f"wrote {path}; next: plan --config {path}, then fit --config {path}")
+
+
 def fit_law(
     table: str,
     out: str | None = None,

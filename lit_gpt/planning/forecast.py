@@ -11,7 +11,7 @@ from typing import Any
 
 from lit_gpt.pages.text import abbreviated, human_bytes
 from lit_gpt.planning.devices import Device
-from lit_gpt.planning.laws import LossForecast
+from lit_gpt.planning.laws import LossForecast, ScalingLaw
 from lit_gpt.planning.simulation import Layout, SimulatedStep, Work
 
 EFFICIENCY = {"linear": 0.65, "experts": 0.45, "attention": 0.40}
@@ -260,7 +260,7 @@ def describe(result: Forecast) -> str:
         lines.append(("money", f"no price is known for {device['name']}; set --price_per_hour"))
     lines.append(("disk", f"{human_bytes(result.disk_bytes)} for {facts['checkpoints_kept']} checkpoints"))
     if result.loss is not None:
-        lines.append(("loss", _loss_text(result.loss)))
+        lines.append(("loss", _loss_text(**result.loss)))
     lines.append(("verdict", f"{'fits' if result.fits else 'does not fit'}; most time goes to {result.bottleneck}"))
     for change in result.changes:
         effect = f"{human_bytes(change.memory)}, {change.step_seconds:.3g} s a step"
@@ -269,11 +269,16 @@ def describe(result: Forecast) -> str:
     return "\n".join(f"{name:{width}}  {text}" for name, text in lines)
 
 
-def _loss_text(loss: dict[str, Any]) -> str:
-    reach = f"{loss['extrapolation']:.2g} times the compute of its largest run"
-    if loss["extrapolation"] < LAW_REACH:
-        return f"no forecast: {reach} ({loss['basis']}); fit a law to runs of this size with `plan fit-law`"
-    return f"{loss['value']:.3f} (90 %: {loss['low']:.3f} to {loss['high']:.3f}; {loss['basis']}, {reach})"
+def describe_loss(loss: LossForecast, law: ScalingLaw) -> str:
+    """Return a forecast of the loss with its interval, its law, and how far that is stretched."""
+    return _loss_text(loss.value, loss.low, loss.high, loss.extrapolation, law.describe())
+
+
+def _loss_text(value: float, low: float, high: float, extrapolation: float, basis: str) -> str:
+    reach = f"{extrapolation:.2g} times the compute of its largest run"
+    if extrapolation < LAW_REACH:
+        return f"no forecast: {reach} ({basis}); fit a law to runs of this size with `plan fit-law`"
+    return f"{value:.3f} (90 %: {low:.3f} to {high:.3f}; {basis}, {reach})"
 
 
 def _between(estimate: Estimate, unit: str) -> str:

@@ -136,6 +136,10 @@ class ScalingLaw:
         params = g * (flops / 6) ** (b / (a + b))
         return params, flops / 6 / params
 
+    def describe(self) -> str:
+        """Return where the law is from."""
+        return f"{self.source or 'a law of your own'}, fitted on {self.corpus or 'one corpus'}"
+
     def save(self, file: Path) -> None:
         """Write the law as JSON."""
         from lit_gpt.atomic import atomic_file

@@ -2,15 +2,21 @@
 
 import gc
 
+import numpy as np
 import pytest
 import torch
 
+from lit_gpt.adapters import AdapterConfig
+from lit_gpt.checkpoints.bundle import save_bundle
+from lit_gpt.data.batches import RowBatchBuilder
+from lit_gpt.datamodules.preference import PairCollator
 from lit_gpt.errors import UserError
-from lit_gpt.models import GPTConfig
-from lit_gpt.modules import PretrainModule
+from lit_gpt.models import GPT, GPTConfig
+from lit_gpt.modules import DPOModule, PretrainModule
 from lit_gpt.planning import simulation
 from lit_gpt.planning.allocators import MIB, reserved_cuda, upper_bound
 from lit_gpt.planning.simulation import Collective, Layout, Tracker, simulate_step
+from lit_gpt.plans import _LongestRows
 
 SHAPE = {"n_layer": 2, "n_head": 4, "n_embd": 32, "intermediate_size": 64}
 V, T, B = 96, 32, 4
@@ -74,6 +80,31 @@ def test_a_simulated_step_takes_what_a_real_one_takes(name):
     assert forecast.work.flops == real.work.flops
 
 
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    config = GPTConfig.from_preset("tiny", vocab_size=V, block_size=T, **SHAPE)
+    folder = tmp_path_factory.mktemp("bundle") / "base"
+    return str(save_bundle(folder, config, GPT(config).state_dict()))
+
+
+@pytest.mark.parametrize("name", ["lora", "dpo", "dpo with lora"])
+def test_adapters_and_references_are_seen(base, name):
+    adapter = {"adapter": AdapterConfig(rank=4)} if "lora" in name else {}
+    kind = DPOModule if "dpo" in name else PretrainModule
+    rows = _LongestRows(T, V)
+    pair = PairCollator(RowBatchBuilder(0, np.ones(V, np.int64)))(
+        rows, [np.array([row]) for row in range(B)], np.arange(B)
+    )
+    batches = [dict(pair)] if "dpo" in name else [batch()]
+    forecast = simulate_step(kind(init_from=base, **adapter), batches)
+    real = real_peak(kind(init_from=base, **adapter), batches, "32-true")
+    assert forecast.peak_bytes == pytest.approx(real.peak_bytes, rel=0.02)
+    assert forecast.memory["parameters"] == real.memory["parameters"]
+    assert forecast.num_trained == real.num_trained
+    if name == "dpo":  # a second, frozen model
+        assert forecast.memory["parameters"] == 2 * 4 * forecast.num_parameters
+
+
 def test_flops_are_those_of_the_formula():
     config = GPTConfig.from_preset("tiny", vocab_size=V, block_size=T, **SHAPE)
     flops = simulate_step(module(), [batch()]).work.flops
@@ -86,8 +117,6 @@ def test_flops_are_those_of_the_formula():
 
 
 def _parameters(config):
-    from lit_gpt.models import GPT
-
     with torch.device("meta"):
         return dict(GPT(config).named_parameters())
 

@@ -1,0 +1,179 @@
+"""From a budget to a run: how large a model, how many tokens, which batch and learning rate.
+
+**Size and tokens.** The loss of a scaling law is minimised over N for the tokens that the budget then pays. Training
+costs 6 N D FLOPs, inference 2 N a token (Kaplan et al. 2020, arXiv:2001.08361, section 2.1). With inference counted in
+(Sardana et al. 2023, arXiv:2401.00448, equation 3), smaller models trained for longer win; with a corpus of U tokens,
+repeated tokens count for less (Muennighoff et al. 2023, arXiv:2305.16264).
+
+**The dial.** A depth stands for a whole model, as in nanochat: 64 channels of width a layer, heads of 64, and an MLP of
+8/3 of the width, rounded up to 128, with the parts of our own ladder of presets.
+
+**Batch and learning rate** follow the compute C of the run: B = 0.292 C^0.3271 tokens and η = 0.3118 C^-0.125
+(DeepSeek LLM, arXiv:2401.02954, equation 1; fitted there with AdamW from 1e17 to 2e19 FLOPs).
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lit_gpt.errors import UserError
+from lit_gpt.models import GPTConfig
+from lit_gpt.planning.laws import LossForecast, ScalingLaw, effective_tokens
+
+WIDTH_PER_LAYER = 64
+MAX_DEPTH = 128
+MIN_STEPS = 20
+"""A run of fewer optimizer steps teaches nothing."""
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A run that a budget pays.
+
+    Attributes:
+        config: The model.
+        depth: Its layers.
+        tokens: Tokens that it is trained on.
+        batch_sequences: Sequences of a step.
+        steps: Optimizer steps.
+        lr: Peak learning rate of AdamW.
+        flops: Training FLOPs, 6 N D.
+        loss: Forecast.
+    """
+
+    config: GPTConfig
+    depth: int
+    tokens: int
+    batch_sequences: int
+    steps: int
+    lr: float
+    flops: float
+    loss: LossForecast
+
+
+def best_size(
+    law: ScalingLaw, flops: float, inference_tokens: float = 0.0, unique_tokens: float | None = None
+) -> tuple[float, float]:
+    """Return the parameters and training tokens of least loss that a budget pays.
+
+    Args:
+        law: Of the loss.
+        flops: For training, and for inference if there is any.
+        inference_tokens: Tokens that the model will read and write over its life.
+        unique_tokens: Tokens of the corpus; None: as many as wanted.
+    """
+    params = np.exp(np.linspace(math.log(1e3), math.log(1e14), 4000))
+    tokens = (flops - 2 * params * inference_tokens) / (6 * params)
+    worth = np.array([t if unique_tokens is None or t <= 0 else effective_tokens(t, unique_tokens) for t in tokens])
+    c = law.constants
+    with np.errstate(all="ignore"):
+        loss = np.where(tokens >= 1, c["E"] + c["A"] / params ** c["alpha"] + c["B"] / worth ** c["beta"], np.inf)
+    best = int(np.argmin(loss))
+    if not np.isfinite(loss[best]):
+        raise UserError(f"a budget of {flops:.3g} FLOPs does not pay for {inference_tokens:.3g} tokens of inference")
+    return float(params[best]), float(tokens[best])
+
+
+def config_of_depth(depth: int, vocab_size: int, block_size: int) -> GPTConfig:
+    """Return the model that a depth stands for."""
+    width = WIDTH_PER_LAYER * depth
+    return GPTConfig.from_preset("tiny", vocab_size=vocab_size, block_size=block_size, **_shape(depth, width))
+
+
+def _shape(depth: int, width: int) -> dict[str, int]:
+    inner = -(-8 * width // 3 // 128) * 128
+    return {"n_layer": depth, "n_head": depth, "n_embd": width, "intermediate_size": inner}
+
+
+def propose(
+    law: ScalingLaw,
+    flops: float | None,
+    depth: int | None = None,
+    vocab_size: int = 4096,
+    block_size: int = 256,
+    inference_tokens: float = 0.0,
+    unique_tokens: float | None = None,
+) -> Proposal:
+    """Return the run for a budget, or the compute-optimal run of a depth.
+
+    Args:
+        law: Of the loss.
+        flops: The budget; None: as many as a model of `depth` is trained on at its optimum.
+        depth: Layers; None: those of the best size.
+        vocab_size: Entries of the vocabulary.
+        block_size: Context in tokens.
+        inference_tokens: See `best_size`.
+        unique_tokens: See `best_size`.
+
+    Raises:
+        UserError: The budget is too small for any model.
+    """
+    if depth is None:
+        assert flops is not None
+        wanted, _ = best_size(law, flops, inference_tokens, unique_tokens)
+        sizes = {d: config_of_depth(d, vocab_size, block_size).num_parameters() for d in range(1, MAX_DEPTH + 1)}
+        depth = min(sizes, key=lambda d: abs(math.log(sizes[d] / wanted)))
+    config = config_of_depth(depth, vocab_size, block_size)
+    params = config.num_parameters()
+    if flops is None:
+        # The compute at which this size is the best one: bisection, since the best size grows with compute.
+        low, high = math.log(1e6), math.log(1e30)
+        for _ in range(60):
+            middle = (low + high) / 2
+            size, _ = best_size(law, math.exp(middle), inference_tokens, unique_tokens)
+            low, high = (middle, high) if size < params else (low, middle)
+        flops = math.exp(low)
+    tokens = (flops - 2 * params * inference_tokens) / (6 * params)
+    training = 6 * params * max(tokens, 0.0)
+    batch = max(1, round(0.292 * max(training, 1.0) ** 0.3271 / block_size))
+    steps = int(tokens // (batch * block_size))
+    if steps < MIN_STEPS:
+        smallest = MIN_STEPS * block_size * 6 * params
+        raise UserError(
+            f"a budget of {flops:.3g} FLOPs pays {max(steps, 0)} steps of a model of depth {depth}; it must be at "
+            f"least {smallest:.2g} for {MIN_STEPS} steps, or lower vocab_size and block_size"
+        )
+    tokens_seen = steps * batch * block_size
+    return Proposal(
+        config=config,
+        depth=depth,
+        tokens=tokens_seen,
+        batch_sequences=batch,
+        steps=steps,
+        lr=min(0.01, 0.3118 * training**-0.125),
+        flops=6 * params * tokens_seen,
+        loss=law.forecast(params, tokens_seen, unique_tokens),
+    )
+
+
+def as_yaml(proposal: Proposal, data: dict[str, Any], name: str) -> dict[str, Any]:
+    """Return the run as the values of a YAML that `fit` accepts.
+
+    Args:
+        proposal: The run.
+        data: Class and arguments of the DataModule; sizes are filled in.
+        name: Of the run.
+    """
+    config, steps = proposal.config, proposal.steps
+    sizes = {"block_size": config.block_size, "global_batch_size": proposal.batch_sequences}
+    if data["class_path"].endswith("StdlibDataModule"):
+        sizes["vocab_size"] = config.vocab_size
+    return {
+        "seed_everything": 0,
+        "trainer": {"name": name, "max_steps": steps, "val_check_interval": max(1, steps // 4)},
+        "model": {
+            "class_path": "PretrainModule",
+            "init_args": {
+                "preset": "tiny",
+                "overrides": _shape(proposal.depth, config.n_embd),
+                "optimizer": {
+                    "class_path": "torch.optim.AdamW",
+                    "init_args": {"lr": float(f"{proposal.lr:.3g}"), "betas": [0.9, 0.95], "weight_decay": 0.1},
+                },
+                "schedule": {"class_path": "Cosine", "init_args": {"warmup_steps": max(1, min(steps // 20, 2000))}},
+            },
+        },
+        "data": {"class_path": data["class_path"], "init_args": {**(data.get("init_args") or {}), **sizes}},
+    }
