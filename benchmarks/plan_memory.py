@@ -1,0 +1,125 @@
+"""How far the memory of real CPU runs is from what `plan` forecasts.
+
+    python benchmarks/plan_memory.py
+
+Each case is forecast by simulation, then trained for three steps through Lightning's Trainer in a process of its own,
+twice: as the machine is, and with `MALLOC_MMAP_THRESHOLD_=65536`, which keeps glibc's heap from leaving holes between
+tensors. Measured is the largest resident memory, less what the process took after a tiny run of the same kind (imports,
+code and threads). Printed are forecast, both measurements, their ratio to the forecast, and the forecast's upper bound.
+"""
+
+import ctypes
+import gc
+import logging
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from lit_gpt import Trainer
+from lit_gpt.modules import PretrainModule
+from lit_gpt.planning.simulation import simulate_step
+
+MOE = {"num_experts": 8, "num_experts_per_tok": 2, "intermediate_size": 256}
+MLA = {"kv_lora_rank": 64, "q_lora_rank": None, "qk_nope_head_dim": 64, "qk_rope_head_dim": 32, "v_head_dim": 64}
+WIDE = {"n_embd": 512, "n_head": 8, "intermediate_size": 1408}
+NARROW = {"n_embd": 384, "n_head": 6, "intermediate_size": 1024}
+CASES: dict[str, dict[str, Any]] = {
+    "dense, 6 layers": {"shape": {"n_layer": 6}},
+    "dense, 12 layers of 384": {
+        "shape": {"n_layer": 12, "n_embd": 384, "n_head": 6, "intermediate_size": 1024},
+        "T": 128,
+    },
+    "dense, vocabulary of 32,000": {"shape": {"n_layer": 2, **WIDE}, "V": 32000, "B": 2},
+    "packed documents": {"shape": {"n_layer": 6}, "documents": True},
+    "activation checkpointing": {"shape": {"n_layer": 6}, "recompute": True},
+    "bf16-mixed": {"shape": {"n_layer": 6}, "precision": "bf16-mixed"},
+    "three micro-batches": {"shape": {"n_layer": 4}, "micro_batches": 3},
+    "mixture of experts": {"shape": {"n_layer": 4, "moe": MOE}},
+    "latent attention": {"shape": {"n_layer": 4, "mla": MLA, "qk_norm": None}},
+}
+
+
+def module(case: dict[str, Any], shape: dict[str, Any]) -> PretrainModule:
+    return PretrainModule(
+        preset="tiny",
+        vocab_size=case.get("V", 4096),
+        block_size=case.get("T", 256),
+        overrides=shape,
+        activation_checkpointing=case.get("recompute", False),
+    )
+
+
+def step(case: dict[str, Any], rows: int) -> list[dict[str, Any]]:
+    T, V = case.get("T", 256), case.get("V", 4096)
+    batches = []
+    for _ in range(case.get("micro_batches", 1)):
+        ids = torch.randint(0, V, (rows, T))
+        batch = {"input_ids": ids, "labels": ids.clone(), "position_ids": torch.arange(T).expand(rows, T).clone()}
+        if case.get("documents"):
+            batch["document_ids"] = (torch.arange(T) // (T // 3 + 1)).expand(rows, T).clone()
+        batches.append(batch)
+    return batches
+
+
+def fit(case: dict[str, Any], shape: dict[str, Any], rows: int) -> None:
+    data = [step(case, rows) for _ in range(3)]
+    trainer = Trainer(
+        max_steps=3,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        default_callbacks=False,
+        precision=case.get("precision", "32-true"),
+        accelerator="cpu",
+    )
+    trainer.fit(module(case, shape), torch.utils.data.DataLoader(data, batch_size=None, collate_fn=lambda x: x))
+
+
+def run(case: dict[str, Any]) -> None:
+    """Train in this process and print the peak; the child of `measured`."""
+    small = {**case["shape"], "n_layer": 1, "n_embd": 64, "n_head": 4, "intermediate_size": 128}
+    fit(case, small, 2)
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    before = psutil.Process().memory_info().rss
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts here
+    fit(case, case["shape"], case.get("B", 8))
+    status = Path("/proc/self/status").read_text().splitlines()
+    peak = next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
+    print(peak - before)
+
+
+def measured(name: str, **environment: str) -> int:
+    command = [sys.executable, __file__, name]
+    result = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | environment)
+    return int(result.stdout.split()[-1])
+
+
+def main() -> None:
+    print(f"{'case':30} forecast  resident       without holes  at most (MB)")
+    for name, case in CASES.items():
+        simulated = simulate_step(
+            module(case, case["shape"]), step(case, case.get("B", 8))[:2], case.get("precision", "32-true")
+        )
+        plain, tight = measured(name), measured(name, MALLOC_MMAP_THRESHOLD_="65536")
+        forecast = simulated.peak_bytes
+        print(
+            f"{name:30} {forecast / 1e6:8.1f}  {plain / 1e6:7.1f} ({plain / forecast:.2f}) {tight / 1e6:7.1f} "
+            f"({tight / forecast:.2f})  {simulated.upper_bytes / 1e6:9.1f}",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    warnings.filterwarnings("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    if len(sys.argv) > 1:
+        run(CASES[sys.argv[1]])
+    else:
+        main()
