@@ -190,7 +190,8 @@ def forecast(
     parts = step_parts(work, device, facts.layout, facts.precision, facts.compiled)
     seconds = sum(parts.values()) * calibration.ratio
     time = _around(seconds, calibration.spread, calibration.basis)
-    speed = Estimate(*(facts.tokens_per_step / s for s in (time.high, time.value, time.low)), basis=time.basis)
+    tokens = facts.tokens_per_step
+    speed = Estimate(tokens / time.high, tokens / time.value, tokens / time.low, time.basis)
     hours = money = energy = carbon = None
     if facts.steps is not None:
         n = facts.layout.world_size

@@ -369,7 +369,8 @@ def _to_fake_cpu(model: nn.Module) -> None:
         return
     new: dict[int, tuple[Tensor, Tensor]] = {}
     for owner in model.modules():
-        for tensors in (owner._parameters, owner._buffers):
+        places: list[Any] = [owner._parameters, owner._buffers]
+        for tensors in places:
             for name, tensor in tensors.items():
                 if tensor is None:
                     continue
@@ -569,7 +570,7 @@ class Tracker(TorchDispatchMode):
         if func is torch.ops._c10d_functional.wait_tensor.default:
             return args[0]  # in a real run it makes no new tensor
         if func is _ATEN._grouped_mm.default and args[0].dtype != torch.bfloat16:
-            out = _grouped_product(*args[:2], args[2] if len(args) > 2 else kwargs["offs"])
+            out = _grouped_product(args[0], args[1], args[2] if len(args) > 2 else kwargs["offs"])
         else:
             out = func(*args, **kwargs)
         name = func._schema.name
@@ -629,7 +630,7 @@ def _ranks(value: Any) -> int:
     """Return the size of a process group, given by name or as an object as collectives take it; 0: it is none."""
     if isinstance(value, str):
         with contextlib.suppress(Exception):
-            return dist.distributed_c10d._resolve_process_group(value).size()
+            return dist.distributed_c10d._resolve_process_group(value).size()  # type: ignore[arg-type]
     if isinstance(value, torch.ScriptObject):
         with contextlib.suppress(Exception):
             return dist.ProcessGroup.unbox(value).size()
