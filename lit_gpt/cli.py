@@ -145,7 +145,7 @@ def build_parser() -> ToolParser:
 def _with_lists(words: Sequence[str]) -> list[str]:
     """Rewrite list options from `--files a b` to jsonargparse's form, `--files '["a", "b"]'`.
 
-    An `--explain` without a value becomes `--explain topics`; `plan fit-law`, a command beside `plan`, one word.
+    An `--explain` without a value becomes `--explain topics`; `plan fit-law` becomes one word.
     """
     if "-".join(words[:2]) in COMMANDS:
         words = ["-".join(words[:2]), *words[2:]]

@@ -433,15 +433,15 @@ def read_table(path: Path, columns: Mapping[str, str] | None = None) -> list[dic
     table = []
     for number, row in enumerate(rows, start=1):
         entry = dict(row)
-        for ours, theirs in chosen.items():
-            value = row.get(theirs) if theirs is not None else None
-            if ours in ("params", "tokens", "loss"):
+        for name, column in chosen.items():
+            value = row.get(column) if column is not None else None
+            if name in ("params", "tokens", "loss"):
                 try:
-                    entry[ours] = float(value)  # type: ignore[arg-type]
+                    entry[name] = float(value)  # type: ignore[arg-type]
                 except (TypeError, ValueError):
-                    raise UserError(f"{path}: {theirs} of row {number} is {value!r}; it must be a number") from None
+                    raise UserError(f"{path}: {column} of row {number} is {value!r}; it must be a number") from None
             else:
-                entry[ours] = "" if value is None else str(value)
+                entry[name] = "" if value is None else str(value)
         table.append(entry)
     return table
 
