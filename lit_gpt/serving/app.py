@@ -14,7 +14,7 @@ from starlette.types import ASGIApp
 
 from lit_gpt import __version__
 from lit_gpt.errors import UserError
-from lit_gpt.serving import chat, completions, embeddings
+from lit_gpt.serving import chat, completions, embeddings, response_api
 from lit_gpt.serving.errors import ApiError
 from lit_gpt.serving.middleware import AccessControl, BodyLimit, Keys, RequestLog, internal_error, note
 from lit_gpt.serving.openapi import ModelCard, ModelList, Status, answered_with, answered_with_text, document
@@ -23,7 +23,7 @@ from lit_gpt.serving.protocol import refusal
 from lit_gpt.serving.service import Service
 
 READ_ROUTES = frozenset({"/", "/health", "/ready", "/metrics", "/openapi.json", "/v1/models"})
-JSON_ROUTES = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/embeddings"})
+JSON_ROUTES = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses"})
 _ROOT_PATH = re.compile(r"(/[A-Za-z0-9._~-]+)*/?")
 router = APIRouter()
 
@@ -59,7 +59,7 @@ def create_app(
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
     app.state.service = service
-    for routes in (chat.router, completions.router, embeddings.router, router):
+    for routes in (chat.router, response_api.router, completions.router, embeddings.router, router):
         app.include_router(routes)
     description = document(app, service.served.name, root_path, bool(keys))
 

@@ -2,7 +2,7 @@
 
 import secrets
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -28,6 +28,7 @@ from lit_gpt.serving.responses import (
     Answer,
     Delta,
     GuardedAnswers,
+    Result,
     StreamResponse,
     chat_logprobs,
     prepared,
@@ -149,6 +150,19 @@ class _ToolUse:
 async def chat_completions(body: ChatRequest, request: Request) -> Response:
     """Answer a conversation."""
     service = Service.of(request)
+    exchange = await begin(service, request, body)
+    if body.stream:
+        return StreamResponse(exchange.active, exchange.chunks(), service.limits)
+    return JSONResponse(await exchange.complete(request, exchange.whole()))
+
+
+async def begin(service: Service, request: Request, body: ChatRequest) -> "Exchange":
+    """Start the answers to a conversation.
+
+    Raises:
+        ApiError: If it cannot be answered, or not now.
+        UserError: If the conversation or a constraint is refused.
+    """
     service.check_model(body.model)
     choices = body.n or 1
     if choices > service.limits.choices:
@@ -160,15 +174,7 @@ async def chat_completions(body: ChatRequest, request: Request) -> Response:
     builder = service.builder if tools.forced or body.is_constrained else None
     prompt_tokens = await prepared(active, lambda: _submit(service, active, body, tools, choices), builder)
     note(request.scope, prompt_tokens=prompt_tokens, choices=choices)
-    answers = [_answer(service, body, tools) for _ in range(choices)]
-    exchange = _Exchange(service, active, body, answers, prompt_tokens)
-    if body.stream:
-        return StreamResponse(active, exchange.chunks(), service.limits)
-    try:
-        return JSONResponse(await while_connected(request, exchange.whole()))
-    finally:
-        active.close()
-        note(request.scope, tokens=active.num_tokens)
+    return Exchange(service, active, body, [_answer(service, body, tools) for _ in range(choices)], prompt_tokens)
 
 
 def _submit(service: Service, active: ActiveRequest, body: ChatRequest, tools: _ToolUse, choices: int) -> int:
@@ -205,8 +211,16 @@ def _answer(service: Service, body: ChatRequest, tools: _ToolUse) -> Answer:
 
 
 @dataclass
-class _Exchange:
-    """One request and its answers."""
+class Exchange:
+    """One request and its answers.
+
+    Attributes:
+        service: What it was sent to.
+        active: Its sequences.
+        body: The request.
+        answers: Of its sequences.
+        prompt_tokens: Tokens of the conversation.
+    """
 
     service: Service
     active: ActiveRequest
@@ -217,7 +231,7 @@ class _Exchange:
     def __post_init__(self) -> None:
         self._id = f"chatcmpl-{secrets.token_hex(12)}"
         self._created = int(time.time())
-        self._guarded = GuardedAnswers(self.service.guard_chain, self.active, self.answers)
+        self.guarded = GuardedAnswers(self.service.guard_chain, self.active, self.answers)
 
     def _envelope(self, kind: str) -> dict[str, Any]:
         return {
@@ -231,11 +245,19 @@ class _Exchange:
     def _usage(self) -> dict[str, Any]:
         return usage(self.prompt_tokens, self.active.num_tokens)
 
+    async def complete(self, request: Request, work: Coroutine[Any, Any, Result]) -> Result:
+        """Await an answer that is not streamed, as long as the client is connected."""
+        try:
+            return await while_connected(request, work)
+        finally:
+            self.active.close()
+            note(request.scope, tokens=self.active.num_tokens)
+
     async def whole(self) -> dict[str, Any]:
         """Return all answers when the last one is complete."""
-        async for _ in self._guarded.deltas():
+        async for _ in self.guarded.deltas():
             pass
-        choices = [self._choice(index, self._guarded.whole(index)) for index in range(len(self.answers))]
+        choices = [self._choice(index, self.guarded.whole(index)) for index in range(len(self.answers))]
         return {**self._envelope("chat.completion"), "choices": choices, "usage": self._usage()}
 
     def _choice(self, index: int, whole: Delta) -> dict[str, Any]:
@@ -258,7 +280,7 @@ class _Exchange:
         num_calls = [0] * len(self.answers)
         for index in range(len(self.answers)):
             yield chunk(index, {"role": "assistant", "content": "", "refusal": None})
-        async for index, added in self._guarded.deltas():
+        async for index, added in self.guarded.deltas():
             delta: dict[str, Any] = {"content": added.text} if added.text else {}
             if added.calls:
                 delta["tool_calls"] = [call.to_dict(num_calls[index] + k) for k, call in enumerate(added.calls)]

@@ -174,6 +174,78 @@ class Embeddings(_Shape):
     usage: EmbeddingUsage
 
 
+class OutputText(_Shape):
+    """Text of a message."""
+
+    type: Literal["output_text"]
+    text: str
+    annotations: list[str]
+    logprobs: list[ChosenToken]
+
+
+class OutputMessage(_Shape):
+    """The model's message."""
+
+    type: Literal["message"]
+    id: str
+    status: Literal["completed", "incomplete"]
+    role: Literal["assistant"]
+    content: list[OutputText]
+
+
+class OutputCall(_Shape):
+    """A call that the model makes; the arguments are a JSON object as text."""
+
+    type: Literal["function_call"]
+    id: str
+    call_id: str
+    status: Literal["completed", "incomplete"]
+    name: str
+    arguments: str
+
+
+class InputDetails(_Shape):
+    """Of the tokens of an input."""
+
+    cached_tokens: int
+
+
+class OutputDetails(_Shape):
+    """Of the tokens of an output."""
+
+    reasoning_tokens: int
+
+
+class ResponseUsage(_Shape):
+    """Tokens of a response."""
+
+    input_tokens: int
+    input_tokens_details: InputDetails
+    output_tokens: int
+    output_tokens_details: OutputDetails
+    total_tokens: int
+
+
+class Reason(_Shape):
+    """Why a response is incomplete."""
+
+    reason: Literal["max_output_tokens", "content_filter"]
+
+
+class ModelResponse(BaseModel):
+    """The answer to an input, followed by the request's own settings."""
+
+    id: str
+    object: Literal["response"]
+    created_at: int
+    status: Literal["completed", "incomplete"]
+    error: None
+    incomplete_details: Reason | None
+    model: str
+    output: list[OutputMessage | OutputCall]
+    usage: ResponseUsage
+
+
 class ModelCard(_Shape):
     """The model, with what a chat page needs to know."""
 

@@ -45,7 +45,7 @@ Prompts = StrictStr | TokenIds | Texts | Annotated[list[TokenIds], Field(min_len
 """One or several texts, as characters or token ids. Without `fail_fast`, two megabytes of invalid items cause half a
 million errors: gigabytes of memory, and half a minute in which the server does nothing else."""
 SchemaName = Annotated[StrictStr, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
-_BRANCHES = {"str", "int", "NamedTool"}
+_BRANCHES = {"str", "int", "NamedTool", "ChosenFunction"}
 """Components that pydantic adds to an error's location for the branches of a union; these are not field names."""
 
 
@@ -60,7 +60,10 @@ def _refuse_many(most: int, value: Any) -> Any:
     return value
 
 
-class _Known(BaseModel):
+Metadata = Annotated[dict[str, str], _few(MAX_METADATA)]
+
+
+class Known(BaseModel):
     """Base class of models that reject unknown fields."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -71,7 +74,7 @@ class _Known(BaseModel):
         return _refuse_many(MAX_FIELDS, value)
 
 
-class StreamOptions(_Known):
+class StreamOptions(Known):
     """Options of a stream."""
 
     include_usage: StrictBool = False
@@ -79,7 +82,7 @@ class StreamOptions(_Known):
     """Random padding against observers who measure sizes; never added here."""
 
 
-class JsonSchema(_Known):
+class JsonSchema(Known):
     """A named schema."""
 
     name: SchemaName
@@ -89,7 +92,7 @@ class JsonSchema(_Known):
     """No effect: the answer always follows the schema."""
 
 
-class ResponseFormat(_Known):
+class ResponseFormat(Known):
     """A constraint on the answer; `regex` and `grammar` (Lark's notation) are extensions of OpenAI's API."""
 
     type: Literal["text", "json_object", "json_schema", "regex", "grammar"] = "text"
@@ -105,7 +108,7 @@ class ResponseFormat(_Known):
         return self
 
 
-class FunctionSpec(_Known):
+class FunctionSpec(Known):
     """A function that the model may call."""
 
     name: ToolName
@@ -114,27 +117,27 @@ class FunctionSpec(_Known):
     strict: StrictBool | None = None
 
 
-class ToolSpec(_Known):
+class ToolSpec(Known):
     """A tool; functions are the only kind."""
 
     type: Literal["function"] = "function"
     function: FunctionSpec
 
 
-class NamedFunction(_Known):
+class NamedFunction(Known):
     """A function's name."""
 
     name: ToolName
 
 
-class NamedTool(_Known):
+class NamedTool(Known):
     """The tool that must be called."""
 
     type: Literal["function"] = "function"
     function: NamedFunction
 
 
-class _Sampled(_Known):
+class _Sampled(Known):
     """Fields that chat and completions have in common."""
 
     model: StrictStr
@@ -234,7 +237,7 @@ class CompletionRequest(_Sampled):
         return self
 
 
-class EmbeddingRequest(_Known):
+class EmbeddingRequest(Known):
     """`POST /v1/embeddings`."""
 
     model: StrictStr

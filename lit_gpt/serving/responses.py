@@ -353,9 +353,12 @@ class StreamResponse(EventSourceResponse):
         active: The request, which is closed however the response ends, even before its first event.
         chunks: JSON values; an `ApiError` is sent as the last event.
         limits: Limits of the server.
+        named: Whether each event carries its `type` as a name too, and nothing is sent after the last.
     """
 
-    def __init__(self, active: ActiveRequest, chunks: AsyncIterator[dict[str, Any]], limits: Limits) -> None:
+    def __init__(
+        self, active: ActiveRequest, chunks: AsyncIterator[dict[str, Any]], limits: Limits, named: bool = False
+    ) -> None:
         super().__init__(
             self._events(chunks),
             ping=PING_SECONDS,
@@ -367,15 +370,17 @@ class StreamResponse(EventSourceResponse):
             shutdown_grace_period=limits.drain_seconds + 5,
         )
         self._active = active
+        self._named = named
 
     async def _events(self, chunks: AsyncIterator[dict[str, Any]]) -> AsyncIterator[ServerSentEvent]:
         try:
             async for chunk in chunks:
-                yield _event(json.dumps(chunk, separators=(",", ":")))
+                yield _event(json.dumps(chunk, separators=(",", ":")), chunk["type"] if self._named else None)
         except ApiError as error:
             yield _event(json.dumps(error.body(), separators=(",", ":")))
         else:
-            yield _event("[DONE]")
+            if not self._named:
+                yield _event("[DONE]")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the stream, then release the request's resources."""
@@ -388,5 +393,5 @@ class StreamResponse(EventSourceResponse):
             note(scope, tokens=self._active.num_tokens)
 
 
-def _event(data: str) -> ServerSentEvent:
-    return ServerSentEvent(data=data, sep="\n")
+def _event(data: str, name: str | None = None) -> ServerSentEvent:
+    return ServerSentEvent(data=data, event=name, sep="\n")

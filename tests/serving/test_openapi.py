@@ -36,12 +36,15 @@ def check(document, method, path, status, media_type, answer):
         ("/v1/completions", {"prompt": ["a", "b"], "logprobs": 2, "echo": True}),
         ("/v1/completions", {"prompt": "a", "max_tokens": 0}),
         ("/v1/completions", {"prompt": "a", "temperature": "0.5"}),
+        ("/v1/responses", {"input": "a", "include": ["message.output_text.logprobs"], "top_logprobs": 1}),
+        ("/v1/responses", {"input": "a", "tools": [{"type": "function", "name": "f"}], "tool_choice": "required"}),
+        ("/v1/responses", {"input": [{"type": "reasoning"}]}),
         ("/v1/embeddings", {"input": "a", "encoding_format": "base64"}),
         ("/v1/embeddings", {"input": [[1, 2]]}),
     ],
 )
 def test_answers_have_the_shape_that_is_described(real, document, path, body):
-    bound = {"max_tokens": 20} if "chat" in path else {}
+    bound = {"/v1/chat/completions": {"max_tokens": 20}, "/v1/responses": {"max_output_tokens": 20}}.get(path, {})
     status, answer = real.post(path, {"model": "small", **bound, **body})
     check(document, "post", path, status, "application/json", answer)
 
