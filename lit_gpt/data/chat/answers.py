@@ -245,13 +245,20 @@ class AnswerFinder:
         for tool in tools:
             if str(tool["function"].get("name")) not in prompt:
                 raise self._left_out("the tools", tool["function"].get("name"))
+        notes: list[str] = []
+        for number, message in enumerate(messages, start=1):
+            if message["role"] != "assistant" or (number < len(messages) and message.get("weight", 1)):
+                continue  # what is learned is checked as the last of its own rendering
+            shown = written if number == len(messages) else given
+            content, reasoning = message["content"], message.get("reasoning_content", "")
+            thought = _THOUGHT.match(content)
+            if thought is not None:
+                content, reasoning = content[thought.end() :], reasoning + thought[1]
+            if _without_white_space(content) not in shown:
+                raise self._left_out(f"message {number} (assistant)", content)
+            if _without_white_space(reasoning) not in shown:
+                notes.append(NO_REASONING)
         message, number = messages[-1], len(messages)
-        content, reasoning = message["content"], message.get("reasoning_content", "")
-        thought = _THOUGHT.match(content)
-        if thought is not None:
-            content, reasoning = content[thought.end() :], reasoning + thought[1]
-        if _without_white_space(content) not in written:
-            raise self._left_out(f"message {number} (assistant)", content)
         calls = [call["function"] for call in message.get("tool_calls", ())]
         for name, count in Counter(call["name"] for call in calls).items():
             if answer.count(name) < count:
@@ -265,10 +272,11 @@ class AnswerFinder:
                 )
                 if _without_white_space(key) not in written or not is_there:
                     raise self._left_out(f"an argument of a tool call of message {number}", f"{key}: {value}")
-        notes = () if _without_white_space(reasoning) in written else (NO_REASONING,)
         called = {call["function"]["name"] for turn in messages for call in turn.get("tool_calls", ())}
         names = {turn["name"] for turn in messages if "name" in turn} - called
-        return notes if all(name in prompt or name in answer for name in names) else (*notes, NO_NAME)
+        if not all(name in prompt or name in answer for name in names):
+            notes.append(NO_NAME)
+        return tuple(dict.fromkeys(notes))
 
     def _left_out(self, what: str, content: str) -> UserError:
         shown = content if len(content) <= 60 else content[:60] + "..."
