@@ -262,7 +262,8 @@ def with_system(messages: list[Message], fields: RowFields, system_prompt: str |
     if len(messages) > 1 and messages[0]["role"] == "system":
         if messages[0]["content"].strip():
             found["messages"] = messages[0]["content"]
-        messages = messages[1:]  # written by tools that always emit the field
+        else:
+            messages = messages[1:]  # written by tools that always emit the field
     for name in ("system", "system_prompt"):
         system = fields.get(name)
         if system is not None and not isinstance(system, str):
