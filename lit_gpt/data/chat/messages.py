@@ -17,7 +17,7 @@ _KEPT = ("name", "tool_call_id")
 _REASONING = ("reasoning_content", "reasoning", "thinking")
 _LEARNED = {"weight": 1, "train": 1, "training": 1, "loss": 1, "loss_weight": 1, "masked": 0}
 """Fields that tell whether a turn is trained on → the value that means yes."""
-_FIELDS = ("role", "content", "tool_calls", "function_call", *_KEPT, *_REASONING, *_LEARNED)
+MESSAGE_FIELDS = ("role", "content", "tool_calls", "function_call", *_KEPT, *_REASONING, *_LEARNED)
 _CALL_FIELDS = ("id", "type", "index", "function")
 
 Tool = dict[str, Any]
@@ -131,11 +131,11 @@ def _normalise(message: object, number: int) -> Message:
         role = _OTHER_NAMES.get(role, role)
     if role not in ROLES:
         raise UserError(f"message {number} has the role {role!r}; it must be one of {', '.join(ROLES)}")
-    unknown = [name for name, value in message.items() if name not in _FIELDS and not is_empty(value)]
+    unknown = [name for name, value in message.items() if name not in MESSAGE_FIELDS and not is_empty(value)]
     if unknown:
         raise UserError(
             f"message {number} ({role}) has the fields {', '.join(map(repr, unknown))}, which nothing here reads; a "
-            f"message has {', '.join(_FIELDS)} (set ignore_fields to leave others out)"
+            f"message has {', '.join(MESSAGE_FIELDS)} (set ignore_fields to leave others out)"
         )
     result = Message(role=role, content=_text(message.get("content"), number))
     for name in (*_KEPT, *_REASONING):

@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
-from lit_gpt.data.chat.messages import Message, Tool, check_messages, is_empty, normalise_messages
+from lit_gpt.data.chat.messages import MESSAGE_FIELDS, Message, Tool, check_messages, is_empty, normalise_messages
 from lit_gpt.errors import UserError
 
 _SHAREGPT_ROLES = {
@@ -37,6 +37,10 @@ _SHAREGPT_ROLES = {
     "function_response": "tool",
 }
 _ANSWERS = ("completion", "response", "answer", "output")
+_MEANINGFUL = frozenset({
+    "messages", "conversations", "prompt", "question", "instruction", "input", "context", "history", *_ANSWERS,
+    "system", "system_prompt", "tools", "chosen", "rejected", "text", "label", "from", "value", *MESSAGE_FIELDS,
+})  # fmt: skip
 _MEDIA = ("image", "images", "video", "videos", "audio", "audios")
 METADATA = frozenset({
     "id", "_id", "idx", "index", "uuid", "uid", "hash", "row_id", "prompt_id", "conversation_id", "question_id",
@@ -153,7 +157,10 @@ class RowFields:
             raise UserError(f"its field {media[0]!r} is not text; only text is supported")
 
     def _is_ignored(self, name: str) -> bool:
-        return any(fnmatchcase(name, pattern) for pattern in self._ignore_fields)
+        """Return whether a field is ignored; a pattern never ignores one that has a meaning."""
+        if name in self._ignore_fields:
+            return True
+        return name not in _MEANINGFUL and any(fnmatchcase(name, pattern) for pattern in self._ignore_fields)
 
     def _without_ignored(self, turn: Mapping[str, Any]) -> dict[str, Any]:
         kept = {}

@@ -152,6 +152,9 @@ def test_fields_that_repeat_the_row_or_are_about_it_are_reported():
 def test_ignored_fields_of_rows_and_turns():
     row = {"messages": [{**USER, "time": 1}, {**ANSWER, "time": 2}], "meta_a": 1, "meta_b": 2}
     assert conversation_of(row, ignore_fields=["time", "meta_*"]).left_out == ("meta_a", "meta_b", "time")
+    assert conversation_of(row, ignore_fields=["*"]).messages == [USER, ANSWER]
+    with pytest.raises(UserError, match="'prompt' next to 'messages'"):  # which of the two forms, is to be said
+        conversation_of({**row, "prompt": "other"}, ignore_fields=["*"])
     with pytest.raises(UserError, match=r"message 1 \(user\) has the fields 'time'"):
         conversation_of(row, ignore_fields=["meta_*"])
 
