@@ -32,7 +32,6 @@ from lit_gpt.data.streaming.documents import DocumentStream
 from lit_gpt.data.streaming.tokens import Cursor, TokenReader
 from lit_gpt.data.tokenizer_cache import keep_tokenizer, kept_tokenizer_path
 from lit_gpt.data.tokenizers import Tokenizer, load_tokenizer
-from lit_gpt.datamodules.text import unescape
 from lit_gpt.datamodules.windows import WindowDataModule
 from lit_gpt.errors import UserError
 from lit_gpt.hashing import sha256_json
@@ -117,7 +116,7 @@ class StreamingDataModule(WindowDataModule):
         self.tokenizer = tokenizer
         self.vocab_size = padded_vocab_size(vocab_size, self._tokenizer.vocab_size, f"the tokenizer {tokenizer}")
         self.text_field = text_field
-        self.document_separator = unescape(document_separator)
+        self.document_separator = document_separator
         self.format = format
         self.block_windows = block_windows
         self.val_documents = val_documents

@@ -242,18 +242,13 @@ class TextDataModule(TokenDataModule):
         self.val_files = val_files
         self.test_files = test_files
         self.text_field = text_field
-        self.document_separator = unescape(document_separator)
+        self.document_separator = document_separator
         self.format = format
 
     def sources(self) -> Sequence[RecordSource]:
         """Return the held-out files first, then the other files, then the datasets."""
         held_out = (self.val_files, self.test_files)
         return sources_of(self.files, self.datasets, *held_out, self.text_field, self.document_separator, self.format)
-
-
-def unescape(separator: str | None) -> str | None:
-    r"""Return a separator with the escapes of a command line resolved: `\n` becomes a line break."""
-    return separator and separator.replace("\\r", "\r").replace("\\n", "\n").replace("\\t", "\t")
 
 
 class StdlibDataModule(TokenDataModule):

@@ -145,7 +145,7 @@ class FileRecords(RecordSource):
         self.text = TextField(text_field, keep)
         if document_separator == "":
             raise UserError("document_separator is empty; give a string such as '\\n\\n', or null to keep files whole")
-        self.document_separator = document_separator
+        self.document_separator = document_separator and _unescaped(document_separator)
         self.format = format or FileFormat()
         self.split = split
         self._named = files
@@ -322,6 +322,11 @@ class IterableRecords(GeneratedRecords):
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_last_made": None}  # a generator cannot be pickled
+
+
+def _unescaped(separator: str) -> str:
+    r"""Return a separator with the escapes of a command line or a quoted YAML resolved: `\n` becomes a line break."""
+    return separator.replace("\\r", "\r").replace("\\n", "\n").replace("\\t", "\t")
 
 
 def as_record(item: object, name: str, number: int, text_field: str = "text") -> Record | None:

@@ -131,9 +131,10 @@ def test_a_delimiter_of_ones_own(tmp_path: Path) -> None:
         FileFormat(column_names=["a", "a"])
 
 
-def test_a_separator_cuts_files_with_the_line_ends_of_windows(tmp_path: Path) -> None:
+@pytest.mark.parametrize("separator", ["\n\n", "\\n\\n"])  # as a quoted YAML or a command line has it
+def test_a_separator_cuts_files_with_the_line_ends_of_windows(tmp_path: Path, separator: str) -> None:
     (tmp_path / "a.txt").write_bytes(b"one\r\nline\r\n\r\ntwo\r\n\r\nthree\n\nfour")
-    texts = [d.text for d in FileRecords(str(tmp_path / "a.txt"), document_separator="\n\n").documents(BadInput())]
+    texts = [d.text for d in FileRecords(str(tmp_path / "a.txt"), document_separator=separator).documents(BadInput())]
     assert texts == ["one\r\nline", "two", "three", "four"]
 
 
