@@ -346,9 +346,11 @@ def _fake_processes(layout: Layout) -> Iterator[Any]:
 def _models(module: Any) -> list[nn.Module]:
     """Return the module, and models that it holds outside its submodules (a frozen reference, a teacher)."""
     found: list[nn.Module] = [module]
+    known = {id(part) for part in module.modules()}  # not `in`: comparing with a torchmetrics.Metric makes a Metric
     for value in vars(module).values():
         for candidate in (value, getattr(value, "model", None)):
-            if isinstance(candidate, nn.Module) and candidate not in found and candidate not in module.modules():
+            if isinstance(candidate, nn.Module) and id(candidate) not in known:
+                known.add(id(candidate))
                 found.append(candidate)
     return found
 

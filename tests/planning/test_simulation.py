@@ -87,7 +87,7 @@ def base(tmp_path_factory):
     return str(save_bundle(folder, config, GPT(config).state_dict()))
 
 
-@pytest.mark.parametrize("name", ["lora", "dpo with lora"])
+@pytest.mark.parametrize("name", ["lora", "dpo", "dpo with lora"])
 def test_adapters_and_references_are_seen(base, name):
     adapter = {"adapter": AdapterConfig(rank=4)} if "lora" in name else {}
     kind = DPOModule if "dpo" in name else PretrainModule
