@@ -141,8 +141,9 @@ class Trainer(pl.Trainer):
         )  # Lightning's mode for measuring its own overhead: no extras around the loop
         if default_callbacks and not barebones:
             callbacks = _missing(callbacks, kwargs) + callbacks
+        self._own_logger: TensorBoardLogger | None = None
         if (logger is None or logger is True) and not barebones:
-            logger = TensorBoardLogger(self.run_dir, name="tensorboard", version="")
+            logger = self._own_logger = TensorBoardLogger(self.run_dir, name="tensorboard", version="")
         plugins = list(plugins) if isinstance(plugins, list | tuple) else [plugins] if plugins is not None else []
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             plugins.append(AtomicCheckpointIO())
@@ -193,8 +194,13 @@ class Trainer(pl.Trainer):
         if ckpt_path is None and not self.fast_dev_run and self.checkpoint_callbacks:  # type: ignore[attr-defined]
             require_fresh(self.run_dir)
         existed = self.run_dir.exists()
+        checkpoint = self._resolve(ckpt_path)
+        step = None if checkpoint is None else step_of(Path(checkpoint))
+        if self._own_logger is not None and step is not None:
+            # TensorBoard then hides what an earlier part of the run logged beyond the step that it is resumed from.
+            self._own_logger._kwargs["purge_step"] = step + 1
         try:
-            super().fit(model, train_dataloaders, val_dataloaders, datamodule, self._resolve(ckpt_path), weights_only)
+            super().fit(model, train_dataloaders, val_dataloaders, datamodule, checkpoint, weights_only)
         except UserError:
             # Rejected before the first step: the folder contains only the logger's empty file.
             if not existed and self.global_step == 0 and self.is_global_zero and not list_checkpoints(self.run_dir):

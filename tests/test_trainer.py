@@ -5,9 +5,12 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import lightning.pytorch as pl
 import pytest
 import torch
 import yaml
+from lightning.pytorch.callbacks import EarlyStopping
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lit_gpt.callbacks import RunCheckpoint
 from lit_gpt.checkpoints.resolve import list_checkpoints
@@ -276,3 +279,84 @@ def test_resuming_from_the_wrong_folder_does_not_advise_to_start_anew(fit, tmp_p
     assert str(Path("runs/run").absolute()) in error
     assert "default_root_dir" in error
     assert "start the run" not in error
+
+
+# ---- before the first step -----------------------------------------------------------------------------------------
+
+
+class Steps(pl.Callback):
+    """Counts the optimizer steps that were started."""
+
+    def __init__(self):
+        self.count = 0
+
+    def on_train_batch_start(self, *_):
+        self.count += 1
+
+
+def test_a_monitor_that_validation_does_not_log_is_refused_before_the_first_step(tmp_path, folder):
+    for wrong in (RunCheckpoint(monitor="val/los"), EarlyStopping(monitor="val/accuracy")):
+        steps = Steps()
+        trainer = quiet(tmp_path, val_check_interval=1, callbacks=[wrong, steps])
+        with pytest.raises(UserError, match=rf"{type(wrong).__name__}.*{wrong.monitor}.*val/loss"):
+            trainer.fit(PretrainModule(overrides=SMALL), datamodule=data(folder))
+        assert steps.count == 0
+    for number, right in enumerate((RunCheckpoint(monitor="val/bits_per_byte"), EarlyStopping(monitor="val/rare"))):
+
+        class Rare(PretrainModule):
+            def evaluation_loss(self, batch):
+                self.log_sum("rare", 1.0, 0 if self.trainer.sanity_checking else 1)
+                return super().evaluation_loss(batch)
+
+        trainer = quiet(tmp_path, name=str(number), val_check_interval=1, callbacks=[right])
+        trainer.fit(Rare(overrides=SMALL), datamodule=data(folder))
+        assert trainer.global_step == 1
+
+
+def test_hyperparameters_that_no_checkpoint_can_hold(tmp_path, folder):
+    class Saves(PretrainModule):
+        def __init__(self, **kwargs):
+            super().__init__(**kwargs)
+            self.save_hyperparameters()
+
+    steps = Steps()
+    trainer = quiet(tmp_path, callbacks=[steps])
+    module = Saves(overrides=SMALL, optimizer=partial(torch.optim.SGD, lr=1e-3))
+    with pytest.raises(UserError, match=r"Saves.*optimizer.*save_hyperparameters"):
+        trainer.fit(module, datamodule=data(folder))
+    assert steps.count == 0
+    quiet(tmp_path).fit(Saves(overrides=SMALL), datamodule=data(folder))
+
+
+# ---- what is logged ------------------------------------------------------------------------------------------------
+
+
+def scalars(tmp_path, name="train/loss"):
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    events.Reload()
+    return [event.step for event in events.Scalars(name)]
+
+
+def test_a_short_run_logs_its_loss_and_a_resumed_one_shows_each_step_once(tmp_path, folder):
+    def run(max_steps, **arguments):
+        trainer = quiet(tmp_path, logger=None, max_steps=max_steps, callbacks=[RunCheckpoint(every_n_steps=2)])
+        trainer.fit(PretrainModule(overrides=SMALL), datamodule=data(folder), **arguments)
+
+    run(5)
+    assert scalars(tmp_path) == [5]
+    (tmp_path / "run" / "checkpoints" / "step-00000005.ckpt").rename(tmp_path / "gone")
+    run(6, ckpt_path="last")
+    assert scalars(tmp_path) == [6]
+
+
+def test_steps_in_which_nothing_is_supervised_log_no_loss(tmp_path, folder):
+    class Nothing(PretrainModule):
+        def num_units(self, batch):
+            return torch.zeros((), dtype=torch.int64)
+
+    quiet(tmp_path, logger=None, log_every_n_steps=1, max_steps=2).fit(
+        Nothing(overrides=SMALL), datamodule=data(folder)
+    )
+    with pytest.raises(KeyError):
+        scalars(tmp_path)
+    assert scalars(tmp_path, "optim/grad_norm") == [1, 2]

@@ -10,9 +10,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.optim import Optimizer
 
 from lit_gpt.callbacks.throughput import planned_steps
+from lit_gpt.checkpoints.step import to_plain
 from lit_gpt.data_info import read_data_info
 from lit_gpt.errors import UserError
 from lit_gpt.plugins import AtomicCheckpointIO, AtomicModelParallelStrategy
+from lit_gpt.suggest import close_matches
 
 LOOK_AHEAD = 100_000
 """Maximum number of steps of a schedule searched for a learning rate above 0; usually the first step has one."""
@@ -23,7 +25,8 @@ class Preflight(Callback):
 
     Before the model is built: gradient accumulation by the Trainer, a number of processes that differs from
     `torchrun`'s, non-atomic checkpoints, a tokenizer larger than the vocabulary, a context longer than learned
-    positions. Before the first step: a learning rate that is always 0.
+    positions. Before the first step: a learning rate that is always 0, a callback that monitors a metric that validation
+    does not log, hyperparameters that no checkpoint can hold.
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -37,6 +40,26 @@ class Preflight(Callback):
             _check_processes(trainer)
             _check_accumulation(trainer)
             _check_checkpoints(trainer)
+            _check_plain(trainer, pl_module)
+            if any(name not in getattr(pl_module, "always_logs", ()) for name in _monitors(trainer)):
+                # What a validation logs is known after one: Lightning's sanity check, of which nothing else remains.
+                trainer.num_sanity_val_steps = max(2, trainer.num_sanity_val_steps)
+
+    def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check that validation logs what the callbacks monitor.
+
+        Raises:
+            UserError: it does not.
+        """
+        logged = sorted(trainer.callback_metrics)
+        for name, owner in _monitors(trainer).items():
+            if name not in logged:
+                near = close_matches(name, logged)
+                hint = f"did you mean {near[0]}? " if near else ""
+                raise UserError(
+                    f"{owner} monitors {name!r}, which validation does not log; {hint}set its monitor to one of "
+                    f"{', '.join(logged) or 'nothing'}"
+                )
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check the learning rate over the whole schedule.
@@ -91,6 +114,26 @@ def _check_accumulation(trainer: Trainer) -> None:
             f"trainer.accumulate_grad_batches is {trainer.accumulate_grad_batches}, it must be 1: accumulation follows "
             "from global_batch_size and micro_batch_size of the DataModule; set those instead"
         )
+
+
+def _monitors(trainer: Trainer) -> dict[str, str]:
+    """Return the validation metrics that callbacks watch, each with the name of the callback's class."""
+    found = {}
+    for callback in getattr(trainer, "callbacks", []):
+        name = getattr(callback, "monitor", None)
+        if isinstance(name, str) and not name.startswith("train") and getattr(callback, "save_best", True):
+            found[name] = type(callback).__name__
+    return found
+
+
+def _check_plain(trainer: Trainer, pl_module: LightningModule) -> None:
+    """Refuse hyperparameters that the first checkpoint could not hold."""
+    if not trainer.checkpoint_callbacks or getattr(trainer, "fast_dev_run", False):
+        return
+    for owner in (pl_module, getattr(trainer, "datamodule", None)):
+        hyperparameters = getattr(owner, "hparams", None)  # of save_hyperparameters()
+        if hyperparameters:
+            to_plain(dict(hyperparameters), f"hyperparameters of {type(owner).__name__}")
 
 
 def _check_checkpoints(trainer: Trainer) -> None:

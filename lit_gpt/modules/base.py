@@ -18,6 +18,7 @@ An objective is a subclass that implements `loss`. A custom objective usually ov
 import hashlib
 import inspect
 import json
+import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -89,6 +90,8 @@ class GPTModule(LightningModule):
     """Whether tokens of the data that are missing in `init_from` get new embedding rows (in post-training: yes)."""
     new_weights: tuple[str, ...] = ()
     """Names of weights that an objective adds to the model, and that `init_from` may lack."""
+    always_logs = ("val/loss",)
+    """Metrics that every validation logs; `Preflight` tries out a validation for monitors of others."""
     is_language_model_loss = True
     """Whether the loss is in nats per token, so that perplexity and bits per byte are meaningful."""
 
@@ -605,14 +608,26 @@ class GPTModule(LightningModule):
         """Log the sums accumulated on the device, every `trainer.log_every_n_steps` optimizer steps."""
         if not self._logs_at(self.trainer.global_step):
             return
+        values = self._pop_train_metrics()
+        self._log_now(values | self._step_values)
+        if "train/loss" in values:
+            self.log("train/loss", values["train/loss"], logger=False, prog_bar=True)
+
+    def on_train_end(self) -> None:
+        """Log the sums since the last entry: a run of few steps has one entry, too."""
+        # A checkpoint of this step was saved before and has the sums, so that a resumed run still logs them in full.
+        if int(self.trainer.log_every_n_steps) > 0 and not self._logs_at(self.trainer.global_step):  # type: ignore[attr-defined]
+            self._log_now(self._pop_train_metrics())
+
+    def _pop_train_metrics(self) -> dict[str, float]:
+        """Return the training metrics since the last call, over all ranks; all must call it."""
         assert self._loss_sums is not None
         sums = self.sum_over_ranks(self._loss_sums).tolist()
         self._loss_sums.zero_()
-        measures = self._reported(language_modeling_metrics(*sums))
+        # No supervised token, as in GRPO where all rewards of every group are equal: there is no loss.
+        measures = self._reported(language_modeling_metrics(*sums)) if sums[1] else {}
         measures |= self._train_sums.pop_means(self.data_info.data_parallel, self.device)
-        values = {f"train/{name}": value for name, value in measures.items()}
-        self._log_now(values | self._step_values)
-        self.log("train/loss", values["train/loss"], logger=False, prog_bar=True)
+        return {f"train/{name}": value for name, value in measures.items()}
 
     def _log_now(self, values: Mapping[str, Any]) -> None:
         """Write to the loggers directly, without Lightning's per-step bookkeeping."""
@@ -656,14 +671,15 @@ class GPTModule(LightningModule):
 
     def _log_evaluation(self, stage: str, metrics: LanguageModelingMetrics) -> None:
         measures = self._reported(metrics.compute()) | self.evaluation_metrics()
-        measures |= self._evaluation_sums.pop_means(self.data_info.data_parallel, self.device)
+        # In a sanity check the names matter (`Preflight` compares monitors with them), also of what has count 0 in it.
+        is_trial = self.trainer.sanity_checking
+        measures |= self._evaluation_sums.pop_means(self.data_info.data_parallel, self.device, keep_empty=is_trial)
         values = {f"{stage}/{name}": value for name, value in measures.items()}
         metrics.reset()
         for corpus, of_corpus in self._corpus_metrics.items():
             values |= {f"{stage}/{corpus}/{name}": value for name, value in of_corpus.compute().items()}
         self._corpus_metrics.clear()
-        if not self.trainer.sanity_checking:
-            self.log_dict({**values, "step": float(self.trainer.global_step)}, prog_bar=False)
+        self.log_dict({**values, "step": float(self.trainer.global_step)}, prog_bar=False)
 
     # ---- checkpoints --------------------------------------------------------------------------------------------
 
@@ -754,11 +770,13 @@ class NamedSums:
         values = ranks.sum(table).tolist()
         return {name: (values[2 * i], values[2 * i + 1]) for i, name in enumerate(names)}
 
-    def pop_means(self, ranks: DataParallel, device: torch.device) -> dict[str, float]:
-        """Return sum / count by name, over all ranks, and reset; names with a count of 0 are skipped."""
+    def pop_means(self, ranks: DataParallel, device: torch.device, keep_empty: bool = False) -> dict[str, float]:
+        """Return sum / count by name, over all ranks, and reset; names with a count of 0 are skipped, or NaN."""
         totals = self.totals(ranks, device)
         self.clear()
-        return {name: total / count for name, (total, count) in totals.items() if count}
+        return {
+            name: total / count if count else math.nan for name, (total, count) in totals.items() if count or keep_empty
+        }
 
     def load(self, totals: Mapping[str, tuple[float, float]]) -> None:
         """Restore the result of `totals`, on one rank only, because it is already summed over all of them."""

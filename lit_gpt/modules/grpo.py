@@ -87,6 +87,7 @@ class GRPOModule(GPTModule):
     """
 
     is_language_model_loss = False
+    always_logs = ("val/loss", "val/reward")
     grows_vocabulary = True
 
     def __init__(
@@ -484,12 +485,14 @@ class GRPOModule(GPTModule):
         self._log_rewards("test")
 
     def _log_rewards(self, stage: str) -> None:
-        means = self._evaluation_sums.pop_means(self.data_info.data_parallel, self.device)
+        is_trial = self.trainer.sanity_checking
+        means = self._evaluation_sums.pop_means(self.data_info.data_parallel, self.device, keep_empty=is_trial)
         reward = means.setdefault("reward", math.nan)  # NaN if every reward was skipped
         values = {f"{stage}/{name}": value for name, value in (means | {"loss": -reward}).items()}
         self.sampler.write_shown(self, stage)
-        if self.trainer.sanity_checking:  # Lightning does not log these
-            self._log_now(values)
+        if is_trial:  # Lightning does not log these
+            self.log_dict(values | {"step": 0.0}, prog_bar=False)
+            self._log_now({name: value for name, value in values.items() if not math.isnan(value)})
             self.print(f"held-out reward before training: {reward:.4f}")
             return
         self.log_dict({**values, "step": float(self.trainer.global_step)}, prog_bar=False)
