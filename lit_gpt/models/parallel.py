@@ -11,6 +11,7 @@ B batch, T time, H heads, D head size.
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, distribute_module
@@ -45,13 +46,14 @@ class Replicated(ParallelStyle):
         return distribute_module(module, device_mesh, input_fn=enter, output_fn=leave)  # type: ignore[arg-type]
 
 
-def parallelize(model: GPT, device_mesh: DeviceMesh) -> GPT:
+def parallelize(model: GPT, device_mesh: DeviceMesh, all_gather_dtype: torch.dtype = torch.float32) -> GPT:
     """Shard a model in place; mesh dimensions that are missing or of size 1 have no effect.
 
     Args:
         model: Unsharded model, preferably on the meta device; call `to_empty` afterwards, then `init_weights` or load
             a checkpoint.
         device_mesh: With dimensions "data_parallel" and "tensor_parallel".
+        all_gather_dtype: Of the parameters that FSDP2 gathers for computing; gradients are reduced in float32.
 
     Returns:
         The same model.
@@ -63,7 +65,7 @@ def parallelize(model: GPT, device_mesh: DeviceMesh) -> GPT:
     if TENSOR_PARALLEL in names and device_mesh[TENSOR_PARALLEL].size() > 1:
         _tensor_parallel(model, device_mesh[TENSOR_PARALLEL])
     if DATA_PARALLEL in names and device_mesh[DATA_PARALLEL].size() > 1:
-        _shard(model, device_mesh[DATA_PARALLEL])
+        _shard(model, device_mesh[DATA_PARALLEL], all_gather_dtype)
     return model
 
 
@@ -131,10 +133,14 @@ def _tensor_parallel(model: GPT, mesh: DeviceMesh) -> None:
         distribute_module(model.lm_head, mesh)  # its forward uses the local copy of the weight
 
 
-def _shard(model: GPT, mesh: DeviceMesh) -> None:
-    from torch.distributed.fsdp import fully_shard
+def _shard(model: GPT, mesh: DeviceMesh, dtype: torch.dtype) -> None:
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
+    policy = MixedPrecisionPolicy()
+    if dtype != torch.float32:
+        # Inputs are not cast: among them are RoPE's tables, which need float32.
+        policy = MixedPrecisionPolicy(dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for block in (*model.blocks, *(model.multi_token or ())):
-        fully_shard(block, mesh=mesh)
+        fully_shard(block, mesh=mesh, mp_policy=policy)
     # Embedding and head stay in the root's group: tied, they are one parameter, needed both first and last.
-    fully_shard(model, mesh=mesh)
+    fully_shard(model, mesh=mesh, mp_policy=policy)

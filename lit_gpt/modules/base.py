@@ -229,7 +229,8 @@ class GPTModule(LightningModule):
                     f"{self.builder['class']} builds parts that tensor parallelism does not divide; set "
                     "tensor_parallel_size: 1 and shard over data_parallel_size instead (FSDP2)"
                 )
-            parallelize(model, self.device_mesh)
+            dtype = getattr(self.trainer.strategy, "all_gather_dtype", "float32")
+            parallelize(model, self.device_mesh, getattr(torch, dtype))
         # Memory is allocated only now: each process holds only its shards.
         model.to_empty(device=self.device)
         self.init_weights(model)
@@ -526,8 +527,9 @@ class GPTModule(LightningModule):
         # `data_parallel_size` undoes the averaging. A step without supervised tokens has loss 0 instead of 0 / 0.
         scale = self.data_parallel_size / num_units.clamp(min=1)
         # Backward passes inside the step: each micro-batch's graph is freed before the next forward, so memory is that
-        # of one micro-batch. They accumulate into `.grad` on this rank only (`block_backward_sync` is DDP's `no_sync`);
-        # gradients are summed over ranks once, in the backward pass of the returned loss.
+        # of one micro-batch. They accumulate on this rank only (`block_backward_sync`: DDP's `no_sync`, FSDP2's
+        # `set_requires_gradient_sync(False)`); gradients are summed over ranks once, in the backward pass of the
+        # returned loss.
         no_sync = getattr(self.trainer.strategy, "block_backward_sync", nullcontext)
         with no_sync():
             for micro_batch in micro_batches[:-1]:

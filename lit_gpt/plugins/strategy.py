@@ -17,9 +17,10 @@ differ between strategies. Tied parameters are stored once, with their other nam
 """
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed.checkpoint as dcp
@@ -29,6 +30,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities import GradClipAlgorithmType
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
@@ -53,6 +55,7 @@ from lit_gpt.checkpoints.step import (
     saved_tensors,
     to_plain,
 )
+from lit_gpt.checks import check_one_of
 from lit_gpt.errors import UserError
 from lit_gpt.plugins.checkpoint_io import AtomicCheckpointIO
 
@@ -66,12 +69,26 @@ class AtomicModelParallelStrategy(ModelParallelStrategy):
     Args:
         save_distributed_checkpoint: each process writes its shard (fast, any size). False: the weights are gathered
             on process 0 and written like a single device's checkpoint.
+        sync_micro_batches: reduce-scatter the gradients after each micro-batch: they stay sharded, which saves the
+            memory of a whole gradient. False: once an optimizer step, as DDP does.
+        all_gather_dtype: dtype in which FSDP2 gathers parameters. `bfloat16`, for `precision: bf16-mixed` alone, halves
+            what is sent and held; then embeddings, norms and the residual stream are computed in bfloat16, too, where
+            `bf16-mixed` on DDP has float32. Gradients are reduced in float32 either way.
         kwargs: `data_parallel_size`, `tensor_parallel_size`, `process_group_backend`, `timeout` of
             `lightning.pytorch.strategies.ModelParallelStrategy`.
     """
 
-    def __init__(self, save_distributed_checkpoint: bool = True, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        save_distributed_checkpoint: bool = True,
+        sync_micro_batches: bool = False,
+        all_gather_dtype: Literal["float32", "bfloat16"] = "float32",
+        **kwargs: Any,
+    ) -> None:
         super().__init__(save_distributed_checkpoint=save_distributed_checkpoint, **kwargs)
+        check_one_of("all_gather_dtype", all_gather_dtype, ("float32", "bfloat16"))
+        self.sync_micro_batches = sync_micro_batches
+        self.all_gather_dtype = all_gather_dtype
 
     def setup(self, trainer: Trainer) -> None:
         """Set up model and optimizers, after rejecting what torch's sharded tensors do not support.
@@ -79,6 +96,11 @@ class AtomicModelParallelStrategy(ModelParallelStrategy):
         Raises:
             UserError: a setting of the Trainer, or the optimizer, does not work with sharded parameters.
         """
+        if self.all_gather_dtype == "bfloat16" and trainer.precision != "bf16-mixed":
+            raise UserError(
+                f"all_gather_dtype is bfloat16 and precision is {trainer.precision}; set precision to bf16-mixed, or "
+                "leave all_gather_dtype out"
+            )
         if self.device_mesh["tensor_parallel"].size() > 1:
             if trainer.gradient_clip_val and trainer.gradient_clip_algorithm == GradClipAlgorithmType.VALUE:
                 raise UserError(
@@ -99,6 +121,22 @@ class AtomicModelParallelStrategy(ModelParallelStrategy):
             if isinstance(optimizer, NOT_ON_SHARDS):
                 name = type(optimizer).__name__
                 raise UserError(f"{name} of torch does not support sharded parameters; use AdamW or MuonAdamW, or DDP")
+
+    @contextmanager
+    def block_backward_sync(self) -> Iterator[None]:
+        """Within it, backward passes add to the gradient on this device alone; the next one outside sums over devices.
+
+        FSDP2 then keeps whole gradients (in float32) from one micro-batch to the next.
+        """
+        assert self.model is not None
+        sharded = [] if self.sync_micro_batches else [m for m in self.model.modules() if isinstance(m, FSDPModule)]
+        for module in sharded:
+            module.set_requires_gradient_sync(False, recurse=False)
+        try:
+            yield
+        finally:
+            for module in sharded:
+                module.set_requires_gradient_sync(True, recurse=False)
 
     @property
     def checkpoint_io(self) -> CheckpointIO:

@@ -314,7 +314,7 @@ def test_a_run_is_not_resumed_from_another_runs_checkpoint(tmp_path, data):
 def test_a_missing_metric_costs_no_trained_step(tmp_path, data):
     trainer = Trainer(
         name="run", default_root_dir=str(tmp_path), accelerator="cpu", logger=False, enable_progress_bar=False,
-        max_steps=8, val_check_interval=4, callbacks=[RunCheckpoint(monitor="val/accuracy")],
+        max_steps=8, val_check_interval=4, callbacks=[RunCheckpoint(monitor="val/accuracy")], default_callbacks=False,
     )  # fmt: skip
     with pytest.raises(UserError, match="val/accuracy"):
         trainer.fit(PretrainModule(overrides=SMALL), datamodule=data())

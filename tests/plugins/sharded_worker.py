@@ -9,11 +9,15 @@ import json
 import os
 import signal
 import sys
+from collections import Counter
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.strategies import DDPStrategy
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 
 from lit_gpt.callbacks import ExponentialMovingAverage, RunCheckpoint, SampleText
@@ -21,6 +25,7 @@ from lit_gpt.checkpoints.resolve import find_last_complete
 from lit_gpt.errors import UserError
 from lit_gpt.models import GPT, GPTConfig
 from lit_gpt.models.parallel import parallelize
+from lit_gpt.modules import PretrainModule
 from lit_gpt.plugins import AtomicCheckpointIO, AtomicModelParallelStrategy, strategy
 
 RANK = int(os.environ.get("LOCAL_RANK", "0"))
@@ -247,6 +252,84 @@ def goes_on(folder):
     other.fit(whole)
     files = sorted(p.name for p in path.parent.iterdir())
     return {"from": path.name, "bad": bad, "files": files, "exact": final(module, run) == final(whole, other)}
+
+
+class Corpus(LightningDataModule):
+    """Optimizer steps of four micro-batches."""
+
+    def train_dataloader(self):
+        ids = torch.randint(0, 11, (2, 3, 4, 1, 9), generator=torch.Generator().manual_seed(RANK))
+        steps = [[{"input_ids": m[:, :-1], "labels": m[:, 1:]} for m in step[RANK]] for step in ids.transpose(0, 1)]
+        return DataLoader(steps, batch_size=None)
+
+
+class CountCollectives(TorchDispatchMode):
+    """What torch's CommDebugMode counts, without its tracking of modules, which backward passes in a step upset."""
+
+    def __init__(self):
+        super().__init__()
+        self.counts = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "c10d":
+            self.counts[func.overloadpacket.__name__] += 1
+        return func(*args, **(kwargs or {}))
+
+
+class Collectives(Callback):
+    """Counts the collectives of each optimizer step."""
+
+    def __init__(self, hook):
+        self.counts, self.hook = [], hook
+
+    def on_train_start(self, trainer, _):
+        if isinstance(trainer.strategy, DDPStrategy):  # it reduces gradients in C++, where no mode sees it
+            trainer.strategy.model.register_comm_hook(None, self.hook)
+
+    def on_train_batch_start(self, *_):
+        self.mode = CountCollectives()
+        self.mode.__enter__()
+
+    def on_train_batch_end(self, *_):
+        self.mode.__exit__(None, None, None)
+        self.counts.append(dict(self.mode.counts))
+
+
+def collectives(folder):
+    """Counts of one step of four micro-batches, and the weights after two steps, on each strategy."""
+    found = {}
+    buckets = []
+
+    def hook(_, bucket):
+        buckets.append(1)
+        return default_hooks.allreduce_hook(None, bucket)
+
+    strategies = {
+        "once": AtomicModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1),
+        "each": AtomicModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1, sync_micro_batches=True),
+        "bfloat16": AtomicModelParallelStrategy(
+            data_parallel_size=2, tensor_parallel_size=1, all_gather_dtype="bfloat16"
+        ),
+        "ddp": DDPStrategy(),
+    }
+    for name, chosen in strategies.items():
+        count = Collectives(hook)
+        module = PretrainModule(
+            overrides={"n_layer": 2, "n_head": 2, "n_embd": 8, "block_size": 8, "vocab_size": 11},
+            optimizer=lambda groups: torch.optim.SGD(groups, lr=0.1),
+        )
+        run = Trainer(
+            accelerator="cpu", devices=2, strategy=chosen, max_steps=2, callbacks=[count], logger=False,
+            enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder,
+            use_distributed_sampler=False, precision="bf16-mixed" if name == "bfloat16" else None,
+            plugins=[AtomicCheckpointIO()],
+        )  # fmt: skip
+        run.fit(module, datamodule=Corpus())
+        weights = [p.full_tensor() if hasattr(p, "full_tensor") else p for p in module.model.parameters()]
+        flat = torch.cat([w.detach().flatten() for w in weights]).tolist()
+        found[name] = {"counts": count.counts[-1], "weights": flat, "groups": len(module.model.blocks) + 1}
+    found["ddp"]["buckets"] = len(buckets) / 2
+    return found
 
 
 if __name__ == "__main__":

@@ -145,3 +145,18 @@ def test_sigkill_in_the_middle_of_a_sharded_save(tmp_path, place):
     found = run_two("goes_on", tmp_path)
     assert found["files"] == ["step-00000002.ckpt", "step-00000004.ckpt"]
     assert found["exact"]
+
+
+def test_gradients_are_summed_over_devices_once_a_step(tmp_path):
+    found = run_two("collectives", tmp_path)
+    groups = found["once"]["groups"]  # of parameters that FSDP2 gathers and reduces together
+
+    def reduces(name):
+        return sum(count for op, count in found[name]["counts"].items() if "reduce_scatter" in op)
+
+    assert reduces("once") == reduces("bfloat16") == groups
+    assert reduces("each") == 4 * groups, "of each of the step's four micro-batches"
+    assert found["ddp"]["buckets"] == 1, "DDP's buckets of a step: so small a model is one"
+    exact = torch.tensor(found["ddp"]["weights"])
+    for name, tolerance in (("once", 1e-6), ("each", 1e-6), ("bfloat16", 2e-2)):
+        torch.testing.assert_close(torch.tensor(found[name]["weights"]), exact, rtol=0, atol=tolerance)
