@@ -25,8 +25,8 @@ class Preflight(Callback):
 
     Before the model is built: gradient accumulation by the Trainer, a number of processes that differs from
     `torchrun`'s, non-atomic checkpoints, a tokenizer larger than the vocabulary, a context longer than learned
-    positions. Before the first step: a learning rate that is always 0, a callback that monitors a metric that validation
-    does not log, hyperparameters that no checkpoint can hold.
+    positions. Before the first step: a learning rate that is always 0, a callback that monitors a metric that
+    validation does not log, hyperparameters that no checkpoint can hold.
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

@@ -146,6 +146,7 @@ class GPTModule(LightningModule):
         self._train_sums, self._evaluation_sums = NamedSums(), NamedSums()
         self._loaded_sums: tuple[list[float] | None, Mapping[str, tuple[float, float]]] = (None, {})
         self._step_values: dict[str, Any] = {}
+        self._has_logged = False
 
     def _choose_config(
         self, preset: str, overrides: dict[str, Any], vocab_size: int | None, block_size: int | None
@@ -478,6 +479,7 @@ class GPTModule(LightningModule):
         self._restore_configured_settings()
         self._loss_sums = torch.zeros(3, device=self.device)
         self._train_sums.clear()
+        self._has_logged = False
         loss_sums, named_sums = self._loaded_sums
         if self.trainer.is_global_zero:  # already summed over ranks when saved, so only rank 0 restores them
             self._train_sums.load(named_sums)
@@ -611,14 +613,15 @@ class GPTModule(LightningModule):
         if not self._logs_at(self.trainer.global_step):
             return
         values = self._pop_train_metrics()
+        self._has_logged = True
         self._log_now(values | self._step_values)
         if "train/loss" in values:
             self.log("train/loss", values["train/loss"], logger=False, prog_bar=True)
 
     def on_train_end(self) -> None:
-        """Log the sums since the last entry: a run of few steps has one entry, too."""
+        """Log once in a run that is shorter than the interval."""
         # A checkpoint of this step was saved before and has the sums, so that a resumed run still logs them in full.
-        if int(self.trainer.log_every_n_steps) > 0 and not self._logs_at(self.trainer.global_step):  # type: ignore[attr-defined]
+        if int(self.trainer.log_every_n_steps) > 0 and not self._has_logged:  # type: ignore[attr-defined]
             self._log_now(self._pop_train_metrics())
 
     def _pop_train_metrics(self) -> dict[str, float]:
