@@ -9,18 +9,15 @@ import importlib
 import inspect
 import json
 import os
-import re
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
-
-from jsonargparse import ArgumentParser, DefaultHelpFormatter
+from typing import Any
 
 from lit_gpt.commands import COMMANDS
 from lit_gpt.errors import find_user_error
 from lit_gpt.extras import versions
+from lit_gpt.parser import CommandParser, HelpFormatter
 from lit_gpt.quiet import silence_libraries
-from lit_gpt.suggest import close_matches
 
 TRAINER_COMMANDS = {
     "fit": "train a model with any objective (config: trainer, model, data)",
@@ -38,35 +35,6 @@ EPILOG = """examples:
 `python -m lit_gpt <command> --help` describes a command. LIT_GPT_TRACEBACK=1 shows the traceback of an error."""
 
 
-class HelpFormatter(DefaultHelpFormatter):
-    """A help formatter that preserves the line breaks of the examples."""
-
-    def _fill_text(self, text: str, width: int, indent: str) -> str:
-        return "".join(indent + line for line in text.splitlines(keepends=True))
-
-
-class ToolParser(ArgumentParser):
-    """An argument parser that suggests the nearest option for a misspelled one.
-
-    Attributes:
-        tools: Parsers of its subcommands.
-    """
-
-    tools: Sequence[ArgumentParser] = ()
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Exit with the message, plus the nearest option if the message is about an unknown one."""
-        wrong = re.search(r"does not accept option '([\w.]+)'|unrecognized arguments: --([\w.]+)", message)
-        if wrong is not None:
-            one = getattr(ex, "subcommand_parser", None)
-            parsers = [one] if one is not None else [self, *self.tools]
-            known = {option.lstrip("-") for parser in parsers for option in parser._option_string_actions}
-            near = close_matches(wrong[1] or wrong[2], known)
-            message += f"; did you mean {near[0]}?" if near else ""
-        super().error(message, ex)
-        raise AssertionError("error() ends the process")
-
-
 def main(args: list[str] | None = None) -> int:
     """Run one command.
 
@@ -77,7 +45,7 @@ def main(args: list[str] | None = None) -> int:
         The exit status: 0 on success; 2 for an error that the user can correct; 130 or 143 for a training run that
         saved a checkpoint after Ctrl-C or SIGTERM; or the command's own status (`evaluate`: 3 for a missed gate).
     """
-    words = sys.argv[1:] if args is None else args
+    words = _with_option(sys.argv[1:] if args is None else args)
     silence_libraries()
     try:
         if words and words[0] in TRAINER_COMMANDS:
@@ -109,37 +77,50 @@ def main(args: list[str] | None = None) -> int:
     return status or 0
 
 
-def build_parser() -> ToolParser:
+def build_parser() -> CommandParser:
     """Return the parser of all commands; Trainer commands are only listed here and are parsed by LightningCLI."""
-    parser = ToolParser(
+    parser = CommandParser(
         prog="python -m lit_gpt",
         description="The complete life cycle of a language model as PyTorch Lightning plugins.",
         epilog=EPILOG,
         version=versions(),
         formatter_class=HelpFormatter,
+        allow_abbrev=False,
     )
     commands = parser.add_subcommands(required=True)
     for name, description in TRAINER_COMMANDS.items():
-        commands.add_subcommand(name, ArgumentParser(description=description), help=description)
+        commands.add_subcommand(name, CommandParser(description=description), help=description)
     groups: dict[str, Any] = {}
-    tools: list[ArgumentParser] = []
+    tools: list[CommandParser] = []
     for name in COMMANDS:
         function = _load(name)
         group, _, word = name.partition(" ")
         if word and group not in groups:
             description = (sys.modules[function.__module__].__doc__ or "").strip().splitlines()[0]
-            group_parser = ArgumentParser(description=description)
+            group_parser = CommandParser(description=description)
             commands.add_subcommand(group, group_parser, help=description)
             groups[group] = group_parser.add_subcommands(required=True)
         summary = (function.__doc__ or "").strip().splitlines()[0]
-        tool = ToolParser(description=summary)
+        tool = CommandParser(description=summary)
         tools.append(tool)
         if "config" not in inspect.signature(function).parameters:
             tool.add_argument("--config", action="config", help="YAML file with values for the arguments below")
         tool.add_function_arguments(function, as_positional=False, sub_configs=True)
+        tool._action_groups[-1].title = "arguments"  # the summary stands above already
         (groups[group] if word else commands).add_subcommand(word or group, tool, help=summary)
     parser.tools = tools
     return parser
+
+
+def _with_option(words: Sequence[str]) -> list[str]:
+    """Put `--model` or `--config` before a first argument without a name: `chat runs/my-run`, `fit my.yaml`."""
+    if len(words) < 2 or words[1].startswith("-"):
+        return list(words)
+    if words[0] in COMMANDS and "model" in inspect.signature(_load(words[0])).parameters:
+        return [words[0], "--model", *words[1:]]
+    if words[0] in {*TRAINER_COMMANDS, "prepare", "inspect"}:
+        return [words[0], "--config", *words[1:]]
+    return list(words)
 
 
 def _with_lists(words: Sequence[str]) -> list[str]:

@@ -5,12 +5,9 @@ error messages that name the nearest key.
 """
 
 import dataclasses
-import math
-import os
-import re
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import lightning.pytorch.callbacks
 import torch
@@ -28,99 +25,64 @@ import lit_gpt.datamodules
 import lit_gpt.modules
 import lit_gpt.optim
 import lit_gpt.plugins
+from lit_gpt.adapters import AdapterConfig
 from lit_gpt.atomic import atomic_file
 from lit_gpt.callbacks import GracefulStop
 from lit_gpt.errors import UserError
 from lit_gpt.instantiate import read_yaml
 from lit_gpt.models import GPTConfig
-from lit_gpt.suggest import close_matches
+from lit_gpt.parser import CommandParser, HelpFormatter, Options
 from lit_gpt.trainer import ENVIRONMENT, Trainer, environment_variables
 
 
-class ArgumentParser(LightningArgumentParser):
-    """An argument parser with one-line errors that suggest the nearest name for a misspelled one."""
+class ArgumentParser(CommandParser, LightningArgumentParser):
+    """Lightning's parser with one-line errors, and help that begins with the usual options."""
 
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Print the message and exit with status 2."""
-        if os.environ.get("LIT_GPT_TRACEBACK") and ex is not None:
-            raise ex
-        print(f"lit_gpt: error: {short_message(message)}{self._nearest(message)}", file=sys.stderr)
-        sys.exit(2)
+    def options(self) -> Options:
+        """Return where each option of the Trainer, the modules, the DataModules and what they take is set."""
+        found: dict[str, list[str]] = {name: list(paths) for name, paths in super().options().items()}
 
-    def _nearest(self, message: str) -> str:
-        """Return the known names that are similar to the unknown ones in a message."""
-        unknown = re.findall(r"(?:[Oo]ption|keys:|arguments:|path string:) [{'\"-]*([\w.]+)", message)
-        known = {part for key in self.get_defaults().keys() for part in key.split(".")}  # noqa: SIM118 (a Namespace)
-        known |= {field.name for field in dataclasses.fields(GPTConfig)}
-        for package in (lit_gpt.modules, lit_gpt.datamodules, lit_gpt.callbacks, lit_gpt.optim, lit_gpt.plugins):
-            kinds = [kind for kind in (getattr(package, name) for name in package.__all__) if isinstance(kind, type)]
-            known |= {kind.__name__ for kind in kinds}
-            known |= {key for kind in kinds for base in kind.__mro__ for key in _arguments(base)}
-        known |= {"trainer", "model", "data", "seed_everything", "ckpt_path", "class_path", "init_args"}
-        words = {part for key in unknown for part in key.split(".")} - known
-        near = {match for word in words for match in close_matches(word, known, count=3, cutoff=0.6)}
-        return f" (nearest: {', '.join(sorted(near))})" if near else ""
+        def add(name: str, path: str) -> None:
+            paths = found.setdefault(name, [])
+            if path not in paths:
+                paths.append(path)
+
+        for package, prefix in ((lit_gpt.modules, "model.init_args"), (lit_gpt.datamodules, "data.init_args")):
+            for kind in _classes(package):
+                add(kind.__name__, kind.__name__)
+                for name in {name for base in kind.__mro__ for name in _arguments(base)} - {"self", "kwargs"}:
+                    add(name, f"{prefix}.{name}")
+        for kind in _classes(lit_gpt.callbacks) + _classes(lit_gpt.plugins):
+            add(kind.__name__, kind.__name__)
+            for name in _arguments(kind):
+                add(name, f"{name} of {kind.__name__}")
+        makers: dict[str, list[str]] = {}
+        for kind in (torch.optim.AdamW, torch.optim.SGD, *_classes(lit_gpt.optim)):
+            part = "optimizer" if issubclass(kind, torch.optim.Optimizer) else "schedule"
+            add(kind.__name__, kind.__name__)
+            for name in _arguments(kind):
+                makers.setdefault(f"model.init_args.{part}.init_args.{name}", []).append(kind.__name__)
+        for path, names in makers.items():
+            add(path.rpartition(".")[2], f"{path} of {' or '.join(names[:3])}")
+        for cls, part in ((GPTConfig, "overrides"), (AdapterConfig, "adapter")):
+            for field in dataclasses.fields(cls):
+                add(field.name, f"model.init_args.{part}.{field.name}")
+        return found
+
+    def hint(self, message: str, parser: Any) -> str:
+        """Return what to write instead of unknown options, or where a whole configuration is found."""
+        if "are required" in message:
+            return "; give a YAML, such as --config configs/quickstart.yaml"
+        return super().hint(message, parser)
+
+
+def _classes(package: Any) -> list[type]:
+    return [kind for kind in (getattr(package, name) for name in package.__all__) if isinstance(kind, type)]
 
 
 def _arguments(kind: type) -> list[str]:
     code = getattr(vars(kind).get("__init__"), "__code__", None)  # None: inherited, or written in C
     return [] if code is None else list(code.co_varnames[1 : code.co_argcount + code.co_kwonlyargcount])
-
-
-KINDS = {
-    "int": "a whole number",
-    "float": "a number",
-    "bool": "true or false",
-    "str": "text",
-    "list": "a list",
-    "dict": "a mapping",
-    "NoneType": "null",
-}
-"""Types in jsonargparse's messages, and how they are described to users."""
-
-
-def short_message(message: str) -> str:
-    """Return jsonargparse's message on one line: the key, its value and the expected type."""
-    line = re.sub(r"^Call to compute_fn of link .*? failed: ", "", " ".join(message.split()))
-    if line.startswith("Unexpected config:"):
-        what = line.partition(":")[2].strip() or "empty"
-        return f"the config is {what}; it must be a mapping with the keys trainer, model and data"
-    if line.startswith("the following arguments are required"):
-        return f"{line}; give --config <file>, or --model and --data"
-    found = re.fullmatch(r'Parser key "([\w.]+)": (.*)', line)
-    wanted = [] if found is None else re.findall(r"Expected a (<class '[\w.]+'>|typing\.Literal\[[^]]*\])", found[2])
-    if found is not None and wanted and not re.search(r"Unexpected|subclass|path string|Option|path but", found[2]):
-        outer, inner = (re.search(rf"{words}: (.*?)(?= - Expected| Given value|$)", found[2]) for words in VALUES)
-        value = next((match[1] for match in (outer, inner) if match), "")
-        if outer and inner and outer[1].startswith(("{", "[")):  # the mistake is in the mapping or list
-            return f"{found[1]} is {outer[1]}; {inner[1]} in it must be {_kind(wanted[0])}"
-        kinds = list(dict.fromkeys(_kind(one) for one in wanted))
-        return f"{found[1]} is {value}; it must be {' or '.join(kinds)}{_remedy(value, kinds)}"
-    line = re.sub(r"Does not validate against any of the Union subtypes Subtypes: .*? Errors: - ", "", line)
-    line = line.replace("- Expected a <class 'NoneType'>", "")
-    return re.sub(r"\s*(Given value type:|Got value:).*", "", line)
-
-
-VALUES = ("Given value", "Got value")
-
-
-def _kind(wanted: str) -> str:
-    if wanted.startswith("typing.Literal"):
-        return f"one of {wanted.partition('[')[2][:-1]}"
-    name = wanted.split("'")[1].rpartition(".")[2]
-    return KINDS.get(name, f"a {name}")
-
-
-def _remedy(value: str, kinds: list[str]) -> str:
-    try:
-        number = float(value)
-    except ValueError:
-        number = math.nan
-    if "a whole number" in kinds and number.is_integer():
-        return f"; write {int(number)}"
-    if "text" in kinds and "a whole number" not in kinds:
-        return "; write it in quotes"
-    return ""
 
 
 class SaveRunConfig(SaveConfigCallback):
@@ -173,10 +135,13 @@ class CLI(LightningCLI):
             seed_everything_default=0,
             parser_class=ArgumentParser,
             auto_configure_optimizers=False,
-            parser_kwargs={"prog": "python -m lit_gpt"},
-            # Lightning warns about explicit arguments if the process has command-line arguments too.
-            args=None if args == sys.argv[1:] else args,
+            parser_kwargs={"prog": "python -m lit_gpt", "allow_abbrev": False, "formatter_class": HelpFormatter},
+            args=args,
         )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse the arguments; Lightning would warn if the process has others of its own."""
+        self.config = parser.parse_args(args)
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
         """Return only the current command, because building the help of all four takes four times as long."""

@@ -1,0 +1,257 @@
+"""What the parsers of all commands share: errors in one line that name the right option, and help that is short.
+
+`cli.py` parses the tool commands and `lightning_cli.py` those of the Trainer. Both derive their parser from
+`CommandParser` and print their help through `HelpFormatter`. This module imports neither torch nor Lightning.
+"""
+
+import math
+import os
+import re
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NoReturn
+
+from jsonargparse import ArgumentParser, DefaultHelpFormatter
+
+from lit_gpt.suggest import close_matches, unknown_name
+
+Options = Mapping[str, Sequence[str]]
+"""The last word of each option (`block_size`) and where an option of that name is set (`data.init_args.block_size`)."""
+
+OTHER_NAMES = {
+    "batch_size": ("global_batch_size", "micro_batch_size", "max_batch_size"),
+    "per_device_train_batch_size": ("micro_batch_size",),
+    "gradient_accumulation_steps": ("global_batch_size", "micro_batch_size"),
+    "learning_rate": ("lr",),
+    "warmup": ("warmup_steps",),
+    "warmup_ratio": ("warmup_steps",),
+    "max_grad_norm": ("gradient_clip_val",),
+    "grad_clip": ("gradient_clip_val",),
+    "epochs": ("max_epochs",),
+    "num_epochs": ("max_epochs",),
+    "num_train_epochs": ("max_epochs",),
+    "steps": ("max_steps",),
+    "max_iters": ("max_steps",),
+    "eval_steps": ("val_check_interval",),
+    "eval_interval": ("val_check_interval",),
+    "logging_steps": ("log_every_n_steps",),
+    "log_interval": ("log_every_n_steps",),
+    "save_steps": ("every_n_steps",),
+    "seed": ("seed_everything",),
+    "dtype": ("precision",),
+    "bf16": ("precision",),
+    "fp16": ("precision",),
+    "gpus": ("devices",),
+    "num_gpus": ("devices",),
+    "report_to": ("logger",),
+    "run_name": ("name",),
+    "output_dir": ("default_root_dir", "out"),
+    "out_dir": ("default_root_dir", "out"),
+    "output": ("out",),
+    "resume": ("ckpt_path",),
+    "resume_from_checkpoint": ("ckpt_path",),
+    "checkpoint": ("ckpt_path", "model"),
+    "model_name_or_path": ("init_from", "model"),
+    "pretrained": ("init_from",),
+    "dataset": ("files",),
+    "train_file": ("files",),
+    "max_seq_length": ("block_size",),
+    "max_seq_len": ("block_size",),
+    "seq_len": ("block_size",),
+    "context_length": ("block_size",),
+    "max_length": ("block_size", "max_new_tokens"),
+    "max_tokens": ("max_new_tokens",),
+    "n_embed": ("n_embd",),
+    "d_model": ("n_embd",),
+    "hidden_size": ("n_embd",),
+    "n_layers": ("n_layer",),
+    "num_layers": ("n_layer",),
+    "num_hidden_layers": ("n_layer",),
+    "n_heads": ("n_head",),
+    "num_heads": ("n_head",),
+    "num_attention_heads": ("n_head",),
+    "gradient_checkpointing": ("activation_checkpointing",),
+    "lora_r": ("adapter",),
+    "lora_rank": ("adapter",),
+    "text": ("prompt",),
+    "input": ("prompt", "files"),
+    "num_return_sequences": ("num_samples",),
+}
+"""What transformers, TRL, litgpt, nanoGPT and lm-eval call it, and our names; the first ones that exist are named."""
+
+_BASES = {
+    "BaseFinetuning", "BasePredictionWriter", "Callback", "Checkpoint", "DummyLogger", "GPTModule", "LightningDataModule",
+    "LightningModule", "Optimizer", "ProgressBar", "RowDataModule", "SaveConfigCallback", "SaveRunConfig", "Schedule",
+    "ScoringModule", "StepDataModule", "TokenDataModule", "WindowDataModule",
+}  # fmt: skip
+"""Classes that others derive from; nobody names them in a YAML."""
+
+
+class HelpFormatter(DefaultHelpFormatter):
+    """Help without a screen of usage, Sphinx marks and base classes; line breaks of descriptions are kept."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return "".join(indent + line for line in text.splitlines(keepends=True))
+
+    def _format_usage(self, usage: str | None, actions: Iterable[Any], groups: Any, prefix: str | None) -> str:
+        actions = list(actions)
+        words = [self._prog.replace(" [options]", "")]
+        required = [action for action in actions if action.required and action.option_strings]
+        words += [f"{action.option_strings[0]} {action.metavar or action.dest.upper()}" for action in required]
+        if prefix == "":  # argparse asks for the name under which subcommands are called
+            return f"{words[0]}\n\n"
+        commands = any(not action.option_strings for action in actions)
+        return f"usage: {' '.join(words)} {'<command> ...' if commands else '[options]'}\n\n"
+
+    def _expand_help(self, action: Any) -> str:
+        text = plain_text(super()._expand_help(action))
+        return re.sub(r"known subclasses: ([\w., ]+)", lambda found: f"classes: {_short_names(found[1])}", text)
+
+
+def plain_text(text: str) -> str:
+    """Return the text of a docstring without Sphinx's marks and without defaults, which are printed anyway."""
+    text = re.sub(r":\w+:`~?(?:[\w.]*\.)?(\w+)`", r"\1", text)  # :class:`~datetime.timedelta`
+    text = re.sub(r"\s*Default: ?(``[^`]*``|[\w.]+)\.(?=\s|$)", "", text)
+    return text.replace("``", "`")
+
+
+def _short_names(paths: str) -> str:
+    """Return class names in place of import paths, ours first; a name that two classes share keeps its path."""
+    names: dict[str, str] = {}
+    for path in sorted(paths.split(", "), key=lambda path: not path.startswith("lit_gpt.")):
+        name = path.rpartition(".")[2]
+        if name not in _BASES:
+            names[path if name in names else name] = path
+    return ", ".join(names)
+
+
+class CommandParser(ArgumentParser):
+    """A parser whose errors are one line with the command, the value and what to write instead.
+
+    Attributes:
+        tools: Parsers of its subcommands.
+    """
+
+    tools: "Sequence[CommandParser]" = ()
+
+    def options(self) -> Options:
+        """Return where each option is set, by the last word of its name."""
+        found: dict[str, list[str]] = {}
+        for option in (option for parser in (self, *self.tools) for option in parser._option_string_actions):
+            if option.startswith("--") and option.strip("-+") not in found.get(_last(option.strip("-+")), ()):
+                found.setdefault(_last(option.strip("-+")), []).append(option.strip("-+"))
+        return found
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print the message and exit with status 2."""
+        if os.environ.get("LIT_GPT_TRACEBACK") and ex is not None:
+            raise ex
+        parser = getattr(ex, "subcommand_parser", None) or self
+        command = _command(parser).removeprefix("python -m ")
+        print(f"{command}: error: {short_message(message)}{self.hint(message, parser)}", file=sys.stderr)
+        sys.exit(2)
+
+    def hint(self, message: str, parser: Any) -> str:
+        """Return what to write instead of the unknown options in a message; "" if it names none.
+
+        Args:
+            message: jsonargparse's message.
+            parser: The parser of the command that failed, which may be a subcommand of this one.
+        """
+        words = _unknown_options(message)
+        if not words:
+            return ""
+        options = (parser if isinstance(parser, CommandParser) else self).options()
+        hints = [hint for word in words for hint in _where(word, options)]
+        if hints:
+            return f" (nearest: {', '.join(dict.fromkeys(hints))})"
+        return f"; `{_command(parser)} --help` lists the options"
+
+
+def _command(parser: ArgumentParser) -> str:
+    """Return the words that call a parser; those of classes in a YAML have no command of their own."""
+    return parser.prog.replace(" [options]", "") if parser.prog.startswith("python") else "python -m lit_gpt"
+
+
+def _unknown_options(message: str) -> list[str]:
+    """Return the last words of the options that a message complains about."""
+    found = re.search(r"unrecognized arguments: (.*)", message, re.DOTALL)
+    if found:
+        return [_last(word.lstrip("-").partition("=")[0]) for word in found[1].split() if word[:2] == "--"]
+    found = re.findall(r"(?:[Oo]ption|keys:|path string:) [{'\"-]*([\w.]+)", message)
+    return [_last(name) for name in dict.fromkeys(found)]
+
+
+def _where(word: str, options: Options) -> list[str]:
+    """Return where an option is set that is called so here, elsewhere, or nearly so."""
+    same = list(options.get(word, ()))
+    same += [path for name in OTHER_NAMES.get(word, ()) for path in options.get(name, ())]
+    return same or [path for name in close_matches(word, options, count=3, cutoff=0.6) for path in options[name]]
+
+
+# ------------------------------------------------------------------ messages
+
+
+KINDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "text",
+    "list": "a list",
+    "dict": "a mapping",
+    "NoneType": "null",
+}
+"""Types in jsonargparse's messages, and how they are described to users."""
+
+
+def short_message(message: str) -> str:
+    """Return jsonargparse's message on one line: the key, its value and the expected type."""
+    line = re.sub(r"^Call to compute_fn of link .*? failed: ", "", " ".join(message.split()))
+    if line.startswith("Unexpected config:"):
+        what = line.partition(":")[2].strip() or "empty"
+        return f"the config is {what}; it must be a mapping with the keys trainer, model and data"
+    missing = re.search(r"the following arguments are required: (.*)", line)
+    if missing:
+        names = [f"--{_last(name)}" for name in missing[1].split(", ")]
+        return f"{' and '.join(names)} {'is' if len(names) == 1 else 'are'} missing"
+    command = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", line)
+    if command and "subcommand" in line:
+        return str(unknown_name("command", command[1], re.findall(r"[\w-]+", command[2])))
+    found = re.fullmatch(r'Parser key "([\w.]+)": (.*)', line)
+    wanted = [] if found is None else re.findall(r"Expected a (<class '[\w.]+'>|typing\.Literal\[[^]]*\])", found[2])
+    if found is not None and wanted and not re.search(r"Unexpected|subclass|path string|Option|path but", found[2]):
+        outer, inner = (re.search(rf"{words}: (.*?)(?= - Expected| Given value|$)", found[2]) for words in VALUES)
+        value = next((match[1] for match in (outer, inner) if match), "")
+        if outer and inner and outer[1].startswith(("{", "[")):  # the mistake is in the mapping or list
+            return f"{found[1]} is {outer[1]}; {inner[1]} in it must be {_kind(wanted[0])}"
+        kinds = list(dict.fromkeys(_kind(one) for one in wanted))
+        return f"{found[1]} is {value}; it must be {' or '.join(kinds)}{_remedy(value, kinds)}"
+    line = re.sub(r"Does not validate against any of the Union subtypes Subtypes: .*? Errors: - ", "", line)
+    line = line.replace("- Expected a <class 'NoneType'>", "")
+    return re.sub(r"\s*(Given value type:|Got value:).*", "", line)
+
+
+VALUES = ("Given value", "Got value")
+
+
+def _kind(wanted: str) -> str:
+    if wanted.startswith("typing.Literal"):
+        return f"one of {wanted.partition('[')[2][:-1]}"
+    name = wanted.split("'")[1].rpartition(".")[2]
+    return KINDS.get(name, f"a {name}")
+
+
+def _remedy(value: str, kinds: list[str]) -> str:
+    try:
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    if "a whole number" in kinds and number.is_integer():
+        return f"; write {int(number)}"
+    if "text" in kinds and "a whole number" not in kinds:
+        return "; write it in quotes"
+    return ""
+
+
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]
