@@ -124,9 +124,10 @@ def _with_option(words: Sequence[str]) -> list[str]:
 
 
 def _with_lists(words: Sequence[str]) -> list[str]:
-    """Rewrite list options from `--files a b` to jsonargparse's form, `--files '["a", "b"]'`.
+    """Rewrite options to jsonargparse's form: lists from `--files a b` to `--files '["a", "b"]'`, switches without a value.
 
-    An `--explain` without a value becomes `--explain topics`; `plan fit-law` becomes one word.
+    An `--explain` without a value becomes `--explain topics`, a switch such as `--chat` becomes `--chat true`, and
+    `plan fit-law` becomes one word.
     """
     if "-".join(words[:2]) in COMMANDS:
         words = ["-".join(words[:2]), *words[2:]]
@@ -135,6 +136,8 @@ def _with_lists(words: Sequence[str]) -> list[str]:
         return list(words)
     parameters = inspect.signature(_load(command)).parameters.values()
     lists = {f"--{parameter.name}" for parameter in parameters if str(parameter.annotation).startswith("list[str]")}
+    alone = {f"--{parameter.name}": "true" for parameter in parameters if parameter.annotation is bool}
+    alone["--explain"] = "topics"
     gathered: list[str] = []
     rest = list(words)
     while rest:
@@ -144,8 +147,8 @@ def _with_lists(words: Sequence[str]) -> list[str]:
             while rest and not rest[0].startswith("--"):
                 items.append(rest.pop(0))
             gathered.append(json.dumps(items))
-        elif gathered[-1] == "--explain" and (not rest or rest[0].startswith("--")):
-            gathered.append("topics")
+        elif gathered[-1] in alone and (not rest or rest[0].startswith("--")):
+            gathered.append(alone[gathered[-1]])
     return gathered
 
 

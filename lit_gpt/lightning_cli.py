@@ -34,6 +34,22 @@ from lit_gpt.models import GPTConfig
 from lit_gpt.parser import CommandParser, HelpFormatter, Options
 from lit_gpt.trainer import ENVIRONMENT, Trainer, environment_variables
 
+COMMON = (
+    "help", "config", "print_config", "ckpt_path", "model", "model.help", "data", "data.help", "trainer.name",
+    "trainer.default_root_dir", "trainer.max_steps", "trainer.max_epochs", "trainer.val_check_interval",
+    "trainer.log_every_n_steps", "trainer.precision", "trainer.accelerator", "trainer.devices", "trainer.num_nodes",
+    "trainer.strategy", "trainer.callbacks", "trainer.callbacks.help", "trainer.logger", "trainer.logger.help",
+    "seed_everything",
+)  # fmt: skip
+"""Options that the help begins with."""
+
+DESCRIPTION = """{summary}
+
+  python -m lit_gpt {command} --config my.yaml --trainer.max_steps 100 --data.block_size 256
+  python -m lit_gpt {command} --model.help PretrainModule          the options of a module
+  python -m lit_gpt {command} --data.help TextDataModule           the options of a DataModule
+  python -m lit_gpt {command} --config my.yaml --print_config      a YAML with every option"""
+
 
 class ArgumentParser(CommandParser, LightningArgumentParser):
     """Lightning's parser with one-line errors, and help that begins with the usual options."""
@@ -147,6 +163,22 @@ class CLI(LightningCLI):
         """Return only the current command, because building the help of all four takes four times as long."""
         # A checkpoint never runs code, so weights_only has no effect.
         return {self._command: LightningCLI.subcommands()[self._command] | {"weights_only"}}
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        """Add the arguments, and arrange them for the help: the usual ones first, then the rest of the Trainer's."""
+        summary = (getattr(klass, subcommand).__doc__ or "").partition("\n")[0]
+        kwargs["description"] = DESCRIPTION.format(summary=summary, command=subcommand)
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        order = {name: place for place, name in enumerate(COMMON)}
+        groups = parser._action_groups
+        named = {
+            max(a.option_strings, key=len).strip("-+"): a for g in groups for a in g._group_actions if a.option_strings
+        }
+        common, trainer = parser.add_argument_group("usual options"), parser.add_argument_group("Trainer")
+        common._group_actions = [named[name] for name in sorted(named.keys() & order.keys(), key=order.__getitem__)]
+        trainer._group_actions = [a for name, a in named.items() if name.startswith("trainer.") and name not in order]
+        parser._action_groups = [common, trainer]
+        return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Link the values that model and data share, so that they are set only once, in the data."""

@@ -165,7 +165,7 @@ class CommandParser(ArgumentParser):
         hints = [hint for word in words for hint in _where(word, options)]
         if hints:
             return f" (nearest: {', '.join(dict.fromkeys(hints))})"
-        return f"; `{_command(parser)} --help` lists the options"
+        return f"; `{_command(parser)} --help` lists the options" if "path string" not in message else ""
 
 
 def _command(parser: ArgumentParser) -> str:

@@ -16,6 +16,7 @@ def chat(
     seed: int | None = None,
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
     weights: Literal["auto", "plain", "float32", "bfloat16", "int8", "int4"] = "auto",
+    dtype: Literal["keep", "float32", "bfloat16", "float16"] = "keep",
     adapter: str | None = None,
 ) -> None:
     """Chat with a model in the terminal; its answers appear as they are generated.
@@ -38,6 +39,7 @@ def chat(
         device: device to run on; auto uses the accelerator if there is one.
         weights: form of the weights on a CPU, prepared once after loading: float32, bfloat16, int8, or int4 (groups of
             32); auto: the model's own precision, in the layout that this machine measures as fastest; plain: as loaded.
+        dtype: data type of the weights; keep: as they are stored.
         adapter: folder of an adapter to merge into the model.
     """
     from lit_gpt.data.chat import ChatRenderer, load_chat_template, template_of
@@ -54,7 +56,7 @@ def chat(
         repetition_penalty=repetition_penalty,
         seed=seed,
     )
-    network, tokenizer = load_for_generation(model, device, adapter, weights)
+    network, tokenizer = load_for_generation(model, device, adapter, weights, dtype=dtype)
     template = template_of(tokenizer) if chat_template is None else load_chat_template(chat_template)
     renderer = ChatRenderer(tokenizer, template)
     engine = Engine(network, tokenizer, max_batch_size=1)

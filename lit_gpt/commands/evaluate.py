@@ -13,6 +13,7 @@ def evaluate(
     model: str | None = None,
     config: str | None = None,
     suite: str | None = None,
+    tasks: list[str] | None = None,
     compare: list[str] | None = None,
     adapter: str | None = None,
     out: str | None = None,
@@ -33,6 +34,8 @@ def evaluate(
         model: run folder, checkpoint, bundle, Hugging Face folder, GGUF file, or Hub name.
         config: YAML plan: measures, their settings, a seed, and gate thresholds (examples in configs/eval/).
         suite: name of a built-in plan to use instead of a config, such as safety.
+        tasks: lm-eval's tasks, groups or patterns to measure instead of a config, such as hellaswag,arc_easy (extra
+            `eval`); a config can set their options.
         compare: two models (or their reports) to compare item by item; a model that has no report for the given
             config or suite is evaluated first.
         adapter: run, checkpoint or peft folder with an adapter trained on the model.
@@ -55,14 +58,16 @@ def evaluate(
     from pathlib import Path
 
     from lit_gpt.errors import UserError
-    from lit_gpt.evaluation.plan import load_plan, suite_file
+    from lit_gpt.evaluation.plan import load_plan, suite_file, tasks_plan
 
-    if config is not None and suite is not None:
-        raise UserError("--config and --suite are both given; choose one")
+    if sum(option is not None for option in (config, suite, tasks)) > 1:
+        raise UserError("of --config, --suite and --tasks more than one is given; choose one")
     if compare is not None and model is not None:
         raise UserError("--model and --compare are both given; --compare names both of its models")
     file = config if suite is None else suite_file(suite)
     plan = None if file is None else load_plan(file, limit, run_untrusted_code)
+    if tasks is not None:
+        plan = tasks_plan([task for word in tasks for task in word.split(",") if task], limit)
 
     def measure(name: str, folder: "Path | None") -> "tuple[Path | None, Outcome, GateRecord | None]":
         assert plan is not None
@@ -82,7 +87,9 @@ def evaluate(
     if model is None:
         raise UserError("--model is missing; name a run, checkpoint, bundle or Hugging Face model")
     if plan is None:
-        raise UserError("there is no plan; give --config <YAML, such as configs/eval/stdlib.yaml> or --suite safety")
+        raise UserError(
+            "there is no plan; give --config <YAML, such as configs/eval/stdlib.yaml>, --tasks hellaswag or --suite safety"
+        )
     page, outcome, gate = measure(model, None if out is None else Path(out).expanduser())
     _print_scores(outcome, gate)
     if page is not None:

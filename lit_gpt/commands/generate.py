@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    from lit_gpt.data.chat import ChatRenderer
     from lit_gpt.generation import Completion, SamplingParams
 
 
@@ -10,6 +11,8 @@ def generate(
     model: str,
     prompt: str = "",
     prompts: str | None = None,
+    chat: bool = False,
+    chat_template: str | None = None,
     out: str | None = None,
     max_new_tokens: int = 200,
     temperature: float = 0.8,
@@ -34,6 +37,7 @@ def generate(
     compile: bool = False,
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
     weights: Literal["auto", "plain", "float32", "bfloat16", "int8", "int4"] = "auto",
+    dtype: Literal["keep", "float32", "bfloat16", "float16"] = "keep",
     adapter: str | None = None,
 ) -> None:
     """Generate text from one prompt, streamed to the terminal, or from many prompts, written as JSON lines.
@@ -44,6 +48,9 @@ def generate(
         prompts: file of prompts, or `-` for standard input: plain text with one prompt per line, or records with a
             `prompt` field (and optionally `id`, ...) in JSON, JSON lines, CSV, TSV, Parquet or Arrow; standard input
             may be plain text or JSON lines. Completions are written as JSON lines.
+        chat: put each prompt as a user's message through the model's chat template; only the answer is printed.
+        chat_template: preset (chatml, llama3, gemma, qwen, ...) or Jinja file to use with `chat` instead of the model's
+            own template.
         out: output file for JSON lines; null: standard output. A single prompt is then also written as JSON.
         max_new_tokens: maximum number of generated tokens; the end-of-text token stops generation earlier.
         temperature: softmax temperature; 0 always chooses the most likely token.
@@ -72,14 +79,16 @@ def generate(
         device: device to run on; auto uses the accelerator if there is one.
         weights: form of the weights on a CPU, prepared once after loading: float32, bfloat16, int8, or int4 (groups of
             32); auto: the model's own precision, in the layout that this machine measures as fastest; plain: as loaded.
+        dtype: data type of the weights; keep: as they are stored.
         adapter: folder of an adapter to merge into the model.
     """
     import sys
+    from dataclasses import replace
     from pathlib import Path
 
     from lit_gpt.errors import UserError
     from lit_gpt.generation import Engine, SamplingParams, Speculation
-    from lit_gpt.generation.loading import load_for_generation
+    from lit_gpt.generation.loading import load_for_generation, make_renderer
 
     if num_samples < 1:
         raise UserError(f"num_samples must be at least 1; got {num_samples}")
@@ -102,10 +111,18 @@ def generate(
     )
     weights = "plain" if compile and weights == "auto" else weights
     tokens = 1 if prompts is None else batch_size
-    network, tokenizer = load_for_generation(model, device, adapter, weights, tokens)
+    network, tokenizer = load_for_generation(model, device, adapter, weights, tokens, dtype)
+    renderer = make_renderer(tokenizer, chat_template)
+    if chat_template is not None or chat:
+        if renderer is None:
+            raise UserError(f"{model} has no chat template; leave out --chat, or name one with --chat_template")
+        params = replace(params, stop_token_ids=tuple(sorted(renderer.stop_ids)))
+    elif renderer is not None and sys.stderr.isatty():
+        print(f"{model} has a chat template: --chat asks it, `chat` converses with it", file=sys.stderr)
+        renderer = None
     speculation = None
     if draft_model is not None or draft_tokens:
-        draft = None if draft_model is None else load_for_generation(draft_model, device)
+        draft = None if draft_model is None else load_for_generation(draft_model, device, dtype=dtype)
         speculation = Speculation.of(tokenizer, draft_tokens or 4, draft)
     if prompt == "-":
         prompt = sys.stdin.read()
@@ -119,10 +136,11 @@ def generate(
         compile=compile,
         speculation=speculation,
     )
+    texts = [row["prompt"] if renderer is None else _as_message(renderer, row["prompt"]) for row in rows]
     if prompts is None and out is None:
-        _print_samples(engine, prompt, params, num_samples)
+        _print_samples(engine, texts[0], params, num_samples)
         return
-    lines = _answers(engine, rows, params, num_samples)
+    lines = _answers(engine, rows, texts, params, num_samples)
     if out is None:
         for line in lines:
             print(line, flush=True)
@@ -136,7 +154,12 @@ def generate(
         raise UserError(f"{out} cannot be written: {error}") from error
 
 
-def _print_samples(engine: Any, prompt: str, params: "SamplingParams", num_samples: int) -> None:
+def _as_message(renderer: "ChatRenderer", prompt: str) -> list[int]:
+    """Return the ids of a conversation that consists of one question."""
+    return renderer([{"role": "user", "content": prompt}], add_generation_prompt=True, needs_mask=False).ids
+
+
+def _print_samples(engine: Any, prompt: str | list[int], params: "SamplingParams", num_samples: int) -> None:
     from dataclasses import replace
 
     from lit_gpt.generation import stream_with
@@ -145,13 +168,15 @@ def _print_samples(engine: Any, prompt: str, params: "SamplingParams", num_sampl
     for sample in range(num_samples):
         if num_samples > 1:
             print(f"--- sample {sample + 1} of {num_samples}")
-        print(prompt, end="", flush=True)
+        print(prompt if isinstance(prompt, str) else "", end="", flush=True)
         for piece in stream_with(engine, prompt, replace(params, seed=params.seed + sample)):
             print(piece, end="", flush=True)
         print()
 
 
-def _answers(engine: Any, rows: list[dict[str, Any]], params: "SamplingParams", num_samples: int) -> Any:
+def _answers(
+    engine: Any, rows: list[dict[str, Any]], prompts: list[Any], params: "SamplingParams", num_samples: int
+) -> Any:
     """Yield JSON lines in the order of the prompts, each as soon as all earlier ones have been yielded."""
     import json
     from dataclasses import replace
@@ -160,7 +185,7 @@ def _answers(engine: Any, rows: list[dict[str, Any]], params: "SamplingParams", 
 
     assert params.seed is not None
     each = [replace(params, seed=params.seed + sample) for _ in rows for sample in range(num_samples)]
-    texts = [row["prompt"] for row in rows for _ in range(num_samples)]
+    texts = [prompt for prompt in prompts for _ in range(num_samples)]
     for number, completion in enumerate(complete_texts(engine, texts, each)):
         row = rows[number // num_samples]
         record = {**row, **({"sample": number % num_samples} if num_samples > 1 else {}), **_record(completion)}

@@ -18,6 +18,7 @@ def import_(model: str, out: str, dtype: Literal["keep", "float32", "bfloat16", 
     from lit_gpt.checkpoints.huggingface import LazyWeights
     from lit_gpt.checkpoints.resolve import resolve_model
     from lit_gpt.errors import UserError
+    from lit_gpt.generation.loading import first_command
 
     source = resolve_model(model)
     if source.kind not in ("hugging_face", "gguf"):
@@ -38,4 +39,4 @@ def import_(model: str, out: str, dtype: Literal["keep", "float32", "bfloat16", 
     if source.tokenizer_path is None:
         print(f"{model} has no tokenizer, so the bundle has none either")
     else:
-        print(f'next: python -m lit_gpt generate --model {bundle} --prompt "..."')
+        print(f"next: {first_command(bundle, source.tokenizer_path)}")

@@ -57,7 +57,7 @@ def quantize(
     from lit_gpt.errors import UserError
     from lit_gpt.evaluation.language_modeling import measure_cost
     from lit_gpt.evaluation.texts import Texts
-    from lit_gpt.generation.loading import choose_device, short_name
+    from lit_gpt.generation.loading import choose_device, first_command, short_name
 
     if max_increase is not None and not measure:
         raise UserError("max_increase is set, so bits per byte must be measured; leave out --measure false")
@@ -112,7 +112,7 @@ def quantize(
     print(f"  of which    {_megabytes(sizes.layers_before)} -> {_megabytes(sizes.layers_after)} in quantized layers")
     if before is not None and after is not None:
         _print_change(before, after, texts.title, torch_device.type)
-    print(f'next: python -m lit_gpt generate --model {out} --prompt "..."')
+    print(f"next: {first_command(out, source.tokenizer_path)}")
 
 
 def _scheme(source: "ModelSource", method: Any, group_size: int | None) -> "Quantization":

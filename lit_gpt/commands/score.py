@@ -26,8 +26,6 @@ def score(
     import json
     from pathlib import Path
 
-    import torch
-
     from lit_gpt.atomic import atomic_file
     from lit_gpt.data.records import BadInput, FileRecords
     from lit_gpt.errors import UserError
@@ -35,8 +33,6 @@ def score(
 
     if batch_size < 1:
         raise UserError(f"batch_size is {batch_size}; it must be at least 1")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     scorer = load_scorer(model, device)
     bad_input = BadInput(on_bad_input)
     total, count = 0.0, 0

@@ -20,6 +20,7 @@ misspelled) misses its threshold.
 import inspect
 import math
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -252,6 +253,16 @@ def load_plan(file: str | Path, limit: int | None = None, run_untrusted_code: bo
         return make_plan(content, Path(file).stem, limit, run_untrusted_code)
     except UserError as error:
         raise UserError(f"{file}: {error}") from error
+
+
+def tasks_plan(tasks: Sequence[str], limit: int | None = None) -> Plan:
+    """Return the plan that measures tasks of lm-eval with their own settings; its reports are stored under their names.
+
+    Raises:
+        UserError: If there is no task.
+    """
+    name = re.sub(r"[^\w.-]+", "-", "-".join(tasks))[:100]
+    return make_plan({"measures": [{"class_path": "Harness", "init_args": {"tasks": list(tasks)}}]}, name, limit)
 
 
 def make_plan(content: Any, name: str, limit: int | None = None, run_untrusted_code: bool = False) -> Plan:

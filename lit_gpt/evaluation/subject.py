@@ -21,7 +21,7 @@ from lit_gpt.data.tokenizers import Tokenizer
 from lit_gpt.errors import UserError
 from lit_gpt.evaluation.progress import Progress, no_progress
 from lit_gpt.generation.engine import Engine
-from lit_gpt.generation.loading import load_source, make_renderer, short_name
+from lit_gpt.generation.loading import choose_device, load_source, make_renderer, short_name
 from lit_gpt.generation.request import MAX_SEED, Completion, SamplingParams
 from lit_gpt.generation.text import complete_texts
 from lit_gpt.hashing import sha256_json
@@ -219,6 +219,7 @@ def load_subject(
         UserError: If there is no such model, it is damaged, has no tokenizer, or the template does not fit it.
     """
     check_at_least("max_batch_size", max_batch_size, 1)
+    choose_device(device)  # refused before the model is downloaded or read
     source = resolve_model(model, adapter=adapter)
     network, tokenizer = load_source(source, device)
     name = short_name(model) if adapter is None else f"{short_name(model)} + {short_name(adapter)}"

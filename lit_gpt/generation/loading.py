@@ -1,5 +1,6 @@
 """Load the model and tokenizer of `--model`, ready to generate."""
 
+import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from lit_gpt.checkpoints.bundle import torch_dtype
 from lit_gpt.checkpoints.resolve import ModelSource, built_model, language_model_weights, resolve_model
 from lit_gpt.data.chat import ChatRenderer, load_chat_template, template_of
 from lit_gpt.data.chat.template import has_template
@@ -17,7 +19,12 @@ from lit_gpt.models.packed import prepare_for_inference
 
 
 def load_for_generation(
-    model: str, device: str = "auto", adapter: str | None = None, weights: str = "plain", tokens: int = 1
+    model: str,
+    device: str = "auto",
+    adapter: str | None = None,
+    weights: str = "plain",
+    tokens: int = 1,
+    dtype: str = "keep",
 ) -> tuple[GPT, Tokenizer]:
     """Load a model, in eval mode, and its tokenizer.
 
@@ -28,11 +35,17 @@ def load_for_generation(
         weights: Form of the weights on a CPU (`lit_gpt.models.packed`); except for `plain`, the model can only generate
             and score from then on.
         tokens: How many sequences it will decode at once.
+        dtype: Of the weights; keep: as they are stored.
 
     Raises:
-        UserError: There is no such model, it is damaged, or has no tokenizer.
+        UserError: There is no such model or device, it is damaged, or has no tokenizer.
     """
-    return load_source(resolve_model(model, adapter=adapter), device, weights, tokens)
+    choose_device(device)  # refused before the model is downloaded or read
+    network, tokenizer = load_source(resolve_model(model, adapter=adapter), device)
+    if dtype != "keep":
+        network = network.to(torch_dtype(dtype))
+    prepare_weights(network, weights, tokens)
+    return network, tokenizer
 
 
 def load_source(
@@ -91,10 +104,28 @@ def source_tokenizer(source: ModelSource) -> Tokenizer | None:
 
 
 def choose_device(device: str) -> torch.device:
-    """Return the named device; auto is the accelerator if there is one."""
+    """Return the named device; auto is the accelerator if there is one.
+
+    Raises:
+        UserError: This machine has no such device.
+    """
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        device = next(name for name, is_there in available.items() if is_there)
+    if not available.get(device.partition(":")[0], True):
+        raise UserError(
+            f"device is {device}, which torch {torch.__version__} does not find here; use --device auto or --device "
+            "cpu (`python -m lit_gpt doctor` lists the devices)"
+        )
     return torch.device(device)
+
+
+def first_command(model: str | Path, tokenizer_path: Path | None) -> str:
+    """Return the command to try a model with: `chat` if its tokenizer has a chat template, otherwise `generate`."""
+    name = shlex.quote(str(model))
+    if tokenizer_path is not None and has_template(load_tokenizer(tokenizer_path)):
+        return f"python -m lit_gpt chat --model {name}"
+    return f'python -m lit_gpt generate --model {name} --prompt "..."'
 
 
 def make_renderer(tokenizer: Tokenizer, chat_template: str | None) -> ChatRenderer | None:

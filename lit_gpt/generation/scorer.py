@@ -13,6 +13,7 @@ from lit_gpt.data.instructions.encoder import as_context
 from lit_gpt.data.records import BadInput, Record
 from lit_gpt.data.tokenizers import load_tokenizer
 from lit_gpt.errors import UserError
+from lit_gpt.generation.loading import choose_device
 from lit_gpt.models import GPT
 
 SCORE = "score.weight"
@@ -83,12 +84,13 @@ class RewardScorer:
             yield [row for row, _ in batch], self.rate_ids([ids for _, ids in batch])
 
 
-def load_scorer(model: str, device: str = "cpu", adapter: str | None = None) -> RewardScorer:
+def load_scorer(model: str, device: str = "auto", adapter: str | None = None) -> RewardScorer:
     """Load a run, checkpoint or adapter of `RewardModule`.
 
     Raises:
-        UserError: if the model is not a reward model, or has no tokenizer.
+        UserError: if the model is not a reward model, or has no tokenizer, or there is no such device.
     """
+    place = choose_device(device)
     source = resolve_model(model, adapter=adapter)
     weights = dict(source.load_state_dict())
     if SCORE not in weights or weights[SCORE].shape[0] != 1:
@@ -98,4 +100,4 @@ def load_scorer(model: str, device: str = "cpu", adapter: str | None = None) -> 
     score = weights[SCORE] if source.builder is not None else weights.pop(SCORE)
     network = built_model(source, weights)
     renderer = ChatRenderer(load_tokenizer(source.tokenizer_path))
-    return RewardScorer(network.to(device), score.to(device), renderer)
+    return RewardScorer(network.to(place), score.to(place), renderer)

@@ -1,5 +1,7 @@
 """Text generation from text prompts: a prompt is encoded as the start of a document and continued.
 
+A prompt that is already a list of token ids, such as a rendered conversation, is taken as it is.
+
 Token healing: in training a word's token includes the space before it, so a separate space token at the end of a prompt
 is a rare context to continue from. It is removed, and the first new token must begin with it (`_open_prompt`).
 """
@@ -53,12 +55,16 @@ def stream_text(
     return run()
 
 
-def stream_with(engine: Engine, prompt: str, params: SamplingParams, request_id: str = "text") -> Iterator[str]:
+Prompt = str | Sequence[int]
+"""The text that a document begins with, or token ids."""
+
+
+def stream_with(engine: Engine, prompt: Prompt, params: SamplingParams, request_id: str = "text") -> Iterator[str]:
     """Yield the continuation of a prompt, taken as the start of a document, piece by piece as it is generated.
 
     Args:
         engine: Engine without other requests.
-        prompt: Text to continue.
+        prompt: Text or token ids to continue.
         params: Sampling settings and stop conditions.
         request_id: Name of the request in the engine.
 
@@ -70,12 +76,12 @@ def stream_with(engine: Engine, prompt: str, params: SamplingParams, request_id:
     return _without(healed, _pieces(engine, request_id))
 
 
-def complete_texts(engine: Engine, prompts: Sequence[str], params: Sequence[SamplingParams]) -> Iterator[Completion]:
+def complete_texts(engine: Engine, prompts: Sequence[Prompt], params: Sequence[SamplingParams]) -> Iterator[Completion]:
     """Continue many prompts in batches; each is taken as the start of a document.
 
     Args:
         engine: Engine without other requests.
-        prompts: Texts to continue.
+        prompts: Texts or token ids to continue.
         params: Sampling settings of each prompt.
 
     Yields:
@@ -113,8 +119,10 @@ def opened(tokenizer: Tokenizer, ids: list[int]) -> list[int]:
     return [*tokenizer.opening_ids, *ids] or [tokenizer.separator_id]
 
 
-def _open_prompt(engine: Engine, prompt: str, params: SamplingParams) -> tuple[list[int], str, AllowedFirst | None]:
+def _open_prompt(engine: Engine, prompt: Prompt, params: SamplingParams) -> tuple[list[int], str, AllowedFirst | None]:
     """Return the prompt's token ids, the trailing space that was removed, and the matcher that restores it."""
+    if not isinstance(prompt, str):
+        return list(prompt), "", None
     tokenizer = engine.tokenizer
     assert tokenizer is not None, "text prompts need a tokenizer"
     ids = tokenizer.encode(prompt).tolist()

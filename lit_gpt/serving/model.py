@@ -11,13 +11,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lit_gpt.checkpoints.bundle import DTYPES
 from lit_gpt.data.chat import ChatRenderer, Message
 from lit_gpt.data.tokenizers import Tokenizer, byte_alphabet
 from lit_gpt.errors import UserError
 from lit_gpt.generation import Engine, Speculation
 from lit_gpt.generation.engine import EngineStats
-from lit_gpt.generation.loading import load_for_generation, make_renderer, prepare_weights, short_name
+from lit_gpt.generation.loading import load_for_generation, make_renderer, short_name
 from lit_gpt.generation.loop import EngineLoop
 from lit_gpt.generation.text import opened
 from lit_gpt.models import GPT
@@ -276,10 +275,8 @@ def load_served(
     Raises:
         UserError: If there is no such model, it is damaged, has no tokenizer, or a setting does not fit it.
     """
-    network, tokenizer = load_for_generation(model, device, adapter, "plain")
-    if dtype != "keep":
-        network = network.to(DTYPES[dtype])
-    prepare_weights(network, "plain" if compile and weights == "auto" else weights, max_batch_size)
+    form = "plain" if compile and weights == "auto" else weights
+    network, tokenizer = load_for_generation(model, device, adapter, form, max_batch_size, dtype)
     renderer = make_renderer(tokenizer, chat_template)
     speculation = None
     if draft_model is not None or draft_tokens:

@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, get_args
 
-import torch
-
 from lit_gpt.checks import check_at_least, check_one_of
 from lit_gpt.data.chat import Message
 from lit_gpt.errors import UserError
@@ -248,10 +246,7 @@ class RewardModelJudge(Judge):
     @cached_property
     def scorer(self) -> RewardScorer:
         """The model, loaded when it is first used."""
-        device = self.device
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-        return load_scorer(self.model, device, self.adapter)
+        return load_scorer(self.model, self.device, self.adapter)
 
     def check(self) -> None:
         """Load the model."""
