@@ -119,12 +119,13 @@ def _with_option(words: Sequence[str]) -> list[str]:
     if words[0] in COMMANDS and "model" in inspect.signature(_load(words[0])).parameters:
         return [words[0], "--model", *words[1:]]
     if words[0] in {*TRAINER_COMMANDS, "prepare", "inspect"}:
-        return [words[0], "--config", *words[1:]]
+        run = os.path.join(words[1], "config.yaml")  # the folder of a run stands for its configuration
+        return [words[0], "--config", run if os.path.isfile(run) else words[1], *words[2:]]
     return list(words)
 
 
 def _with_lists(words: Sequence[str]) -> list[str]:
-    """Rewrite options to jsonargparse's form: lists from `--files a b` to `--files '["a", "b"]'`, switches without a value.
+    """Rewrite options to jsonargparse's form: `--files a b` becomes `--files '["a", "b"]'`.
 
     An `--explain` without a value becomes `--explain topics`, a switch such as `--chat` becomes `--chat true`, and
     `plan fit-law` becomes one word.

@@ -29,11 +29,17 @@ def load_extensions() -> None:
     """Import every registered extension module and those listed in the environment, once per process.
 
     Raises:
-        ImportError: If an installed extension cannot be imported.
-        UserError: If a module listed in the environment does not exist.
+        UserError: If an extension cannot be imported, or a module listed in the environment does not exist.
     """
     for entry in entry_points(group=GROUP):
-        entry.load()
+        try:
+            entry.load()
+        except Exception as error:  # the package is another's: its user can update or remove it
+            package = entry.dist.name if entry.dist is not None else entry.name
+            raise UserError(
+                f"the extension {entry.name} = {entry.value} of the installed package {package} cannot be loaded "
+                f"({type(error).__name__}: {error}); update it, or remove it with pip uninstall {package}"
+            ) from error
     for name in filter(None, map(str.strip, os.environ.get(VARIABLE, "").split(","))):
         try:
             importlib.import_module(name)

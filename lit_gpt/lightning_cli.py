@@ -5,7 +5,9 @@ error messages that name the nearest key.
 """
 
 import dataclasses
+import re
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,7 @@ import lit_gpt.plugins
 from lit_gpt.adapters import AdapterConfig
 from lit_gpt.atomic import atomic_file
 from lit_gpt.callbacks import GracefulStop
-from lit_gpt.errors import UserError
+from lit_gpt.errors import UserError, find_user_error
 from lit_gpt.instantiate import read_yaml
 from lit_gpt.models import GPTConfig
 from lit_gpt.parser import CommandParser, HelpFormatter, Options
@@ -189,6 +191,17 @@ class CLI(LightningCLI):
         for target in ("model", "data"):
             parser.link_arguments("seed_everything", f"{target}.init_args.seed", compute_fn=_seed)
 
+    def instantiate_classes(self) -> None:
+        """Build trainer, model and data; what Lightning or a missing package refuses is the user's to mend.
+
+        Raises:
+            UserError: A setting does not fit this machine, or a package is missing.
+        """
+        try:
+            super().instantiate_classes()
+        except (ImportError, MisconfigurationException, ValueError) as error:
+            raise _refusal(error) from error
+
     def before_validate(self) -> None:
         """Raise if the weights would be random."""
         self._require_weights()
@@ -210,6 +223,25 @@ class CLI(LightningCLI):
 
     def _parse_ckpt_path(self) -> None:
         """Do nothing: values from the user are never replaced by those in a checkpoint (`GPTModule` compares them)."""
+
+
+def _refusal(error: BaseException) -> BaseException:
+    """Return Lightning's refusal of a setting, or a missing package, as a `UserError`; any other error as it is."""
+    root = error
+    while root.__cause__ is not None and find_user_error(error) is None:  # jsonargparse wraps what a class raises
+        root = root.__cause__
+    frames = [frame for frame, _ in traceback.walk_tb(root.__traceback__)]
+    in_lightning = bool(frames) and frames[-1].f_globals.get("__name__", "").startswith("lightning")
+    refused = in_lightning or isinstance(root, (ImportError, MisconfigurationException))
+    if find_user_error(error) is not None or not refused:
+        return error
+    message = " ".join(str(root).split())
+    if not torch.cuda.is_available() and re.search("gpu|cuda|accelerator", message, re.IGNORECASE):
+        message += (
+            " Here torch finds no GPU: set trainer.accelerator to auto or cpu and trainer.strategy to auto, or install "
+            "a torch with CUDA (`python -m lit_gpt doctor` shows what there is)"
+        )
+    return UserError(message)
 
 
 def _attribute(name: str) -> Any:
@@ -259,7 +291,7 @@ def run(args: list[str]) -> int:
     try:
         cli = CLI(args)
     except MisconfigurationException as error:
-        raise UserError(" ".join(str(error).split())) from error
+        raise _refusal(error) from error
     if torch.distributed.is_initialized():
         torch.distributed.barrier()  # gloo aborts a process whose peer exits during communication
         torch.distributed.destroy_process_group()

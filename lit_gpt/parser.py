@@ -80,8 +80,9 @@ OTHER_NAMES = {
 """What transformers, TRL, litgpt, nanoGPT and lm-eval call it, and our names; the first ones that exist are named."""
 
 _BASES = {
-    "BaseFinetuning", "BasePredictionWriter", "Callback", "Checkpoint", "DummyLogger", "GPTModule", "LightningDataModule",
-    "LightningModule", "Optimizer", "ProgressBar", "RowDataModule", "SaveConfigCallback", "SaveRunConfig", "Schedule",
+    "BaseFinetuning", "BasePredictionWriter", "Callback", "Checkpoint", "DummyLogger", "GPTModule",
+    "LightningDataModule", "LightningModule",
+    "Optimizer", "ProgressBar", "RowDataModule", "SaveConfigCallback", "SaveRunConfig", "Schedule",
     "ScoringModule", "StepDataModule", "TokenDataModule", "WindowDataModule",
 }  # fmt: skip
 """Classes that others derive from; nobody names them in a YAML."""

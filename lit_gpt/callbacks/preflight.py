@@ -26,8 +26,12 @@ class Preflight(Callback):
     Before the model is built: gradient accumulation by the Trainer, a number of processes that differs from
     `torchrun`'s, non-atomic checkpoints, a tokenizer larger than the vocabulary, a context longer than learned
     positions. Before the first step: a learning rate that is always 0, a callback that monitors a metric that
-    validation does not log, hyperparameters that no checkpoint can hold.
+    validation does not log, hyperparameters that no checkpoint can hold. A finished run that
+    is resumed is told which limit to raise.
     """
+
+    def __init__(self) -> None:
+        self._trained = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check everything that is known before the model is built.
@@ -79,6 +83,19 @@ class Preflight(Callback):
                     + (f" of {names}" if names else "")
                     + ", so nothing would train; set the optimizer's lr above 0 and check the schedule"
                 )
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note that there is something to train."""
+        self._trained = True
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print which limits to raise, if the resumed run had already reached one of them."""
+        if self._trained or not trainer.is_global_zero or not trainer.global_step:
+            return
+        limits = {"trainer.max_steps": trainer.max_steps, "trainer.max_epochs": trainer.max_epochs}
+        limits["model.max_tokens"] = getattr(pl_module, "max_tokens", None)
+        found = " or ".join(f"--{name} ({value:,})" for name, value in limits.items() if value not in (None, -1))
+        print(f"nothing left to train at step {trainer.global_step:,}: to continue the run, raise {found}")
 
 
 def _check_sizes(trainer: Trainer, pl_module: LightningModule) -> None:

@@ -49,8 +49,11 @@ from lit_gpt.errors import UserError
 from lit_gpt.extensions import how_to_import, imported_class
 from lit_gpt.instantiate import read_yaml
 from lit_gpt.models import GPT, GPTConfig
+from lit_gpt.suggest import close_matches
 
 BEST = "best.json"
+RUNS = "runs"
+"""Where runs live unless `default_root_dir` says otherwise."""
 TOKENIZER = "tokenizer"
 ADAPTERS = "adapters"
 """Subfolder of a base model's folder with named adapters."""
@@ -151,11 +154,38 @@ def resolve_model(path_or_name: str | Path, averaged: bool = True, adapter: str 
             f"model {name} is a file; name the folder of a run, a checkpoint, a bundle or a Hugging Face model, or a "
             ".gguf file"
         )
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.startswith("."):
-        raise UserError(
-            f"model {name} does not exist; name a run, a checkpoint, a bundle, a Hugging Face model or a .gguf file"
-        )
-    return _from_hugging_face(_download(name), name)
+    could_be_on_the_hub = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) and not name.startswith(".")
+    hint, is_here = _nearest_models(path)
+    if is_here or not could_be_on_the_hub:
+        remedy = hint or "name a run, a checkpoint, a bundle, a Hugging Face model or a .gguf file"
+        raise UserError(f"model {name} does not exist; {remedy}")
+    try:
+        folder = _download(name)
+    except UserError as error:
+        raise UserError(f"{error}{f'; {hint}' if hint else ''}") from error
+    return _from_hugging_face(folder, name)
+
+
+def _nearest_models(path: Path) -> tuple[str, bool]:
+    """Return what may have been meant by a folder that does not exist, and whether it can only be meant as a folder.
+
+    A name such as `runs/sft` is a folder here if `runs` is one, and `sft` is if there is a run of that name. A YAML of
+    the working directory whose run would have the name is named as what has to run first.
+    """
+    parents = [path.parent] if path.parent != Path() else [Path(), Path(RUNS)]
+    found = {other.name: other for parent in parents if parent.is_dir() for other in parent.iterdir() if other.is_dir()}
+    if path.name in found:
+        return f"did you mean {found[path.name]}?", True
+    is_here = path.parent != Path() and (path.parent.is_dir() or path.parent.name == RUNS)
+    names = re.compile(rf"^  name: {re.escape(path.name)}\s*(#.*)?$", re.MULTILINE)
+    first = next((file for file in sorted(Path("configs").rglob("*.yaml")) if names.search(file.read_text())), None)
+    if first is not None:
+        return f"train it first: python -m lit_gpt fit --config {first}", is_here
+    models = [
+        name for name, other in found.items() if any((other / mark).exists() for mark in (CHECKPOINTS, "config.json"))
+    ]
+    near = close_matches(path.name, models, count=3)
+    return (f"the nearest here: {', '.join(str(found[name]) for name in near)}" if near else ""), is_here
 
 
 def resolve_adapter(path_or_name: str | Path, averaged: bool = True) -> SavedAdapter:
@@ -166,7 +196,8 @@ def resolve_adapter(path_or_name: str | Path, averaged: bool = True) -> SavedAda
     """
     path = Path(path_or_name).expanduser()
     if not path.is_dir():
-        raise UserError(f"adapter {path_or_name} does not exist; name a run, a checkpoint or a folder in peft's format")
+        remedy = _nearest_models(path)[0] or "name a run, a checkpoint or a folder in peft's format"
+        raise UserError(f"adapter {path_or_name} does not exist; {remedy}")
     if is_peft_folder(path):
         return read_peft_folder(path)
     is_checkpoint = step_of(path) is not None or (path / STATE).is_file()
@@ -342,6 +373,7 @@ def _read_lineage(folder: Path) -> dict[str, Any] | None:
 
 
 def _download(name: str) -> Path:
+    import httpx  # of huggingface_hub
     import huggingface_hub
 
     wanted = ["config.json", "generation_config.json", *TOKENIZER_FILES]
@@ -354,8 +386,9 @@ def _download(name: str) -> Path:
                 huggingface_hub.snapshot_download(name, allow_patterns=wanted + weights, ignore_patterns=["*/*"])
             )
         return folder
-    except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError, httpx.TransportError) as error:
+        unreachable = isinstance(error, (httpx.TransportError, huggingface_hub.errors.LocalEntryNotFoundError))
+        reason = "it cannot be reached from here" if unreachable else str(error).strip().splitlines()[0]
         raise UserError(
             f"model {name!r} is neither a folder here nor available from the Hugging Face Hub: {reason}"
         ) from error

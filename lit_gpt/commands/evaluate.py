@@ -88,7 +88,8 @@ def evaluate(
         raise UserError("--model is missing; name a run, checkpoint, bundle or Hugging Face model")
     if plan is None:
         raise UserError(
-            "there is no plan; give --config <YAML, such as configs/eval/stdlib.yaml>, --tasks hellaswag or --suite safety"
+            "there is no plan; give --config <YAML, such as configs/eval/stdlib.yaml>, --tasks hellaswag or --suite "
+            "safety"
         )
     page, outcome, gate = measure(model, None if out is None else Path(out).expanduser())
     _print_scores(outcome, gate)

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 
+import httpx
 import huggingface_hub
 import pytest
 import torch
@@ -11,7 +12,7 @@ from safetensors.torch import load_file
 
 from lit_gpt.checkpoints.bundle import save_bundle
 from lit_gpt.checkpoints.huggingface import export_hf
-from lit_gpt.checkpoints.resolve import find_best, find_last_complete, resolve_model
+from lit_gpt.checkpoints.resolve import find_best, find_last_complete, resolve_adapter, resolve_model
 from lit_gpt.checkpoints.step import checkpoint_name, write_checkpoint
 from lit_gpt.errors import UserError
 from lit_gpt.models import GPT, GPTConfig
@@ -201,3 +202,28 @@ def test_a_file_is_refused_as_a_file(tmp_path, name, remedy):
     (tmp_path / name).write_bytes(b"GGUF")
     with pytest.raises(UserError, match=rf"{name} is a file.*{remedy}"):
         resolve_model(tmp_path / name)
+
+
+def test_a_model_that_is_missing_is_answered_with_what_is_here(tmp_path, monkeypatch):
+    """Near runs first, without asking the hub where only a folder can be meant; a YAML whose run is missing is named."""
+    (tmp_path / "runs" / "sft_chat" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "first.yaml").write_text("trainer:\n  name: pretrained # a comment\n")
+    monkeypatch.chdir(tmp_path)
+
+    def unreachable(*_, **__):
+        raise httpx.ConnectError("[Errno -2] Name or service not known")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
+    for name, expected in (
+        ("sft_chat", "runs/sft_chat"),
+        ("runs/sft_chatt", "runs/sft_chat"),
+        ("sft_chats", "hub.*runs/sft_chat"),
+        ("runs/pretrained", "fit --config configs/first.yaml"),
+        ("org/name", "hub"),
+    ):
+        with pytest.raises(UserError, match=expected) as refused:
+            resolve_model(name)
+        assert "Errno" not in str(refused.value)
+    with pytest.raises(UserError, match="runs/sft_chat"):
+        resolve_adapter("runs/sft_chatt")

@@ -98,3 +98,33 @@ def test_docstrings_lose_the_marks_of_sphinx():
 def test_a_message_about_a_class_that_fails_is_kept():
     text = "Parser key \"data\":\n  Problem with given class_path 'A':\n    - too few\n  Given value: {}"
     assert "Problem with given class_path 'A'" in short_message(text)
+
+
+# ---- what does not fit the machine ----------------------------------------------------------------------------------
+
+MACHINE = {
+    "accelerator": (["--trainer.accelerator", "gpu"], "trainer.accelerator"),
+    "strategy": (["--trainer.accelerator", "cpu", "--trainer.strategy", "fsdp"], "fsdp"),
+    "logger": (["--trainer.logger", "CometLogger"], "comet"),
+}
+
+
+@pytest.mark.parametrize(("words", "expected"), MACHINE.values(), ids=MACHINE)
+def test_what_this_machine_lacks_is_one_line(words, expected, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["lit_gpt"])
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    assert main(["fit", "--config", str(QUICKSTART), *words]) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+    assert len(errors) == 1
+    assert expected in errors[0]
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", ["generate", "chat", "serve", "evaluate", "score"])
+def test_a_device_that_is_missing_is_one_line(command, capsys, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    more = {"evaluate": ["--suite", "safety"], "score": ["--files", "x", "--out", "y"], "serve": ["--port", "0"]}
+    assert main([command, "--model", "nothere", "--device", "cuda", *more.get(command, [])]) == 2
+    assert "--device cpu" in capsys.readouterr().err
