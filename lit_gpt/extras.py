@@ -51,4 +51,4 @@ def need(module: str, extra: str, purpose: str) -> Any:
 
 def remedy(extra: str) -> str:
     """Return the commands that install an extra."""
-    return f"pip install 'lit_gpt[{extra}]' (in a checkout: pip install -e '.[{extra}]')"
+    return f"in the checkout: pip install -e '.[{extra}]'"

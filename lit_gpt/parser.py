@@ -218,6 +218,9 @@ def short_message(message: str) -> str:
     command = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", line)
     if command and "subcommand" in line:
         return str(unknown_name("command", command[1], re.findall(r"[\w-]+", command[2])))
+    nested = re.search(r"NestedArg\(key='([\w.]+)', val='?(.*?)'?\)", line)  # one field of a mapping
+    if nested:
+        line = re.sub(r'Parser key "([\w.]+)"', rf'Parser key "\1.{nested[1]}"', line).replace(nested[0], nested[2])
     found = re.fullmatch(r'Parser key "([\w.]+)": (.*)', line)
     wanted = [] if found is None else re.findall(r"Expected a (<class '[\w.]+'>|typing\.Literal\[[^]]*\])", found[2])
     if found is not None and wanted and not re.search(r"Unexpected|subclass|path string|Option|path but", found[2]):

@@ -18,8 +18,8 @@ from lit_gpt.cli import main
 from lit_gpt.datamodules import TextDataModule
 from lit_gpt.errors import UserError
 from lit_gpt.generation.loading import load_for_generation
-from lit_gpt.lightning_cli import short_message
 from lit_gpt.modules import PretrainModule
+from lit_gpt.parser import short_message
 from lit_gpt.plugins import AtomicCheckpointIO
 from lit_gpt.trainer import Trainer
 

@@ -19,9 +19,11 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lit_gpt.atomic import atomic_file
 from lit_gpt.callbacks.run_folder import run_dir_of
 from lit_gpt.checkpoints.provenance import verify_sizes
-from lit_gpt.checkpoints.resolve import BEST, list_checkpoints, read_best
+from lit_gpt.checkpoints.resolve import BEST, TOKENIZER, list_checkpoints, read_best
 from lit_gpt.checkpoints.step import CHECKPOINTS, checkpoint_name
 from lit_gpt.checks import check_at_least, check_one_of
+from lit_gpt.data.chat.template import has_template
+from lit_gpt.data.tokenizers import load_tokenizer
 from lit_gpt.errors import UserError
 from lit_gpt.extensions import VARIABLE
 
@@ -180,6 +182,9 @@ class RunCheckpoint(Checkpoint):
         best = "" if record is None else f" (best: {record['checkpoint']}, {record['monitor']} {record['value']:.4g})"
         run, prompt = shlex.quote(str(self.run_dir)), shlex.quote(self.prompt)
         words = getattr(pl_module, "try_it", "generate --model {run} --prompt {prompt}")
+        tokenizer = self.run_dir / TOKENIZER
+        if words.startswith("generate") and tokenizer.is_dir() and has_template(load_tokenizer(tokenizer)):
+            words = "chat --model {run}"  # what was trained on conversations is asked through its template
         print(f"\ncheckpoint  {self.last_model_path}{best}")
         builder = getattr(pl_module, "builder", None)  # the class of a model with third-party parts
         module = "" if builder is None else f"{VARIABLE}={builder['class'].rpartition('.')[0]} "

@@ -99,7 +99,7 @@ def measure(
     Args:
         tokenizers: tokenizer folders, tokenizer.json files, or names on the Hugging Face Hub.
         files: sources to measure on: files, folders or glob patterns; german=texts/*.txt names a source, so that
-            languages or kinds of text can be compared.
+            languages or kinds of text can be compared; more than four without a name are one source.
         text_field: field or column that holds the text, or a template of fields.
         document_separator: string that separates documents in plain text files; null: each file is one document.
         sample_megabytes: maximum amount of text per source, in MB, sampled evenly from its documents.
@@ -116,10 +116,11 @@ def measure(
     from lit_gpt.errors import UserError
 
     sources: dict[str, list[str]] = {}
+    unnamed = [item for item in files if "=" not in item or Path(item).exists()]
     for item in files:
-        name, equals, pattern = item.partition("=")
-        if not equals or Path(item).exists():
-            name, pattern = Path(item).stem or item, item
+        name, _, pattern = item.partition("=")
+        if item in unnamed:  # more than a few files, such as those of a shell's pattern, share one column
+            name, pattern = (Path(item).stem or item) if len(unnamed) <= 4 else f"{len(unnamed)} files", item
         sample = TokenizerSample(
             [WeightedFiles(pattern, 1.0, text_field, document_separator)],
             sample_megabytes * 1_000_000,

@@ -30,8 +30,8 @@ WRONG = {
     "unlike any": ([*GENERATE, "--xyzzy", "3"], "generate --help"),
     "missing": (["generate"], "--model"),
     "nothing": (["fit"], "configs/quickstart.yaml"),
-    "number": ([*GENERATE, "--max_new_tokens", "x"], "max_new_tokens is 'x'"),
-    "number of a field": ([*FIT, "--model.overrides.n_head", "x"], "overrides.n_head is 'x'"),
+    "number": ([*GENERATE, "--max_new_tokens", "x"], "max_new_tokens is x"),
+    "number of a field": ([*FIT, "--model.overrides.n_head", "x"], "overrides.n_head is x"),
     "precision": ([*FIT, "--trainer.precision", "bf17"], "bf16-mixed"),
 }
 

@@ -192,7 +192,10 @@ def test_a_full_disk_in_the_middle_is_one_sentence_and_can_go_on(tmp_path, prose
 def test_the_missing_extra_is_named(tmp_path, prose, monkeypatch, capsys, module):
     monkeypatch.setitem(sys.modules, module, None)
     assert prepare(recipe(tmp_path, prose)) == 2
-    assert f"prepare needs {module}, which is not installed; pip install 'lit_gpt[data]'" in capsys.readouterr().err
+    assert (
+        f"prepare needs {module}, which is not installed; in the checkout: pip install -e '.[data]'"
+        in capsys.readouterr().err
+    )
 
 
 def test_help_and_explanations_need_no_extra(tmp_path):
