@@ -86,6 +86,7 @@ def generate(
     from dataclasses import replace
     from pathlib import Path
 
+    from lit_gpt.data.chat.template import has_template
     from lit_gpt.errors import UserError
     from lit_gpt.generation import Engine, SamplingParams, Speculation
     from lit_gpt.generation.loading import load_for_generation, make_renderer
@@ -112,14 +113,14 @@ def generate(
     weights = "plain" if compile and weights == "auto" else weights
     tokens = 1 if prompts is None else batch_size
     network, tokenizer = load_for_generation(model, device, adapter, weights, tokens, dtype)
-    renderer = make_renderer(tokenizer, chat_template)
-    if chat_template is not None or chat:
+    renderer = None
+    if chat or chat_template is not None:
+        renderer = make_renderer(tokenizer, chat_template)
         if renderer is None:
             raise UserError(f"{model} has no chat template; leave out --chat, or name one with --chat_template")
         params = replace(params, stop_token_ids=tuple(sorted(renderer.stop_ids)))
-    elif renderer is not None and sys.stderr.isatty():
-        print(f"{model} has a chat template: --chat asks it, `chat` converses with it", file=sys.stderr)
-        renderer = None
+    elif has_template(tokenizer) and sys.stderr.isatty():
+        print(f"{model} has a chat template: add --chat to ask it, or use `chat` for a conversation", file=sys.stderr)
     speculation = None
     if draft_model is not None or draft_tokens:
         draft = None if draft_model is None else load_for_generation(draft_model, device, dtype=dtype)

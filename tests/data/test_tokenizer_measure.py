@@ -102,6 +102,10 @@ def test_the_table_puts_tokenizers_side_by_side(tmp_path: Path, capsys: pytest.C
     assert small["vocab_size"] == 280
     assert f"{large['bytes_per_token']:.3f}" in rows[1]
     assert table([measure_tokenizer("x", load_tokenizer(words[0]), {"only": ["text"]})]).count("tokens/word") == 1
+    for number in range(6):
+        (tmp_path / f"{number}.txt").write_text("some text")
+    measure(words[:1], [str(tmp_path / f"{number}.txt") for number in range(6)])
+    assert "tokens/word" in capsys.readouterr().out.splitlines()[0], "six files without a name are one source"
     (tmp_path / "empty.txt").touch()
     with pytest.raises(UserError, match="no text"):
         measure(words, [str(tmp_path / "empty.txt")])
