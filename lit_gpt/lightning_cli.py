@@ -5,7 +5,6 @@ error messages that name the nearest key.
 """
 
 import dataclasses
-import re
 import sys
 import traceback
 from pathlib import Path
@@ -34,7 +33,7 @@ from lit_gpt.errors import UserError, find_user_error
 from lit_gpt.instantiate import read_yaml
 from lit_gpt.models import GPTConfig
 from lit_gpt.parser import CommandParser, HelpFormatter, Options
-from lit_gpt.trainer import ENVIRONMENT, Trainer, environment_variables
+from lit_gpt.trainer import ENVIRONMENT, Trainer, environment_variables, refusal
 
 COMMON = (
     "help", "config", "print_config", "ckpt_path", "model", "model.help", "data", "data.help", "trainer.name",
@@ -235,13 +234,7 @@ def _refusal(error: BaseException) -> BaseException:
     refused = in_lightning or isinstance(root, (ImportError, MisconfigurationException))
     if find_user_error(error) is not None or not refused:
         return error
-    message = " ".join(str(root).split())
-    if not torch.cuda.is_available() and re.search("gpu|cuda|accelerator", message, re.IGNORECASE):
-        message += (
-            " Here torch finds no GPU: set trainer.accelerator to auto or cpu and trainer.strategy to auto, or install "
-            "a torch with CUDA (`python -m lit_gpt doctor` shows what there is)"
-        )
-    return UserError(message)
+    return refusal(root)
 
 
 def _attribute(name: str) -> Any:
@@ -291,7 +284,7 @@ def run(args: list[str]) -> int:
     try:
         cli = CLI(args)
     except MisconfigurationException as error:
-        raise _refusal(error) from error
+        raise refusal(error) from error
     if torch.distributed.is_initialized():
         torch.distributed.barrier()  # gloo aborts a process whose peer exits during communication
         torch.distributed.destroy_process_group()

@@ -8,6 +8,7 @@ import ast
 import functools
 import inspect
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterable
 from datetime import timedelta
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from lightning.pytorch.callbacks import Callback, ProgressBar
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
@@ -167,7 +169,7 @@ class Trainer(pl.Trainer):
                 **kwargs,
             )
         except (MisconfigurationException, TypeError, ValueError) as error:
-            raise UserError(" ".join(str(error).split())) from error
+            raise refusal(error) from error
 
     def fit(  # type: ignore[override]
         self,
@@ -319,6 +321,17 @@ def _validation_interval(interval: Any) -> Any:
             "an epoch (0.25); to disable validation, set limit_val_batches to 0"
         )
     return interval
+
+
+def refusal(error: BaseException) -> UserError:
+    """Return Lightning's refusal of a setting as a `UserError`, with the remedy if this machine has no GPU."""
+    message = " ".join(str(error).split())
+    if not torch.cuda.is_available() and re.search("gpu|cuda|accelerator", message, re.IGNORECASE):
+        message += (
+            " Here torch finds no GPU: set trainer.accelerator to auto or cpu and trainer.strategy to auto, or install "
+            "a torch with CUDA (`python -m lit_gpt doctor` shows what there is)"
+        )
+    return UserError(message)
 
 
 def _missing(callbacks: list[Callback], arguments: dict[str, Any]) -> list[Callback]:

@@ -218,9 +218,9 @@ def test_a_model_that_is_missing_is_answered_with_what_is_here(tmp_path, monkeyp
     for name, expected in (
         ("sft_chat", "runs/sft_chat"),
         ("runs/sft_chatt", "runs/sft_chat"),
-        ("sft_chats", "hub.*runs/sft_chat"),
+        ("sft_chats", "(?i)hub.*runs/sft_chat"),
         ("runs/pretrained", "fit --config configs/first.yaml"),
-        ("org/name", "hub"),
+        ("org/name", "(?i)hub"),
     ):
         with pytest.raises(UserError, match=expected) as refused:
             resolve_model(name)
