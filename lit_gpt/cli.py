@@ -13,9 +13,10 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from lit_gpt.checks import check_one_of
 from lit_gpt.commands import COMMANDS
 from lit_gpt.errors import find_user_error
-from lit_gpt.extras import versions
+from lit_gpt.extras import need, versions
 from lit_gpt.parser import CommandParser, HelpFormatter
 from lit_gpt.quiet import silence_libraries
 
@@ -32,7 +33,8 @@ EPILOG = """examples:
   python -m lit_gpt fit --config runs/quickstart/config.yaml --ckpt_path last
   python -m lit_gpt generate --model runs/quickstart --prompt "def "
 
-`python -m lit_gpt <command> --help` describes a command. LIT_GPT_TRACEBACK=1 shows the traceback of an error."""
+`python -m lit_gpt <command> --help` describes a command. `lit-gpt --completion bash` prints a script that completes
+commands and options (also zsh, tcsh). LIT_GPT_TRACEBACK=1 shows the traceback of an error."""
 
 
 def main(args: list[str] | None = None) -> int:
@@ -48,6 +50,9 @@ def main(args: list[str] | None = None) -> int:
     words = _with_option(sys.argv[1:] if args is None else args)
     silence_libraries()
     try:
+        if words[:1] == ["--completion"]:
+            print(completion_script(words[1] if len(words) > 1 else "bash"))
+            return 0
         if words and words[0] in TRAINER_COMMANDS:
             from lit_gpt.lightning_cli import run
 
@@ -110,6 +115,22 @@ def build_parser() -> CommandParser:
         (groups[group] if word else commands).add_subcommand(word or group, tool, help=summary)
     parser.tools = tools
     return parser
+
+
+def completion_script(shell: str) -> str:
+    """Return the script that completes `lit-gpt`'s commands and the options of its tools in a shell.
+
+    Args:
+        shell: bash, zsh or tcsh.
+
+    Raises:
+        UserError: If the shell is another, or shtab is not installed.
+    """
+    shtab = need("shtab", "completion", "shell completion")
+    check_one_of("--completion", shell, shtab.SUPPORTED_SHELLS)
+    parser = build_parser()
+    parser.prog = "lit-gpt"  # a shell completes programs, not `python -m lit_gpt`
+    return str(parser.get_completion_script(f"shtab-{shell}"))
 
 
 def _with_option(words: Sequence[str]) -> list[str]:

@@ -1,5 +1,6 @@
 """A wrong option is answered in one line, before any usage, with the option to write; help begins with what is common."""
 
+import importlib.util
 import re
 import sys
 from pathlib import Path
@@ -98,6 +99,19 @@ def test_docstrings_lose_the_marks_of_sphinx():
 def test_a_message_about_a_class_that_fails_is_kept():
     text = "Parser key \"data\":\n  Problem with given class_path 'A':\n    - too few\n  Given value: {}"
     assert "Problem with given class_path 'A'" in short_message(text)
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_completion_is_a_script_of_the_shell_or_names_its_extra(shell, capsys):
+    status = main(["--completion", shell])
+    printed = capsys.readouterr()
+    if importlib.util.find_spec("shtab") is None:
+        assert status == 2
+        assert "[completion]" in printed.err
+    else:
+        assert status == 0
+        assert "max_new_tokens" in printed.out
+        assert "lit-gpt" in printed.out
 
 
 # ---- what does not fit the machine ----------------------------------------------------------------------------------
