@@ -157,7 +157,7 @@ def generate(
 
 def _as_message(renderer: "ChatRenderer", prompt: str) -> list[int]:
     """Return the ids of a conversation that consists of one question."""
-    return renderer([{"role": "user", "content": prompt}], add_generation_prompt=True, needs_mask=False).ids
+    return renderer([{"role": "user", "content": prompt}], add_generation_prompt=True).ids
 
 
 def _print_samples(engine: Any, prompt: str | list[int], params: "SamplingParams", num_samples: int) -> None:
