@@ -89,11 +89,15 @@ def test_removing(saved):
 
 
 def test_files_of_lightning_load_if_they_are_data(tmp_path):
-    torch.save({"state_dict": {"w": torch.ones(2)}}, tmp_path / "data.ckpt")
+    lightnings = {"state_dict": {"w": torch.ones(2)}, "pytorch-lightning_version": "2.6.0"}
+    torch.save(lightnings, tmp_path / "data.ckpt")
     assert AtomicCheckpointIO().load_checkpoint(tmp_path / "data.ckpt")["state_dict"]["w"].equal(torch.ones(2))
     torch.save({"model": Line}, tmp_path / "code.ckpt")
-    with pytest.raises(Exception, match="weights_only"):
+    with pytest.raises(UserError, match="code.ckpt"):
         AtomicCheckpointIO().load_checkpoint(tmp_path / "code.ckpt", weights_only=False)
+    torch.save({"state_dict": {"w": torch.ones(2)}}, tmp_path / "foreign.ckpt")
+    with pytest.raises(UserError, match="foreign.ckpt"):
+        AtomicCheckpointIO().load_checkpoint(tmp_path / "foreign.ckpt")
 
 
 def test_what_is_not_there(tmp_path):
