@@ -10,7 +10,7 @@ from lit_gpt.extras import need
 
 
 def test_a_missing_library_is_named_with_its_extra():
-    with pytest.raises(UserError, match=r"no_such_library.*lit_gpt\[serve\]"):
+    with pytest.raises(UserError, match=r"no_such_library.*pip install -e '.\[serve\]'"):
         need("no_such_library", "serve", "serve")
 
 

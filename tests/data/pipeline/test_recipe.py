@@ -85,7 +85,7 @@ def test_a_missing_library_of_a_step_is_named_with_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "trafilatura", None)
     from lit_gpt.extras import need
 
-    with pytest.raises(UserError, match=r"reading web pages needs trafilatura.*pip install 'lit_gpt\[data\]'"):
+    with pytest.raises(UserError, match=r"reading web pages needs trafilatura.*pip install -e '.\[data\]'"):
         need("trafilatura", "data", "reading web pages")
 
 

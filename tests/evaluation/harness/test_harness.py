@@ -382,7 +382,7 @@ def test_what_a_model_cannot_be_asked_is_said(published, files, tmp_path):
 
 def test_a_missing_extra_is_named(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "lm_eval", None)
-    with pytest.raises(UserError, match=r"pip install 'lit_gpt\[eval\]'"):
+    with pytest.raises(UserError, match=r"pip install -e '.\[eval\]'"):
         need("lm_eval", "eval", "measuring by lm-eval's tasks")
 
 
