@@ -176,11 +176,11 @@ def _command(parser: ArgumentParser) -> str:
 
 def _unknown_options(message: str) -> list[str]:
     """Return the last words of the options that a message complains about."""
-    found = re.search(r"unrecognized arguments: (.*)", message, re.DOTALL)
-    if found:
-        return [_last(word.lstrip("-").partition("=")[0]) for word in found[1].split() if word[:2] == "--"]
-    found = re.findall(r"(?:[Oo]ption|keys:|path string:) [{'\"-]*([\w.]+)", message)
-    return [_last(name) for name in dict.fromkeys(found)]
+    unrecognized = re.search(r"unrecognized arguments: (.*)", message, re.DOTALL)
+    if unrecognized:
+        return [_last(word.lstrip("-").partition("=")[0]) for word in unrecognized[1].split() if word[:2] == "--"]
+    names: list[str] = re.findall(r"(?:[Oo]ption|keys:|path string:) [{'\"-]*([\w.]+)", message)
+    return [_last(name) for name in dict.fromkeys(names)]
 
 
 def _where(word: str, options: Options) -> list[str]:

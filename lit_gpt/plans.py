@@ -62,7 +62,7 @@ class PlannedRun:
         self.layout = _layout(self.trainer, num_devices)
         self._simulated: dict[Any, SimulatedStep] = {}
         self.module, self.data = self.build()
-        if isinstance(self.module, GRPOModule) or getattr(self.module, "lmbda", 0):
+        if isinstance(self.module, GRPOModule) or getattr(self.module, "lmbda", False):
             kind = "GRPOModule" if isinstance(self.module, GRPOModule) else "DistillModule with lmbda above 0"
             raise UserError(
                 f"{kind} draws answers in its step, and their lengths are not known before; plan the same model with "
@@ -239,7 +239,7 @@ class PlannedRun:
         recomputes = bool(getattr(self.module, "activation_checkpointing", False))
         can_recompute = hasattr(self.module, "activation_checkpointing")
         for recompute in (False, True) if can_recompute else (recomputes,):
-            option = {"activation_checkpointing": recompute} if recompute != recomputes else {}
+            option: dict[str, Any] = {"activation_checkpointing": recompute} if recompute != recomputes else {}
             # Many rows, so that the peak is in the activations, and not where the optimizer works.
             sizes = (MANY_ROWS, 2 * MANY_ROWS)
             one, two = (self.simulate(size, self.micro_batches, **option) for size in sizes)

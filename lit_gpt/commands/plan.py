@@ -124,7 +124,7 @@ def budget(
         assert hours is not None
         flops = hours * 3600 * devices * chosen.peak_flops * utilization
     scaling_law = PUBLISHED if law is None else load_law(law)
-    source = {"class_path": "StdlibDataModule"}
+    source: Any = {"class_path": "StdlibDataModule"}
     if data is not None:
         source = (read_yaml(data, "the YAML of a run's data") or {}).get("data")
         if not isinstance(source, dict) or "class_path" not in source:

@@ -90,7 +90,7 @@ class GPTModule(LightningModule):
     """Whether tokens of the data that are missing in `init_from` get new embedding rows (in post-training: yes)."""
     new_weights: tuple[str, ...] = ()
     """Names of weights that an objective adds to the model, and that `init_from` may lack."""
-    always_logs = ("val/loss",)
+    always_logs: tuple[str, ...] = ("val/loss",)
     """Metrics that every validation logs; `Preflight` tries out a validation for monitors of others."""
     is_language_model_loss = True
     """Whether the loss is in nats per token, so that perplexity and bits per byte are meaningful."""
@@ -809,6 +809,7 @@ def _builder_of(kind: type[GPTModule], frame: FrameType | None) -> dict[str, Any
     methods = (kind.build_model, kind.configure_model)
     if all(method.__module__.partition(".")[0] == __name__.partition(".")[0] for method in methods):
         return None
+    assert frame is not None  # None only in a Python without stack frames
     given: dict[str, Any] = {}
     for arguments in collect_init_args(frame, [], classes=(GPTModule,)):
         given |= arguments

@@ -371,8 +371,8 @@ def _to_fake_cpu(model: nn.Module) -> None:
         return
     new: dict[int, tuple[Tensor, Tensor]] = {}
     for owner in model.modules():
-        places: list[Any] = [owner._parameters, owner._buffers]
-        for tensors in places:
+        tables: list[Any] = [owner._parameters, owner._buffers]
+        for tensors in tables:
             for name, tensor in tensors.items():
                 if tensor is None:
                     continue
