@@ -21,6 +21,8 @@ _LOG_MESSAGES = {
 _WARNINGS = (
     # torch 2.13 deprecates a name that Lightning 2.6 uses.
     (".*LeafSpec.*", Warning),
+    # Runs shorter than log_every_n_steps log their loss at the end.
+    (r"The number of training batches \(\d+\) is smaller than the logging interval.*", UserWarning),
 )
 _ENVIRONMENT = {
     # Progress bars of individual shards, in addition to our own.

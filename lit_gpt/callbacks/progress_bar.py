@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import ProgressBar
 from tqdm import tqdm
 
 from lit_gpt.callbacks.throughput import TrainingClock, clock_time, planned_steps, tokens_seen
+from lit_gpt.progress import Bar
 
 SHOWN = (
     ("loss", ("train/loss", "train_loss", "loss")),
@@ -70,12 +71,13 @@ class TokenProgressBar(ProgressBar):
         self._first_step, self._start, self._drawn_at = step, time.perf_counter(), time.perf_counter()
         self._clock.restart(step, tokens_seen(trainer, pl_module))
         self._total = planned_steps(trainer, pl_module)
+        if self._enabled and self._total is not None and self._total < trainer.log_every_n_steps:
+            self._line(f"{self._total:,} optimizer step{'s' * (self._total != 1)} in all")
         if self._enabled and self._on_terminal:
-            self._bar = tqdm(
+            self._bar = Bar(
                 total=self._total,
                 initial=step,
                 desc="training",
-                dynamic_ncols=True,
                 mininterval=0,
                 bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]",
             )
@@ -171,9 +173,7 @@ class TokenProgressBar(ProgressBar):
         self._short_total = None if total in (None, float("inf")) else int(total)
         if self._enabled and self._on_terminal:
             position = 0 if self._bar is None else 1
-            self._short = tqdm(
-                total=self._short_total, desc=what, position=position, leave=False, dynamic_ncols=True, unit="batch"
-            )
+            self._short = Bar(total=self._short_total, desc=what, position=position, leave=False, unit="batch")
 
     def _step_short(self) -> None:
         self._short_n += 1

@@ -45,7 +45,9 @@ def evaluate(
         device: device to run on; auto uses the accelerator if there is one.
         chat_template: preset (chatml, llama3, qwen, ...) or Jinja file to use instead of the model's own template.
         max_batch_size: maximum number of sequences in a batch.
-        limit: maximum number of items per measure, for a quick look; null: all.
+        limit: maximum number of items per measure, for a quick look; null: all. A measure that compares groups takes
+            this many of each (Refusal: harmful and harmless prompts), and one that asks in several forms asks each item
+            in all of them (Robustness).
         run_untrusted_code: allow programs written by the model to run in a sandbox; measures that need this fail
             without it.
         explain: print the description and options of this measure and exit; without a value, list all measures.

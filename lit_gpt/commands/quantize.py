@@ -128,11 +128,10 @@ def _scheme(source: "ModelSource", method: Any, group_size: int | None) -> "Quan
 
 @contextmanager
 def _bar(what: str, unit: str) -> "Iterator[Progress]":
-    import sys
 
-    from tqdm import tqdm
+    from lit_gpt.progress import Bar
 
-    with tqdm(desc=what, unit=unit, unit_scale=unit == "B", disable=None, file=sys.stderr, leave=False) as bar:
+    with Bar(desc=what, unit=unit, unit_scale=unit == "B", leave=False) as bar:
 
         def progress(done: int, total: int) -> None:
             bar.total = total

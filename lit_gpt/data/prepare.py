@@ -23,7 +23,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from lit_gpt.data.cache import check_disk_space, exclusive, say, write_atomic, write_json
 from lit_gpt.data.corpus_spec import Admitted, CorpusSpec, Reading
@@ -34,6 +33,7 @@ from lit_gpt.data.tokenizers import Tokenizer
 from lit_gpt.errors import UserError
 from lit_gpt.hashing import FileHashes, sha256_json
 from lit_gpt.pages.text import human_bytes
+from lit_gpt.progress import Bar
 
 _BATCH_BYTES = 1 << 18
 _IN_FLIGHT_BYTES = 32 << 20  # text submitted to the threads but not yet written
@@ -153,7 +153,7 @@ def _fill(
     reading = Reading(spec)
     sources: dict[str, int] = {}
     text_bytes = 0
-    with tqdm(total=total_bytes(spec.sources), unit="B", unit_scale=True, desc="tokenizing", disable=None) as bar:
+    with Bar(total=total_bytes(spec.sources), unit="B", unit_scale=True, desc="tokenizing") as bar:
 
         def todo() -> Iterator[Admitted]:
             nonlocal text_bytes

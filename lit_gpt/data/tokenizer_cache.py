@@ -7,8 +7,6 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from tqdm import tqdm
-
 from lit_gpt.atomic import atomic_folder
 from lit_gpt.data.bpe import Pattern, check_vocab_size, train_bpe
 from lit_gpt.data.cache import exclusive, say
@@ -17,6 +15,7 @@ from lit_gpt.data.records import corpus_fingerprint, total_bytes
 from lit_gpt.data.tokenizers import Tokenizer
 from lit_gpt.errors import UserError
 from lit_gpt.hashing import FileHashes, sha256_json
+from lit_gpt.progress import Bar
 
 TOKENIZER_SAMPLE_BYTES = 256_000_000
 """Maximum text to train a tokenizer on; more changes the merges little and costs memory."""
@@ -103,7 +102,7 @@ def kept_tokenizer_path(tokenizer: Tokenizer, cache_dir: Path) -> Path:
 
 def _with_progress(texts: Iterable[str], total: int | None, what: str) -> Iterator[str]:
     """Yield the texts unchanged while showing their bytes in a progress bar."""
-    with tqdm(total=total, unit="B", unit_scale=True, desc=what, disable=None) as bar:
+    with Bar(total=total, unit="B", unit_scale=True, desc=what) as bar:
         for text in texts:
             yield text
             bar.update(len(text))

@@ -3,11 +3,11 @@
 import sys
 from collections.abc import Callable
 from time import monotonic
-from typing import Any
 
 from tqdm import tqdm
 
 from lit_gpt.pages.text import visible
+from lit_gpt.progress import Bar
 
 Progress = Callable[[int, int], None]
 """Called with (done, total), at any frequency."""
@@ -15,6 +15,8 @@ _ESTIMATE_AFTER = 5.0
 """Seconds of work from which the duration is estimated."""
 _LONG = 60.0
 """Seconds from which the estimated duration is printed."""
+_LINE_EVERY = 30.0
+"""Seconds between two lines if there is no terminal."""
 
 
 def no_progress(done: int, total: int) -> None:
@@ -38,25 +40,31 @@ def part_of(progress: Progress, start: int, size: int, total: int) -> Progress:
 
 
 class ProgressBars:
-    """Shows a bar with the remaining time of the running measure on standard error.
+    """Shows the running measure on standard error: a bar with the remaining time, or lines if there is no terminal.
 
     If a measure will take more than a minute, its estimated duration is printed once.
     """
 
     def __init__(self) -> None:
-        self._bar: tqdm[Any] | None = None
+        self._bar: Bar | None = None
 
     def start(self, label: str) -> Progress:
         """Close the last bar and open the next one."""
         self.close()
-        bar = self._bar = tqdm(desc=visible(label), unit="", unit_scale=True, dynamic_ncols=True, leave=True)
-        started, announced = monotonic(), False
+        bar = self._bar = Bar(desc=visible(label), unit="", unit_scale=True, leave=True)
+        started, announced, line_at = monotonic(), False, _LINE_EVERY
 
         def progress(done: int, total: int) -> None:
-            nonlocal announced
-            bar.total, bar.n = total, done
-            bar.refresh() if done == total else bar.update(0)
+            nonlocal announced, line_at
             elapsed = monotonic() - started
+            if bar.disable:
+                if done == total or elapsed >= line_at:
+                    line_at = elapsed + _LINE_EVERY
+                    share = done / total if total else 1.0
+                    print(f"{visible(label)}: {share:.0%} after {elapsed:.0f} s", file=sys.stderr, flush=True)
+            else:
+                bar.total, bar.n = total, done
+                bar.refresh() if done == total else bar.update(0)
             if not announced and 0 < done < total and elapsed >= _ESTIMATE_AFTER:
                 announced = True
                 seconds = elapsed * total / done

@@ -21,7 +21,6 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.optim import Optimizer
-from tqdm import tqdm
 
 from lit_gpt.batch import Batch, StepBatch
 from lit_gpt.checks import check_above, check_at_least
@@ -34,6 +33,7 @@ from lit_gpt.modules.rollouts import Answer, RolloutBatch, chunks, request_seed,
 from lit_gpt.modules.sampling import Prompt, Sampler, shown_answer
 from lit_gpt.objectives import PolicyLoss, TokenLoss, group_advantages, linear_entropy, linear_log_probs
 from lit_gpt.objectives.grpo import Average
+from lit_gpt.progress import Bar
 from lit_gpt.rewards import Rated, Reward, RewardFunction, Rewards, Sample
 
 NUM_NAMED = 5
@@ -183,7 +183,7 @@ class GRPOModule(GPTModule):
         for name in SPLITS:
             rows = rows_of_split(name)
             shown = {"desc": f"checking {name}", "unit": "row", "delay": 2, "leave": False}
-            for row in tqdm(range(len(rows)), disable=not self.trainer.is_global_zero, **shown):
+            for row in Bar(range(len(rows)), disable=not self.trainer.is_global_zero, **shown):
                 problem = self.rewards.problem_of(json.loads(rows.attached(row) or "{}").get("row", {}))
                 if problem is not None:
                     unusable += 1

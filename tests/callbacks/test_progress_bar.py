@@ -58,6 +58,13 @@ def test_no_terminal_gets_lines(make_trainer, stderr):
     assert lines[-1].startswith("step 12/12 (100%)")
 
 
+@pytest.mark.parametrize(("every", "told"), [(5, 0), (50, 1)])
+def test_a_run_shorter_than_the_logging_interval_tells_its_length(make_trainer, stderr, every, told):
+    stream = stderr(io.StringIO())
+    make_trainer(TokenProgressBar(line_seconds=1000.0), log_every_n_steps=every).fit(Logs())
+    assert stream.getvalue().count("12 optimizer steps in all") == told
+
+
 def test_lines_are_rare(make_trainer, stderr):
     stream = stderr(io.StringIO())
     make_trainer(TokenProgressBar(line_seconds=1000.0)).fit(Logs())

@@ -18,6 +18,7 @@ ALLOWED = [
     # ours
     r"(tokenizer|corpus|rows|model|resume|config|run|pipeline|data|checkpoint|measured?|merged|wrote|quantiz\w*)\b.*",
     r"step \d+.*",
+    r"\d+ optimizer steps? in all",
     r"\d\d-\w+: .*",  # a cleaning step and its counts
     r"measure \d+ .*",
     r".*\d+%.*",  # our progress bars

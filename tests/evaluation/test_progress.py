@@ -24,3 +24,15 @@ def test_a_long_measure_says_how_long(capsys, monkeypatch):
         progress(done, 200)
     bars.close()
     assert capsys.readouterr().err.count("about 10 minutes") == 1
+
+
+def test_a_pipe_gets_lines(capsys):
+    bars = ProgressBars()
+    progress = bars.start("measure 1")
+    for done in range(1, 201):
+        progress(done, 200)
+    bars.close()
+    text = capsys.readouterr().err
+    assert "\r" not in text
+    assert "100%" in text
+    assert len(text.splitlines()) == 1

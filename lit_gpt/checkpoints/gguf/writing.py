@@ -14,7 +14,6 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from lit_gpt.atomic import atomic_file
 from lit_gpt.checkpoints.gguf.architecture import architecture_of, rope_factors, settings, weight_table
@@ -29,6 +28,7 @@ from lit_gpt.models import GPT, GPTConfig
 from lit_gpt.models.families import GGUFArchitecture
 from lit_gpt.models.families.family import MetadataValue
 from lit_gpt.models.families.weights import Entry
+from lit_gpt.progress import Bar
 
 GGUFType = Literal["float32", "bfloat16", "float16", "q8_0"]
 GGUF_TYPES: tuple[str, ...] = get_args(GGUFType)
@@ -118,7 +118,7 @@ def save_gguf(
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-        bar = tqdm(total=kinds.total(), desc="writing", unit="tensor", disable=not show_progress)
+        bar = Bar(total=kinds.total(), desc="writing", unit="tensor", disable=not show_progress)
         for tensor_name, tensor in _tensors(table, extra, state_dict):
             kind = _type_of(tensor_name, tensor.shape, dtype)
             writer.write_tensor_data(gguf.quantize(tensor.numpy(), gguf.GGMLQuantizationType[kind]))
@@ -205,7 +205,7 @@ def check_tensors(path: Path, expected: Iterator[tuple[str, Tensor]], total: int
     file = open_gguf(path)
     if len(file.tensors) != total:
         raise UserError(f"the file contains {len(file.tensors)} tensors instead of {total}; nothing was written")
-    for name, tensor in tqdm(expected, total=total, desc="checking", unit="tensor", disable=not show_progress):
+    for name, tensor in Bar(expected, total=total, desc="checking", unit="tensor", disable=not show_progress):
         kind, found = file.types[name], file.tensors[name]
         if found.shape != tuple(tensor.shape):
             raise UserError(f"the file contains {name} with shape {list(found.shape)}; nothing was written")

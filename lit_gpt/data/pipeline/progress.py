@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 
-from tqdm import tqdm
+from lit_gpt.progress import Bar
 
 _INTERVAL_SECONDS = 0.5
 _CHECK_EVERY = 64
@@ -78,7 +78,7 @@ def watching(folder: Path, total: int | None, what: str) -> Iterator[None]:
         what: Label of the bar.
     """
     stop = threading.Event()
-    with tqdm(total=total, unit="B", unit_scale=True, desc=what, disable=None) as bar:
+    with Bar(total=total, unit="B", unit_scale=True, desc=what) as bar:
 
         def poll() -> None:
             while not stop.wait(_INTERVAL_SECONDS):
