@@ -96,12 +96,12 @@ def test_an_unknown_action():
 def as_on_an_accelerator(monkeypatch):
     """Verdicts are read late, as where reading makes the host wait; the numbers themselves are on the CPU."""
 
-    class OnTheWay(nonfinite_guard._Verdict):
+    class OnTheWay(nonfinite_guard._PendingCheck):
         @property
         def on_host(self):
             return False
 
-    monkeypatch.setattr(nonfinite_guard, "_Verdict", OnTheWay)
+    monkeypatch.setattr(nonfinite_guard, "_PendingCheck", OnTheWay)
 
 
 @pytest.mark.usefixtures("as_on_an_accelerator")

@@ -222,7 +222,7 @@ def test_damage_is_named(tmp_path, tokenizer_path):
         ({"method": "os.system"}, "damaged.*os.system"),
         ({"group_size": "many"}, "damaged"),
         ({"dtype": "int32"}, "damaged.*int32"),
-        ({"group_size": 8}, r"scales torch.float32 \(32, 1\); the model has .*float32 \(32, 4\)"),
+        ({"group_size": 8}, r"scales torch.float32 \(32, 1\).*float32 \(32, 4\)"),
         ({"method": "int4", "group_size": 16}, "the model has"),
     ],
 )

@@ -152,7 +152,7 @@ def test_order_is_a_permutation_sorted_by_expert():
     order = sort_by_expert(chosen, 7)
     assert (order.expert.diff() >= 0).all()
     assert torch.equal(chosen.flatten()[order.row], order.expert)
-    assert torch.equal(order.row[order.place.flatten()], torch.arange(120))
+    assert torch.equal(order.row[order.position.flatten()], torch.arange(120))
     assert torch.equal(order.ends.long(), torch.bincount(chosen.flatten(), minlength=7).cumsum(0))
 
 

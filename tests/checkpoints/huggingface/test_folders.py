@@ -307,7 +307,7 @@ def test_truncated_and_absent_files(exported, tmp_path):
         ("llama-3-8b", {"logit_softcap": 3.0}, "logit_softcap 3.0"),
         ("mistral-7b-v0.1", {"layer_windows": [True, False]}, "layer_windows"),
         ("gemma-2-2b", {"embedding_scale": 48.5}, "embedding_scale 48.5 .only 'sqrt_width'"),
-        ("gemma-2-2b", {"attention_scale": 0.3}, "whole n"),
+        ("gemma-2-2b", {"attention_scale": 0.3}, "attention_scale 0.3"),
         ("phi-4", {"rope_scaling": {"kind": "yarn"}}, "kind 'yarn' .only 'longrope'"),
         ("ministral-3-3b", {"rope_scaling": None}, "family: mistral"),
         ("ministral-3-3b", {"family": "mistral"}, "query_scale_beta 0.1"),

@@ -117,7 +117,7 @@ def test_nothing_runs_where_it_cannot_be_isolated(tokenizer, tasks, monkeypatch)
     [
         ({}, "needs its tasks"),
         ({"file": "x", "k": []}, "is empty"),
-        ({"file": "x", "k": [1, 10], "samples": 5}, "pass@10 takes 10 samples"),
+        ({"file": "x", "k": [1, 10], "samples": 5}, "pass@10 .* 10 samples"),
         ({"file": "x", "temperature": 0.0, "samples": 2}, "the same program 2 times"),
         ({"file": "x", "limit": 0}, "at least 1"),
     ],

@@ -181,7 +181,7 @@ def test_candidates_have_the_form_of_the_secret():
     [
         ('{"prefix": "a "}\n', r"c\.jsonl:1 has no text in 'secret'; its fields are prefix"),
         ('{"prefix": "a ", "secret": "7"}\n', "3.3 bits; at least 6"),
-        ("", "holds no canaries"),
+        ("", "no canaries"),
     ],
 )
 def test_a_bad_file_of_canaries_is_named(tmp_path, rows, message):
