@@ -37,7 +37,7 @@ from lit_gpt.callbacks import (
 from lit_gpt.callbacks.run_folder import require_fresh
 from lit_gpt.checkpoints.resolve import find_best, find_last_complete, list_checkpoints
 from lit_gpt.checkpoints.step import step_of
-from lit_gpt.checks import local_path
+from lit_gpt.checks import check_at_least, check_one_of, local_path
 from lit_gpt.errors import UserError
 from lit_gpt.plugins import AtomicCheckpointIO
 
@@ -135,6 +135,10 @@ class Trainer(pl.Trainer):
     ) -> None:
         self.run_dir = _run_folder("runs" if default_root_dir is None else default_root_dir, name)
         callbacks = [callbacks] if isinstance(callbacks, Callback) else list(callbacks or [])
+        _check_kinds("callbacks", callbacks, Callback)
+        if logger is not None and not isinstance(logger, bool):
+            logger = [logger] if isinstance(logger, Logger) else list(logger)
+            _check_kinds("logger", logger, Logger)
         for kind in DEFAULT_CALLBACKS:
             if sum(isinstance(callback, kind) for callback in callbacks) > 1:
                 raise UserError(f"callbacks has two of {kind.__name__}; a run needs one: combine their options in one")
@@ -150,6 +154,16 @@ class Trainer(pl.Trainer):
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             plugins.append(AtomicCheckpointIO())
         val_check_interval = _validation_interval(val_check_interval)
+        _check_arguments(
+            kwargs
+            | {
+                "max_steps": max_steps,
+                "max_epochs": max_epochs,
+                "log_every_n_steps": log_every_n_steps,
+                "gradient_clip_val": gradient_clip_val,
+                "num_sanity_val_steps": num_sanity_val_steps,
+            }
+        )
         if isinstance(val_check_interval, int):
             # Count steps over the whole run, not from the start of each epoch.
             kwargs["check_val_every_n_epoch"] = None
@@ -168,7 +182,7 @@ class Trainer(pl.Trainer):
                 enable_model_summary=enable_model_summary,
                 **kwargs,
             )
-        except (MisconfigurationException, TypeError, ValueError) as error:
+        except (MisconfigurationException, TypeError, ValueError, ImportError) as error:
             raise refusal(error) from error
 
     def fit(  # type: ignore[override]
@@ -280,7 +294,7 @@ class Trainer(pl.Trainer):
         if ckpt_path == "best":
             return str(find_best(self.run_dir))
         if ckpt_path != "last":
-            return ckpt_path
+            return None if ckpt_path is None else str(local_path("ckpt_path", ckpt_path))
         path, damaged = find_last_complete(self.run_dir)
         for problem in damaged:
             rank_zero_warn(f"skipped a damaged checkpoint: {problem}")
@@ -302,6 +316,69 @@ def _run_folder(default_root_dir: str, name: str) -> Path:
         if path.exists() and not path.is_dir():
             raise UserError(f"default_root_dir {default_root_dir} with name {name}: {path} is a file, not a folder")
     return run_dir
+
+
+COUNTS = {
+    "num_nodes": 1,
+    "fast_dev_run": 0,
+    "max_epochs": -1,
+    "min_epochs": 0,
+    "max_steps": -1,
+    "min_steps": 0,
+    "check_val_every_n_epoch": 1,
+    "num_sanity_val_steps": -1,
+    "log_every_n_steps": 0,
+    "reload_dataloaders_every_n_epochs": 0,
+}
+"""The Trainer's arguments that are whole numbers, each with its smallest value."""
+
+FRACTIONS = (
+    "limit_train_batches",
+    "limit_val_batches",
+    "limit_test_batches",
+    "limit_predict_batches",
+    "overfit_batches",
+)
+"""The Trainer's arguments that are a number of batches or a fraction of them."""
+
+
+def _check_arguments(arguments: dict[str, Any]) -> None:
+    """Check the numbers of which Lightning accepts any and fails later, or on which it fails without their name.
+
+    Raises:
+        UserError: a number is of another type, or out of bounds.
+    """
+    for name, value in arguments.items():
+        if value is None and name not in ("max_steps", "detect_anomaly"):
+            continue
+        if name in COUNTS:
+            if not isinstance(value, int) or (isinstance(value, bool) and name != "fast_dev_run"):
+                remedy = "; -1 means no limit" if COUNTS[name] == -1 else ""
+                raise UserError(f"{name} is {value}; it must be a whole number, at least {COUNTS[name]}{remedy}")
+            check_at_least(name, value, COUNTS[name])
+        elif name in FRACTIONS:
+            if not isinstance(value, int | float) or not (0 <= value <= 1 or (value > 0 and isinstance(value, int))):
+                raise UserError(
+                    f"{name} is {value}; it must be a whole number of batches, at least 0, or a fraction of them (0.25)"
+                )
+        elif name == "gradient_clip_val":
+            if not isinstance(value, int | float):
+                raise UserError(f"{name} is {value}; it must be a number, at least 0; leave it out for no clipping")
+            check_at_least(name, value, 0, "null or 0 means no clipping")
+        elif name == "detect_anomaly":
+            check_one_of(name, value, (True, False))
+        elif name == "max_time" and not isinstance(value, str | timedelta | dict):
+            raise UserError(f'{name} is {value}; write it as days, hours, minutes and seconds: "00:12:00:00"')
+
+
+def _check_kinds(name: str, values: list[Any], kind: type) -> None:
+    """Raise unless all elements of the argument `name` are instances of Lightning's class `kind`."""
+    for value in values:
+        if not isinstance(value, kind):
+            raise UserError(
+                f"{name} contains {value!r}, which is no {kind.__name__} of Lightning; create one, or in YAML write "
+                "`class_path: <its class>`"
+            )
 
 
 def _validation_interval(interval: Any) -> Any:

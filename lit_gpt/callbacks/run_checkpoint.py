@@ -96,7 +96,9 @@ class RunCheckpoint(Checkpoint):
 
     @best_model_path.setter
     def best_model_path(self, path: str) -> None:
-        """Do nothing: Lightning's launchers pass it back to the first process, which reads it from the folder."""
+        """Take the run's folder from it: Lightning's launchers pass it back to a process without `setup`."""
+        if path:
+            self.run_dir = Path(path).parents[1]
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Find the run's folder."""

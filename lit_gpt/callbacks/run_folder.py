@@ -24,6 +24,7 @@ from lit_gpt.checkpoints.huggingface.tensors import read_json
 from lit_gpt.checkpoints.provenance import LINEAGE, code_versions, collect_lineage, hash_tokenizer
 from lit_gpt.checkpoints.resolve import TOKENIZER, list_checkpoints
 from lit_gpt.checkpoints.step import CHECKPOINTS
+from lit_gpt.checks import local_path
 from lit_gpt.data_info import DataInfo, read_data_info
 from lit_gpt.errors import UserError
 
@@ -32,7 +33,7 @@ LOCK = "running.json"
 
 def run_dir_of(trainer: Trainer) -> Path:
     """Return a run's folder: `trainer.run_dir` of `lit_gpt.Trainer`, `default_root_dir` of a stock Trainer."""
-    return Path(getattr(trainer, "run_dir", None) or trainer.default_root_dir)
+    return local_path("default_root_dir", getattr(trainer, "run_dir", None) or trainer.default_root_dir)
 
 
 def require_fresh(run_dir: Path) -> None:

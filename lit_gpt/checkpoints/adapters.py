@@ -30,6 +30,7 @@ from lit_gpt.adapters.inject import plain_name
 from lit_gpt.atomic import atomic_folder
 from lit_gpt.checkpoints.bundle import CONFIG, check_free, tokenizer_in, write_json
 from lit_gpt.checkpoints.provenance import LINEAGE, verify, write_manifest
+from lit_gpt.checks import local_path
 from lit_gpt.data.tokenizers import load_tokenizer
 from lit_gpt.errors import UserError
 from lit_gpt.models import GPT, GPTConfig
@@ -137,7 +138,7 @@ def save_peft_folder(out: str | Path, saved: SavedAdapter) -> Path:
     Raises:
         UserError: `out` exists, or the disk is full.
     """
-    out = Path(out)
+    out = local_path("out", out)
     check_free(out)
     hf_names = hf_layer_names(saved.config)
     tensors = saved.load_tensors()

@@ -25,6 +25,7 @@ from lit_gpt.checkpoints.huggingface import export_hf, open_hf
 from lit_gpt.checkpoints.huggingface.tensors import read_json
 from lit_gpt.checkpoints.model_card import CARD, CardFacts, Opens, model_card
 from lit_gpt.checkpoints.provenance import LINEAGE, MANIFEST, verify, write_manifest
+from lit_gpt.checks import local_path
 from lit_gpt.data.chat import stop_token_ids
 from lit_gpt.data.tokenizers import TOKENIZER_FILES, Tokenizer, load_tokenizer
 from lit_gpt.errors import UserError
@@ -103,7 +104,7 @@ def save_bundle(
         UserError: `out` exists, the dtype is unknown, the tokenizer has tokens that the model lacks, or the disk is
             full.
     """
-    out = Path(out)
+    out = local_path("out", out)
     check_free(out, overwrite)
     kind = None if dtype is None else torch_dtype(dtype)
     metadata = BundleMetadata.of(config, tokenizer_path, lineage, carried, facts or CardFacts(out.name))

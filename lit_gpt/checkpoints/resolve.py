@@ -44,6 +44,7 @@ from lit_gpt.checkpoints.step import (
     read_model_weights,
     step_of,
 )
+from lit_gpt.checks import local_path
 from lit_gpt.data.tokenizers import TOKENIZER_FILES
 from lit_gpt.errors import UserError
 from lit_gpt.extensions import how_to_import, imported_class
@@ -128,7 +129,7 @@ def resolve_model(path_or_name: str | Path, averaged: bool = True, adapter: str 
         named = Path(path_or_name).expanduser() / ADAPTERS / str(adapter)
         saved = resolve_adapter(named if named.is_dir() else adapter, averaged)
         return _adapted(resolve_model(path_or_name, averaged), saved)
-    path = Path(path_or_name).expanduser()
+    path = local_path("model", path_or_name)
     if path.is_dir():
         if is_peft_folder(path):
             return _on_its_base(read_peft_folder(path), averaged)
@@ -194,7 +195,7 @@ def resolve_adapter(path_or_name: str | Path, averaged: bool = True) -> SavedAda
     Raises:
         UserError: there is no adapter, or it is damaged.
     """
-    path = Path(path_or_name).expanduser()
+    path = local_path("model", path_or_name)
     if not path.is_dir():
         remedy = _nearest_models(path)[0] or "name a run, a checkpoint or a folder in peft's format"
         raise UserError(f"adapter {path_or_name} does not exist; {remedy}")

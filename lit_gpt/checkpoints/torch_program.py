@@ -16,6 +16,7 @@ from torch import Tensor
 from lit_gpt.atomic import atomic_file
 from lit_gpt.checkpoints.bundle import torch_dtype
 from lit_gpt.checkpoints.resolve import finished_model
+from lit_gpt.checks import local_path
 from lit_gpt.errors import UserError
 from lit_gpt.models import GPT, GPTConfig
 from lit_gpt.models.precision import converted
@@ -50,7 +51,7 @@ def save_torch_program(
     Raises:
         UserError: `out` exists or does not end in `.pt2`, the dtype is unknown, the check fails, or the disk is full.
     """
-    out = Path(out)
+    out = local_path("out", out)
     if out.suffix != SUFFIX:
         raise UserError(f"--out {out} is a torch.export program, so its name must end in {SUFFIX}")
     if out.exists():

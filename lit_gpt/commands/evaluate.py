@@ -57,8 +57,8 @@ def evaluate(
 
         print(explanation(explain))
         return 0
-    from pathlib import Path
 
+    from lit_gpt.checks import local_path
     from lit_gpt.errors import UserError
     from lit_gpt.evaluation.plan import load_plan, suite_file, tasks_plan
 
@@ -85,7 +85,7 @@ def evaluate(
         return page.parent if found is None else page
 
     if compare is not None:
-        return _compare(compare, Path(out or "evaluation/comparison").expanduser(), report_on)
+        return _compare(compare, local_path("out", out or "evaluation/comparison"), report_on)
     if model is None:
         raise UserError("--model is missing; name a run, checkpoint, bundle or Hugging Face model")
     if plan is None:
@@ -93,7 +93,7 @@ def evaluate(
             "there is no plan; give --config <YAML, such as configs/eval/stdlib.yaml>, --tasks hellaswag or --suite "
             "safety"
         )
-    page, outcome, gate = measure(model, None if out is None else Path(out).expanduser())
+    page, outcome, gate = measure(model, None if out is None else local_path("out", out))
     _print_scores(outcome, gate)
     if page is not None:
         print(page)

@@ -84,8 +84,8 @@ def generate(
     """
     import sys
     from dataclasses import replace
-    from pathlib import Path
 
+    from lit_gpt.checks import local_path
     from lit_gpt.data.chat.template import has_template
     from lit_gpt.errors import UserError
     from lit_gpt.generation import Engine, SamplingParams, Speculation
@@ -95,6 +95,7 @@ def generate(
         raise UserError(f"num_samples must be at least 1; got {num_samples}")
     if prompts is not None and prompt:
         raise UserError("--prompt and --prompts are both given; choose one")
+    target = None if out is None else local_path("out", out)
     params = SamplingParams(
         max_new_tokens=max_new_tokens,
         temperature=temperature,
@@ -138,16 +139,16 @@ def generate(
         speculation=speculation,
     )
     texts = [row["prompt"] if renderer is None else _as_message(renderer, row["prompt"]) for row in rows]
-    if prompts is None and out is None:
+    if prompts is None and target is None:
         _print_samples(engine, texts[0], params, num_samples)
         return
     lines = _answers(engine, rows, texts, params, num_samples)
-    if out is None:
+    if target is None:
         for line in lines:
             print(line, flush=True)
         return
     try:
-        with Path(out).expanduser().open("w", encoding="utf-8") as file:
+        with target.open("w", encoding="utf-8") as file:
             for line in lines:
                 file.write(line + "\n")
                 file.flush()

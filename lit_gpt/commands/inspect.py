@@ -29,6 +29,7 @@ def inspect(
     from pathlib import Path
 
     from lit_gpt.atomic import atomic_file
+    from lit_gpt.checks import local_path
     from lit_gpt.data.inspection import page, terminal
     from lit_gpt.datamodules.inspection import inspect_data, open_datamodule
     from lit_gpt.errors import UserError
@@ -47,7 +48,7 @@ def inspect(
         report.num_hidden = max(0, len(report.windows) - num_windows)
         report.windows = report.windows[:num_windows]
     if html is not None:  # before printing, which fails if the reader closes the pipe
-        with atomic_file(Path(html).expanduser()) as temporary:
+        with atomic_file(local_path("html", html)) as temporary:
             temporary.write_text(page.render(report), encoding="utf-8")
     print(f"{table}\n{terminal.render(report, use_color)}" if table else terminal.render(report, use_color))
     if html is not None:

@@ -32,7 +32,7 @@ def plan(
     from pathlib import Path
 
     from lit_gpt.atomic import atomic_file
-    from lit_gpt.checks import check_at_least
+    from lit_gpt.checks import check_at_least, local_path
     from lit_gpt.instantiate import read_yaml
     from lit_gpt.planning.devices import find_device, read_device
     from lit_gpt.planning.forecast import describe
@@ -51,7 +51,7 @@ def plan(
     run = PlannedRun(Path(config).expanduser(), chosen, devices)
     result = run.forecast(run.measure() if measure else None, scaling_law)
     if out is not None:
-        with atomic_file(Path(out).expanduser()) as temporary:
+        with atomic_file(local_path("out", out)) as temporary:
             temporary.write_text(json.dumps(result.to_dict(), indent=1) + "\n", encoding="utf-8")
     print(describe(result))
 
@@ -92,12 +92,10 @@ def budget(
         law: File of a scaling law that `plan fit-law` wrote; null takes a published one.
         data: YAML with the `data` of the run; null takes the standard library's.
     """
-    from pathlib import Path
-
     import yaml
 
     from lit_gpt.atomic import atomic_file
-    from lit_gpt.checks import check_above, check_at_least, check_between
+    from lit_gpt.checks import check_above, check_at_least, check_between, local_path
     from lit_gpt.errors import UserError
     from lit_gpt.instantiate import read_yaml
     from lit_gpt.planning.budget import as_yaml, propose
@@ -130,7 +128,7 @@ def budget(
         if not isinstance(source, dict) or "class_path" not in source:
             raise UserError(f"{data} has no `data` with a class_path; name the YAML of a run, or of its data")
     run = propose(scaling_law, flops, depth, vocab_size, block_size, inference_tokens, unique_tokens)
-    path = Path(out).expanduser()
+    path = local_path("out", out)
     with atomic_file(path) as temporary:
         temporary.write_text(yaml.safe_dump(as_yaml(run, source, path.stem), sort_keys=False), encoding="utf-8")
     config = run.config
@@ -166,11 +164,12 @@ def fit_law(
     """
     from pathlib import Path
 
+    from lit_gpt.checks import local_path
     from lit_gpt.planning.laws import describe_laws
 
     print(
         describe_laws(
             Path(table), columns, where or {}, corpus, max_compute, min_compute_to_score, num_resamples,
-            None if out is None else Path(out).expanduser(),
+            None if out is None else local_path("out", out),
         )
     )  # fmt: skip

@@ -54,6 +54,7 @@ def quantize(
     from lit_gpt.checkpoints.provenance import write_manifest
     from lit_gpt.checkpoints.quantization import check_scheme, save_quantized_bundle
     from lit_gpt.checkpoints.resolve import exportable_weights, resolve_model, training_facts
+    from lit_gpt.checks import local_path
     from lit_gpt.errors import UserError
     from lit_gpt.evaluation.language_modeling import measure_cost
     from lit_gpt.evaluation.texts import Texts
@@ -71,7 +72,7 @@ def quantize(
     if measure and source.tokenizer_path is None:
         raise UserError(f"{model} has no tokenizer, so it cannot be measured; --measure false quantizes it anyway")
     scheme = _scheme(source, method, group_size)
-    check_free(Path(out))
+    check_free(local_path("out", out))
     scheme.check_device(torch_device)
     scheme.torchao_config()
     check_scheme(source.config, scheme)

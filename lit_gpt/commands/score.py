@@ -24,19 +24,20 @@ def score(
         on_bad_input: how to treat a row that cannot be scored: error: stop and name it; skip: skip and count it.
     """
     import json
-    from pathlib import Path
 
     from lit_gpt.atomic import atomic_file
+    from lit_gpt.checks import local_path
     from lit_gpt.data.records import BadInput, FileRecords
     from lit_gpt.errors import UserError
     from lit_gpt.generation.scorer import load_scorer
 
     if batch_size < 1:
         raise UserError(f"batch_size is {batch_size}; it must be at least 1")
+    target = local_path("out", out)
     scorer = load_scorer(model, device)
     bad_input = BadInput(on_bad_input)
     total, count = 0.0, 0
-    with atomic_file(Path(out)) as temporary, open(temporary, "w", encoding="utf-8") as file:
+    with atomic_file(target) as temporary, open(temporary, "w", encoding="utf-8") as file:
         for rows, rewards in scorer.rate_rows(FileRecords(files).records(bad_input), bad_input, columns, batch_size):
             for row, reward in zip(rows, rewards, strict=True):
                 values = {**row.values, "reward": reward, "source": row.where}

@@ -41,15 +41,14 @@ def train(
         chat_tokens: chat format whose special tokens are added: chatml (<|im_start|>, <|im_end|>) or llama3
             (<|start_header_id|>, <|end_header_id|>, <|eot_id|>); null: none.
     """
-    from pathlib import Path
-
     from lit_gpt.atomic import atomic_folder
+    from lit_gpt.checks import local_path
     from lit_gpt.data.bpe import CHAT_TOKENS, train_bpe
     from lit_gpt.data.tokenizer_sample import TokenizerSample
     from lit_gpt.errors import UserError
     from lit_gpt.pages.text import human_bytes
 
-    folder = Path(out).expanduser()
+    folder = local_path("out", out)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{out} already exists; choose another --out, or remove it first")
     if bool(files) == bool(mixture):

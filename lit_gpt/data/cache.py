@@ -15,16 +15,23 @@ from pathlib import Path
 from typing import Any
 
 from lit_gpt.atomic import atomic_file
+from lit_gpt.checks import local_path
 from lit_gpt.errors import UserError
 from lit_gpt.pages.text import human_bytes
 
 
-def default_cache_dir() -> Path:
-    """Return `$LIT_GPT_CACHE`, else `$XDG_CACHE_HOME/lit_gpt`, else `~/.cache/lit_gpt`."""
+def find_cache_dir(cache_dir: str | None) -> Path:
+    """Return the option `cache_dir`, else `$LIT_GPT_CACHE`, else `$XDG_CACHE_HOME/lit_gpt`, else `~/.cache/lit_gpt`.
+
+    Raises:
+        UserError: it is an address such as `s3://bucket/cache`.
+    """
+    if cache_dir is not None:
+        return local_path("cache_dir", cache_dir)
     if own := os.environ.get("LIT_GPT_CACHE"):
-        return Path(own).expanduser()
+        return local_path("LIT_GPT_CACHE", own)
     if xdg := os.environ.get("XDG_CACHE_HOME"):
-        return Path(xdg).expanduser() / "lit_gpt"
+        return local_path("XDG_CACHE_HOME", xdg) / "lit_gpt"
     return Path("~/.cache/lit_gpt").expanduser()
 
 

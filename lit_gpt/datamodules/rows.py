@@ -15,7 +15,7 @@ import numpy as np
 
 from lit_gpt.batch import Batch
 from lit_gpt.data.batches import RowBatchBuilder
-from lit_gpt.data.cache import default_cache_dir, make_cache_dir, say
+from lit_gpt.data.cache import find_cache_dir, make_cache_dir, say
 from lit_gpt.data.chat import ChatRenderer
 from lit_gpt.data.evaluation_loader import OrderedLoader
 from lit_gpt.data.instructions import LongRows, chat_tokenizer
@@ -120,7 +120,7 @@ class RowDataModule(StepDataModule):
         self.val_fraction = val_fraction
         self.test_fraction = test_fraction
         self.on_bad_input: OnBadInput = on_bad_input
-        self.cache_dir = default_cache_dir() if cache_dir is None else Path(cache_dir).expanduser()
+        self.cache_dir = find_cache_dir(cache_dir)
         self.chat_tokens = tuple(chat_tokens or ())
         self.chat_tokenizer, self.new_tokens = self.load_tokenizer()
         self.vocab_size = self.chat_tokenizer.vocab_size

@@ -10,7 +10,7 @@ from typing import Any
 
 from lit_gpt.checks import check_at_least
 from lit_gpt.data.batches import BatchBuilder
-from lit_gpt.data.cache import default_cache_dir, make_cache_dir
+from lit_gpt.data.cache import find_cache_dir, make_cache_dir
 from lit_gpt.data.corpus_spec import CorpusSpec
 from lit_gpt.data.prepare import prepare_corpus
 from lit_gpt.data.prepared import padded_vocab_size
@@ -122,7 +122,7 @@ class StreamingDataModule(WindowDataModule):
         self.val_documents = val_documents
         self.test_documents = test_documents
         self.steps_per_epoch = steps_per_epoch
-        self.cache_dir = default_cache_dir() if cache_dir is None else Path(cache_dir).expanduser()
+        self.cache_dir = find_cache_dir(cache_dir)
         self.cache_gigabytes = cache_gigabytes
         self.on_bad_input: OnBadInput = on_bad_input
         self.prepare_threads = prepare_threads

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_gpt.data.bpe import Pattern, check_vocab_size
-from lit_gpt.data.cache import default_cache_dir, make_cache_dir
+from lit_gpt.data.cache import find_cache_dir, make_cache_dir
 from lit_gpt.data.corpus_spec import CorpusSpec
 from lit_gpt.data.evaluation_loader import EvaluationLoader
 from lit_gpt.data.prepare import check_space, corpus_path, prepare_corpus
@@ -86,7 +86,7 @@ class TokenDataModule(WindowDataModule):
         self.val_fraction = val_fraction
         self.test_fraction = test_fraction
         self.on_bad_input: OnBadInput = on_bad_input
-        self.cache_dir = default_cache_dir() if cache_dir is None else Path(cache_dir).expanduser()
+        self.cache_dir = find_cache_dir(cache_dir)
         self.prepare_threads = prepare_threads
         self._folders: tuple[Path, Path] | None = None  # folders of the tokenizer and the corpus, once known
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lit_gpt.atomic import atomic_file
+from lit_gpt.checks import local_path
 from lit_gpt.data.chat import ChatRenderer, Message
 from lit_gpt.errors import UserError
 from lit_gpt.generation.loop import EngineLoop, RequestHandle
@@ -78,7 +79,7 @@ class ChatSession:
         """
         line = json.dumps({"messages": self._with_system(self.messages)}, ensure_ascii=False) + "\n"
         try:
-            with atomic_file(Path(path).expanduser()) as file:
+            with atomic_file(local_path("file", path)) as file:
                 file.write_text(line, encoding="utf-8")
         except OSError as error:
             raise UserError(f"{path} cannot be written: {error}") from error

@@ -740,6 +740,9 @@ class GPTModule(LightningModule):
         Raises:
             UserError: a trained weight is missing, or there are unexpected weights.
         """
+        # `ddp_notebook`, `ddp_fork` and `ddp_spawn` build and train the model in other processes, and then load its
+        # weights into the module of this one, which has no model so far (not strictly, so that they would be dropped).
+        self.configure_model()
         if self._adapter is None or self.model is None:
             return super().load_state_dict(state_dict, strict, assign)
         result = super().load_state_dict(state_dict, False, assign)

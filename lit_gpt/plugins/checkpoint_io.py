@@ -8,6 +8,7 @@ from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 
 from lit_gpt.atomic import remove_atomically
 from lit_gpt.checkpoints.step import read_checkpoint, write_checkpoint
+from lit_gpt.checks import local_path
 from lit_gpt.errors import UserError
 
 
@@ -31,7 +32,7 @@ class AtomicCheckpointIO(CheckpointIO):
         """
         if storage_options is not None:
             raise UserError(f"{type(self).__name__} writes to a local folder and does not support storage_options")
-        write_checkpoint(checkpoint, Path(path))
+        write_checkpoint(checkpoint, local_path("default_root_dir", path))
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
@@ -41,7 +42,7 @@ class AtomicCheckpointIO(CheckpointIO):
         Raises:
             UserError: it does not exist, or one of its files is missing, truncated or damaged.
         """
-        path = Path(path)
+        path = local_path("ckpt_path", path)
         if path.is_file():
             return _read_file(path)
         if not path.is_dir():

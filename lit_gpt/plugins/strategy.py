@@ -55,7 +55,7 @@ from lit_gpt.checkpoints.step import (
     saved_tensors,
     to_plain,
 )
-from lit_gpt.checks import check_one_of
+from lit_gpt.checks import check_one_of, local_path
 from lit_gpt.errors import UserError
 from lit_gpt.plugins.checkpoint_io import AtomicCheckpointIO
 
@@ -180,7 +180,7 @@ class AtomicModelParallelStrategy(ModelParallelStrategy):
         """
         if storage_options is not None:
             raise UserError(f"{type(self).__name__} writes to a local folder and does not support storage_options")
-        path = Path(self.broadcast(str(filepath)))
+        path = local_path("default_root_dir", self.broadcast(str(filepath)))
         if not self.saves_shards:
             self._first_process(lambda: self.checkpoint_io.save_checkpoint(checkpoint, path))
             return
@@ -209,7 +209,7 @@ class AtomicModelParallelStrategy(ModelParallelStrategy):
         Raises:
             UserError: one of its files is missing, truncated or damaged, or it contains another model.
         """
-        path = Path(self.broadcast(str(checkpoint_path)))
+        path = local_path("ckpt_path", self.broadcast(str(checkpoint_path)))
         if not path.is_dir():
             raise UserError(f"no checkpoint folder at {path}; name a step-*.ckpt folder, or `last`")
         self._first_process(lambda: verify(path))

@@ -21,6 +21,7 @@ from lit_gpt.checkpoints.gguf.file import open_gguf
 from lit_gpt.checkpoints.gguf.vocabulary import vocabulary
 from lit_gpt.checkpoints.huggingface.tensors import check_names
 from lit_gpt.checkpoints.huggingface.writing import TRAINING_ONLY
+from lit_gpt.checks import local_path
 from lit_gpt.data.tokenizers import Tokenizer
 from lit_gpt.errors import UserError
 from lit_gpt.extras import need
@@ -88,7 +89,7 @@ def save_gguf(
         UserError: If llama.cpp does not support the model or tokenizer, tensors are missing or unexpected, `out`
             exists, the `gguf` package is missing, or the disk is full.
     """
-    out = Path(out)
+    out = local_path("out", out)
     if out.suffix != ".gguf":
         raise UserError(f"--out {out} is a GGUF file, so its name must end with .gguf, such as {out.name or 'x'}.gguf")
     if out.exists():

@@ -44,6 +44,7 @@ from lit_gpt.checkpoints.quantization.scheme import (
     to_parts,
 )
 from lit_gpt.checkpoints.step import STATE, read_state
+from lit_gpt.checks import local_path
 from lit_gpt.errors import UserError
 from lit_gpt.models import GPT, GPTConfig
 from lit_gpt.models.precision import converted
@@ -107,7 +108,7 @@ def save_quantized_bundle(
         UserError: `out` exists, the group size does not divide a layer's inputs, the layers have different dtypes, the
             device does not support the scheme, torchao is not installed, or the disk is full.
     """
-    out = Path(out)
+    out = local_path("out", out)
     check_free(out)
     kind = None if dtype is None else torch_dtype(dtype)
     check_scheme(config, scheme)

@@ -9,7 +9,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from lit_gpt.checks import check_above
+from lit_gpt.checks import check_above, local_path
 from lit_gpt.data.bpe import check_vocab_size, train_bpe
 from lit_gpt.data.cleaning import TRANSFORMS, CorpusTransform, Transform
 from lit_gpt.data.cleaning.base import code_fingerprint
@@ -198,7 +198,7 @@ def make_recipe(
         spec.build()
     check_tokenizer(tokenizer)
     for source in named:
-        _check_out_is_no_input(source.source, Path(out).expanduser())
+        _check_out_is_no_input(source.source, local_path("out", out))
     written = {
         "sources": sources,
         "steps": [spec.written for spec in specs],
@@ -211,7 +211,7 @@ def make_recipe(
         "shard_megabytes": shard_megabytes,
     }
     return Recipe(
-        out=Path(out).expanduser(),
+        out=local_path("out", out),
         sources=_uniquely_named(named),
         transforms=specs,
         tokenizer=tokenizer,
