@@ -3,6 +3,7 @@
 import pickle
 import warnings
 from functools import partial
+from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
@@ -362,7 +363,11 @@ def test_the_runs_root(tmp_path, monkeypatch):
 
 def test_default_callbacks_can_be_sent_to_another_process():
     pickle.dumps(ThroughputMonitor())
-    RunCheckpoint().best_model_path = "what a launcher hands back"
+    callback = RunCheckpoint()
+    callback.best_model_path = ""  # what a launcher hands back
+    assert callback.run_dir == Path()
+    callback.best_model_path = "runs/a/checkpoints/step-00000002.ckpt"
+    assert callback.run_dir == Path("runs/a")
 
 
 def test_other_trainer_settings(tmp_path, data):
