@@ -124,10 +124,11 @@ def _cell(value: Any) -> str:
 def _model(config: GPTConfig, tokenizer: Tokenizer | None, dtype: str | None) -> Rows:
     experts = config.moe and f"{config.moe.num_experts_per_tok} of {config.moe.num_experts} per token"
     heads = f"{config.n_head}, {config.num_kv_heads} for keys and values, of size {config.head_dim}"
+    tied = config.vocab_size * config.n_embd if config.tie_embeddings else 0  # a head that is the embedding
     rows: Rows = [
         ("family", config.family),
         ("parameters", config.num_parameters()),
-        ("without embeddings", config.num_parameters(embeddings=False)),
+        ("without embeddings", config.num_parameters(embeddings=False) - tied),
         ("active per token", config.num_parameters(active=True) if config.moe else None),
         ("layers, width", f"{config.n_layer}, {config.n_embd}"),
         ("heads", heads),

@@ -44,9 +44,7 @@ def inspect(
     report = inspect_data(datamodule, split, num_windows, trace)
     use_color = color == "always" or (color == "auto" and sys.stdout.isatty() and not os.environ.get("NO_COLOR"))
     table = "" if trace is None else terminal.trace_table(report, use_color)
-    if trace is not None:
-        report.num_hidden = max(0, len(report.windows) - num_windows)
-        report.windows = report.windows[:num_windows]
+    report.num_shown = None if trace is None else num_windows
     if html is not None:  # before printing, which fails if the reader closes the pipe
         with atomic_file(local_path("html", html)) as temporary:
             temporary.write_text(page.render(report), encoding="utf-8")

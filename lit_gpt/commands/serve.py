@@ -90,6 +90,7 @@ def serve(
         draft_model,
         draft_tokens,
     )
+    served.warm_up()
     service = Service(served, bounds, watching)
     app = create_app(service, keys, hosts, cors_origins or (), root_path)
     opened.listen(BACKLOG)  # who has read the lines below may connect

@@ -684,7 +684,12 @@ class GPTModule(LightningModule):
         for corpus, of_corpus in self._corpus_metrics.items():
             values |= {f"{stage}/{corpus}/{name}": value for name, value in of_corpus.compute().items()}
         self._corpus_metrics.clear()
-        self.log_dict({**values, "step": float(self.trainer.global_step)}, prog_bar=False)
+        self._log_at_step(values)
+
+    def _log_at_step(self, values: Mapping[str, Any]) -> None:
+        """Log results of a split at the optimizer step; a checkpoint that is only tested has none here."""
+        step = self.trainer.global_step
+        self.log_dict({**values, "step": float(step)} if step else values, prog_bar=False)
 
     # ---- checkpoints --------------------------------------------------------------------------------------------
 

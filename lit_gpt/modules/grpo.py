@@ -495,7 +495,7 @@ class GRPOModule(GPTModule):
             self._log_now({name: value for name, value in values.items() if not math.isnan(value)})
             self.print(f"held-out reward before training: {reward:.4f}")
             return
-        self.log_dict({**values, "step": float(self.trainer.global_step)}, prog_bar=False)
+        self._log_at_step(values)
         if self.trainer.state.fn != TrainerFn.FITTING:
             self._print_skipped()
 

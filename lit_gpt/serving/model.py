@@ -3,6 +3,7 @@
 import re
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ from torch.nn import functional as F
 from lit_gpt.data.chat import ChatRenderer, Message
 from lit_gpt.data.tokenizers import Tokenizer, byte_alphabet
 from lit_gpt.errors import UserError
-from lit_gpt.generation import Engine, Speculation
+from lit_gpt.generation import Engine, SamplingParams, Speculation
 from lit_gpt.generation.engine import EngineStats
 from lit_gpt.generation.loading import load_for_generation, make_renderer, short_name
 from lit_gpt.generation.loop import EngineLoop
@@ -164,6 +165,17 @@ class ServedModel:
                 "server with --chat_template"
             )
         return self.renderer(messages, True, tools).ids
+
+    def warm_up(self) -> None:
+        """Answer a short request, so that no client waits for libraries, kernels and caches to be loaded."""
+        text = "a"
+        ids = self.prompt_ids(text)
+        if self.renderer is not None:
+            with suppress(UserError):  # a template may need more than a message
+                ids = self.chat_ids([Message(role="user", content=text)], [])
+        for _ in self.loop.submit(ids[: self.max_length // 2], SamplingParams(max_new_tokens=2, ignore_eos=True)):
+            pass
+        self.check_size(text)
 
     @torch.inference_mode()
     def embed(self, ids: Sequence[int]) -> list[float]:

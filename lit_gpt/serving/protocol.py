@@ -54,6 +54,20 @@ def _few(most: int) -> BeforeValidator:
     return BeforeValidator(partial(_refuse_many, most))
 
 
+def _refuse_true(reason: str, value: Any) -> Any:
+    if value is True:
+        raise ValueError(f"it is true, but this server {reason}; leave it out or set it to false")
+    return value
+
+
+def false_because(reason: str) -> BeforeValidator:
+    """Accept null and false; reject true with the reason."""
+    return BeforeValidator(partial(_refuse_true, reason))
+
+
+Store = Annotated[Literal[False] | None, false_because("stores no conversations")]
+
+
 def _refuse_many(most: int, value: Any) -> Any:
     if isinstance(value, dict) and len(value) > most:
         raise ValueError(f"it has {len(value)} fields, at most {most} are allowed")
@@ -198,7 +212,7 @@ class ChatRequest(_Sampled):
     modalities: list[Literal["text"]] | None = None
     # Accepted without effect on the answer.
     metadata: Annotated[dict[str, str], _few(MAX_METADATA)] | None = None
-    store: Literal[False] | None = None
+    store: Store = None
     service_tier: Literal["auto", "default"] | None = None
     prompt_cache_key: str | None = None
     safety_identifier: str | None = None

@@ -27,7 +27,9 @@ from lit_gpt.serving.protocol import (
     Known,
     Metadata,
     SchemaName,
+    Store,
     ToolName,
+    false_because,
     refusal,
 )
 from lit_gpt.serving.responses import Delta, StreamResponse, chat_logprobs
@@ -112,8 +114,8 @@ class ResponseRequest(Known):
     parallel_tool_calls: StrictBool | None = None
     include: list[Literal["message.output_text.logprobs"]] | None = None
     top_logprobs: Annotated[StrictInt, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
-    store: Literal[False] | None = None
-    background: Literal[False] | None = None
+    store: Store = None
+    background: Annotated[Literal[False] | None, false_because("answers at once")] = None
     previous_response_id: None = None
     truncation: Literal["disabled"] | None = None
     reasoning: None = None

@@ -58,7 +58,7 @@ def contents(folder, *names):
 
 def test_everything_comes_in_and_goes_out(hub, tmp_path, capsys):
     import_(str(hub), str(tmp_path / "bundle"))
-    assert "next: python -m lit_gpt generate" in capsys.readouterr().out
+    assert "next: python -m lit_gpt chat --model" in capsys.readouterr().out
     export(str(tmp_path / "bundle"), str(tmp_path / "out"), dtype="bfloat16")
     files = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
     for folder in (tmp_path / "bundle", tmp_path / "out"):

@@ -63,6 +63,8 @@ def test_the_card_says_what_was_recorded():
     card = model_card(CONFIG, small_tokenizer(), LINEAGE, facts, "bfloat16")
     found = rows(card)
     assert found["parameters"] == f"{sum(p.numel() for p in GPT(CONFIG).parameters()):,}"
+    body = sum(p.numel() for name, p in GPT(CONFIG).named_parameters() if name.split(".")[0] not in ("wte", "wpe"))
+    assert found["without embeddings"] == f"{body:,}"  # the tied head is the embedding
     assert found["context"] == "16 tokens"
     assert found["weights"] == "bfloat16"
     assert found["license of the training data"] == "CC-BY-4.0; *to fill in* of Poems"

@@ -1,6 +1,7 @@
 """The door: help, one-line errors, and configurations that run as printed. Each test is a process of its own."""
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -156,6 +157,7 @@ def test_the_printed_config_runs_as_it_is_and_the_run_speaks_and_exports(folder)
         measured = command(stage, "--config", run / "config.yaml", "--ckpt_path", "last", cwd=folder)
         assert measured.returncode == 0, measured.stderr
         assert f"{'val' if stage == 'validate' else 'test'}/bits_per_byte" in measured.stdout
+        assert not re.search(r"^\W*step\b", measured.stdout, re.MULTILINE)  # not "step 0" for a trained model
 
     predicted = command("predict", "--config", run / "config.yaml", "--ckpt_path", "last", cwd=folder)
     assert predicted.returncode == 0, predicted.stderr

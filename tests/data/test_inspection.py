@@ -141,7 +141,7 @@ def report(tokenizer: Tokenizer, texts: TokenTexts) -> Report:
         Piece(0, first, "a<b>.txt", 3, "0123456789abcdef" * 2, 0, first, "web"),
         Piece(first, len(ids), "b.txt", 0, "fedcba9876543210" * 2, 0, len(ids) - first, "web"),
     ]
-    return Report("T<x>: step 4", [("tokenizer", "x & y")], windows_of(batch, texts, [pieces]), num_hidden=2, step=4)
+    return Report("T<x>: step 4", [("tokenizer", "x & y")], windows_of(batch, texts, [pieces]) * 3, num_shown=1, step=4)
 
 
 def test_the_page_stands_alone_and_is_harmless(tokenizer: Tokenizer, texts: TokenTexts) -> None:
@@ -178,5 +178,5 @@ def test_the_terminal_shows_the_same(tokenizer: Tokenizer, texts: TokenTexts, co
     if not colour:
         assert "⟦■<|endoftext|>⟧" in plain
     table = terminal.trace_table(report(tokenizer, texts), colour=False)
-    assert "optimizer step 4: 1 windows" in table
+    assert "optimizer step 4: 3 windows" in table
     assert re.search(r"7  0-\d+ +0123456789abcdef  0-\d+/\d+ +web: a<b>\.txt:3", table)

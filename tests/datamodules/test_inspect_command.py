@@ -85,6 +85,7 @@ def test_it_prints_and_writes_a_page(
     assert "sample 8 " in told
     assert told.count("━━ window") == 2
     assert "and 2 more windows of the step" in told
+    assert any(line.split() == ["windows", "4"] for line in told.splitlines())  # the whole step, as in the table
     assert f"{name}: optimizer step 3" in (tmp_path / "page.html").read_text(encoding="utf-8")
     inspect(str(runs[name]), num_windows=1, split="val")
     told = capsys.readouterr().out

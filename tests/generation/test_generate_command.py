@@ -2,12 +2,16 @@
 
 import io
 import json
+from pathlib import Path
 
 import pytest
 from small_chats import small_tokenizer
 
 from lit_gpt.checkpoints.bundle import save_bundle
 from lit_gpt.cli import main
+from lit_gpt.data.chat import ChatRenderer, load_chat_template
+from lit_gpt.data.chat.template import with_chat_template
+from lit_gpt.data.tokenizers import load_tokenizer
 from lit_gpt.models import GPT, GPTConfig
 
 
@@ -61,6 +65,28 @@ def test_a_model_without_a_chat_template_is_not_asked_and_weights_are_rounded(bu
     assert status == 2
     assert "--chat_template" in error
     assert run(capsys, *words, "--dtype", "bfloat16")[0] == 0
+
+
+def test_a_model_with_a_chat_template_is_asked_and_only_answers(bundle, tmp_path, capsys):
+    template = load_chat_template("chatml")
+    tokenizer = with_chat_template(load_tokenizer(Path(bundle)), template, template.tokens)
+    tokenizer.save(tmp_path / "tokenizer")
+    model = GPT(GPTConfig(n_layer=1, n_head=2, n_embd=16, block_size=64, vocab_size=tokenizer.vocab_size))
+    model.init_weights(0)
+    save_bundle(tmp_path / "chat", model.config, model.state_dict(), tmp_path / "tokenizer")
+    words = ["--model", tmp_path / "chat", "--max_new_tokens", 12, "--temperature", 0]
+    status, answer, error = run(capsys, *words, "--prompt", "red blue", "--chat")
+    assert status == 0, error
+    assert "red blue" not in answer
+    rendered = "<|im_start|>user\nred blue<|im_end|>\n<|im_start|>assistant\n"
+    (tmp_path / "p.txt").write_text("red blue\n")
+    row = json.loads(run(capsys, *words, "--prompts", tmp_path / "p.txt", "--chat")[1])
+    assert row["prompt"] == "red blue"
+    assert row["text"] == answer.removesuffix("\n")
+    ids = ChatRenderer(tokenizer)([{"role": "user", "content": "red blue"}], add_generation_prompt=True).ids
+    assert row["prompt_tokens"] == len(ids)
+    assert tokenizer.backend.decode(ids, skip_special_tokens=False) == rendered
+    assert run(capsys, *words, "--prompt", "red blue")[1].startswith("red blue")  # continued, not asked
 
 
 def test_json_lines_keep_what_came_with_a_prompt(bundle, tmp_path, capsys):

@@ -211,3 +211,14 @@ def test_a_batch_of_padding_alone_counts_nothing(make_data):
     empty = RowEvaluationLoader(split, data.collator(), 4, rank=len(split), world_size=len(split) + 1)[0]
     assert module.num_units(empty) == 0
     assert float(module.evaluation_loss(empty).loss.detach()) == 0.0
+
+
+def test_the_end_of_a_run_on_conversations_names_chat(make_data, tmp_path, capsys):
+    data = make_data()
+    module = SFTModule(overrides=SMALL | {"vocab_size": data.vocab_size})
+    Trainer(
+        default_root_dir=tmp_path / "runs", max_steps=1, accelerator="cpu", logger=False, limit_val_batches=0,
+        enable_progress_bar=False,
+    ).fit(module, datamodule=data)  # fmt: skip
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("try it")]
+    assert line.split()[2:] == ["python", "-m", "lit_gpt", "chat", "--model", str(tmp_path / "runs" / "default")]

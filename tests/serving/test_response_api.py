@@ -104,7 +104,8 @@ def test_schemas_and_logprobs(client):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"store": True}, "store"),
+        ({"store": True}, "store: .* set it to false"),
+        ({"background": True}, "background: .* set it to false"),
         ({"previous_response_id": "resp_1"}, "previous_response_id"),
         ({"input": []}, "input"),
         ({"input": [{"type": "reasoning", "summary": []}]}, "item 1.*reasoning"),

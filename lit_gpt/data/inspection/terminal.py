@@ -44,7 +44,7 @@ def render(report: Report, colour: bool, width: int | None = None) -> str:
     not_learned = style("text", 2, 9) if colour else "⟦text⟧"
     head = style("reading it".ljust(20), 2)
     lines.append(f"  {head} ■ special token (stop), {not_learned}: not learned, ⏎ line end")
-    for number, window in enumerate(report.windows):
+    for number, window in enumerate(report.shown):
         lines += ["", *_window(number, window, style, width)]
     if report.num_hidden:
         lines.append(f"\n… and {report.num_hidden} more windows of the step (--num_windows shows more)")

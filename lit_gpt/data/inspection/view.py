@@ -295,19 +295,29 @@ class Report:
         title: Title of the report.
         facts: (name, value) lines about the run, the corpus and the tokenizer.
         windows: The windows.
-        num_hidden: Number of windows of the step that are not shown.
+        num_shown: Number of windows to show as text; None: all. Totals count all.
         step: Optimizer step, counted from 1, if one is traced.
     """
 
     title: str
     facts: list[tuple[str, str]]
     windows: list[Window]
-    num_hidden: int = 0
+    num_shown: int | None = None
     step: int | None = None
     notes: list[str] = field(default_factory=list)
 
+    @property
+    def shown(self) -> list[Window]:
+        """The windows to show as text."""
+        return self.windows[: self.num_shown]
+
+    @property
+    def num_hidden(self) -> int:
+        """Number of windows that are not shown as text."""
+        return len(self.windows) - len(self.shown)
+
     def totals(self) -> list[tuple[str, str]]:
-        """Return (name, value) pairs of totals over the windows."""
+        """Return (name, value) pairs of totals over all windows, also those that are not shown."""
         positions = sum(window.length for window in self.windows)
         learned = sum(window.num_learned for window in self.windows)
         sizes = [window.num_bytes for window in self.windows if window.num_bytes is not None]
