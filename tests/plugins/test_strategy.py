@@ -7,14 +7,19 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
 
 from lit_gpt.checkpoints.provenance import verify
 from lit_gpt.checkpoints.resolve import find_last_complete, resolve_model
 from lit_gpt.checkpoints.step import read_checkpoint
+from lit_gpt.errors import UserError
 from lit_gpt.models import GPT
+from lit_gpt.plugins import AtomicModelParallelStrategy
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs gloo")
 WORKER = Path(__file__).parent / "sharded_worker.py"
@@ -160,3 +165,30 @@ def test_gradients_are_summed_over_devices_once_a_step(tmp_path):
     exact = torch.tensor(found["ddp"]["weights"])
     for name, tolerance in (("once", 1e-6), ("each", 1e-6), ("bfloat16", 2e-2)):
         torch.testing.assert_close(torch.tensor(found[name]["weights"]), exact, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("gradient_clip_algorithm", {"gradient_clip_val": 1.0, "gradient_clip_algorithm": "value"}),
+        ("detect_anomaly", {"detect_anomaly": True}),
+    ],
+)
+def test_what_tensor_parallelism_cannot_do_is_refused(tmp_path, name, options):
+    strategy = AtomicModelParallelStrategy(data_parallel_size=1, tensor_parallel_size=2)
+    strategy._device_mesh = {"tensor_parallel": SimpleNamespace(size=lambda: 2)}
+    trainer = pl.Trainer(accelerator="cpu", logger=False, default_root_dir=tmp_path, **options)
+    with pytest.raises(UserError, match=rf"{name}.*tensor_parallel_size"):
+        strategy.setup(trainer)
+
+
+@pytest.mark.parametrize("kind", [torch.optim.Adafactor, torch.optim.Rprop])
+def test_optimizers_that_shards_do_not_support_are_refused(tmp_path, monkeypatch, kind):
+    strategy = AtomicModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)
+
+    def create(self, trainer):
+        self.optimizers = [kind([torch.nn.Parameter(torch.zeros(2))])]
+
+    monkeypatch.setattr(ModelParallelStrategy, "setup_optimizers", create)
+    with pytest.raises(UserError, match=rf"{kind.__name__}.*AdamW"):
+        strategy.setup_optimizers(None)
