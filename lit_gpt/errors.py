@@ -12,6 +12,13 @@ class UserError(ValueError):
 
 def find_user_error(error: BaseException | None) -> UserError | None:
     """Return the `UserError` in a chain of exceptions: jsonargparse wraps the errors of constructors."""
-    while error is not None and not isinstance(error, UserError):
-        error = error.__cause__ or error.__context__
-    return error
+    seen: set[int] = set()  # a chain may return to itself: an error that is raised again while its effect is handled
+    pending = [error]
+    while pending:
+        error = pending.pop()
+        if isinstance(error, UserError):
+            return error
+        if error is not None and id(error) not in seen:
+            seen.add(id(error))
+            pending += [error.__context__, error.__cause__]  # the cause first
+    return None

@@ -156,7 +156,7 @@ def test_mistakes(fields, message):
 
 
 def test_an_unknown_target_is_answered_with_the_known_ones():
-    with pytest.raises(UserError, match=r"names query; .* down_proj, .* q_proj"):
+    with pytest.raises(UserError, match=r"query; .* down_proj, .* q_proj"):
         add_adapter(make(), AdapterConfig(targets=["query"]))
 
 

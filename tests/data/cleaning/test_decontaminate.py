@@ -142,7 +142,7 @@ def test_every_format_gives_the_same_texts(tmp_path):
         ("bad.txt", b"\xff\xfe\x00", "is not valid UTF"),
         ("bad.jsonl.gz", gzip.compress(b'{"a": "b"}' * 500)[:-9], "compressed data are damaged"),
         ("bad.parquet", b"PAR1", "is not a readable Parquet file"),
-        ("empty.jsonl", b"", "holds no text"),
+        ("empty.jsonl", b"", "no text"),
         ("short.jsonl", b'{"a": "too short"}', "has no text of 8 words or more"),
     ],
 )
