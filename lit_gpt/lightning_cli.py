@@ -199,7 +199,10 @@ class CLI(LightningCLI):
         try:
             super().instantiate_classes()
         except (ImportError, MisconfigurationException, ValueError) as error:
-            raise _refusal(error) from error
+            refused = _refusal(error)
+            if refused is error:
+                raise  # with its cause, which `raise error from error` would replace
+            raise refused from error
 
     def before_validate(self) -> None:
         """Raise if the weights would be random."""

@@ -185,7 +185,7 @@ class RunCheckpoint(Checkpoint):
         run, prompt = shlex.quote(str(self.run_dir)), shlex.quote(self.prompt)
         words = getattr(pl_module, "try_it", "generate --model {run} --prompt {prompt}")
         tokenizer = self.run_dir / TOKENIZER
-        if words.startswith("generate") and tokenizer.is_dir() and has_template(load_tokenizer(tokenizer)):
+        if words.startswith("generate") and _has_chat_template(tokenizer):
             words = "chat --model {run}"  # what was trained on conversations is asked through its template
         print(f"\ncheckpoint  {self.last_model_path}{best}")
         builder = getattr(pl_module, "builder", None)  # the class of a model with third-party parts
@@ -257,3 +257,11 @@ def _looks_complete(path: Path) -> bool:
     except UserError:
         return False
     return True
+
+
+def _has_chat_template(tokenizer: Path) -> bool:
+    """Return whether a run's tokenizer has a chat template; one that cannot be read must not fail a finished run."""
+    try:
+        return tokenizer.is_dir() and has_template(load_tokenizer(tokenizer))
+    except UserError:
+        return False

@@ -210,11 +210,11 @@ def test_misspelled_keys_of_the_recipe_name_the_nearest(tmp_path, capsys):
     path = write_recipe(tmp_path / "r.yaml", outt="x")
     with pytest.raises(SystemExit):
         prepare(path)
-    assert "did you mean out?" in capsys.readouterr().err
+    assert "nearest: out" in capsys.readouterr().err
     path = write_recipe(tmp_path / "r.yaml", executor={"knd": "local"})
     with pytest.raises(SystemExit):
         prepare(path)
-    assert "did you mean executor.kind?" in capsys.readouterr().err
+    assert "nearest: executor.kind" in capsys.readouterr().err
 
 
 def stand_in(folder: Path, name: str, body: str) -> None:
