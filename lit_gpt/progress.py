@@ -8,7 +8,7 @@ COLUMNS, ROWS = 80, 24
 """Size of a terminal that does not know its own (some containers and editors report 0)."""
 
 
-class Bar(tqdm):  # type: ignore[type-arg]
+class Bar(tqdm):
     """A tqdm bar that fits any terminal, and is not drawn in files and pipes, which would fill with carriage returns.
 
     Args:

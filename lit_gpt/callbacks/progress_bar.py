@@ -71,7 +71,8 @@ class TokenProgressBar(ProgressBar):
         self._first_step, self._start, self._drawn_at = step, time.perf_counter(), time.perf_counter()
         self._clock.restart(step, tokens_seen(trainer, pl_module))
         self._total = planned_steps(trainer, pl_module)
-        if self._enabled and self._total is not None and self._total < trainer.log_every_n_steps:
+        every = int(trainer.log_every_n_steps)  # type: ignore[attr-defined]
+        if self._enabled and self._total is not None and self._total < every:
             self._line(f"{self._total:,} optimizer step{'s' * (self._total != 1)} in all")
         if self._enabled and self._on_terminal:
             self._bar = Bar(
