@@ -94,7 +94,8 @@ def reserved_cuda(events: Sequence[Event]) -> int:
             whole = 2 * MIB if small else 20 * MIB if size < 10 * MIB else -(-size // (2 * MIB)) * 2 * MIB
             reserved += whole
             num_segments += 1
-            free = num_segments << 48, whole  # far apart: blocks of two segments are never joined
+            # Address ranges that never touch, so that blocks of two segments are not merged.
+            free = num_segments << 48, whole
         start, found = free
         if found - size >= (512 if small else MIB + 1):
             pools[small].put(start + size, found - size)

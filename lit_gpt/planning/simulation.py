@@ -209,12 +209,7 @@ def simulate_step(
             module.trainer = _Trainer(layout, mesh, max_steps)
             module._device_mesh = mesh
             module.to("meta")
-            default = torch.get_default_dtype()
-            torch.set_default_dtype(weights)
-            try:
-                module.configure_model()
-            finally:
-                torch.set_default_dtype(default)
+            _configure_model(module, weights)
             with fake:
                 for owner in _models(module):
                     _to_fake_cpu(owner)
@@ -250,12 +245,7 @@ def time_steps(
     """
     weights, autocast = PRECISIONS[precision]
     module.trainer = _Trainer(Layout(), None, num_steps + 1)
-    default = torch.get_default_dtype()
-    torch.set_default_dtype(weights)
-    try:
-        module.configure_model()
-    finally:
-        torch.set_default_dtype(default)
+    _configure_model(module, weights)
     module.train()
     optimizer = _optimizer(module.configure_optimizers())
     module.trainer.optimizers = [optimizer]
@@ -353,6 +343,16 @@ def _models(module: Any) -> list[nn.Module]:
                 known.add(id(candidate))
                 found.append(candidate)
     return found
+
+
+def _configure_model(module: Any, weights: torch.dtype) -> None:
+    """Build the model of a module with parameters of a dtype, as Lightning's precision plugin would."""
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(weights)
+    try:
+        module.configure_model()
+    finally:
+        torch.set_default_dtype(default)
 
 
 def _to_fake_cpu(model: nn.Module) -> None:
