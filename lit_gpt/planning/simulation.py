@@ -140,11 +140,6 @@ class Work:
             [Collective(*key, round(calls), round(size)) for key, (calls, size) in sorted(counts.items())],
         )
 
-    @property
-    def total_flops(self) -> float:
-        """Floating-point operations of all kinds."""
-        return sum(self.flops.values())
-
 
 @dataclass(frozen=True)
 class SimulatedStep:

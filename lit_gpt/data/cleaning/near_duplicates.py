@@ -48,11 +48,6 @@ _BLOCK = 512
 """Number of n-grams hashed at a time: 112 functions x 512 x 4 bytes = 230 kB."""
 
 
-def probability(similarity: float, num_buckets: int, hashes_per_bucket: int) -> float:
-    """Return the probability that two texts of the given Jaccard similarity share a bucket."""
-    return 1 - (1 - similarity**hashes_per_bucket) ** num_buckets
-
-
 class MinHash:
     """A family of hash functions grouped into buckets.
 

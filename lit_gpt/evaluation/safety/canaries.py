@@ -178,16 +178,6 @@ def rank_of(perplexity: float, candidates: Sequence[float]) -> int:
     return 1 + sum(other <= perplexity for other in candidates)
 
 
-def exposure_by_rank(rank: int, size: int) -> float:
-    """Return the exposure in bits of a secret if all secrets were ranked.
-
-    Args:
-        rank: From 1 (the most likely) to `size`.
-        size: Number of possible secrets.
-    """
-    return math.log2(size) - math.log2(rank)
-
-
 def exposure_by_sampling(perplexity: float, candidates: Sequence[float]) -> float:
     """Estimate exposure in bits from random candidates (section 4.3); at most log2 (n + 1).
 

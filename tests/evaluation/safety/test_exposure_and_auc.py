@@ -10,17 +10,10 @@ from lit_gpt.evaluation.safety.canaries import (
     EXPECTED_WITHOUT_TRAINING,
     SkewNormal,
     exposure_by_fit,
-    exposure_by_rank,
     exposure_by_sampling,
     rank_of,
 )
 from lit_gpt.evaluation.safety.membership import auc, auc_interval, true_positive_rate
-
-
-def test_exposure_of_the_first_and_the_last_of_a_whole_space():
-    assert exposure_by_rank(1, 10**9) == pytest.approx(9 * math.log2(10))
-    assert exposure_by_rank(10**9, 10**9) == 0
-    assert exposure_by_rank(4, 1024) == 8
 
 
 def test_rank_counts_those_at_least_as_likely():
