@@ -21,9 +21,10 @@ from lit_gpt.batch import Batch
 
 @dataclass(frozen=True)
 class DataParallel:
-    """Rank of this process among those that see different data.
+    """Rank of this process among those that hold different tokens.
 
-    Tensor-parallel processes see the same data, so they share a rank.
+    Tensor-parallel processes see the same data, so they share a rank. Losses, counts and statistics are summed over
+    these ranks.
 
     Attributes:
         rank: from 0.
@@ -129,18 +130,28 @@ class DataInfo:
 
 
 def read_data_parallel(trainer: Any) -> DataParallel:
-    """Return the data-parallel rank of this process, for any strategy.
+    """Return the rank of this process among those that hold different tokens, for any strategy.
 
     Args:
         trainer: a Lightning Trainer; None: a single process.
     """
     strategy = getattr(trainer, "strategy", None)
-    ranks = getattr(strategy, "distributed_sampler_kwargs", None)
-    if ranks is None:
-        return DataParallel()
-    mesh = getattr(strategy, "device_mesh", None)
-    group = None if mesh is None else mesh["data_parallel"].get_group()
-    return DataParallel(int(ranks["rank"]), int(ranks["num_replicas"]), group)
+    group = getattr(strategy, "loss_group", None)  # of `ParallelStrategy`
+    if group is not None:
+        return DataParallel(group.rank(), group.size(), group)
+    rank, size = read_sample_rank(trainer)
+    mesh = getattr(strategy, "device_mesh", None)  # of Lightning's ModelParallelStrategy
+    return DataParallel(rank, size, None if mesh is None else mesh["data_parallel"].get_group())
+
+
+def read_sample_rank(trainer: Any) -> tuple[int, int]:
+    """Return the rank of this process among those that load different samples, and their number.
+
+    Args:
+        trainer: a Lightning Trainer; None: a single process.
+    """
+    ranks = getattr(getattr(trainer, "strategy", None), "distributed_sampler_kwargs", None)
+    return (0, 1) if ranks is None else (int(ranks["rank"]), int(ranks["num_replicas"]))
 
 
 def read_data_info(trainer: Any) -> DataInfo:

@@ -18,6 +18,7 @@ from lit_gpt.datamodules.rows import RowDataModule
 from lit_gpt.errors import UserError
 from lit_gpt.instantiate import read_yaml
 from lit_gpt.modules import GRPOModule
+from lit_gpt.parallel.layout import AXES, Layout
 from lit_gpt.planning.devices import Device
 from lit_gpt.planning.forecast import (
     Calibration,
@@ -29,7 +30,7 @@ from lit_gpt.planning.forecast import (
     step_parts,
 )
 from lit_gpt.planning.laws import PUBLISHED, ScalingLaw
-from lit_gpt.planning.simulation import Layout, SimulatedStep, Work, simulate_step, time_steps
+from lit_gpt.planning.simulation import SimulatedStep, Work, simulate_step, time_steps
 
 DEFAULT_CHECKPOINTS = 3
 """Two newest and the best: what `RunCheckpoint` keeps unless told otherwise."""
@@ -71,11 +72,12 @@ class PlannedRun:
         size = int(getattr(self.data, "global_batch_size", 0))
         if size < 1:
             raise UserError(f"{type(self.data).__name__} has no global_batch_size, so its steps cannot be planned")
-        share, rest = divmod(size, self.layout.data_parallel)
+        ranks = self.layout.num_batch_ranks
+        share, rest = divmod(size, ranks)
         if rest or not share:
             raise UserError(
-                f"global_batch_size {size} cannot be shared evenly by {self.layout.data_parallel} devices; set it to "
-                f"{max(1, share) * self.layout.data_parallel}"
+                f"global_batch_size {size} cannot be shared evenly by {ranks} devices; set it to "
+                f"{max(1, share) * ranks}"
             )
         micro = getattr(self.data, "micro_batch_size", "auto")
         self.micro_batch_size = share if micro in ("auto", None) else int(micro)
@@ -325,15 +327,7 @@ def _layout(trainer: dict[str, Any], num_devices: int | None) -> Layout:
     strategy: Any = trainer.get("strategy") or "auto"
     name = strategy if isinstance(strategy, str) else str(strategy.get("class_path", ""))
     options = {} if isinstance(strategy, str) else strategy.get("init_args") or {}
-    if "ModelParallel" in name:
-        tensor = options.get("tensor_parallel_size", "auto")
-        data = options.get("data_parallel_size", "auto")
-        tensor = 1 if tensor == "auto" else int(tensor)
-        data = num_devices // tensor if data == "auto" else int(data)
-        if data * tensor != num_devices:
-            raise UserError(
-                f"data_parallel_size {data} x tensor_parallel_size {tensor} is not the number of devices, "
-                f"{num_devices}; set trainer.devices and num_nodes, or --devices {data * tensor}"
-            )
-        return Layout(data, tensor, sharded=data > 1)
-    return Layout(num_devices, 1, sharded=False)
+    if name.rpartition(".")[2] == "ParallelStrategy":
+        sizes = {axis: options[axis] for axis in (*AXES, "expert") if axis in options}
+        return Layout.resolve(num_devices, **sizes)
+    return Layout(replicate=num_devices)

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from lightning.pytorch import LightningDataModule
 
-from lit_gpt.data_info import DataInfo, DataParallel, read_data_info, read_data_parallel
+from lit_gpt.data_info import DataInfo, DataParallel, read_data_info, read_data_parallel, read_sample_rank
 from lit_gpt.datamodules import TextDataModule
 
 
@@ -45,6 +45,8 @@ def test_a_data_info_of_its_own_wins_over_attributes():
 
 def test_the_ranks_are_the_strategys():
     assert read_data_parallel(None) == DataParallel(0, 1)
+    assert read_sample_rank(None) == (0, 1)
+    assert read_sample_rank(trainer(num_replicas=4, rank=3)) == (3, 4)
     assert read_data_info(trainer(num_replicas=4, rank=3)).data_parallel == DataParallel(3, 4)
     value = torch.ones(2)
     assert DataParallel().sum(value) is value

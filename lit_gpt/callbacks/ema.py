@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from lit_gpt.checkpoints.step import EMA
 from lit_gpt.checks import check_at_least, check_between
 from lit_gpt.errors import UserError
-from lit_gpt.plugins import AtomicModelParallelStrategy
+from lit_gpt.plugins import ParallelStrategy
 
 
 def lerp_weight(decay: float, num_updates: int) -> float:
@@ -143,7 +143,7 @@ class ExponentialMovingAverage(Callback):
             return
         averages = dict(self._averages)
         strategy = trainer.strategy
-        if isinstance(strategy, AtomicModelParallelStrategy) and not strategy.saves_shards:
+        if isinstance(strategy, ParallelStrategy) and not strategy.saves_shards:
             averages = strategy.gather(averages)
         checkpoint[EMA] = averages
 

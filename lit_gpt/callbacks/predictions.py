@@ -13,7 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lit_gpt.atomic import atomic_file
 from lit_gpt.callbacks.run_folder import run_dir_of
 from lit_gpt.checks import local_path
-from lit_gpt.data_info import read_data_info
+from lit_gpt.data_info import read_data_info, read_data_parallel
 
 SUMS = ("loss_sum", "num_tokens", "num_bytes")
 
@@ -90,9 +90,8 @@ class PredictionWriter(Callback):
             self._sums = grown
 
     def _add_processes(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Sum over the processes with different data (tensor-parallel ones have the same)."""
-        mesh = getattr(pl_module, "device_mesh", None)
-        group = None if mesh is None else mesh["data_parallel"].get_group()
+        """Sum over the processes with different tokens (tensor-parallel ones have the same)."""
+        group = read_data_parallel(trainer).group
         size = torch.tensor(self._sums.shape[1], device=pl_module.device)
         torch.distributed.all_reduce(size, torch.distributed.ReduceOp.MAX)
         self._grow(int(size))

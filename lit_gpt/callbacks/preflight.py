@@ -13,7 +13,7 @@ from lit_gpt.callbacks.throughput import planned_steps
 from lit_gpt.checkpoints.step import to_plain
 from lit_gpt.data_info import read_data_info
 from lit_gpt.errors import UserError
-from lit_gpt.plugins import AtomicCheckpointIO, AtomicModelParallelStrategy
+from lit_gpt.plugins import AtomicCheckpointIO, ParallelStrategy
 from lit_gpt.suggest import close_matches
 
 LOOK_AHEAD = 100_000
@@ -157,12 +157,12 @@ def _check_checkpoints(trainer: Trainer) -> None:
     if not trainer.checkpoint_callbacks or getattr(trainer, "fast_dev_run", False):
         return
     strategy = trainer.strategy
-    if isinstance(strategy, AtomicModelParallelStrategy) and strategy.saves_shards:
+    if isinstance(strategy, ParallelStrategy) and strategy.saves_shards:
         return
     if type(strategy).__name__ in ("ModelParallelStrategy", "FSDPStrategy", "DeepSpeedStrategy"):
         raise UserError(
             f"{type(strategy).__name__} bypasses every CheckpointIO, so a process that is killed while "
-            "saving leaves an incomplete checkpoint; use strategy lit_gpt.plugins.AtomicModelParallelStrategy"
+            "saving leaves an incomplete checkpoint; use strategy lit_gpt.plugins.ParallelStrategy"
         )
     io: Any = strategy.checkpoint_io
     inner = getattr(io, "checkpoint_io", None)  # a plugin that wraps another one, such as AsyncCheckpointIO

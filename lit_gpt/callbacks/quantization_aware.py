@@ -10,7 +10,7 @@ from torch import nn
 from lit_gpt.checkpoints.quantization import Quantization, need_torchao, quantizable_layers
 from lit_gpt.checks import check_at_least, check_one_of
 from lit_gpt.errors import UserError
-from lit_gpt.plugins import AtomicModelParallelStrategy
+from lit_gpt.plugins import ParallelStrategy
 
 
 class QuantizationAware(Callback):
@@ -99,7 +99,7 @@ class QuantizationAware(Callback):
     def _prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._originals:
             return
-        if isinstance(trainer.strategy, AtomicModelParallelStrategy):
+        if isinstance(trainer.strategy, ParallelStrategy):
             raise UserError("QuantizationAware does not support sharded weights: set trainer.strategy to auto or ddp")
         if getattr(pl_module, "adapter", None) is not None:
             raise UserError(

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from lit_gpt.data.tokenizers import Tokenizer, load_tokenizer
 from lit_gpt.data_info import read_data_info
 from lit_gpt.models import GPT
-from lit_gpt.plugins import AtomicModelParallelStrategy
+from lit_gpt.plugins import ParallelStrategy
 
 
 @contextmanager
@@ -45,7 +45,7 @@ def why_not(trainer: Trainer, pl_module: LightningModule) -> str | None:
     if read_data_info(trainer).tokenizer_path is None:
         return "the DataModule has no tokenizer_path"
     strategy = trainer.strategy
-    if isinstance(strategy, AtomicModelParallelStrategy) and strategy.device_mesh["tensor_parallel"].size() > 1:
+    if isinstance(strategy, ParallelStrategy) and strategy.layout.tensor > 1:
         return "with tensor parallelism each process holds only part of each layer"
     return None
 
@@ -64,7 +64,7 @@ def must_hurry(trainer: Trainer) -> bool:
 
 def takes_part(trainer: Trainer) -> bool:
     """Return whether this process runs the model: the first one, or all if its weights are sharded."""
-    return trainer.is_global_zero or isinstance(trainer.strategy, AtomicModelParallelStrategy)
+    return trainer.is_global_zero or isinstance(trainer.strategy, ParallelStrategy)
 
 
 def writers(trainer: Trainer, method: str) -> list[Any]:

@@ -20,7 +20,7 @@ from lit_gpt.checks import check_at_least
 from lit_gpt.data.cache import say
 from lit_gpt.data.evaluation_loader import AlternatingLoader, OrderedLoader
 from lit_gpt.data.loader import StepLoader, StepSource, check_batch_sizes
-from lit_gpt.data_info import DataInfo, read_data_parallel
+from lit_gpt.data_info import DataInfo, read_sample_rank
 
 Value = TypeVar("Value")
 Evaluation = TypeVar("Evaluation", bound=OrderedLoader | AlternatingLoader)
@@ -149,9 +149,9 @@ class StepDataModule(LightningDataModule):
     # ------------------------------------------------------------------ processes and sizes
 
     def _ranks(self) -> dict[str, int]:
-        """Return the data-parallel rank and world size as keyword arguments of a loader."""
-        ranks = read_data_parallel(self.trainer)
-        return {"rank": ranks.rank, "world_size": ranks.size}
+        """Return the rank among the processes with different samples, and their number, as arguments of a loader."""
+        rank, size = read_sample_rank(self.trainer)
+        return {"rank": rank, "world_size": size}
 
     def _evaluation_processes(self) -> dict[str, Any]:
         """Return the keyword arguments of an evaluation loader that concern processes and workers."""

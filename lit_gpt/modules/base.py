@@ -52,7 +52,6 @@ from lit_gpt.extensions import class_path
 from lit_gpt.models import GPT, GPTConfig, GPTConfigOverrides
 from lit_gpt.models.head import VOCABULARY_WEIGHTS, HeadFn, with_new_tokens
 from lit_gpt.models.moe import Router
-from lit_gpt.models.parallel import parallelize
 from lit_gpt.modules.adapter import AdapterTraining, check_same_adapter
 from lit_gpt.objectives import RouterTraining, TokenLoss
 from lit_gpt.optim import Schedule, ScheduledLR, check_learning_rates, parameter_groups
@@ -225,13 +224,18 @@ class GPTModule(LightningModule):
             model.gradient_checkpointing = self.activation_checkpointing
         if self.device_mesh is not None:
             assert isinstance(model, GPT), "a custom model must be sharded in an overridden configure_model"
-            if self.builder is not None and self.device_mesh["tensor_parallel"].size() > 1:
+            strategy = self.trainer.strategy
+            if not hasattr(strategy, "parallelize"):
                 raise UserError(
-                    f"{self.builder['class']} builds parts that tensor parallelism does not divide; set "
-                    "tensor_parallel_size: 1 and shard over data_parallel_size instead (FSDP2)"
+                    f"trainer.strategy is {type(strategy).__name__}, which cannot shard a GPT; set it to "
+                    "lit_gpt.plugins.ParallelStrategy"
                 )
-            dtype = getattr(self.trainer.strategy, "all_gather_dtype", "float32")
-            parallelize(model, self.device_mesh, getattr(torch, dtype))
+            if self.builder is not None and strategy.layout.tensor > 1:
+                raise UserError(
+                    f"{self.builder['class']} builds parts that tensor parallelism does not divide; set tensor: 1 and "
+                    "shard over data instead (FSDP2)"
+                )
+            strategy.parallelize(model)
         # Memory is allocated only now: each process holds only its shards.
         model.to_empty(device=self.device)
         self.init_weights(model)
@@ -348,7 +352,7 @@ class GPTModule(LightningModule):
 
     @property
     def data_parallel_size(self) -> int:
-        """Number of ranks that see different data (tensor-parallel ranks see the same)."""
+        """Number of ranks that hold different tokens (tensor-parallel ranks hold the same)."""
         return self.data_info.data_parallel.size
 
     @property

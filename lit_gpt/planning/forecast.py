@@ -10,9 +10,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from lit_gpt.pages.text import abbreviated, human_bytes
+from lit_gpt.parallel import Layout
 from lit_gpt.planning.devices import Device
 from lit_gpt.planning.laws import LossForecast, ScalingLaw
-from lit_gpt.planning.simulation import Layout, SimulatedStep, Work
+from lit_gpt.planning.simulation import SimulatedStep, Work
 
 EFFICIENCY = {"linear": 0.65, "experts": 0.45, "attention": 0.40}
 """Share of a GPU's peak that its kernels reach: dense products of transformer sizes on A100 and H100 60 to 75 %
@@ -152,10 +153,10 @@ def step_parts(work: Work, device: Device, layout: Layout, precision: str, compi
     computing = sum(seconds.values())
     waiting = overlapping = 0.0
     for collective in work.collectives:
-        in_node = layout.world_size <= GPUS_PER_NODE or collective.num_ranks == layout.tensor_parallel > 1
+        in_node = layout.world_size <= GPUS_PER_NODE or collective.num_ranks == layout.tensor > 1
         speed = device.link if in_node else device.network
         cost = collective.sent_bytes / speed + collective.num_calls * COLLECTIVE_SECONDS
-        if layout.tensor_parallel > 1 and collective.num_ranks == layout.tensor_parallel:
+        if layout.tensor > 1 and collective.num_ranks == layout.tensor:
             waiting += cost
         else:
             overlapping += cost
@@ -204,7 +205,7 @@ def forecast(
         carbon = _scaled(energy, GRID_GRAMS / 1000, f"{GRID_GRAMS:g} g/kWh, world average of 2024 (IEA)")
     peak = step.peak_bytes
     memory = Estimate(peak, peak, step.upper_bytes, "simulated tensors; high: what the allocator may take")
-    sharded = facts.layout.data_parallel if facts.layout.sharded else 1
+    layout = facts.layout
     return Forecast(
         run=asdict(facts),
         device=asdict(device),
@@ -219,7 +220,7 @@ def forecast(
         money=money,
         energy_kwh=energy,
         co2_kg=carbon,
-        disk_bytes=facts.checkpoints_kept * step.resting_bytes * sharded * facts.layout.tensor_parallel,
+        disk_bytes=facts.checkpoints_kept * step.resting_bytes * (layout.world_size // layout.replicate),
         loss=None if loss is None else asdict(loss) | {"basis": loss_basis},
         fits=step.upper_bytes <= device.memory if device.kind == "cuda" else peak <= device.memory,
         largest_micro_batch=largest,
@@ -239,8 +240,7 @@ def largest_that_fits(one: SimulatedStep, two: SimulatedStep, rows: tuple[int, i
 def describe(result: Forecast) -> str:
     """Return the forecast as text for a terminal."""
     facts, device = result.run, result.device
-    layout = facts["layout"]
-    devices = layout["data_parallel"] * layout["tensor_parallel"]
+    devices = Layout(**facts["layout"]).world_size
     kinds = ", ".join(f"{kind} {human_bytes(size)}" for kind, size in result.memory_by_kind.items() if size)
     cut = f"micro-batches of {facts['micro_batch_size']}, {facts['micro_batches']} a step"
     bound = f"at most {human_bytes(result.memory.high)} of {human_bytes(device['memory'])}"

@@ -39,6 +39,7 @@ from torch.utils.flop_counter import flop_registry
 
 from lit_gpt.errors import UserError
 from lit_gpt.objectives import cross_entropy
+from lit_gpt.parallel import Layout, parallelize
 from lit_gpt.planning.allocators import Event, upper_bound
 
 KINDS = ("parameters", "gradients", "optimizer", "buffers", "activations", "temporaries", "collectives")
@@ -54,32 +55,6 @@ PRECISIONS: dict[str, tuple[torch.dtype, torch.dtype | None]] = {
     "16-mixed": (torch.float32, torch.float16),
 }
 """Lightning's precision → dtype of the weights, and autocast's (None: no autocast)."""
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How a run is spread over processes.
-
-    Attributes:
-        data_parallel: Processes that see different data.
-        tensor_parallel: Processes that share each layer.
-        sharded: Whether parameters, gradients and optimizer state are sharded over `data_parallel` (FSDP2); else each
-            of these processes has them all (DDP).
-    """
-
-    data_parallel: int = 1
-    tensor_parallel: int = 1
-    sharded: bool = False
-
-    @property
-    def world_size(self) -> int:
-        """Number of processes, one a device."""
-        return self.data_parallel * self.tensor_parallel
-
-    @property
-    def has_mesh(self) -> bool:
-        """Whether the model is cut into pieces."""
-        return self.sharded or self.tensor_parallel > 1
 
 
 @dataclass(frozen=True)
@@ -183,7 +158,8 @@ def simulate_step(
             `on_train_start` and `training_step` are called. It cannot be used afterwards.
         batches: The micro-batches of one step, on one device; only their shapes matter.
         precision: Lightning's name of it.
-        layout: Number of processes and how the model is spread over them; None: one process.
+        layout: Number of processes and how the model is spread over them; None: one process. Replicas of a model that
+            is not sharded are DDP's.
         clips: Whether gradients are clipped.
         accelerator: Kind of device that is meant: `cpu` or `cuda`, which decides between kernels.
         max_steps: Steps of the run, for its schedule.
@@ -277,8 +253,11 @@ class _Trainer(SimpleNamespace):
     def __init__(self, layout: Layout, mesh: Any, max_steps: int) -> None:
         strategy = SimpleNamespace(
             backward=lambda loss, optimizer: loss.backward(),
-            distributed_sampler_kwargs={"rank": 0, "num_replicas": layout.data_parallel},
+            distributed_sampler_kwargs={"rank": 0, "num_replicas": layout.num_batch_ranks},
+            layout=layout,
             device_mesh=mesh,
+            loss_group=None if mesh is None else mesh.get_group("loss"),
+            parallelize=lambda model: parallelize(model, mesh),
             barrier=lambda *_: None,
             broadcast=lambda value, *_: value,
         )
@@ -312,18 +291,13 @@ def _fake_processes(layout: Layout) -> Iterator[Any]:
     if layout.world_size == 1:
         yield None
         return
-    from torch.distributed.device_mesh import init_device_mesh
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     if dist.is_initialized():
         raise UserError("a process group is in use: plan a run in a process of its own, not in one that trains")
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=layout.world_size)
     try:
-        if not layout.has_mesh:
-            yield None
-            return
-        shape = (layout.data_parallel, layout.tensor_parallel)
-        yield init_device_mesh("cpu", shape, mesh_dim_names=("data_parallel", "tensor_parallel"))
+        yield layout.build_mesh("cpu") if layout.cuts_model else None
     finally:
         dist.destroy_process_group()
 
@@ -486,13 +460,13 @@ class Tracker(TorchDispatchMode):
         local = [p.to_local() if isinstance(p, DTensor) else p for p in parameters]
         trained = [p for p in local if p.requires_grad]
         collectives = Counter(self._collectives)
-        if layout.data_parallel > 1 and not layout.sharded:
+        if layout.replicate > 1 and not layout.cuts_model:
             # DDP copies gradients into buckets of its own for the all-reduce (PyTorch Distributed, arXiv:2006.15704,
             # section 3.2.3); it works below the dispatcher, where nothing shows it.
             gradients = sum(p.numel() * p.element_size() for p in trained)
             memory["collectives"] += gradients
             num_buckets = max(1, math.ceil(gradients / (25 * 2**20)))
-            collectives["all_reduce", layout.data_parallel, gradients // num_buckets] += num_buckets
+            collectives["all_reduce", layout.replicate, gradients // num_buckets] += num_buckets
         calls: dict[tuple[str, int], list[int]] = {}
         for (name, ranks, size), count in collectives.items():
             entry = calls.setdefault((name, ranks), [0, 0])

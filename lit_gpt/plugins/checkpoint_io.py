@@ -18,7 +18,7 @@ class AtomicCheckpointIO(CheckpointIO):
     `trainer.save_checkpoint` writes to a temporary folder, hashes, fsyncs and renames it, so that a process killed at
     any moment leaves either no new checkpoint or a complete one. Loading verifies every byte first and never unpickles
     code, regardless of `weights_only`. For strategies that gather the state on one process (one device, DDP);
-    sharded ones need `AtomicModelParallelStrategy`.
+    sharded ones need `ParallelStrategy`.
 
     Example:
         >>> trainer = Trainer(plugins=[AtomicCheckpointIO()])  # doctest: +SKIP

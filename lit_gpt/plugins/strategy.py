@@ -1,4 +1,4 @@
-"""`AtomicModelParallelStrategy`: FSDP2 and tensor parallelism with atomic checkpoints.
+"""`ParallelStrategy`: a model over many devices along any axes, with atomic checkpoints.
 
 Why a strategy and not a CheckpointIO: with sharded weights every process writes, so Lightning's strategy bypasses the
 CheckpointIO and writes its shards directly into the final folder; a process killed meanwhile leaves an incomplete
@@ -19,11 +19,13 @@ differ between strategies. Tied parameters are stored once, with their other nam
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import torch.distributed.checkpoint as dcp
+from lightning.fabric.plugins.collectives.torch_collective import default_pg_timeout
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
@@ -57,16 +59,24 @@ from lit_gpt.checkpoints.step import (
 )
 from lit_gpt.checks import check_one_of, local_path
 from lit_gpt.errors import UserError
+from lit_gpt.models import GPT, GPTConfig
+from lit_gpt.parallel import Layout, check_model, parallelize
+from lit_gpt.parallel.layout import flat_mesh
 from lit_gpt.plugins.checkpoint_io import AtomicCheckpointIO
 
 NOT_ON_SHARDS = (torch.optim.Adafactor, torch.optim.Rprop)
 """Optimizers whose in-place operations DTensor does not support (torch 2.13)."""
 
 
-class AtomicModelParallelStrategy(ModelParallelStrategy):
-    """Lightning's `ModelParallelStrategy` with atomic, verified, data-only checkpoints.
+class ParallelStrategy(ModelParallelStrategy):
+    """A run on many devices, with atomic, verified, data-only checkpoints; see `lit_gpt.parallel.layout` for the axes.
 
     Args:
+        data: number of shards of the model (FSDP2), each on a process with samples of its own; auto: the processes
+            that the other axes leave.
+        replicate: number of copies of the sharded model (HSDP): gradients are reduced within a copy, then summed over
+            copies, so that only the sum crosses slow links.
+        tensor: number of parts of each layer.
         save_distributed_checkpoint: each process writes its shard (fast, any size). False: the weights are gathered
             on process 0 and written like a single device's checkpoint.
         sync_micro_batches: reduce-scatter the gradients after each micro-batch: they stay sharded, which saves the
@@ -74,21 +84,65 @@ class AtomicModelParallelStrategy(ModelParallelStrategy):
         all_gather_dtype: dtype in which FSDP2 gathers parameters. `bfloat16`, for `precision: bf16-mixed` alone, halves
             what is sent and held; then embeddings, norms and the residual stream are computed in bfloat16, too, where
             `bf16-mixed` on DDP has float32. Gradients are reduced in float32 either way.
-        kwargs: `data_parallel_size`, `tensor_parallel_size`, `process_group_backend`, `timeout` of
-            `lightning.pytorch.strategies.ModelParallelStrategy`.
+        process_group_backend: of torch.distributed; None: nccl on GPUs, gloo on CPUs.
+        timeout: how long a collective may take.
     """
 
     def __init__(
         self,
+        data: int | Literal["auto"] = "auto",
+        replicate: int = 1,
+        tensor: int = 1,
         save_distributed_checkpoint: bool = True,
         sync_micro_batches: bool = False,
         all_gather_dtype: Literal["float32", "bfloat16"] = "float32",
-        **kwargs: Any,
+        process_group_backend: str | None = None,
+        timeout: timedelta | None = default_pg_timeout,
     ) -> None:
-        super().__init__(save_distributed_checkpoint=save_distributed_checkpoint, **kwargs)
+        super().__init__(
+            save_distributed_checkpoint=save_distributed_checkpoint,
+            process_group_backend=process_group_backend,
+            timeout=timeout,
+        )
+        self._sizes: dict[str, Any] = {"data": data, "replicate": replicate, "tensor": tensor}
+        self.layout = Layout()
+        """Sizes of all axes; complete after `setup_environment`."""
         check_one_of("all_gather_dtype", all_gather_dtype, ("float32", "bfloat16"))
         self.sync_micro_batches = sync_micro_batches
         self.all_gather_dtype = all_gather_dtype
+
+    # ---- processes and their groups ---------------------------------------------------------------------------
+
+    def setup_environment(self) -> None:
+        """Create the process groups of all axes, after checking that the axes suit the run.
+
+        Raises:
+            UserError: the axes do not multiply to the number of processes, or do not divide the model. It is raised
+                on every process, before any process group exists in which one could wait for another.
+        """
+        self.layout = Layout.resolve(self.num_nodes * self.num_processes, **self._sizes)
+        assert self.lightning_module is not None
+        config = getattr(self.lightning_module, "config", None)
+        if isinstance(config, GPTConfig):
+            check_model(config, self.layout)
+        self._setup_distributed()
+        self._device_mesh = self.layout.build_mesh(self.root_device.type)
+        self.lightning_module._device_mesh = self._device_mesh
+
+    @property
+    def distributed_sampler_kwargs(self) -> dict[str, Any]:
+        """Rank of this process among those that load different samples, and their number."""
+        batch = flat_mesh(self.device_mesh, "batch")
+        return {"num_replicas": batch.size(), "rank": batch.get_local_rank()}
+
+    @property
+    def loss_group(self) -> Any:
+        """Process group of the ranks that hold different tokens."""
+        return self.device_mesh.get_group("loss")
+
+    def parallelize(self, model: GPT) -> GPT:
+        """Shard a model in place, on the meta device, along all axes."""
+        return parallelize(model, self.device_mesh, getattr(torch, self.all_gather_dtype))
 
     def setup(self, trainer: Trainer) -> None:
         """Set up model and optimizers, after rejecting what torch's sharded tensors do not support.
@@ -101,16 +155,16 @@ class AtomicModelParallelStrategy(ModelParallelStrategy):
                 f"all_gather_dtype is bfloat16 and precision is {trainer.precision}; set precision to bf16-mixed, or "
                 "leave all_gather_dtype out"
             )
-        if self.device_mesh["tensor_parallel"].size() > 1:
+        if self.layout.tensor > 1:
             if trainer.gradient_clip_val and trainer.gradient_clip_algorithm == GradClipAlgorithmType.VALUE:
                 raise UserError(
                     "gradient_clip_algorithm is value, which torch cannot apply under tensor parallelism; set it to "
-                    "norm, or tensor_parallel_size to 1"
+                    "norm, or tensor to 1"
                 )
             if trainer._detect_anomaly:
                 raise UserError(
-                    "detect_anomaly is true, which torch cannot apply under tensor parallelism; set "
-                    "tensor_parallel_size to 1 while you look for the anomaly"
+                    "detect_anomaly is true, which torch cannot apply under tensor parallelism; set tensor to 1 while "
+                    "you look for the anomaly"
                 )
         super().setup(trainer)
 

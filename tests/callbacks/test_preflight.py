@@ -14,7 +14,7 @@ from tiny_run import CONFIG, TinyModule
 from lit_gpt.callbacks import Preflight, RunCheckpoint
 from lit_gpt.callbacks.preflight import _check_checkpoints, _ever_moves
 from lit_gpt.errors import UserError
-from lit_gpt.plugins import AtomicCheckpointIO, AtomicModelParallelStrategy
+from lit_gpt.plugins import AtomicCheckpointIO, ParallelStrategy
 
 schedulers = torch.optim.lr_scheduler
 
@@ -129,11 +129,11 @@ def test_checkpoints_that_could_be_cut_in_half(make_trainer):
     with pytest.raises(UserError, match="written by TorchCheckpointIO.*plugins"):
         trainer.fit(TinyModule())
     make_trainer(Preflight(), plugins=[], max_steps=1).fit(TinyModule())  # nothing is saved
-    with pytest.raises(UserError, match="AtomicModelParallelStrategy"):
+    with pytest.raises(UserError, match="ParallelStrategy"):
         checks(ModelParallelStrategy())
-    checks(AtomicModelParallelStrategy())
-    checks(AtomicModelParallelStrategy(save_distributed_checkpoint=False))
-    strategy = AtomicModelParallelStrategy(save_distributed_checkpoint=False)
+    checks(ParallelStrategy())
+    checks(ParallelStrategy(save_distributed_checkpoint=False))
+    strategy = ParallelStrategy(save_distributed_checkpoint=False)
     strategy.checkpoint_io = TorchCheckpointIO()
     with pytest.raises(UserError, match="TorchCheckpointIO"):
         checks(strategy)

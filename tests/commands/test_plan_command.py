@@ -76,10 +76,10 @@ def test_measured_steps_narrow_the_time(tmp_path, capsys):
         ({}, {}, ["--device", "h100", "--measure", "true"], ("--measure", "h100")),
         ({}, {}, ["--law", "nowhere.json"], ("nowhere.json", "fit-law")),
         (
-            {"strategy": {"class_path": "AtomicModelParallelStrategy", "init_args": {"tensor_parallel_size": 2}}},
+            {"strategy": {"class_path": "ParallelStrategy", "init_args": {"tensor": 2}}},
             {},
             ["--devices", "1"],
-            ("tensor_parallel_size 2", "--devices"),
+            ("tensor 2", "trainer.devices"),
         ),
     ],
 )

@@ -135,9 +135,9 @@ TWO = ["--trainer.devices", "2"]
 STRATEGIES = {
     "ddp": ["--trainer.strategy", "ddp", *TWO],
     "fsdp2": [
-        *("--trainer.strategy", "AtomicModelParallelStrategy"),
-        *("--trainer.strategy.init_args.data_parallel_size", "2"),
-        *("--trainer.strategy.init_args.tensor_parallel_size", "1", *TWO),
+        *("--trainer.strategy", "ParallelStrategy"),
+        *("--trainer.strategy.init_args.data", "2"),
+        *("--trainer.strategy.init_args.tensor", "1", *TWO),
     ],
 }
 
@@ -187,9 +187,9 @@ def test_two_processes_follow_one_and_resume(single, name):
 @pytest.mark.slow
 def test_tensor_parallel_is_refused(single):
     arguments = [
-        *("--trainer.strategy", "AtomicModelParallelStrategy"),
-        *("--trainer.strategy.init_args.data_parallel_size", "1"),
-        *("--trainer.strategy.init_args.tensor_parallel_size", "2", *TWO),
+        *("--trainer.strategy", "ParallelStrategy"),
+        *("--trainer.strategy.init_args.data", "1"),
+        *("--trainer.strategy.init_args.tensor", "2", *TWO),
     ]
     done = single.run("tensor", *PLAIN, *arguments, expect=2, root="tensor")
     assert "FSDP2" in done.stderr

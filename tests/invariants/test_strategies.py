@@ -9,15 +9,15 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 TWO = ["--trainer.devices", "2"]
-SHARDED = ["--trainer.strategy", "AtomicModelParallelStrategy"]
-DIMENSIONS = "--trainer.strategy.init_args.{}_parallel_size"
-FSDP = [*SHARDED, DIMENSIONS.format("data"), "2", DIMENSIONS.format("tensor"), "1", *TWO]
-TENSOR = [*SHARDED, DIMENSIONS.format("data"), "1", DIMENSIONS.format("tensor"), "2", *TWO]
+SHARDED = ["--trainer.strategy", "ParallelStrategy"]
+AXIS = "--trainer.strategy.init_args.{}"
+FSDP = [*SHARDED, AXIS.format("data"), "2", AXIS.format("tensor"), "1", *TWO]
+TENSOR = [*SHARDED, AXIS.format("data"), "1", AXIS.format("tensor"), "2", *TWO]
 SETTINGS = {
     # name: (arguments, relative tolerance of the loss over 20 steps)
     "ddp": (["--trainer.strategy", "ddp", *TWO], 1e-4),
     "fsdp2": (FSDP, 1e-4),
-    "tensor_parallel": (TENSOR, 1e-4),
+    "tensor": (TENSOR, 1e-4),
     "bf16-mixed": (["--trainer.precision", "bf16-mixed"], 2e-2),
     "bf16-true": (["--trainer.precision", "bf16-true"], 5e-2),
 }

@@ -13,9 +13,10 @@ from lit_gpt.datamodules.preference import PairCollator
 from lit_gpt.errors import UserError
 from lit_gpt.models import GPT, GPTConfig
 from lit_gpt.modules import DPOModule, PretrainModule
+from lit_gpt.parallel import Layout
 from lit_gpt.planning import simulation
 from lit_gpt.planning.allocators import MIB, reserved_cuda, upper_bound
-from lit_gpt.planning.simulation import Collective, Layout, Tracker, simulate_step
+from lit_gpt.planning.simulation import Collective, Tracker, simulate_step
 from lit_gpt.plans import _LongestRows
 
 SHAPE = {"n_layer": 2, "n_head": 4, "n_embd": 32, "intermediate_size": 64}
@@ -123,7 +124,7 @@ def _parameters(config):
 
 def test_a_thousand_processes_hold_a_thousandth_each():
     whole = simulate_step(module({"n_head": 8, "n_embd": 64}), [batch()])
-    sharded = simulate_step(module({"n_head": 8, "n_embd": 64}), [batch()], layout=Layout(16, 1, sharded=True))
+    sharded = simulate_step(module({"n_head": 8, "n_embd": 64}), [batch()], layout=Layout(data=16))
     assert sharded.memory["parameters"] == pytest.approx(whole.memory["parameters"] / 16, rel=0.02)
     calls = {c.name: c for c in sharded.work.collectives if c.num_ranks == 16}
     # every parameter is gathered for the forward pass, those of the blocks once more for the backward pass
@@ -133,7 +134,7 @@ def test_a_thousand_processes_hold_a_thousandth_each():
 
 
 def test_ddp_sends_each_gradient_once_and_keeps_a_copy():
-    step = simulate_step(module(), [batch()], layout=Layout(8))
+    step = simulate_step(module(), [batch()], layout=Layout(replicate=8))
     (reduced,) = [c for c in step.work.collectives if c.num_bytes > 1000]
     assert (reduced.name, reduced.num_ranks) == ("all_reduce", 8)
     assert step.memory["collectives"] == step.memory["parameters"]

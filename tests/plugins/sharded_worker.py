@@ -24,9 +24,8 @@ from lit_gpt.callbacks import ExponentialMovingAverage, RunCheckpoint, SampleTex
 from lit_gpt.checkpoints.resolve import find_last_complete
 from lit_gpt.errors import UserError
 from lit_gpt.models import GPT, GPTConfig
-from lit_gpt.models.parallel import parallelize
 from lit_gpt.modules import PretrainModule
-from lit_gpt.plugins import AtomicCheckpointIO, AtomicModelParallelStrategy, strategy
+from lit_gpt.plugins import AtomicCheckpointIO, ParallelStrategy, strategy
 
 RANK = int(os.environ.get("LOCAL_RANK", "0"))
 CONFIG = GPTConfig(n_layer=2, n_head=2, n_embd=8, block_size=8, vocab_size=11)
@@ -42,7 +41,7 @@ class Sharded(LightningModule):
             with torch.device("meta"):
                 self.model = GPT(self.config)
             if self.device_mesh is not None:
-                parallelize(self.model, self.device_mesh)
+                self.trainer.strategy.parallelize(self.model)
             self.model.to_empty(device="cpu")
             self.model.init_weights(0)
 
@@ -78,9 +77,7 @@ def trainer(run, max_steps, shards=True, sizes=(2, 1), plain=False, **options):
         where = {"devices": 1}
     else:
         data, tensor = sizes
-        chosen = AtomicModelParallelStrategy(
-            save_distributed_checkpoint=shards, data_parallel_size=data, tensor_parallel_size=tensor
-        )
+        chosen = ParallelStrategy(save_distributed_checkpoint=shards, data=data, tensor=tensor)
         where = {"devices": data * tensor, "strategy": chosen}
     return Trainer(
         default_root_dir=run,
@@ -139,7 +136,7 @@ def resumes(folder, sizes=(2, 1), config=CONFIG):
     return found
 
 
-def tensor_parallel(folder):
+def tensor(folder):
     return resumes(folder, sizes=(1, 2))
 
 
@@ -305,11 +302,9 @@ def collectives(folder):
         return default_hooks.allreduce_hook(None, bucket)
 
     strategies = {
-        "once": AtomicModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1),
-        "each": AtomicModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1, sync_micro_batches=True),
-        "bfloat16": AtomicModelParallelStrategy(
-            data_parallel_size=2, tensor_parallel_size=1, all_gather_dtype="bfloat16"
-        ),
+        "once": ParallelStrategy(data=2, tensor=1),
+        "each": ParallelStrategy(data=2, tensor=1, sync_micro_batches=True),
+        "bfloat16": ParallelStrategy(data=2, tensor=1, all_gather_dtype="bfloat16"),
         "ddp": DDPStrategy(),
     }
     for name, chosen in strategies.items():

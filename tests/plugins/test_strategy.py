@@ -7,7 +7,6 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import lightning.pytorch as pl
 import pytest
@@ -19,7 +18,8 @@ from lit_gpt.checkpoints.resolve import find_last_complete, resolve_model
 from lit_gpt.checkpoints.step import read_checkpoint
 from lit_gpt.errors import UserError
 from lit_gpt.models import GPT
-from lit_gpt.plugins import AtomicModelParallelStrategy
+from lit_gpt.parallel import Layout
+from lit_gpt.plugins import ParallelStrategy
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs gloo")
 WORKER = Path(__file__).parent / "sharded_worker.py"
@@ -86,7 +86,7 @@ def test_fsdp2_checkpoints_are_exact_and_interchangeable(tmp_path):
 
 @pytest.mark.slow
 def test_tensor_parallel_checkpoints_are_exact_and_interchangeable(tmp_path):
-    check_resumes(run_two("tensor_parallel", tmp_path), tmp_path)
+    check_resumes(run_two("tensor", tmp_path), tmp_path)
 
 
 @pytest.mark.slow
@@ -175,16 +175,16 @@ def test_gradients_are_summed_over_devices_once_a_step(tmp_path):
     ],
 )
 def test_what_tensor_parallelism_cannot_do_is_refused(tmp_path, name, options):
-    strategy = AtomicModelParallelStrategy(data_parallel_size=1, tensor_parallel_size=2)
-    strategy._device_mesh = {"tensor_parallel": SimpleNamespace(size=lambda: 2)}
+    strategy = ParallelStrategy(data=1, tensor=2)
+    strategy.layout = Layout(tensor=2)
     trainer = pl.Trainer(accelerator="cpu", logger=False, default_root_dir=tmp_path, **options)
-    with pytest.raises(UserError, match=rf"{name}.*tensor_parallel_size"):
+    with pytest.raises(UserError, match=rf"{name}.*tensor to 1"):
         strategy.setup(trainer)
 
 
 @pytest.mark.parametrize("kind", [torch.optim.Adafactor, torch.optim.Rprop])
 def test_optimizers_that_shards_do_not_support_are_refused(tmp_path, monkeypatch, kind):
-    strategy = AtomicModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)
+    strategy = ParallelStrategy(data=2, tensor=1)
 
     def create(self, trainer):
         self.optimizers = [kind([torch.nn.Parameter(torch.zeros(2))])]

@@ -1,17 +1,15 @@
-"""Sharding a GPT over devices: FSDP2, tensor parallelism, or both.
+"""Tensor parallelism: heads and the MLP's width split over devices.
 
-Tensor parallelism splits heads and the MLP's width (Megatron-LM, arXiv:1909.08053): q, k, v, gate and up by columns,
-o and down by rows, so each half of a block needs one all-reduce. Embeddings, norms and the head are replicated over
-the tensor-parallel devices, each of which computes them in full. They are DTensors nonetheless, because gradient
-clipping and optimizers do not support mixing DTensors and plain tensors. FSDP2 then shards every parameter over the
-data-parallel devices, with one group per block and one for the rest.
+As in Megatron-LM (arXiv:1909.08053): q, k, v, gate and up by columns, o and down by rows, so each half of a block
+needs one all-reduce. Embeddings, norms and the head are replicated over the tensor-parallel devices, each of which
+computes them in full. They are DTensors nonetheless, because gradient clipping and optimizers do not support mixing
+DTensors and plain tensors.
 
 B batch, T time, H heads, D head size.
 """
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, distribute_module
@@ -29,9 +27,6 @@ from lit_gpt.models.config import GPTConfig
 from lit_gpt.models.gpt import GPT
 from lit_gpt.models.mixers import BUILT_IN
 
-DATA_PARALLEL, TENSOR_PARALLEL = "data_parallel", "tensor_parallel"
-"""Names of the mesh dimensions, as in Lightning's ModelParallelStrategy."""
-
 
 class Replicated(ParallelStyle):
     """The complete module on every device: its parameters are DTensors, its inputs and outputs plain tensors."""
@@ -46,29 +41,6 @@ class Replicated(ParallelStyle):
         return distribute_module(module, device_mesh, input_fn=enter, output_fn=leave)  # type: ignore[arg-type]
 
 
-def parallelize(model: GPT, device_mesh: DeviceMesh, all_gather_dtype: torch.dtype = torch.float32) -> GPT:
-    """Shard a model in place; mesh dimensions that are missing or of size 1 have no effect.
-
-    Args:
-        model: Unsharded model, preferably on the meta device; call `to_empty` afterwards, then `init_weights` or load
-            a checkpoint.
-        device_mesh: With dimensions "data_parallel" and "tensor_parallel".
-        all_gather_dtype: Of the parameters that FSDP2 gathers for computing; gradients are reduced in float32.
-
-    Returns:
-        The same model.
-
-    Raises:
-        UserError: If the heads, key/value heads or MLP width cannot be divided among the tensor-parallel devices.
-    """
-    names = device_mesh.mesh_dim_names or ()
-    if TENSOR_PARALLEL in names and device_mesh[TENSOR_PARALLEL].size() > 1:
-        _tensor_parallel(model, device_mesh[TENSOR_PARALLEL])
-    if DATA_PARALLEL in names and device_mesh[DATA_PARALLEL].size() > 1:
-        _shard(model, device_mesh[DATA_PARALLEL], all_gather_dtype)
-    return model
-
-
 def check_tensor_parallel(config: GPTConfig, size: int) -> None:
     """Raise if the model cannot be divided among this number of tensor-parallel devices.
 
@@ -79,8 +51,7 @@ def check_tensor_parallel(config: GPTConfig, size: int) -> None:
     for name, count in counts.items():
         if count % size:
             raise UserError(
-                f"{name} {count} is not divisible by the {size} tensor-parallel devices; "
-                "set tensor_parallel_size to a divisor of it"
+                f"{name} {count} is not divisible by the {size} tensor-parallel devices; set tensor to a divisor of it"
             )
     whole_heads = {
         "mla": config.mla is not None,
@@ -94,14 +65,19 @@ def check_tensor_parallel(config: GPTConfig, size: int) -> None:
     for name, present in whole_heads.items():
         if present:
             raise UserError(
-                f"tensor parallelism does not support models with {name}; set tensor_parallel_size: 1 and shard over "
-                "data_parallel_size instead (FSDP2)"
+                f"tensor parallelism does not support models with {name}; set tensor: 1 and shard over data "
+                "instead (FSDP2)"
             )
 
 
-def _tensor_parallel(model: GPT, mesh: DeviceMesh) -> None:
+def apply_tensor_parallel(model: GPT, mesh: DeviceMesh) -> None:
+    """Split the layers of a model in place.
+
+    Args:
+        model: A model that `check_tensor_parallel` accepts.
+        mesh: The tensor axis.
+    """
     config = model.config
-    check_tensor_parallel(config, mesh.size())
     plan: dict[str, ParallelStyle] = {
         "ln1": Replicated(),
         "attn.q_proj": ColwiseParallel(),
@@ -131,16 +107,3 @@ def _tensor_parallel(model: GPT, mesh: DeviceMesh) -> None:
         model.lm_head.weight = model.wte.weight
     else:
         distribute_module(model.lm_head, mesh)  # its forward uses the local copy of the weight
-
-
-def _shard(model: GPT, mesh: DeviceMesh, dtype: torch.dtype) -> None:
-    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-
-    policy = MixedPrecisionPolicy()
-    if dtype != torch.float32:
-        # Inputs are not cast: among them are RoPE's tables, which need float32.
-        policy = MixedPrecisionPolicy(dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
-    for block in (*model.blocks, *(model.multi_token or ())):
-        fully_shard(block, mesh=mesh, mp_policy=policy)
-    # Embedding and head stay in the root's group: tied, they are one parameter, needed both first and last.
-    fully_shard(model, mesh=mesh, mp_policy=policy)

@@ -1,0 +1,72 @@
+"""FSDP2, HSDP and tensor parallelism on CPU processes (gloo) against one process."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from processes import spawn
+
+from lit_gpt.errors import UserError
+from lit_gpt.models import GPT, GPTConfig
+from lit_gpt.parallel import Layout, parallelize
+
+SMALL = {"n_layer": 2, "n_head": 4, "n_embd": 32, "block_size": 16, "vocab_size": 64}
+TEXTBOOK = GPTConfig(**SMALL)
+MODERN = GPTConfig.from_preset("tiny", **SMALL, n_kv_head=2, intermediate_size=48, tie_embeddings=False)
+
+
+def test_another_mesh_is_refused():
+    class Mesh:
+        mesh_dim_names = ("data_parallel", "tensor_parallel")
+
+    with pytest.raises(UserError, match=r"data_parallel.*ParallelStrategy"):
+        parallelize(GPT(TEXTBOOK), Mesh())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", [TEXTBOOK, MODERN], ids=["textbook tied", "modern untied"])
+@pytest.mark.parametrize(
+    "layout",
+    [
+        Layout(data=2),
+        Layout(tensor=2),
+        Layout(data=2, tensor=2),
+        Layout(replicate=2),
+        Layout(replicate=2, data=2),
+        Layout(replicate=2, tensor=2),
+        Layout(replicate=2, data=2, tensor=2),
+    ],
+    ids=str,
+)
+def test_sharded_training_follows_the_single_process(config, layout):
+    spawn(train, layout, config, layout)
+
+
+def train(mesh, config: GPTConfig, layout: Layout) -> None:
+    alone = GPT(config)
+    alone.init_weights(3)
+    with torch.device("meta"):
+        sharded = GPT(config)
+    parallelize(sharded, mesh)
+    sharded.to_empty(device="cpu")
+    sharded.init_weights(3)
+    assert (sharded.lm_head.weight is sharded.wte.weight) == config.tie_embeddings
+    for (name, whole), piece in zip(alone.named_parameters(), sharded.parameters(), strict=True):
+        assert torch.equal(piece.full_tensor(), whole), name
+    assert sharded.wte.weight.to_local().shape[0] == 64 // layout.data
+
+    generator = torch.Generator().manual_seed(0)
+    ids, labels = torch.randint(64, (2, 4, 16), generator=generator)
+    rank, rows = mesh.get_group("batch").rank(), 4 // layout.num_batch_ranks
+    optimizers = [torch.optim.SGD(model.parameters(), lr=0.1) for model in (alone, sharded)]
+    for _ in range(3):
+        norms = []
+        shares = (slice(None), slice(rows * rank, rows * (rank + 1)))
+        for model, optimizer, share in zip((alone, sharded), optimizers, shares, strict=True):
+            loss = model(ids[share], head_fn=lambda h, w, b, y=labels[share]: F.cross_entropy((h @ w.T).mT, y))
+            optimizer.zero_grad()
+            loss.backward()
+            norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5))
+            optimizer.step()
+        torch.testing.assert_close(norms[1].full_tensor(), norms[0], rtol=1e-5, atol=0)
+        for (name, whole), piece in zip(alone.named_parameters(), sharded.parameters(), strict=True):
+            torch.testing.assert_close(piece.full_tensor(), whole, rtol=1e-5, atol=1e-6, msg=name)
