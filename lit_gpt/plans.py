@@ -1,7 +1,7 @@
-"""The plan of a run: opens the YAML that `fit` takes and forecasts the run without starting it.
+"""Plan a run: build the module and DataModule of a YAML for `fit`, and forecast the run without starting it.
 
-The DataModule is built but not prepared: nothing is downloaded or tokenised. Its batches are made from shapes alone:
-windows of `block_size` tokens, or rows of `block_size` tokens, the longest that it would give.
+The DataModule is built but not prepared: nothing is downloaded or tokenized. Its batches are synthetic, with windows or
+rows of `block_size` tokens, the largest possible.
 """
 
 import copy
@@ -33,21 +33,21 @@ from lit_gpt.planning.laws import PUBLISHED, ScalingLaw
 from lit_gpt.planning.simulation import SimulatedStep, Work, simulate_step, time_steps
 
 DEFAULT_CHECKPOINTS = 3
-"""Two newest and the best: what `RunCheckpoint` keeps unless told otherwise."""
+"""Number of checkpoints that `RunCheckpoint` keeps by default: the two newest and the best."""
 MANY_ROWS = 256
-"""Rows of the micro-batches from which the largest that fits is computed."""
+"""Rows of the simulated micro-batches from which the largest one that fits is extrapolated."""
 
 
 class PlannedRun:
-    """A run as its YAML describes it.
+    """A run described by a YAML file, to be simulated and forecast.
 
     Args:
         config: YAML that `fit` accepts, or a run's folder.
-        device: Each of its devices.
-        num_devices: Their number; None: the YAML's.
+        device: Device of the run; all are of the same kind.
+        num_devices: Number of devices over all nodes; None: the number in the YAML.
 
     Raises:
-        UserError: The YAML is no run, or describes one that cannot be simulated.
+        UserError: If the YAML does not describe a run, or describes one that cannot be simulated.
     """
 
     def __init__(self, config: Path, device: Device, num_devices: int | None = None) -> None:
@@ -66,8 +66,8 @@ class PlannedRun:
         if isinstance(self.module, GRPOModule) or getattr(self.module, "lmbda", False):
             kind = "GRPOModule" if isinstance(self.module, GRPOModule) else "DistillModule with lmbda above 0"
             raise UserError(
-                f"{kind} draws answers in its step, and their lengths are not known before; plan the same model with "
-                f"{'SFTModule' if isinstance(self.module, GRPOModule) else 'lmbda: 0'} for a lower bound"
+                f"{kind} samples answers in its step, so their lengths are not known in advance; plan the same "
+                f"model with {'SFTModule' if isinstance(self.module, GRPOModule) else 'lmbda: 0'} for a lower bound"
             )
         size = int(getattr(self.data, "global_batch_size", 0))
         if size < 1:
@@ -84,15 +84,15 @@ class PlannedRun:
         self.micro_batches = max(1, share // self.micro_batch_size)
 
     def build(self, **changes: Any) -> tuple[Any, Any]:
-        """Return the module and the DataModule, as `fit` would build them.
+        """Return the module and the DataModule as `fit` would build them.
 
         Args:
-            **changes: Arguments of the module that differ from the YAML's.
+            **changes: Arguments of the module that replace those of the YAML.
         """
         import lit_gpt.callbacks
         import lit_gpt.datamodules
         import lit_gpt.modules
-        import lit_gpt.optim  # noqa: F401 (what is imported may be written without its package)
+        import lit_gpt.optim  # noqa: F401 (imported classes can be given by their short names)
 
         given = copy.deepcopy({k: self.values[k] for k in ("seed_everything", "data", "model") if k in self.values})
         given["model"].setdefault("init_args", {}).update(changes)
@@ -116,7 +116,7 @@ class PlannedRun:
     # ---- simulating
 
     def batch(self, rows: int, real: bool = False) -> dict[str, Any]:
-        """Return a micro-batch of the longest rows: of any tokens if it is to be `real`, else of shapes alone."""
+        """Return a micro-batch of the longest possible rows; only its shapes matter, unless it is `real`."""
         T = int(self.data.block_size)
         V = int(getattr(self.data, "vocab_size", 2))
         if isinstance(self.data, RowDataModule):
@@ -137,13 +137,13 @@ class PlannedRun:
     def simulate(
         self, rows: int, num_micro_batches: int, precision: str | None = None, **changes: Any
     ) -> SimulatedStep:
-        """Return what a step takes with micro-batches of so many rows.
+        """Simulate an optimizer step; results are cached.
 
         Args:
-            rows: Of a micro-batch.
-            num_micro_batches: One or two; further ones take no more memory.
-            precision: Another than the YAML's.
-            **changes: Arguments of the module that differ from the YAML's.
+            rows: Number of rows per micro-batch.
+            num_micro_batches: Number of micro-batches; at most two are simulated, because more need no more memory.
+            precision: Precision as named in Lightning; None: the precision of the YAML.
+            **changes: Arguments of the module that replace those of the YAML.
         """
         key = (rows, min(num_micro_batches, 2), precision or self.precision, tuple(sorted(changes.items())))
         if key in self._simulated:
@@ -158,7 +158,7 @@ class PlannedRun:
         return self._simulated[key]
 
     def work(self, step: SimulatedStep, rows: int, precision: str | None = None, **changes: Any) -> Work:
-        """Return the work of a whole step of `micro_batches` micro-batches."""
+        """Return the work of a complete optimizer step, with all micro-batches."""
         if self.micro_batches < 2:
             return step.work
         one, two = self.simulate(rows, 1, precision, **changes).work, step.work
@@ -168,7 +168,7 @@ class PlannedRun:
 
     @property
     def steps(self) -> int | None:
-        """Optimizer steps of the run, where the YAML limits them."""
+        """Number of optimizer steps of the run; None if the YAML does not limit them."""
         limits = []
         if (self.trainer.get("max_steps") or -1) > 0:
             limits.append(int(self.trainer["max_steps"]))
@@ -179,11 +179,11 @@ class PlannedRun:
 
     @property
     def tokens_per_step(self) -> int:
-        """Input tokens of a step over all devices, at most."""
+        """Maximum number of input tokens per optimizer step, over all devices."""
         return int(self.data.global_batch_size) * int(self.data.block_size)
 
     def facts(self) -> RunFacts:
-        """Return what a forecast needs of the run besides its step."""
+        """Return the properties of the run that its forecast needs in addition to the simulated step."""
         kept = DEFAULT_CHECKPOINTS
         for callback in self.trainer.get("callbacks") or []:
             if isinstance(callback, dict) and str(callback.get("class_path", "")).endswith("RunCheckpoint"):
@@ -204,10 +204,10 @@ class PlannedRun:
         )
 
     def measure(self) -> Calibration:
-        """Time a few real steps of this model here, on fewer rows, and compare them with the model of time.
+        """Time a few real steps on this machine, with up to `micro_batch_size` rows, and compare with the forecast.
 
         Raises:
-            UserError: The run is planned for another device than this machine's CPU, or for several.
+            UserError: If the run is planned for another device than this machine's CPU, or for several.
         """
         if self.device.kind != "cpu" or self.layout.world_size > 1:
             raise UserError(
@@ -228,8 +228,8 @@ class PlannedRun:
         """Return the forecast of the run.
 
         Args:
-            calibration: Of time; None: tabulated speeds.
-            law: Of the loss; None: a published one.
+            calibration: Correction of forecast times by measured ones; None: no correction.
+            law: Scaling law of the loss; None: a published one.
         """
         calibration = calibration or Calibration()
         rows = self.micro_batch_size
@@ -287,7 +287,7 @@ class PlannedRun:
 
 
 class _LongestRows:
-    """Rows of the greatest length that a DataModule of rows may give, all of it learned but the first half."""
+    """Stand-in for a `RowSplit` whose rows all have the maximum length; the second half of each is supervised."""
 
     def __init__(self, length: int, vocab_size: int) -> None:
         self._ids = np.random.default_rng(0).integers(0, vocab_size, length + 1)
@@ -297,11 +297,11 @@ class _LongestRows:
         return 2**31
 
     def sequence(self, row: int, side: int = 0) -> tuple[np.ndarray, np.ndarray]:
-        """Return ids and mask of a row."""
+        """Return the token ids of a row and its loss mask."""
         return self._ids, self._mask
 
     def number(self, name: str) -> Any:
-        """Return a value of each row: a class, a label."""
+        """Return a named value of each row, such as its class: always 0."""
         return np.zeros(2**16)
 
 
@@ -313,10 +313,10 @@ def _attribute(name: str) -> Any:
 
 
 def _layout(trainer: dict[str, Any], num_devices: int | None) -> Layout:
-    """Return how the YAML's Trainer spreads a run over processes.
+    """Return how the Trainer of the YAML distributes a run over processes.
 
     Raises:
-        UserError: The number of devices is not known, or does not suit the strategy.
+        UserError: If the number of devices does not match the sizes of the strategy.
     """
     nodes = int(trainer.get("num_nodes") or 1)
     devices = trainer.get("devices", "auto")

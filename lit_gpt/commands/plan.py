@@ -14,18 +14,18 @@ def plan(
 ) -> None:
     """Forecast memory, time, money, energy and loss of a run from its YAML, without starting it.
 
-    Memory and work come from two steps of the real module on tensors without data, in a process group of the intended
-    size. Nothing is downloaded but what the tokenizer of the data needs.
+    Memory and work come from simulating two steps of the real module on tensors without data, in a fake process group
+    of the given size. Nothing is downloaded except the tokenizer of the data, if it is on the Hub.
 
     Args:
         config: YAML that `fit` accepts, or a run's folder.
-        device: Kind of device: cpu (this machine's), h100, h200, b200, a100-80gb, a100-40gb, l40s, l4, a10, rtx-4090,
+        device: Kind of device: cpu (this machine), h100, h200, b200, a100-80gb, a100-40gb, l40s, l4, a10, rtx-4090,
             rtx-3090, mi300x, or a YAML file with `device: {name, kind, memory, ...}`.
-        devices: Number of devices over all nodes; null takes the YAML's.
-        price_per_hour: Dollars that one device costs an hour; null takes the table's, where it has one.
-        measure: Time a few real steps here to calibrate the speed (device: cpu).
-        law: File of a scaling law that `plan fit-law` wrote; null takes a published one, with a wide interval.
-        out: File to which the forecast is written as JSON as well.
+        devices: Number of devices over all nodes; null: the number in the YAML.
+        price_per_hour: Price of one device in US dollars per hour; null: the price in the table, if any.
+        measure: Time a few real steps on this machine to calibrate the speed (only for device cpu).
+        law: File of a scaling law written by `plan fit-law`; null: a published one, with a wide interval.
+        out: File to write the forecast to, as JSON.
     """
     import json
     from dataclasses import replace
@@ -77,20 +77,21 @@ def budget(
 
     Args:
         out: YAML file to write.
-        flops: Budget in FLOPs. Give one of flops, hours and dollars, or a depth alone.
+        flops: Budget in FLOPs. Give one of flops, hours and dollars, or only a depth.
         hours: Budget in hours on these devices.
         dollars: Budget in dollars on these devices.
-        depth: Layers of the model; with a budget it fixes the size, alone it takes the tokens that suit it best.
+        depth: Number of layers, which determines the model's size; without a budget, the run has the number of tokens
+            for which this size is the best one.
         device: Kind of device, as for `plan`.
         devices: Number of devices.
-        price_per_hour: Dollars that one device costs an hour; null takes the table's, where it has one.
-        utilization: Share of the devices' peak that the run will reach (0.4 is usual on GPUs).
-        vocab_size: Entries of the vocabulary.
-        block_size: Context in tokens.
-        inference_tokens: Tokens that the model will read and write after training; the budget pays for them too.
-        unique_tokens: Tokens of the corpus, if it may have to be repeated.
-        law: File of a scaling law that `plan fit-law` wrote; null takes a published one.
-        data: YAML with the `data` of the run; null takes the standard library's.
+        price_per_hour: Price of one device in US dollars per hour; null: the price in the table, if any.
+        utilization: Expected share of the devices' peak speed (0.4 is usual on GPUs).
+        vocab_size: Number of vocabulary entries.
+        block_size: Context length in tokens.
+        inference_tokens: Number of tokens that the model will process after training; they are paid from the budget.
+        unique_tokens: Number of tokens in the corpus; a longer run repeats them; null: unlimited.
+        law: File of a scaling law written by `plan fit-law`; null: a published one.
+        data: YAML with the `data` of the run; null: the Python standard library.
     """
     import yaml
 
@@ -150,17 +151,17 @@ def fit_law(
     min_compute_to_score: float | None = None,
     num_resamples: int = 200,
 ) -> None:
-    """Fit a Chinchilla law to a table of runs, with intervals; also laws of learning rate and batch size.
+    """Fit a Chinchilla scaling law with intervals to a table of runs, and power laws of learning rate and batch size.
 
     Args:
         table: CSV or JSON lines with params, tokens and loss of each run, and corpus, model, lr, global_batch if known.
-        out: File to which the law is written, for `plan --law`.
-        corpus: Take only the runs on this corpus.
-        columns: Our name of a column and the table's, such as {params: params_active, loss: val_loss}.
-        where: Take only rows with these values, such as {evaluated_on: c4}.
-        max_compute: Fit only runs below this many FLOPs (6 N D).
-        min_compute_to_score: Score the law on the runs of at least this many FLOPs.
-        num_resamples: Fits to resampled runs, for the interval.
+        out: File to write the law to, for `plan --law`.
+        corpus: Use only the runs on this corpus.
+        columns: Names of the columns in the table, if they differ, such as {params: params_active, loss: val_loss}.
+        where: Use only rows with these values, such as {evaluated_on: c4}.
+        max_compute: Fit only runs with less compute than this, in FLOPs (6 N D).
+        min_compute_to_score: Score the law on the runs with at least this compute, in FLOPs.
+        num_resamples: Number of fits to resampled runs, for the interval.
     """
     from pathlib import Path
 

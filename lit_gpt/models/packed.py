@@ -1,21 +1,23 @@
-"""Weights of a finished model in the form in which this machine multiplies them fastest.
+"""Packed weights for inference on a CPU, in the layout that is fastest on this machine.
 
-Decoding one token multiplies every matrix by one vector, so it takes as long as reading the matrices does: half the
-bytes are twice the speed. `prepare_for_inference` replaces, once after loading, the matrices of a frozen model on a CPU
-by a packed form; the originals are freed. Layers do not know: a packed layer is a module like the one it replaces.
+Decoding one token multiplies every matrix by one vector, so its time is that of reading the matrices: half the bytes
+are twice the speed. Once after loading, `prepare_for_inference` replaces the matrices of a frozen model on a CPU by a
+packed form and frees the originals. The rest of the model does not change: a packed layer has the interface of the
+layer that it replaces.
 
-| kind | bytes a weight | kernel |
+| kind | bytes per weight | kernel |
 |---|---|---|
-| `float32` | 4 | BLAS on a transposed matrix, or oneDNN's packed layout: whichever is faster here |
+| `float32` | 4 | BLAS on a transposed matrix, or oneDNN's packed layout: whichever is faster on this machine |
 | `bfloat16` | 2 | oneDNN's packed layout |
-| `int8` | 1 | torch's int8 product; a scale for each output |
-| `int4` | 0.6 | torch's int4 product; scale and offset for each 32 inputs; the LM head in int8 or bfloat16 |
+| `int8` | 1 | torch's int8 product; one scale per output |
+| `int4` | 0.6 | torch's int4 product; scale and offset per 32 inputs; the LM head in int8 or bfloat16 |
 
 The residual stream, norms, attention and its cache are float32 in all of them: on CPUs, attention in bfloat16 takes
-four to eight times as long (measured, torch 2.13). Only a product's input and output have the type of its kernel.
-Every kernel is tried on a small matrix before it is used, since not every machine and torch version has all of them.
+four to eight times as long (measured, torch 2.13). Only the input and output of a product have the dtype
+of its kernel. Every kernel is tried on a small matrix before it is used, since not every machine and torch version has
+all of them.
 
-O outputs, I inputs of a layer, G groups of inputs, N tokens.
+Shapes: O outputs and I inputs of a layer, G groups of inputs, N tokens.
 """
 
 import time
@@ -38,28 +40,28 @@ GROUP_SIZE = 32
 _INT4_GROUPS = (32, 64, 128, 256)
 """Group sizes of torch's int4 kernel."""
 _INT4_OUTPUTS = 16
-"""The int4 kernel takes a multiple of so many outputs."""
+"""The number of outputs must be a multiple of this for the int4 kernel."""
 _FEW_TOKENS = 32
-"""From more tokens on, rounded weights are converted back for one ordinary product: the kernels of int8 and int4 are
-made for a few (measured: as fast at about 40 tokens)."""
+"""With more tokens than this, int8 and int4 weights are dequantized for an ordinary matrix product: their kernels are
+made for few tokens (measured: equally fast at about 40)."""
 
 
 class PackedWeight:
-    """A matrix (O, I) that can only be multiplied by: `F.linear(x, packed, bias)` works, and `packed(x)`."""
+    """A matrix (O, I) that supports only multiplication: `F.linear(x, packed, bias)` and `packed(x)`."""
 
     kind = ""
-    """What it is, for messages."""
+    """Dtype and kernel, for messages."""
 
     def __init__(self, weight: Tensor) -> None:
         raise NotImplementedError
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Return x Wᵀ: (..., I) → (..., O), in float32 or the type that the kernel computes in."""
+        """Return x Wᵀ, (..., I) → (..., O), in float32 or the dtype of the kernel."""
         raise NotImplementedError
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Tensor:
-        """Serve `F.linear` with this in the weight's place, which is how functions of the LM head use it."""
+        """Implement `F.linear` with a packed weight, which the functions of the LM head call."""
         x, weight, *rest = args
         bias = rest[0] if rest else (kwargs or {}).get("bias")
         assert func is F.linear, f"a packed weight has no {func}"
@@ -68,7 +70,7 @@ class PackedWeight:
 
 
 class BlasWeight(PackedWeight):
-    """Float32 for BLAS, which reads a matrix that is higher than wide faster column by column."""
+    """Float32 weight for BLAS, stored column by column if O >= I, which BLAS reads faster."""
 
     kind = "float32, BLAS"
 
@@ -82,7 +84,7 @@ class BlasWeight(PackedWeight):
 
 
 class OneDNNWeight(PackedWeight):
-    """In the blocked layout of oneDNN."""
+    """Float32 weight in the blocked layout of oneDNN."""
 
     dtype = torch.float32
     kind = "float32, oneDNN"
@@ -91,24 +93,24 @@ class OneDNNWeight(PackedWeight):
         self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.to(self.dtype).contiguous(), 1)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Multiply in the weight's type, with sums in float32."""
+        """Multiply in the dtype of the weight, accumulating in float32."""
         y: Tensor = torch.ops.mkldnn._linear_pointwise(x.to(self.dtype), self.packed, None, "none", [], "")
         return y
 
 
 class BFloat16Weight(OneDNNWeight):
-    """In the blocked layout of oneDNN, in bfloat16."""
+    """Bfloat16 weight in the blocked layout of oneDNN."""
 
     dtype = torch.bfloat16
     kind = "bfloat16, oneDNN"
 
 
 class Int8Weight(PackedWeight):
-    """Integers from -127 to 127 and a scale for each output.
+    """Int8 weight: integers from -127 to 127, with one scale per output.
 
     Args:
-        weight: (O, I) to be rounded, or integers (O, I) int8 with their scales (O,) float.
-        scale: Of the integers; None = `weight` is rounded.
+        weight: (O, I) float weight to quantize, or (O, I) int8 integers.
+        scale: (O,) float scale of the integers; None = `weight` is a float weight.
     """
 
     kind = "int8"
@@ -134,13 +136,13 @@ class Int8Weight(PackedWeight):
 
 
 class Int4Weight(PackedWeight):
-    """Integers q from 0 to 15; each group of inputs has a scale s and an offset z: w = (q - 8) s + z.
+    """Int4 weight: integers q from 0 to 15; each group of inputs has a scale s and an offset z: w = (q - 8) s + z.
 
     Args:
-        weight: (O, I) to be rounded, or integers (O, I) from -8 to 7.
-        scale: (O, G) of the integers, whose offset is 0; None = `weight` is rounded, to as many steps between the
-            smallest and the largest of each group.
-        group_size: Inputs that share a scale.
+        weight: (O, I) float weight to quantize, or (O, I) integers from -8 to 7.
+        scale: (O, G) scale of the integers, whose offset is 0; None = `weight` is a float weight, whose groups are
+            quantized to 16 equidistant values from their minimum to their maximum.
+        group_size: Number of inputs that share a scale and an offset.
     """
 
     kind = "int4"
@@ -160,7 +162,7 @@ class Int4Weight(PackedWeight):
         self.packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(integers, 1)
         both = torch.stack((scale.float(), zero), dim=-1).transpose(0, 1)  # (G, O, 2)
         self.scales_and_zeros = both.to(self.compute).contiguous()
-        # The kernel's layout is its own: these are the same integers, two a byte, for many tokens at once.
+        # The kernel's layout cannot be read back, so the same integers are also kept two per byte, to dequantize.
         pairs = integers.to(torch.uint8)
         self.pairs = pairs[:, 0::2] | (pairs[:, 1::2] << 4)
 
@@ -174,20 +176,20 @@ class Int4Weight(PackedWeight):
         return y.view(*x.shape[:-1], -1)
 
     def dequantized(self) -> Tensor:
-        """Return the matrix (O, I) that the kernel multiplies by."""
+        """Return the dequantized matrix (O, I)."""
         values = torch.stack((self.pairs & 15, self.pairs >> 4), dim=2).view(self.shape[0], -1, self.group_size)
         scale, zero = self.scales_and_zeros.transpose(0, 1).unsqueeze(2).unbind(-1)  # (O, G, 1)
         return (values.to(self.compute) - 8).mul_(scale).add_(zero).view(self.shape)
 
 
 class PackedLinear(nn.Module):
-    """A linear layer, or one of several that are one product, in place of an `nn.Linear`.
+    """Replacement of an `nn.Linear` by a packed weight, which it may share with other layers of the same input.
 
     Args:
-        weight: Of the product.
-        bias: Of this layer, float32, or None.
-        start: Its first output.
-        size: Its outputs; None = all.
+        weight: Packed weight, of one layer or of several concatenated along the outputs.
+        bias: Float32 bias of this layer, or None.
+        start: Index of the first output of this layer in the packed weight.
+        size: Number of outputs of this layer; None = all outputs of the packed weight.
     """
 
     def __init__(self, weight: PackedWeight, bias: Tensor | None, start: int = 0, size: int | None = None) -> None:
@@ -195,7 +197,7 @@ class PackedLinear(nn.Module):
         self.packed, self.bias, self.start, self.size = weight, bias, start, size
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., I) → (..., O)."""
+        """Multiply: (..., I) → (..., O)."""
         y = self.packed(x)
         if self.size is not None:
             y = y.narrow(-1, self.start, self.size)
@@ -206,19 +208,19 @@ class PackedHead(PackedLinear):
     """The LM head."""
 
     def forward(self, hidden: Tensor, head_fn: HeadFn | None = None) -> Any:
-        """(B, T, C) → logits (B, T, V), or what `head_fn` returns."""
+        """Return the logits (B, T, V) of hidden states (B, T, C), or the result of `head_fn`."""
         return F.linear(hidden, self.packed, self.bias) if head_fn is None else head_fn(hidden, self.packed, self.bias)  # type: ignore
 
 
 class WideEmbedding(nn.Embedding):
-    """An embedding in bfloat16 that returns float32."""
+    """An embedding stored in bfloat16 that returns float32."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """(...) int64 → (..., C) float32."""
+        """Look up token ids: (...) int64 → (..., C) float32."""
         return super().forward(input).float()
 
 
-# ------------------------------------------------------------------ what this machine can do, and what it does fastest
+# ------------------------------------------------------------------ choosing the fastest kernel on this machine
 
 _KINDS: dict[str, tuple[type[PackedWeight], ...]] = {
     "float32": (BlasWeight, OneDNNWeight),
@@ -227,13 +229,13 @@ _KINDS: dict[str, tuple[type[PackedWeight], ...]] = {
     "int4": (Int4Weight,),
 }
 _HEADS: dict[str, tuple[type[PackedWeight], ...]] = {"int4": (Int8Weight, BFloat16Weight)}
-"""Kernels of the LM head where they are others than the layers'. A head in int4 costs nearly all of what int4 costs: of
-SmolLM2-135M, 0.021 bits per byte against 0.0007 with a head in int8."""
+"""Kernels of the LM head where they differ from those of the layers. Most of the loss of int4 would come from the head:
+SmolLM2-135M loses 0.021 bits per byte with an int4 head and 0.0007 with an int8 head."""
 
 
 @cache
 def is_available(make: type[PackedWeight]) -> bool:
-    """Return whether a kernel exists here and computes the right thing."""
+    """Return whether a kernel exists on this machine and computes correct results."""
     with torch.inference_mode(False), torch.no_grad():
         generator = torch.Generator().manual_seed(0)
         weight, x = torch.randn(32, 64, generator=generator), torch.randn(3, 64, generator=generator)
@@ -241,13 +243,14 @@ def is_available(make: type[PackedWeight]) -> bool:
             y = make(weight)(x)
         except (RuntimeError, AttributeError, NotImplementedError):  # absent from this build, or for this processor
             return False
-        wanted = x @ weight.t()
-        return bool((y - wanted).norm() < 0.15 * wanted.norm())  # int4 errs by about a tenth of it on random numbers
+        expected = x @ weight.t()
+        # The relative error of int4 on random numbers is about a tenth.
+        return bool((y - expected).norm() < 0.15 * expected.norm())
 
 
 @cache
 def fastest(makes: tuple[type[PackedWeight], ...], outputs: int, inputs: int, tokens: int = 1) -> type[PackedWeight]:
-    """Return the available kernel that multiplies so many tokens by a matrix of this size fastest; measured once."""
+    """Return the fastest available kernel for this number of tokens and matrix size; measured once per process."""
     usable = [make for make in makes if is_available(make)]  # type: ignore[arg-type]
     if len(usable) <= 1:
         return usable[0] if usable else BlasWeight
@@ -260,9 +263,9 @@ def fastest(makes: tuple[type[PackedWeight], ...], outputs: int, inputs: int, to
 
 @cache
 def integer_dtype(kind: str) -> torch.dtype:
-    """Return the type of activations with which the integer kernels are fastest: bfloat16, where there is such a unit.
+    """Return the dtype of activations with which the integer kernels are fastest: bfloat16 if the CPU supports it.
 
-    With the other type (float32 where bfloat16 is native, bfloat16 elsewhere) they take five to fifty times as long.
+    With the other dtype (float32 where bfloat16 is native, bfloat16 elsewhere) they take 5 to 50 times as long.
     """
     size = 512
     x, times = torch.randn(1, size), {}
@@ -280,7 +283,7 @@ def integer_dtype(kind: str) -> torch.dtype:
 
 def _best_time(runs: Sequence[Callable[[Tensor], Tensor]], x: Tensor, rounds: int = 5) -> float:
     best = float("inf")
-    for _ in range(rounds + 1):  # the first one is a warm-up that is seldom the best
+    for _ in range(rounds + 1):  # the first round is a warm-up
         start = time.perf_counter()
         for run in runs:
             run(x)
@@ -294,22 +297,22 @@ def _best_time(runs: Sequence[Callable[[Tensor], Tensor]], x: Tensor, rounds: in
 @torch.inference_mode(False)
 @torch.no_grad()
 def prepare_for_inference(model: GPT, weights: str = "auto", tokens: int = 1) -> str | None:
-    """Replace a finished model's matrices by packed ones, in place.
+    """Replace the matrices of a model by packed ones, in place.
 
     Attention and MLP (modules with `fusable`) and the LM head are packed; layers with adapters, stacked experts, latent
-    attention and mixers of other packages stay as they are. Never call it on a model that is still trained or saved:
-    the weights are gone afterwards.
+    attention and mixers of other packages are not. Never call it on a model that is to be trained or saved, because the
+    original weights are freed.
 
     Args:
-        model: In eval mode, frozen, on a CPU; elsewhere, and where it has nothing to pack, it stays as it is.
-        weights: The kind, `auto` for the model's own precision, or `plain` for none.
-        tokens: How many sequences decode at once, for which kernels are chosen.
+        model: Frozen model in eval mode on a CPU; any other model is not changed.
+        weights: Kind of weights; `auto` = the model's own precision, `plain` = no packing.
+        tokens: Number of sequences that decode at the same time; the kernels are chosen for it.
 
     Returns:
-        What was done, for the user to read; None = nothing.
+        Description of the chosen kernels, for the user; None = the model was not changed.
 
     Raises:
-        UserError: If the kind is unknown, or asked for and impossible here.
+        UserError: If the kind is unknown, or was requested explicitly and is not possible on this machine.
     """
     if weights not in get_args(Weights):
         raise UserError(f"weights is {weights!r}; it can be {', '.join(get_args(Weights))}")
@@ -317,7 +320,7 @@ def prepare_for_inference(model: GPT, weights: str = "auto", tokens: int = 1) ->
     trained = model.training or any(parameter.requires_grad for parameter in parameters)
     if weights == "plain" or trained or any(parameter.device.type != "cpu" for parameter in parameters):
         if weights not in ("auto", "plain"):
-            raise UserError(f"weights {weights} is for finished models on a CPU; leave it out")
+            raise UserError(f"weights {weights} is only for inference on a CPU; leave it out")
         return None
     owners: list[Any] = [module for module in model.modules() if hasattr(module, "fusable")]
     packed = {id(p) for owner in owners for linear in owner.children() if _linear(linear) for p in linear.parameters()}
@@ -326,16 +329,16 @@ def prepare_for_inference(model: GPT, weights: str = "auto", tokens: int = 1) ->
     if dtype not in (torch.float32, torch.bfloat16, torch.float16) or not packed:
         return None
     if dtype != torch.float32 and any(p.dim() > 1 and id(p) not in packed for p in parameters):
-        return None  # experts, say: they would take float32 activations with half-precision weights
+        return None  # for example experts: float32 activations would meet half-precision weights
     kind = _own_kind(owners, dtype) if weights == "auto" else weights
     makes = _KINDS[kind]
-    if weights == "auto" and kind == "bfloat16":  # without such a unit, float32 is faster
+    if weights == "auto" and kind == "bfloat16":  # on a CPU without bfloat16 units, float32 is faster
         makes = (*makes, *_KINDS["float32"])
     if weights != "auto" and not any(is_available(make) for make in makes):  # type: ignore[arg-type]
         raise UserError(f"weights {weights} has no kernel on this machine with torch {torch.__version__}; leave it out")
     is_plain = type(model.lm_head.weight.data) is Tensor and makes == _KINDS["float32"]
     if weights == "auto" and is_plain and fastest(makes, *model.lm_head.weight.shape, tokens) is BlasWeight:
-        return None  # as the engine lays the matrices out anyway
+        return None  # the engine uses this layout anyway
     used: dict[str, int] = {}
     for owner in owners:
         _pack_owner(owner, makes, tokens, used)
@@ -355,7 +358,7 @@ def prepare_for_inference(model: GPT, weights: str = "auto", tokens: int = 1) ->
 
 
 def _own_kind(owners: Sequence[Any], dtype: torch.dtype) -> str:
-    """Return the precision that a model's matrices have."""
+    """Return the kind of weights that matches the precision of the model's matrices."""
     for owner in owners:
         for child in owner.children():
             if _linear(child) and hasattr(child.weight.data, "qdata"):
@@ -368,7 +371,7 @@ def _is_int4(weight: Any) -> bool:
 
 
 def _narrow_embedding(model: GPT) -> None:
-    """Keep the embedding in bfloat16, since it is only looked up."""
+    """Convert the embedding to bfloat16; it is only looked up, so this costs no speed."""
     rows, width = model.wte.weight.shape
     with torch.device("meta"):
         embedding = WideEmbedding(rows, width)
@@ -381,7 +384,7 @@ def _linear(module: nn.Module) -> bool:
 
 
 def _pack_owner(owner: Any, makes: tuple[type[PackedWeight], ...], tokens: int, used: dict[str, int]) -> None:
-    """Pack the linear layers of an attention or MLP: those that share an input as one product."""
+    """Pack the linear layers of an attention or MLP module; those that share an input become one product."""
     names = {id(child): name for name, child in owner.named_children() if _linear(child)}
     shared = [linear for linear in owner.fusable() if id(linear) in names]
     groups = [shared] if len(shared) == len(owner.fusable()) else [[linear] for linear in shared]
@@ -399,13 +402,13 @@ def _pack_owner(owner: Any, makes: tuple[type[PackedWeight], ...], tokens: int, 
             start += linear.out_features
         if group is shared:
             bias = None if biases[0] is None else torch.cat([b for b in biases if b is not None])
-            # Attention goes on in the type of its states.
+            # Attention continues in the dtype of its states.
             dtype = torch.float32 if hasattr(owner, "new_state") else None
             owner.fused = FusedLinears.of_packed([linear.out_features for linear in group], weight, bias, dtype)
 
 
 def _pack(weights: Sequence[Any], makes: tuple[type[PackedWeight], ...], tokens: int) -> Any:
-    """Return one packed weight for matrices of one input; None if they are quantized in a way that has no kernel.
+    """Return one packed weight for matrices that share an input; None if no kernel supports their quantization.
 
     A torchao tensor (`qdata`, `scale`) keeps its integers.
     """

@@ -1,33 +1,34 @@
-"""What a process takes for its tensors: more than their bytes, because of how allocators work.
+"""Estimate the memory that a process uses for its tensors, which is more than the sum of their sizes.
 
-An allocator rounds sizes, keeps freed memory for later, and cannot use holes that are too small.
+An allocator rounds sizes up, keeps freed memory for reuse, and cannot use holes that are too small.
 """
 
 from bisect import bisect_left, insort
 from collections.abc import Sequence
 
 Event = tuple[int, int]
-"""(key of a storage, its bytes; 0: it is freed)."""
+"""(key of a storage, its size in bytes); a size of 0 means that it is freed."""
 
 MIB = 1024**2
 CUDA_CONTEXT = 600 * MIB
-"""What a process takes on a CUDA device besides tensors: context, kernels, cuBLAS workspaces (0.4 to 0.6 GB as seen in
-nvidia-smi on A100 and H100)."""
+"""Memory of a process on a CUDA device in addition to tensors: context, kernels, cuBLAS workspaces (nvidia-smi shows
+0.4 to 0.6 GB on A100 and H100)."""
 CPU_WORKSPACE = 32 * MIB
 GLIBC_HOLES = 2.2
-"""Most that resident memory was of tensor memory on CPU, over eight runs of 166 to 1,500 MB of tensors (0.97 to 2.07;
-`docs`, "Planning a run"). Nearly all of it are holes: glibc raises its mmap threshold to the size of the blocks that
-are freed (mallopt(3), `M_MMAP_THRESHOLD`), so activations land in the heap, where `posix_memalign` cannot reuse a hole
-of exactly its size. With `MALLOC_MMAP_THRESHOLD_=65536` in the environment, resident memory was 1.00 to 1.04 of it."""
+"""Bound on resident memory divided by tensor memory on a CPU. In eight runs with 166 to 1,500 MB of tensors the ratio
+was 0.97 to 2.07 (documentation page "Plan a run"). The excess is almost all holes: glibc raises its mmap threshold to
+the size of the freed blocks (mallopt(3), `M_MMAP_THRESHOLD`), so activations are allocated on the heap, where
+`posix_memalign` cannot reuse a hole of exactly the requested size. With `MALLOC_MMAP_THRESHOLD_=65536` in the
+environment the ratio was 1.00 to 1.04."""
 
 
 def upper_bound(events: Sequence[Event], peak_bytes: int, accelerator: str) -> int:
-    """Return a bound on what a process takes for its tensors, in bytes.
+    """Return an upper bound on the memory that a process uses for its tensors, in bytes.
 
     Args:
         events: Allocations and releases in the order of the step.
-        peak_bytes: Largest sum of the tensors alive at one time.
-        accelerator: `cpu` (resident memory of glibc's malloc) or `cuda` (reserved by torch, and the context).
+        peak_bytes: Peak of the total size of live tensors.
+        accelerator: `cpu` (resident memory with glibc's malloc) or `cuda` (memory reserved by torch plus the context).
     """
     if accelerator == "cpu":
         return int(GLIBC_HOLES * peak_bytes) + CPU_WORKSPACE
@@ -35,7 +36,7 @@ def upper_bound(events: Sequence[Event], peak_bytes: int, accelerator: str) -> i
 
 
 class _Arena:
-    """Free blocks: the smallest that fits is taken, and neighbours are joined."""
+    """Free blocks of a memory pool: allocation takes the smallest that fits, and adjacent free blocks are merged."""
 
     def __init__(self) -> None:
         self._by_size: list[tuple[int, int]] = []  # (size, start), ascending
@@ -52,7 +53,7 @@ class _Arena:
         return start, found
 
     def put(self, start: int, size: int) -> None:
-        """Add a block, joined with its neighbours."""
+        """Add a free block and merge it with adjacent ones."""
         if start in self._ends:
             before = self._ends[start]
             size += self._sizes[before]
@@ -72,12 +73,12 @@ class _Arena:
 
 
 def reserved_cuda(events: Sequence[Event]) -> int:
-    """Return what torch's caching allocator reserves for these tensors on a CUDA device, in bytes.
+    """Return the bytes that torch's caching allocator reserves for these tensors on a CUDA device.
 
     Sizes are rounded up to 512 bytes. Requests up to 1 MiB come from segments of 2 MiB, below 10 MiB from segments of
-    20 MiB, larger ones from segments of their own size rounded up to 2 MiB; a block is split where at least 512 bytes
-    (small) or more than 1 MiB (large) would be left, and segments are kept. Source: c10/cuda/CUDACachingAllocator.cpp.
-    One stream, no expandable segments.
+    20 MiB, larger ones from segments of their own size rounded up to 2 MiB. A block is split if at least 512 bytes
+    (small) or more than 1 MiB (large) would remain; segments are never returned. Source:
+    c10/cuda/CUDACachingAllocator.cpp, for one stream without expandable segments.
     """
     pools = {True: _Arena(), False: _Arena()}  # small, large
     blocks: dict[int, tuple[int, int, bool]] = {}
@@ -91,11 +92,11 @@ def reserved_cuda(events: Sequence[Event]) -> int:
         small = size <= MIB
         free = pools[small].take(size)
         if free is None:
-            whole = 2 * MIB if small else 20 * MIB if size < 10 * MIB else -(-size // (2 * MIB)) * 2 * MIB
-            reserved += whole
+            segment = 2 * MIB if small else 20 * MIB if size < 10 * MIB else -(-size // (2 * MIB)) * 2 * MIB
+            reserved += segment
             num_segments += 1
             # Address ranges that never touch, so that blocks of two segments are not merged.
-            free = num_segments << 48, whole
+            free = num_segments << 48, segment
         start, found = free
         if found - size >= (512 if small else MIB + 1):
             pools[small].put(start + size, found - size)

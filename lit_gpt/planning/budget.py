@@ -1,12 +1,12 @@
-"""From a budget to a run: how large a model, how many tokens, which batch and learning rate.
+"""Propose a run for a compute budget: model size, number of tokens, batch size and learning rate.
 
-**Size and tokens.** The loss of a scaling law is minimised over N for the tokens that the budget then pays. Training
-costs 6 N D FLOPs, inference 2 N a token (Kaplan et al. 2020, arXiv:2001.08361, section 2.1). With inference counted in
-(Sardana et al. 2023, arXiv:2401.00448, equation 3), smaller models trained for longer win; with a corpus of U tokens,
-repeated tokens count for less (Muennighoff et al. 2023, arXiv:2305.16264).
+**Size and tokens.** N is chosen to minimize the loss of a scaling law, with as many tokens as the budget then allows.
+Training costs 6 N D FLOPs, inference 2 N FLOPs per token (Kaplan et al. 2020, arXiv:2001.08361, section 2.1). If the
+budget includes inference (Sardana et al. 2023, arXiv:2401.00448, equation 3), smaller models that are trained longer
+are better; if the corpus has only U tokens, repeated tokens count less (Muennighoff et al. 2023, arXiv:2305.16264).
 
-**The dial.** A depth stands for a whole model, as in nanochat: 64 channels of width a layer, heads of 64, and an MLP of
-8/3 of the width, rounded up to 128, with the parts of our own ladder of presets.
+**Depth.** One number, the depth, determines a model, as in nanochat: a width of 64 channels per layer, heads of 64
+channels, and an MLP of 8/3 of the width, rounded up to a multiple of 128, otherwise as in the preset `tiny`.
 
 **Batch and learning rate** follow the compute C of the run: B = 0.292 C^0.3271 tokens and η = 0.3118 C^-0.125
 (DeepSeek LLM, arXiv:2401.02954, equation 1; fitted there with AdamW from 1e17 to 2e19 FLOPs).
@@ -25,22 +25,22 @@ from lit_gpt.planning.laws import LossForecast, ScalingLaw, effective_tokens
 WIDTH_PER_LAYER = 64
 MAX_DEPTH = 128
 MIN_STEPS = 20
-"""A run of fewer optimizer steps teaches nothing."""
+"""Minimum number of optimizer steps of a proposed run; a shorter one would not learn anything."""
 
 
 @dataclass(frozen=True)
 class Proposal:
-    """A run that a budget pays.
+    """A proposed run.
 
     Attributes:
-        config: The model.
-        depth: Its layers.
-        tokens: Tokens that it is trained on.
-        batch_sequences: Sequences of a step.
-        steps: Optimizer steps.
+        config: Configuration of the model.
+        depth: Number of layers.
+        tokens: Number of training tokens.
+        batch_sequences: Number of sequences per optimizer step.
+        steps: Number of optimizer steps.
         lr: Peak learning rate of AdamW.
         flops: Training FLOPs, 6 N D.
-        loss: Forecast.
+        loss: Forecast of the loss.
     """
 
     config: GPTConfig
@@ -56,13 +56,16 @@ class Proposal:
 def best_size(
     law: ScalingLaw, flops: float, inference_tokens: float = 0.0, unique_tokens: float | None = None
 ) -> tuple[float, float]:
-    """Return the parameters and training tokens of least loss that a budget pays.
+    """Return the number of parameters and of training tokens that minimize the loss within a budget.
 
     Args:
-        law: Of the loss.
-        flops: For training, and for inference if there is any.
-        inference_tokens: Tokens that the model will read and write over its life.
-        unique_tokens: Tokens of the corpus; None: as many as wanted.
+        law: Scaling law of the loss.
+        flops: Budget for training and inference together, in FLOPs.
+        inference_tokens: Number of tokens, prompts included, that the model will process after training.
+        unique_tokens: Number of tokens in the corpus; None: unlimited.
+
+    Raises:
+        UserError: If the budget is too small for the inference tokens.
     """
     params = np.exp(np.linspace(math.log(1e3), math.log(1e14), 4000))
     tokens = (flops - 2 * params * inference_tokens) / (6 * params)
@@ -72,12 +75,14 @@ def best_size(
         loss = np.where(tokens >= 1, c["E"] + c["A"] / params ** c["alpha"] + c["B"] / worth ** c["beta"], np.inf)
     best = int(np.argmin(loss))
     if not np.isfinite(loss[best]):
-        raise UserError(f"a budget of {flops:.3g} FLOPs does not pay for {inference_tokens:.3g} tokens of inference")
+        raise UserError(
+            f"a budget of {flops:.3g} FLOPs is too small for {inference_tokens:.3g} inference tokens; raise it"
+        )
     return float(params[best]), float(tokens[best])
 
 
 def config_of_depth(depth: int, vocab_size: int, block_size: int) -> GPTConfig:
-    """Return the model that a depth stands for."""
+    """Return the model configuration for a depth: the number of layers determines width, heads and MLP."""
     width = WIDTH_PER_LAYER * depth
     return GPTConfig.from_preset("tiny", vocab_size=vocab_size, block_size=block_size, **_shape(depth, width))
 
@@ -99,16 +104,16 @@ def propose(
     """Return the run for a budget, or the compute-optimal run of a depth.
 
     Args:
-        law: Of the loss.
-        flops: The budget; None: as many as a model of `depth` is trained on at its optimum.
-        depth: Layers; None: those of the best size.
-        vocab_size: Entries of the vocabulary.
-        block_size: Context in tokens.
-        inference_tokens: See `best_size`.
-        unique_tokens: See `best_size`.
+        law: Scaling law of the loss.
+        flops: Budget in FLOPs; None: the budget for which a model of `depth` is the best one.
+        depth: Number of layers; None: the one closest to the best size.
+        vocab_size: Number of vocabulary entries.
+        block_size: Context length in tokens.
+        inference_tokens: Number of tokens that the model will process after training; they are paid from the budget.
+        unique_tokens: Number of tokens in the corpus; None: unlimited.
 
     Raises:
-        UserError: The budget is too small for any model.
+        UserError: If the budget is too small for 20 optimizer steps.
     """
     if depth is None:
         assert flops is not None
@@ -118,7 +123,7 @@ def propose(
     config = config_of_depth(depth, vocab_size, block_size)
     params = config.num_parameters()
     if flops is None:
-        # The compute at which this size is the best one: bisection, since the best size grows with compute.
+        # Find by bisection the compute at which this size is the best one; the best size grows with compute.
         low, high = math.log(1e6), math.log(1e30)
         for _ in range(60):
             middle = (low + high) / 2
@@ -132,8 +137,8 @@ def propose(
     if steps < MIN_STEPS:
         smallest = MIN_STEPS * block_size * 6 * params
         raise UserError(
-            f"a budget of {flops:.3g} FLOPs pays {max(steps, 0)} steps of a model of depth {depth}; it must be at "
-            f"least {smallest:.2g} for {MIN_STEPS} steps, or lower vocab_size and block_size"
+            f"a budget of {flops:.3g} FLOPs is enough for {max(steps, 0)} steps of a model of depth {depth}; raise it "
+            f"to at least {smallest:.2g} for {MIN_STEPS} steps, or lower vocab_size and block_size"
         )
     tokens_seen = steps * batch * block_size
     return Proposal(
@@ -149,12 +154,12 @@ def propose(
 
 
 def as_yaml(proposal: Proposal, data: dict[str, Any], name: str) -> dict[str, Any]:
-    """Return the run as the values of a YAML that `fit` accepts.
+    """Return the contents of a YAML file for `fit` that trains the proposed run.
 
     Args:
-        proposal: The run.
-        data: Class and arguments of the DataModule; sizes are filled in.
-        name: Of the run.
+        proposal: The proposed run.
+        data: `class_path` and `init_args` of the DataModule; `block_size` and `global_batch_size` are filled in.
+        name: Name of the run.
     """
     config, steps = proposal.config, proposal.steps
     sizes = {"block_size": config.block_size, "global_batch_size": proposal.batch_sequences}

@@ -1,8 +1,8 @@
-"""What a plan knows of devices: memory, bandwidth, power, interconnect and price, each with its source.
+"""Table of devices for planning: memory, bandwidth, power, interconnect and price, each with its source.
 
-Sizes and speeds are the vendors' data sheets'; bf16 peaks are in `hardware.py`. Prices are on-demand market prices of
-the date given, and change: give `price_per_hour` for a real budget. A device without a price has none: money is then
-not forecast.
+Sizes and speeds are from the vendors' data sheets; bf16 peaks are in `hardware.py`. Prices are on-demand market prices
+on the given date, and change: set `price_per_hour` for a real budget. The cost of a device without a price is not
+forecast.
 """
 
 from dataclasses import dataclass
@@ -24,17 +24,17 @@ class Device:
     """One device.
 
     Attributes:
-        name: As users name it.
+        name: Name that users write, such as `h100`.
         kind: `cpu` or `cuda`.
-        memory: Bytes.
-        peak_flops: bf16 dense (CUDA), measured float32 matrix products (CPU), in FLOP/s.
-        bandwidth: Of its memory, bytes/s.
-        link: Between the devices of a node, bytes/s in each direction.
-        network: Between nodes, bytes/s of each device.
-        watts: Of a device at full load (thermal design power).
-        price_per_hour: US dollars; None: unknown.
-        price_source: Where and when that price was seen.
-        half_speed: Products in bfloat16 over those in float32, on a CPU.
+        memory: Memory in bytes.
+        peak_flops: Peak in FLOP/s: dense bf16 on CUDA, measured float32 matrix products on a CPU.
+        bandwidth: Memory bandwidth in bytes/s.
+        link: Bandwidth between the devices of a node, in bytes/s per direction.
+        network: Bandwidth between nodes, in bytes/s per device.
+        watts: Power at full load (thermal design power).
+        price_per_hour: Price in US dollars per hour; None: unknown.
+        price_source: Source and date of the price.
+        half_speed: Speed of bfloat16 matrix products relative to float32, on a CPU.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Device:
     half_speed: float = 1.0
 
 
-# name: driver's name, GB, TB/s, GB/s of the link in each direction, watts, dollars an hour
+# name: (name in the driver, memory in GB, bandwidth in TB/s, link in GB/s per direction, watts, dollars per hour)
 _GPUS: dict[str, tuple[str, float, float, float, float, float | None]] = {
     "h100": ("NVIDIA H100 80GB HBM3", 80, 3.35, 450, 700, 2.10),
     "h100-pcie": ("NVIDIA H100 PCIe", 80, 2.0, 64, 350, None),
@@ -66,16 +66,16 @@ _GPUS: dict[str, tuple[str, float, float, float, float, float | None]] = {
     "mi300x": ("AMD Instinct MI300X", 192, 5.3, 448, 750, None),
 }
 NETWORK = 50e9
-"""Bytes/s between nodes of each GPU: one 400 Gbit/s adapter a GPU, as in DGX H100."""
+"""Network bandwidth between nodes in bytes/s per GPU: one 400 Gbit/s adapter for each, as in a DGX H100."""
 CPU_WATTS = 10.0
-"""Of one busy core of a server (a 64-core processor of 280 W, with its share of memory and fans: about twice 4.4 W)."""
+"""Power of one busy server core: a 64-core processor takes 280 W, 4.4 W per core; memory and fans about double it."""
 
 
 def find_device(name: str) -> Device:
     """Return a device by name; `cpu` is this machine.
 
     Raises:
-        UserError: There is none of this name.
+        UserError: If no device has this name.
     """
     if name == "cpu":
         return this_cpu()
@@ -93,10 +93,10 @@ def find_device(name: str) -> Device:
 
 
 def read_device(values: Any) -> Device:
-    """Return a device from a YAML's mapping, or by name.
+    """Return a device from the fields of a YAML file, or by its name.
 
     Raises:
-        UserError: A field is missing or unknown.
+        UserError: If a field is missing or unknown.
     """
     from lit_gpt.instantiate import construct
 
@@ -104,7 +104,7 @@ def read_device(values: Any) -> Device:
 
 
 def this_cpu() -> Device:
-    """Return this machine's CPU, its speeds measured with torch's threads."""
+    """Return this machine's CPU as a device, with speeds measured with torch's number of threads."""
     cores = torch.get_num_threads()
     memory = psutil.virtual_memory().total
     peak = cpu_peak_flops()
@@ -113,7 +113,7 @@ def this_cpu() -> Device:
 
 
 def _copy_speed() -> float:
-    """Measure bytes read and written per second when a tensor larger than the caches is copied."""
+    """Return the memory bandwidth in bytes/s, measured by copying a tensor that is larger than the caches."""
     import time
 
     source = torch.ones(16 * 2**20)

@@ -1,7 +1,7 @@
-"""From the work of a step to a forecast of the run: time, money, energy, disk, loss, and a verdict.
+"""Forecast a run from the work of one simulated step: time, cost, energy, disk, loss, and whether it fits.
 
-Every number is an `Estimate`: low, value, high, and what it rests on. Each formula is derived, with its source, on the
-page "Planning a run" of the documentation.
+Every number is an `Estimate`: low, value, high, and its basis. The documentation page "Plan a run" derives each formula
+and gives its source.
 """
 
 import math
@@ -16,32 +16,32 @@ from lit_gpt.planning.laws import LossForecast, ScalingLaw
 from lit_gpt.planning.simulation import SimulatedStep, Work
 
 EFFICIENCY = {"linear": 0.65, "experts": 0.45, "attention": 0.40}
-"""Share of a GPU's peak that its kernels reach: dense products of transformer sizes on A100 and H100 60 to 75 %
+"""Share of a GPU's peak that its kernels reach: dense products of transformer sizes on A100 and H100 reach 60 to 75 %
 (Megatron-LM, arXiv:2104.04473, figure 12), FlashAttention-2 forward and backward on H100 about 40 % (arXiv:2407.08608,
 figure 5)."""
 BANDWIDTH_SHARE = 0.75
 """Share of the memory's bandwidth that elementwise kernels reach."""
 FUSED_SHARE = 0.35
-"""Share of the bytes of elementwise operations that `torch.compile` still moves."""
+"""Share of the bytes of elementwise operations that are still moved with `torch.compile`."""
 LAUNCH_SECONDS = 5e-6
-"""Of one kernel from Python; an eager step cannot be faster than its launches."""
+"""Time to launch one kernel from Python; an eager step takes at least the sum of its launches."""
 COLLECTIVE_SECONDS = 20e-6
 """Latency of one collective."""
 GPUS_PER_NODE = 8
 UNCALIBRATED = 1.8
-"""Factor between the value and either end of an interval of time, where nothing was measured."""
+"""Factor between the value and either end of the interval of a forecast time, if nothing was measured."""
 LAW_REACH = 1e-4
-"""Least share of the compute of a law's largest run at which it is still asked."""
+"""Smallest compute, relative to the largest run of a law, for which the law is used."""
 PUE = 1.2
-"""Power of a data centre over that of its computers: hyperscale sites 1.1 to 1.2 (Patterson et al. 2021,
-arXiv:2104.10350, section 2.3; industry mean 1.56, Uptime Institute 2024)."""
+"""Power usage effectiveness: total power of a data center divided by that of its computers. Hyperscale sites have 1.1
+to 1.2 (Patterson et al. 2021, arXiv:2104.10350, section 2.3); the industry mean is 1.56 (Uptime Institute 2024)."""
 GRID_GRAMS = 445.0
 """CO2 per kWh, world average of 2024 (IEA, Electricity 2025)."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number with its interval (about 90 %) and what it rests on."""
+    """A number with its interval (about 90 %) and its basis: a measurement, an assumption or a source."""
 
     low: float
     value: float
@@ -51,12 +51,12 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Calibration:
-    """How real steps compare with the model of time: seconds over forecast seconds.
+    """Correction of forecast times by measured ones.
 
     Attributes:
-        ratio: What forecasts are multiplied by.
+        ratio: Measured divided by forecast seconds; forecasts are multiplied by it.
         spread: Factor between the value and either end of the interval.
-        basis: What was measured.
+        basis: Description of the measurement.
     """
 
     ratio: float = 1.0
@@ -66,19 +66,19 @@ class Calibration:
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What a forecast needs of a run besides its step.
+    """Properties of a run that its forecast needs in addition to the simulated step.
 
     Attributes:
-        name: Of the run.
-        steps: Optimizer steps; None: not limited.
-        tokens_per_step: Input tokens of a step over all devices.
-        micro_batch_size: Rows that a device takes at once.
-        micro_batches: Of a step on each device.
-        layout: Processes.
-        precision: Lightning's name.
+        name: Name of the run.
+        steps: Number of optimizer steps; None: unlimited.
+        tokens_per_step: Input tokens per optimizer step, over all devices.
+        micro_batch_size: Rows per micro-batch on a device.
+        micro_batches: Number of micro-batches per optimizer step on a device.
+        layout: Number of processes and how the model is distributed over them.
+        precision: Precision as named in Lightning, such as `bf16-mixed`.
         compiled: Whether `torch.compile` is on.
-        checkpoints_kept: How many are on disk at one time.
-        model_params: Parameters of the whole model, without embeddings that are only looked up.
+        checkpoints_kept: Number of checkpoints on disk at the same time.
+        model_params: Number of parameters of the whole model, without embeddings that are only looked up.
     """
 
     name: str
@@ -95,7 +95,7 @@ class RunFacts:
 
 @dataclass(frozen=True)
 class Change:
-    """A change of the YAML and what it would do."""
+    """A change of the YAML and its effect on memory (bytes), time per step (seconds) and whether the run fits."""
 
     what: str
     memory: float
@@ -105,7 +105,7 @@ class Change:
 
 @dataclass
 class Forecast:
-    """The forecast of a run; `to_dict` is what `plan.json` holds."""
+    """The forecast of a run; `to_dict` returns the content of the JSON file that `plan --out` writes."""
 
     run: dict[str, Any]
     device: dict[str, Any]
@@ -132,10 +132,11 @@ class Forecast:
 
 
 def step_parts(work: Work, device: Device, layout: Layout, precision: str, compiled: bool) -> dict[str, float]:
-    """Return the seconds of a step by what they are spent on: the roofline model (Williams et al. 2009).
+    """Return the seconds of a step by kind of work, from the roofline model (Williams et al. 2009).
 
-    Products are bound by arithmetic, all else by memory; collectives of tensor parallelism wait for one another, those
-    of data parallelism overlap with the backward pass and are seen where they take longer than it, or at its end.
+    Matrix products are bound by arithmetic, everything else by memory. Collectives of tensor parallelism add their full
+    time. Those of data parallelism overlap with the backward pass: only the time that exceeds it is added, or a tenth
+    of it for the part at the end.
     """
     if device.kind == "cpu":
         peak = device.peak_flops * (1 if precision.startswith(("32", "64")) else device.half_speed)
@@ -178,15 +179,15 @@ def forecast(
     """Return the forecast of a run.
 
     Args:
-        facts: The run.
-        step: Memory of a step.
-        work: Work of a whole step, all micro-batches.
-        device: Each of its devices.
-        calibration: Of time.
-        loss: From a scaling law; None: no law applies.
-        loss_basis: Which law.
-        largest: Largest micro-batch that fits, by `with` and `without` activation checkpointing.
-        changes: Changes that were simulated.
+        facts: Properties of the run.
+        step: Simulated step, for the memory.
+        work: Work of a complete optimizer step, all micro-batches.
+        device: Device of the run; all are of the same kind.
+        calibration: Correction of the forecast times.
+        loss: Forecast of the loss by a scaling law; None: no law applies.
+        loss_basis: Name of the law.
+        largest: Largest micro-batch that fits `with` and `without` activation checkpointing.
+        changes: Simulated changes of the YAML; the three best are kept.
     """
     parts = step_parts(work, device, facts.layout, facts.precision, facts.compiled)
     seconds = sum(parts.values()) * calibration.ratio
@@ -229,7 +230,7 @@ def forecast(
 
 
 def largest_that_fits(one: SimulatedStep, two: SimulatedStep, rows: tuple[int, int], device: Device) -> int:
-    """Return the largest micro-batch whose upper bound fits, from two simulated ones: memory is linear in the rows."""
+    """Return the largest micro-batch that fits, extrapolated from two simulated ones: memory is linear in the rows."""
     slope = (two.upper_bytes - one.upper_bytes) / (rows[1] - rows[0])
     free = device.memory - one.upper_bytes
     if free < 0 and slope > 0:
@@ -271,7 +272,7 @@ def describe(result: Forecast) -> str:
 
 
 def describe_loss(loss: LossForecast, law: ScalingLaw) -> str:
-    """Return a forecast of the loss with its interval, its law, and how far that is stretched."""
+    """Return a forecast of the loss as text, with its interval, its law and the extrapolation."""
     return _loss_text(loss.value, loss.low, loss.high, loss.extrapolation, law.describe())
 
 

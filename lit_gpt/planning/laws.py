@@ -1,18 +1,20 @@
-"""Scaling laws: the loss of a model of N parameters after D tokens, fitted to runs, with an interval.
+"""Scaling laws: forecast the loss of a model with N parameters after D tokens, with an interval, from a fit to runs.
 
 **Chinchilla** (Hoffmann et al. 2022, arXiv:2203.15556, equation 2): L(N, D) = E + A / N^α + B / D^β. E is the loss of
-a perfect model of the data, the other terms are what a finite model and finite data add. Fitted as in section D.2
-there: the Huber loss (δ = 1e-3) of the difference of logarithms, so that a run that failed pulls little.
+a perfect model of the data; the other two terms are the excess loss of a finite model and of finite data. The fit
+minimizes the Huber loss (δ = 1e-3) of the difference of log losses (their section D.2), so a failed run has little
+influence.
 
-**Repeated data** (Muennighoff et al. 2023, arXiv:2305.16264, equations 5 and 6): the R-th repetition of U tokens is
-worth less; D is replaced by U + U R* (1 - exp(-R / R*)), R* = 15.39.
+**Repeated data** (Muennighoff et al. 2023, arXiv:2305.16264, equations 5 and 6): repeating U unique tokens R times is
+worth fewer than U R new tokens, so D is replaced by U + U R* (1 - exp(-R / R*)) with R* = 15.39.
 
 **Hyperparameters** (DeepSeek LLM, arXiv:2401.02954, section 3; Step Law, arXiv:2503.04715): the best learning rate or
 batch size is a power law, log y = c + a log N + b log D.
 
-**The interval** of a forecast has two parts, added as squares: the spread of fits to resampled runs (bootstrap, Efron
-1979), and the error of a fit to the smaller runs on the larger ones, which shows how well the law extrapolates on this
-data: the bootstrap alone is far too sure, since the true curve is none of the family.
+**The interval** of a forecast is the root of the sum of two squared errors: the spread of fits to resampled runs
+(bootstrap, Efron 1979), and the error on the larger runs of a fit to the smaller ones. The second measures how well the
+law extrapolates on this data. The bootstrap by itself gives intervals that are far too narrow, because no curve of this
+form matches the true loss exactly.
 """
 
 import json
@@ -30,24 +32,24 @@ from lit_gpt.suggest import unknown_name
 
 HUBER_DELTA = 1e-3
 MIN_POINTS = 6
-"""Five constants are fitted; with no run to spare nothing tells whether they are right."""
+"""Minimum number of runs: the law has five constants, and at least one more run is needed to check the fit."""
 REPETITION_WORTH = 15.39
 """R* of repeated tokens (arXiv:2305.16264, section 5)."""
 UNTESTED_ERROR = 0.05
-"""Relative error that is assumed where there are no runs to spare for a test; the published ones were 1 to 5 %."""
+"""Relative error assumed if there are too few runs to test the law on; published tests found 1 to 5 %."""
 _STEPS = 80
 
 
 @dataclass(frozen=True)
 class Point:
-    """What one run, or one moment of it, shows.
+    """One measurement: the loss of a run at its end or at an intermediate checkpoint.
 
     Attributes:
-        params: N, parameters.
-        tokens: D, tokens seen.
-        loss: Nats per token.
-        corpus: What it was trained on and measured on; losses of different corpora are not comparable.
-        name: Of the run.
+        params: N, number of parameters.
+        tokens: D, number of training tokens.
+        loss: Loss in nats per token.
+        corpus: Name of the training and evaluation corpus; losses on different corpora are not comparable.
+        name: Name of the run.
     """
 
     params: float
@@ -64,13 +66,13 @@ class Point:
 
 @dataclass(frozen=True)
 class LossForecast:
-    """A loss with its interval.
+    """A forecast loss with its interval.
 
     Attributes:
-        value: Nats per token.
+        value: Loss in nats per token.
         low: Lower end of the 90 % interval.
-        high: Upper end.
-        extrapolation: Compute of the forecast over that of the largest run that the law was fitted to.
+        high: Upper end of the 90 % interval.
+        extrapolation: Compute of the forecast run divided by that of the largest run that the law was fitted to.
     """
 
     value: float
@@ -84,14 +86,14 @@ class ScalingLaw:
     """A fitted law L(N, D) = E + A / N^α + B / D^β.
 
     Attributes:
-        constants: E, A, alpha, B, beta.
-        corpus: What it holds for.
-        source: Where it is from.
-        num_points: Runs that it was fitted to.
-        max_compute: Compute of the largest of them, FLOPs.
-        spread: Constants of fits to resampled runs, (resamples, 5).
-        relative_error: 90 % quantile of the error of fits to the smaller runs on the larger ones.
-        outliers: Names of runs that lie far from the law.
+        constants: Values of E, A, alpha, B and beta.
+        corpus: Corpus on which the law was fitted, and to which it applies.
+        source: Origin of the law: a citation, or the table of runs.
+        num_points: Number of runs that it was fitted to.
+        max_compute: Compute of the largest of these runs, in FLOPs.
+        spread: (resamples, 5) logarithms of E, A, B and the exponents, from fits to resampled runs.
+        relative_error: 90 % quantile of the relative error of fits to the smaller runs on the larger ones.
+        outliers: Names of the runs that are far from the law.
     """
 
     constants: dict[str, float]
@@ -112,9 +114,9 @@ class ScalingLaw:
         """Return the loss with its 90 % interval.
 
         Args:
-            params: N.
-            tokens: D.
-            unique_tokens: Tokens of the corpus, if it is repeated.
+            params: N, number of parameters.
+            tokens: D, number of training tokens.
+            unique_tokens: Number of tokens in the corpus, if it is repeated; None: no token is repeated.
         """
         tokens = tokens if unique_tokens is None else effective_tokens(tokens, unique_tokens)
         value = self.loss(params, tokens)
@@ -129,7 +131,7 @@ class ScalingLaw:
         return LossForecast(value, value * math.exp(-low), value * math.exp(high), extrapolation)
 
     def optimum(self, flops: float) -> tuple[float, float]:
-        """Return the parameters and tokens of least loss for 6 N D = `flops` (arXiv:2203.15556, equation 4)."""
+        """Return the (N, D) that minimize the loss subject to 6 N D = `flops` (arXiv:2203.15556, equation 4)."""
         c = self.constants
         a, b = c["alpha"], c["beta"]
         g = (a * c["A"] / (b * c["B"])) ** (1 / (a + b))
@@ -137,8 +139,8 @@ class ScalingLaw:
         return params, flops / 6 / params
 
     def describe(self) -> str:
-        """Return where the law is from."""
-        return f"{self.source or 'a law of your own'}, fitted on {self.corpus or 'one corpus'}"
+        """Return the origin of the law and its corpus, for messages."""
+        return f"{self.source or 'your own law'}, fitted on {self.corpus or 'one corpus'}"
 
     def save(self, file: Path) -> None:
         """Write the law as JSON."""
@@ -156,15 +158,15 @@ PUBLISHED = ScalingLaw(
     max_compute=3e21,
     relative_error=0.25,
 )
-"""What stands in where the user has no law. Its relative error is a judgement: losses on other corpora and vocabularies
-differ by about that much. For a forecast that can be held to, fit a law to runs on the corpus itself."""
+"""The law used if the user gives none. Its relative error is a judgment: losses on other corpora and with other
+vocabularies differ by about that much. For a reliable forecast, fit a law to runs on your own corpus."""
 
 
 def load_law(file: str | Path) -> ScalingLaw:
     """Read a law that `save` wrote.
 
     Raises:
-        UserError: The file is missing or holds something else.
+        UserError: If the file is missing or is not a scaling law.
     """
     try:
         values = json.loads(Path(file).expanduser().read_text(encoding="utf-8"))
@@ -178,7 +180,7 @@ def load_law(file: str | Path) -> ScalingLaw:
 
 
 def effective_tokens(tokens: float, unique_tokens: float) -> float:
-    """Return how many fresh tokens are worth as much as `tokens` drawn from a corpus of `unique_tokens`."""
+    """Return how many unique tokens are worth as much as `tokens` from a repeated corpus of `unique_tokens`."""
     if tokens <= unique_tokens:
         return tokens
     repetitions = tokens / unique_tokens - 1
@@ -193,12 +195,12 @@ def fit_law(points: Sequence[Point], num_resamples: int = 200, seed: int = 0, so
 
     Args:
         points: Runs on one corpus.
-        num_resamples: Bootstrap fits.
-        seed: Of the resampling.
-        source: Recorded with the law.
+        num_resamples: Number of bootstrap fits.
+        seed: Seed of the resampling.
+        source: Description of the runs, stored in the law.
 
     Raises:
-        UserError: Too few runs, several corpora, or runs that differ in size or in tokens alone.
+        UserError: If there are too few runs, or too few different sizes or numbers of tokens, or several corpora.
     """
     _check(points)
     check_at_least("num_resamples", num_resamples, 0)
@@ -251,10 +253,10 @@ def _check(points: Sequence[Point]) -> None:
 
 
 def _error_on_larger(n: np.ndarray, d: np.ndarray, loss: np.ndarray) -> float:
-    """Return what error to expect beyond the runs: that of fits to the smaller ones on the larger ones.
+    """Estimate the error of an extrapolation, from the errors on the larger runs of fits to the smaller ones.
 
     Returns:
-        The 90 % quantile of |log error| over the distance in compute (`_distance`).
+        The 90 % quantile of |log error| divided by the distance in compute (`_distance`).
     """
     order = np.argsort(n + d, kind="stable")
     errors: list[float] = []
@@ -269,18 +271,18 @@ def _error_on_larger(n: np.ndarray, d: np.ndarray, loss: np.ndarray) -> float:
 
 
 def _distance(log_extrapolation: np.ndarray) -> np.ndarray:
-    """Return by what the error grows with the logarithm of the extrapolation in compute; 1 up to a factor of e."""
+    """Return the factor by which the error grows with log(extrapolation in compute); 1 up to a factor of e."""
     return np.maximum(1.0, log_extrapolation)
 
 
 def _losses(theta: np.ndarray, n: np.ndarray, d: np.ndarray) -> np.ndarray:
-    """Return (fits, runs) losses for θ = (log E, log A, α, log B, β), (fits, 5), n = log N, d = log D."""
+    """Return the (fits, runs) losses for (fits, 5) constants θ = (log E, log A, α, log B, β), n = log N, d = log D."""
     e, a, alpha, b, beta = (theta[:, i, None] for i in range(5))
     return np.exp(e) + np.exp(a - alpha * n) + np.exp(b - beta * d)
 
 
 def _starts(n: np.ndarray, d: np.ndarray, loss: np.ndarray) -> np.ndarray:
-    """Return (8, 5) starting points: the best of a grid of exponents, for which the rest is a linear fit."""
+    """Return (8, 5) starting points: the best exponents of a grid, with E, A and B from a linear fit for each."""
     target, found = np.exp(loss), []
     for alpha in np.linspace(0.1, 1.2, 12):
         for beta in np.linspace(0.1, 1.2, 12):
@@ -295,7 +297,7 @@ def _starts(n: np.ndarray, d: np.ndarray, loss: np.ndarray) -> np.ndarray:
 
 
 def _fit(n: np.ndarray, d: np.ndarray, loss: np.ndarray) -> np.ndarray:
-    """Return the (5,) constants with the least Huber loss, from several starting points."""
+    """Return the (5,) constants with the smallest Huber loss, found from several starting points."""
     starts = _starts(n, d, loss)
     thetas, objectives = _descend(n, d, loss, np.ones((len(starts), len(n))), starts)
     return thetas[int(np.argmin(objectives))]
@@ -304,13 +306,13 @@ def _fit(n: np.ndarray, d: np.ndarray, loss: np.ndarray) -> np.ndarray:
 def _descend(
     n: np.ndarray, d: np.ndarray, loss: np.ndarray, counts: np.ndarray, theta: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Minimise the Huber loss of many fits at once by Levenberg-Marquardt steps on reweighted squares.
+    """Minimize the Huber loss of many fits at once, by Levenberg-Marquardt steps on reweighted squares.
 
     Args:
         n: (runs,) log N.
         d: (runs,) log D.
         loss: (runs,) log loss.
-        counts: (fits, runs) how often each run counts.
+        counts: (fits, runs) weight of each run in each fit.
         theta: (fits, 5) starting points.
 
     Returns:
@@ -355,20 +357,20 @@ def _named(theta: np.ndarray) -> dict[str, float]:
 
 
 def fit_power_law(rows: Sequence[Mapping[str, float]], target: str) -> dict[str, float]:
-    """Fit log y = c + a log N + b log D to the best learning rates or batch sizes, by iterated Huber weights.
+    """Fit log y = c + a log N + b log D to learning rates or batch sizes y, by iteratively reweighted Huber regression.
 
     Args:
-        rows: Each with `params`, `tokens` and the target.
-        target: `lr` or `global_batch`.
+        rows: Runs, each with `params`, `tokens` and the target.
+        target: Name of y: `lr` or `global_batch`.
 
     Returns:
         `constant` (exp c), `params` (a), `tokens` (b), and the median relative `error`.
 
     Raises:
-        UserError: There are fewer than four rows.
+        UserError: If there are fewer than four rows.
     """
     if len(rows) < 4:
-        raise UserError(f"{len(rows)} rows have {target}; its law has 3 constants and needs at least 4")
+        raise UserError(f"{len(rows)} rows have {target}; the power law has 3 constants and needs at least 4")
     x = np.array([[1.0, math.log(row["params"]), math.log(row["tokens"])] for row in rows])
     y = np.log([row[target] for row in rows])
     w = np.ones(len(y))
@@ -391,18 +393,18 @@ COLUMNS = {
     "corpus": ("corpus", "dataset"),
     "name": ("model", "run_name", "name"),
 }
-"""Our column → names that published tables have for it; the first that a table has is taken."""
+"""Column name used here → names in published tables; the first one present is used."""
 
 
 def read_table(path: Path, columns: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
-    """Read runs from a table (CSV, JSON lines, Parquet, ...) as rows with `params`, `tokens`, `loss` and what else.
+    """Read a table of runs (CSV or JSON lines) as rows with `params`, `tokens`, `loss` and the table's other columns.
 
     Args:
-        path: The file.
-        columns: Our name of a column → the table's, where it is not one of `COLUMNS`.
+        path: The table.
+        columns: Column name used here → name in the table, for names that `COLUMNS` lacks.
 
     Raises:
-        UserError: The file cannot be read, or has no such columns.
+        UserError: If the file cannot be read, or a column is missing or not a number.
     """
     import csv
 
@@ -422,13 +424,12 @@ def read_table(path: Path, columns: Mapping[str, str] | None = None) -> list[dic
         raise UserError(f"{path} has no rows; it needs params, tokens and loss of each run")
     known = set(rows[0])
     chosen = {
-        ours: columns.get(ours) or next((name for name in names if name in known), None)
-        for ours, names in COLUMNS.items()
+        key: columns.get(key) or next((name for name in names if name in known), None) for key, names in COLUMNS.items()
     }
-    for ours in ("params", "tokens", "loss"):
-        if chosen[ours] not in known:
+    for key in ("params", "tokens", "loss"):
+        if chosen[key] not in known:
             raise UserError(
-                f"{path} has no column for {ours} (it has {', '.join(sorted(known))}); name it: --columns.{ours} NAME"
+                f"{path} has no column for {key} (it has {', '.join(sorted(known))}); name it: --columns.{key} NAME"
             )
     table = []
     for number, row in enumerate(rows, start=1):
@@ -452,10 +453,10 @@ def points_of(rows: Sequence[Mapping[str, Any]]) -> list[Point]:
 
 
 def select_rows(rows: Sequence[dict[str, Any]], where: Mapping[str, Any], corpus: str | None) -> list[dict[str, Any]]:
-    """Return the rows of a table with the given values.
+    """Return the rows of a table that have the given values.
 
     Raises:
-        UserError: A column does not exist, or no row has its value.
+        UserError: If a column does not exist, or no row has its value.
     """
     chosen = list(rows)
     for name, value in {**where, **({} if corpus is None else {"corpus": corpus})}.items():
@@ -478,7 +479,7 @@ def describe_laws(
     num_resamples: int,
     out: Path | None,
 ) -> str:
-    """Fit the laws of a table and return them as text; see the command `plan fit-law`."""
+    """Fit the laws to a table of runs and return them as text; see the command `plan fit-law` for the arguments."""
     rows = select_rows(read_table(table, columns), where, corpus)
     points = points_of(rows)
     fitted = [p for p in points if max_compute is None or p.compute < max_compute]
@@ -491,9 +492,11 @@ def describe_laws(
             column = np.exp(spread[:, place]) if name in ("E", "A", "B") else spread[:, place]
             ends = f"  (90 %: {np.quantile(column, 0.05):.4g} to {np.quantile(column, 0.95):.4g})"
         lines.append(f"{name:6}{value:.4g}{ends}")
-    lines.append(f"error on larger runs than fitted: {law.relative_error:.2%} for each factor of e in compute")
+    lines.append(f"error on runs larger than the fitted ones: {law.relative_error:.2%} for each factor of e in compute")
     if law.outliers:
-        lines.append(f"{len(law.outliers)} runs lie far from the law and pull little: {', '.join(law.outliers[:5])}")
+        lines.append(
+            f"{len(law.outliers)} runs are far from the law and have little influence: {', '.join(law.outliers[:5])}"
+        )
     if min_compute_to_score is not None:
         lines.append(_scored(law, [p for p in points if p.compute >= min_compute_to_score], min_compute_to_score))
     for target in ("lr", "global_batch"):
@@ -515,8 +518,8 @@ def _scored(law: ScalingLaw, points: Sequence[Point], bound: float) -> str:
         raise UserError(f"no run has min_compute_to_score {bound:.3g} FLOPs or more; lower it")
     forecasts = [law.forecast(p.params, p.tokens) for p in points]
     errors = [abs(f.value / p.loss - 1) for f, p in zip(forecasts, points, strict=True)]
-    held = sum(f.low <= p.loss <= f.high for f, p in zip(forecasts, points, strict=True))
+    num_inside = sum(f.low <= p.loss <= f.high for f, p in zip(forecasts, points, strict=True))
     return (
         f"scored on {len(points)} runs from {bound:.3g} FLOPs: median error {np.median(errors):.2%}, largest "
-        f"{max(errors):.2%}, {held} of {len(points)} in the 90 % interval"
+        f"{max(errors):.2%}, {num_inside} of {len(points)} in the 90 % interval"
     )

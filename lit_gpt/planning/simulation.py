@@ -1,20 +1,21 @@
-"""One optimizer step without its numbers: what it allocates, computes, moves and sends.
+"""Simulate one optimizer step without data: its memory, FLOPs, memory traffic and communication.
 
-The real module trains for two steps on fake tensors, which have shapes and no data, in a fake process group of any
-size, so that the step of a model for a thousand devices is followed on one CPU in seconds and without its memory.
-Nothing is estimated from the shape of the model: whatever module, adapter, objective or optimizer is in use is run.
+The real module trains for two steps on fake tensors, which have shapes but no data, in a fake process group of any
+size. So the step of a model for a thousand devices can be simulated on one CPU in seconds, without allocating its
+memory. Nothing is estimated from the model's configuration: the run's module, adapter, objective and optimizer are
+executed.
 
-A dispatch mode looks at every operation:
+A dispatch mode observes every operation:
 
-- **memory**: when a storage comes into being and when the last tensor that uses it is gone (weak references), by what
-  it is for. torch has `torch.distributed._tools.mem_tracker` for that; its snapshots of each module cost minutes for
-  a dozen layers, so only its idea is used here.
-- **FLOPs** by operation, from torch's own table (`torch.utils.flop_counter`); causal attention counts half, because
-  kernels skip what is masked out.
-- **bytes** that the other operations read and write: these are bound by memory, not by arithmetic.
-- **collectives**: what each sends, and among how many processes.
+- **memory**: when a storage is created and when the last tensor that uses it is freed (by weak references), by kind of
+  use. This follows `torch.distributed._tools.mem_tracker`, which itself is not used because its snapshots of each
+  module take minutes for a dozen layers.
+- **FLOPs** by operation, from torch's table (`torch.utils.flop_counter`); causal attention counts half, because kernels
+  skip masked blocks.
+- **bytes** read and written by all other operations, which are bound by memory bandwidth and not by arithmetic.
+- **collectives**: the bytes that each sends, and the number of processes.
 
-The last step is the one that counts: the optimizer's state exists then.
+The second step is reported, because the optimizer's state exists only from then on.
 """
 
 import contextlib
@@ -43,8 +44,8 @@ from lit_gpt.parallel import Layout, parallelize
 from lit_gpt.planning.allocators import Event, upper_bound
 
 KINDS = ("parameters", "gradients", "optimizer", "buffers", "activations", "temporaries", "collectives")
-"""What memory is for. Activations are made in the forward pass and kept for the backward pass; temporaries are made in
-the backward pass; collectives are the buffers in which whole parameters and gradients are gathered or sent."""
+"""Kinds of memory. Activations are allocated in the forward pass and kept for the backward pass; temporaries are
+allocated in the backward pass; collectives are the buffers that hold gathered parameters and gradients to be sent."""
 
 PRECISIONS: dict[str, tuple[torch.dtype, torch.dtype | None]] = {
     "32-true": (torch.float32, None),
@@ -54,7 +55,7 @@ PRECISIONS: dict[str, tuple[torch.dtype, torch.dtype | None]] = {
     "bf16-mixed": (torch.float32, torch.bfloat16),
     "16-mixed": (torch.float32, torch.float16),
 }
-"""Lightning's precision → dtype of the weights, and autocast's (None: no autocast)."""
+"""Precision as named in Lightning → dtype of the weights, and dtype of autocast (None: no autocast)."""
 
 
 @dataclass(frozen=True)
@@ -63,9 +64,9 @@ class Collective:
 
     Attributes:
         name: `all_gather`, `reduce_scatter`, `all_reduce`, `broadcast`, ...
-        num_ranks: Processes that take part.
-        num_calls: How often it is called in a step.
-        num_bytes: Size of the whole tensors (gathered, or to be reduced) of all calls.
+        num_ranks: Number of participating processes.
+        num_calls: Number of calls per step.
+        num_bytes: Total size of the gathered or reduced tensors of all calls.
     """
 
     name: str
@@ -75,7 +76,7 @@ class Collective:
 
     @property
     def sent_bytes(self) -> float:
-        """Bytes that each process sends with a ring: (n - 1) / n of the tensor, twice that for an all-reduce.
+        """Bytes that each process sends in a ring algorithm: (n - 1) / n of the tensor, twice that for an all-reduce.
 
         Source: Thakur et al. 2005, "Optimization of Collective Communication Operations in MPICH", section 4.
         """
@@ -85,13 +86,13 @@ class Collective:
 
 @dataclass
 class Work:
-    """What one process does in an optimizer step.
+    """Work of one process in an optimizer step.
 
     Attributes:
         flops: Floating-point operations by kind: `linear`, `attention`, `experts`.
         moved_bytes: Bytes that operations without matrix products read and write.
-        num_operations: Operations that run a kernel.
-        collectives: What is sent.
+        num_operations: Number of operations that launch a kernel.
+        collectives: Communication, one entry per collective and number of processes.
     """
 
     flops: dict[str, float] = field(default_factory=dict)
@@ -100,7 +101,7 @@ class Work:
     collectives: list[Collective] = field(default_factory=list)
 
     def plus(self, other: "Work", times: float = 1.0) -> "Work":
-        """Return this work and `times` the other."""
+        """Return the sum of this work and `times` the other."""
         kinds = self.flops.keys() | other.flops.keys()
         counts: dict[tuple[str, int], list[float]] = {}
         for factor, work in ((1.0, self), (times, other)):
@@ -121,12 +122,12 @@ class SimulatedStep:
     """Memory and work of one optimizer step on one device.
 
     Attributes:
-        memory: Bytes at the peak by kind (`KINDS`).
-        upper_bytes: Bytes that the process takes at most, with what its allocator cannot use.
-        resting_bytes: Bytes between two steps: parameters, optimizer state and what else stays.
-        work: What the step does.
-        num_parameters: Parameters that this device holds.
-        num_trained: Those of them that are trained.
+        memory: Bytes at the peak, by kind (`KINDS`).
+        upper_bytes: Upper bound on the memory of the process in bytes, including fragmentation of its allocator.
+        resting_bytes: Bytes allocated between two steps: parameters, optimizer state and anything else that is kept.
+        work: Work of the step.
+        num_parameters: Number of parameters on this device.
+        num_trained: Number of trained parameters on this device.
     """
 
     memory: dict[str, int]
@@ -151,21 +152,21 @@ def simulate_step(
     accelerator: str = "cpu",
     max_steps: int = 1,
 ) -> SimulatedStep:
-    """Run a module for two optimizer steps without data, and say what the second one takes.
+    """Run a module for two optimizer steps without data, and return the memory and work of the second one.
 
     Args:
         module: A LightningModule that has no weights yet: its `configure_model`, `configure_optimizers`,
             `on_train_start` and `training_step` are called. It cannot be used afterwards.
-        batches: The micro-batches of one step, on one device; only their shapes matter.
-        precision: Lightning's name of it.
-        layout: Number of processes and how the model is spread over them; None: one process. Replicas of a model that
-            is not sharded are DDP's.
+        batches: Micro-batches of one step on one device; only their shapes matter.
+        precision: Precision as named in Lightning, such as `bf16-mixed`.
+        layout: Number of processes and how the model is distributed over them; None: one process. Replicas of a model
+            that is not sharded are those of DDP.
         clips: Whether gradients are clipped.
-        accelerator: Kind of device that is meant: `cpu` or `cuda`, which decides between kernels.
-        max_steps: Steps of the run, for its schedule.
+        accelerator: Kind of device to simulate, `cpu` or `cuda`; kernels and allocators differ.
+        max_steps: Number of optimizer steps of the run, for the learning rate schedule.
 
     Raises:
-        UserError: The precision is unknown, or the module looks at values, which do not exist here.
+        UserError: If the precision is unknown, or the step depends on values, which fake tensors do not have.
     """
     from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
@@ -206,13 +207,13 @@ def simulate_step(
 def time_steps(
     module: Any, batches: Sequence[Mapping[str, Any]], precision: str = "32-true", num_steps: int = 4
 ) -> list[float]:
-    """Train a module for a few real steps on this CPU and return the seconds of each but the first.
+    """Train a module for a few real steps on this CPU and return the seconds of each, without the first (a warm-up).
 
     Args:
-        module: As `simulate_step` takes it; it gets weights and cannot be used afterwards.
-        batches: The micro-batches of a step.
-        precision: Lightning's name of it.
-        num_steps: Steps that are timed.
+        module: LightningModule without weights, as for `simulate_step`; it cannot be used afterwards.
+        batches: Micro-batches of one step.
+        precision: Precision as named in Lightning, such as `bf16-mixed`.
+        num_steps: Number of timed steps.
     """
     weights, autocast = PRECISIONS[precision]
     module.trainer = _Trainer(Layout(), None, num_steps + 1)
@@ -230,7 +231,7 @@ def time_steps(
 
 
 def _train(module: Any, optimizer: Optimizer, batches: Any, autocast: torch.dtype | None, clips: bool) -> None:
-    """Do one optimizer step in the order in which Lightning does it."""
+    """Run one optimizer step in the same order as Lightning."""
     context = contextlib.nullcontext() if autocast is None else torch.autocast("cpu", autocast)
     with context:
         loss = module.training_step(batches, 0)
@@ -248,7 +249,7 @@ def _like(tensor: Tensor) -> Tensor:
 
 
 class _Trainer(SimpleNamespace):
-    """The part of a Trainer that a module asks in its step, for one process of a run that does not take place."""
+    """The attributes of a Trainer that a module reads during a step, for one process of a simulated run."""
 
     def __init__(self, layout: Layout, mesh: Any, max_steps: int) -> None:
         strategy = SimpleNamespace(
@@ -287,14 +288,14 @@ class _Trainer(SimpleNamespace):
 
 @contextlib.contextmanager
 def _fake_processes(layout: Layout) -> Iterator[Any]:
-    """Yield the device mesh of a process group whose other processes do not exist; None where none is needed."""
+    """Yield the device mesh of a fake process group, in which only this process exists; None if no mesh is needed."""
     if layout.world_size == 1:
         yield None
         return
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     if dist.is_initialized():
-        raise UserError("a process group is in use: plan a run in a process of its own, not in one that trains")
+        raise UserError("a process group is in use: plan a run in a separate process, not in one that trains")
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=layout.world_size)
     try:
         yield layout.build_mesh("cpu") if layout.cuts_model else None
@@ -303,7 +304,7 @@ def _fake_processes(layout: Layout) -> Iterator[Any]:
 
 
 def _models(module: Any) -> list[nn.Module]:
-    """Return the module, and models that it holds outside its submodules (a frozen reference, a teacher)."""
+    """Return the module, and models that it references outside its submodules (a frozen reference, a teacher)."""
     found: list[nn.Module] = [module]
     known = {id(part) for part in module.modules()}  # not `in`: comparing with a torchmetrics.Metric makes a Metric
     for value in vars(module).values():
@@ -325,17 +326,17 @@ def _configure_model(module: Any, weights: torch.dtype) -> None:
 
 
 def _to_fake_cpu(model: nn.Module) -> None:
-    """Give the parameters and buffers of a model on the meta device fake memory; tied ones stay tied."""
+    """Replace the meta parameters and buffers of a model by fake CPU tensors; tied ones stay tied."""
     if any(isinstance(parameter, DTensor) for parameter in model.parameters()):
         tied: dict[int, list[tuple[nn.Module, str]]] = {}
         for owner in model.modules():
             for name, parameter in owner._parameters.items():
                 if parameter is not None:
                     tied.setdefault(id(parameter), []).append((owner, name))
-        model.to_empty(device="cpu")  # FSDP2 follows this, and nothing else
-        for places in tied.values():
-            first, first_name = places[0]
-            for owner, name in places[1:]:
+        model.to_empty(device="cpu")  # FSDP2 supports no other way
+        for uses in tied.values():
+            first, first_name = uses[0]
+            for owner, name in uses[1:]:
                 setattr(owner, name, getattr(first, first_name))
         return
     new: dict[int, tuple[Tensor, Tensor]] = {}
@@ -359,7 +360,7 @@ def _optimizer(configured: Any) -> Optimizer:
     """Return the optimizer from whatever `configure_optimizers` may return.
 
     Raises:
-        UserError: There is not exactly one.
+        UserError: If there is not exactly one optimizer.
     """
     if isinstance(configured, tuple | list) and configured:
         configured = configured[0]
@@ -368,7 +369,9 @@ def _optimizer(configured: Any) -> Optimizer:
     if isinstance(configured, Mapping):
         configured = configured["optimizer"]
     if not isinstance(configured, Optimizer):
-        raise UserError("plan simulates modules with one optimizer; this one's configure_optimizers returns others")
+        raise UserError(
+            "plan simulates modules with one optimizer; configure_optimizers of this one returns none or several"
+        )
     return configured
 
 
@@ -382,15 +385,15 @@ _ATTENTION = {
     ],
 }
 _IN_PLACE = {_ATEN.addmm_: _ATEN.addmm, _ATEN.baddbmm_: _ATEN.baddbmm}
-"""Products that torch's table has under another name."""
+"""Matrix products that torch's FLOP table lists under another name."""
 
 
 class Tracker(TorchDispatchMode):
-    """Follows the memory and the work of whatever runs inside it.
+    """Dispatch mode that records the memory and the work of all operations executed inside it.
 
     Args:
-        module: Whose step it is.
-        optimizer: Its optimizer.
+        module: Module whose step is simulated.
+        optimizer: Optimizer of the module.
     """
 
     def __init__(self, module: Any, optimizer: Optimizer) -> None:
@@ -411,7 +414,7 @@ class Tracker(TorchDispatchMode):
         self._handles: list[Any] = []
         self._resize = torch.UntypedStorage.resize_
 
-    # ---- what is followed
+    # ---- hooks
 
     def __enter__(self) -> "Tracker":
         for model in _models(self.module):
@@ -425,7 +428,7 @@ class Tracker(TorchDispatchMode):
         resize, tracker = self._resize, self
 
         def resized(storage: torch.UntypedStorage, size: int) -> None:
-            # FSDP2 frees and brings back whole parameters this way, which no operation shows.
+            # FSDP2 frees and reallocates gathered parameters this way, which is not visible as an operation.
             resize(storage, size)
             tracker._allocate(storage, "collectives", keep=False)
             tracker._note_peak()
@@ -440,7 +443,7 @@ class Tracker(TorchDispatchMode):
             handle.remove()
 
     def hold(self, kind: str, tree: Any) -> None:
-        """Count the tensors in nested containers as memory of a kind, from now on."""
+        """Count the tensors in nested containers as memory of one kind from now on."""
         for tensor in tree_flatten(tree)[0]:
             if isinstance(tensor, Tensor):
                 for storage in _storages(tensor):
@@ -448,21 +451,21 @@ class Tracker(TorchDispatchMode):
         self._note_peak()
 
     def begin_step(self) -> None:
-        """Forget the work and the peak of the step before."""
+        """Reset the work and the peak at the start of a step."""
         self.work = Work()
         self._collectives.clear()
         self._resting, self._peak, self._at_peak = self._total, 0, {}
 
     def result(self, layout: Layout, accelerator: str) -> SimulatedStep:
-        """Return what the last step took."""
+        """Return the memory and work of the last step."""
         memory = {kind: self._at_peak.get(kind, 0) for kind in KINDS}
         parameters = list(self.module.parameters())
         local = [p.to_local() if isinstance(p, DTensor) else p for p in parameters]
         trained = [p for p in local if p.requires_grad]
         collectives = Counter(self._collectives)
         if layout.replicate > 1 and not layout.cuts_model:
-            # DDP copies gradients into buckets of its own for the all-reduce (PyTorch Distributed, arXiv:2006.15704,
-            # section 3.2.3); it works below the dispatcher, where nothing shows it.
+            # DDP copies gradients into buckets for the all-reduce (PyTorch Distributed, arXiv:2006.15704, section
+            # 3.2.3). This happens below the dispatcher, so the dispatch mode does not see it.
             gradients = sum(p.numel() * p.element_size() for p in trained)
             memory["collectives"] += gradients
             num_buckets = max(1, math.ceil(gradients / (25 * 2**20)))
@@ -485,7 +488,7 @@ class Tracker(TorchDispatchMode):
     # ---- memory
 
     def _allocate(self, storage: torch.UntypedStorage, kind: str, keep: bool = True) -> None:
-        """Note a storage; one that is known keeps its kind (`keep`) or gets another, and its new size."""
+        """Record a storage and its size; a known one keeps its kind if `keep`, and gets the new kind otherwise."""
         key, size = storage._cdata, storage.nbytes()
         if key in self._sizes:
             old_size, old_kind = self._sizes[key]
@@ -536,7 +539,7 @@ class Tracker(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if any(issubclass(kind, DTensor) for kind in types):
-            return NotImplemented  # until only local tensors are left
+            return NotImplemented  # DTensor calls again with its local tensors
         kwargs = kwargs or {}
         if func is torch.ops._c10d_functional.wait_tensor.default:
             return args[0]  # in a real run it makes no new tensor
@@ -598,7 +601,7 @@ def _storages(tensor: Tensor) -> list[torch.UntypedStorage]:
 
 
 def _ranks(value: Any) -> int:
-    """Return the size of a process group, given by name or as an object as collectives take it; 0: it is none."""
+    """Return the size of a process group, given by name or as an object; 0 if the value is not a process group."""
     if isinstance(value, str):
         with contextlib.suppress(Exception):
             return dist.distributed_c10d._resolve_process_group(value).size()  # type: ignore[arg-type]
@@ -610,19 +613,19 @@ def _ranks(value: Any) -> int:
 
 def _is_causal(func: Any, args: Any, kwargs: Any) -> bool:
     names = [argument.name for argument in func._schema.arguments]
-    place = names.index("is_causal")
-    return bool(kwargs.get("is_causal", args[place] if place < len(args) else False))
+    index = names.index("is_causal")
+    return bool(kwargs.get("is_causal", args[index] if index < len(args) else False))
 
 
 def _grouped_product(a: Tensor, b: Tensor, ends: Tensor) -> Tensor:
-    """Return an empty result of `grouped_mm`, whose own shape function knows bfloat16 alone."""
+    """Return an empty result of `grouped_mm`, whose shape function in torch supports only bfloat16."""
     if a.dim() == 2 and b.dim() == 2:
         return a.new_empty(ends.numel(), a.shape[0], b.shape[1])
     return a.new_empty(*a.shape[:-1], b.shape[-1])
 
 
 def _grouped_flops(a: Tensor, b: Tensor) -> float:
-    """Return the FLOPs of products of groups of rows, (S, I) with (E, I, O), or of the gradient, (O, S) with (S, I)."""
+    """Return the FLOPs of a grouped product, (S, I) × (E, I, O), or of its weight gradient, (O, S) × (S, I)."""
     if a.dim() == 2 and b.dim() == 3:
         return 2.0 * a.shape[0] * a.shape[1] * b.shape[2]
     if a.dim() == 2:
