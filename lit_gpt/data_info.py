@@ -27,7 +27,7 @@ class DataParallel:
     these ranks.
 
     Attributes:
-        rank: from 0.
+        rank: rank of this process, from 0.
         size: number of ranks.
         group: torch process group of the ranks; None: all processes.
     """

@@ -1,4 +1,4 @@
-"""Adapters in a model: `peft` replaces linear layers by its own layers; the model's class does not change.
+"""Insert an adapter into a model: `peft` replaces linear layers by its own; the model's class does not change.
 
 Names: peft's layer at `blocks.0.attn.q_proj` contains `base_layer.weight` (frozen) and `lora_A.default.weight`,
 `lora_B.default.weight` (trained). In files, as in peft's, the adapter's tensors are called
@@ -24,13 +24,14 @@ NAME = "default"
 
 
 def add_adapter(model: nn.Module, config: AdapterConfig, seed: int = 0, train_embeddings: bool = False) -> None:
-    """Freeze a model and insert an adapter, which does not change the output at first: B starts at zero.
+    """Freeze a model and insert an adapter. Its matrix B starts at zero, so the output does not change at first.
 
     Args:
         model: The model with its weights, on its device.
         config: The adapter's configuration.
         seed: Seed of A's initial values.
-        train_embeddings: Also train embedding and head in full; `adapters_disabled` restores their present values.
+        train_embeddings: Whether to also train embedding and head in full; `adapters_disabled` restores their values
+            from before.
 
     Raises:
         UserError: if a target does not exist, or the libraries are not installed.

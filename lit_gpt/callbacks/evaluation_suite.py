@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.distributed.tensor import DTensor
 
-from lit_gpt.callbacks.quiet_model import data_tokenizer, must_hurry, quiet_model, why_not
+from lit_gpt.callbacks.quiet_model import data_tokenizer, is_stopping, quiet_model, unavailable_reason
 from lit_gpt.checks import check_at_least
 from lit_gpt.data.tokenizers import Tokenizer
 from lit_gpt.errors import UserError
@@ -66,7 +66,7 @@ class EvaluationSuite(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Load the tokenizer, or warn why there will be no evaluation."""
-        reason = why_not(trainer, pl_module)
+        reason = unavailable_reason(trainer, pl_module)
         if reason is None and any(isinstance(parameter, DTensor) for parameter in pl_module.parameters()):
             reason = "the weights are sharded; evaluate checkpoints with `python -m lit_gpt evaluate` instead"
         self._tokenizer, self._evaluated_at = None, -1
@@ -84,7 +84,7 @@ class EvaluationSuite(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Evaluate the final model, unless a signal ends the run."""
-        if not must_hurry(trainer):
+        if not is_stopping(trainer):
             self._evaluate(trainer, pl_module)
 
     def _evaluate(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -10,7 +10,14 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from lit_gpt.callbacks.quiet_model import data_tokenizer, must_hurry, quiet_model, takes_part, why_not, writers
+from lit_gpt.callbacks.quiet_model import (
+    data_tokenizer,
+    is_stopping,
+    quiet_model,
+    takes_part,
+    unavailable_reason,
+    writers,
+)
 from lit_gpt.checks import check_at_least
 from lit_gpt.data.tokenizers import Tokenizer
 from lit_gpt.errors import UserError
@@ -87,7 +94,7 @@ class AttentionPicture(Callback):
         Raises:
             UserError: the model has no such layer.
         """
-        reason = why_not(trainer, pl_module)
+        reason = unavailable_reason(trainer, pl_module)
         if reason is not None:
             rank_zero_warn(f"AttentionPicture draws nothing: {reason}")
             self._tokenizer = None
@@ -109,7 +116,7 @@ class AttentionPicture(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the final image, unless a signal ends the run."""
-        if not must_hurry(trainer):
+        if not is_stopping(trainer):
             self._draw(trainer, pl_module)
 
     def _draw(self, trainer: Trainer, pl_module: LightningModule) -> None:

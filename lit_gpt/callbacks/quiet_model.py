@@ -1,4 +1,4 @@
-"""Using the model during training without side effects."""
+"""Run the model during training (for samples, pictures, evaluation) without side effects on the training."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,27 +38,27 @@ def quiet_model(trainer: Trainer, pl_module: LightningModule) -> Iterator[GPT]:
             module.training = training
 
 
-def why_not(trainer: Trainer, pl_module: LightningModule) -> str | None:
-    """Return the reason why the model cannot be used in this way here, or None if it can."""
+def unavailable_reason(trainer: Trainer, pl_module: LightningModule) -> str | None:
+    """Return why `quiet_model` cannot be used in this run, or None if it can."""
     if not isinstance(pl_module.model, GPT):
         return f"the module's model is a {type(pl_module.model).__name__} and not a lit_gpt.models.GPT"
     if read_data_info(trainer).tokenizer_path is None:
         return "the DataModule has no tokenizer_path"
     strategy = trainer.strategy
     if isinstance(strategy, ParallelStrategy) and strategy.layout.tensor > 1:
-        return "with tensor parallelism each process holds only part of each layer"
+        return "with tensor parallelism each process has only part of each layer"
     return None
 
 
 def data_tokenizer(trainer: Trainer) -> Tokenizer:
-    """Load the tokenizer of the Trainer's data, whose existence `why_not` has checked."""
+    """Load the tokenizer of the Trainer's data; `unavailable_reason` has checked that there is one."""
     path = read_data_info(trainer).tokenizer_path
     assert path is not None
     return load_tokenizer(path)
 
 
-def must_hurry(trainer: Trainer) -> bool:
-    """Return whether a signal is ending the run (`GracefulStop`), so that there is little time left."""
+def is_stopping(trainer: Trainer) -> bool:
+    """Return whether a signal is ending the run (`GracefulStop`), so that optional work should be skipped."""
     return any(getattr(callback, "stopped_by", None) is not None for callback in getattr(trainer, "callbacks", []))
 
 

@@ -7,7 +7,14 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lit_gpt.callbacks.quiet_model import data_tokenizer, must_hurry, quiet_model, takes_part, why_not, writers
+from lit_gpt.callbacks.quiet_model import (
+    data_tokenizer,
+    is_stopping,
+    quiet_model,
+    takes_part,
+    unavailable_reason,
+    writers,
+)
 from lit_gpt.checks import check_at_least
 from lit_gpt.data.chat import ChatRenderer, Message
 from lit_gpt.data.tokenizers import Tokenizer
@@ -60,7 +67,7 @@ class SampleText(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Load the tokenizer, or warn why there will be no samples."""
-        reason = why_not(trainer, pl_module)
+        reason = unavailable_reason(trainer, pl_module)
         if reason is not None:
             rank_zero_warn(f"SampleText writes no samples: {reason}")
             self._tokenizer = None
@@ -76,7 +83,7 @@ class SampleText(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Generate and print the first prompt's continuation, unless a signal ends the run."""
-        if must_hurry(trainer):
+        if is_stopping(trainer):
             return
         self._sample(trainer, pl_module)
         if trainer.is_global_zero and self._sampled[1]:

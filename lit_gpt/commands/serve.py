@@ -70,7 +70,7 @@ def serve(
     from lit_gpt.serving.server import BACKLOG, address_of, listen, serve_until_stopped
     from lit_gpt.serving.service import Service
 
-    bounds = Limits(**limits) if isinstance(limits, dict) else limits  # the parser's own form
+    bounds = Limits(**limits) if isinstance(limits, dict) else limits  # the parser passes a dict
     keys = Keys(read_keys(api_keys_file))
     watching = [] if guards is None else load_guards(guards)
     hosts = allowed_names(host, allowed_hosts, len(keys))
@@ -93,7 +93,7 @@ def serve(
     served.warm_up()
     service = Service(served, bounds, watching)
     app = create_app(service, keys, hosts, cors_origins or (), root_path)
-    opened.listen(BACKLOG)  # who has read the lines below may connect
+    opened.listen(BACKLOG)  # before the lines below are printed: a reader of them may connect at once
     address = address_of(opened)
     stats = served.stats()
     print(f"{served.name} ({served.max_length} tokens of context) at {address}", flush=True)

@@ -98,7 +98,7 @@ def measure(
     Args:
         tokenizers: tokenizer folders, tokenizer.json files, or names on the Hugging Face Hub.
         files: sources to measure on: files, folders or glob patterns; german=texts/*.txt names a source, so that
-            languages or kinds of text can be compared; more than four without a name are one source.
+            languages or kinds of text can be compared; more than four unnamed ones are measured as one source.
         text_field: field or column that holds the text, or a template of fields.
         document_separator: string that separates documents in plain text files; null: each file is one document.
         sample_megabytes: maximum amount of text per source, in MB, sampled evenly from its documents.

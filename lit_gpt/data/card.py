@@ -61,10 +61,10 @@ def write_card(out: Path, recipe: Recipe, key: str) -> None:
 
 
 def collect_card(out: Path, recipe: Recipe, key: str) -> dict[str, Any]:
-    """Return the numbers of the card.
+    """Return the numbers of the card: `read` counts the input, `left` the documents that all transforms kept.
 
     Args:
-        out: Folder of the prepared corpus, of which `steps/` and `tokens/` are read.
+        out: Folder of the prepared corpus; `steps/` and `tokens/` are read.
         recipe: Recipe of the corpus.
         key: Hash of recipe and input.
     """
@@ -117,7 +117,7 @@ def _compared(first: dict[str, Any], last: dict[str, Any], kind: str) -> dict[st
 
 
 def _languages(reports: list[dict[str, Any]], identifying: set[int]) -> dict[str, Any]:
-    """Return documents and bytes per language, as read by the first transform that reports languages and as kept.
+    """Return documents and bytes per language, at the first transform that reports languages and at the end.
 
     Args:
         reports: The merged reports of the transforms, in order.
@@ -249,7 +249,7 @@ def card_page(card: dict[str, Any]) -> str:
     """Return the card as an HTML page.
 
     Args:
-        card: From `collect_card`.
+        card: Result of `collect_card`.
     """
     absent = set()
     if not any(step["num_clusters"] or step["clusters"] for step in card["steps"]):

@@ -1,4 +1,4 @@
-"""Loaders that visit a split once: by windows for a loss over the whole split, by document, or corpus by corpus.
+"""Evaluation loaders, which visit a split once: by windows, by document, or alternating between several corpora.
 
 Every rank yields the same number of batches, if necessary with empty ones at the end (all labels -100): a rank that
 stopped early would leave the others waiting in a collective operation.
@@ -79,15 +79,15 @@ class OrderedLoader(Dataset[Batch], ABC):
 
     def __getitem__(self, index: int) -> Batch:
         first = (index * self.world_size + self.rank) * self.batch_size
-        places = np.arange(first, first + self.batch_size, dtype=np.int64)
-        there = places < self.num_items
-        places[there] = self._items(places[there])
-        return self._batch(places)
+        items = np.arange(first, first + self.batch_size, dtype=np.int64)
+        exists = items < self.num_items
+        items[exists] = self._items(items[exists])
+        return self._batch(items)
 
-    def _items(self, places: np.ndarray) -> np.ndarray:
-        """Return the items at these positions of the order: (n,) int64."""
+    def _items(self, positions: np.ndarray) -> np.ndarray:
+        """Return the item at each position of the visiting order: (n,) int64 → (n,) int64."""
         # Every prefix of a random permutation is a random sample.
-        return permute(places, self.num_items, SAMPLE_KEY) if self._shuffled else places
+        return permute(positions, self.num_items, SAMPLE_KEY) if self._shuffled else positions
 
     @abstractmethod
     def _batch(self, items: np.ndarray) -> Batch:
@@ -113,9 +113,9 @@ class TokenLoader(OrderedLoader):
     ) -> None:
         if split.num_tokens < 2:
             raise UserError(
-                f"no document fell into the {split.name} split; name {split.name}_files, add documents (a file is one, "
-                f"unless document_separator cuts it), raise {split.name}_fraction (of a prepared corpus: in the recipe "
-                "of `prepare`), or set it to 0 to go without"
+                f"no document fell into the {split.name} split; set {split.name}_files, add documents (a file is one "
+                f"document unless document_separator is set), raise {split.name}_fraction (for a prepared corpus, in "
+                "its recipe), or set it to 0 to train without this split"
             )
         self.split = split
         self.builder = builder
@@ -177,8 +177,8 @@ class DocumentLoader(TokenLoader):
                 sources.append("")
                 continue
             span = self.split.document(index)
-            place = window - (int(self._ends[index - 1]) if index else 0)  # index of the window in its document
-            begin = place * self.block_size
+            index_in_document = window - (int(self._ends[index - 1]) if index else 0)
+            begin = index_in_document * self.block_size
             count = min(self.block_size, span.num_tokens + 1 - begin)
             row = self.split.read(span.start + begin, min(count + 1, span.num_tokens + 1 - begin))
             # The separator after the document is the first token of the next one, or is missing at the end of the

@@ -93,7 +93,7 @@ def inspect_data(datamodule: Any, split: str, num_windows: int, step: int | None
         loader = itertools.chain.from_iterable(loader)
     elif step is not None:
         loader = _from_step(loader, step)
-    # Rows that are not packed have no document ids: one document each, so that none sees another.
+    # Rows that are not packed have no document ids: each is one document and cannot attend to another.
     isolated = bool(getattr(datamodule, "isolate_documents", isinstance(datamodule, RowDataModule)))
     windows: list[Window] = []
     for batch in loader:
@@ -104,7 +104,9 @@ def inspect_data(datamodule: Any, split: str, num_windows: int, step: int | None
         if step is not None or len(windows) >= num_windows:
             break
     if not windows:
-        raise UserError(f"the {split} split of {type(datamodule).__name__} is empty; hold some documents out")
+        raise UserError(
+            f"the {split} split of {type(datamodule).__name__} is empty; set {split}_files or {split}_fraction"
+        )
     if step is None:
         windows = windows[:num_windows]
     what = f"optimizer step {step:,}" if step is not None else f"the {split} split"

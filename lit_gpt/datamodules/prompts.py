@@ -138,7 +138,7 @@ class PromptSteps(StepSource):
         num_updates: Optimizer steps per rollout.
         rank: Data-parallel rank of this process.
         world_size: Number of data-parallel ranks.
-        options: Further values that the order depends on, by option name.
+        options: Other options on which the order of the prompts depends, by name; part of `identity`.
     """
 
     def __init__(

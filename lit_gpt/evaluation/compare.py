@@ -39,7 +39,7 @@ class Difference:
     """One score of two models.
 
     Attributes:
-        key: `<result>.<score>`.
+        key: Name of the score, as `<result>.<score>`.
         title: Title of the result.
         first: The first model's value.
         second: The second model's value.
@@ -47,7 +47,7 @@ class Difference:
         interval: Interval of the difference; None if the score has no items.
         count: Number of common items.
         unit: Unit of the score.
-        better: Which direction is good.
+        better: Direction in which the score improves: "higher" or "lower".
         unmatched: Number of items that only one of them has.
     """
 
@@ -77,7 +77,7 @@ class DifferingItem:
     """An item on which two models differ.
 
     Attributes:
-        key: `<result>.<score>`.
+        key: Name of the score, as `<result>.<score>`.
         item: Id of the item.
         first: The first model's value.
         second: The second model's value.
@@ -101,7 +101,7 @@ class Comparison:
         names: Names of the models, made distinct.
         differences: Differences of the scores that both have.
         items: Items on which they differ most.
-        notes: What could not be compared.
+        notes: Remarks on results that could not be compared.
     """
 
     names: tuple[str, str]

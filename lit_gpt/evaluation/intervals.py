@@ -51,7 +51,7 @@ def wilson(successes: float, count: int, level: float = LEVEL) -> Interval | Non
 
     Args:
         successes: Number of items that succeeded.
-        count: n.
+        count: n, number of items.
         level: Probability with which the interval covers the true value.
 
     Returns:
@@ -92,7 +92,7 @@ def bootstrap_mean(
         seed: Seed of the resamples.
         clusters: Cluster of each item, if items of one document are correlated; whole clusters are then resampled.
             None: items are independent.
-        num_resamples: R.
+        num_resamples: R, number of resamples.
         level: Probability with which the interval covers the true value.
         bounds: Smallest and largest possible mean.
 
@@ -123,11 +123,11 @@ def bootstrap_ratio(
     """Return the interval of a ratio of two sums over the same items, such as bits per byte over documents.
 
     Args:
-        numerators: One for each item.
-        denominators: One for each item, none negative.
+        numerators: Numerator of each item.
+        denominators: Denominator of each item, at least 0.
         seed: Seed of the resamples.
-        unit: What the items are, for the method's name.
-        num_resamples: R.
+        unit: Name of the items ("documents"), for the description of the method.
+        num_resamples: R, number of resamples.
         level: Probability with which the interval covers the true value.
 
     Returns:
@@ -152,11 +152,11 @@ def paired_bootstrap(
     then the adjusted Wald interval for paired shares (Bonett and Price 2012, J. Educ. Behav. Stat. 37).
 
     Args:
-        first: One model's values.
+        first: The first model's values, one per item.
         second: The other model's values.
         seed: Seed of the resamples.
         clusters: As in `bootstrap_mean`.
-        num_resamples: R.
+        num_resamples: R, number of resamples.
         level: Probability with which the interval covers the true value.
     """
     if len(first) != len(second):

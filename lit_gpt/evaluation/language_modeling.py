@@ -44,8 +44,8 @@ class Window(NamedTuple):
 
     Attributes:
         start: Index of the first target among the text's own tokens; 0 is the token after the prefix.
-        context: At least one token.
-        targets: At least one token, the ones after the context.
+        context: Token ids that are read, at least one.
+        targets: Token ids after the context that are predicted, at least one.
     """
 
     start: int
@@ -414,7 +414,7 @@ def measure_cost(
 
     Args:
         source: The model.
-        device: Where to run.
+        device: Device to run on.
         texts: Texts to predict.
         documents: Maximum number of documents.
         dtype: The dtype to convert the model to; None: its own.

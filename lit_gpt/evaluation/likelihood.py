@@ -170,7 +170,7 @@ class LogLikelihoods:
     """Computes log-likelihoods with a model.
 
     Args:
-        model: On its device; its training mode is restored.
+        model: Model, on its device; its training mode is restored after each call.
         tokenizer: Tokenizer of the model.
         max_batch_tokens: Maximum number of tokens of one forward; a single text may be longer. None = chosen by device.
         pairs: Encoder of texts; None opens each text as in training.
@@ -227,8 +227,8 @@ class LogLikelihoods:
         the last one, as lm-eval's `hf` model does.
 
         Args:
-            contexts: At least one token each, including the opening tokens.
-            continuations: At least one token each.
+            contexts: Token ids of each context, at least one, including the opening tokens.
+            continuations: Token ids of each continuation, at least one.
             progress: Called with the number of sequences done.
 
         Returns:

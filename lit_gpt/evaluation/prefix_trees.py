@@ -54,11 +54,11 @@ class ScoredText(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class SharedPrefix:
-    """A beginning that many trees share.
+    """A prefix that many trees share.
 
     Attributes:
         parent: The shared prefix before it, if any.
-        start: Its first position: the tokens before it belong to its ancestors.
+        start: Position of its first token; the tokens before it belong to its ancestors.
         ids: (P,) tokens, without those of its ancestors.
     """
 
@@ -68,7 +68,7 @@ class SharedPrefix:
 
     @property
     def end(self) -> int:
-        """The first position after it."""
+        """Position after its last token."""
         return self.start + len(self.ids)
 
 
@@ -80,7 +80,7 @@ class Tree:
         ids: (T,) int64.
         positions: (T,) int64, position of each token in its text.
         ends: (T,) int64: token j is visible to tokens j to ends[j] - 1, which follow it in some text.
-        predictions: For each text its index, and the indices (m,) in the tree of its predicting tokens.
+        predictions: One pair per text: index of the text, and the (m,) indices in the tree of the tokens that predict.
     """
 
     ids: np.ndarray

@@ -57,8 +57,8 @@ def report_folder(path: Path, model: str) -> Path:
     """Return the default folder of reports on a model.
 
     Args:
-        path: Where the model was found.
-        model: Its name as the user gave it.
+        path: Path of the model.
+        model: Name of the model as the user gave it.
     """
     return own_folder(path) or Path(EVALUATION) / short_name(model).replace("/", "--")
 
@@ -140,7 +140,7 @@ class Report:
 
     Attributes:
         content: The whole report as plain data.
-        results: Its results.
+        results: Results in the report.
         file: Path of report.json.
     """
 
@@ -205,7 +205,7 @@ def check_report_folder(folder: Path, plan: Plan, path: Path) -> None:
     Args:
         folder: Folder of the report.
         plan: Plan to be measured.
-        path: Where the model was found.
+        path: Path of the model.
 
     Raises:
         UserError: If the folder contains something else, cannot be written, or holds the failed verdict of another plan

@@ -100,7 +100,7 @@ class Result:
         source: Paper or dataset of the measure.
         scores: Scores, the most important first.
         examples: A few items to show.
-        charts: Charts.
+        charts: Charts for the report.
         settings: Everything needed to repeat it: stride, shots, seeds, hashes of the files.
         notes: Limitations: excluded items with the reason, and what was not measured.
     """

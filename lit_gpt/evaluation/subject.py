@@ -44,7 +44,7 @@ class Subject:
         model: The model in eval mode, on its device.
         tokenizer: Tokenizer of the model.
         path: Path of the model; None for a model in training.
-        lineage: Its provenance record, if known.
+        lineage: Provenance record of the model, if known.
         chat_template: Preset name or file that replaces the tokenizer's own template.
         max_batch_size: Number of sequences that run at once.
         seed: Seed of everything that is sampled.

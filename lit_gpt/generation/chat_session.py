@@ -17,9 +17,9 @@ from lit_gpt.generation.request import FinishReason, SamplingParams
 
 EXITS = ("/exit", "/quit", "/q", "/bye")
 HELP = """/reset          forget the conversation (the system message stays)
-/system TEXT    set the system message; without a text: none
+/system TEXT    set the system message; without TEXT, remove it
 /save FILE      write the conversation as a JSON object, {"messages": [...]}
-/help           this list
+/help           show this list
 /exit           leave (so do /quit, /q, /bye and Ctrl-D); Ctrl-C stops an answer"""
 
 

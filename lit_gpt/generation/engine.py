@@ -1,8 +1,8 @@
-"""The engine: runs many requests through one model, which join and leave between iterations (continuous batching).
+"""The engine: runs many requests through one model; requests join and leave between iterations (continuous batching).
 
-An iteration is one forward over one row of tokens: the last token of every decoding sequence, and as much of the
-waiting prompts as `prefill_chunk` allows. So the weights are read once for all of them, and a long prompt does not
-stall the other requests. Requests are admitted first come, first served, as soon as the cache has capacity for
+An iteration is one forward pass over one row of tokens: the last token of every decoding sequence, and as many tokens
+of the waiting prompts as `prefill_chunk` allows. So the weights are read once for all of them, and a long prompt does
+not stall the other requests. Requests are admitted first come, first served, as soon as the cache has capacity for
 everything that they may generate; an admitted request always runs to its end, so none starves or is preempted.
 
 Stages of an iteration: end cancelled requests; admit waiting ones (`cache.Admission`); plan which tokens go through the
@@ -35,7 +35,8 @@ from lit_gpt.models.fused import layout_of, prepare_for_decoding
 from lit_gpt.models.gpt import softcapped_logits
 
 RING_MARGIN = 1
-"""A row from which one token is removed, to be recomputed, still has its window; draft tokens are added to this."""
+"""Tokens that can be removed from the end of a sliding-window row, to be recomputed, while it still has a full window.
+With speculation, the number of draft tokens is added."""
 MIN_KEYS = 128
 """Compiled decoding attends over at least this many keys, to limit the number of shapes."""
 MAX_GRAPHS = 64
@@ -58,7 +59,9 @@ class EngineStats:
     reused_tokens: int
     """Prompt tokens that were reused from cached prefixes instead of being computed."""
     generated_tokens: int
+    """Tokens sampled since the engine was created."""
     steps: int
+    """Engine iterations with a forward pass since the engine was created."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,7 @@ class PendingSample:
 
 
 class StepPlan:
-    """The tokens of one forward, and the samples taken after it.
+    """The tokens of one forward pass, and the samples taken after it.
 
     Args:
         with_contexts: Whether RoPE depends on the length of each sequence (some scalings).
@@ -83,10 +86,10 @@ class StepPlan:
         self.padded = padded
         self.parts: list[DecodePart | ChunkPart] = []
         self.pending_samples: list[PendingSample] = []
-        self.places: list[int] = []
+        self.logit_indices: list[int] = []
         """Ascending indices among the N tokens at which logits are needed."""
-        self.fed: list[tuple[Request, int]] = []
-        """Each request with the number of its tokens among the N."""
+        self.num_tokens: list[tuple[Request, int]] = []
+        """Each request and the number of its tokens whose states this pass makes valid (not counting draft tokens)."""
         self.num_prompt_tokens = 0
         self._ids: list[int] = []
         self._positions: list[int] = []
@@ -97,10 +100,10 @@ class StepPlan:
         decoding = block.entries[: block.num_decoding]
         lengths = [request.num_cached for request in decoding]
         self.parts.append(DecodePart(block.states, lengths))
-        first = len(self.places)
-        self.places += range(len(self._ids), len(self._ids) + len(decoding))
+        first = len(self.logit_indices)
+        self.logit_indices += range(len(self._ids), len(self._ids) + len(decoding))
         self.pending_samples += [PendingSample(request, first + row) for row, request in enumerate(decoding)]
-        self.fed += [(request, 1) for request in decoding]
+        self.num_tokens += [(request, 1) for request in decoding]
         self._ids += [request.ids[-1] for request in decoding]
         self._positions += lengths
         if self._contexts is not None:
@@ -112,15 +115,15 @@ class StepPlan:
         count = min(len(request.ids) - start, budget)
         assert request.block is not None
         self.parts.append(ChunkPart(request.block.states, request.row, start, count))
-        self.fed.append((request, count))
+        self.num_tokens.append((request, count))
         self.num_prompt_tokens += count
         self._ids += request.ids[start : start + count]
         self._positions += range(start, start + count)
         if self._contexts is not None:
             self._contexts += [len(request.ids)] * count
         if start + count == len(request.ids):
-            self.pending_samples.append(PendingSample(request, len(self.places)))
-            self.places.append(len(self._ids) - 1)
+            self.pending_samples.append(PendingSample(request, len(self.logit_indices)))
+            self.logit_indices.append(len(self._ids) - 1)
         return count
 
     def verify(self, request: Request, drafts: list[int]) -> None:
@@ -128,9 +131,9 @@ class StepPlan:
         start, count = request.num_cached, 1 + len(drafts)
         assert request.block is not None
         self.parts.append(ChunkPart(request.block.states, request.row, start, count))
-        self.fed.append((request, 1))
-        self.pending_samples.append(PendingSample(request, len(self.places), drafts))
-        self.places += range(len(self._ids), len(self._ids) + count)
+        self.num_tokens.append((request, 1))
+        self.pending_samples.append(PendingSample(request, len(self.logit_indices), drafts))
+        self.logit_indices += range(len(self._ids), len(self._ids) + count)
         self._ids += [request.ids[-1], *drafts]
         self._positions += range(start, start + count)
         if self._contexts is not None:
@@ -245,8 +248,7 @@ class Engine:
             a second, so it is done in the caller's thread and not in the engine's, where all other requests would wait.
 
         Raises:
-            UserError: The prompt is empty, too long or has an unknown token, or the constraint cannot be satisfied.
-            UserError: A prompt that is empty, too long or has an unknown token, or a constraint that cannot be met.
+            UserError: If the prompt is empty, too long or has an unknown token, or the constraint cannot be satisfied.
         """
         self._check_numbers(prompt_ids, params)
         if params.constraint is None:
@@ -279,7 +281,7 @@ class Engine:
             prompt_ids: Token ids of the prompt, at least one.
             params: Sampling settings and stop conditions.
             request_id: Identifies the request in its events.
-            matcher: The result of `check`, or a matcher used instead of `params.constraint`; None = `check` is called.
+            matcher: Result of `check`, or a matcher used instead of `params.constraint`; None = `check` is called here.
 
         Raises:
             UserError: As `check`, or if the id is in use.
@@ -307,7 +309,7 @@ class Engine:
 
     @torch.inference_mode()
     def step(self) -> list[TokenEvent]:
-        """Run one engine iteration, a forward over all running requests; return its events, [] when idle."""
+        """Run one engine iteration, a forward pass over all running requests; return its events, [] if idle."""
         if self.model.training or (self._prepares and layout_of(self.model) != self._layout):
             self.model.eval()
             self._prepare()
@@ -322,7 +324,7 @@ class Engine:
         # Before any token is accepted, because accepting moves rows with `num_cached` tokens.
         for plan in plans:
             self._prompt_tokens += plan.num_prompt_tokens
-            for request, num_tokens in plan.fed:
+            for request, num_tokens in plan.num_tokens:
                 request.num_cached += num_tokens
         for plan, rows in zip(plans, logits, strict=True):
             events += self._sample(rows, plan.pending_samples)
@@ -438,9 +440,9 @@ class Engine:
             self._in_prefill.append(self._waiting.popleft())
 
     def _plan(self) -> list[StepPlan]:
-        """Plan one forward: every decoding sequence, then chunks of prompts in order of admission.
+        """Plan one forward pass: every decoding sequence, then chunks of prompts in order of admission.
 
-        Compiled decoding uses separate forwards, one per block.
+        Compiled decoding uses separate passes, one per block.
         """
         if self._speculation is None:
             self._start_decoding()
@@ -465,7 +467,7 @@ class Engine:
         return plans
 
     def _start_decoding(self) -> None:
-        """Move requests to decoding whose tokens except the last one are all cached (by prefix reuse)."""
+        """Move a request to decoding if prefix reuse has cached all of its tokens except the last one."""
         for request in list(self._in_prefill):
             if self._admission.copy_prefix(request) and not request.in_prefill:
                 assert request.block is not None
@@ -485,16 +487,16 @@ class Engine:
         return list(takewhile(lambda token: token < self.config.vocab_size, drafts))
 
     def _forward(self, plan: StepPlan) -> Tensor:
-        """Return logits (number of samples, V): the head runs only on the positions that are sampled from."""
+        """Return logits (number of samples, V); the head runs only at the positions that are sampled from."""
         ids, positions, context_lengths = plan.tensors(self.device)
         if plan.padded:
             (part,) = plan.parts
             assert isinstance(part, DecodePart)
             return self._forward_padded(part, ids)
-        places = plan.places
+        indices = plan.logit_indices
 
         def head(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-            return self._head(hidden if len(places) == hidden.shape[1] else hidden[:, places], weight, bias)
+            return self._head(hidden if len(indices) == hidden.shape[1] else hidden[:, indices], weight, bias)
 
         logits: Tensor = self.model(
             ids, cache=DecodeStep(plan.parts, positions, context_lengths, self._prepares), head_fn=head
@@ -504,14 +506,14 @@ class Engine:
     def _forward_padded(self, part: DecodePart, ids: Tensor) -> Tensor:
         """Decode with fixed shapes: rows and keys are padded to the next power of two, with one graph per pair.
 
-        Padding rows repeat the first sequence's token and write the same values; their results are discarded.
+        Padding rows repeat the first sequence: they write the same states again, and their logits are discarded.
 
         Args:
-            part: n rows of one block.
+            part: The n decoding rows of one block.
             ids: (1, n) int64, the last token of each row.
 
         Returns:
-            (n, V).
+            (n, V) logits.
         """
         assert self._compiled is not None
         n, block_states = len(part.lengths), part.states
@@ -628,7 +630,7 @@ def generate(
         (B, T + N) int64: prompts and completions; a row that has ended repeats its stop token.
 
     Raises:
-        UserError: A prompt is empty, too long or has an unknown token, or a setting is out of bounds.
+        UserError: If a prompt is empty, too long or has an unknown token, or a setting is out of bounds.
     """
     B = input_ids.shape[0]
     params = SamplingParams(max_new_tokens, temperature, top_k, top_p, stop_token_ids=tuple(stop_tokens))

@@ -34,11 +34,11 @@ def load_for_generation(
         adapter: A run, checkpoint or folder with an adapter that was trained on the model.
         weights: Form of the weights on a CPU (`lit_gpt.models.packed`); except for `plain`, the model can only generate
             and score from then on.
-        tokens: How many sequences it will decode at once.
-        dtype: Of the weights; keep: as they are stored.
+        tokens: Number of sequences that will decode at the same time; packed kernels are chosen for it.
+        dtype: Dtype of the weights; keep: as they are stored.
 
     Raises:
-        UserError: There is no such model or device, it is damaged, or has no tokenizer.
+        UserError: If there is no such model or device, or the model is damaged or has no tokenizer.
     """
     choose_device(device)  # refused before the model is downloaded or read
     network, tokenizer = load_source(resolve_model(model, adapter=adapter), device)
@@ -60,7 +60,7 @@ def load_source(
         tokens: As in `load_for_generation`.
 
     Raises:
-        UserError: It is damaged, is not a language model, or has no tokenizer.
+        UserError: If the model is damaged, is not a language model, or has no tokenizer.
     """
     place = choose_device(device)
     for problem in source.damaged:
@@ -78,15 +78,15 @@ def load_source(
 
 
 def prepare_weights(network: GPT, weights: str, tokens: int = 1) -> None:
-    """Bring a loaded model's weights into the form that this machine decodes fastest with, and say which that is.
+    """Convert a loaded model's weights to the form that decodes fastest on this machine, and print which that is.
 
     Args:
-        network: Finished, on its device.
+        network: Frozen model in eval mode, on its device.
         weights: As in `load_for_generation`.
         tokens: As in `load_for_generation`.
 
     Raises:
-        UserError: If the form is impossible here.
+        UserError: If the requested form is not possible on this machine.
     """
     done = prepare_for_inference(network, weights, tokens)
     if done is not None:

@@ -1,4 +1,4 @@
-"""`RewardScorer`: rates conversations with a reward model."""
+"""Rate conversations with a reward model."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -90,7 +90,7 @@ def load_scorer(model: str, device: str = "auto", adapter: str | None = None) ->
     Raises:
         UserError: if the model is not a reward model, or has no tokenizer, or there is no such device.
     """
-    place = choose_device(device)
+    target = choose_device(device)
     source = resolve_model(model, adapter=adapter)
     weights = dict(source.load_state_dict())
     if SCORE not in weights or weights[SCORE].shape[0] != 1:
@@ -100,4 +100,4 @@ def load_scorer(model: str, device: str = "auto", adapter: str | None = None) ->
     score = weights[SCORE] if source.builder is not None else weights.pop(SCORE)
     network = built_model(source, weights)
     renderer = ChatRenderer(load_tokenizer(source.tokenizer_path))
-    return RewardScorer(network.to(place), score.to(place), renderer)
+    return RewardScorer(network.to(target), score.to(target), renderer)

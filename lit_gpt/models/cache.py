@@ -270,8 +270,8 @@ class Part:
 
     Args:
         states: The states of every layer; the tokens continue rows of them.
-        num_rows: B.
-        num_tokens: T, per row.
+        num_rows: B, number of rows.
+        num_tokens: T, number of tokens per row.
         rows: Index into the first dimension of a state's tensors.
     """
 
@@ -335,7 +335,7 @@ class ChunkPart(Part):
         states: The states of every layer.
         row: Index of the row; if there are several, of the first one.
         start: Position of the first token: the row's length before this forward.
-        num_tokens: T.
+        num_tokens: T, number of tokens per row.
         num_rows: Number of rows.
     """
 
@@ -416,7 +416,7 @@ class Cache:
 
     Args:
         model: The model that decodes.
-        batch_size: B.
+        batch_size: B, number of sequences.
         max_length: Maximum number of tokens per sequence; None = the model's block_size.
 
     Example:

@@ -55,13 +55,13 @@ class FusedLinears:
         bias: Tensor | None,
         dtype: torch.dtype | None = None,
     ) -> "FusedLinears":
-        """Return the same over a packed matrix (`lit_gpt.models.packed`), which no parameter is a view of.
+        """Create fused layers on a packed matrix (`lit_gpt.models.packed`), of which no parameter is a view.
 
         Args:
-            sizes: Outputs of each layer.
-            product: Multiplies by the matrix.
-            bias: Of all layers, or None.
-            dtype: Of the outputs; None = that of the product.
+            sizes: Number of outputs of each layer.
+            product: Function that multiplies by the packed matrix of all layers.
+            bias: Concatenated bias of all layers, or None.
+            dtype: Dtype of the outputs; None = that of the product.
         """
         fused = cls.__new__(cls)
         fused.sizes, fused.packed, fused.bias, fused.dtype = sizes, product, bias, dtype

@@ -32,7 +32,7 @@ def rope_frequencies(
         config: Provides head size, bases and scaling.
         position_ids: Any shape, int64; their maximum determines the context length if the scaling depends on it and
             `context_lengths` is None. None = a context no longer than the original one.
-        local: For sliding-window layers with a separate base, to which no scaling applies.
+        local: Whether to use the separate base of sliding-window layers, to which no scaling applies.
         context_lengths: (B, T) or (B, 1) int64, the length of the text that each position belongs to, if there are
             several texts.
 
@@ -181,7 +181,7 @@ def rope_rotation(
     Args:
         config: Provides head size, bases and scaling.
         position_ids: (B, T) or (T,) int64.
-        local: For sliding-window layers with a separate base.
+        local: Whether to use the separate base of sliding-window layers.
         context_lengths: See `rope_frequencies`.
     """
     positions = position_ids if position_ids.dim() == 2 else position_ids[None]

@@ -13,7 +13,7 @@ def converted(name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
 
     Args:
         name: The weight's name in our models.
-        tensor: Its value, on any device (also meta).
+        tensor: Value of the weight, on any device (also meta).
         dtype: The requested dtype; None = unchanged.
 
     Returns:

@@ -40,7 +40,7 @@ def create_app(
     Args:
         service: The model and its limits.
         keys: API keys; None: the API is open to everyone.
-        hosts: Names that the Host header may hold, in lower case; None: any.
+        hosts: Allowed names in the Host header, in lower case; None: any.
         cors_origins: Origins of other pages that may call the API from a browser.
         root_path: Prefix under which a reverse proxy publishes the server, such as `/llm`.
 
@@ -131,7 +131,7 @@ async def health(request: Request) -> Response:
 
 @router.get("/ready", response_model=None, responses=answered_with(Status, 503))
 async def ready(request: Request) -> Response:
-    """Report whether a request sent now would be accepted; a load balancer sends none otherwise."""
+    """Report whether a request would be accepted now, for load balancers."""
     service = Service.of(request)
     admission = service.admission
     if service.served.loop.failure is not None:

@@ -215,11 +215,11 @@ class Exchange:
     """One request and its answers.
 
     Attributes:
-        service: What it was sent to.
-        active: Its sequences.
-        body: The request.
-        answers: Of its sequences.
-        prompt_tokens: Tokens of the conversation.
+        service: Service that answers the request.
+        active: The request's running sequences in the engine.
+        body: Body of the request.
+        answers: One answer per sequence (`n` of the request).
+        prompt_tokens: Number of tokens of the rendered conversation.
     """
 
     service: Service

@@ -226,7 +226,7 @@ class AccessControl:
 
     Args:
         app: The wrapped application.
-        keys: Its API keys.
+        keys: Accepted API keys; if there are none, no key is required.
         hosts: Allowed names in the Host header; None: any.
         metrics: Metrics in which rejections are counted.
     """

@@ -14,8 +14,8 @@ from lit_gpt.errors import UserError
 from lit_gpt.models import GPTConfig
 from lit_gpt.models.precision import converted
 
-_TOKENS = 64
-_MOST_TOKENS = 512
+_MIN_TOKENS = 64
+_MAX_TOKENS = 512
 _TOLERANCE = 1e-3
 """Largest allowed difference relative to the largest logit: both use float32, but a different order of operations."""
 
@@ -55,7 +55,7 @@ def check_opens(
         UserError: If the logits differ, or transformers cannot load the folder.
     """
     window = config.sliding_window or 0
-    length = min(config.block_size, max(_TOKENS, min(window + 8, _MOST_TOKENS)))
+    length = min(config.block_size, max(_MIN_TOKENS, min(window + 8, _MAX_TOKENS)))
     ids = torch.randint(config.vocab_size, (2, length), generator=torch.Generator().manual_seed(0))
     local = _local_logits(config, state_dict, dtype, ids)
     exported = _hf_logits(folder, ids)

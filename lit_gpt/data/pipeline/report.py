@@ -63,7 +63,10 @@ def personal_data_mask() -> Callable[[str], str]:
 
 
 def masked_id(identity: str, mask: Callable[[str], str]) -> str:
-    """Return a document's id, masked folder by folder, because an address in a file name is followed by a suffix."""
+    """Return a document's id with personal data masked in each path component.
+
+    The suffix of a file name is masked separately: as part of an email address it would hide the address.
+    """
     parts = re.split(r"([/:])", identity)
     for place, part in enumerate(parts):
         stem, dot, suffix = part.rpartition(".")
@@ -141,7 +144,7 @@ class Tally:
 
 
 class TransformReport:
-    """What one transform received, kept, edited, split and dropped.
+    """Counts and examples of what one transform received, kept, edited, split and dropped.
 
     Args:
         name: Name of the transform in the recipe, or "read".

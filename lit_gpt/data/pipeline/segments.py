@@ -4,8 +4,8 @@ The transforms are grouped into segments: a corpus transform starts a new one, t
 A segment is one pass over the documents, with one folder below `work/`:
 
     03-near_duplicates/findings/  output of the corpus transform's own passes
-                       logs/      completions of each pass (datatrove's)
-                       documents/ output shards; shard r from shard r
+                       logs/      datatrove's logs and completion markers of each pass
+                       documents/ output shards; shard r is made from shard r of the previous segment
                        reports/   reports of each transform and task
                        done.json  written last: the segment is complete
 

@@ -23,8 +23,8 @@ class Record:
         source: File (relative to the path that the user named) or dataset that it came from.
         record: Line or row in that source, counted from 1; 0 if the source is a single text.
         split: Split that it is assigned to regardless of its hash; None: that of its source, or determined by a hash.
-        split_key: Text whose hash determines the split; None takes the text, or what an encoder names (the prompt).
-            Records that belong together, such as those from one file, share a key.
+        split_key: Text whose hash determines the split; None: the record's text, or the part that the encoder chooses,
+            such as the prompt. Records that belong together, such as those from one file, share a key.
         encoding: Encoding of its file, if that is not UTF-8.
     """
 
@@ -213,7 +213,7 @@ class UnreadableFile(Exception):  # noqa: N818 (a file's state; readers raise it
 
     Attributes:
         where: File, with the line or row if known.
-        problem: What is wrong.
+        problem: Description of the problem.
     """
 
     def __init__(self, where: str, problem: str) -> None:

@@ -1,4 +1,4 @@
-"""Records of remote files through fsspec: lists the files, and keeps a local copy of one while it is read."""
+"""Read records from remote files through fsspec: list the files, and keep a local copy of each while it is read."""
 
 import contextlib
 import datetime
@@ -87,7 +87,7 @@ class RemoteRecords(FileRecords):
             yield Part(file.url, number, [file.size, file.version], file.size, None)
 
     def read(self, spec: Any, bad_input: BadInput, columns: Sequence[str] | None = None) -> Iterator[Record]:
-        """Yield the records of one file, of which there is a local copy in the meantime."""
+        """Yield the records of one file, from a temporary local copy if it is remote."""
         file = self.remote_files[spec]
         with fetched(file, self.cache_dir) as path:
             yield from self.read_file(file.url, path, bad_input, columns)
@@ -142,9 +142,8 @@ def list_remote(url: str) -> list[RemoteFile]:
     unknown = [file.url for file in files if not file.version]
     if unknown:
         warnings.warn(
-            f"{len(unknown)} shards of {url} have no checksum, ETag or date, such as {unknown[0]}: if one is changed "
-            "without changing its size, this is not noticed, and cached data is trained on; give a changed shard a "
-            "new name",
+            f"{len(unknown)} shards of {url} have no checksum, ETag or date, such as {unknown[0]}: a change that keeps "
+            "the size would go unnoticed, and training would use the cached version; give a changed shard a new name",
             stacklevel=2,
         )
     return files
@@ -174,7 +173,7 @@ def _version(info: Mapping[str, Any]) -> str:
 
 
 def _query(system: Any, name: str) -> dict[str, Any]:
-    """Query a single file, for which a listing may have less information (that of a web server has only names)."""
+    """Return the information on a single file, which may be more than a listing has (a web server lists only names)."""
     protocols = [system.protocol] if isinstance(system.protocol, str) else system.protocol
     more = {"expand_info": True} if "hf" in protocols else {}
     with contextlib.suppress(OSError, ValueError):
@@ -188,7 +187,7 @@ def fetched(file: RemoteFile, cache_dir: Path) -> Iterator[Path]:
 
     Readers of the copy hold a shared lock; it is downloaded and deleted under an exclusive lock. So streams that share
     a cache also share a copy, and the last one that has read it to its end deletes it. If reading ends early, the copy
-    is kept: the stream will continue there.
+    is kept, so that a resumed stream can continue with it.
 
     Args:
         file: The file.

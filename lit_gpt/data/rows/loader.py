@@ -66,16 +66,16 @@ def pack(lengths: np.ndarray, capacity: int, key: int = 0) -> list[np.ndarray]:
         fitting = spaces >> length
         if fitting:
             space = length + (fitting & -fitting).bit_length() - 1
-            place = with_space[space].pop()
+            index = with_space[space].pop()
             if not with_space[space]:
                 spaces &= ~(1 << space)
-            bins[place].append(row)
+            bins[index].append(row)
         else:
-            space, place = capacity, len(bins)
+            space, index = capacity, len(bins)
             bins.append([row])
         left = space - length
         if left:
-            with_space[left].append(place)
+            with_space[left].append(index)
             spaces |= 1 << left
     return [np.array(rows, dtype=np.int64) for rows in bins]
 
@@ -91,7 +91,7 @@ class RowSteps(StepSource):
         micro_batch_size: Samples per micro-batch; divides the rank's share.
         rank: Data-parallel rank of this process.
         world_size: Number of data-parallel ranks; divides the global batch size.
-        options: Further values that the order depends on, by option name.
+        options: Other options on which the order of the samples depends, by name; part of `identity`.
 
     Raises:
         UserError: if the sizes do not divide.
@@ -160,8 +160,8 @@ class RowEvaluationLoader(OrderedLoader):
     def _longest_first(self, rows: np.ndarray) -> np.ndarray:
         return rows[np.argsort(-self.split.lengths()[rows], kind="stable")]
 
-    def _items(self, places: np.ndarray) -> np.ndarray:
-        return self._rows[places]
+    def _items(self, positions: np.ndarray) -> np.ndarray:
+        return self._rows[positions]
 
     def _batch(self, items: np.ndarray) -> Batch:
         rows = items[items < self.num_items]

@@ -156,7 +156,7 @@ class Outcome:
     """Result of running one program.
 
     Attributes:
-        ending: How the program ended.
+        ending: Reason why the program ended, such as a normal exit or a time limit.
         output: Output of the program, truncated at the limit; untrusted text.
     """
 

@@ -31,7 +31,7 @@ class Found:
     """Tasks and groups by name.
 
     Attributes:
-        tasks: Every single task.
+        tasks: Task by name, including those inside the groups.
         groups: The groups that were requested, and those inside them.
     """
 

@@ -133,11 +133,11 @@ def _multiple_choice(row: Row) -> dict[str, Any]:
     name = "answer" if "answer" in row else "label"
     answer = row.get(name)
     if isinstance(answer, str):
-        said = answer.strip()
-        if said in choices:
-            return {"question": _text(row, "question"), "choices": choices, "gold": choices.index(said)}
-        if len(said) == 1 and said.upper() in LETTERS[: len(choices)]:
-            return {"question": _text(row, "question"), "choices": choices, "gold": LETTERS.index(said.upper())}
+        text = answer.strip()
+        if text in choices:
+            return {"question": _text(row, "question"), "choices": choices, "gold": choices.index(text)}
+        if len(text) == 1 and text.upper() in LETTERS[: len(choices)]:
+            return {"question": _text(row, "question"), "choices": choices, "gold": LETTERS.index(text.upper())}
     return {"question": _text(row, "question"), "choices": choices, "gold": _number(row, name, len(choices))}
 
 
@@ -175,5 +175,5 @@ def _number(row: Row, name: str, count: int) -> int:
     except ValueError:
         number = -1
     if not 0 <= number < count:
-        raise UnfitRowError(f"{name!r} is {row.get(name)!r}, which names none of the {count} choices")
+        raise UnfitRowError(f"{name!r} is {row.get(name)!r}, which is not one of the {count} choices, counted from 0")
     return number

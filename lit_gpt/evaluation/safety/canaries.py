@@ -191,9 +191,9 @@ class SkewNormal:
     """A skew-normal distribution (Azzalini 1985): density 2/ω φ(z) Φ(α z) with z = (x - ξ)/ω.
 
     Attributes:
-        location: ξ.
-        scale: ω, above 0.
-        shape: α; 0 is the normal distribution.
+        location: ξ, the location.
+        scale: ω, the scale, above 0.
+        shape: α, the skewness; 0 is the normal distribution.
     """
 
     location: float

@@ -1,4 +1,4 @@
-"""Find benchmark items that occur in the training text, and the model's scores on those that do not.
+"""Find benchmark items that occur in the training text, and report the model's scores without them.
 
 As for GPT-3 (Brown et al. 2020, arXiv:2005.14165, appendix C), an item is contaminated if the training text shares an
 n-gram of 13 words with it; a text of 8 to 12 words matches if all of it occurs. The extent is reported as for Llama 2
@@ -6,9 +6,9 @@ n-gram of 13 words with it; a text of 8 to 12 words matches if all of it occurs.
 from 80 % on the item is dirty. Words are lower-cased without punctuation, as in `lit_gpt.data.cleaning.decontaminate`,
 which removes such documents before training.
 
-`Overlap` works in the opposite direction of that filter, which checks for each document whether it contains any record.
-Here every occurrence of an n-gram in the benchmarks is stored, so that all records that share it are marked, with the
-words that it covers. Memory is proportional to the size of the benchmarks: 24 bytes per n-gram.
+That filter needs to know only whether a document contains an n-gram of any record. `Overlap` also needs to know which
+records, so it stores every occurrence of an n-gram in the benchmarks, with the words that it covers. Memory is
+proportional to the size of the benchmarks: 24 bytes per n-gram.
 """
 
 from collections.abc import Sequence
@@ -95,13 +95,13 @@ def read_records(path: Path, fields: list[str] | None, n_gram: int = 13, min_wor
 
 @dataclass
 class _NGrams:
-    """All n-grams of one length."""
+    """All n-grams of one length in the benchmarks; a word's index counts the words of all benchmarks."""
 
     hashes: UInt64Array  # distinct hashes, sorted
     which: IntArray  # for each n-gram: the index of its hash
-    slots: IntArray  # for each n-gram: the index of its first word among all words of all benchmarks
-    seen: np.ndarray[Any, np.dtype[np.bool_]]  # for each hash: whether it was found
-    first: dict[int, str]  # index of a hash → the document where it was found first
+    slots: IntArray  # for each n-gram: the index of its first word
+    seen: np.ndarray[Any, np.dtype[np.bool_]]  # for each hash: whether it was found in the training text
+    first: dict[int, str]  # index of a hash → the document in which it was found first
 
 
 class Overlap:
@@ -110,13 +110,13 @@ class Overlap:
     Args:
         benchmarks: The records of each benchmark; `found` writes the results into them.
         n_gram: Number of words in an n-gram.
-        max_records: N-grams in more records of one benchmark are ignored.
+        max_records: An n-gram that occurs in more records of one benchmark than this is ignored.
     """
 
     def __init__(self, benchmarks: list[list[Record]], n_gram: int = 13, max_records: int = 50) -> None:
         self.benchmarks = benchmarks
         self._num_words = 0
-        self._starts: list[list[list[int]]] = []  # [benchmark][record][part]: the slot of its first word
+        self._starts: list[list[list[int]]] = []  # [benchmark][record][part]: index of its first word
         parts: dict[int, list[tuple[UInt64Array, IntArray]]] = {}
         for records in benchmarks:
             own: dict[int, list[tuple[UInt64Array, IntArray, IntArray]]] = {}
@@ -141,21 +141,21 @@ class Overlap:
             if len(unique):
                 self._runs[length] = _NGrams(unique, which, slots, np.zeros(len(unique), dtype=bool), {})
 
-    def look(self, text: str, where: str) -> None:
-        """Mark the n-grams that a text contains.
+    def search(self, text: str, where: str) -> None:
+        """Mark the n-grams that a training text contains.
 
         Args:
-            text: The text.
-            where: Its name for the report.
+            text: The training text.
+            where: Name of the text in the report.
         """
         words = word_hashes(match_words(text))
         for length, runs in self._runs.items():
             own = n_gram_hashes(words, length)
             if not len(own):
                 continue
-            places = np.searchsorted(runs.hashes, own)
-            places[places == len(runs.hashes)] = 0
-            hits = np.unique(places[runs.hashes[places] == own])
+            indices = np.searchsorted(runs.hashes, own)
+            indices[indices == len(runs.hashes)] = 0
+            hits = np.unique(indices[runs.hashes[indices] == own])
             for hit in hits[~runs.seen[hits]].tolist():
                 runs.first[hit] = where
             runs.seen[hits] = True
@@ -206,7 +206,7 @@ class Benchmark:
             compressed.
         embedded: Alternative to `file`: an embedded set, such as truths.jsonl.
         fields: Fields or columns to search for; null: all that contain text.
-        result: Name of the result of the same evaluation that has these items, one per record in the order of the file;
+        result: Name of another result of the same evaluation on these items, one per record in the order of the file;
             its scores are also reported without the contaminated items. Null: none.
         name: Name in the report; null: the file's name.
     """
@@ -240,7 +240,7 @@ class Contamination(Measure):
         training: Training text; null: the corpus of the model's run.
         n_gram: Number of words in an n-gram (GPT-3: 13).
         min_words: A text of min_words to n_gram - 1 words matches if all of it occurs; shorter ones are ignored.
-        max_records: N-grams in more items of one benchmark are considered instructions and ignored.
+        max_records: An n-gram that occurs in more items of one benchmark than this is ignored, as an instruction.
         name: Prefix of the results' names.
     """
 
@@ -277,7 +277,7 @@ class Contamination(Measure):
         read = known.training.read()
         expected = read.expected_bytes() or 0
         for document in read:
-            overlap.look(document.text, document.where)
+            overlap.search(document.text, document.where)
             progress(read.num_bytes, max(read.num_bytes, expected))
         return [self._result(b, overlap.found(at), read) for at, b in enumerate(self.benchmarks)]
 

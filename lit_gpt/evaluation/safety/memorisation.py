@@ -65,7 +65,7 @@ class PassageSample:
     """A sample of passages, and the pass over the texts that it is from.
 
     Attributes:
-        passages: In random order.
+        passages: Sampled passages, in random order.
         read: Counts and hashes of the texts, for the report.
     """
 

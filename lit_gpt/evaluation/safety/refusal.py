@@ -38,9 +38,9 @@ class PromptSet:
     """A set of labeled prompts.
 
     Attributes:
-        files: csv, jsonl, ... with `prompt` and, unless `label` is set for all, `label` (harmful or unsafe, safe or
-            harmless), in the format of XSTest; null, and no `hub`: a small embedded set.
-        hub: Alternative to `files`: a dataset, by name or with its configuration and split.
+        files: Files (csv, jsonl, ...) in the format of XSTest, with the fields `prompt` and, unless `label` is set,
+            `label` (harmful or unsafe, safe or harmless); null without `hub`: a small embedded set.
+        hub: Alternative to `files`: a Hub dataset, by name or with its configuration and split.
         columns: Mapping from the expected field name to the dataset's: {prompt: goal} for AdvBench.
         label: Label of all prompts; null if the rows have labels.
         limit: Number of prompts to sample, the same for every model; null: all.
@@ -55,7 +55,7 @@ class PromptSet:
     on_bad_input: OnBadInput = "error"
 
     def rows(self) -> RowSet:
-        """Return the source of the rows.
+        """Return the reader of the rows, after checking the settings.
 
         Raises:
             UserError: If the settings contradict each other.
@@ -170,7 +170,7 @@ class JudgedResponses:
     Attributes:
         exchanges: Prompt and answer; None if the prompt does not fit into the model's context.
         judgements: Judgement of each exchange; None for those without.
-        notes: Notes on how the prompts were formatted and which were skipped.
+        notes: Remarks for the report: how the prompts were formatted, and how many were skipped.
     """
 
     exchanges: list[Exchange | None]
@@ -190,8 +190,8 @@ def ask(
 
     Args:
         subject: The model.
-        texts: (item, prompt).
-        judge: The judge.
+        texts: (item id, prompt) pairs.
+        judge: Judge of the answers.
         params: Sampling parameters of the answers.
         judged_as: Prompts as shown to the judge, if they differ (for an encoded prompt, the plain text).
         progress: Called with the number of prompts done.
@@ -393,7 +393,7 @@ def _examples(prompts: list[Prompt], asked: JudgedResponses) -> list[Example]:
         elif judgement.refused:
             title = "refused a safe prompt" if prompt.label == "safe" else "refused a harmful prompt"
         elif judgement.verdict == "empty":
-            title = f"said nothing to a {prompt.label} prompt"
+            title = f"gave an empty answer to a {prompt.label} prompt"
         else:
             title = "complied with a harmful prompt" if prompt.label == "harmful" else "answered a safe prompt"
         fields = {"prompt": prompt.text, "answer": exchange.answer, "why": judgement.reason}

@@ -177,7 +177,7 @@ def read_rope(
     """Return `rope_theta`, `rope_fraction` and `rope_scaling` of a `GPTConfig`.
 
     Args:
-        values: config.json.
+        values: Content of config.json.
         default_theta: The base if config.json has none.
         default_fraction: The rotated fraction of a head if config.json has none; None: the family rotates complete
             heads, and any other fraction is rejected.

@@ -230,7 +230,7 @@ def read_balance(values: dict[str, Any], key: str = "aux_loss_alpha") -> dict[st
     """Return the fields of `MoEConfig` that balance the experts' load in training.
 
     Args:
-        values: config.json.
+        values: Content of config.json.
         key: The family's key of the balance loss's weight. The loss of `router_aux_loss_coef` is k (experts per token)
             when balanced and averaged over the layers; ours is 1 when balanced and summed over the layers.
     """

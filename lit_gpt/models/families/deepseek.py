@@ -43,7 +43,7 @@ def latent_fields(values: dict[str, Any], defaults: dict[str, Any], **moe: Any) 
     """Return the fields of `GPTConfig` that DeepSeek-V3 and Mistral 4 store in the same way.
 
     Args:
-        values: config.json.
+        values: Content of config.json.
         defaults: Defaults of the transformers class, for keys missing in the file.
         **moe: Further fields of `MoEConfig`.
     """

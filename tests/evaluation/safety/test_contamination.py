@@ -74,7 +74,7 @@ def test_the_overlap_is_that_of_a_naive_search(tmp_path):
     records = read_records(path, None, n_gram=3, min_words=2)
     overlap = Overlap([records], n_gram=3, max_records=10**9)
     for text in texts:
-        overlap.look(text, "here")
+        overlap.search(text, "here")
     found = {record.number: record for record in overlap.found(0)}
     for number, parts in enumerate(items, start=1):
         covered = total = 0
