@@ -1,4 +1,4 @@
-"""Pages of the reference that are generated from the code: commands, classes, the model config and the presets."""
+"""Generate the pages of the reference from the code: commands, classes, the model config and the presets."""
 
 import ast
 import importlib
@@ -48,6 +48,7 @@ def _options(parser: Any, prefix: str = "") -> list[str]:
         kind = getattr(action, "_typehint", None)
         written = inspect.formatannotation(kind).replace("typing.", "") if kind is not None else ""
         written = re.sub(r"(\w+\.)+", "", written) or getattr(action.type, "__name__", "")
+        written = re.sub(r"^Optional\[(.*)\]$", r"\1 | None", written)
         default = "required" if action.required else _code(repr(action.default))
         rows.append(f"| `{prefix}{name}` | {_code(written)} | {default} | {_cell(str(action.help or ''))} |")
     return rows
@@ -57,7 +58,7 @@ _HEAD = ["", "| option | type | default | meaning |", "|---|---|---|---|"]
 
 
 def _commands() -> str:
-    from lit_gpt.cli import TRAINER_COMMANDS, build_parser
+    from lit_gpt.cli import COMMANDS, TRAINER_COMMANDS, build_parser
 
     parser = build_parser()
     lines = ["# Commands", "", "`python -m lit_gpt <command> --help` prints the same.", "", "## Trainer commands", ""]
@@ -68,9 +69,10 @@ def _commands() -> str:
         "`--trainer.max_steps 100`, `--model.init_args.preset tiny`, `--data.init_args.block_size 256`. "
         "`--ckpt_path` resumes: `last`, `best` or a checkpoint's folder. `--print_config` prints the complete YAML.",
     ]
-    for tool in parser.tools:
-        name = tool.prog.removeprefix("python -m lit_gpt [options]").strip()
-        lines += ["", f"## {name}", "", tool.description or "", *_HEAD, *_options(tool, "--")]
+    for name, tool in zip(COMMANDS, parser.tools, strict=True):
+        group, _, word = name.partition("-")  # `plan fit-law` is one name for the parser
+        title = f"{group} {word}" if group in COMMANDS else name
+        lines += ["", f"## {title}", "", tool.description or "", *_HEAD, *_options(tool, "--")]
     return "\n".join(lines) + "\n"
 
 

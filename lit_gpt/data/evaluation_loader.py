@@ -115,7 +115,7 @@ class TokenLoader(OrderedLoader):
             raise UserError(
                 f"no document fell into the {split.name} split; set {split.name}_files, add documents (a file is one "
                 f"document unless document_separator is set), raise {split.name}_fraction (for a prepared corpus, in "
-                "its recipe), or set it to 0 to train without this split"
+                "the recipe of `prepare`), or set it to 0 to train without this split"
             )
         self.split = split
         self.builder = builder
