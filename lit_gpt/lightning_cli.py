@@ -5,6 +5,7 @@ error messages that name the nearest key.
 """
 
 import dataclasses
+import enum
 import sys
 import traceback
 from pathlib import Path
@@ -279,6 +280,8 @@ def run(args: list[str]) -> int:
         The exit status; 128 + the signal's number if a signal stopped the run.
     """
     sys.path.insert(0, str(Path.cwd()))  # `class_path: my_module.MyModule` from the working directory
+    # Lightning writes the configuration with PyYAML, which knows no enum: `Timer` has one as a default.
+    yaml.SafeDumper.add_multi_representer(enum.Enum, lambda dumper, item: dumper.represent_data(item.value))
     load = get_loader("yaml")
     set_loader("yaml", lambda text: _prefer_ours(load(text)), (yaml.YAMLError,))
     for name in environment_variables():

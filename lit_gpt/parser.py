@@ -131,9 +131,11 @@ class CommandParser(ArgumentParser):
 
     Attributes:
         tools: Parsers of its subcommands.
+        class_name: Name of the class in a YAML whose arguments it parses; "" for a command.
     """
 
     tools: "Sequence[CommandParser]" = ()
+    class_name: str = ""
 
     def options(self) -> Options:
         """Return where each option is set, by the last word of its name."""
@@ -144,13 +146,32 @@ class CommandParser(ArgumentParser):
         return found
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Print the message and exit with status 2."""
+        """Print the message and exit with status 2.
+
+        The parser of a class in a YAML, too: its message is the innermost, and its callers would wrap it in theirs.
+        """
         if os.environ.get("LIT_GPT_TRACEBACK") and ex is not None:
             raise ex
         parser = getattr(ex, "subcommand_parser", None) or self
         command = _command(parser).removeprefix("python -m ")
-        print(f"{command}: error: {short_message(message)}{self.hint(message, parser)}", file=sys.stderr)
+        text, hint = short_message(message), self.hint(message, parser)
+        missing = re.search("arguments are required: (.*)", message)
+        if missing and self.class_name:
+            text, hint = (
+                f"{self.class_name} needs {missing[1]}",
+                f"; add `init_args: {{{missing[1].split(',')[0]}: ...}}`",
+            )
+        elif self.class_name:
+            text = f"{self.class_name}: {text}"
+        print(f"{command}: error: {text}{hint}", file=sys.stderr)
         sys.exit(2)
+
+    def add_class_arguments(self, theclass: type, *args: Any, **kwargs: Any) -> list[str]:
+        """Add the arguments of a class; the parser of a single class has its name."""
+        if not args and not kwargs.get("nested_key"):
+            self.class_name = theclass.__name__
+        added: list[str] = super().add_class_arguments(theclass, *args, **kwargs)
+        return added
 
     def hint(self, message: str, parser: Any) -> str:
         """Return what to write instead of the unknown options in a message; "" if it names none.
@@ -208,6 +229,10 @@ KINDS = {
 def short_message(message: str) -> str:
     """Return jsonargparse's message on one line: the key, its value and the expected type."""
     line = re.sub(r"^Call to compute_fn of link .*? failed: ", "", " ".join(message.split()))
+    wrong_class = _wrong_class(line)
+    if wrong_class:
+        return wrong_class
+    line = re.sub("- Expected a path but .*? invalid - |- Expected a dot import path string: [^ ]+", "", line)
     if line.startswith("Unexpected config:"):
         what = line.partition(":")[2].strip() or "empty"
         return f"the config is {what}; it must be a mapping with the keys trainer, model and data"
@@ -236,6 +261,25 @@ def short_message(message: str) -> str:
 
 
 VALUES = ("Given value", "Got value")
+
+
+def _wrong_class(line: str) -> str:
+    """Return what is wrong with the class that an option names: unknown or no class; else ""."""
+    found = re.match(r'Parser key "([\w.]+)": (.*)', line)
+    if found is None:
+        return ""
+    key, rest = found.groups()
+    unknown = re.search(r"Expected a dot import path string: (\S+)", rest)
+    value = (re.findall(r"Given value: (.*?)(?= - |$)", rest) or [""])[-1]
+    if unknown and not re.search("Expected a <class '(int|float)'>", rest):  # AdamW's lr is a number or a tensor
+        return (
+            f"{key} has {unknown[1]}, which is no class that can be imported; write `class_path: <class>`, with the "
+            "import path (my_package.MyClass) for a class of your own"
+        )
+    kind = re.search(r"Not a valid subclass of (\w+)", rest)
+    if kind and "class_path" not in value:
+        return f"{key} is {value}; it must be a {kind[1]}: {{class_path: <class>, init_args: {{...}}}}"
+    return ""
 
 
 def _kind(wanted: str) -> str:

@@ -17,9 +17,13 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
+from lightning.fabric.plugins import CheckpointIO, ClusterEnvironment
+from lightning.fabric.plugins.environments import LightningEnvironment
+from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.callbacks import Callback, ProgressBar
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.plugins import LayerSync, Precision
+from lightning.pytorch.strategies import Strategy, StrategyRegistry
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -151,6 +155,7 @@ class Trainer(pl.Trainer):
         if (logger is None or logger is True) and not barebones:
             logger = self._own_logger = TensorBoardLogger(self.run_dir, name="tensorboard", version="")
         plugins = list(plugins) if isinstance(plugins, list | tuple) else [plugins] if plugins is not None else []
+        _check_kinds("plugins", plugins, Precision, CheckpointIO, ClusterEnvironment, LayerSync)
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             plugins.append(AtomicCheckpointIO())
         val_check_interval = _validation_interval(val_check_interval)
@@ -184,6 +189,7 @@ class Trainer(pl.Trainer):
             )
         except (MisconfigurationException, TypeError, ValueError, ImportError) as error:
             raise refusal(error) from error
+        _check_launcher(self)
 
     def fit(  # type: ignore[override]
         self,
@@ -367,37 +373,90 @@ def _check_arguments(arguments: dict[str, Any]) -> None:
             check_at_least(name, value, 0, "null or 0 means no clipping")
         elif name == "detect_anomaly":
             check_one_of(name, value, (True, False))
-        elif name == "max_time" and not isinstance(value, str | timedelta | dict):
-            raise UserError(f'{name} is {value}; write it as days, hours, minutes and seconds: "00:12:00:00"')
+        elif name == "max_time" and not _is_duration(value):
+            raise UserError(f"{name} is {value}; it must be {_DURATION}")
+        elif name == "accelerator" and isinstance(value, str):
+            check_one_of(name, value, ["auto", "gpu", *AcceleratorRegistry.available_accelerators()])
+        elif name == "strategy" and not isinstance(value, Strategy):
+            known = ["auto", *StrategyRegistry.available_strategies()]
+            if value not in known:  # the message leaves the variants out
+                check_one_of(name, value, [one for one in known if "_find_" not in one and "stage" not in one])
+        elif name == "devices":
+            _check_devices(value, arguments.get("accelerator", "auto"))
 
 
-def _check_kinds(name: str, values: list[Any], kind: type) -> None:
-    """Raise unless all elements of the argument `name` are instances of Lightning's class `kind`."""
+def _check_devices(devices: Any, accelerator: Any) -> None:
+    """Raise unless `devices` is a number of devices or a list of GPUs; a CPU has only a number of processes."""
+    if accelerator not in ("auto", "cpu", "gpu", "cuda", "mps") or devices == "auto":
+        return  # Lightning asks the accelerator
+    indices = [part.strip() for part in str(devices).strip("[]() ").split(",")]
+    whole = all(re.fullmatch("-?[0-9]+", part) for part in indices)
+    has_gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
+    if accelerator == "cpu" or (accelerator == "auto" and not has_gpu):
+        if isinstance(devices, list) or len(indices) > 1 or not whole or int(indices[0]) < 1:
+            raise UserError(f"devices is {devices}; on a CPU it must be a number of processes, at least 1, or auto")
+    elif not whole or (indices == ["0"] and not isinstance(devices, list)) or len(set(indices)) < len(indices):
+        raise UserError(
+            f"devices is {devices}; it must be a number of GPUs, at least 1, a list of their indices ([0, 1]), or "
+            "-1 or auto for all of them"
+        )
+
+
+def _is_duration(value: Any) -> bool:
+    """Return whether a value is a time above 0 as Lightning reads it."""
+    try:
+        if isinstance(value, dict):
+            value = timedelta(**value)
+        elif isinstance(value, str) and re.fullmatch(r"\d+:\d\d:\d\d:\d\d", value):
+            days, hours, minutes, seconds = map(int, value.split(":"))
+            value = timedelta(days, seconds, hours=hours, minutes=minutes)
+    except TypeError:  # a key of another name, or text in place of a number
+        return False
+    return isinstance(value, timedelta) and value > timedelta(0)
+
+
+def _check_launcher(trainer: pl.Trainer) -> None:
+    """Raise if the run has several nodes but nothing says which one this is: it would wait for the others for ever."""
+    environment = getattr(trainer.strategy, "cluster_environment", None)
+    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK") if name not in os.environ]
+    if trainer.num_nodes > 1 and isinstance(environment, LightningEnvironment) and missing:
+        raise UserError(
+            f"num_nodes is {trainer.num_nodes}, but this process was started by neither torchrun nor a scheduler such "
+            f"as SLURM; start every node with `torchrun --nnodes {trainer.num_nodes} ...` or srun, or set "
+            f"{', '.join(missing)} on each"
+        )
+
+
+def _check_kinds(name: str, values: list[Any], *kinds: type) -> None:
+    """Raise unless all elements of the argument `name` are instances of one of Lightning's classes `kinds`."""
     for value in values:
-        if not isinstance(value, kind):
+        if not isinstance(value, kinds):
             raise UserError(
-                f"{name} contains {value!r}, which is no {kind.__name__} of Lightning; create one, or in YAML write "
-                "`class_path: <its class>`"
+                f"{name} contains {value!r}, which is no {' or '.join(kind.__name__ for kind in kinds)} of Lightning; "
+                "create one, or in YAML write `class_path: <its class>`"
             )
+
+
+_DURATION = 'a time above 0: "00:12:00:00" (days, hours, minutes, seconds) or {hours: 12}'
 
 
 def _validation_interval(interval: Any) -> Any:
     """Return `val_check_interval`, with an integer as an int even if it was written as `1e3`.
 
     Raises:
-        UserError: a number is out of bounds.
+        UserError: a number is out of bounds, or it is no number and no time.
     """
-    if isinstance(interval, bool) or not isinstance(interval, int | float):
+    if interval is None or _is_duration(interval):
         return interval
-    if interval > 1 and float(interval).is_integer():
-        return int(interval)
-    if not 0 < interval <= 1:
-        raise UserError(
-            f"val_check_interval is {interval}; it must be a whole number of optimizer steps, at least 1, or a "
-            "fraction of "
-            "an epoch (0.25); to disable validation, set limit_val_batches to 0"
-        )
-    return interval
+    if isinstance(interval, int | float) and not isinstance(interval, bool):
+        if interval > 1 and float(interval).is_integer():
+            return int(interval)
+        if 0 < interval <= 1:
+            return interval
+    raise UserError(
+        f"val_check_interval is {interval}; it must be a whole number of optimizer steps, at least 1, a fraction of an "
+        f"epoch (0.25), or {_DURATION}; to disable validation, set limit_val_batches to 0"
+    )
 
 
 def refusal(error: BaseException) -> UserError:

@@ -205,6 +205,12 @@ def test_our_class_is_meant_by_a_name_that_lightning_has_too(fit, config):
     assert status == 0, error
 
 
+def test_a_callback_whose_default_is_an_enum(fit, config):
+    config["trainer"]["callbacks"] = [{"class_path": "Timer", "init_args": {"duration": "00:00:05:00"}}]
+    status, error = fit()
+    assert status == 0, error
+
+
 def test_lightnings_variables_are_named(fit, monkeypatch):
     monkeypatch.setenv("PL_TRAINER_MAX_STEPS", "7")
     status, error = fit()

@@ -2,15 +2,18 @@
 
 import inspect
 import re
+import sys
 from datetime import timedelta
 
 import lightning.pytorch as pl
 import pytest
 import torch
+import yaml
 from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.profilers import SimpleProfiler
 
+from lit_gpt.cli import main
 from lit_gpt.datamodules import TextDataModule
 from lit_gpt.errors import UserError
 from lit_gpt.modules import PretrainModule
@@ -66,23 +69,23 @@ WORKS = {
 REFUSED = {
     "accelerator": ["cudaa", "tpu", None],
     "strategy": ["ddpp"],
-    "devices": [0, -1, [0], "two", 1.5],
-    "num_nodes": [0, "two"],
+    "devices": [0, -1, [0], [], "two", "0,1", 1.5],
+    "num_nodes": [0, 2, "two"],  # 2: nothing says which node this is
     "precision": ["bf17", "transformer-engine"],
     "logger": ["csv", [3]],
     "callbacks": ["timer", [3]],
-    "fast_dev_run": [-1, "yes"],
-    "max_epochs": [-2, 1.5, "one"],
+    "fast_dev_run": [-1, "maybe"],
+    "max_epochs": [-2, 0, 1.5, "one"],
     "min_epochs": [-1, 1.5],
-    "max_steps": [-2, 1.5, "ten", None],
+    "max_steps": [-2, 0, 1.5, "ten", None],
     "min_steps": [-1, "ten"],
-    "max_time": [3, "soon"],
-    "limit_train_batches": [-1, 1.5, "all"],
+    "max_time": [3, "soon", "00:99", "00:00:00:00", {"minuts": 3}, {"minutes": -1}],
+    "limit_train_batches": [-1, 0, 1.5, "all"],
     "limit_val_batches": [-1, 1.5, "all"],
     "limit_test_batches": [-1, 1.5, "all"],
     "limit_predict_batches": [-1, 1.5, "all"],
     "overfit_batches": [-1, 1.5, "all"],
-    "val_check_interval": [0, -1, 2.5, "soon"],
+    "val_check_interval": [0, -1, 2.5, True, [1], "soon", "00:00:00:00", {"minuts": 3}],
     "check_val_every_n_epoch": [0, "x"],
     "num_sanity_val_steps": [-2, "x"],
     "log_every_n_steps": [-1, "x"],
@@ -91,7 +94,7 @@ REFUSED = {
     "accumulate_grad_batches": [0, 2, "x"],
     "profiler": ["x"],
     "detect_anomaly": [None],
-    "plugins": ["x", ["x"]],
+    "plugins": ["x", ["x"], [{"class_path": "Nowhere"}]],
     "reload_dataloaders_every_n_epochs": [-1, "x"],
     "default_root_dir": ["s3://bucket/runs"],
 }
@@ -100,8 +103,6 @@ REFUSED = {
 NAMED_AS = {
     "accelerator": "accelerator|torch_xla",
     "precision": "(?i)precision|transformer_engine",
-    "max_time": "max_time|duration",
-    "plugins": "plugin",
 }
 """What a refusal has instead of the argument's own name, where Lightning writes it."""
 
@@ -175,6 +176,31 @@ def test_a_wrong_value_is_refused_by_name(name, value, data):
         make_trainer("ours", **{name: value}).fit(module(), datamodule=data())
     assert re.search(NAMED_AS.get(name, name), str(caught.value))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "value"), pairs(REFUSED))
+def test_on_the_command_line_a_wrong_value_is_one_line(name, value, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["lit_gpt"])
+    (tmp_path / "a.txt").write_text("\n\n".join(f"document {n}: " + "some words " * 9 for n in range(40)))
+    data = {"files": ["a.txt"], "document_separator": "\n\n", "vocab_size": 300, "block_size": 16}
+    trainer = {"max_steps": 2, "accelerator": "cpu", "logger": False, name: value}
+    model = {"overrides": {"n_layer": 1, "n_head": 2, "n_embd": 16}}
+    config = {
+        "trainer": trainer,
+        "model": {"class_path": "PretrainModule", "init_args": model},
+        "data": {"class_path": "TextDataModule", "init_args": data | {"global_batch_size": 4, "cache_dir": "cache"}},
+    }
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    try:
+        status = main(["fit", "--config", "config.yaml"])
+    except SystemExit as stop:
+        status = stop.code
+    lines = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert status == 2
+    assert len(lines) == 1
+    assert re.search(NAMED_AS.get(name, name), lines[0])
+    assert not list(tmp_path.glob("runs/*"))
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,8 @@ class PredictionWriter(Callback):
     with the loss in nats per token; `bits_per_byte` is null for a document without bytes, `source` without a name.
 
     Args:
-        path: path of the file; None: `predictions.jsonl` in the run's folder.
+        path: path of the file; None: `predictions.jsonl` in the run's folder. With `limit_predict_batches`, the file
+            beside it with `-limited` in its name.
     """
 
     def __init__(self, path: str | None = None) -> None:
@@ -73,8 +74,8 @@ class PredictionWriter(Callback):
         if trainer.world_size > 1:
             self._add_processes(trainer, pl_module)
         if trainer.is_global_zero:
-            path = self.path or run_dir_of(trainer) / "predictions.jsonl"
-            if _is_trial(trainer, path):
+            path = _path(trainer, self.path or run_dir_of(trainer) / "predictions.jsonl")
+            if path is None:
                 return
             with atomic_file(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
                 for document, (loss, tokens, num_bytes) in enumerate(self._sums.T):
@@ -114,12 +115,18 @@ def _line(document: int, source: str | None, loss_sum: float, num_tokens: int, n
     }
 
 
-def _is_trial(trainer: Trainer, path: Path) -> bool:
-    """Return whether this is a `fast_dev_run`, whose few batches must not replace the predictions of a full split."""
-    if not getattr(trainer, "fast_dev_run", False):
-        return False
-    print(f"fast_dev_run: not writing {path}")
-    return True
+def _path(trainer: Trainer, path: Path) -> Path | None:
+    """Return where to write: a few batches must not replace the predictions of a full split.
+
+    Returns:
+        `path`; with `limit_predict_batches` a file beside it that ends in `-limited`; None in a `fast_dev_run`.
+    """
+    if getattr(trainer, "fast_dev_run", False):
+        print(f"fast_dev_run: not writing {path}")
+        return None
+    limit = trainer.limit_predict_batches
+    everything = limit is None or (isinstance(limit, float) and limit == 1.0)  # the number 1 means one batch
+    return path if everything else path.with_stem(f"{path.stem}-limited")
 
 
 class ClassWriter(Callback):
@@ -165,8 +172,8 @@ class ClassWriter(Callback):
             return
         split_rows = read_data_info(trainer).rows
         where = str if split_rows is None else split_rows("test").where
-        path = self.path or run_dir_of(trainer) / "predictions.csv"
-        if _is_trial(trainer, path):
+        path = _path(trainer, self.path or run_dir_of(trainer) / "predictions.csv")
+        if path is None:
             return
         with atomic_file(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)

@@ -23,11 +23,11 @@ LOOK_AHEAD = 100_000
 class Preflight(Callback):
     """Rejects settings that cannot train or whose checkpoints would not be safe.
 
-    Before the model is built: gradient accumulation by the Trainer, a number of processes that differs from
-    `torchrun`'s, non-atomic checkpoints, a tokenizer larger than the vocabulary, a context longer than learned
-    positions. Before the first step: a learning rate that is always 0, a callback that monitors a metric that
-    validation does not log, hyperparameters that no checkpoint can hold. A finished run that
-    is resumed is told which limit to raise.
+    Before the model is built: limits that leave no step, gradient accumulation by the Trainer, a number of processes
+    that differs from `torchrun`'s, non-atomic checkpoints, a tokenizer larger than the vocabulary, a context longer
+    than learned positions. Before the first step: a learning rate that is always 0, a callback that monitors a metric
+    that validation does not log, hyperparameters that no checkpoint can hold. A finished run that is resumed is told
+    which limit to raise.
     """
 
     def __init__(self) -> None:
@@ -41,6 +41,7 @@ class Preflight(Callback):
         """
         _check_sizes(trainer, pl_module)
         if stage == "fit":
+            _check_limits(trainer)
             _check_processes(trainer)
             _check_accumulation(trainer)
             _check_checkpoints(trainer)
@@ -113,6 +114,13 @@ def _check_sizes(trainer: Trainer, pl_module: LightningModule) -> None:
             f"block_size {block_size} of the data is longer than the {positions} positions of the model; lower it to "
             "that, or set the model's block_size"
         )
+
+
+def _check_limits(trainer: Trainer) -> None:
+    """Raise if a limit leaves no step to train: the run would end with success and have nothing."""
+    for name in ("max_steps", "max_epochs", "limit_train_batches"):
+        if getattr(trainer, name) == 0:
+            raise UserError(f"{name} is 0, so nothing would be trained; set it above 0, or use validate")
 
 
 def _check_processes(trainer: Trainer) -> None:

@@ -25,7 +25,7 @@ from lit_gpt.models.config import GPTConfig
 from lit_gpt.models.fused import FusedLinears
 from lit_gpt.models.masks import Mask, flex_attend
 from lit_gpt.models.mixers import Context, TokenMixer, register_token_mixer
-from lit_gpt.models.norms import build_norm
+from lit_gpt.models.norms import apply_norm, build_norm
 from lit_gpt.models.positions import Rotation, apply_rope
 
 if TYPE_CHECKING:
@@ -178,8 +178,11 @@ class SelfAttention(TokenMixer):
         self.v_proj = nn.Linear(C, K * D, bias=bias)
         self.o_proj = nn.Linear(H * D, C, bias=config.has_attention_out_bias)
         self.norms_heads = config.qk_norm == "head"
-        self.q_norm = build_norm(config, D if self.norms_heads else H * D) if config.qk_norm else None
-        self.k_norm = build_norm(config, D if self.norms_heads else K * D) if config.qk_norm else None
+        self.q_norm: nn.Module | None = None
+        self.k_norm: nn.Module | None = None
+        if config.qk_norm:
+            self.q_norm = build_norm(config, D if self.norms_heads else H * D)
+            self.k_norm = build_norm(config, D if self.norms_heads else K * D)
         self.sinks = nn.Parameter(torch.zeros(H)) if config.attention_sinks else None
         self.drop = nn.Dropout(config.dropout)
         self.fused: FusedLinears | None = None
@@ -217,7 +220,7 @@ class SelfAttention(TokenMixer):
         """
         shape = (*x.shape[:2], -1, self.head_size)
         if self.fused is not None and (prepared or self.fused.serves((self.q_proj, self.k_proj, self.v_proj))):
-            if not self.config.qk_norm:
+            if self.q_norm is None and self.k_norm is None:
                 # Queries and keys are adjacent, so one call rotates both.
                 heads = self.num_heads + self.num_kv_heads
                 qk, v = self.fused.product(x).view(shape).split_with_sizes((heads, self.num_kv_heads), dim=2)
@@ -233,8 +236,8 @@ class SelfAttention(TokenMixer):
         v = v.view(shape)
         if self.norms_heads:
             q, k = q.view(shape), k.view(shape)
-        if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q, prepared), self.k_norm(k, prepared)
+        q = q if self.q_norm is None else apply_norm(self.q_norm, q, prepared)
+        k = k if self.k_norm is None else apply_norm(self.k_norm, k, prepared)
         q, k = q.view(shape), k.view(shape)
         if rotation is not None:
             q, k = apply_rope(q, rotation), apply_rope(k, rotation)

@@ -179,9 +179,10 @@ def _latent_norm(config: GPTConfig, width: int) -> nn.LayerNorm | nn.RMSNorm:
     return norm
 
 
-def _normed(norm: nn.LayerNorm | nn.RMSNorm, x: Tensor) -> Tensor:
-    """Apply a norm in its own precision, because under autocast x has a lower one."""
-    return norm(x.to(norm.weight.dtype)).to(x.dtype)
+def _normed(norm: nn.Module, x: Tensor) -> Tensor:
+    """Apply a norm in its parameters' precision, because under autocast x has a lower one."""
+    wide = next((parameter.dtype for parameter in norm.parameters()), x.dtype)
+    return norm(x.to(wide)).to(x.dtype)
 
 
 register_token_mixer("latent", LatentAttention)

@@ -68,6 +68,17 @@ def _floor(width: int, eps: float) -> Tensor:
         return torch.tensor((width * eps) ** 0.5)
 
 
+def apply_norm(norm: nn.Module, x: Tensor, prepared: bool) -> Tensor:
+    """Apply a norm of this file, or any module (..., C) → (..., C) that replaced it.
+
+    Args:
+        norm: The module.
+        x: (..., C).
+        prepared: See `RMSNorm.forward`; only the norms of this file are told.
+    """
+    return norm(x, prepared) if prepared and isinstance(norm, LayerNorm | RMSNorm | OffsetRMSNorm) else norm(x)
+
+
 def build_norm(config: GPTConfig, width: int) -> LayerNorm | RMSNorm | OffsetRMSNorm:
     """Return the norm that the config selects, over a last dimension of size `width`."""
     if config.norm == "layernorm":

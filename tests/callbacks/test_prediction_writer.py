@@ -89,3 +89,17 @@ def test_a_trial_does_not_replace_the_predictions(make_trainer, tmp_path):
     whole = path.read_text()
     make_trainer(PredictionWriter(), fast_dev_run=True).predict(Predicts())
     assert path.read_text() == whole
+
+
+def test_limited_predictions_do_not_replace_those_of_the_split(make_trainer, tmp_path):
+    make_trainer(PredictionWriter()).predict(Predicts())
+    path = tmp_path / "run" / "predictions.jsonl"
+    whole = path.read_text()
+    for limit in (1, 0.5):
+        make_trainer(PredictionWriter(), limit_predict_batches=limit).predict(Predicts())
+        limited = path.with_name("predictions-limited.jsonl")
+        assert path.read_text() == whole
+        assert [json.loads(line)["document"] for line in limited.read_text().splitlines()] == [0, 2]
+        limited.unlink()
+    make_trainer(PredictionWriter(), limit_predict_batches=1.0).predict(Predicts())
+    assert not limited.exists()

@@ -33,6 +33,11 @@ WRONG = {
     "nothing": (["fit"], "configs/quickstart.yaml"),
     "number": ([*GENERATE, "--max_new_tokens", "x"], "max_new_tokens is x"),
     "number of a field": ([*FIT, "--model.overrides.n_head", "x"], "overrides.n_head is x"),
+    "argument of a class": ([*FIT[:3], "--trainer.logger", "CSVLogger"], "CSVLogger needs save_dir"),
+    "field of a class": ([*FIT, "--trainer.callbacks", "[{class_path: Timer, init_args: {a: 3}}]"], "Timer"),
+    "no class": ([*FIT, "--trainer.callbacks", "[3]"], "trainer.callbacks is [3]"),
+    "unknown class": ([*FIT, "--trainer.logger", "csv"], "trainer.logger has csv"),
+    "number of a class": ([*FIT, "--model.optimizer", "{class_path: AdamW, init_args: {lr: x}}"], "AdamW: lr is x"),
     "precision": ([*FIT, "--trainer.precision", "bf17"], "bf16-mixed"),
 }
 
