@@ -74,7 +74,8 @@ def generate(
         draft_tokens: number of tokens to propose per verification; without a draft model they are looked up in the text
             so far; 0: no speculation, or 4 if there is a draft model.
         batch_size: maximum number of prompts in a batch.
-        cache_tokens: KV cache capacity in tokens; null: a full context for each of `batch_size` sequences.
+        cache_tokens: KV cache capacity in tokens; null: a full context for each of `batch_size` sequences, or what
+            three quarters of the free memory hold.
         compile: decode through torch.compile with fixed shapes.
         device: device to run on; auto uses the accelerator if there is one.
         weights: form of the weights on a CPU, prepared once after loading: float32, bfloat16, int8, or int4 (groups of

@@ -1,8 +1,12 @@
 """Serve a model over HTTP."""
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from lit_gpt.serving.admission import Limits
+
+if TYPE_CHECKING:
+    from lit_gpt.generation.engine import EngineStats
+    from lit_gpt.serving.model import ServedModel
 
 
 def serve(
@@ -20,6 +24,7 @@ def serve(
     weights: Literal["auto", "plain", "float32", "bfloat16", "int8", "int4"] = "auto",
     max_batch_size: int = 16,
     cache_tokens: int | None = None,
+    max_length: int | None = None,
     prefill_chunk: int = 512,
     compile: bool = False,
     draft_model: str | None = None,
@@ -47,7 +52,9 @@ def serve(
         weights: form of the weights on a CPU, prepared once after loading: float32, bfloat16, int8, or int4 (groups of
             32); auto: the model's own precision, in the layout that this machine measures as fastest; plain: as loaded.
         max_batch_size: maximum number of sequences in a batch; further ones wait in the queue.
-        cache_tokens: KV cache capacity in tokens; null: a full context for each sequence of the batch.
+        cache_tokens: KV cache capacity in tokens; null: a full context for each sequence of the batch, or what three
+            quarters of the free memory hold. On a CPU its memory is taken as it is used.
+        max_length: maximum number of tokens of prompt and answer together; null: the model's context.
         prefill_chunk: maximum number of prompt tokens processed in one forward pass.
         compile: decode through torch.compile with fixed shapes.
         draft_model: smaller model with the same tokenizer whose proposed tokens this model verifies (speculative
@@ -85,6 +92,7 @@ def serve(
         weights,
         max_batch_size,
         cache_tokens,
+        max_length,
         prefill_chunk,
         compile,
         draft_model,
@@ -97,9 +105,19 @@ def serve(
     address = address_of(opened)
     stats = served.stats()
     print(f"{served.name} ({served.max_length} tokens of context) at {address}", flush=True)
-    print(f"  cache   {stats.cache_tokens_total} tokens, at most {stats.cache_bytes / 2**20:.0f} MiB", flush=True)
+    print(f"  cache   {_cache_line(served, stats)}", flush=True)
     if watching:
         print(f"  guards  {', '.join(guard.name for guard in watching)}", flush=True)
     print(f"  page    {address}/", flush=True)
     print(f'  openai  OpenAI(base_url="{address}/v1", api_key={"<a key>" if len(keys) else "any"!r})', flush=True)
     serve_until_stopped(app, service, opened)
+
+
+def _cache_line(served: "ServedModel", stats: "EngineStats") -> str:
+    """Return the size of the KV cache in words."""
+    from lit_gpt.pages.text import human_bytes
+
+    rows, length, total = served.max_batch_size, served.max_length, stats.cache_tokens_total
+    shared = "" if rows * length <= total else f", of which {total} fit at a time"
+    taken = ", taken as used" if served.network.wte.weight.device.type == "cpu" else ""
+    return f"{rows} sequences x {length} tokens{shared}: at most {human_bytes(stats.cache_bytes)}{taken}"

@@ -160,6 +160,8 @@ class CacheBlock(Generic[Entry]):
         self._swap(row, len(self.entries) - 1)
         freed = self.entries.pop()
         freed.block, freed.row = None, -1
+        for state in self.states:
+            state.free_row(len(self.entries))
         if not self.entries:
             self.capacity, self.states = 0, []
 
@@ -392,11 +394,28 @@ def can_truncate(model: GPT) -> bool:
     return all(state.can_truncate for state in model.new_states(1, 1))
 
 
-def cache_bytes(model: GPT, num_tokens: int, num_rows: int, dtype: torch.dtype) -> int:
-    """Return the maximum size of a cache in bytes: all tokens inside every window, and all rows' fixed parts."""
-    states = model.new_states(1, 1, dtype=dtype)
-    per_token = sum(state.bytes_per_token for state in states)
-    return num_tokens * per_token + num_rows * sum(state.bytes_per_row for state in states)
+def cache_bytes(model: GPT, num_tokens: int, max_length: int, max_rows: int, margin: int, dtype: torch.dtype) -> int:
+    """Return the maximum size in bytes of the cache that `build_blocks` returns for the same arguments."""
+    if max_rows * max_length <= num_tokens:  # every row has this length; layers with a window store less of it
+        states = model.new_states(1, max_length, margin, dtype, torch.device("meta"))
+        return max(max_rows, num_tokens // max_length) * sum(state.num_bytes() for state in states)
+    states = model.new_states(1, 1, margin, dtype, torch.device("meta"))
+    num_rows = max_rows * min(NUM_SMALL_BLOCKS, num_tokens // max_length)
+    per_token, per_row = (sum(getattr(s, name) for s in states) for name in ("bytes_per_token", "bytes_per_row"))
+    return num_tokens * per_token + num_rows * per_row
+
+
+def tokens_that_fit(model: GPT, num_bytes: int, max_length: int, max_rows: int, margin: int, dtype: torch.dtype) -> int:
+    """Return the tokens of the largest cache within so many bytes, at most `max_rows` sequences of `max_length`.
+
+    Arguments as for `build_blocks`; the result may be less than one sequence of `max_length`.
+    """
+    if cache_bytes(model, max_rows * max_length, max_length, max_rows, margin, dtype) <= num_bytes:
+        return max_rows * max_length
+    states = model.new_states(1, 1, margin, dtype, torch.device("meta"))
+    per_token, per_row = (sum(getattr(s, name) for s in states) for name in ("bytes_per_token", "bytes_per_row"))
+    left = max(0, num_bytes - max_rows * NUM_SMALL_BLOCKS * per_row)
+    return min(max_rows * max_length, left // max(per_token, 1))
 
 
 def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:

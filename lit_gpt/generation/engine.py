@@ -12,6 +12,7 @@ requests to their sections of the cache.
 N tokens of an iteration, V vocabulary.
 """
 
+import warnings
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -24,7 +25,14 @@ from torch import Tensor
 from lit_gpt.checks import check_at_least
 from lit_gpt.data.tokenizers import Tokenizer
 from lit_gpt.errors import UserError
-from lit_gpt.generation.cache import Admission, CacheBlock, build_blocks, cache_bytes, can_truncate
+from lit_gpt.generation.cache import (
+    Admission,
+    CacheBlock,
+    build_blocks,
+    cache_bytes,
+    can_truncate,
+    tokens_that_fit,
+)
 from lit_gpt.generation.constraints import build_matcher
 from lit_gpt.generation.request import Completion, Matcher, Request, SampledToken, SamplingParams, TokenEvent
 from lit_gpt.generation.sampler import sample_tokens
@@ -33,10 +41,14 @@ from lit_gpt.models import GPT
 from lit_gpt.models.cache import ChunkPart, DecodePart, DecodeStep, LayerState, PaddedDecodePart
 from lit_gpt.models.fused import layout_of, prepare_for_decoding
 from lit_gpt.models.gpt import softcapped_logits
+from lit_gpt.pages.text import human_bytes
+from lit_gpt.planning.free_memory import free_memory
 
 RING_MARGIN = 1
 """Tokens that can be removed from the end of a sliding-window row, to be recomputed, while it still has a full window.
 With speculation, the number of draft tokens is added."""
+FREE_SHARE = 0.75
+"""Share of the device's free memory that a cache of default size may take at most."""
 MIN_KEYS = 128
 """Compiled decoding attends over at least this many keys, to limit the number of shapes."""
 MAX_GRAPHS = 64
@@ -53,7 +65,7 @@ class EngineStats:
     """Capacity of the rows in use, including what their requests may still generate."""
     cache_tokens_total: int
     cache_bytes: int
-    """Maximum memory of the whole cache."""
+    """Maximum memory of the whole cache; on a CPU it is taken as it is used."""
     prompt_tokens: int
     """Prompt tokens computed since the engine was created (without reused ones)."""
     reused_tokens: int
@@ -152,9 +164,11 @@ class Engine:
         model: Model, on the device where it runs; it is set to eval mode.
         tokenizer: The model's tokenizer; None = events have no text, and only `stop_token_ids` end a request.
         max_batch_size: Maximum number of running requests; the others wait.
-        cache_tokens: Capacity of the cache in tokens; None = enough for `max_batch_size` sequences of `max_length`.
+        cache_tokens: Capacity of the cache in tokens; None = enough for `max_batch_size` sequences of `max_length`, or
+            what fits in three quarters of the device's free memory.
         prefill_chunk: Maximum number of prompt tokens computed per iteration.
-        max_length: Maximum length of prompt and new tokens of a request; None = block_size, or `cache_tokens` if less.
+        max_length: Maximum length of prompt and new tokens of a request; None = block_size, or what fits in the cache
+            if that is less.
         reuse_prefixes: Copy the state of a prefix that another request has cached, instead of recomputing it.
         re_prefill_when_full: When a sequence fills the context, start a new context from its last half and continue,
             instead of ending the request.
@@ -163,7 +177,8 @@ class Engine:
         prepare: Lay out the model's matrices for decoding, in place (see `lit_gpt.models.fused`).
 
     Raises:
-        UserError: If a number is out of bounds, or a layer's state does not allow speculation.
+        UserError: If a number is out of bounds, the cache does not fit in the device's free memory, or a layer's state
+            does not allow speculation.
     """
 
     def __init__(
@@ -188,11 +203,7 @@ class Engine:
             check_at_least(name, value, 1)
         if max_length is not None and max_length > block_size:
             raise UserError(f"max_length {max_length} is longer than the model's block_size {block_size}; lower it")
-        if max_length is None:
-            max_length = block_size if cache_tokens is None else min(block_size, cache_tokens)
-        if cache_tokens is None:
-            cache_tokens = max_batch_size * max_length
-        if cache_tokens < max_length:
+        if max_length is not None and cache_tokens is not None and cache_tokens < max_length:
             raise UserError(
                 f"cache_tokens {cache_tokens} is less than one sequence of max_length {max_length}; raise it"
             )
@@ -202,9 +213,7 @@ class Engine:
                 "use the model's own tokenizer"
             )
         self.model, self.tokenizer, self.config = model, tokenizer, model.config
-        self.max_batch_size, self.max_length = max_batch_size, max_length
-        """Maximum length of prompt and completion of a request, in tokens."""
-        self.cache_tokens, self.prefill_chunk = cache_tokens, prefill_chunk
+        self.max_batch_size, self.prefill_chunk = max_batch_size, prefill_chunk
         self.re_prefill_when_full = re_prefill_when_full
         if speculation is not None and not can_truncate(model):
             kinds = {model.config.token_mixer(layer) for layer in range(model.config.n_layer)}
@@ -223,10 +232,11 @@ class Engine:
         self._prepare()
         self._speculation = speculation
         margin = RING_MARGIN + (0 if speculation is None else speculation.num_tokens)
-        self._blocks: list[CacheBlock[Request]] = build_blocks(
-            model, cache_tokens, max_length, max_batch_size, margin, self._dtype, self.device
-        )
-        self._cache_bytes = cache_bytes(model, cache_tokens, sum(block.max_rows for block in self._blocks), self._dtype)
+        self.cache_tokens, self.max_length = self._cache_size(cache_tokens, max_length, margin)
+        """Capacity of the cache, and maximum length of prompt and completion of a request, in tokens."""
+        max_length, shape = self.max_length, (self.max_length, max_batch_size, margin, self._dtype)
+        self._blocks: list[CacheBlock[Request]] = build_blocks(model, self.cache_tokens, *shape, self.device)
+        self._cache_bytes = cache_bytes(model, self.cache_tokens, *shape)
         self._admission = Admission(model, self._blocks, max_length, max_batch_size, reuse_prefixes)
         scaling = self.config.rope_scaling
         self._depends_on_length = scaling is not None and scaling.follows_length
@@ -239,6 +249,37 @@ class Engine:
         self._pending_events: list[TokenEvent] = []
         """Events of requests that were ended in an iteration that then failed."""
         self._prompt_tokens = self._generated_tokens = self._steps = 0
+
+    def _cache_size(self, cache_tokens: int | None, max_length: int | None, margin: int) -> tuple[int, int]:
+        """Return the capacity of the cache and the maximum length of a sequence, both in tokens and fit for memory.
+
+        Raises:
+            UserError: If they do not fit.
+        """
+        length, rows = self.config.block_size if max_length is None else max_length, self.max_batch_size
+        free = free_memory(self.device)
+        if cache_tokens is None:
+            size = tokens_that_fit(self.model, int(FREE_SHARE * free), length, rows, margin, self._dtype)
+            wanted = f"max_length {length}"
+        else:
+            length = min(length, cache_tokens)
+            size, wanted = cache_tokens, f"cache_tokens {cache_tokens}"
+        if max_length is None:
+            if cache_tokens is None and 0 < size < length:
+                warnings.warn(
+                    f"free memory of {human_bytes(free)} has room for a context of {size} tokens, instead of the "
+                    f"model's {length}",
+                    stacklevel=3,
+                )
+            length = min(length, size)
+        needed = cache_bytes(self.model, max(size, length, 1), max(length, 1), rows, margin, self._dtype)
+        if size < length or size < 1 or needed > free:
+            fit = tokens_that_fit(self.model, free, max(length, 1), rows, margin, self._dtype)
+            raise UserError(
+                f"{wanted} needs {human_bytes(needed)} of memory for the cache and {human_bytes(free)} are free on "
+                f"{self.device}, which holds {fit} tokens; lower it"
+            )
+        return size, length
 
     def check(self, prompt_ids: Sequence[int], params: SamplingParams) -> Matcher | None:
         """Reject a request that can never run; may be called from any thread.

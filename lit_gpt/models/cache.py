@@ -15,10 +15,15 @@ chunks of prompts. Linear layers and norms treat all tokens alike; token mixers 
 A layer whose window is shorter than a row uses a ring buffer: the key of position p is entry p mod R. Keys are rotated
 before they are stored, so their order in the ring does not matter; the mask recomputes the position of each entry.
 
+On a CPU, a row's memory is taken page by page as its tokens arrive (`lazy_zeros`), and given back with the row: the
+capacity of the rows is only a bound.
+
 B rows, N tokens of the forward, T tokens of a row, S keys, H heads, K key/value heads, D head size, R ring entries.
 """
 
+import contextlib
 import math
+import mmap
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -65,6 +70,9 @@ class LayerState:
         """Reset a row: its next token is the first one of a sequence."""
         for x in self.tensors:
             x[row].zero_()
+
+    def free_row(self, row: int) -> None:
+        """Give back the memory of a row that is no longer in use, if the state can; its content is lost."""
 
     def copy_row(self, row: int, source: "LayerState", source_row: int, length: int) -> None:
         """Copy the state after `length` tokens from a row of this or another state of the same layer.
@@ -129,14 +137,25 @@ class KVState(LayerState):
         device: torch.device,
     ) -> None:
         entries = capacity if window is None else min(capacity, window + margin)
-        super().__init__(
-            *(torch.zeros(num_rows, heads, entries, width, dtype=dtype, device=device) for heads, width in shapes)
-        )
+        pairs = [lazy_zeros((num_rows, heads, entries, width), dtype, device) for heads, width in shapes]
+        super().__init__(*(x for x, _ in pairs))
+        self._mappings = [mapping for _, mapping in pairs]
         self.config, self.window, self.size, self.margin = config, window, entries, margin
         self.keys, self.values = self.tensors
 
     def reset_row(self, row: int) -> None:
-        """Do nothing: entries beyond a row's length are never read."""
+        """Do nothing: entries beyond a row's length have no weight in attention."""
+
+    def free_row(self, row: int) -> None:
+        """Give back the pages that lie within a row; they are zeros when it is used again."""
+        for x, mapping in zip(self.tensors, self._mappings, strict=True):
+            if mapping is None or not hasattr(mmap, "MADV_DONTNEED"):
+                continue
+            size = x.stride(0) * x.element_size()
+            start = -(-row * size // mmap.PAGESIZE) * mmap.PAGESIZE
+            length = (row + 1) * size // mmap.PAGESIZE * mmap.PAGESIZE - start
+            if length > 0:
+                mapping.madvise(mmap.MADV_DONTNEED, start, length)
 
     def copy_row(self, row: int, source: LayerState, source_row: int, length: int) -> None:
         """Copy the first `length` tokens; a ring buffer is copied completely."""
@@ -464,6 +483,33 @@ class Cache:
         if length < self.length and not all(state.can_truncate for state in self.states):
             raise UserError("a layer of this model has a recurrent state, from which tokens cannot be removed")
         self.length = length
+
+
+_LAZY_BYTES = 1 << 20
+"""Smaller tensors are allocated at once."""
+
+
+def lazy_zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> tuple[Tensor, mmap.mmap | None]:
+    """Return zeros that on a CPU take physical memory only where they are written to, page by page.
+
+    `torch.zeros` writes to all of its memory at once: for a cache whose sequences rarely reach their full length, many
+    times of what is ever used. Reading what was never written takes none: the system maps it to one page of zeros.
+
+    Returns:
+        The tensor, and the mapping that it is stored in; None = it is an ordinary tensor.
+    """
+    size = math.prod(shape) * dtype.itemsize
+    if torch.device(device).type != "cpu" or size < _LAZY_BYTES:
+        return torch.zeros(shape, dtype=dtype, device=device), None
+    if hasattr(mmap, "MAP_PRIVATE"):
+        mapping = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    else:  # Windows
+        mapping = mmap.mmap(-1, size)
+    if hasattr(mmap, "MADV_NOHUGEPAGE"):
+        # A huge page is as large as thousands of tokens of a head.
+        with contextlib.suppress(OSError):  # a kernel without them
+            mapping.madvise(mmap.MADV_NOHUGEPAGE)
+    return torch.frombuffer(mapping, dtype=torch.uint8).view(dtype).view(shape), mapping
 
 
 def first_visible(position: int, window: int | None, chunked: bool) -> int:

@@ -12,6 +12,7 @@ import torch
 
 from lit_gpt.extras import installed_version, remedy, versions
 from lit_gpt.pages.text import human_bytes
+from lit_gpt.planning.free_memory import free_memory
 from lit_gpt.planning.hardware import cpu_peak_flops, gpu_peak_flops
 
 
@@ -62,14 +63,13 @@ def _devices() -> list[Fact]:
 
 
 def _memory(folder: Path) -> list[Fact]:
-    memory = psutil.virtual_memory()
     existing = folder.absolute()
     while not existing.exists():
         existing = existing.parent
     free = shutil.disk_usage(existing).free
     remedy_of_disk = "free some space, or set trainer.default_root_dir to a larger disk" if free < 2e9 else ""
     return [
-        Fact("memory", f"{human_bytes(memory.available)} free of {human_bytes(memory.total)}"),
+        Fact("memory", f"{human_bytes(free_memory())} free of {human_bytes(psutil.virtual_memory().total)}"),
         Fact("disk", f"{human_bytes(free)} free in {existing}", remedy_of_disk),
     ]
 

@@ -261,6 +261,7 @@ def load_served(
     weights: str = "plain",
     max_batch_size: int = 16,
     cache_tokens: int | None = None,
+    max_length: int | None = None,
     prefill_chunk: int = 512,
     compile: bool = False,
     draft_model: str | None = None,
@@ -277,7 +278,8 @@ def load_served(
         dtype: Dtype of the weights; keep: as stored.
         weights: Form of the weights on a CPU (`lit_gpt.models.packed`).
         max_batch_size: Maximum number of sequences that run at once.
-        cache_tokens: Capacity of the KV cache in tokens; None: a full context for each sequence of the batch.
+        cache_tokens: Capacity of the KV cache in tokens; None: as `Engine` chooses.
+        max_length: Maximum number of tokens of prompt and answer together; None: as `Engine` chooses.
         prefill_chunk: Prompt tokens processed in one forward pass.
         compile: Whether to decode through torch.compile with fixed shapes.
         draft_model: A smaller model with the same tokenizer that proposes tokens for this one to verify.
@@ -300,6 +302,7 @@ def load_served(
         max_batch_size,
         cache_tokens,
         prefill_chunk,
+        max_length,
         compile=compile,
         speculation=speculation,
     )

@@ -275,8 +275,8 @@ def test_speculation_is_refused(model):
 
 def test_cache_bytes_have_a_fixed_part_for_every_row(model, config):
     engine = Engine(model, small_tokenizer(), max_batch_size=4, cache_tokens=256)
-    recurrent = sum(config.token_mixer(layer) == "gated_linear" for layer in range(3))
-    assert engine.stats().cache_bytes == 256 * (3 - recurrent) * 2 * 32 * 4 + 4 * recurrent * 4 * 8 * 8 * 4
+    row = {"gated_linear": 4 * 8 * 8 * 4, "attention": 64 * 2 * 32 * 4, "sliding": (6 + 1) * 2 * 32 * 4}
+    assert engine.stats().cache_bytes == 4 * sum(row[config.token_mixer(layer)] for layer in range(3))
     engine.generate(prompts()[:4], GREEDY)
     assert sum(block.num_bytes() for block in engine._blocks) <= engine.stats().cache_bytes
 

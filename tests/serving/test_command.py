@@ -59,6 +59,10 @@ def test_settings_that_cannot_be(bundle, tmp_path, capsys, monkeypatch):
     assert "limits.body_bytes" in refused(capsys, "--model", bundle, "--limits.body_bytes", "0")
     assert "max_batch_size" in refused(capsys, "--model", bundle, "--max_batch_size", "0")
     assert "cache_tokens" in refused(capsys, "--model", bundle, "--cache_tokens", "0")
+    error = refused(capsys, "--model", bundle, "--cache_tokens", 10**15)
+    assert "cache_tokens 1000000000000000" in error
+    assert "free" in error.splitlines()[-1]
+    assert "max_length 65" in refused(capsys, "--model", bundle, "--max_length", 65)
     (tmp_path / "keys").write_text("short\n")
     assert "16" in refused(capsys, "--model", bundle, "--api_keys_file", tmp_path / "keys")
     assert "preset" in refused(capsys, "--model", bundle, "--chat_template", "nonsense")
@@ -88,6 +92,7 @@ def test_a_model_is_called_by_its_folder(bundle):
 
 def test_it_serves_and_sigterm_drains(bundle):
     with ServedProcess("--model", bundle, "--max_batch_size", 1) as server:
+        assert any("cache" in line and "1 sequences x 64 tokens" in line for line in server.lines)
         client = openai.OpenAI(base_url=f"{server.address}/v1", api_key="unused", max_retries=0)
         assert [model.id for model in client.models.list()] == ["tiny-bundle"]
         with urllib.request.urlopen(f"{server.address}/") as page:

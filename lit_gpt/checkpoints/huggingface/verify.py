@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
-import psutil
 import torch
 from torch import Tensor
 
@@ -13,6 +12,7 @@ from lit_gpt.checkpoints.resolve import finished_model
 from lit_gpt.errors import UserError
 from lit_gpt.models import GPTConfig
 from lit_gpt.models.precision import converted
+from lit_gpt.planning.free_memory import free_memory
 
 _MIN_TOKENS = 64
 _MAX_TOKENS = 512
@@ -26,7 +26,7 @@ def check_memory(config: GPTConfig) -> None:
     Raises:
         UserError: If two copies of the model in float32 do not fit in free memory.
     """
-    needed, free = 2 * 4 * config.num_parameters(), psutil.virtual_memory().available
+    needed, free = 2 * 4 * config.num_parameters(), free_memory()
     if needed > free:
         raise UserError(
             f"comparing the export with the model needs {needed / 1e9:,.1f} GB of memory, and {free / 1e9:,.1f} GB are "
