@@ -332,6 +332,7 @@ def prepare_for_inference(model: GPT, weights: str = "auto", tokens: int = 1) ->
         return None
     if dtype != torch.float32 and any(p.dim() > 1 and id(p) not in packed for p in parameters):
         return None  # for example experts: float32 activations would meet half-precision weights
+    del parameters  # so that each matrix is freed when it is replaced
     kind = _own_kind(owners, dtype) if weights == "auto" else weights
     makes = _KINDS[kind]
     if weights == "auto" and kind == "bfloat16":  # on a CPU without bfloat16 units, float32 is faster
@@ -361,7 +362,7 @@ def prepare_for_inference(model: GPT, weights: str = "auto", tokens: int = 1) ->
 
 
 def _return_freed_memory() -> None:
-    """Give the memory of the replaced matrices back to the system: glibc keeps it, scattered between those that stay."""
+    """Give the memory of the replaced matrices back to the system; glibc keeps it, since others lie in between."""
     with contextlib.suppress(OSError, AttributeError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)
 
