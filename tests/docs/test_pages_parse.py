@@ -1,5 +1,6 @@
 """Every command on every page is one that the parsers accept, with files and options that exist."""
 
+import ast
 import json
 import re
 import shlex
@@ -66,6 +67,28 @@ def test_blocks_are_well_formed(page):
             assert [json.loads(line) for line in block.text.splitlines()]
         else:
             assert block.language in {"sh", "text", "toml"}
+
+
+def literal(node: ast.AST) -> str:
+    """The text of a string literal, with `...` for the values of an f-string."""
+    if isinstance(node, ast.JoinedStr):
+        return "".join(str(v.value) if isinstance(v, ast.Constant) else "..." for v in node.values)
+    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
+
+
+def test_messages_of_the_troubleshooting_page_exist():
+    page = (ROOT / "docs" / "pages" / "how-to" / "troubleshooting.md").read_text(encoding="utf-8")
+    quoted = [text for text in re.findall(r"^\| `([^`]+)` \|", page, re.MULTILINE) if " " in text]
+    sources = "\n".join(
+        literal(node)
+        for path in sorted((ROOT / "lit_gpt").rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, (ast.JoinedStr, ast.Constant))
+    )
+    assert len(quoted) > 20
+    # argparse's own messages are not in the package
+    missing = [text for text in quoted if text not in sources and "unrecognized" not in text]
+    assert not missing
 
 
 def test_pages_are_found():

@@ -9,6 +9,7 @@ import sys
 
 import pytest
 from pages import PAGES, ROOT, blocks
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 pytestmark = pytest.mark.slow
 SHORT = (
@@ -50,8 +51,33 @@ def workspace(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def chat_model(workspace):
+    """A small chat model as a GGUF file, in place of the one that a page downloads."""
+    for title in ("chats.jsonl", "sft.yaml"):
+        text = next(b.text for page in PAGES for b in blocks(page) if b.title == title)
+        (workspace / title).write_text(text)
+    run("python -m lit_gpt fit --config sft.yaml --trainer.name chat-model" + SHORT, workspace)
+    path = workspace / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    run(f"python -m lit_gpt export --model runs/chat-model --out {path.name} --format gguf", workspace)
+    return path
+
+
+def test_the_tags_of_a_run_are_documented(workspace):
+    text = (ROOT / "docs" / "pages" / "reference" / "metrics.md").read_text(encoding="utf-8")
+    listed = [re.escape(tag) for tag in re.findall(r"`(\w+/[\w<>]+)`", text)]
+    patterns = [re.sub(r"<\w+>", r"\\w+", tag) for tag in listed]
+    events = EventAccumulator(str(workspace / "runs" / "quickstart" / "tensorboard"))
+    events.Reload()
+    tags = [tag for tag in events.Tags()["scalars"] if tag != "epoch"]
+    assert "val/bits_per_byte" in tags
+    assert [tag for tag in tags if not any(re.fullmatch(pattern, tag) for pattern in patterns)] == []
+
+
 @pytest.mark.parametrize("page", RUNNABLE, ids=lambda page: page.stem)
-def test_a_page_runs(page, workspace, tmp_path):
+def test_a_page_runs(page, workspace, tmp_path, request):
+    if page.stem == "real-model":
+        request.getfixturevalue("chat_model")
     folder = tmp_path / "page"
     shutil.copytree(workspace, folder)
     for path in PAGES:  # a page may build on the files of another
