@@ -14,17 +14,19 @@ DIALECT = {
     r"\bbeside\b": "next to, in addition to",
     r"\bkin\b": "related, similar",
     r"\bahead_fns|trains_ahead": "mtp_head_fns, trains_mtp",
-    r"\bthe house('s)?\b|\b(lower|higher|upper|ground) (room|floor)s?\b": "the project, package, layer",
+    r"\bthe house('s)?\b|\b(lower|higher|upper|ground|two) (room|floor)s?\b": "the project, package, layer",
+    r"\blikeliest\b|\banew\b": "most likely, again",
+    r"^\s{4,}\w+: (Of|Whose) ": "a noun phrase that stands alone, as the description of an argument",
     r"\bshall\b": "should, must",
     r"\bwhoever\b": "code that, a user who",
     r"\b(go|goes|going) on (with|from|training|where)\b": "continue, resume",
 }
 FILES = [
     path
-    for folder in ("lit_gpt", "configs", "docs")
+    for folder in ("lit_gpt", "configs", "docs", "notebooks")
     for path in sorted((ROOT / folder).rglob("*"))
-    if path.suffix in {".py", ".yaml", ".yml", ".md", ".html", ".css"}
-] + [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md"]
+    if path.suffix in {".py", ".yaml", ".yml", ".md", ".html", ".css", ".js", ".ipynb"} and "vendor" not in path.parts
+] + [ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "pyproject.toml")]
 
 
 def test_the_dialect_is_gone():

@@ -31,7 +31,7 @@ def parallelize(model: GPT, mesh: DeviceMesh, all_gather_dtype: torch.dtype = to
         model: Unsharded model, preferably on the meta device; call `to_empty` afterwards, then `init_weights` or load
             a checkpoint.
         mesh: The mesh of `Layout.build_mesh`.
-        all_gather_dtype: Of the parameters that FSDP2 gathers for computing; gradients are reduced in float32.
+        all_gather_dtype: Dtype of the parameters that FSDP2 gathers to compute; gradients are reduced in float32.
 
     Returns:
         The same model.

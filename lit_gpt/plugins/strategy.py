@@ -84,7 +84,7 @@ class ParallelStrategy(ModelParallelStrategy):
         all_gather_dtype: dtype in which FSDP2 gathers parameters. `bfloat16`, for `precision: bf16-mixed` alone, halves
             what is sent and held; then embeddings, norms and the residual stream are computed in bfloat16, too, where
             `bf16-mixed` on DDP has float32. Gradients are reduced in float32 either way.
-        process_group_backend: of torch.distributed; None: nccl on GPUs, gloo on CPUs.
+        process_group_backend: backend of torch.distributed; None: nccl on GPUs, gloo on CPUs.
         timeout: how long a collective may take.
     """
 
