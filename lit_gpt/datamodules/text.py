@@ -95,8 +95,7 @@ class TokenDataModule(WindowDataModule):
     def documents(self) -> Iterable[str | Document]:
         """Yield the corpus's documents, always the same ones in the same order; to be implemented by subclasses.
 
-        The cache key is a hash of all documents, for which they are read once: this should be much cheaper than
-            tokenizing.
+        All documents are read once to compute the key of the cache, so this should be much cheaper than tokenizing.
         """
         raise NotImplementedError(f"{type(self).__name__} must implement documents() or sources()")
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -27,12 +28,17 @@ ALLOWED = [
 SHORT = ["--trainer.max_steps", "2", "--trainer.val_check_interval", "2", "--trainer.limit_val_batches", "1"]
 
 
-def standard_error(folder: Path, *words: str, status: int = 0) -> list[str]:
+def standard_error(folder: Path, *words: str, status: int = 0, stdin: str = "") -> list[str]:
     environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-m", "lit_gpt", *words]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-    assert done.returncode == status, done.stderr
-    return [line for line in re.split(r"[\r\n]+", done.stderr) if line.strip()]
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with subprocess.Popen(command, cwd=folder, env=environment, text=True, **pipes) as process:
+        if words[0] == "serve":
+            assert any("openai" in line for line in process.stdout)  # the last line before it serves
+            process.send_signal(signal.SIGTERM)
+        _, text = process.communicate(stdin)
+    assert process.returncode == status, text
+    return [line for line in re.split(r"[\r\n]+", text) if line.strip()]
 
 
 def unexpected(lines: list[str]) -> list[str]:
@@ -84,6 +90,15 @@ def test_a_command_is_quiet(folder, words):
         "out: corpus\nsources: [{files: texts}]\nsteps: [{length: {min_chars: 10}}]\ntokenizer: {vocab_size: 300}\n"
     )
     assert unexpected(standard_error(folder, *words)) == []
+
+
+@pytest.mark.slow
+def test_a_chat_and_a_server_are_quiet(folder):
+    template = ["--chat_template", "alpaca"]
+    lines = standard_error(folder, "chat", "--model", "runs/base", *template, "--max_new_tokens", "3", stdin="Hello\n")
+    assert [line for line in unexpected(lines) if not line.startswith("[3 tokens")] == []
+    lines = standard_error(folder, "serve", "--model", "runs/base", "--port", "0")
+    assert all("lit_gpt" in line or " INFO " in line for line in unexpected(lines)), lines
 
 
 @pytest.mark.slow

@@ -70,7 +70,7 @@ _MIN_SCORE = 0.6  # with a lower score in every language, the data is not consid
 _MARGIN = 0.02  # encodings within this margin of the best are considered equally plausible
 _NEIGHBOURS = re.compile(r"([^\W\d_])(?=([^\W\d_]))")
 _QUOTE_IN_WORD = re.compile(r"[A-Za-z][“”„‚†‡…•«»‹›°§](?=[A-Za-z])")
-_BESIDE_ASCII = re.compile(r"[A-Za-z](?=[^\W\d_A-Za-z])|[^\W\d_A-Za-z](?=[A-Za-z])")
+_NEXT_TO_ASCII = re.compile(r"[A-Za-z](?=[^\W\d_A-Za-z])|[^\W\d_A-Za-z](?=[A-Za-z])")
 
 _CHUNK_BYTES = 1 << 20
 _SAMPLE_BYTES = 1 << 15
@@ -221,14 +221,14 @@ def _score(text: str, languages: list[str]) -> float:
     # An uppercase letter after a lowercase one, or a quotation mark inside a word, indicates the wrong encoding.
     misplaced = len(_QUOTE_IN_WORD.findall(text))
     misplaced += sum(a.islower() and b > "\x7f" and b.isupper() for a, b in _NEIGHBOURS.findall(text))
-    beside_ascii = len(_BESIDE_ASCII.findall(text))
+    next_to_ascii = len(_NEXT_TO_ASCII.findall(text))
     capitals = sum(character > "\x7f" and character.isupper() for character in text)
     best = 0.0
     for language in languages:
         letters = _LETTERS.get(language)
         hits = float(total) if letters is None else sum(counts[letter] for letter in set(letters)) - misplaced
         if letters is not None and letters[0] > "\u0370":  # not Latin: its letters do not occur next to ASCII letters
-            hits -= beside_ascii
+            hits -= next_to_ascii
         if language in _COMMON:
             common, share = _COMMON[language]
             hits *= min(1.0, sum(counts[letter] for letter in set(common)) / total / share)

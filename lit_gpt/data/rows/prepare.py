@@ -78,7 +78,7 @@ def summary(manifest: dict[str, Any]) -> str:
     skipped = f"; {manifest['num_skipped']:,} skipped" if manifest["num_skipped"] else ""
     named = "".join(f"\n  skipped {line}" for line in manifest["skipped"][:5])
     more = f"\n  and {manifest['num_skipped'] - 5:,} more (manifest.json)" if manifest["num_skipped"] > 5 else ""
-    learned = f"{targets / tokens:.0%} of them learned"
+    learned = f"{targets / tokens:.0%} supervised"
     return f"rows: {splits}; {tokens:,} tokens, {learned}{notes}{left_out}{skipped}{named}{more}"
 
 
