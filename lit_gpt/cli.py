@@ -153,6 +153,8 @@ def _with_lists(words: Sequence[str]) -> list[str]:
     """
     if "-".join(words[:2]) in COMMANDS:
         words = ["-".join(words[:2]), *words[2:]]
+    if words[:1] == ["plan-score"] and len(words) > 1 and not words[1].startswith("-"):
+        words = [words[0], "--runs", *words[1:]]
     command = next((name for name in (" ".join(words[:2]), " ".join(words[:1])) if name in COMMANDS), None)
     if command is None:
         return list(words)

@@ -29,7 +29,7 @@ import lit_gpt.optim
 import lit_gpt.plugins
 from lit_gpt.adapters import AdapterConfig
 from lit_gpt.atomic import atomic_file
-from lit_gpt.callbacks import GracefulStop
+from lit_gpt.callbacks import GracefulStop, PlanReceipt
 from lit_gpt.errors import UserError, find_user_error
 from lit_gpt.instantiate import read_yaml
 from lit_gpt.models import GPTConfig
@@ -41,7 +41,7 @@ COMMON = (
     "trainer.default_root_dir", "trainer.max_steps", "trainer.max_epochs", "trainer.val_check_interval",
     "trainer.log_every_n_steps", "trainer.precision", "trainer.accelerator", "trainer.devices", "trainer.num_nodes",
     "trainer.strategy", "trainer.callbacks", "trainer.callbacks.help", "trainer.logger", "trainer.logger.help",
-    "seed_everything",
+    "seed_everything", "plan",
 )  # fmt: skip
 """Options that the help begins with."""
 
@@ -190,6 +190,10 @@ class CLI(LightningCLI):
             )
         for target in ("model", "data"):
             parser.link_arguments("seed_everything", f"{target}.init_args.seed", compute_fn=_seed)
+        if self._command == "fit":
+            parser.add_argument(
+                "--plan", type=str | None, default=None, help="forecast of `plan --out`, to which the run is held"
+            )
 
     def instantiate_classes(self) -> None:
         """Build trainer, model and data; what Lightning or a missing package refuses is the user's to mend.
@@ -204,6 +208,9 @@ class CLI(LightningCLI):
             if refused is error:
                 raise  # with its cause, which `raise error from error` would replace
             raise refused from error
+        plan = self._get(self.config_init, "plan")
+        if plan is not None and not any(isinstance(c, PlanReceipt) for c in self.trainer.callbacks):  # type: ignore[attr-defined]
+            self.trainer.callbacks.append(PlanReceipt(plan))  # type: ignore[attr-defined]
 
     def before_validate(self) -> None:
         """Raise if the weights would be random."""

@@ -4,36 +4,61 @@ The DataModule is built but not prepared: nothing is downloaded or tokenized. It
 rows of `block_size` tokens, the largest possible.
 """
 
+import contextlib
 import copy
+import inspect
+import json
+import math
+import statistics
 import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from jsonargparse import ArgumentError, ArgumentParser
-from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, seed_everything
+from lightning.pytorch import Trainer as LightningTrainer
+from lightning.pytorch.utilities.seed import isolate_rng
 
 from lit_gpt.datamodules.rows import RowDataModule
 from lit_gpt.errors import UserError
 from lit_gpt.instantiate import read_yaml
 from lit_gpt.modules import GRPOModule
+from lit_gpt.optim import Schedule
 from lit_gpt.parallel.layout import AXES, Layout
 from lit_gpt.planning.devices import Device
 from lit_gpt.planning.forecast import (
+    UNCALIBRATED,
     Calibration,
     Change,
     Forecast,
+    LossCurve,
     RunFacts,
     forecast,
     largest_that_fits,
+    loss_curve,
     step_parts,
 )
-from lit_gpt.planning.laws import PUBLISHED, ScalingLaw
-from lit_gpt.planning.simulation import SimulatedStep, Work, simulate_step, time_steps
+from lit_gpt.planning.hardware import gpu_peak_flops
+from lit_gpt.planning.laws import LAW_REACH, PUBLISHED, LossForecast, ScalingLaw
+from lit_gpt.planning.run_log import read_log, run_row, typical_step_seconds
+from lit_gpt.planning.simulation import SimulatedStep, Work, simulate_step
+from lit_gpt.trainer import Trainer
 
 DEFAULT_CHECKPOINTS = 3
 """Number of checkpoints that `RunCheckpoint` keeps by default: the two newest and the best."""
+PILOT_STEPS = 50
+PILOT_SECONDS = 60.0
+MIN_PILOT_STEPS = 4
+"""Steps of a run that `--measure` trains: so many, or as long, but never fewer than the least."""
+ONE_RUN_SPREAD = 1.3
+"""Of a calibration by a single run: what forecasts of other shapes were off by, here at most."""
 MANY_ROWS = 256
 """Rows of the simulated micro-batches from which the largest one that fits is extrapolated."""
 
@@ -203,35 +228,83 @@ class PlannedRun:
             model_params=0 if config is None else int(config.num_parameters()),
         )
 
-    def measure(self) -> Calibration:
-        """Time a few real steps on this machine, with up to `micro_batch_size` rows, and compare with the forecast.
+    def measure(self, max_steps: int = PILOT_STEPS, max_seconds: float = PILOT_SECONDS) -> "Pilot":
+        """Train the first steps of the run here, on its own data, and compare their time with the model of time.
+
+        Nothing is written but the prepared data, which the run itself will use.
+
+        Args:
+            max_steps: Steps at most.
+            max_seconds: Seconds of them at most, after which the step in progress is the last.
 
         Raises:
-            UserError: If the run is planned for another device than this machine's CPU, or for several.
+            UserError: The run is planned for another device than this machine's, or for several.
         """
-        if self.device.kind != "cpu" or self.layout.world_size > 1:
+        here = self.device.kind == "cpu" or (
+            torch.cuda.is_available() and gpu_peak_flops(torch.cuda.get_device_name()) == self.device.peak_flops
+        )
+        if not here or self.layout.world_size > 1:
             raise UserError(
-                f"--measure times steps on this machine's CPU, and the run is planned for {self.layout.world_size} x "
-                f"{self.device.name}; leave it out, or run it there"
+                f"--measure times steps on one device of this machine, and the run is planned for "
+                f"{self.layout.world_size} x {self.device.name}; leave it out, or run it there"
             )
-        ratios = []
-        for rows in sorted({1, max(1, self.micro_batch_size // 2), self.micro_batch_size}):
-            module, _ = self.build()
-            seconds = sorted(time_steps(module, [self.batch(rows, real=True)], self.precision))
-            work = self.simulate(rows, 1).work
-            parts = step_parts(work, self.device, self.layout, self.precision, False)
-            ratios.append(seconds[len(seconds) // 2] / sum(parts.values()))
-        spread = max(1.1, max(ratios) / min(ratios))
-        return Calibration(ratios[-1], min(spread, 1.5), f"{len(ratios)} sizes of micro-batch timed here")
+        steps = self.steps
+        recorder = _Recorder(max_steps, max_seconds)
+        with isolate_rng(), tempfile.TemporaryDirectory() as folder:
+            module, data = self.build()
+            seed_everything(int(self.values.get("seed_everything") or 0), verbose=False)
+            trainer = Trainer(
+                name="pilot",
+                default_root_dir=folder,
+                max_steps=-1 if steps is None else steps,
+                accelerator="cpu" if self.device.kind == "cpu" else "gpu",
+                devices=1,
+                precision=self.precision,  # type: ignore[arg-type]
+                gradient_clip_val=self.trainer.get("gradient_clip_val", 1.0),
+                log_every_n_steps=self.log_every_n_steps,
+                callbacks=[recorder],
+                default_callbacks=False,
+                logger=False,
+                enable_checkpointing=False,
+                enable_progress_bar=False,
+                limit_val_batches=0,
+            )
+            with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):  # the plan alone is the output
+                warnings.simplefilter("ignore")
+                trainer.fit(module, datamodule=data)
+        seconds = sorted(recorder.seconds[2:] or recorder.seconds)  # the first steps allocate and compile
+        middle = seconds[len(seconds) // 2]
+        spread = seconds[int(0.9 * (len(seconds) - 1))] / middle
+        ratio = middle / self.step_seconds()
+        basis = f"{len(recorder.seconds)} steps of the run timed here"
+        return Pilot(Calibration(ratio, min(max(1.15, spread), UNCALIBRATED), basis), recorder.losses)
 
-    def forecast(self, calibration: Calibration | None = None, law: ScalingLaw | None = None) -> Forecast:
+    @property
+    def log_every_n_steps(self) -> int:
+        """Optimizer steps between two log entries, as the YAML or the project's Trainer has it."""
+        given = self.trainer.get("log_every_n_steps")
+        return int(
+            inspect.signature(Trainer.__init__).parameters["log_every_n_steps"].default if given is None else given
+        )
+
+    def step_seconds(self) -> float:
+        """Return the seconds of a step by the model of time, uncalibrated."""
+        rows = self.micro_batch_size
+        work = self.work(self.simulate(rows, self.micro_batches), rows)
+        compiled = bool(getattr(self.module, "compile_model", False))
+        return sum(step_parts(work, self.device, self.layout, self.precision, compiled).values())
+
+    def forecast(
+        self, calibration: Calibration | None = None, law: ScalingLaw | None = None, pilot: "Pilot | None" = None
+    ) -> Forecast:
         """Return the forecast of the run.
 
         Args:
-            calibration: Correction of forecast times by measured ones; None: no correction.
+            calibration: Correction of forecast times by measured ones; None: the pilot's, or no correction.
             law: Scaling law of the loss; None: a published one.
+            pilot: First steps of the run, as returned by `measure`.
         """
-        calibration = calibration or Calibration()
+        calibration = calibration or (Calibration() if pilot is None else pilot.calibration)
         rows = self.micro_batch_size
         facts = self.facts()
         step = self.simulate(rows, self.micro_batches)
@@ -260,13 +333,36 @@ class PlannedRun:
             other = self.simulate(rows, self.micro_batches, "bf16-mixed")
             mixed = self.work(other, rows, "bf16-mixed")
             changes.append(self._change("precision: bf16-mixed", other, mixed, calibration, "bf16-mixed"))
-        loss, basis = None, ""
-        if getattr(self.module, "is_language_model_loss", False) and not getattr(self.module, "init_from", None):
-            law = law or PUBLISHED
-            basis = law.describe()
-            if facts.steps is not None:
-                loss = law.forecast(facts.model_params, facts.steps * facts.tokens_per_step)
-        return forecast(facts, step, work, self.device, calibration, loss, basis, largest, changes)
+        loss, basis, curve = self._loss(law, () if pilot is None else pilot.losses)
+        return forecast(facts, step, work, self.device, calibration, loss, basis, curve, largest, changes)
+
+    def _loss(
+        self, law: ScalingLaw | None, pilot: Sequence[tuple[int, float]]
+    ) -> tuple[LossForecast | None, str, LossCurve]:
+        """Return the forecast of the final loss, what it rests on, and the band of the training loss."""
+        if not getattr(self.module, "is_language_model_loss", False):
+            return None, "", LossCurve([], f"no band: the loss of {type(self.module).__name__} is not that of a text")
+        params, steps, per_step = self.facts().model_params, self.steps, self.tokens_per_step
+        if steps is None or not params:
+            return None, "", LossCurve([], "no band: the run has no last step")
+        fresh = not getattr(self.module, "init_from", None)
+        chosen = law or PUBLISHED
+        final = chosen.forecast(params, steps * per_step) if fresh else None
+        usable = final is not None and (final.extrapolation or 1.0) >= LAW_REACH
+        schedule = getattr(self.module, "schedule", None) or Schedule()
+        unit = per_step if schedule.counts_tokens else 1
+        curve = loss_curve(
+            steps,
+            per_step,
+            int(getattr(self.module.config, "vocab_size", 2)),
+            lambda done: schedule.factor(done * unit, steps * unit),
+            pilot,
+            (lambda tokens: chosen.forecast(params, tokens)) if usable else None,
+        )
+        if pilot and not usable:
+            _, low, high = curve.points[-1]
+            return LossForecast(math.sqrt(low * high), low, high, None), curve.basis, curve
+        return final, chosen.describe(), curve
 
     def _resized(self, rows: int, calibration: Calibration, option: dict[str, Any]) -> Change:
         count = self.micro_batch_size * self.micro_batches // rows
@@ -284,6 +380,110 @@ class PlannedRun:
         parts = step_parts(work, self.device, self.layout, precision or self.precision, compiled)
         fits = (step.upper_bytes if self.device.kind == "cuda" else step.peak_bytes) <= self.device.memory
         return Change(what, step.peak_bytes, sum(parts.values()) * calibration.ratio, fits)
+
+
+@dataclass(frozen=True)
+class Pilot:
+    """The first steps of a run.
+
+    Attributes:
+        calibration: Of time.
+        losses: Pairs (step, training loss), as the run will log them.
+    """
+
+    calibration: Calibration
+    losses: list[tuple[int, float]]
+
+
+class _Recorder(Callback):
+    """Times steps, keeps what is logged of their loss, and ends the run early."""
+
+    def __init__(self, max_steps: int, max_seconds: float) -> None:
+        self.seconds: list[float] = []
+        self.losses: list[tuple[int, float]] = []
+        self._max_steps, self._max_seconds = max_steps, max_seconds
+        self._end = 0.0
+
+    def on_train_start(self, trainer: LightningTrainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        self._end = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: LightningTrainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Note how long the step took, with the loading of its data."""
+        if pl_module.device.type == "cuda":
+            torch.cuda.synchronize(pl_module.device)
+        now = time.perf_counter()
+        self.seconds.append(now - self._end)
+        self._end = now
+        # A loss is worth waiting for: the run stops after a log entry, unless the time is far exceeded.
+        step, every = trainer.global_step, max(1, trainer.log_every_n_steps)  # type: ignore[attr-defined]
+        over = sum(self.seconds) > self._max_seconds
+        if step >= self._max_steps or (over and len(self.seconds) > MIN_PILOT_STEPS):
+            trainer.should_stop = True
+        if (step - 1) % every == 0:
+            self._note(trainer, step - 1)
+
+    def on_train_end(self, trainer: LightningTrainer, pl_module: LightningModule) -> None:
+        """Keep the loss of the last step, if it was logged."""
+        if trainer.global_step % max(1, trainer.log_every_n_steps) == 0:  # type: ignore[attr-defined]
+            self._note(trainer, trainer.global_step)
+
+    def _note(self, trainer: LightningTrainer, step: int) -> None:
+        loss = trainer.callback_metrics.get("train/loss")
+        if step > 0 and loss is not None:
+            self.losses.append((step, float(loss)))
+
+
+def calibrate(runs: Sequence[Path], device: Device) -> Calibration:
+    """Compare the model of time with finished runs on such devices.
+
+    Args:
+        runs: Their folders.
+        device: On which they ran.
+
+    Returns:
+        The median ratio. Its spread is that of the ratios, as a 90 % interval of the next one.
+
+    Raises:
+        UserError: A folder has no config or no log.
+    """
+    logs = []
+    for run in runs:
+        seconds = typical_step_seconds(read_log(run))
+        if seconds is None:
+            raise UserError(f"{run} logged no throughput/step_seconds; let it run for two log entries at least")
+        logs.append(math.log(seconds / PlannedRun(run, device).step_seconds()))
+    middle = statistics.median(logs)
+    # Student's t (95 %) times the standard deviation of a further value; one run says nothing of the spread.
+    spread = ONE_RUN_SPREAD
+    if len(logs) > 1:
+        quantile = statistics.NormalDist().inv_cdf(0.95) * (1 + 1.5 / (len(logs) - 1))
+        spread = math.exp(quantile * statistics.stdev(logs) * math.sqrt(1 + 1 / len(logs)))
+    return Calibration(math.exp(middle), max(1.05, spread), f"{len(logs)} run{'s' * (len(logs) > 1)} on this device")
+
+
+def law_rows(runs: Sequence[Path], device: Device) -> list[dict[str, Any]]:
+    """Return runs as rows of a table for `plan fit-law`.
+
+    Raises:
+        UserError: A folder has no config, or no validation loss in its log.
+    """
+    rows = []
+    for run in runs:
+        planned = PlannedRun(run, device)
+        rows.append(run_row(run, read_log(run), planned.facts().model_params, _corpus_of(run)))
+    return rows
+
+
+def _corpus_of(run: Path) -> str:
+    """Return what identifies a run's corpus and tokenizer: the hash that its lineage has."""
+    path = run / "lineage.json"
+    if not path.is_file():
+        raise UserError(f"{run} has no lineage.json, so its corpus is not known; name the folder of a run of `fit`")
+    lineage = json.loads(path.read_text(encoding="utf-8"))
+    return str(lineage.get("corpus_sha256") or "")[:12]
 
 
 class _LongestRows:

@@ -10,6 +10,7 @@ from lit_gpt.callbacks.graceful_stop import GracefulStop
 from lit_gpt.callbacks.mixture_proportions import MixtureProportions
 from lit_gpt.callbacks.nonfinite_guard import NonFiniteGuard
 from lit_gpt.callbacks.pictures import AttentionPicture, ConfusionPicture
+from lit_gpt.callbacks.plan_receipt import PlanReceipt
 from lit_gpt.callbacks.predictions import ClassWriter, PredictionWriter
 from lit_gpt.callbacks.preflight import Preflight
 from lit_gpt.callbacks.progress_bar import TokenProgressBar
@@ -28,6 +29,7 @@ __all__ = [
     "GracefulStop",
     "MixtureProportions",
     "NonFiniteGuard",
+    "PlanReceipt",
     "PredictionWriter",
     "Preflight",
     "QuantizationAware",

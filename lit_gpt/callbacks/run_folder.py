@@ -146,7 +146,10 @@ def _link_new(complete: Path, path: Path) -> None:
 
 
 class RunFolder(Callback):
-    """Creates and locks the run's folder, copies the tokenizer and writes `lineage.json`."""
+    """Creates and locks the run's folder, copies the tokenizer and writes `lineage.json`.
+
+    What other callbacks have as `lineage`, a mapping, is recorded too.
+    """
 
     def __init__(self) -> None:
         self._lock: RunLock | None = None
@@ -225,11 +228,13 @@ def _keep_lineage(path: Path, trainer: Trainer, pl_module: LightningModule, info
         lineage.setdefault("resumed", []).append(session)
     else:
         config: Any = getattr(pl_module, "config", None)
+        entries: list[dict[str, Any]] = [getattr(callback, "lineage", {}) for callback in trainer.callbacks]  # type: ignore[attr-defined]
         lineage = collect_lineage(
             config.to_dict() if hasattr(config, "to_dict") else None,
             info.tokenizer_path,
             None if info.lineage is None else info.lineage(),
             init_from=getattr(pl_module, "init_from", None),
+            **{name: value for entry in entries for name, value in entry.items()},
         )
     with atomic_file(path) as temporary:
         temporary.write_text(json.dumps(lineage, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -62,7 +62,7 @@ class ThroughputMonitor(Callback):
         step = trainer.global_step
         if self._first_step < 0:
             self._first_step, self._start = step, time.perf_counter()
-            self._saving = _seconds_saving(trainer)
+            self._saving = seconds_saving(trainer)
             self._clock.restart(step, tokens_seen(trainer, pl_module))
         elif step % self._every == 0:
             self._log(trainer, pl_module, step)
@@ -76,7 +76,7 @@ class ThroughputMonitor(Callback):
         self._clock.resume()
 
     def _log(self, trainer: Trainer, pl_module: LightningModule, step: int) -> None:
-        saving = _seconds_saving(trainer)
+        saving = seconds_saving(trainer)
         self._clock.skip(saving - self._saving)
         self._saving = saving
         tokens = tokens_seen(trainer, pl_module)
@@ -102,7 +102,8 @@ class ThroughputMonitor(Callback):
             logger.log_metrics(self.latest, step=step)
 
 
-def _seconds_saving(trainer: Trainer) -> float:
+def seconds_saving(trainer: Trainer) -> float:
+    """Return the seconds that the run's checkpoint callbacks have spent so far."""
     return sum(getattr(callback, "seconds_saving", 0.0) for callback in trainer.checkpoint_callbacks)
 
 
@@ -137,9 +138,18 @@ class TrainingClock:
         """Exclude time that was spent on something else."""
         self._start += seconds
 
+    @property
+    def step(self) -> int:
+        """The optimizer step after which the lap began."""
+        return self._step
+
+    def seconds(self) -> float:
+        """Return the seconds since the lap began."""
+        return (self._paused_at if self._paused_at is not None else self._now()) - self._start
+
     def lap(self, step: int, tokens: int) -> tuple[float, float]:
         """Return (seconds per step, tokens per second) since the last lap and start a new one; NaN without steps."""
-        steps, seconds = step - self._step, self._now() - self._start
+        steps, seconds = step - self._step, self.seconds()
         counted = tokens - self._tokens
         self.restart(step, tokens)
         return (seconds / steps if steps else math.nan, counted / seconds if steps and seconds > 0 else math.nan)

@@ -17,6 +17,7 @@ COMMANDS = {
     "evaluate": "lit_gpt.commands.evaluate:evaluate",
     "score": "lit_gpt.commands.score:score",
     "plan": "lit_gpt.commands.plan:plan",
+    "plan-score": "lit_gpt.commands.plan:score",
     "plan-budget": "lit_gpt.commands.plan:budget",
     "plan-fit-law": "lit_gpt.commands.plan:fit_law",
     "doctor": "lit_gpt.commands.doctor:doctor",

@@ -9,6 +9,7 @@ def plan(
     devices: int | None = None,
     price_per_hour: float | None = None,
     measure: bool = False,
+    calibration: list[str] | None = None,
     law: str | None = None,
     out: str | None = None,
 ) -> None:
@@ -23,9 +24,11 @@ def plan(
             rtx-3090, mi300x, or a YAML file with `device: {name, kind, memory, ...}`.
         devices: Number of devices over all nodes; null: the number in the YAML.
         price_per_hour: Price of one device in US dollars per hour; null: the price in the table, if any.
-        measure: Time a few real steps on this machine to calibrate the speed (only for device cpu).
+        measure: Train the first steps of the run here (50, or one minute of them), which prepares its data, to
+            calibrate speed and loss.
+        calibration: Folders of finished runs on such devices, whose logs correct the speed.
         law: File of a scaling law written by `plan fit-law`; null: a published one, with a wide interval.
-        out: File to write the forecast to, as JSON.
+        out: File to write the forecast to, as JSON, for `fit --plan`.
     """
     import json
     from dataclasses import replace
@@ -33,12 +36,15 @@ def plan(
 
     from lit_gpt.atomic import atomic_file
     from lit_gpt.checks import check_at_least, local_path
+    from lit_gpt.errors import UserError
     from lit_gpt.instantiate import read_yaml
     from lit_gpt.planning.devices import find_device, read_device
     from lit_gpt.planning.forecast import describe
     from lit_gpt.planning.laws import load_law
-    from lit_gpt.plans import PlannedRun
+    from lit_gpt.plans import PlannedRun, calibrate
 
+    if measure and calibration:
+        raise UserError("--measure and --calibration are both given; keep one of them")
     check_at_least("devices", devices, 1)
     check_at_least("price_per_hour", price_per_hour, 0)
     if device.endswith((".yaml", ".yml")):
@@ -49,11 +55,28 @@ def plan(
         chosen = replace(chosen, price_per_hour=price_per_hour, price_source="as given")
     scaling_law = None if law is None else load_law(law)
     run = PlannedRun(Path(config).expanduser(), chosen, devices)
-    result = run.forecast(run.measure() if measure else None, scaling_law)
+    by_runs = calibrate([Path(folder).expanduser() for folder in calibration], chosen) if calibration else None
+    result = run.forecast(by_runs, scaling_law, run.measure() if measure else None)
     if out is not None:
         with atomic_file(local_path("out", out)) as temporary:
             temporary.write_text(json.dumps(result.to_dict(), indent=1) + "\n", encoding="utf-8")
     print(describe(result))
+
+
+def score(runs: list[str], html: str | None = None) -> None:
+    """Say how far off the forecasts of many runs were, and how often their intervals held.
+
+    Args:
+        runs: Folders of runs that `fit --plan` finished.
+        html: Page to write as well.
+    """
+    from lit_gpt.checks import local_path
+    from lit_gpt.planning.receipt import describe_calibration, read_receipts, write_calibration
+
+    receipts = read_receipts(runs)
+    print(describe_calibration(receipts))
+    if html is not None:
+        write_calibration(local_path("html", html), receipts)
 
 
 def budget(

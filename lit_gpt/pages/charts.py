@@ -119,10 +119,12 @@ def line_chart(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return lines, points and ticks of a chart over a numeric x axis.
 
     Args:
-        values: A result's chart: `x` (numbers), `series` {name: values or None}, `x_label`, `y_label`.
+        values: A result's chart: `x` (numbers), `series` {name: values or None}, `x_label`, `y_label`, and perhaps
+            `band` {`low`, `high`: values}, which is drawn behind the lines.
     """
-    xs, unit = values["x"], _unit(values["y_label"])
+    xs, unit, band = values["x"], _unit(values["y_label"]), values.get("band")
     finite = [value for points in values["series"].values() for value in points if value is not None]
+    finite += [value for ends in (band or {}).values() for value in ends]
     bottom, top, y_ticks = _nice_ticks(min(finite), max(finite))
     logarithmic = min(xs) > 0 and max(xs) / min(xs) >= _LOGARITHMIC_FROM
     scale = math.log if logarithmic else float
@@ -148,12 +150,34 @@ def line_chart(values: Mapping[str, Any]) -> dict[str, Any]:
                 "marks": marks if len(xs) <= _MAX_MARKED_POINTS else [],
             }
         )
+    outline = []
+    if band:  # along the lower ends and back along the upper ones
+        there = list(zip(xs, band["low"], strict=True))
+        outline = there + list(zip(xs, band["high"], strict=True))[::-1]
     return {
         "lines": lines,
+        "band": " ".join(f"{x_of(x):.2f},{y_of(y):.2f}" for x, y in outline),
         "x_ticks": [(x_of(tick), score(tick)) for tick in _x_ticks(xs, logarithmic)],
         "y_ticks": [(y_of(tick), score(tick, unit)) for tick in y_ticks],
         "x_label": f"{values['x_label']} (logarithmic)" if logarithmic else values["x_label"],
     }
+
+
+def interval_strip(low: float, value: float, high: float, measured: float | None) -> dict[str, float | None]:
+    """Return where the ends of an interval, its value and a measurement lie on a logarithmic scale of its own, in %.
+
+    The scale reaches a quarter beyond whatever lies furthest out; values of 0 or less are drawn at its left end.
+    """
+    given = [number for number in (low, value, high, measured) if number is not None and number > 0]
+    left, right = (math.log(end(given)) for end in (min, max)) if given else (0.0, 1.0)
+    margin = 0.25 * (right - left) or 0.5
+
+    def place(number: float | None) -> float | None:
+        if number is None:
+            return None
+        return 100 * (math.log(number) - left + margin) / (right - left + 2 * margin) if number > 0 else 0.0
+
+    return {"low": place(low), "value": place(value), "high": place(high), "measured": place(measured)}
 
 
 def _unit(label: str) -> str:

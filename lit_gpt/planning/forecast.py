@@ -5,14 +5,15 @@ and gives its source.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from lit_gpt.pages.text import abbreviated, human_bytes
 from lit_gpt.parallel import Layout
+from lit_gpt.planning.cpu_speed import other_seconds, product_seconds
 from lit_gpt.planning.devices import Device
-from lit_gpt.planning.laws import LossForecast, ScalingLaw
+from lit_gpt.planning.laws import LAW_REACH, LossForecast, ScalingLaw
 from lit_gpt.planning.simulation import SimulatedStep, Work
 
 EFFICIENCY = {"linear": 0.65, "experts": 0.45, "attention": 0.40}
@@ -30,8 +31,6 @@ COLLECTIVE_SECONDS = 20e-6
 GPUS_PER_NODE = 8
 UNCALIBRATED = 1.8
 """Factor between the value and either end of the interval of a forecast time, if nothing was measured."""
-LAW_REACH = 1e-4
-"""Smallest compute, relative to the largest run of a law, for which the law is used."""
 PUE = 1.2
 """Power usage effectiveness: total power of a data center divided by that of its computers. Hyperscale sites have 1.1
 to 1.2 (Patterson et al. 2021, arXiv:2104.10350, section 2.3); the industry mean is 1.56 (Uptime Institute 2024)."""
@@ -122,6 +121,7 @@ class Forecast:
     co2_kg: Estimate | None
     disk_bytes: float
     loss: dict[str, Any] | None
+    curve: dict[str, Any]
     fits: bool
     largest_micro_batch: dict[str, int]
     changes: list[Change] = field(default_factory=list)
@@ -131,18 +131,92 @@ class Forecast:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class LossCurve:
+    """The band in which the training loss of a run should stay.
+
+    Attributes:
+        points: Rows (optimizer step, low, high), rising in steps; empty: no band.
+        basis: What it rests on.
+    """
+
+    points: list[tuple[int, float, float]]
+    basis: str
+
+
+def loss_curve(
+    num_steps: int,
+    tokens_per_step: int,
+    vocab_size: int,
+    factor: Callable[[int], float],
+    pilot: Sequence[tuple[int, float]] = (),
+    law: Callable[[float], LossForecast] | None = None,
+) -> LossCurve:
+    """Return the band of the training loss over a run, from the best of what is known.
+
+    - The first steps of the run itself (`plan --measure`), which the run repeats: within 3 %, which leaves room for
+      another machine's arithmetic; after them at most 6 % higher than at their end, and falling no faster than
+      step^-0.3.
+    - A law of the loss, for the tokens so far; up to 15 % higher before the end, since a law is fitted to finished
+      runs, whose learning rate has fallen (Hoffmann et al. 2022, arXiv:2203.15556, section 3.1: curves of runs that
+      were planned longer lie higher at the same tokens).
+    - In any case no higher than chance, log V, less 4 % of it for each doubling of the steps at full learning rate, a
+      bound that this project's own runs keep with a margin of 15 % and more; what lies above it does not learn.
+
+    Args:
+        num_steps: Of the run.
+        tokens_per_step: Input tokens of a step.
+        vocab_size: Entries of the vocabulary.
+        factor: Steps done → factor of the learning rate.
+        pilot: Pairs (step, training loss as logged) of the first steps.
+        law: Tokens → forecast of the loss; None: no law, or none that reaches so far.
+    """
+    steps = sorted({round(num_steps ** (place / 40)) for place in range(41)} | {step for step, _ in pilot})
+    chance = math.log(vocab_size)
+    points = []
+    full, done = 0.0, 0
+    for step in steps:
+        full += sum(factor(done + n) for n in _sample(step - done)) * (step - done) / len(_sample(step - done))
+        done = step
+        low, high = 0.0, chance * max(0.2, 1.05 - 0.04 * math.log2(1 + min(full, step * tokens_per_step / 2048)))
+        if law is not None:
+            now, then = law(full * tokens_per_step), law(step * tokens_per_step)
+            low, high = min(then.low, high), min(high, max(now.high, then.high) * (1 + 0.15 * (1 - step / num_steps)))
+        points.append((step, low, high))
+    basis = "chance, less 4 % for each doubling of the steps: what lies above it does not learn"
+    if law is not None:
+        basis = "the scaling law at the tokens so far, up to 15 % higher before the learning rate has fallen"
+    if pilot:
+        known = dict(pilot)
+        points = [_piloted(point, pilot) for point in points if point[0] in known or point[0] > pilot[-1][0]]
+        basis = f"the first {pilot[-1][0]} steps, which were run; then {basis}"
+    return LossCurve(points, basis)
+
+
+def _sample(count: int) -> range:
+    """Return at most 64 of `count` steps, evenly spaced."""
+    return range(0, count, max(1, count // 64))
+
+
+def _piloted(point: tuple[int, float, float], pilot: Sequence[tuple[int, float]]) -> tuple[int, float, float]:
+    """Return a point of the curve with the band that the first steps give it."""
+    step, low, high = point
+    last, end = pilot[-1]
+    if step > last:
+        return step, max(low, 0.97 * end * (step / last) ** -0.3), min(high, 1.06 * end)
+    return step, 0.97 * dict(pilot)[step], 1.03 * dict(pilot)[step]
+
+
 def step_parts(work: Work, device: Device, layout: Layout, precision: str, compiled: bool) -> dict[str, float]:
     """Return the seconds of a step by kind of work, from the roofline model (Williams et al. 2009).
 
-    Matrix products are bound by arithmetic, everything else by memory. Collectives of tensor parallelism add their full
+    Matrix products are bound by arithmetic, everything else by memory; on a CPU (this
+    machine's) both are timed. Collectives of tensor parallelism add their full
     time. Those of data parallelism overlap with the backward pass: only the time that exceeds it is added, or a tenth
     of it for the part at the end.
     """
     if device.kind == "cpu":
-        peak = device.peak_flops * (1 if precision.startswith(("32", "64")) else device.half_speed)
-        seconds = {kind: flops / peak for kind, flops in work.flops.items()}
-        moved, launches = work.moved_bytes / device.bandwidth, work.num_operations * LAUNCH_SECONDS
-        seconds["elementwise"] = moved + launches
+        seconds = product_seconds(work) | {"elementwise": other_seconds(work)}
     else:
         # Without tensor cores float32 products run at about an eighth of the bf16 peak (TF32: a half).
         peak = device.peak_flops * (0.5 if precision == "32-true" else 1.0)
@@ -173,6 +247,7 @@ def forecast(
     calibration: Calibration,
     loss: LossForecast | None,
     loss_basis: str,
+    curve: "LossCurve",
     largest: dict[str, int],
     changes: Sequence[Change],
 ) -> Forecast:
@@ -186,6 +261,7 @@ def forecast(
         calibration: Correction of the forecast times.
         loss: Forecast of the loss by a scaling law; None: no law applies.
         loss_basis: Name of the law.
+        curve: Band of the training loss.
         largest: Largest micro-batch that fits `with` and `without` activation checkpointing.
         changes: Simulated changes of the YAML; the three best are kept.
     """
@@ -223,6 +299,7 @@ def forecast(
         co2_kg=carbon,
         disk_bytes=facts.checkpoints_kept * step.resting_bytes * (layout.world_size // layout.replicate),
         loss=None if loss is None else asdict(loss) | {"basis": loss_basis},
+        curve=asdict(curve),
         fits=step.upper_bytes <= device.memory if device.kind == "cuda" else peak <= device.memory,
         largest_micro_batch=largest,
         changes=sorted(changes, key=lambda change: (not change.fits, change.step_seconds))[:3],
@@ -276,7 +353,9 @@ def describe_loss(loss: LossForecast, law: ScalingLaw) -> str:
     return _loss_text(loss.value, loss.low, loss.high, loss.extrapolation, law.describe())
 
 
-def _loss_text(value: float, low: float, high: float, extrapolation: float, basis: str) -> str:
+def _loss_text(value: float, low: float, high: float, extrapolation: float | None, basis: str) -> str:
+    if extrapolation is None:
+        return f"{value:.3f} (90 %: {low:.3f} to {high:.3f}; {basis})"
     reach = f"{extrapolation:.2g} times the compute of its largest run"
     if extrapolation < LAW_REACH:
         return f"no forecast: {reach} ({basis}); fit a law to runs of this size with `plan fit-law`"

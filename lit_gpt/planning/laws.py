@@ -37,6 +37,8 @@ REPETITION_WORTH = 15.39
 """R* of repeated tokens (arXiv:2305.16264, section 5)."""
 UNTESTED_ERROR = 0.05
 """Relative error assumed if there are too few runs to test the law on; published tests found 1 to 5 %."""
+LAW_REACH = 1e-4
+"""Smallest compute, relative to the largest run of a law, for which the law is used."""
 _STEPS = 80
 
 
@@ -72,13 +74,14 @@ class LossForecast:
         value: Loss in nats per token.
         low: Lower end of the 90 % interval.
         high: Upper end of the 90 % interval.
-        extrapolation: Compute of the forecast run divided by that of the largest run that the law was fitted to.
+        extrapolation: Compute of the forecast run divided by that of the largest run that the law was fitted to;
+            None: unknown, or the forecast is not from a law.
     """
 
     value: float
     low: float
     high: float
-    extrapolation: float
+    extrapolation: float | None
 
 
 @dataclass(frozen=True)
@@ -125,8 +128,8 @@ class ScalingLaw:
             n, d = math.log(params), math.log(tokens)
             logs = np.log(_losses(np.array(self.spread), np.array([n]), np.array([d])))[:, 0] - math.log(value)
             below, above = -min(0.0, np.quantile(logs, 0.05)), max(0.0, np.quantile(logs, 0.95))
-        extrapolation = 6 * params * tokens / self.max_compute if self.max_compute else math.nan
-        error = self.relative_error * float(_distance(np.log(extrapolation))) if self.max_compute else 0.0
+        extrapolation = 6 * params * tokens / self.max_compute if self.max_compute else None
+        error = 0.0 if extrapolation is None else self.relative_error * float(_distance(np.log(extrapolation)))
         low, high = (math.hypot(side, error) for side in (below, above))
         return LossForecast(value, value * math.exp(-low), value * math.exp(high), extrapolation)
 

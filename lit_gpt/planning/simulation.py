@@ -20,7 +20,6 @@ The second step is reported, because the optimizer's state exists only from then
 
 import contextlib
 import math
-import time
 import weakref
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -84,6 +83,23 @@ class Collective:
         return self.num_bytes * share * (2 if self.name == "all_reduce" else 1)
 
 
+@dataclass(frozen=True)
+class Product:
+    """A kind of matrix product or attention, by its sizes.
+
+    Attributes:
+        kind: `linear`, `experts` or `attention`.
+        dtype: torch's name of the operands' dtype.
+        shape: (batch, rows, inner, columns) of products; (B, H, T, D) of attention's queries.
+        backward: Whether it is the backward pass of attention.
+    """
+
+    kind: str
+    dtype: str
+    shape: tuple[int, int, int, int]
+    backward: bool = False
+
+
 @dataclass
 class Work:
     """Work of one process in an optimizer step.
@@ -93,12 +109,14 @@ class Work:
         moved_bytes: Bytes that operations without matrix products read and write.
         num_operations: Number of operations that launch a kernel.
         collectives: Communication, one entry per collective and number of processes.
+        products: FLOPs of each kind of product, from which the speed on a CPU is measured.
     """
 
     flops: dict[str, float] = field(default_factory=dict)
     moved_bytes: float = 0.0
     num_operations: int = 0
     collectives: list[Collective] = field(default_factory=list)
+    products: dict[Product, float] = field(default_factory=dict)
 
     def plus(self, other: "Work", times: float = 1.0) -> "Work":
         """Return the sum of this work and `times` the other."""
@@ -114,6 +132,10 @@ class Work:
             self.moved_bytes + times * other.moved_bytes,
             round(self.num_operations + times * other.num_operations),
             [Collective(*key, round(calls), round(size)) for key, (calls, size) in sorted(counts.items())],
+            {
+                product: self.products.get(product, 0.0) + times * other.products.get(product, 0.0)
+                for product in {**self.products, **other.products}
+            },
         )
 
 
@@ -202,32 +224,6 @@ def simulate_step(
             f"{type(module).__name__} cannot be simulated: its step depends on values ({error.func}), and a plan has "
             "only shapes"
         ) from error
-
-
-def time_steps(
-    module: Any, batches: Sequence[Mapping[str, Any]], precision: str = "32-true", num_steps: int = 4
-) -> list[float]:
-    """Train a module for a few real steps on this CPU and return the seconds of each, without the first (a warm-up).
-
-    Args:
-        module: LightningModule without weights, as for `simulate_step`; it cannot be used afterwards.
-        batches: Micro-batches of one step.
-        precision: Precision as named in Lightning, such as `bf16-mixed`.
-        num_steps: Number of timed steps.
-    """
-    weights, autocast = PRECISIONS[precision]
-    module.trainer = _Trainer(Layout(), None, num_steps + 1)
-    _configure_model(module, weights)
-    module.train()
-    optimizer = _optimizer(module.configure_optimizers())
-    module.trainer.optimizers = [optimizer]
-    module.on_train_start()
-    seconds = []
-    for _ in range(num_steps + 1):
-        start = time.perf_counter()
-        _train(module, optimizer, [dict(batch) for batch in batches], autocast, True)
-        seconds.append(time.perf_counter() - start)
-    return seconds[1:]
 
 
 def _train(module: Any, optimizer: Optimizer, batches: Any, autocast: torch.dtype | None, clips: bool) -> None:
@@ -581,6 +577,8 @@ class Tracker(TorchDispatchMode):
             kind, flops = "linear", float(flop_registry[packet](*args, **kwargs, out_val=out))
         if kind is not None:
             self.work.flops[kind] = self.work.flops.get(kind, 0.0) + flops
+            product = _product(kind, func, args)
+            self.work.products[product] = self.work.products.get(product, 0.0) + flops
             return
         inputs = [tensor for tensor in tree_flatten((args, kwargs))[0] if isinstance(tensor, Tensor)]
         self.work.moved_bytes += sum(tensor.numel() * tensor.element_size() for tensor in (*inputs, *outputs))
@@ -609,6 +607,21 @@ def _ranks(value: Any) -> int:
         with contextlib.suppress(Exception):
             return dist.ProcessGroup.unbox(value).size()
     return 0
+
+
+def _product(kind: str, func: Any, args: Any) -> Product:
+    """Return the kind of product that an operation is, from its operands."""
+    operands = [tensor for tensor in args if isinstance(tensor, Tensor) and tensor.dim() >= 2]
+    dtype = str(operands[-1].dtype).removeprefix("torch.")
+    if kind == "attention":
+        backward = "backward" in func._schema.name
+        query = operands[1 if backward else 0]  # backward takes the gradient first
+        return Product(kind, dtype, tuple(query.shape), backward)  # type: ignore[arg-type]
+    if func._overloadpacket is _ATEN._grouped_mm:
+        rows, columns = operands[0].shape[-2], operands[1].shape[-1]
+        return Product(kind, dtype, (1, rows, operands[0].shape[-1], columns))
+    a, b = operands[-2:]
+    return Product(kind, dtype, (a.shape[0] if a.dim() == 3 else 1, a.shape[-2], a.shape[-1], b.shape[-1]))
 
 
 def _is_causal(func: Any, args: Any, kwargs: Any) -> bool:

@@ -1,11 +1,14 @@
 """`plan`: the forecast of a YAML that `fit` accepts, and what cannot be planned, in one line."""
 
 import json
+import random
+from pathlib import Path
 
 import pytest
 import yaml
 
 from lit_gpt.cli import main
+from lit_gpt.planning.forecast import UNCALIBRATED
 
 SMALL = {"n_layer": 1, "n_head": 2, "n_embd": 16, "intermediate_size": 32}
 
@@ -22,6 +25,23 @@ def config(tmp_path, trainer=None, data=None, **model):
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump(values))
     return str(path)
+
+
+def real_config(tmp_path, trainer=None, **model):
+    """A run whose steps can be done: on a small text of its own, which is prepared in a moment."""
+    rng = random.Random(0)
+    words = ["".join(rng.choices("abcdefgh", k=rng.randint(2, 6))) for _ in range(40)]
+    texts = tmp_path / "texts"
+    texts.mkdir(exist_ok=True)
+    for number in range(8):
+        (texts / f"{number}.txt").write_text(" ".join(rng.choices(words, k=900)))
+    where = {"default_root_dir": str(tmp_path / "runs")}
+    path = config(tmp_path, where | (trainer or {}), **model)
+    values = yaml.safe_load(Path(path).read_text())
+    own = {"files": str(texts), "val_fraction": 0.3, "cache_dir": str(tmp_path / "cache")}
+    values["data"] = {"class_path": "TextDataModule", "init_args": values["data"]["init_args"] | own}
+    Path(path).write_text(yaml.safe_dump(values))
+    return path
 
 
 def plan(*words):
@@ -60,10 +80,10 @@ def test_devices_share_a_step_and_cost_each(tmp_path, capsys):
 @pytest.mark.slow
 def test_measured_steps_narrow_the_time(tmp_path, capsys):
     out = tmp_path / "plan.json"
-    assert plan(config(tmp_path), "--measure", "true", "--out", out) == 0
+    assert plan(real_config(tmp_path), "--measure", "--out", out) == 0
     step = json.loads(out.read_text())["step_seconds"]
-    assert step["high"] / step["low"] <= 1.5**2 * 1.001
-    assert "timed here" in step["basis"]
+    assert step["high"] / step["low"] <= UNCALIBRATED**2 * 1.001
+    assert "20 steps" in step["basis"]
 
 
 @pytest.mark.parametrize(
@@ -106,3 +126,37 @@ def test_a_device_of_ones_own(tmp_path, capsys):
     path.write_text(yaml.safe_dump({"device": device}))
     assert plan(config(tmp_path), "--device", path) == 2
     assert "network, watts" in capsys.readouterr().err
+
+
+SEALED = {"max_steps": 60, "log_every_n_steps": 10, "val_check_interval": 30, "gradient_clip_val": None}
+
+
+@pytest.mark.slow
+def test_a_sealed_run_keeps_to_its_plan_and_says_when_it_does_not(tmp_path, capsys):
+    adamw = {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.003}}
+    path = real_config(tmp_path, SEALED, optimizer=adamw)
+    out = tmp_path / "plan.json"
+    assert plan(path, "--measure", "--out", out) == 0
+    assert "50 steps" in json.loads(out.read_text())["curve"]["basis"]
+    capsys.readouterr()
+    assert main(["fit", "--config", path, "--plan", str(out)]) == 0
+    assert "plan: step" not in "".join(line for line in capsys.readouterr().out.splitlines() if "train/loss" in line)
+    run = tmp_path / "runs" / "small"
+    receipt = json.loads((run / "receipt.json").read_text())
+    assert next(s for s in receipt["scores"] if s["name"] == "loss")["held"]
+    assert receipt["plan_sha256"] == json.loads((run / "lineage.json").read_text())["plan_sha256"]
+    rate = ["--model.init_args.optimizer.init_args.lr", "0.09", "--trainer.name", "fast"]
+    assert main(["fit", "--config", path, "--plan", str(out), *rate]) == 0
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("plan: step")]
+    assert any("train/loss" in line and int(line.split()[2].rstrip(":")) <= 50 for line in said), said
+    assert main(["plan", "score", str(run), str(tmp_path / "runs" / "fast")]) == 0
+    assert "loss" in capsys.readouterr().out
+
+
+def test_a_run_cannot_be_held_to_what_is_no_plan(tmp_path, capsys):
+    options = ["--trainer.default_root_dir", str(tmp_path / "runs"), "--plan", str(tmp_path / "nowhere.json")]
+    assert main(["fit", "--config", config(tmp_path), *options]) == 2
+    err = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "nowhere.json" in err
+    assert "plan --config" in err
+    assert not (tmp_path / "runs").exists()
