@@ -47,7 +47,7 @@ class PlanReceipt(Callback):
     Sealing: the plan is copied into the run's folder, and its hash into `lineage.json`. While the run trains, a curve
     that leaves its band is said once, and TensorBoard's tab "Custom scalars" shows the curves over their bands. At the
     end `receipt.json` and `receipt.html` hold forecast against measured: memory, tokens per second, time of training
-    (without validation and saving), money and loss. A resumed run goes on with what was measured before.
+    (without validation and saving), money and loss. A resumed run continues its measurements.
 
     Between two log entries a step costs two comparisons.
 
@@ -156,7 +156,7 @@ class PlanReceipt(Callback):
         self._whole.pause()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Go on."""
+        """Restart the clocks."""
         self._lap.resume()
         self._whole.resume()
         self._memory.restart()
@@ -200,7 +200,7 @@ class PlanReceipt(Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with what was measured before."""
+        """Continue from what was measured before."""
         self._seconds, self._peak = state_dict["seconds"], state_dict["peak"]
         self._history, self._departures = state_dict["history"], state_dict["departures"]
 

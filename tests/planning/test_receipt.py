@@ -159,9 +159,7 @@ def test_a_curve_rests_on_the_best_of_what_is_known():
     plain = loss_curve(1000, 2048, 4096, lambda done: 1.0)
     assert plain.points[-1][0] == 1000
     assert all(low == 0 and high < 1.05 * math.log(4096) for _, low, high in plain.points)
-    ruled = dict(
-        (step, (low, high)) for step, low, high in loss_curve(1000, 2048, 4096, lambda done: 1.0, (), law).points
-    )
+    ruled = {step: (low, high) for step, low, high in loss_curve(1000, 2048, 4096, lambda done: 1.0, (), law).points}
     assert ruled[1000] == pytest.approx((0.95 * law(2048e3).value, 1.05 * law(2048e3).value))
     piloted = loss_curve(1000, 2048, 4096, lambda done: 1.0, [(25, 6.0), (50, 5.0)], law)
     assert piloted.points[:2] == [
@@ -170,4 +168,4 @@ def test_a_curve_rests_on_the_best_of_what_is_known():
     ]
     assert all(high <= 5.3 for step, _, high in piloted.points if step > 50)
     slow = loss_curve(1000, 2048, 4096, lambda done: min(1.0, (done + 1) / 500))  # warm-up: nothing is learned yet
-    assert dict((s, h) for s, _, h in slow.points)[32] > dict((s, h) for s, _, h in plain.points)[32]
+    assert {s: h for s, _, h in slow.points}[32] > {s: h for s, _, h in plain.points}[32]
