@@ -1,7 +1,11 @@
 """Fixtures that several rooms' tests share."""
 
 import os
+import tempfile
 
+# Choices of kernels that are measured here must not be kept for the user.
+_FOLDER = tempfile.TemporaryDirectory(prefix="lit_gpt-tests-")
+os.environ["LIT_GPT_KERNELS"] = os.path.join(_FOLDER.name, "kernels.json")
 # The models here are too small for a second thread to help, and threads of several processes get in each other's way.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 

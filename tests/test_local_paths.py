@@ -2,6 +2,7 @@
 
 import pytest
 
+from lit_gpt.cache_dir import find_cache_dir
 from lit_gpt.checkpoints.adapters import save_peft_folder
 from lit_gpt.checkpoints.bundle import save_bundle
 from lit_gpt.checkpoints.gguf import save_gguf
@@ -9,7 +10,6 @@ from lit_gpt.checkpoints.quantization import save_quantized_bundle
 from lit_gpt.checkpoints.resolve import resolve_model
 from lit_gpt.checkpoints.torch_program import save_torch_program
 from lit_gpt.cli import main
-from lit_gpt.data.cache import find_cache_dir
 from lit_gpt.data.pipeline.recipe import make_recipe
 from lit_gpt.datamodules import TextDataModule
 from lit_gpt.errors import UserError

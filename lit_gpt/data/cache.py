@@ -1,4 +1,4 @@
-"""Cache of prepared corpora and tokenizers: its location, locks and atomic writes.
+"""Writing prepared corpora and tokenizers to the cache: locks and atomic writes.
 
 Processes that want to create the same entry take turns through an operating system lock, which is released when its
 process dies.
@@ -7,7 +7,6 @@ process dies.
 import contextlib
 import fcntl
 import json
-import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -15,39 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from lit_gpt.atomic import atomic_file
-from lit_gpt.checks import local_path
 from lit_gpt.errors import UserError
 from lit_gpt.pages.text import human_bytes
-
-
-def find_cache_dir(cache_dir: str | None) -> Path:
-    """Return the option `cache_dir`, else `$LIT_GPT_CACHE`, else `$XDG_CACHE_HOME/lit_gpt`, else `~/.cache/lit_gpt`.
-
-    Raises:
-        UserError: it is an address such as `s3://bucket/cache`.
-    """
-    if cache_dir is not None:
-        return local_path("cache_dir", cache_dir)
-    if own := os.environ.get("LIT_GPT_CACHE"):
-        return local_path("LIT_GPT_CACHE", own)
-    if xdg := os.environ.get("XDG_CACHE_HOME"):
-        return local_path("XDG_CACHE_HOME", xdg) / "lit_gpt"
-    return Path("~/.cache/lit_gpt").expanduser()
-
-
-def make_cache_dir(path: Path) -> None:
-    """Create the cache folder if it is missing.
-
-    Raises:
-        UserError: if it cannot be created.
-    """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"cache_dir {path} cannot be created ({error.strerror}); set it (or LIT_GPT_CACHE) to a folder that can be "
-            "written"
-        ) from error
 
 
 def say(line: str) -> None:

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from lit_gpt.batch import Batch
+from lit_gpt.cache_dir import find_cache_dir, make_cache_dir
 from lit_gpt.data.batches import RowBatchBuilder
-from lit_gpt.data.cache import find_cache_dir, make_cache_dir, say
+from lit_gpt.data.cache import say
 from lit_gpt.data.chat import ChatRenderer
 from lit_gpt.data.evaluation_loader import OrderedLoader
 from lit_gpt.data.instructions import LongRows, chat_tokenizer

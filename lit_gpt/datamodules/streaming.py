@@ -8,9 +8,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from lit_gpt.cache_dir import find_cache_dir, make_cache_dir
 from lit_gpt.checks import check_at_least
 from lit_gpt.data.batches import BatchBuilder
-from lit_gpt.data.cache import find_cache_dir, make_cache_dir
 from lit_gpt.data.corpus_spec import CorpusSpec
 from lit_gpt.data.prepare import prepare_corpus
 from lit_gpt.data.prepared import padded_vocab_size

@@ -16,8 +16,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from lit_gpt.cache_dir import find_cache_dir, make_cache_dir
 from lit_gpt.data.bpe import Pattern, check_vocab_size
-from lit_gpt.data.cache import find_cache_dir, make_cache_dir
 from lit_gpt.data.corpus_spec import CorpusSpec
 from lit_gpt.data.evaluation_loader import EvaluationLoader
 from lit_gpt.data.prepare import check_space, corpus_path, prepare_corpus

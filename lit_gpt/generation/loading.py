@@ -15,6 +15,7 @@ from lit_gpt.data.chat.template import has_template
 from lit_gpt.data.tokenizers import Tokenizer, load_tokenizer
 from lit_gpt.errors import UserError
 from lit_gpt.models import GPT
+from lit_gpt.models.kernel_choice import where_kept
 from lit_gpt.models.packed import prepare_for_inference
 
 
@@ -90,7 +91,7 @@ def prepare_weights(network: GPT, weights: str, tokens: int = 1) -> None:
     """
     done = prepare_for_inference(network, weights, tokens)
     if done is not None:
-        print(f"weights: {done} (--weights chooses another form)", file=sys.stderr)
+        print(f"weights: {done} (measured once, {where_kept()}; --weights chooses another form)", file=sys.stderr)
 
 
 def source_tokenizer(source: ModelSource) -> Tokenizer | None:

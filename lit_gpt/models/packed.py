@@ -35,6 +35,7 @@ from lit_gpt.errors import UserError
 from lit_gpt.models.fused import FusedLinears
 from lit_gpt.models.gpt import GPT
 from lit_gpt.models.head import HeadFn
+from lit_gpt.models.kernel_choice import choose
 
 Weights = Literal["auto", "plain", "float32", "bfloat16", "int8", "int4"]
 """`auto`: the model's own precision; `plain`: leave the model as it is."""
@@ -252,15 +253,15 @@ def is_available(make: type[PackedWeight]) -> bool:
 
 @cache
 def fastest(makes: tuple[type[PackedWeight], ...], outputs: int, inputs: int, tokens: int = 1) -> type[PackedWeight]:
-    """Return the fastest available kernel for this number of tokens and matrix size; measured once per process."""
+    """Return the fastest available kernel for this number of tokens and matrix size (see `kernel_choice`)."""
     usable = [make for make in makes if is_available(make)]  # type: ignore[arg-type]
-    if len(usable) <= 1:
-        return usable[0] if usable else BlasWeight
-    with torch.inference_mode(False), torch.no_grad():
-        weights = [torch.randn(outputs, inputs) for _ in range(max(1, (1 << 23) // (outputs * inputs)))]
-        x = torch.randn(tokens, inputs)
-        times = {make: _best_time([make(weight) for weight in weights], x) for make in usable}
-    return min(usable, key=times.__getitem__)
+
+    def measure(make: type[PackedWeight]) -> float:
+        count = max(1, (1 << 23) // (outputs * inputs))  # more than the caches hold
+        return _best_time([make(torch.ones(outputs, inputs)) for _ in range(count)], torch.ones(tokens, inputs))
+
+    by_name = {make.kind: make for make in usable} or {BlasWeight.kind: BlasWeight}
+    return choose(f"matrix {outputs} x {inputs}, {tokens} tokens", by_name, measure)
 
 
 @cache
@@ -270,17 +271,18 @@ def integer_dtype(kind: str) -> torch.dtype:
     With the other dtype (float32 where bfloat16 is native, bfloat16 elsewhere) they take 5 to 50 times as long.
     """
     size = 512
-    x, times = torch.randn(1, size), {}
     integers = torch.ones(size, size, dtype=torch.int8)
-    for dtype in (torch.bfloat16, torch.float32):
+
+    def measure(dtype: torch.dtype) -> float:
         product: Callable[..., Tensor] = torch._weight_int8pack_mm
         arguments: tuple[Any, ...] = (integers, torch.ones(size, dtype=dtype))
         if kind == "int4":
             product = torch.ops.aten._weight_int4pack_mm_for_cpu
             packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(integers.int(), 1)
             arguments = (packed, GROUP_SIZE, torch.ones(size // GROUP_SIZE, size, 2, dtype=dtype))
-        times[dtype] = _best_time([lambda v, run=product, rest=arguments: run(v, *rest)], x.to(dtype))  # type: ignore
-    return min(times, key=times.__getitem__)
+        return _best_time([lambda x: product(x, *arguments)], torch.ones(1, size, dtype=dtype))
+
+    return choose(f"activations of {kind}", {"bfloat16": torch.bfloat16, "float32": torch.float32}, measure)
 
 
 def _best_time(runs: Sequence[Callable[[Tensor], Tensor]], x: Tensor, rounds: int = 5) -> float:
@@ -339,9 +341,8 @@ def prepare_for_inference(model: GPT, weights: str = "auto", tokens: int = 1) ->
         makes = (*makes, *_KINDS["float32"])
     if weights != "auto" and not any(is_available(make) for make in makes):  # type: ignore[arg-type]
         raise UserError(f"weights {weights} has no kernel on this machine with torch {torch.__version__}; leave it out")
-    is_plain = type(model.lm_head.weight.data) is Tensor and makes == _KINDS["float32"]
-    if weights == "auto" and is_plain and fastest(makes, *model.lm_head.weight.shape, tokens) is BlasWeight:
-        return None  # the engine uses this layout anyway
+    if weights == "auto" and makes == _KINDS["float32"] and not _gains(model, owners, makes, tokens):
+        return None  # the engine uses BLAS's layout anyway
     used: dict[str, int] = {}
     for owner in owners:
         _pack_owner(owner, makes, tokens, used)
@@ -393,13 +394,25 @@ def _linear(module: nn.Module) -> bool:
     return type(module) is nn.Linear
 
 
+def _gains(model: GPT, owners: Sequence[Any], makes: tuple[type[PackedWeight], ...], tokens: int) -> bool:
+    """Return whether any float32 matrix of a model is multiplied faster than by BLAS."""
+    groups = [[model.lm_head], *(group for owner in owners for group in _groups(owner))]
+    shapes = {(sum(linear.out_features for linear in group), group[0].in_features) for group in groups}
+    return any(fastest(makes, *shape, tokens) is not BlasWeight for shape in shapes)
+
+
+def _groups(owner: Any) -> list[list[nn.Linear]]:
+    """Return the linear layers of an attention or MLP module; those that share an input together."""
+    linears = [child for child in owner.children() if _linear(child)]
+    shared = [linear for linear in owner.fusable() if any(linear is one for one in linears)]
+    groups = [shared] if len(shared) == len(owner.fusable()) else [[linear] for linear in shared]
+    return groups + [[linear] for linear in linears if not any(linear is one for one in shared)]
+
+
 def _pack_owner(owner: Any, makes: tuple[type[PackedWeight], ...], tokens: int, used: dict[str, int]) -> None:
     """Pack the linear layers of an attention or MLP module; those that share an input become one product."""
-    names = {id(child): name for name, child in owner.named_children() if _linear(child)}
-    shared = [linear for linear in owner.fusable() if id(linear) in names]
-    groups = [shared] if len(shared) == len(owner.fusable()) else [[linear] for linear in shared]
-    groups += [[child] for child in owner.children() if _linear(child) and child not in shared]
-    for group in groups:
+    names = {id(child): name for name, child in owner.named_children()}
+    for group in _groups(owner):
         weight = _pack([linear.weight for linear in group], makes, tokens)
         if weight is None:
             continue
@@ -410,7 +423,7 @@ def _pack_owner(owner: Any, makes: tuple[type[PackedWeight], ...], tokens: int, 
             size = None if len(group) == 1 else linear.out_features
             setattr(owner, names[id(linear)], PackedLinear(weight, bias, start, size))
             start += linear.out_features
-        if group is shared:
+        if len(group) == len(owner.fusable()) > 1:
             bias = None if biases[0] is None else torch.cat([b for b in biases if b is not None])
             # Attention continues in the dtype of its states.
             dtype = torch.float32 if hasattr(owner, "new_state") else None

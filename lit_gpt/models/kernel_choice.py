@@ -1,0 +1,105 @@
+"""Choices between kernels, made by measurement once per machine and kept on disk.
+
+Two kernels of the same product differ in the last bits of their sums, and two measurements may choose differently. So
+a choice is written to a file the first time it is made, and every later run on the machine computes with the same
+kernels. The file is JSON that can be read, edited and deleted: `kernels.json` in the cache folder, or the file named by
+the environment variable LIT_GPT_KERNELS. Choices belong to a processor, a number of threads and a version of torch;
+another machine that shares the folder makes its own.
+"""
+
+import json
+import os
+import platform
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from lit_gpt.atomic import atomic_file
+from lit_gpt.cache_dir import find_cache_dir
+from lit_gpt.checks import local_path
+from lit_gpt.errors import UserError
+
+MARGIN = 0.05
+"""The first option is chosen unless another one takes at least this share less time: less is noise."""
+
+Option = TypeVar("Option")
+
+
+def choices_file() -> Path:
+    """Return the file in which choices are kept."""
+    own = os.environ.get("LIT_GPT_KERNELS")
+    return local_path("LIT_GPT_KERNELS", own) if own else find_cache_dir() / "kernels.json"
+
+
+def choose(question: str, options: Mapping[str, Option], measure: Callable[[Option], float]) -> Option:
+    """Return the option that was chosen on this machine before, or else the fastest one.
+
+    Args:
+        question: What is chosen: the product and its size.
+        options: At least one, by name, the preferred one first.
+        measure: Returns the time that an option takes.
+    """
+    if len(options) == 1:
+        return next(iter(options.values()))
+    path, machine = choices_file(), this_machine()
+    question = f"{question}: {' | '.join(options)}"  # one choice for each set of options
+    kept = _read(path).get(machine, {}).get(question)
+    if kept in options:
+        return options[kept]
+    with torch.inference_mode(False), torch.no_grad():
+        times = {name: measure(option) for name, option in options.items()}
+    first, best = next(iter(options)), min(times, key=times.__getitem__)
+    chosen = best if times[best] < (1 - MARGIN) * times[first] else first
+    return options[_keep(path, machine, question, chosen, options)]
+
+
+@cache
+def this_machine() -> str:
+    """Return what identifies the processor and its software: its model, threads, and the version of torch."""
+    model = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
+        fields = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+        parts = [fields.get(name) for name in ("model name", "cpu family", "model", "stepping")]
+        model = " ".join(part for part in parts if part) or model
+    except OSError:  # not Linux
+        pass
+    capability = torch.backends.cpu.get_cpu_capability()
+    return f"{model}, {capability}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+
+
+def _read(path: Path) -> dict[str, dict[str, str]]:
+    """Return the choices in a file by machine and question; {} if there are none or the file is damaged."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    valid = isinstance(found, dict) and all(isinstance(choices, dict) for choices in found.values())
+    return found if valid else {}
+
+
+def _keep(path: Path, machine: str, question: str, chosen: str, options: Mapping[str, Option]) -> str:
+    """Write a choice unless another process was faster; return the one that holds."""
+    found = _read(path)
+    own = found.setdefault(machine, {})
+    if own.get(question) in options:
+        return own[question]
+    own[question] = chosen
+    try:
+        with atomic_file(path) as temporary:
+            temporary.write_text(json.dumps(found, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    except (OSError, UserError):  # a folder that cannot be written: it is measured again next time, which is said
+        _unwritable.add(path)
+    return chosen
+
+
+_unwritable: set[Path] = set()
+
+
+def where_kept() -> str:
+    """Return for the user where choices are kept, or that they cannot be."""
+    path = choices_file()
+    return f"not kept, since {path} cannot be written" if path in _unwritable else f"kept in {path}"
