@@ -4,10 +4,11 @@ import os
 import tempfile
 
 # Choices of kernels that are measured here must not be kept for the user.
-_FOLDER = tempfile.TemporaryDirectory(prefix="lit_gpt-tests-")
-os.environ["LIT_GPT_KERNELS"] = os.path.join(_FOLDER.name, "kernels.json")
+os.environ["LIT_GPT_KERNELS"] = os.path.join(tempfile.gettempdir(), f"lit_gpt-tests-{os.getpid()}.json")
 # The models here are too small for a second thread to help, and threads of several processes get in each other's way.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from pathlib import Path
 
 import pytest
 import torch
@@ -82,6 +83,11 @@ LENGTHENED = {
         "rope_local_theta": 100.0,
     },
 }
+
+
+def pytest_sessionfinish() -> None:
+    """Remove the choices of kernels that were measured."""
+    Path(os.environ["LIT_GPT_KERNELS"]).unlink(missing_ok=True)
 
 
 @pytest.fixture(autouse=True)

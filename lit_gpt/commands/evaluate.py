@@ -18,6 +18,7 @@ def evaluate(
     adapter: str | None = None,
     out: str | None = None,
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
+    weights: Literal["auto", "plain", "float32", "bfloat16", "int8", "int4"] = "auto",
     chat_template: str | None = None,
     max_batch_size: int = 16,
     limit: int | None = None,
@@ -43,6 +44,9 @@ def evaluate(
             ./evaluation/<model>/<config name>/ for other models, with the adapter, chat template or limit appended to
             the name. `export` looks for the gate's verdict there.
         device: device to run on; auto uses the accelerator if there is one.
+        weights: form of the weights on a CPU, prepared once after loading: float32, bfloat16, int8, or int4 (groups of
+            32); auto: the model's own precision, in the layout that this machine measures as fastest; plain: as loaded.
+            A form other than auto and plain is part of the report's name.
         chat_template: preset (chatml, llama3, qwen, ...) or Jinja file to use instead of the model's own template.
         max_batch_size: maximum number of sequences in a batch.
         limit: maximum number of items per measure, for a quick look; null: all. A measure that compares groups takes
@@ -73,7 +77,7 @@ def evaluate(
 
     def measure(name: str, folder: "Path | None") -> "tuple[Path | None, Outcome, GateRecord | None]":
         assert plan is not None
-        return _evaluate(plan, name, adapter, folder, device, chat_template, max_batch_size)
+        return _evaluate(plan, name, adapter, folder, device, chat_template, max_batch_size, weights)
 
     def report_on(name: str) -> "Path":
         from lit_gpt.evaluation.compare import find_report
@@ -112,6 +116,7 @@ def _evaluate(
     device: str,
     chat_template: str | None,
     max_batch_size: int,
+    weights: str,
 ) -> "tuple[Path | None, Outcome, GateRecord | None]":
     """Evaluate one model and write its report.
 
@@ -136,8 +141,8 @@ def _evaluate(
     )
     from lit_gpt.evaluation.subject import load_subject
 
-    plan = replace(plan, config={**plan.config, **evaluation_options(model, adapter, chat_template)})
-    subject = load_subject(model, adapter, device, chat_template, max_batch_size, plan.seed)
+    plan = replace(plan, config={**plan.config, **evaluation_options(model, adapter, chat_template, weights)})
+    subject = load_subject(model, adapter, device, chat_template, max_batch_size, plan.seed, weights)
     assert subject.path is not None
     name = folder_name(plan.name, plan.config)
     folder = report_folder(subject.path.resolve(), model) / name if out is None else out

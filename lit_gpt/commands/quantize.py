@@ -1,7 +1,5 @@
 """Quantize a model's weights to 8 or 4 bits."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -9,7 +7,6 @@ if TYPE_CHECKING:
     from lit_gpt.checkpoints.quantization import Quantization
     from lit_gpt.checkpoints.resolve import ModelSource
     from lit_gpt.evaluation.language_modeling import ModelCost
-    from lit_gpt.evaluation.progress import Progress
 
 
 def quantize(
@@ -22,14 +19,15 @@ def quantize(
     documents: int = 24,
     max_increase: float | None = None,
     measure: bool = True,
+    measure_minutes: float = 2.0,
     adapter: str | None = None,
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
 ) -> None:
     """Write a bundle with linear layers in 8 or 4 bits, and report the change in size, quality and speed.
 
     `generate`, `chat`, `serve` and `evaluate` load the bundle like any model; training and export need the original.
-    Size, bits per byte and decoding speed are printed for both models, as loaded; on a CPU, the other commands decode
-    int8 and int4 faster than that, with torch's own kernels (`--weights auto`). The embedding, norms and experts of a
+    Size, bits per byte and decoding speed are printed for both models, loaded as those commands do (on a CPU, with
+    `--weights auto`). The embedding, norms and experts of a
     mixture are not quantized.
 
     Args:
@@ -42,10 +40,12 @@ def quantize(
         dtype: data type of the tensors that are not quantized, and of the computation; keep: that of the weights.
         files: texts on which bits per byte is measured (files, folders, glob patterns); null: the documents of the
             standard library that a run with the default split holds out.
-        documents: maximum number of documents to measure on.
+        documents: maximum number of documents to measure on, each up to about 3,000 characters.
         max_increase: largest allowed increase in bits per byte, beyond which nothing is written; null: no limit.
         measure: whether to measure bits per byte and decoding speed before and after; false skips the measurement and
             streams the model one tensor at a time.
+        measure_minutes: time for all measurements, roughly; fewer documents and tokens are measured if these take
+            longer.
         adapter: run, checkpoint or peft folder with an adapter to merge into the model first; null: none.
         device: device to quantize and measure on; auto uses the accelerator if there is one.
     """
@@ -54,16 +54,17 @@ def quantize(
     from lit_gpt.checkpoints.provenance import write_manifest
     from lit_gpt.checkpoints.quantization import check_scheme, save_quantized_bundle
     from lit_gpt.checkpoints.resolve import exportable_weights, resolve_model, training_facts
-    from lit_gpt.checks import local_path
+    from lit_gpt.checks import check_above, check_at_least, local_path
     from lit_gpt.errors import UserError
     from lit_gpt.evaluation.language_modeling import measure_cost
+    from lit_gpt.evaluation.progress import ProgressBars
     from lit_gpt.evaluation.texts import Texts
     from lit_gpt.generation.loading import choose_device, first_command, short_name
 
     if max_increase is not None and not measure:
         raise UserError("max_increase is set, so bits per byte must be measured; leave out --measure false")
-    if documents < 1:
-        raise UserError(f"documents is {documents}; it must be at least 1")
+    check_at_least("documents", documents, 1)
+    check_above("measure_minutes", measure_minutes, 0, "--measure false skips the measurement")
     torch_device = choose_device(device)
     texts = Texts(files=files) if files else Texts(stdlib=True, split="val", name="held-out standard library")
     source = resolve_model(model, adapter=adapter)
@@ -77,10 +78,11 @@ def quantize(
     scheme.torchao_config()
     check_scheme(source.config, scheme)
     compute_dtype = None if dtype == "keep" else torch_dtype(dtype)
-    before = after = None
+    bars, before, after = ProgressBars(), None, None
+    seconds = 60 * measure_minutes / 4  # documents and speed, of the original and of the result
     if measure:
-        with _bar("measuring the original", "B") as progress:
-            before = measure_cost(source, torch_device, texts, documents, compute_dtype, progress=progress)
+        progress = bars.start("measuring the original")
+        before = measure_cost(source, torch_device, texts, documents, compute_dtype, seconds, progress)
 
     def check(folder: Path) -> None:
         """Measure the bundle as loaded from disk, which also verifies that it can be loaded."""
@@ -88,11 +90,11 @@ def quantize(
         if before is None:
             return
         write_manifest(folder)
-        with _bar("measuring the quantized model", "B") as progress:
-            after = measure_cost(resolve_model(folder), torch_device, texts, documents, progress=progress)
+        progress = bars.start("measuring the quantized model")
+        after = measure_cost(resolve_model(folder), torch_device, texts, len(before.documents), None, seconds, progress)
         _check_quality_loss(before, after, max_increase, scheme)
 
-    with _bar("quantizing", "tensor") as progress:
+    try:
         sizes = save_quantized_bundle(
             out,
             source.config,
@@ -105,14 +107,16 @@ def quantize(
             None if dtype == "keep" else dtype,
             source.carried,
             check,
-            progress,
+            bars.start("quantizing"),
             CardFacts(Path(out).name, training_facts(source.path)),
         )
+    finally:
+        bars.close()
     print(f"{source.path} -> {out}, {scheme}")
     print(f"  weights     {_megabytes(sizes.before)} -> {_megabytes(sizes.after)} ({sizes.after / sizes.before:.0%})")
     print(f"  of which    {_megabytes(sizes.layers_before)} -> {_megabytes(sizes.layers_after)} in quantized layers")
     if before is not None and after is not None:
-        _print_change(before, after, texts.title, torch_device.type)
+        _print_change(before, after, f"{texts.title}, on the beginning of each", torch_device.type)
     print(f"next: {first_command(out, source.tokenizer_path)}")
 
 
@@ -127,39 +131,27 @@ def _scheme(source: "ModelSource", method: Any, group_size: int | None) -> "Quan
     return trained if group_size is None else Quantization(trained.method, group_size)
 
 
-@contextmanager
-def _bar(what: str, unit: str) -> "Iterator[Progress]":
-
-    from lit_gpt.progress import Bar
-
-    with Bar(desc=what, unit=unit, unit_scale=unit == "B", leave=False) as bar:
-
-        def progress(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        yield progress
-
-
 def _check_quality_loss(
     before: "ModelCost", after: "ModelCost", max_increase: float | None, scheme: "Quantization"
 ) -> None:
     from lit_gpt.errors import UserError
+    from lit_gpt.evaluation.language_modeling import increase
 
-    increase = after.bits_per_byte.value - before.bits_per_byte.value
-    if max_increase is not None and not increase <= max_increase:
+    first, second, _ = increase(before, after)
+    rise = second.value - first.value
+    if max_increase is not None and not rise <= max_increase:
         raise UserError(
-            f"{scheme} raises bits per byte by {increase:.4f} ({before.bits_per_byte.value:.4f} to "
-            f"{after.bits_per_byte.value:.4f}), more than max_increase {max_increase}; nothing is written. Choose "
-            "int8, smaller groups, or train with the callback QuantizationAware"
+            f"{scheme} raises bits per byte by {rise:.4f} ({first.value:.4f} to {second.value:.4f}), more than "
+            f"max_increase {max_increase}; nothing is written. Choose int8, smaller groups, or train with the callback "
+            "QuantizationAware"
         )
 
 
 def _print_change(before: "ModelCost", after: "ModelCost", texts: str, device: str) -> None:
     from lit_gpt.evaluation.language_modeling import increase
 
-    rise, interval = increase(before, after)
-    first, second = before.bits_per_byte, after.bits_per_byte
+    first, second, interval = increase(before, after)
+    rise = second.value - first.value
     confidence = "" if interval is None else f", 95 % interval {interval.low:+.4f} to {interval.high:+.4f}"
     print(f"  bits/byte   {first.value:.4f} -> {second.value:.4f} ({rise:+.4f}{confidence})")
     print(f"              on {first.count} documents of {texts}")

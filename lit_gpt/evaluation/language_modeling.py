@@ -18,7 +18,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import islice, pairwise
 from statistics import median
 from typing import NamedTuple
 
@@ -27,6 +27,7 @@ import torch
 
 from lit_gpt.checkpoints.resolve import ModelSource
 from lit_gpt.checks import check_at_least, check_between
+from lit_gpt.data.corpus_spec import Admitted
 from lit_gpt.errors import UserError
 from lit_gpt.evaluation.intervals import bootstrap_ratio, paired_bootstrap
 from lit_gpt.evaluation.measure import Measure
@@ -36,7 +37,7 @@ from lit_gpt.evaluation.result import Chart, Example, Interval, Result, Score
 from lit_gpt.evaluation.subject import Subject
 from lit_gpt.evaluation.texts import Texts
 from lit_gpt.generation import Engine, SamplingParams
-from lit_gpt.generation.loading import load_source
+from lit_gpt.generation.loading import load_source, prepare_weights
 
 
 class Window(NamedTuple):
@@ -385,7 +386,12 @@ def _snake(words: str) -> str:
     return "_".join("".join(c.lower() if c.isalnum() else " " for c in words).split())
 
 
-_WARM_UP, _REPEATS = 8, 3
+# ------------------------------------------------------------------ the cost of quantization
+
+_WARM_UP, _SPEED_TOKENS, _REPEATS = 8, 48, 3
+_COST_CHARACTERS = 3072
+"""Of each document, quantization is measured on the beginning: many short ones say more than a few long ones."""
+_COST_WINDOW = 1024
 
 
 @dataclass(frozen=True)
@@ -393,12 +399,16 @@ class ModelCost:
     """Quality and speed of one model, to compare it before and after quantization.
 
     Attributes:
-        bits_per_byte: Bits per byte over the documents.
+        documents: The loss of each document's beginning.
         tokens_per_second: Greedy decoding speed of a single sequence.
     """
 
-    bits_per_byte: Score
+    documents: Sequence[DocumentLoss]
     tokens_per_second: float
+
+    def bits_per_byte(self, count: int | None = None) -> Score:
+        """Return the bits per byte of the first documents; None = of all."""
+        return _bits_per_byte("bits_per_byte", list(self.documents[:count]), 0)
 
 
 def measure_cost(
@@ -407,38 +417,65 @@ def measure_cost(
     texts: Texts,
     documents: int,
     dtype: torch.dtype | None = None,
-    speed_tokens: int = 48,
+    seconds: float = math.inf,
     progress: Progress = no_progress,
 ) -> ModelCost:
-    """Load a model and measure it.
+    """Load a model as the other commands do (`--weights auto`) and measure it.
 
     Args:
         source: The model.
-        device: Device to run on.
+        device: Where to run.
         texts: Texts to predict.
         documents: Maximum number of documents.
         dtype: The dtype to convert the model to; None: its own.
-        speed_tokens: Tokens to generate in each of three timings.
-        progress: Called with the bytes predicted.
+        seconds: Time after which no further document is measured; the first one always is.
+        progress: Called with the share that is done, of documents or of time, whichever is more.
     """
     network, tokenizer = load_source(source, str(device))
-    subject = Subject("model", network if dtype is None else network.to(dtype), tokenizer)
-    (result,) = LanguageModeling(texts, limit=documents).run(subject, progress)
-    score = next(score for score in result.scores if score.name == "bits_per_byte")
-    return ModelCost(score, decoding_speed(subject, speed_tokens))
+    network = network if dtype is None else network.to(dtype)
+    prepare_weights(network, "auto")
+    subject = Subject("model", network, tokenizer)
+    window, stride = check_window(min(_COST_WINDOW, subject.block_size), None, subject.block_size)
+    started, losses = time.monotonic(), []
+    for number, admitted in enumerate(islice(texts.read().admitted(), documents), start=1):
+        losses.append(_beginning(subject, admitted, window, stride))
+        share = max(number / documents, (time.monotonic() - started) / seconds)
+        progress(min(1000, int(1000 * share)), 1000)
+        if share >= 1:
+            break
+    speed = decoding_speed(subject, _SPEED_TOKENS, seconds)
+    progress(1000, 1000)
+    return ModelCost(losses, speed)
 
 
-def increase(before: ModelCost, after: ModelCost, seed: int = 0) -> tuple[float, Interval | None]:
-    """Return the increase in bits per byte, with an interval from paired documents."""
-    first, second = before.bits_per_byte, after.bits_per_byte
+def _beginning(subject: Subject, admitted: Admitted, window: int, stride: int) -> DocumentLoss:
+    """Return the loss of a document's beginning."""
+    text = admitted.document.text[:_COST_CHARACTERS]
+    cut = list(windows(_prefix(subject), subject.tokenizer.encode(text).tolist(), window, stride))
+    found = subject.likelihoods.of_ids([one.context for one in cut], [one.targets for one in cut])
+    losses = [(-scored.logprob, scored.num_tokens) for scored in found]
+    tokens, nats = sum(count for _, count in losses), sum(loss for loss, _ in losses)
+    return DocumentLoss(admitted.document.where, "", text, len(text.encode()), tokens, tokens, nats, losses)
+
+
+def increase(before: ModelCost, after: ModelCost, seed: int = 0) -> tuple[Score, Score, Interval | None]:
+    """Return bits per byte on the documents that both were measured on, and an interval of their difference."""
+    count = min(len(before.documents), len(after.documents))
+    first, second = before.bits_per_byte(count), after.bits_per_byte(count)
     assert first.per_item.keys() == second.per_item.keys(), "measured on the same documents"
     items = list(first.per_item)
     interval = paired_bootstrap([first.per_item[i] for i in items], [second.per_item[i] for i in items], seed)
-    return second.value - first.value, interval
+    return first, second, interval
 
 
-def decoding_speed(subject: Subject, num_tokens: int) -> float:
-    """Return tokens per second of one sequence, decoded greedily from an empty prompt: the median of three timings."""
+def decoding_speed(subject: Subject, num_tokens: int, seconds: float = math.inf) -> float:
+    """Return tokens per second of one sequence, decoded greedily from an empty prompt: the median of three timings.
+
+    Args:
+        subject: The model.
+        num_tokens: Tokens of each timing.
+        seconds: Time for all of it, roughly: fewer tokens are decoded where these would take longer.
+    """
     engine = Engine(subject.model, subject.tokenizer, max_batch_size=1)
     num_tokens = min(num_tokens, engine.max_length - 1)
     prompt = [subject.tokenizer.separator_id]
@@ -449,5 +486,7 @@ def decoding_speed(subject: Subject, num_tokens: int) -> float:
         engine.generate([prompt], params)
         return time.perf_counter() - started
 
-    write(min(_WARM_UP, num_tokens))
+    warm_up = min(_WARM_UP, num_tokens)
+    if (left := seconds / (_REPEATS * write(warm_up) / warm_up)) < num_tokens:
+        num_tokens = max(warm_up, int(left))
     return num_tokens / median(write(num_tokens) for _ in range(_REPEATS))

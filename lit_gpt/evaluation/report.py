@@ -76,7 +76,9 @@ def report_folders(model: str | Path) -> tuple[Path, list[Path]]:
     return path, [folder for folder in (own, Path(EVALUATION) / short_name(str(model)).replace("/", "--")) if folder]
 
 
-def evaluation_options(model: str, adapter: str | None, chat_template: str | None) -> dict[str, Any]:
+def evaluation_options(
+    model: str, adapter: str | None, chat_template: str | None, weights: str = "auto"
+) -> dict[str, Any]:
     """Return the command-line options, by name and content hash, that distinguish evaluations with the same plan.
 
     Raises:
@@ -90,12 +92,14 @@ def evaluation_options(model: str, adapter: str | None, chat_template: str | Non
     if chat_template is not None:
         source = load_chat_template(chat_template).source
         found["chat_template"] = {"name": Path(chat_template).name, "sha256": sha256_json(source)}
+    if weights not in ("auto", "plain"):  # these two differ by rounding alone
+        found["weights"] = {"name": weights}
     return found
 
 
 def folder_name(plan: str, config: Mapping[str, Any]) -> str:
-    """Return the folder name of a report: the plan's name with limit, adapter and chat template."""
-    names = [config[key]["name"] for key in ("adapter", "chat_template") if key in config]
+    """Return the folder name of a report: the plan's name with adapter, chat template, weights and limit."""
+    names = [config[key]["name"] for key in ("adapter", "chat_template", "weights") if key in config]
     limit = [f"limit-{config['limit']}"] if "limit" in config else []
     return "-".join([plan, *(re.sub(r"[^\w.-]+", "-", name) for name in names), *limit])
 

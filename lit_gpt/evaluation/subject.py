@@ -204,6 +204,7 @@ def load_subject(
     chat_template: str | None = None,
     max_batch_size: int = 16,
     seed: int = 0,
+    weights: str = "plain",
 ) -> Subject:
     """Load a model to be measured.
 
@@ -214,6 +215,7 @@ def load_subject(
         chat_template: Preset name or file that replaces the tokenizer's own template.
         max_batch_size: Number of sequences that run at once.
         seed: Seed of everything that is sampled.
+        weights: Form of the weights on a CPU, as in `load_for_generation`.
 
     Raises:
         UserError: If there is no such model, it is damaged, has no tokenizer, or the template does not fit it.
@@ -221,7 +223,7 @@ def load_subject(
     check_at_least("max_batch_size", max_batch_size, 1)
     choose_device(device)  # refused before the model is downloaded or read
     source = resolve_model(model, adapter=adapter)
-    network, tokenizer = load_source(source, device)
+    network, tokenizer = load_source(source, device, weights, max_batch_size)
     name = short_name(model) if adapter is None else f"{short_name(model)} + {short_name(adapter)}"
     subject = Subject(name, network, tokenizer, source.path, source.lineage, chat_template, max_batch_size, seed)
     if chat_template is not None:

@@ -55,6 +55,9 @@ class PackedWeight:
     kind = ""
     """Dtype and kernel, for messages."""
 
+    shape: tuple[int, int]
+    """(O, I)."""
+
     def __init__(self, weight: Tensor) -> None:
         raise NotImplementedError
 
@@ -79,6 +82,7 @@ class BlasWeight(PackedWeight):
 
     def __init__(self, weight: Tensor) -> None:
         weight = weight.float()
+        self.shape = (weight.shape[0], weight.shape[1])
         self.weight = weight.t().contiguous().t() if weight.shape[0] >= weight.shape[1] else weight.contiguous()
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -93,6 +97,7 @@ class OneDNNWeight(PackedWeight):
     kind = "float32, oneDNN"
 
     def __init__(self, weight: Tensor) -> None:
+        self.shape = (weight.shape[0], weight.shape[1])
         self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.to(self.dtype).contiguous(), 1)
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -124,6 +129,7 @@ class Int8Weight(PackedWeight):
             scale = wide.abs().amax(dim=1).clamp_(min=1e-12) / 127
             weight = torch.round(wide / scale[:, None]).to(torch.int8)
         self.values, self.scale = weight.contiguous(), scale.float().reshape(-1)
+        self.shape = (weight.shape[0], weight.shape[1])
         self.compute = integer_dtype("int8")
         self.rounded_scale = torch.ones_like(self.scale).to(self.compute)
 
@@ -160,7 +166,7 @@ class Int4Weight(PackedWeight):
         else:
             values, zero = weight + 8, torch.zeros_like(scale, dtype=torch.float32)
         self.compute, self.group_size = integer_dtype("int4"), group_size
-        self.shape = tuple(values.shape)
+        self.shape = (values.shape[0], values.shape[1])
         integers = values.to(torch.int32).contiguous()
         self.packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(integers, 1)
         both = torch.stack((scale.float(), zero), dim=-1).transpose(0, 1)  # (G, O, 2)

@@ -1,5 +1,6 @@
 """`quantize`: what it prints is what it wrote, and what does not fit is one line and no folder."""
 
+import itertools
 import re
 
 import pytest
@@ -56,7 +57,7 @@ def bits_per_byte(model, text):
     from lit_gpt.evaluation.subject import load_subject
     from lit_gpt.evaluation.texts import Texts
 
-    (result,) = LanguageModeling(Texts(files=text)).run(load_subject(str(model), device="cpu"))
+    (result,) = LanguageModeling(Texts(files=text)).run(load_subject(str(model), device="cpu", weights="auto"))
     return next(score.value for score in result.scores if score.name == "bits_per_byte")
 
 
@@ -68,6 +69,7 @@ def bits_per_byte(model, text):
         (["--group_size", "24"], "group_size 24 does not divide the 32 inputs of blocks.0.attn.q_proj"),
         (["--method", "int8_dynamic", "--group_size", "32"], "group_size is 32"),
         (["--documents", "0"], "documents is 0"),
+        (["--measure_minutes", "0"], "measure_minutes is 0"),
         (["--max_increase", "0.1", "--measure", "false"], "leave out --measure false"),
         (["--files", "nowhere/*.txt"], "nowhere"),
     ],
@@ -98,6 +100,18 @@ def test_without_torchao_the_extra_is_named(tmp_path, bundle, capsys, monkeypatc
     monkeypatch.setitem(__import__("sys").modules, "torchao.quantization", None)
     assert run("--model", bundle, "--out", tmp_path / "small", "--measure", "false") == 2
     assert "pip install -e '.[quantize]'" in capsys.readouterr().err
+
+
+def test_the_time_for_measuring_is_bounded(tmp_path, bundle, capsys, monkeypatch):
+    for number in range(9):
+        (tmp_path / f"{number}.txt").write_text(f"red stone {number} runs, blue river sleeps; " * 20)
+    now = itertools.count()
+    monkeypatch.setattr("lit_gpt.evaluation.language_modeling.time.monotonic", lambda: 10.0 * next(now))
+    words = ["--model", bundle, "--out", tmp_path / "small", "--files", tmp_path / "*.txt"]
+    assert run(*words, "--measure_minutes", "2") == 0  # 30 seconds for the documents of a model, each takes 10
+    said = capsys.readouterr()
+    assert re.search(r"on 3 documents of", said.out)
+    assert "measuring the quantized model: 100%" in said.err
 
 
 @pytest.mark.slow
