@@ -44,6 +44,8 @@ _INT4_GROUPS = (32, 64, 128, 256)
 """Group sizes of torch's int4 kernel."""
 _INT4_OUTPUTS = 16
 """The number of outputs must be a multiple of this for the int4 kernel."""
+_SMALL = 1 << 14
+"""Products with fewer weights take as long as their call: the first kernel is taken unmeasured."""
 _FEW_TOKENS = 32
 """With more tokens than this, int8 and int4 weights are dequantized for an ordinary matrix product: their kernels are
 made for few tokens (measured: equally fast at about 40)."""
@@ -263,9 +265,11 @@ def fastest(makes: tuple[type[PackedWeight], ...], outputs: int, inputs: int, to
     usable = [make for make in makes if is_available(make)]  # type: ignore[arg-type]
 
     def measure(make: type[PackedWeight]) -> float:
-        count = max(1, (1 << 23) // (outputs * inputs))  # more than the caches hold
+        count = min(128, max(1, (1 << 23) // (outputs * inputs)))  # more than the caches hold
         return _best_time([make(torch.ones(outputs, inputs)) for _ in range(count)], torch.ones(tokens, inputs))
 
+    if outputs * inputs < _SMALL and usable:
+        return usable[0]
     by_name = {make.kind: make for make in usable} or {BlasWeight.kind: BlasWeight}
     return choose(f"matrix {outputs} x {inputs}, {tokens} tokens", by_name, measure)
 

@@ -89,5 +89,6 @@ def test_a_matrix_is_multiplied_by_the_kernel_that_was_kept(file, monkeypatch):
     ):
         monkeypatch.setattr(packed, "_best_time", lambda runs, x, times=times: times[type(runs[0])])
         packed.fastest.cache_clear()  # as in another process
-        assert packed.fastest(makes, 48, 32, 3) is packed.OneDNNWeight
+        assert packed.fastest(makes, 256, 128, 3) is packed.OneDNNWeight
+        assert packed.fastest(makes, 32, 16) is packed.BlasWeight, "too small to be measured"
     packed.fastest.cache_clear()
