@@ -4,7 +4,7 @@ Shapes: B sequences, T tokens. Within a packed row, attention never crosses docu
 at 0 in each document.
 """
 
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from torch import Tensor
 
@@ -31,6 +31,9 @@ class Batch(TypedDict, total=False):
     """(B,) int64: index of the corpus that each row is from, if a DataModule mixes several."""
     corpus: str
     """Name of the corpus that an evaluation batch is from, if there are several."""
+    sequence: Any
+    """A `models.mixers.SequencePart`, if rows are divided over processes (context parallelism): then this process has
+    only its own tokens in every tensor of (B, T, ...), and `num_bytes` only on the first of the processes."""
 
 
 StepBatch = list[Batch]

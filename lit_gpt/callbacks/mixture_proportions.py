@@ -56,8 +56,8 @@ class MixtureProportions(Callback):
         if self._counts is None:
             return
         for micro_batch in batch if isinstance(batch, list) else [batch]:
-            ids = micro_batch.get("corpus_ids")
-            if ids is not None:
+            ids, sequence = micro_batch.get("corpus_ids"), micro_batch.get("sequence")
+            if ids is not None and (sequence is None or sequence.rank == 0):  # of the processes that share rows, one
                 self._counts.scatter_add_(0, ids, torch.ones_like(ids))
         if self._pending is not None and _arrived(self._pending[2]):
             self._write(trainer)

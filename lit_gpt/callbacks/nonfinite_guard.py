@@ -29,6 +29,7 @@ from lit_gpt.callbacks.run_folder import run_dir_of
 from lit_gpt.checkpoints.resolve import list_checkpoints
 from lit_gpt.checks import check_at_least, check_one_of
 from lit_gpt.errors import UserError
+from lit_gpt.models import SequencePart
 
 LAG = 4
 """Number of steps that the host may run ahead of a flag that it has not read."""
@@ -185,7 +186,7 @@ class NonFiniteGuard(Callback):
     def _what_happened(self, check: _PendingCheck, trainer: Trainer) -> str:
         rank = f"-rank-{trainer.global_rank}" if trainer.world_size > 1 else ""
         path = run_dir_of(trainer) / f"nonfinite-step-{check.step:08d}{rank}.pt"
-        batch = tree_map(lambda leaf: leaf.cpu() if isinstance(leaf, Tensor) else leaf, check.batch)
+        batch = tree_map(_plain, check.batch)
         with atomic_file(path) as temporary:
             torch.save({"step": check.step, "batch": batch}, temporary)
         return f"the loss or a gradient is not finite at optimizer step {check.step} (its batch: {path})"
@@ -197,6 +198,13 @@ class NonFiniteGuard(Callback):
             f"; {good}. Lower the learning rate, clip gradients (trainer.gradient_clip_val), warm up longer, or set "
             "action: skip of NonFiniteGuard"
         )
+
+
+def _plain(leaf: Any) -> Any:
+    """Return a value of a batch as `torch.load` reads it: tensors on the CPU, divided rows also as the whole ones."""
+    if isinstance(leaf, SequencePart):
+        return {name: _plain(value) for name, value in vars(leaf).items() if isinstance(value, Tensor)}
+    return leaf.cpu() if isinstance(leaf, Tensor) else leaf
 
 
 def _local(gradient: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from lit_gpt.models.families.registry import get_preset, preset_names
 from lit_gpt.models.gpt import GPT
 from lit_gpt.models.head import HeadFn, LMHead
 from lit_gpt.models.latent_attention import LatentAttention
-from lit_gpt.models.mixers import Context, TokenMixer, register_token_mixer
+from lit_gpt.models.mixers import Context, SequencePart, TokenMixer, register_token_mixer
 from lit_gpt.models.mlp import MLP
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "MoEConfig",
     "RopeScaling",
     "SelfAttention",
+    "SequencePart",
     "StepState",
     "TokenMixer",
     "get_preset",

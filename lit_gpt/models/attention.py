@@ -53,6 +53,7 @@ def attend(
     scoring: Scoring | None = None,
     sinks: Tensor | None = None,
     dropout: float = 0.0,
+    queries: Tensor | None = None,
 ) -> Tensor:
     """Compute attention with the fastest kernel that supports the arguments.
 
@@ -64,13 +65,19 @@ def attend(
         scoring: Scale and soft-cap; None = scale by 1 / √D only.
         sinks: (H,) logits that are included in each head's softmax, or None.
         dropout: Probability of dropping an attention weight.
+        queries: (T,) int64, the place of each query among the keys, if rows are divided over processes; None = T = S.
 
     Returns:
         (B, H, T, width of v).
     """
     scoring = scoring or Scoring(q.shape[-1] ** -0.5)
+    if isinstance(mask, tuple):
+        chunks = [
+            attend(q[:, :, c.queries], k[:, :, c.keys], v[:, :, c.keys], c.mask, scoring, sinks, dropout) for c in mask
+        ]
+        return torch.cat(chunks, dim=2)
     if mask is not None and not isinstance(mask, Tensor):
-        return flex_attend(q, k, v, mask, scoring.scale, scoring.softcap, scoring.alibi, sinks)
+        return flex_attend(q, k, v, mask, scoring.scale, scoring.softcap, scoring.alibi, sinks, queries)
     if scoring.softcap is not None:
         return _written_out(q, k, v, mask, scoring, sinks, dropout)
     if sinks is not None:
@@ -165,6 +172,8 @@ class SelfAttention(TokenMixer):
         layer: Index of the block, from 0.
     """
 
+    divides_rows = True
+
     def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
         C, D, bias = config.n_embd, config.head_dim, config.has_attention_bias
@@ -199,8 +208,13 @@ class SelfAttention(TokenMixer):
             y = state.map(self._attend_part, q, k, v)
         else:
             dropout = self.dropout if self.training else 0.0
+            queries = None
+            if context.sequence is not None:
+                k, v = context.sequence.gather(k, v)  # (B, whole row, K, D); the queries stay this process's
+                queries = context.sequence.index
             q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-            y = attend(q, k, v, context.mask(self.slides), self.scoring, self.sinks, dropout).transpose(1, 2)
+            mask = context.mask(self.slides)
+            y = attend(q, k, v, mask, self.scoring, self.sinks, dropout, queries).transpose(1, 2)
         y = self.o_proj(y.flatten(2))
         return self.drop(y) if self.training else y
 

@@ -19,7 +19,7 @@ from lit_gpt.models.config import GPTConfig
 from lit_gpt.models.head import HeadFn, LMHead
 from lit_gpt.models.initialization import fill, initial_value
 from lit_gpt.models.masks import build_masks
-from lit_gpt.models.mixers import Context, TokenMixer
+from lit_gpt.models.mixers import Context, SequencePart, TokenMixer, check_divisible_rows
 from lit_gpt.models.moe import Router, Routing
 from lit_gpt.models.multi_token import MultiTokenBlock, tokens_ahead
 from lit_gpt.models.norms import build_norm
@@ -73,6 +73,7 @@ class GPT(nn.Module):
         head_fn: HeadFn | None = None,
         routing: Routing | None = None,
         mtp_head_fns: Sequence[HeadFn] = (),
+        sequence: SequencePart | None = None,
     ) -> Any:
         """Return the next-token logits at every position.
 
@@ -88,18 +89,23 @@ class GPT(nn.Module):
             routing: Where mixture-of-experts layers record their routing decisions and losses; None = not recorded.
             mtp_head_fns: Like `head_fn`, one per multi-token-prediction depth (`config.multi_token`); training only.
                 If empty, the multi-token-prediction blocks do not run.
+            sequence: If rows are divided over processes, the part that `input_ids`, `position_ids` and `document_ids`
+                are, and the whole rows; None = whole rows.
 
         Returns:
             Logits (B, T, V), or the result of `head_fn`; with `mtp_head_fns`, also the list of their results.
 
         Raises:
-            UserError: If the context is longer than block_size.
+            UserError: If the context is longer than block_size, or a layer does not support divided rows.
         """
         T, device = input_ids.shape[1], input_ids.device
         if cache is not None:
             assert document_ids is None, "each row of a cache must hold a single document"
             if position_ids is None:
                 position_ids = cache.position_ids
+        elif sequence is not None:
+            kinds = (self.config.token_mixer(layer) for layer in range(self.config.n_layer))
+            check_divisible_rows(list(zip(kinds, self.token_mixers, strict=True)))
         elif self.config.block_size < T:
             raise UserError(
                 f"{T} tokens are more than the model's block_size {self.config.block_size}; "
@@ -113,11 +119,17 @@ class GPT(nn.Module):
             rotations = self._decoding_rotations(position_ids, cache.context_lengths)
             context = Context(position_ids, rotations=rotations, routing=routing, prepared=cache.prepared)
         else:
-            lengths = context_lengths(self.config, position_ids, document_ids)
+            # Of the whole rows, also where this process holds only a part of them.
+            positions, documents = position_ids, document_ids
+            if sequence is not None:
+                positions, documents, T = sequence.position_ids, sequence.document_ids, sequence.num_tokens
+            lengths = context_lengths(self.config, positions, documents)
+            if sequence is not None and lengths is not None and documents is not None:
+                lengths = sequence.own(lengths)
             rotations = build_rotations(self.config, position_ids, lengths)
             dropout = self.config.dropout if self.training else 0.0
-            masks = build_masks(self.config, document_ids, T, device, dropout, position_ids)
-            context = Context(position_ids, document_ids, rotations, masks, routing)
+            masks = build_masks(self.config, documents, T, device, dropout, positions, sequence)
+            context = Context(position_ids, document_ids, rotations, masks, routing, sequence)
         recompute = self.gradient_checkpointing and cache is None and torch.is_grad_enabled()
         for layer, block in enumerate(self.blocks):
             if recompute:
@@ -132,7 +144,8 @@ class GPT(nn.Module):
         assert self.multi_token is not None
         results = []
         for depth, (predictor, mtp_head_fn) in enumerate(zip(self.multi_token, mtp_head_fns, strict=True), start=1):
-            embedding = self._embed(tokens_ahead(input_ids, depth), position_ids)
+            ahead = tokens_ahead(input_ids if sequence is None else sequence.input_ids, depth)
+            embedding = self._embed(ahead if sequence is None else sequence.own(ahead), position_ids)
             if recompute:
                 x = checkpoint(predictor, x, embedding, context, use_reentrant=False)
             else:

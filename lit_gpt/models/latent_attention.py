@@ -41,6 +41,8 @@ class LatentAttention(TokenMixer):
         layer: Index of the block, from 0.
     """
 
+    divides_rows = True
+
     def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
         assert config.mla is not None
@@ -68,7 +70,12 @@ class LatentAttention(TokenMixer):
         if state is not None:
             y = state.map(self._attend_part, q, q_rotated, latent, k_rotated)
         else:
-            y = self.expanded(q, q_rotated, latent, k_rotated, context.mask(self.slides))
+            queries = None
+            if context.sequence is not None:
+                # The latents, before they are expanded to keys and values: R + D' values a token instead of 2 H D.
+                latent, k_rotated = context.sequence.gather(latent, k_rotated)
+                queries = context.sequence.index
+            y = self.expanded(q, q_rotated, latent, k_rotated, context.mask(self.slides), queries)
         return self.drop(self.o_proj(y.flatten(2)))
 
     def _attend_part(
@@ -117,7 +124,15 @@ class LatentAttention(TokenMixer):
             key = apply_rope(key.unsqueeze(2), rotation).squeeze(2).to(key.dtype)
         return _normed(self.kv_a_norm, latent).to(key.dtype), key
 
-    def expanded(self, q: Tensor, q_rotated: Tensor, latent: Tensor, k_rotated: Tensor, mask: Mask) -> Tensor:
+    def expanded(
+        self,
+        q: Tensor,
+        q_rotated: Tensor,
+        latent: Tensor,
+        k_rotated: Tensor,
+        mask: Mask,
+        queries: Tensor | None = None,
+    ) -> Tensor:
         """Attend with per-head keys and values.
 
         Args:
@@ -126,6 +141,7 @@ class LatentAttention(TokenMixer):
             latent: (B, S, R).
             k_rotated: (B, S, qk_rope_head_dim).
             mask: From `build_masks`; None = causal.
+            queries: See `attend`.
 
         Returns:
             (B, T, H, v_head_dim).
@@ -133,7 +149,7 @@ class LatentAttention(TokenMixer):
         q, k, v = (part.transpose(1, 2) for part in self._expand(q, q_rotated, latent, k_rotated))
         if v.device.type == "cpu" and v.shape[-1] < k.shape[-1]:
             v = F.pad(v, (0, k.shape[-1] - v.shape[-1]))  # SDPA's fused CPU kernel needs equal widths
-        y = attend(q, k, v, mask, self.scoring, None, self.dropout if self.training else 0.0)
+        y = attend(q, k, v, mask, self.scoring, None, self.dropout if self.training else 0.0, queries)
         return y.transpose(1, 2)[..., : self.mla.v_head_dim]
 
     def project(self, x: Tensor, rotation: Rotation | None = None) -> tuple[Tensor, Tensor, Tensor]:

@@ -7,6 +7,8 @@ layer of another package); the *channel mixer* processes each token separately (
 B batch, T time, C model width.
 """
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -25,6 +27,71 @@ if TYPE_CHECKING:
     from lit_gpt.models.positions import Rotation, Rotations
 
 
+State = tuple[Tensor, ...]
+"""What a recurrent layer knows of a span of tokens; each tensor is (B, ...)."""
+
+
+class SequencePart(ABC):
+    """The tokens that this process holds, if each row is divided over several processes (context parallelism).
+
+    Everything that processes tokens separately needs no change: it sees t tokens of each row instead of T. A token
+    mixer gets what it needs of the others through this object: attention gathers keys and values, a recurrent layer
+    passes its state on. `lit_gpt.parallel.context` implements it.
+    """
+
+    rank: int
+    """Of this process among those that share the rows; process 0 counts what is counted once per row."""
+    size: int
+    """Number of processes that share the rows."""
+    num_tokens: int
+    """T, the length of the whole rows."""
+    num_read: int
+    """Tokens of a whole row without the padding that makes it divisible."""
+    chunks: tuple[slice, ...]
+    """The contiguous spans of the row that this process holds, in the order of its t tokens; all equally long."""
+    index: Tensor
+    """(t,) int64, ascending within each chunk: the place of each token of this process in the whole row."""
+    input_ids: Tensor
+    """(B, T) int64: the whole rows, which every process has read."""
+    position_ids: Tensor
+    """(B, T) int64."""
+    labels: Tensor | None
+    """(B, T) int64."""
+    document_ids: Tensor | None
+    """(B, T) int64."""
+
+    def own(self, rows: Tensor) -> Tensor:
+        """Return this process's tokens of whole rows: (B, T, ...) → (B, t, ...)."""
+        return rows.index_select(1, self.index)
+
+    @abstractmethod
+    def gather(self, *parts: Tensor) -> tuple[Tensor, ...]:
+        """Return the whole rows of tensors of one dtype: each (B, t, ...) → (B, T, ...).
+
+        One all-gather for all of them; its backward is one reduce-scatter, which sums the gradients of all processes.
+        """
+
+    @abstractmethod
+    def before(self, summaries: Sequence[State], compose: Callable[[State, State], State]) -> list[State | None]:
+        """Return what a recurrent layer knows of everything before each chunk of this process.
+
+        For a linear recurrence, whose effect on its state over a span of tokens can be computed without the state: for
+        instance S ↦ a S + b, summarized by (a, b). All processes work at the same time, and exchange one summary a
+        chunk, with gradients.
+
+        Args:
+            summaries: One per chunk of this process, of that chunk alone.
+            compose: Function of the summaries of two adjacent spans, the earlier one first; returns that of both.
+
+        Returns:
+            For each chunk of this process, the summary of all tokens before it; None for the first chunk of the row.
+        """
+
+    @abstractmethod
+    def sum(self, value: Tensor) -> Tensor:
+        """Return the sum over the processes that share the rows, without gradient."""
+
+
 class Context(NamedTuple):
     """The inputs shared by all layers of one forward; computed once by `GPT.forward`."""
 
@@ -38,6 +105,8 @@ class Context(NamedTuple):
     """Attention masks in training; in decoding each layer's state builds its own."""
     routing: "Routing | None" = None
     """Where mixture-of-experts layers record their routing decisions; None = not recorded."""
+    sequence: SequencePart | None = None
+    """The part of the rows that this process holds; None = whole rows."""
     prepared: bool = False
     """Whether an engine has laid out the weights for decoding and checked in this iteration that they are unchanged."""
 
@@ -62,11 +131,15 @@ class TokenMixer(nn.Module):
         layer: Index of the block, from 0.
     """
 
+    divides_rows = False
+    """Whether training supports rows that are divided over processes (`context.sequence`)."""
+
     def forward(self, x: Tensor, context: Context, state: "StepState | None" = None) -> Tensor:
         """Mix tokens.
 
         In training (`state` None) `x` holds B rows of T tokens, and a token may depend only on earlier tokens of its
-        own document (`context.document_ids`). In decoding, `x` is (1, N, C), the tokens of several sequences;
+        own document (`context.document_ids`). If rows are divided over processes, `x` holds only the tokens of
+        `context.sequence`, which gives access to the others. In decoding, `x` is (1, N, C), the tokens of several sequences;
         `state.map` passes them to a function part by part, together with the rows that they continue.
 
         Args:
@@ -174,6 +247,23 @@ def mixer_kind(name: str) -> MixerKind:
             f"nearest: {nearest(name, mixer_names())}"
         )
     return _KINDS[name]
+
+
+def check_divisible_rows(layers: Sequence[tuple[str, Any]]) -> None:
+    """Raise if a token mixer cannot work on rows that are divided over processes.
+
+    Args:
+        layers: Name and class or instance of each token mixer.
+
+    Raises:
+        UserError: With the kinds of layers that cannot.
+    """
+    names = sorted({name for name, mixer in layers if not getattr(mixer, "divides_rows", False)})
+    if names:
+        raise UserError(
+            f"context parallelism divides rows, which layers of type {', '.join(names)} do not support; set context: 1, "
+            "or let the layer use context.sequence and set its divides_rows"
+        )
 
 
 def mixer_options(name: str, values: Any) -> Any:

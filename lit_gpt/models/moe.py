@@ -22,7 +22,7 @@ from torch.autograd.function import once_differentiable
 
 from lit_gpt.models.choices import GATED
 from lit_gpt.models.config import GPTConfig
-from lit_gpt.models.mixers import Context
+from lit_gpt.models.mixers import Context, SequencePart
 from lit_gpt.models.mlp import ACTIVATIONS, GATES, MLP
 
 
@@ -126,18 +126,31 @@ class Routing:
 
     Args:
         document_ids: (B, T) int64 as given to the model, -1 on padding; None = no padding.
+        sequence: The part of the rows that this process holds, whose sums are recorded; None = whole rows.
     """
 
-    def __init__(self, document_ids: Tensor | None = None) -> None:
+    def __init__(self, document_ids: Tensor | None = None, sequence: SequencePart | None = None) -> None:
         self.real = None if document_ids is None else document_ids != -1
+        self.sequence = sequence
         self.layers: dict[int, LayerRouting] = {}
         """Records by layer; multi-token-prediction blocks come after the last layer."""
         self._length = 1
 
     @property
     def num_tokens(self) -> Tensor | int:
-        """Number of counted tokens per row: (B,), at least 1; or one number if there is no padding."""
-        return self._length if self.real is None else self.real.sum(1).clamp(min=1)
+        """Number of counted tokens per whole row: (B,), at least 1; or one number if there is no padding."""
+        real, length = self.real, self._length
+        if self.sequence is not None:
+            documents, length = self.sequence.document_ids, self.sequence.num_tokens
+            real = None if documents is None else documents != -1
+        return length if real is None else real.sum(1).clamp(min=1)
+
+    def row_counts(self) -> dict[int, Tensor]:
+        """Return each layer's `counts` over whole rows: (B, E), summed over the processes that share them."""
+        counts = {layer: record.counts for layer, record in self.layers.items()}
+        if self.sequence is None or not counts:
+            return counts
+        return dict(zip(counts, self.sequence.sum(torch.stack(list(counts.values()))), strict=True))
 
     def record(
         self, layer: int, chosen: Tensor, logits: Tensor, scores: Tensor, with_scores: bool, with_log_z: bool

@@ -91,8 +91,17 @@ class GPTModule(LightningModule):
     """Names of weights that an objective adds to the model, and that `init_from` may lack."""
     always_logs: tuple[str, ...] = ("val/loss",)
     """Metrics that every validation logs; `Preflight` tries out a validation for monitors of others."""
+    loss_sums_tokens = False
+    """Whether `loss` is a sum of terms, one per token, that depend on other tokens only through the model; then context
+    parallelism may divide rows over processes. A class with a `loss` of its own says so for itself."""
     is_language_model_loss = True
     """Whether the loss is in nats per token, so that perplexity and bits per byte are meaningful."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Do not assume of a new loss what its base class promises of its own."""
+        super().__init_subclass__(**kwargs)
+        if "loss" in vars(cls) and "loss_sums_tokens" not in vars(cls):
+            cls.loss_sums_tokens = False
 
     def __init__(
         self,
@@ -326,6 +335,8 @@ class GPTModule(LightningModule):
             options["mtp_head_fns"] = mtp_head_fns
         if self._routers is not None and self.training and "labels" in batch:
             options["routing"] = self._routers.new_record(batch)
+        if "sequence" in batch:
+            options["sequence"] = batch["sequence"]
         return self.model(
             batch["input_ids"],
             position_ids=batch.get("position_ids"),
@@ -559,7 +570,11 @@ class GPTModule(LightningModule):
         self._loss_sums[1] += num_units
         if "num_bytes" in micro_batch:
             self._loss_sums[2] += micro_batch["num_bytes"].sum()
-        self.tokens_seen += micro_batch["input_ids"].numel() * self.data_parallel_size
+        ids, sequence = micro_batch["input_ids"], micro_batch.get("sequence")
+        if sequence is None:
+            self.tokens_seen += ids.numel() * self.data_parallel_size
+        else:  # of the whole rows, without the padding that makes them divisible
+            self.tokens_seen += len(ids) * sequence.num_read * self.data_parallel_size // sequence.size
         return loss
 
     def _stop_at_max_tokens(self) -> None:

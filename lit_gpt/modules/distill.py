@@ -52,6 +52,8 @@ class DistillModule(SFTModule):
         kwargs: see `SFTModule`.
     """
 
+    loss_sums_tokens = True
+
     def __init__(
         self,
         teacher: str,
@@ -198,7 +200,7 @@ class DistillModule(SFTModule):
 
     def _distillation_loss(self, batch: Batch) -> TokenLoss:
         teacher: Any = self._teacher_model
-        inputs = {"position_ids": batch.get("position_ids"), "document_ids": batch.get("document_ids")}
+        inputs = {name: batch.get(name) for name in ("position_ids", "document_ids", "sequence")}
         with torch.no_grad():
             teacher_hidden = teacher(batch["input_ids"], head_fn=lambda hidden, *_: hidden, **inputs)  # (B, T, C_t)
 

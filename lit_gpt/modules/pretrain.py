@@ -33,6 +33,7 @@ class PretrainModule(GPTModule):
     """
 
     trains_mtp = True
+    loss_sums_tokens = True
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Assume that a subclass with its own loss does not train multi-token-prediction blocks unless it says so."""
@@ -55,13 +56,19 @@ class PretrainModule(GPTModule):
         depths = range(1, self.config.multi_token + 1) if self.training else ()
         if not depths:
             return self(batch, head_fn=self._head_fn(batch["labels"]))
-        labels = [mtp_labels(batch["labels"], batch.get("document_ids"), depth) for depth in depths]
+        labels = [self._mtp_labels(batch, depth) for depth in depths]
         mtp_head_fns = [self._head_fn(shifted) for shifted in labels]
         token_loss, mtp = self(batch, head_fn=self._head_fn(batch["labels"]), mtp_head_fns=mtp_head_fns)
         losses = torch.stack([depth.loss for depth in mtp]).mean()
         entropies = torch.stack([depth.cross_entropy for depth in mtp]).mean()
         loss = token_loss.loss + self.multi_token_weight * losses
         return TokenLoss(loss, token_loss.cross_entropy, {"mtp_loss": entropies})
+
+    def _mtp_labels(self, batch: Batch, depth: int) -> Tensor:
+        sequence = batch.get("sequence")
+        if sequence is None:
+            return mtp_labels(batch["labels"], batch.get("document_ids"), depth)
+        return sequence.own(mtp_labels(sequence.labels, sequence.document_ids, depth))
 
     def _head_fn(self, labels: Tensor) -> HeadFn:
         softcap = self.config.logit_softcap
@@ -80,6 +87,8 @@ class PretrainModule(GPTModule):
         rows: dict[str, Any] = dict(batch)
         # Each row is one document followed by padding, so the causal mask is enough and no other is built.
         alone = Batch(input_ids=batch["input_ids"], position_ids=batch["position_ids"])
+        if "sequence" in batch:
+            alone["sequence"] = batch["sequence"]
         head_fn = partial(token_cross_entropy, labels=batch["labels"], softcap=self.config.logit_softcap)
         losses = self(alone, head_fn=head_fn)  # (B, T)
         return {

@@ -25,6 +25,7 @@ class SFTModule(GPTModule):
     """
 
     grows_vocabulary = True
+    loss_sums_tokens = True
 
     def __init__(self, z_loss: float = 0.0, **kwargs: object) -> None:
         super().__init__(**kwargs)  # type: ignore[arg-type]

@@ -31,7 +31,8 @@ def routing_loss(routing: Routing, moe: MoEConfig, weights: Tensor) -> Tensor:
             depend on how the step is split into micro-batches.
 
     Returns:
-        () float32 sum over rows of weight times loss.
+        () float32 sum over rows of weight times loss. If rows are divided over processes, this process's term of it: a
+        row's loss is linear in the scores and in log²Z, whose sums over its tokens are the sums over processes.
 
     Example:
         >>> record = Routing(batch["document_ids"])
@@ -40,10 +41,11 @@ def routing_loss(routing: Routing, moe: MoEConfig, weights: Tensor) -> Tensor:
     """
     total = weights.new_zeros((), dtype=torch.float32)
     num_tokens = routing.num_tokens
-    for layer in routing.layers.values():
+    counts = routing.row_counts() if moe.balance_loss_weight else {}
+    for index, layer in routing.layers.items():
         per_row: Tensor | float = 0.0  # (B,)
         if layer.scores is not None:
-            frequency = layer.counts * (moe.num_experts / moe.num_experts_per_tok)
+            frequency = counts[index] * (moe.num_experts / moe.num_experts_per_tok)
             per_row = per_row + moe.balance_loss_weight * (frequency * layer.scores).sum(1) / num_tokens**2
         if layer.squared_log_z is not None:
             per_row = per_row + moe.z_loss_weight * layer.squared_log_z / num_tokens
@@ -115,8 +117,10 @@ class RouterTraining:
 
     def new_record(self, batch: Batch) -> Routing:
         """Return a record for a forward over this batch, whose rows are weighted by their supervised tokens."""
-        routing = Routing(batch.get("document_ids"))
-        self._open.append((routing, (batch["labels"] != IGNORE_INDEX).sum(1)))
+        sequence = batch.get("sequence")
+        routing = Routing(batch.get("document_ids"), sequence)
+        labels = batch["labels"] if sequence is None else sequence.labels  # of the whole rows
+        self._open.append((routing, (labels != IGNORE_INDEX).sum(1)))
         return routing
 
     def take_loss(self) -> Tensor | None:

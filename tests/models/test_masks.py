@@ -7,7 +7,7 @@ from lit_gpt.models.attention import Scoring, attend
 from lit_gpt.models.cache import additive_mask
 from lit_gpt.models.masks import build_masks, dense_mask, flex_block_mask, is_plain_causal
 
-CPU = torch.device("cpu")
+CPU, PLACES = torch.device("cpu"), torch.arange(8)
 PACKED = torch.tensor([[0, 0, 0, 1, 1, 2, 2, -1], [0, 1, 1, 1, 1, 1, 1, 1]])
 
 
@@ -30,7 +30,7 @@ def test_is_plain_causal(row, plain):
 @pytest.mark.parametrize("window", [None, 1, 3])
 @pytest.mark.parametrize("documents", [None, PACKED])
 def test_dense_mask_in_loops(window, documents):
-    mask = dense_mask(documents, window, 8, CPU)
+    mask = dense_mask(documents, window, PLACES, PLACES)
     B = 1 if documents is None else 2
     assert mask.shape == (B, 1, 8, 8)
     for b in range(B):
@@ -68,7 +68,7 @@ def test_alibi_is_added_to_the_scores():
 def test_the_mask_of_a_decoding_step_is_the_last_rows_of_the_whole():
     query, key = torch.arange(6, 8)[None, :, None], torch.arange(8)[None, None]
     added = additive_mask(GPTConfig(), query, key, 3, torch.float32)
-    assert torch.equal(added == 0, dense_mask(None, 3, 8, CPU)[:, :, 6:])
+    assert torch.equal(added == 0, dense_mask(None, 3, PLACES, PLACES)[:, :, 6:])
 
 
 def test_cheapest_form_is_chosen():
@@ -92,7 +92,7 @@ def test_flex_attention_follows_the_same_rule(window, documents):
     q, k, v = (torch.randn(2, heads, 8, 16, generator=generator) for heads in (4, 2, 2))
     block_mask = flex_block_mask(documents, window, 8, CPU)
     y = flex_attention(q, k, v, block_mask=block_mask, enable_gqa=True)
-    torch.testing.assert_close(y, attend(q, k, v, dense_mask(documents, window, 8, CPU)), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(y, attend(q, k, v, dense_mask(documents, window, PLACES, PLACES)), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(y, attend(q, k, v, block_mask), rtol=1e-5, atol=1e-6)
 
 

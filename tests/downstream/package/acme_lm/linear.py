@@ -14,7 +14,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_gpt.errors import UserError
-from lit_gpt.models import Context, GPTConfig, LayerState, StepState, TokenMixer, register_token_mixer
+from lit_gpt.models import (
+    Context,
+    GPTConfig,
+    LayerState,
+    SequencePart,
+    StepState,
+    TokenMixer,
+    register_token_mixer,
+)
 
 CHUNK = 16
 
@@ -38,6 +46,8 @@ class GatedLinear(TokenMixer):
         layer: Which block this is.
     """
 
+    divides_rows = True
+
     def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
         self.num_heads = config.mixer_options_of(layer).num_heads
@@ -54,12 +64,39 @@ class GatedLinear(TokenMixer):
         q, k, v = (projection(x).view(shape) for projection in (self.q_proj, self.k_proj, self.v_proj))
         k = k * self.head_size**-0.5
         log_decay = F.logsigmoid(self.decay_proj(x))  # (B, T, H)
-        if state is None:
+        if context.sequence is not None:
+            y = self._divided(q, k, v, log_decay, context.sequence)
+        elif state is None:
             matrix = x.new_zeros(x.shape[0], self.num_heads, self.head_size, self.head_size)
             y, _ = in_chunks(q, k, v, log_decay, matrix, context.document_ids)
         else:
             y = state.map(self._continue, q, k, v, log_decay)
         return self.o_proj(y.flatten(2))
+
+    def _divided(self, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, sequence: SequencePart) -> Tensor:
+        """The chunks of this process: their own effects on the matrix first, then each from where the row is there."""
+        matrix = q.new_zeros(len(q), self.num_heads, self.head_size, self.head_size)
+        parts, summaries, start = [], [], 0
+        for chunk in sequence.chunks:
+            piece = slice(start, start := start + chunk.stop - chunk.start)
+            part = (q[:, piece], k[:, piece], v[:, piece], log_decay[:, piece])
+            ids = before = None
+            decay = log_decay[:, piece].sum(1).exp()  # (B, H)
+            if sequence.document_ids is not None:
+                ids = sequence.document_ids[:, chunk]
+                if chunk.start > 0:
+                    before = sequence.document_ids[:, chunk.start - 1 : chunk.start]
+                    decay = decay * (before == ids[:, -1:])  # nothing is left behind the start of a document
+            parts.append((part, ids, before))
+            summaries.append((decay[:, :, None, None], in_chunks(*part, matrix, ids)[1]))
+        found = sequence.before(summaries, lambda one, next: (one[0] * next[0], next[0] * one[1] + next[1]))
+        return torch.cat(
+            [
+                in_chunks(*part, matrix if state is None else state[1], ids, before)[0]
+                for (part, ids, before), state in zip(parts, found, strict=True)
+            ],
+            dim=1,
+        )
 
     def _continue(self, state: LayerState, part, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor) -> Tensor:
         (matrix,) = state.read(part)
@@ -92,10 +129,16 @@ def one_by_one(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, matrix: Tenso
 
 
 def in_chunks(
-    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, matrix: Tensor, document_ids: Tensor | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    matrix: Tensor,
+    document_ids: Tensor | None = None,
+    before: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The same, a chunk at a time; a document (B, T) begins with an empty matrix."""
-    outputs, before = [], None
+    """The same, a chunk at a time; a document (B, T) begins with an empty matrix; `before` as in `one_chunk`."""
+    outputs = []
     for start in range(0, q.shape[1], CHUNK):
         piece = slice(start, start + CHUNK)
         ids = None if document_ids is None else document_ids[:, piece]
