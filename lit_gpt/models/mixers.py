@@ -139,8 +139,8 @@ class TokenMixer(nn.Module):
 
         In training (`state` None) `x` holds B rows of T tokens, and a token may depend only on earlier tokens of its
         own document (`context.document_ids`). If rows are divided over processes, `x` holds only the tokens of
-        `context.sequence`, which gives access to the others. In decoding, `x` is (1, N, C), the tokens of several sequences;
-        `state.map` passes them to a function part by part, together with the rows that they continue.
+        `context.sequence`, which gives access to the others. In decoding, `x` is (1, N, C), the tokens of several
+        sequences; `state.map` passes them to a function part by part, together with the rows that they continue.
 
         Args:
             x: (B, T, C).
@@ -261,8 +261,8 @@ def check_divisible_rows(layers: Sequence[tuple[str, Any]]) -> None:
     names = sorted({name for name, mixer in layers if not getattr(mixer, "divides_rows", False)})
     if names:
         raise UserError(
-            f"context parallelism divides rows, which layers of type {', '.join(names)} do not support; set context: 1, "
-            "or let the layer use context.sequence and set its divides_rows"
+            f"context parallelism divides rows, which layers of type {', '.join(names)} do not support; set "
+            "context: 1, or let the layer use context.sequence and set its divides_rows"
         )
 
 

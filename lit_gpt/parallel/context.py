@@ -42,6 +42,8 @@ Tree = TypeVar("Tree")
 # Named so since torch 2.13, which warns of the names before.
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 _reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+FIELDS = ("input_ids", "position_ids", "labels", "document_ids")
+"""Fields of a batch that a process keeps of the whole rows, too."""
 PADDING = {"labels": IGNORE_INDEX, "document_ids": -1}
 """Values of the tokens that fill a row up; other fields get 0."""
 
@@ -50,7 +52,7 @@ class ContextPart(SequencePart):
     """The tokens of one process, and the whole rows that they are from, on one device.
 
     Args:
-        rows: `input_ids`, `position_ids` and, if present, `labels` and `document_ids` of the whole rows, (B, T) each.
+        rows: `FIELDS` of the whole rows, (B, T) each; `labels` and `document_ids` may be missing.
         rank: Of this process among those that share the rows.
         size: Number of processes, c.
         group: Their process group; None = all processes.
@@ -68,11 +70,11 @@ class ContextPart(SequencePart):
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "ContextPart":
         """Return the part with its tensors on a device (called by Lightning with the batch's tensors)."""
-        rows = {
-            name: value.to(device, non_blocking=non_blocking)
-            for name in ("input_ids", "position_ids", "labels", "document_ids")
-            if (value := getattr(self, name)) is not None
-        }
+        return self.map(lambda rows: rows.to(device, non_blocking=non_blocking))
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "ContextPart":
+        """Return the part with each field of the whole rows replaced by a function of it."""
+        rows = {name: function(value) for name in FIELDS if (value := getattr(self, name)) is not None}
         return ContextPart(rows, self.rank, self.size, self.group, self.num_read)
 
     def gather(self, *parts: Tensor) -> tuple[Tensor, ...]:
@@ -81,8 +83,7 @@ class ContextPart(SequencePart):
         whole: Tensor = _Gather.apply(flat, self.size, self.group)
         widths = [part.shape[2:].numel() for part in parts]
         return tuple(
-            piece.unflatten(-1, part.shape[2:])
-            for piece, part in zip(whole.split(widths, dim=-1), parts, strict=True)
+            piece.unflatten(-1, part.shape[2:]) for piece, part in zip(whole.split(widths, dim=-1), parts, strict=True)
         )
 
     def before(self, summaries: Sequence[State], compose: Callable[[State, State], State]) -> list[State | None]:
@@ -204,16 +205,11 @@ def _own_targets(target_index: Tensor, num_read: int, sequence: ContextPart) -> 
     return (row * len(sequence.index) + own)[own >= 0]
 
 
-def check_context_parallel(config: GPTConfig, size: int) -> None:
+def check_context_parallel(config: GPTConfig) -> None:
     """Raise if a model's rows cannot be divided.
-
-    Args:
-        config: The model's architecture.
-        size: Number of processes that share a row.
 
     Raises:
         UserError: With the kinds of layers that do not support it.
     """
-    if size > 1:
-        kinds = {config.token_mixer(layer) for layer in range(config.n_layer)}
-        check_divisible_rows([(name, mixer_kind(name).build) for name in kinds])
+    kinds = {config.token_mixer(layer) for layer in range(config.n_layer)}
+    check_divisible_rows([(name, mixer_kind(name).build) for name in kinds])

@@ -10,6 +10,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from lit_gpt.errors import UserError
 from lit_gpt.models.config import GPTConfig
 from lit_gpt.models.gpt import GPT
+from lit_gpt.parallel.context import check_context_parallel
 from lit_gpt.parallel.layout import AXES, Layout, fsdp_mesh
 from lit_gpt.parallel.tensor import apply_tensor_parallel, check_tensor_parallel
 
@@ -22,6 +23,8 @@ def check_model(config: GPTConfig, layout: Layout) -> None:
     """
     if layout.tensor > 1:
         check_tensor_parallel(config, layout.tensor)
+    if layout.context > 1:
+        check_context_parallel(config)
 
 
 def parallelize(model: GPT, mesh: DeviceMesh, all_gather_dtype: torch.dtype = torch.float32) -> GPT:

@@ -38,8 +38,10 @@ from torch.utils._pytree import tree_flatten, tree_map_only
 from torch.utils.flop_counter import flop_registry
 
 from lit_gpt.errors import UserError
+from lit_gpt.models import masks
 from lit_gpt.objectives import cross_entropy
 from lit_gpt.parallel import Layout, parallelize
+from lit_gpt.parallel.context import cut_batch
 from lit_gpt.planning.allocators import Event, upper_bound
 
 KINDS = ("parameters", "gradients", "optimizer", "buffers", "activations", "temporaries", "collectives")
@@ -199,7 +201,13 @@ def simulate_step(
     chunk_bytes = cross_entropy.CHUNK_BYTES if accelerator == "cpu" else cross_entropy.CHUNK_BYTES_GPU
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     try:
-        with _fake_processes(layout) as mesh, mock.patch.object(cross_entropy, "CHUNK_BYTES", chunk_bytes):
+        with (
+            _fake_processes(layout) as mesh,
+            mock.patch.object(cross_entropy, "CHUNK_BYTES", chunk_bytes),
+            _masks_of(module, layout, accelerator),
+        ):
+            if layout.context > 1:
+                batches = cut_batch(list(batches), mesh["context"])
             module.trainer = _Trainer(layout, mesh, max_steps)
             module._device_mesh = mesh
             module.to("meta")
@@ -212,7 +220,7 @@ def simulate_step(
                 module.trainer.optimizers = [optimizer]
                 module.on_train_start()
                 tracker = Tracker(module, optimizer)
-                step = [tree_map_only(Tensor, _like, dict(batch)) for batch in batches]
+                step = [_fake_batch(batch) for batch in batches]
                 with tracker:
                     tracker.hold("activations", step)
                     for _ in range(2):
@@ -238,6 +246,20 @@ def _train(module: Any, optimizer: Optimizer, batches: Any, autocast: torch.dtyp
     optimizer.step()
     # Modules of this project clear gradients at the start of their step themselves; others leave it to Lightning.
     optimizer.zero_grad()
+
+
+def _fake_batch(batch: Mapping[str, Any]) -> dict[str, Any]:
+    sequence = batch.get("sequence")
+    fake = tree_map_only(Tensor, _like, dict(batch))
+    return fake if sequence is None else fake | {"sequence": sequence.map(_like)}
+
+
+def _masks_of(module: Any, layout: Layout, accelerator: str) -> contextlib.AbstractContextManager[Any]:
+    """Leave out the dense masks of divided rows where FlexAttention serves, which has none in memory."""
+    biased = getattr(getattr(module, "config", None), "positions", None) == "alibi"
+    if accelerator == "cpu" or layout.context == 1 or biased:
+        return contextlib.nullcontext()
+    return mock.patch.object(masks, "dense_mask", lambda *_: None)
 
 
 def _like(tensor: Tensor) -> Tensor:
@@ -569,7 +591,9 @@ class Tracker(TorchDispatchMode):
         if packet in _ATTENTION:
             kind, flops = "attention", _ATTENTION[packet](*args, **kwargs, out_val=out)
             if _is_causal(func, args, kwargs):
-                flops /= 2
+                # The last query attends to every key: half of the scores if there are as many queries as keys.
+                q, k = args[1:3] if "backward" in func._schema.name else args[:2]
+                flops *= 1 - q.shape[-2] / (2 * k.shape[-2])
         elif packet is _ATEN._grouped_mm:
             kind, flops = "experts", _grouped_flops(args[0], args[1])
         elif packet in flop_registry or packet in _IN_PLACE:

@@ -61,6 +61,7 @@ from lit_gpt.checks import check_one_of, local_path
 from lit_gpt.errors import UserError
 from lit_gpt.models import GPT, GPTConfig
 from lit_gpt.parallel import Layout, check_model, parallelize
+from lit_gpt.parallel.context import cut_batch
 from lit_gpt.parallel.layout import flat_mesh
 from lit_gpt.plugins.checkpoint_io import AtomicCheckpointIO
 
@@ -77,6 +78,8 @@ class ParallelStrategy(ModelParallelStrategy):
         replicate: number of copies of the sharded model (HSDP): gradients are reduced within a copy, then summed over
             copies, so that only the sum crosses slow links.
         tensor: number of parts of each layer.
+        context: number of parts of each sequence, for contexts whose activations do not fit on one device; rows are
+            padded to a multiple of twice this number. See `lit_gpt.parallel.context`.
         save_distributed_checkpoint: each process writes its shard (fast, any size). False: the weights are gathered
             on process 0 and written like a single device's checkpoint.
         sync_micro_batches: reduce-scatter the gradients after each micro-batch: they stay sharded, which saves the
@@ -93,6 +96,7 @@ class ParallelStrategy(ModelParallelStrategy):
         data: int | Literal["auto"] = "auto",
         replicate: int = 1,
         tensor: int = 1,
+        context: int = 1,
         save_distributed_checkpoint: bool = True,
         sync_micro_batches: bool = False,
         all_gather_dtype: Literal["float32", "bfloat16"] = "float32",
@@ -104,7 +108,7 @@ class ParallelStrategy(ModelParallelStrategy):
             process_group_backend=process_group_backend,
             timeout=timeout,
         )
-        self._sizes: dict[str, Any] = {"data": data, "replicate": replicate, "tensor": tensor}
+        self._sizes: dict[str, Any] = {"data": data, "replicate": replicate, "tensor": tensor, "context": context}
         self.layout = Layout()
         """Sizes of all axes; complete after `setup_environment`."""
         check_one_of("all_gather_dtype", all_gather_dtype, ("float32", "bfloat16"))
@@ -125,6 +129,12 @@ class ParallelStrategy(ModelParallelStrategy):
         config = getattr(self.lightning_module, "config", None)
         if isinstance(config, GPTConfig):
             check_model(config, self.layout)
+        if self.layout.context > 1 and not getattr(self.lightning_module, "loss_sums_tokens", False):
+            raise UserError(
+                f"context {self.layout.context} divides rows over processes, for which the loss must be a sum of "
+                f"terms, one per token, and that of {type(self.lightning_module).__name__} is not declared to be one; "
+                "set context: 1 and shard over data instead, or loss_sums_tokens = True in the class if it is"
+            )
         self._setup_distributed()
         self._device_mesh = self.layout.build_mesh(self.root_device.type)
         self.lightning_module._device_mesh = self._device_mesh
@@ -139,6 +149,12 @@ class ParallelStrategy(ModelParallelStrategy):
     def loss_group(self) -> Any:
         """Process group of the ranks that hold different tokens."""
         return self.device_mesh.get_group("loss")
+
+    def batch_to_device(self, batch: Any, device: torch.device | None = None, dataloader_idx: int = 0) -> Any:
+        """Move a batch to the device: of each row only this process's tokens, if rows are divided."""
+        if self.layout.context > 1:
+            batch = cut_batch(batch, self.device_mesh["context"])
+        return super().batch_to_device(batch, device, dataloader_idx)
 
     def parallelize(self, model: GPT) -> GPT:
         """Shard a model in place, on the meta device, along all axes."""

@@ -1,5 +1,7 @@
 """Counts of what was trained on, beside what was wanted; across a resume; and nothing where there is no mixture."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from lightning.pytorch import LightningDataModule
@@ -61,6 +63,17 @@ def test_counts_survive_a_resume(make_trainer, tmp_path):
     total = sum(callback.latest[f"mixture_total/{name}"] for name in "ab")
     assert total == pytest.approx(1.0)
     assert callback.latest["mixture_epochs/a"] + 2 * callback.latest["mixture_epochs/b"] == pytest.approx(40 / 10)
+
+
+def test_rows_that_processes_share_are_counted_on_the_first(make_trainer):
+    class Shared(Mixed):
+        def train_dataloader(self):
+            for step in super().train_dataloader():
+                yield [micro | {"sequence": SimpleNamespace(rank=rank)} for rank, micro in enumerate(step)]
+
+    callback = MixtureProportions()
+    make_trainer(callback, max_steps=12, log_every_n_steps=12).fit(Module(), datamodule=Shared())
+    assert callback.latest["mixture/a"] == (6 * 2 + 6) / 24
 
 
 def test_without_a_mixture_it_does_nothing(make_trainer):

@@ -9,6 +9,7 @@ from tiny_run import ListLogger, TinyLoader, TinyModule
 from lit_gpt.callbacks import NonFiniteGuard, RunCheckpoint, nonfinite_guard
 from lit_gpt.checkpoints.resolve import find_last_complete
 from lit_gpt.errors import UserError
+from lit_gpt.parallel.context import cut_rows
 
 
 class SpoilsGradient(TinyModule):
@@ -43,6 +44,22 @@ def test_the_run_stops_before_the_optimizer_moves(make_trainer, tmp_path, gradie
     assert saved["step"] == 4
     assert saved["batch"][0]["input_ids"].equal(TinyLoader().batch(3)[0]["input_ids"])
     assert all(parameter.isfinite().all() for parameter in module.parameters())
+
+
+def test_the_batch_of_divided_rows_holds_the_whole_ones(make_trainer, tmp_path):
+    class Divided(SpoilsGradient):
+        def on_before_batch_transfer(self, batch, dataloader_idx):
+            return [cut_rows(micro_batch, 0, 2) for micro_batch in batch]
+
+        def training_step(self, batch, batch_idx):
+            return next(iter(self.parameters())).sum() * math.nan
+
+    module = Divided()
+    with pytest.raises(UserError, match="optimizer step 1"):
+        make_trainer(NonFiniteGuard()).fit(module)
+    saved = torch.load(tmp_path / "run" / "nonfinite-step-00000001.pt", weights_only=True)
+    whole = TinyLoader().batch(0)[0]["input_ids"]
+    assert saved["batch"][0]["sequence"]["input_ids"][:, : whole.shape[1]].equal(whole)
 
 
 def test_without_a_checkpoint_it_says_so(make_trainer):
