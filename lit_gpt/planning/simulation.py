@@ -259,7 +259,7 @@ def _masks_of(module: Any, layout: Layout, accelerator: str) -> contextlib.Abstr
     biased = getattr(getattr(module, "config", None), "positions", None) == "alibi"
     if accelerator == "cpu" or layout.context == 1 or biased:
         return contextlib.nullcontext()
-    return mock.patch.object(masks, "dense_mask", lambda *_: None)
+    return mock.patch.object(masks, "dense_mask", return_value=None)
 
 
 def _like(tensor: Tensor) -> Tensor:

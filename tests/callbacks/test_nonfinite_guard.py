@@ -47,7 +47,7 @@ def test_the_run_stops_before_the_optimizer_moves(make_trainer, tmp_path, gradie
 
 
 def test_the_batch_of_divided_rows_holds_the_whole_ones(make_trainer, tmp_path):
-    class Divided(SpoilsGradient):
+    class Divided(TinyModule):
         def on_before_batch_transfer(self, batch, dataloader_idx):
             return [cut_rows(micro_batch, 0, 2) for micro_batch in batch]
 
