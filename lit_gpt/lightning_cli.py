@@ -34,6 +34,8 @@ from lit_gpt.errors import UserError, find_user_error
 from lit_gpt.instantiate import read_yaml
 from lit_gpt.models import GPTConfig
 from lit_gpt.parser import CommandParser, HelpFormatter, Options
+from lit_gpt.planning.receipt import PLAN
+from lit_gpt.rehearsal import rehearse
 from lit_gpt.trainer import ENVIRONMENT, Trainer, environment_variables, refusal
 
 COMMON = (
@@ -41,7 +43,7 @@ COMMON = (
     "trainer.default_root_dir", "trainer.max_steps", "trainer.max_epochs", "trainer.val_check_interval",
     "trainer.log_every_n_steps", "trainer.precision", "trainer.accelerator", "trainer.devices", "trainer.num_nodes",
     "trainer.strategy", "trainer.callbacks", "trainer.callbacks.help", "trainer.logger", "trainer.logger.help",
-    "seed_everything", "plan",
+    "seed_everything",
 )  # fmt: skip
 """Options that the help begins with."""
 
@@ -51,6 +53,13 @@ DESCRIPTION = """{summary}
   python -m lit_gpt {command} --model.help PretrainModule          the options of a module
   python -m lit_gpt {command} --data.help TextDataModule           the options of a DataModule
   python -m lit_gpt {command} --config my.yaml --print_config      a YAML with every option"""
+
+
+ONLY_FIT = {
+    "--plan": ("plan.json", "hold the run to the forecast of `plan --out plan.json`"),
+    "--rehearse": ("3m", "try it first: a few steps, a kill, resuming, validating, exporting"),
+}
+"""Options of `fit` that say how it is run and not what: they are in no YAML. Each has an example and its help."""
 
 
 class ArgumentParser(CommandParser, LightningArgumentParser):
@@ -141,8 +150,8 @@ def _differences(before: Any, after: Any, key: str = "") -> list[str]:
 class CLI(LightningCLI):
     """LightningCLI with this project's Trainer; built-in models and DataModules can be given by short name."""
 
-    def __init__(self, args: list[str]) -> None:
-        self._command = args[0]
+    def __init__(self, args: list[str], plan: str | None = None) -> None:
+        self._command, self._plan = args[0], plan
         super().__init__(
             model_class=LightningModule,
             datamodule_class=LightningDataModule,
@@ -169,7 +178,11 @@ class CLI(LightningCLI):
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         """Add the arguments, and arrange them for the help: the usual ones first, then the rest of the Trainer's."""
         summary = (getattr(klass, subcommand).__doc__ or "").partition("\n")[0]
-        kwargs["description"] = DESCRIPTION.format(summary=summary, command=subcommand)
+        description = DESCRIPTION.format(summary=summary, command=subcommand)
+        if subcommand == "fit":
+            lines = [f"{option} {example}".ljust(32) + help for option, (example, help) in ONLY_FIT.items()]
+            description += "".join(f"\n  python -m lit_gpt fit --config my.yaml {line}" for line in lines)
+        kwargs["description"] = description
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         order = {name: place for place, name in enumerate(COMMON)}
         groups = parser._action_groups
@@ -190,10 +203,6 @@ class CLI(LightningCLI):
             )
         for target in ("model", "data"):
             parser.link_arguments("seed_everything", f"{target}.init_args.seed", compute_fn=_seed)
-        if self._command == "fit":
-            parser.add_argument(
-                "--plan", type=str | None, default=None, help="forecast of `plan --out`, to which the run is held"
-            )
 
     def instantiate_classes(self) -> None:
         """Build trainer, model and data; what Lightning or a missing package refuses is the user's to mend.
@@ -208,9 +217,12 @@ class CLI(LightningCLI):
             if refused is error:
                 raise  # with its cause, which `raise error from error` would replace
             raise refused from error
-        plan = self._get(self.config_init, "plan")
-        if plan is not None and not any(isinstance(c, PlanReceipt) for c in self.trainer.callbacks):  # type: ignore[attr-defined]
-            self.trainer.callbacks.append(PlanReceipt(plan))  # type: ignore[attr-defined]
+        sealed = self.trainer.run_dir / PLAN  # type: ignore[attr-defined]
+        if self._plan is None and self._get(self.config_init, "ckpt_path") is not None and sealed.exists():
+            self._plan = str(sealed)  # a sealed run stays so when it is resumed
+        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
+        if self._command == "fit" and self._plan is not None and not any(isinstance(c, PlanReceipt) for c in callbacks):
+            callbacks.append(PlanReceipt(self._plan))
 
     def before_validate(self) -> None:
         """Raise if the weights would be random."""
@@ -277,6 +289,23 @@ def _prefer_ours(value: Any) -> Any:
     }
 
 
+def _take(args: list[str], option: str) -> str | None:
+    """Remove an option of `fit` alone, which belongs in no YAML, from the arguments and return its value.
+
+    Raises:
+        UserError: it has no value.
+    """
+    for place, word in enumerate(args):
+        name, equals, value = word.partition("=")
+        if args[0] == "fit" and name == option:
+            if not equals and (place + 1 == len(args) or args[place + 1].startswith("--")):
+                raise UserError(f"{option} has no value; write `{option} {ONLY_FIT[option][0]}`")
+            taken = value if equals else args.pop(place + 1)
+            del args[place]
+            return taken
+    return None
+
+
 def run(args: list[str]) -> int:
     """Run a Trainer command.
 
@@ -286,6 +315,7 @@ def run(args: list[str]) -> int:
     Returns:
         The exit status; 128 + the signal's number if a signal stopped the run.
     """
+    args = list(args)
     sys.path.insert(0, str(Path.cwd()))  # `class_path: my_module.MyModule` from the working directory
     # Lightning writes the configuration with PyYAML, which knows no enum: `Timer` has one as a default.
     yaml.SafeDumper.add_multi_representer(enum.Enum, lambda dumper, item: dumper.represent_data(item.value))
@@ -294,8 +324,12 @@ def run(args: list[str]) -> int:
     for name in environment_variables():
         variable = ENVIRONMENT + name.upper()
         print(f"lit_gpt: {variable} is ignored on the command line; write --trainer.{name}", file=sys.stderr)
+    plan = _take(args, "--plan")
+    duration = _take(args, "--rehearse")
+    if duration is not None:
+        return rehearse(args[1:], duration)
     try:
-        cli = CLI(args)
+        cli = CLI(args, plan)
     except MisconfigurationException as error:
         raise refusal(error) from error
     if torch.distributed.is_initialized():

@@ -28,11 +28,12 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 from lit_gpt.datamodules.rows import RowDataModule
 from lit_gpt.errors import UserError
+from lit_gpt.hashing import sha256_json
 from lit_gpt.instantiate import read_yaml
 from lit_gpt.modules import GRPOModule
 from lit_gpt.optim import Schedule
 from lit_gpt.parallel.layout import AXES, Layout
-from lit_gpt.planning.devices import Device
+from lit_gpt.planning.devices import Device, find_device
 from lit_gpt.planning.forecast import (
     UNCALIBRATED,
     Calibration,
@@ -464,26 +465,33 @@ def calibrate(runs: Sequence[Path], device: Device) -> Calibration:
     return Calibration(math.exp(middle), max(1.05, spread), f"{len(logs)} run{'s' * (len(logs) > 1)} on this device")
 
 
-def law_rows(runs: Sequence[Path], device: Device) -> list[dict[str, Any]]:
+def law_rows(runs: Sequence[Path]) -> list[dict[str, Any]]:
     """Return runs as rows of a table for `plan fit-law`.
+
+    Args:
+        runs: Their folders.
 
     Raises:
         UserError: A folder has no config, or no validation loss in its log.
     """
     rows = []
     for run in runs:
-        planned = PlannedRun(run, device)
-        rows.append(run_row(run, read_log(run), planned.facts().model_params, _corpus_of(run)))
+        log = read_log(run)
+        planned = PlannedRun(run, find_device("cpu"))
+        params = planned.module.config.num_parameters()
+        rows.append(run_row(run, log, params, _corpus_of(run)))
     return rows
 
 
 def _corpus_of(run: Path) -> str:
-    """Return what identifies a run's corpus and tokenizer: the hash that its lineage has."""
+    """Return a hash of a run's corpus, tokenizer and context, within which losses are comparable."""
     path = run / "lineage.json"
     if not path.is_file():
         raise UserError(f"{run} has no lineage.json, so its corpus is not known; name the folder of a run of `fit`")
-    lineage = json.loads(path.read_text(encoding="utf-8"))
-    return str(lineage.get("corpus_sha256") or "")[:12]
+    corpus = json.loads(path.read_text(encoding="utf-8")).get("corpus") or {}
+    # What changes from run to run of one ladder does not change what a loss is measured on.
+    same = {name: value for name, value in corpus.items() if name not in ("seed", "global_batch_size")}
+    return sha256_json(same)[:12]
 
 
 class _LongestRows:

@@ -18,6 +18,7 @@ from lit_gpt.callbacks.quantization_aware import QuantizationAware
 from lit_gpt.callbacks.run_checkpoint import RunCheckpoint
 from lit_gpt.callbacks.run_folder import RunFolder
 from lit_gpt.callbacks.samples import SampleAnswers, SampleText
+from lit_gpt.callbacks.step_record import StepRecord
 from lit_gpt.callbacks.throughput import ThroughputMonitor
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "RunFolder",
     "SampleAnswers",
     "SampleText",
+    "StepRecord",
     "ThroughputMonitor",
     "TokenProgressBar",
 ]

@@ -19,6 +19,7 @@ COMMANDS = {
     "plan": "lit_gpt.commands.plan:plan",
     "plan-score": "lit_gpt.commands.plan:score",
     "plan-budget": "lit_gpt.commands.plan:budget",
+    "plan-ladder": "lit_gpt.commands.plan:ladder",
     "plan-fit-law": "lit_gpt.commands.plan:fit_law",
     "doctor": "lit_gpt.commands.doctor:doctor",
 }

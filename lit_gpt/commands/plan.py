@@ -121,7 +121,6 @@ def budget(
     from lit_gpt.atomic import atomic_file
     from lit_gpt.checks import check_above, check_at_least, check_between, local_path
     from lit_gpt.errors import UserError
-    from lit_gpt.instantiate import read_yaml
     from lit_gpt.planning.budget import as_yaml, propose
     from lit_gpt.planning.devices import find_device
     from lit_gpt.planning.forecast import describe_loss
@@ -146,11 +145,7 @@ def budget(
         assert hours is not None
         flops = hours * 3600 * devices * chosen.peak_flops * utilization
     scaling_law = PUBLISHED if law is None else load_law(law)
-    source: Any = {"class_path": "StdlibDataModule"}
-    if data is not None:
-        source = (read_yaml(data, "the YAML of a run's data") or {}).get("data")
-        if not isinstance(source, dict) or "class_path" not in source:
-            raise UserError(f"{data} has no `data` with a class_path; name the YAML of a run, or of its data")
+    source = _data_source(data)
     run = propose(scaling_law, flops, depth, vocab_size, block_size, inference_tokens, unique_tokens)
     path = local_path("out", out)
     with atomic_file(path) as temporary:
@@ -165,7 +160,8 @@ def budget(
 
 
 def fit_law(
-    table: str,
+    table: str | None = None,
+    runs: list[str] | None = None,
     out: str | None = None,
     corpus: str | None = None,
     columns: dict[str, str] | None = None,
@@ -178,6 +174,7 @@ def fit_law(
 
     Args:
         table: CSV or JSON lines with params, tokens and loss of each run, and corpus, model, lr, global_batch if known.
+        runs: Folders of finished runs to fit instead of a table: their sizes, tokens and last val/loss.
         out: File to write the law to, for `plan --law`.
         corpus: Use only the runs on this corpus.
         columns: Names of the columns in the table, if they differ, such as {params: params_active, loss: val_loss}.
@@ -189,11 +186,76 @@ def fit_law(
     from pathlib import Path
 
     from lit_gpt.checks import local_path
-    from lit_gpt.planning.laws import describe_laws
+    from lit_gpt.errors import UserError
+    from lit_gpt.planning.laws import describe_laws, read_table
 
+    if (table is None) == (runs is None):
+        raise UserError("fit-law needs either --table (CSV or JSON lines) or --runs (folders of finished runs)")
+    if table is not None:
+        rows, name = read_table(Path(table), columns), Path(table).name
+    else:
+        from lit_gpt.plans import law_rows
+
+        rows, name = law_rows([Path(run).expanduser() for run in runs or []]), "your own runs"
+    target = None if out is None else local_path("out", out)
     print(
-        describe_laws(
-            Path(table), columns, where or {}, corpus, max_compute, min_compute_to_score, num_resamples,
-            None if out is None else local_path("out", out),
-        )
-    )  # fmt: skip
+        describe_laws(rows, name, where or {}, corpus, max_compute, min_compute_to_score, num_resamples, target),
+    )
+
+
+def ladder(
+    out: str,
+    flops: float,
+    vocab_size: int = 4096,
+    block_size: int = 256,
+    law: str | None = None,
+    data: str | None = None,
+    prefix: str = "ladder",
+) -> None:
+    """Write the YAMLs of nine small runs, of three sizes for three budgets each, to which a scaling law can be fitted.
+
+    Args:
+        out: Folder for the YAMLs; it is created.
+        flops: Budget of each of the largest three runs, in FLOPs; the others have a third and a ninth of it.
+        vocab_size: Number of vocabulary entries.
+        block_size: Context length in tokens.
+        law: Scaling law that chooses the sizes, as for `plan`.
+        data: YAML with the `data` of the runs; null: the text of Python's standard library.
+        prefix: Beginning of the names of the runs.
+    """
+    import yaml
+
+    from lit_gpt.atomic import atomic_file
+    from lit_gpt.checks import check_above, local_path
+    from lit_gpt.planning.budget import as_yaml, propose_ladder
+    from lit_gpt.planning.laws import PUBLISHED, load_law
+
+    check_above("flops", flops, 0)
+    source = _data_source(data)
+    runs = propose_ladder(PUBLISHED if law is None else load_law(law), flops, vocab_size, block_size)
+    folder = local_path("out", out)
+    folder.mkdir(parents=True, exist_ok=True)
+    names = []
+    for run in runs:
+        name = f"{prefix}-d{run.depth}-{run.flops:.0e}".replace("+", "")
+        names.append(name)
+        with atomic_file(folder / f"{name}.yaml") as temporary:
+            temporary.write_text(yaml.safe_dump(as_yaml(run, source, name), sort_keys=False), encoding="utf-8")
+        print(f"{name}: {run.config.num_parameters():,} parameters, {run.tokens:,} tokens in {run.steps:,} steps")
+    total = sum(run.flops for run in runs)
+    print(f"wrote {len(runs)} YAMLs to {folder}, {total:.3g} FLOPs in all; next:")
+    print(f"  for run in {folder}/{prefix}-*.yaml; do python -m lit_gpt fit --config $run; done")
+    print(f"  python -m lit_gpt plan fit-law --runs {' '.join(f'runs/{name}' for name in names)} --out law.json")
+
+
+def _data_source(data: str | None) -> dict[str, Any]:
+    """Return class and arguments of the DataModule in a YAML; of the standard library's if there is none."""
+    from lit_gpt.errors import UserError
+    from lit_gpt.instantiate import read_yaml
+
+    if data is None:
+        return {"class_path": "StdlibDataModule"}
+    source = (read_yaml(data, "the YAML of a run's data") or {}).get("data")
+    if not isinstance(source, dict) or "class_path" not in source:
+        raise UserError(f"{data} has no `data` with a class_path; name the YAML of a run, or of its data")
+    return source

@@ -26,6 +26,9 @@ WIDTH_PER_LAYER = 64
 MAX_DEPTH = 128
 MIN_STEPS = 20
 """Minimum number of optimizer steps of a proposed run; a shorter one would not learn anything."""
+NUM_VALIDATIONS = 4
+LADDER_SHARES = (1 / 9, 1 / 3, 1)
+"""Budgets of a ladder, relative to the largest."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +136,8 @@ def propose(
     tokens = (flops - 2 * params * inference_tokens) / (6 * params)
     training = 6 * params * max(tokens, 0.0)
     batch = max(1, round(0.292 * max(training, 1.0) ** 0.3271 / block_size))
-    steps = int(tokens // (batch * block_size))
+    # A multiple of the validations, so that the last of them is after the last step, where a law needs it.
+    steps = int(tokens // (batch * block_size)) // NUM_VALIDATIONS * NUM_VALIDATIONS
     if steps < MIN_STEPS:
         smallest = MIN_STEPS * block_size * 6 * params
         raise UserError(
@@ -153,6 +157,35 @@ def propose(
     )
 
 
+def propose_ladder(law: ScalingLaw, flops: float, vocab_size: int = 4096, block_size: int = 256) -> list[Proposal]:
+    """Return nine runs for fitting a law: three depths around the best one, each for three budgets.
+
+    Several sizes for each of several budgets (isoFLOP profiles: Hoffmann et al. 2022, arXiv:2203.15556, section 3.2)
+    show how the loss falls with parameters and with tokens independently of each other.
+
+    Args:
+        law: Law that finds the best depth for the middle budget.
+        flops: Largest budget in FLOPs.
+        vocab_size: Number of vocabulary entries.
+        block_size: Context length in tokens.
+
+    Raises:
+        UserError: If the smallest budget is too small for 20 optimizer steps of the largest of the depths.
+    """
+    middle = LADDER_SHARES[1] * flops
+    best, _ = best_size(law, middle)
+    sizes = {d: config_of_depth(d, vocab_size, block_size).num_parameters() for d in range(1, MAX_DEPTH + 1)}
+    depth = max(2, min(sizes, key=lambda d: abs(math.log(sizes[d] / best))))
+    depths = (depth - 1, depth, depth + 1) if depth < 5 else (depth - 2, depth, depth + 2)
+    needed = MIN_STEPS * block_size * 6 * sizes[depths[-1]] / LADDER_SHARES[0]
+    if flops < needed:
+        raise UserError(
+            f"flops {flops:.3g} is too small for a ladder of depths {', '.join(map(str, depths))}, whose smallest runs "
+            f"have a ninth of it; raise it to at least {needed:.2g}, or lower vocab_size and block_size"
+        )
+    return [propose(law, share * flops, d, vocab_size, block_size) for d in depths for share in LADDER_SHARES]
+
+
 def as_yaml(proposal: Proposal, data: dict[str, Any], name: str) -> dict[str, Any]:
     """Return the contents of a YAML file for `fit` that trains the proposed run.
 
@@ -167,7 +200,12 @@ def as_yaml(proposal: Proposal, data: dict[str, Any], name: str) -> dict[str, An
         sizes["vocab_size"] = config.vocab_size
     return {
         "seed_everything": 0,
-        "trainer": {"name": name, "max_steps": steps, "val_check_interval": max(1, steps // 4)},
+        "trainer": {
+            "name": name,
+            "max_steps": steps,
+            "val_check_interval": steps // NUM_VALIDATIONS,
+            "log_every_n_steps": min(25, steps // 8),
+        },
         "model": {
             "class_path": "PretrainModule",
             "init_args": {

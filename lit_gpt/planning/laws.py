@@ -473,8 +473,8 @@ def select_rows(rows: Sequence[dict[str, Any]], where: Mapping[str, Any], corpus
 
 
 def describe_laws(
-    table: Path,
-    columns: Mapping[str, str] | None,
+    table: Sequence[dict[str, Any]],
+    name: str,
     where: Mapping[str, Any],
     corpus: str | None,
     max_compute: float | None,
@@ -482,11 +482,22 @@ def describe_laws(
     num_resamples: int,
     out: Path | None,
 ) -> str:
-    """Fit the laws to a table of runs and return them as text; see the command `plan fit-law` for the arguments."""
-    rows = select_rows(read_table(table, columns), where, corpus)
+    """Fit the laws to a table of runs and return them as text; see the command `plan fit-law` for the arguments.
+
+    Args:
+        table: Rows as returned by `read_table`.
+        name: Name of the table, recorded with the law.
+        where: Values of the rows to use.
+        corpus: Corpus of the rows to use.
+        max_compute: Fit only runs below it.
+        min_compute_to_score: Score the law on runs from it on.
+        num_resamples: Number of bootstrap fits.
+        out: File to write the law to.
+    """
+    rows = select_rows(table, where, corpus)
     points = points_of(rows)
     fitted = [p for p in points if max_compute is None or p.compute < max_compute]
-    law = fit_law(fitted, num_resamples, source=f"{table.name}, {len(fitted)} runs")
+    law = fit_law(fitted, num_resamples, source=f"{name}, {len(fitted)} runs")
     spread = np.array(law.spread)
     lines = [f"L(N, D) = E + A / N^alpha + B / D^beta, {len(fitted)} runs up to {law.max_compute:.3g} FLOPs"]
     for place, (name, value) in enumerate(law.constants.items()):
