@@ -17,6 +17,7 @@ COMMANDS = {
     "evaluate": "lit_gpt.commands.evaluate:evaluate",
     "score": "lit_gpt.commands.score:score",
     "plan": "lit_gpt.commands.plan:plan",
+    "plan-init": "lit_gpt.commands.plan:init",
     "plan-score": "lit_gpt.commands.plan:score",
     "plan-budget": "lit_gpt.commands.plan:budget",
     "plan-ladder": "lit_gpt.commands.plan:ladder",

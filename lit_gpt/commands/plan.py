@@ -259,3 +259,107 @@ def _data_source(data: str | None) -> dict[str, Any]:
     if not isinstance(source, dict) or "class_path" not in source:
         raise UserError(f"{data} has no `data` with a class_path; name the YAML of a run, or of its data")
     return source
+
+
+def init(
+    out: str,
+    task: str | None = None,
+    title: str = "Project brief",
+    languages: list[str] | None = None,
+    examples: int = 0,
+    tokens: float = 0.0,
+    dollars: float = 100.0,
+    device: str = "h100",
+    price_per_hour: float | None = None,
+    latency_ms: float | None = None,
+    memory_gb: float | None = None,
+    use: str = "research",
+    risk: str = "low",
+    facts_change: bool = False,
+    covered: bool = True,
+    provenance: bool = False,
+) -> None:
+    """Advise whether to use a model as it is, retrieve, fine-tune, continue pretraining or train from scratch.
+
+    Without `--task`, the questions are asked in the terminal. The advice is written as a project brief in Markdown.
+
+    Args:
+        out: Markdown file to write.
+        task: chat, classify, extract, generate, code, translate or reason; null: ask.
+        title: Title of the brief.
+        languages: Languages of the texts, such as en de.
+        examples: Number of inputs with good outputs.
+        tokens: Number of tokens of your own text.
+        dollars: Budget for training in US dollars.
+        device: Device for training and inference, as for `plan`.
+        price_per_hour: Price of one device in US dollars per hour; null: the price in the table, if any.
+        latency_ms: Longest time per generated token in milliseconds; null: any.
+        memory_gb: Memory at inference in GB; null: that of the device.
+        use: research or commercial.
+        risk: Cost of a wrong answer: low or high.
+        facts_change: Whether answers depend on facts that change, or must name their source.
+        covered: Whether published models know this kind of text (false: new notations, rare languages).
+        provenance: Whether every document behind the model must be known.
+    """
+    import sys
+    from dataclasses import replace
+
+    from lit_gpt.atomic import atomic_file
+    from lit_gpt.checks import local_path
+    from lit_gpt.errors import UserError
+    from lit_gpt.planning.devices import find_device
+    from lit_gpt.planning.framing import RISKS, TASKS, USES, Answers, brief
+
+    given: dict[str, Any] = {
+        "task": task,
+        "languages": tuple(languages or ["en"]),
+        "examples": examples,
+        "tokens": tokens,
+        "dollars": dollars,
+        "latency_ms": latency_ms,
+        "memory_gb": memory_gb,
+        "use": use,
+        "risk": risk,
+        "facts_change": facts_change,
+        "covered": covered,
+        "provenance": provenance,
+    }
+    if task is None:
+        if not sys.stdin.isatty():
+            raise UserError(f"task is not given; set --task to one of {', '.join(TASKS)} (in a terminal, it is asked)")
+        given |= {
+            "task": _ask(f"Task ({', '.join(TASKS)})?", "chat", str),
+            "languages": tuple(_ask("Languages?", "en", str).replace(",", " ").split()),
+            "examples": _ask("How many inputs with good outputs are there?", "0", int),
+            "tokens": _ask("How many tokens of your own text?", "0", float),
+            "dollars": _ask("Budget for training in dollars?", "100", float),
+            "facts_change": _ask("Do answers depend on facts that change, or need a source (yes, no)?", "no", _yes),
+            "covered": _ask("Do published models know this kind of text (yes, no)?", "yes", _yes),
+            "provenance": _ask("Must every document behind the model be known (yes, no)?", "no", _yes),
+            "use": _ask(f"Use ({', '.join(USES)})?", "research", str),
+            "risk": _ask(f"Cost of a wrong answer ({', '.join(RISKS)})?", "low", str),
+        }
+    chosen = find_device(device)
+    if price_per_hour is not None:
+        chosen = replace(chosen, price_per_hour=price_per_hour, price_source="as given")
+    text = brief(Answers(**given), chosen, title)
+    path = local_path("out", out)
+    with atomic_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    print(text.split("## Project")[0].strip() + f"\n\nwrote {path}")
+
+
+def _ask(question: str, default: str, read: Any) -> Any:
+    """Return the answer to a question in the terminal, asked again until it can be read."""
+    while True:
+        answer = input(f"{question} [{default}] ").strip() or default
+        try:
+            return read(answer)
+        except ValueError:
+            print(f"{answer!r} cannot be read; write something like {default}")
+
+
+def _yes(answer: str) -> bool:
+    if answer.lower() not in ("yes", "y", "no", "n"):
+        raise ValueError(answer)
+    return answer.lower().startswith("y")

@@ -6,7 +6,7 @@ import yaml
 
 from lit_gpt.cli import main
 from lit_gpt.errors import UserError
-from lit_gpt.planning.budget import best_size, config_of_depth, propose
+from lit_gpt.planning.budget import best_size, config_of_depth, propose, propose_ladder
 from lit_gpt.planning.laws import PUBLISHED, effective_tokens
 
 
@@ -86,3 +86,29 @@ def test_a_bad_budget_is_one_line_and_no_file(tmp_path, capsys, options, words):
     assert len(err.splitlines()) == 1
     assert all(word in err for word in words), err
     assert not out.exists()
+
+
+def test_a_ladder_separates_sizes_from_tokens():
+    runs = propose_ladder(PUBLISHED, 3e14, block_size=64)
+    assert len(runs) == 9
+    depths = sorted({run.depth for run in runs})
+    assert len(depths) == 3
+    for depth in depths:
+        flops = sorted(run.flops for run in runs if run.depth == depth)
+        assert flops == pytest.approx([3e14 / 9, 1e14, 3e14], rel=0.1)
+    with pytest.raises(UserError, match="at least"):
+        propose_ladder(PUBLISHED, 1e9)
+
+
+def test_the_command_writes_a_ladder_that_plan_reads(tmp_path, capsys):
+    out = tmp_path / "ladder"
+    assert main(["plan", "ladder", "--out", str(out), "--flops", "3e14", "--block_size", "64"]) == 0
+    files = sorted(out.iterdir())
+    assert len(files) == 9
+    for file in files:
+        trainer = yaml.safe_load(file.read_text())["trainer"]
+        assert trainer["max_steps"] % trainer["val_check_interval"] == 0  # the last validation is at the end
+        assert trainer["name"] == file.stem
+    assert "fit-law --runs" in capsys.readouterr().out
+    assert main(["plan", "ladder", "--out", str(tmp_path / "none"), "--flops", "1e9"]) == 2
+    assert not (tmp_path / "none").exists()
