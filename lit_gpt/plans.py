@@ -388,7 +388,7 @@ class Pilot:
     """The first steps of a run.
 
     Attributes:
-        calibration: Of time.
+        calibration: Correction of the forecast times.
         losses: Pairs (step, training loss), as the run will log them.
     """
 

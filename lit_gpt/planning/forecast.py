@@ -164,7 +164,7 @@ def loss_curve(
       bound that this project's own runs keep with a margin of 15 % and more; what lies above it does not learn.
 
     Args:
-        num_steps: Of the run.
+        num_steps: Optimizer steps of the run.
         tokens_per_step: Input tokens of a step.
         vocab_size: Entries of the vocabulary.
         factor: Steps done → factor of the learning rate.

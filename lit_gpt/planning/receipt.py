@@ -40,7 +40,7 @@ class Score:
     """One forecast against its measurement.
 
     Attributes:
-        name: Of the quantity (`QUANTITIES`).
+        name: Name of the quantity (`QUANTITIES`).
         low: Lower end of the interval.
         value: Forecast.
         high: Upper end.
@@ -188,9 +188,9 @@ def write_receipt(
     """Write `receipt.json` and `receipt.html` into a run's folder.
 
     Args:
-        folder: Of the run.
+        folder: Folder of the run.
         plan: The sealed plan.
-        scores: Of its forecasts.
+        scores: Scores of its forecasts.
         history: Rows (step, loss or NaN, tokens/s or NaN), as logged.
         departures: Sentences of when the run left a band.
         facts: What else was measured, for the page: seconds of validation and saving.
