@@ -30,11 +30,14 @@ class DataParallel:
         rank: rank of this process, from 0.
         size: number of ranks.
         group: torch process group of the ranks; None: all processes.
+        stages: torch process group of the ranks that hold the other stages of a pipeline and see the same data; None:
+            no pipeline.
     """
 
     rank: int = 0
     size: int = 1
     group: Any = None
+    stages: Any = None
 
     def sum(self, value: Tensor) -> Tensor:
         """Return the sum of a tensor over the ranks; the argument is not modified."""
@@ -44,25 +47,39 @@ class DataParallel:
         torch.distributed.all_reduce(value, group=self.group)
         return value
 
+    def total(self, value: Tensor) -> Tensor:
+        """Return the sum of a logged value over the ranks and the stages of a pipeline, each of which adds its own."""
+        value = self.sum(value)
+        if self.stages is not None:
+            value = value.clone()
+            torch.distributed.all_reduce(value, group=self.stages)
+        return value
+
     def union(self, names: Iterable[str], device: torch.device) -> list[str]:
-        """Return the sorted union of the ranks' names, the same list on every rank; all ranks must call it.
+        """Return the sorted union of the names of all ranks and stages, the same list everywhere; all must call it.
 
         Args:
             names: names of this rank.
             device: device on which collectives of the group work.
         """
         own = sorted(names)
-        if self.size == 1:
-            return own
-        # Nearly always all ranks have the same names, so compare a single number instead of exchanging them.
-        digest = int.from_bytes(hashlib.sha256("\n".join(own).encode()).digest()[:7], "little")
-        extremes = torch.tensor([digest, -digest], device=device)
-        torch.distributed.all_reduce(extremes, torch.distributed.ReduceOp.MAX, group=self.group)
-        if int(extremes[0]) == -int(extremes[1]):
-            return own
-        everyone: list[Any] = [None] * self.size
-        torch.distributed.all_gather_object(everyone, own, group=self.group)
-        return sorted(set().union(*everyone))
+        if self.size > 1:
+            own = _union(own, self.size, self.group, device)
+        if self.stages is not None:
+            own = _union(own, self.stages.size(), self.stages, device)
+        return own
+
+
+def _union(own: list[str], size: int, group: Any, device: torch.device) -> list[str]:
+    # Nearly always all ranks have the same names, so compare a single number instead of exchanging them.
+    digest = int.from_bytes(hashlib.sha256("\n".join(own).encode()).digest()[:7], "little")
+    extremes = torch.tensor([digest, -digest], device=device)
+    torch.distributed.all_reduce(extremes, torch.distributed.ReduceOp.MAX, group=group)
+    if int(extremes[0]) == -int(extremes[1]):
+        return own
+    everyone: list[Any] = [None] * size
+    torch.distributed.all_gather_object(everyone, own, group=group)
+    return sorted(set().union(*everyone))
 
 
 class Rows(Protocol):
@@ -138,7 +155,7 @@ def read_data_parallel(trainer: Any) -> DataParallel:
     strategy = getattr(trainer, "strategy", None)
     group = getattr(strategy, "loss_group", None)  # of `ParallelStrategy`
     if group is not None:
-        return DataParallel(group.rank(), group.size(), group)
+        return DataParallel(group.rank(), group.size(), group, getattr(strategy, "stage_group", None))
     rank, size = read_sample_rank(trainer)
     mesh = getattr(strategy, "device_mesh", None)  # of Lightning's ModelParallelStrategy
     return DataParallel(rank, size, None if mesh is None else mesh["data_parallel"].get_group())

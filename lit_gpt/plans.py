@@ -524,7 +524,7 @@ def _layout(trainer: dict[str, Any], num_devices: int | None) -> Layout:
     """Return how the Trainer of the YAML distributes a run over processes.
 
     Raises:
-        UserError: If the number of devices does not match the sizes of the strategy.
+        UserError: If the number of devices does not match the sizes of the strategy, or there is a pipeline.
     """
     nodes = int(trainer.get("num_nodes") or 1)
     devices = trainer.get("devices", "auto")
@@ -537,5 +537,11 @@ def _layout(trainer: dict[str, Any], num_devices: int | None) -> Layout:
     options = {} if isinstance(strategy, str) else strategy.get("init_args") or {}
     if name.rpartition(".")[2] == "ParallelStrategy":
         sizes = {axis: options[axis] for axis in (*AXES, "expert") if axis in options}
-        return Layout.resolve(num_devices, **sizes)
+        layout = Layout.resolve(num_devices, **sizes)
+        if layout.pipeline > 1:
+            raise UserError(
+                f"pipeline is {layout.pipeline}, whose schedules a plan does not simulate; plan with pipeline: 1 and "
+                "shard over data instead"
+            )
+        return layout
     return Layout(replicate=num_devices)

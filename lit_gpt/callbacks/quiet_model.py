@@ -47,6 +47,8 @@ def unavailable_reason(trainer: Trainer, pl_module: LightningModule) -> str | No
     strategy = trainer.strategy
     if isinstance(strategy, ParallelStrategy) and strategy.layout.tensor > 1:
         return "with tensor parallelism each process has only part of each layer"
+    if isinstance(strategy, ParallelStrategy) and strategy.layout.pipeline > 1:
+        return "with a pipeline each process has only some of the layers"
     return None
 
 

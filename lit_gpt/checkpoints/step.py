@@ -406,6 +406,56 @@ def saved_tensors(shards: Path) -> dict[tuple[str, ...], tuple[torch.Size, torch
     }
 
 
+def join_parameters(states: list[dict[str, Any]], order: Mapping[str, int]) -> dict[str, Any]:
+    """Return one optimizer's state over all parameters from its states on processes that hold different ones.
+
+    Args:
+        states: of each process, by parameter name (`by_name`); groups of the same name (without one: of the same
+            options) are one group.
+        order: place of each name in the whole model. Parameters of a group come in this order, and groups in that of
+            the processes, as if one process had all parameters.
+    """
+
+    def key(group: dict[str, Any]) -> Any:
+        return group.get("name") or {name: value for name, value in group.items() if name != "params"}
+
+    groups: list[dict[str, Any]] = []
+    for state in states:
+        after = len(groups)  # where a group goes that no process so far has: before the one that follows it
+        for own in reversed(state["param_groups"]):
+            known = [i for i, group in enumerate(groups) if key(group) == key(own)]
+            if known:
+                after, group = known[0], groups[known[0]]
+                group["params"] += [name for name in own["params"] if name not in group["params"]]
+            else:
+                groups.insert(after, {**own, "params": list(own["params"])})
+    for group in groups:
+        group["params"].sort(key=lambda name: order.get(name, len(order)))
+    return {"state": {name: item for state in states for name, item in state["state"].items()}, "param_groups": groups}
+
+
+def select_parameters(state: dict[str, Any], saved: list[str], wanted: list[str]) -> dict[str, Any]:
+    """Return the part of an optimizer's state that belongs to some parameters, by index in their order.
+
+    Args:
+        state: by index, of the parameters `saved`.
+        saved: names of the parameters that the state is of.
+        wanted: names of the parameters of this process.
+    """
+    index = {name: i for i, name in enumerate(saved)}
+    groups = {i: group for group in state["param_groups"] for i in group["params"]}
+    chosen: dict[int, dict[str, Any]] = {}
+    moments = {}
+    for i, name in enumerate(wanted):
+        if name not in index:
+            raise UserError(f"the checkpoint's optimizer has no parameter {name}; it contains another model")
+        group = groups[index[name]]
+        chosen.setdefault(id(group), {**group, "params": []})["params"].append(i)
+        if index[name] in state["state"]:
+            moments[i] = state["state"][index[name]]
+    return {"state": moments, "param_groups": list(chosen.values())}
+
+
 def by_index(state: dict[str, Any]) -> dict[str, Any]:
     """Convert an optimizer's state from parameter names to torch's form, by index in the order of its groups."""
     names = [name for group in state["param_groups"] for name in group["params"]]

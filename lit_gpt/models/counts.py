@@ -47,6 +47,24 @@ def flops_per_token(config: "GPTConfig", context: int, causal: bool = False) -> 
     return 6 * products + (attention // 2 if causal else attention)
 
 
+def layer_flops(config: "GPTConfig", layer: int, context: int, causal: bool = False) -> int:
+    """Return the training FLOPs per token of one block; arguments as for `flops_per_token`."""
+    attention = mixer_kind(config.token_mixer(layer)).build.flops_per_token(config, layer, context)
+    return 6 * _block(config, layer, active=True) + (attention // 2 if causal else attention)
+
+
+def head_flops(config: "GPTConfig") -> int:
+    """Return the training FLOPs per token of the final norm and the LM head."""
+    return 6 * (_norm(config, config.n_embd) + config.vocab_size * config.n_embd)
+
+
+def multi_token_flops(config: "GPTConfig", context: int, causal: bool = False) -> int:
+    """Return the training FLOPs per token of all multi-token-prediction blocks and their passes through the head."""
+    block = layer_flops(config, config.n_layer - 1, context, causal) - 6 * _block(config, config.n_layer - 1, True)
+    products = _multi_token_block(config, active=True) + config.vocab_size * config.n_embd
+    return config.multi_token * (6 * products + block)
+
+
 def _norm(config: "GPTConfig", width: int) -> int:
     return 2 * width if config.norm == "layernorm" and config.bias else width
 

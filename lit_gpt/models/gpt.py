@@ -74,8 +74,12 @@ class GPT(nn.Module):
         routing: Routing | None = None,
         mtp_head_fns: Sequence[HeadFn] = (),
         sequence: SequencePart | None = None,
+        hidden: Tensor | None = None,
     ) -> Any:
         """Return the next-token logits at every position.
+
+        A stage of a pipeline is a GPT without some of its parts (`lit_gpt.parallel.pipeline`): it takes the hidden
+        states of the previous stage instead of embedding tokens, and returns its own if it has no head.
 
         Args:
             input_ids: (B, T) int64; in decoding (1, N), the tokens of several sequences.
@@ -91,9 +95,11 @@ class GPT(nn.Module):
                 If empty, the multi-token-prediction blocks do not run.
             sequence: If rows are divided over processes, the part that `input_ids`, `position_ids` and `document_ids`
                 are, and the whole rows; None = whole rows.
+            hidden: (B, T, C) hidden states of the previous stage of a pipeline; None = the model starts here.
 
         Returns:
-            Logits (B, T, V), or the result of `head_fn`; with `mtp_head_fns`, also the list of their results.
+            Logits (B, T, V), or the result of `head_fn`; with `mtp_head_fns`, also the list of their results. Of a
+            stage without a head: hidden states (B, T, C).
 
         Raises:
             UserError: If the context is longer than block_size, or a layer does not support divided rows.
@@ -104,7 +110,7 @@ class GPT(nn.Module):
             if position_ids is None:
                 position_ids = cache.position_ids
         elif sequence is not None:
-            kinds = (self.config.token_mixer(layer) for layer in range(self.config.n_layer))
+            kinds = (self.config.token_mixer(int(layer)) for layer in self.blocks._modules)  # a stage has some layers
             check_divisible_rows(list(zip(kinds, self.token_mixers, strict=True)))
         elif self.config.block_size < T:
             raise UserError(
@@ -113,7 +119,7 @@ class GPT(nn.Module):
             )
         if position_ids is None:
             position_ids = torch.arange(T, device=device)  # (T,) broadcasts over B
-        x = self.drop(self._embed(input_ids, position_ids))
+        x = self.drop(self._embed(input_ids, position_ids)) if hidden is None else hidden
         # Positions and masks are shared by all layers of the same kind: compute them once here, not in every block.
         if cache is not None:
             rotations = self._decoding_rotations(position_ids, cache.context_lengths)
@@ -136,6 +142,8 @@ class GPT(nn.Module):
                 x = checkpoint(block, x, context, use_reentrant=False)
             else:
                 x = block(x, context, None if cache is None else cache.layer(layer))
+        if self.lm_head is None:
+            return x
         x = self.ln_f(x)
         result = self._head(x, head_fn)
         if not mtp_head_fns:
@@ -231,7 +239,7 @@ class GPT(nn.Module):
             seed: Any integer.
         """
         self._tie()
-        if self.wte.weight.is_meta:  # a plan's simulation has shapes alone
+        if next(self.parameters()).is_meta:  # a plan's simulation has shapes alone
             return
         for name, parameter in self.named_parameters():
             value = None
@@ -245,7 +253,8 @@ class GPT(nn.Module):
 
     def _tie(self) -> None:
         """Make embedding and head share one Parameter; leaving the meta device or loading by assignment splits them."""
-        if self.config.tie_embeddings and self.lm_head.weight is not self.wte.weight:
+        # A pipeline's stage that has a tied head has the embedding too; other stages have no head.
+        if self.config.tie_embeddings and self.lm_head is not None and self.lm_head.weight is not self.wte.weight:
             self.lm_head.weight = self.wte.weight
 
 
@@ -258,7 +267,8 @@ def _accept_missing_tied_head(module: nn.Module, state_dict: dict[str, Any], pre
     """Accept a state dict that stores the tied matrix only once."""
     head, embedding = f"{prefix}lm_head.weight", f"{prefix}wte.weight"
     assert isinstance(module, GPT)
-    if module.config.tie_embeddings and head not in state_dict and embedding in state_dict:
+    is_tied = module.config.tie_embeddings and module.lm_head is not None
+    if is_tied and head not in state_dict and embedding in state_dict:
         state_dict[head] = state_dict[embedding]
 
 

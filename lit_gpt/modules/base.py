@@ -20,8 +20,9 @@ import inspect
 import json
 import math
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -55,6 +56,7 @@ from lit_gpt.models.moe import Router
 from lit_gpt.modules.adapter import AdapterTraining, check_same_adapter
 from lit_gpt.objectives import RouterTraining, TokenLoss
 from lit_gpt.optim import Schedule, ScheduledLR, check_learning_rates, parameter_groups
+from lit_gpt.parallel import Pipeline, add_loss
 
 
 class GPTModule(LightningModule):
@@ -92,8 +94,9 @@ class GPTModule(LightningModule):
     always_logs: tuple[str, ...] = ("val/loss",)
     """Metrics that every validation logs; `Preflight` tries out a validation for monitors of others."""
     loss_sums_tokens = False
-    """Whether `loss` is a sum of terms, one per token, that depend on other tokens only through the model; then context
-    parallelism may divide rows over processes. A class with a `loss` of its own says so for itself."""
+    """Whether `loss` is a sum of terms, one per token, that depend on other tokens only through the model, and calls
+    `self(batch, ...)` once, with the batch that it gets; then context parallelism may divide rows over processes, and a
+    pipeline may divide layers. A class with a `loss` of its own says so for itself."""
     is_language_model_loss = True
     """Whether the loss is in nats per token, so that perplexity and bits per byte are meaningful."""
 
@@ -140,6 +143,8 @@ class GPTModule(LightningModule):
             self._adapter = AdapterTraining(adapter, str(init_from), self._source, self.config.vocab_size)
         self._routers = None if self.config.moe is None else RouterTraining(self.config.moe)
         self._data_info: DataInfo | None = None
+        self._running_stage: tuple[GPT, Batch, Tensor | None] | None = None
+        """The stage of a pipeline that runs now: its part of the model, its batch, the previous stage's output."""
 
         self.val_metrics = LanguageModelingMetrics()
         self.test_metrics = LanguageModelingMetrics()
@@ -330,14 +335,22 @@ class GPTModule(LightningModule):
     def forward(self, batch: Batch, head_fn: HeadFn | None = None, mtp_head_fns: Sequence[HeadFn] = ()) -> Any:
         """Run the model on a batch; see `GPT.forward`. In training, mixture-of-experts routing is recorded."""
         assert self.model is not None
+        model: nn.Module = self.model
         options: dict[str, Any] = {}  # only what is needed: a custom model may lack the other arguments
+        if self._pipeline is not None:
+            if self._running_stage is None or self._running_stage[1] is not batch:
+                raise UserError(
+                    f"{type(self).__name__} runs the model outside of its loss, which a pipeline does not support; set "
+                    "pipeline: 1 of the strategy"
+                )
+            model, _, options["hidden"] = self._running_stage
         if mtp_head_fns:
             options["mtp_head_fns"] = mtp_head_fns
         if self._routers is not None and self.training and "labels" in batch:
             options["routing"] = self._routers.new_record(batch)
         if "sequence" in batch:
             options["sequence"] = batch["sequence"]
-        return self.model(
+        return model(
             batch["input_ids"],
             position_ids=batch.get("position_ids"),
             document_ids=batch.get("document_ids"),
@@ -384,6 +397,11 @@ class GPTModule(LightningModule):
         data = self.data_info.tokenizer_path
         if data is not None and source.tokenizer_path is not None:
             _check_same_tokens(data, source.tokenizer_path, name)
+
+    @property
+    def _pipeline(self) -> Pipeline | None:
+        """The pipeline whose stages the model is divided into, if the strategy has one."""
+        return getattr(getattr(self._trainer, "strategy", None), "pipeline", None)
 
     # ---- optimizer and schedule ---------------------------------------------------------------------------------
 
@@ -458,7 +476,11 @@ class GPTModule(LightningModule):
         is no gradient scaler.
         """
         precision = self.trainer.precision_plugin
-        if isinstance(precision, MixedPrecision) and precision.scaler is None and gradient_clip_val:
+        if self._pipeline is not None and gradient_clip_val and gradient_clip_algorithm != GradClipAlgorithmType.VALUE:
+            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            norm = self._pipeline.gradient_norm(parameters)
+            nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
+        elif isinstance(precision, MixedPrecision) and precision.scaler is None and gradient_clip_val:
             algorithm = GradClipAlgorithmType(gradient_clip_algorithm or "norm")
             Precision.clip_gradients(precision, optimizer, gradient_clip_val, algorithm)
         else:
@@ -506,13 +528,19 @@ class GPTModule(LightningModule):
             self.print(f"nothing to train: {self.tokens_seen:,} tokens seen, and max_tokens is {self.max_tokens:,}")
         assert self.model is not None
         trained, count = trainable_counts(self.model)
+        if self._pipeline is not None:
+            trained = count = self._pipeline.num_parameters
         share = "" if trained == count else f", {trained / 1e6:,.2f} M ({trained / count:.1%}) trainable"
         self.print(f"model: {count / 1e6:,.2f} M parameters{share}")
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Make dropout a function of (seed, optimizer step, data-parallel rank), so that a resumed run repeats it."""
+        """Make dropout a function of (seed, optimizer step, data-parallel rank), so that a resumed run repeats it.
+
+        The stages of a pipeline draw different numbers, or the same channels would be dropped in all of them.
+        """
         self._check_accumulation()
-        key = f"{self.seed} {self.trainer.global_step} {self.data_parallel_rank}".encode()
+        stage = f" {self._pipeline.rank}" if self._pipeline is not None else ""
+        key = f"{self.seed} {self.trainer.global_step} {self.data_parallel_rank}{stage}".encode()
         seed = int.from_bytes(hashlib.sha256(key).digest()[:7], "little")
         # Not torch.manual_seed: it seeds every kind of device, at 0.4 ms per call on a machine without any.
         torch.default_generator.manual_seed(seed)
@@ -538,11 +566,18 @@ class GPTModule(LightningModule):
         self.trainer.optimizers[0].zero_grad()
         num_units = torch.stack([self.num_units(micro_batch) for micro_batch in micro_batches]).sum()
         num_units = self.sum_over_ranks(num_units)
+        for micro_batch in micro_batches:
+            self._count_tokens(micro_batch)
         if self._routers is not None:
             self._routers.begin_step()
         # Data-parallel strategies average gradients over ranks, but the ranks' losses are shares of one sum: the factor
         # `data_parallel_size` undoes the averaging. A step without supervised tokens has loss 0 instead of 0 / 0.
         scale = self.data_parallel_size / num_units.clamp(min=1)
+        if self._pipeline is not None:
+            loss = self._pipeline.step(micro_batches, partial(self._stage_loss, scale=scale))
+            self._stop_at_max_tokens()
+            # The schedule has run the backward passes, so Lightning's must do nothing: it gets a leaf, without a graph.
+            return (torch.zeros((), device=self.device) if loss is None else loss).requires_grad_()
         # Backward passes inside the step: each micro-batch's graph is freed before the next forward, so memory is that
         # of one micro-batch. They accumulate on this rank only (`block_backward_sync`: DDP's `no_sync`, FSDP2's
         # `set_requires_gradient_sync(False)`); gradients are summed over ranks once, in the backward pass of the
@@ -554,6 +589,27 @@ class GPTModule(LightningModule):
         loss = self._micro_batch_loss(micro_batches[-1]) * scale
         self._stop_at_max_tokens()
         return loss
+
+    def _stage_loss(self, part: GPT, micro_batch: Batch, hidden: Tensor | None, scale: Tensor) -> Tensor:
+        """Run one stage of a pipeline on a micro-batch: return the hidden states that leave it, or the scaled loss."""
+        with self._stage(part, micro_batch, hidden):
+            if part.lm_head is not None:
+                return self._micro_batch_loss(micro_batch) * scale
+            x = self(micro_batch)
+        router_loss = None if self._routers is None else self._routers.take_loss()
+        if router_loss is None or not router_loss.requires_grad:  # no mixture of experts in this stage
+            return x
+        self.log_sum("router_loss", router_loss, 0)  # the last stage counts the tokens
+        return add_loss(x, router_loss * scale)
+
+    @contextmanager
+    def _stage(self, part: GPT, batch: Batch, hidden: Tensor | None) -> Iterator[None]:
+        """Let `forward` run one stage of a pipeline on this batch."""
+        self._running_stage = part, batch, hidden
+        try:
+            yield
+        finally:
+            self._running_stage = None
 
     def _micro_batch_loss(self, micro_batch: Batch) -> Tensor:
         """Return the summed loss of a micro-batch, and add it to the logged sums."""
@@ -570,12 +626,15 @@ class GPTModule(LightningModule):
         self._loss_sums[1] += num_units
         if "num_bytes" in micro_batch:
             self._loss_sums[2] += micro_batch["num_bytes"].sum()
+        return loss
+
+    def _count_tokens(self, micro_batch: Batch) -> None:
+        """Add the tokens of a micro-batch, on all ranks."""
         ids, sequence = micro_batch["input_ids"], micro_batch.get("sequence")
         if sequence is None:
             self.tokens_seen += ids.numel() * self.data_parallel_size
         else:  # of the whole rows, without the padding that makes them divisible
             self.tokens_seen += len(ids) * sequence.num_read * self.data_parallel_size // sequence.size
-        return loss
 
     def _stop_at_max_tokens(self) -> None:
         # Set before the step's callbacks run, so that the checkpoint callback knows that this step is the last one.
@@ -585,11 +644,16 @@ class GPTModule(LightningModule):
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Record the gradient norm before clipping and the learning rates, and update the routers' selection biases."""
         if self.logs_after_this_step:
-            gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-            norm = nn.utils.get_total_norm(gradients)
+            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            if self._pipeline is None:
+                norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+            else:
+                norm = self._pipeline.gradient_norm(parameters)
             self._step_values = {
                 f"optim/lr_{group.get('name', i)}": group["lr"] for i, group in enumerate(optimizer.param_groups)
             }
+            if self._pipeline is not None:  # other stages have other groups: the first has no head
+                self._step_values = self._pipeline.union(self._step_values)
             self._step_values["optim/grad_norm"] = norm.full_tensor() if isinstance(norm, DTensor) else norm
         # `NonFiniteGuard` sets gradients to None to skip a step; then the biases must not change either.
         if self._routers is not None and any(p.grad is not None for p in optimizer.param_groups[0]["params"]):
@@ -646,7 +710,7 @@ class GPTModule(LightningModule):
     def _pop_train_metrics(self) -> dict[str, float]:
         """Return the training metrics since the last call, over all ranks; all must call it."""
         assert self._loss_sums is not None
-        sums = self.sum_over_ranks(self._loss_sums).tolist()
+        sums = self.data_info.data_parallel.total(self._loss_sums).tolist()
         self._loss_sums.zero_()
         # No supervised token, as in GRPO where all rewards of every group are equal: there is no loss.
         measures = self._reported(language_modeling_metrics(*sums)) if sums[1] else {}
@@ -683,7 +747,13 @@ class GPTModule(LightningModule):
     def _evaluate(self, batch: Batch, metrics: LanguageModelingMetrics) -> None:
         num_units = self.num_units(batch)
         num_bytes = batch["num_bytes"].sum() if "num_bytes" in batch else torch.zeros_like(num_units)
-        token_loss = self.evaluation_loss(batch)
+        if self._pipeline is None:
+            token_loss = self.evaluation_loss(batch)
+        else:
+            token_loss = self._pipeline.evaluate(batch, self._stage_evaluation)
+            if token_loss is None:  # the rank with the last stage counts the batch
+                num_units, num_bytes = torch.zeros_like(num_units), torch.zeros_like(num_bytes)
+                token_loss = TokenLoss(num_units.float(), num_units.float())
         metrics.update(token_loss.cross_entropy, num_units, num_bytes)
         for name, part in token_loss.parts.items():
             self.log_sum(name, part, num_units)
@@ -692,6 +762,11 @@ class GPTModule(LightningModule):
             if name not in self._corpus_metrics:
                 self._corpus_metrics[name] = LanguageModelingMetrics().to(self.device)
             self._corpus_metrics[name].update(token_loss.cross_entropy, num_units, num_bytes)
+
+    def _stage_evaluation(self, part: GPT, batch: Batch, hidden: Tensor | None) -> Any:
+        """Run one stage of a pipeline on an evaluation batch."""
+        with self._stage(part, batch, hidden):
+            return self(batch) if part.lm_head is None else self.evaluation_loss(batch)
 
     def _log_evaluation(self, stage: str, metrics: LanguageModelingMetrics) -> None:
         measures = self._reported(metrics.compute()) | self.evaluation_metrics()
@@ -720,12 +795,18 @@ class GPTModule(LightningModule):
             "tokens_seen": self.tokens_seen,
             "builder": self.builder,
             "seed": self.seed,
-            "train_sums": None if self._loss_sums is None else ranks.sum(self._loss_sums).tolist(),
+            "optimizer_names": self._optimizer_names(),
+            "train_sums": None if self._loss_sums is None else ranks.total(self._loss_sums).tolist(),
             "named_sums": self._train_sums.totals(ranks, self.device),
         }
         if self._adapter is not None:
             assert self.model is not None
             self._adapter.drop_base(checkpoint, self.model)
+
+    def _optimizer_names(self) -> list[list[str]]:
+        """Return the parameters of each optimizer by name, in its order, which depends on the layout of the run."""
+        names = {parameter: name.replace("_orig_mod.", "") for name, parameter in self.named_parameters()}
+        return [[names[p] for group in o.param_groups for p in group["params"]] for o in self.trainer.optimizers]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Reject a checkpoint of another model, naming the fields that differ, and restore its counts.
@@ -793,13 +874,13 @@ class NamedSums:
         self._sums[name] = value, count
 
     def totals(self, ranks: DataParallel, device: torch.device) -> dict[str, tuple[float, float]]:
-        """Return (sum, count) by name, over all ranks; all must call it, but their names may differ."""
+        """Return (sum, count) by name, over all ranks and stages; all must call it, but their names may differ."""
         names = ranks.union(self._sums, device)
         if not names:
             return {}
         pairs = [[torch.as_tensor(x, dtype=torch.float32) for x in self._sums.get(name, (0.0, 0.0))] for name in names]
         table = torch.stack([x.to(device) for pair in pairs for x in pair])  # (2 n,)
-        values = ranks.sum(table).tolist()
+        values = ranks.total(table).tolist()
         return {name: (values[2 * i], values[2 * i + 1]) for i, name in enumerate(names)}
 
     def pop_means(self, ranks: DataParallel, device: torch.device, keep_empty: bool = False) -> dict[str, float]:

@@ -137,20 +137,32 @@ class RouterTraining:
 
         Args:
             model: the model with the routers.
-            ranks: the data-parallel ranks, over which loads are summed.
+            ranks: the data-parallel ranks, over which loads are summed; all of them and all stages of a pipeline must
+                call it.
             measure: whether to return metrics for the log, which synchronizes with the device.
 
         Returns:
             `max_load`, `max_load_worst` and `entropy`, if `measure` is set.
         """
-        if not self._loads or not (measure or self.moe.bias_update_rate):
+        if not (measure or self.moe.bias_update_rate):
             return {}
         layers = sorted(self._loads)
-        loads = ranks.sum(torch.stack([self._loads[layer] for layer in layers]))  # (L, E)
+        if layers:
+            loads = ranks.sum(torch.stack([self._loads[layer] for layer in layers]))  # (L, E)
+        elif ranks.stages is None:
+            return {}
+        else:  # a stage of a pipeline without a mixture of experts
+            loads = torch.zeros(0, self.moe.num_experts)
         if self.moe.bias_update_rate:
             by_layer = dict(zip(layers, loads, strict=True))
             for module in model.modules():
                 if isinstance(module, MixtureOfExperts) and module.layer in by_layer:
                     assert module.router.selection_bias is not None
                     move_selection_bias(module.router.selection_bias, by_layer[module.layer], self.moe.bias_update_rate)
-        return load_measures(loads) if measure else {}
+        if not measure:
+            return {}
+        if ranks.stages is not None:
+            everyone: list[Any] = [None] * ranks.stages.size()
+            torch.distributed.all_gather_object(everyone, loads.cpu(), group=ranks.stages)
+            loads = torch.cat(everyone)
+        return load_measures(loads)

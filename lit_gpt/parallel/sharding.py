@@ -1,10 +1,13 @@
 """Sharding a GPT over a device mesh: every axis is applied here, in the only order in which they compose.
 
-Tensor parallelism comes first, because FSDP2 shards what a tensor-parallel rank holds; FSDP2 comes last, with one
-group of parameters per block and one for the rest.
+A pipeline comes first: the other axes divide only the parts that a rank holds. Then tensor parallelism, because FSDP2
+shards what a tensor-parallel rank holds; FSDP2 comes last, with one group of parameters per block and one for the rest.
 """
 
+from collections.abc import Sequence
+
 import torch
+from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from lit_gpt.errors import UserError
@@ -12,6 +15,7 @@ from lit_gpt.models.config import GPTConfig
 from lit_gpt.models.gpt import GPT
 from lit_gpt.parallel.context import check_context_parallel
 from lit_gpt.parallel.layout import AXES, Layout, fsdp_mesh
+from lit_gpt.parallel.pipeline import Pipeline
 from lit_gpt.parallel.tensor import apply_tensor_parallel, check_tensor_parallel
 
 
@@ -27,7 +31,12 @@ def check_model(config: GPTConfig, layout: Layout) -> None:
         check_context_parallel(config)
 
 
-def parallelize(model: GPT, mesh: DeviceMesh, all_gather_dtype: torch.dtype = torch.float32) -> GPT:
+def parallelize(
+    model: GPT,
+    mesh: DeviceMesh,
+    all_gather_dtype: torch.dtype = torch.float32,
+    pipeline: Pipeline | None = None,
+) -> GPT:
     """Shard a model in place; axes of size 1 have no effect.
 
     Args:
@@ -35,6 +44,7 @@ def parallelize(model: GPT, mesh: DeviceMesh, all_gather_dtype: torch.dtype = to
             a checkpoint.
         mesh: The mesh of `Layout.build_mesh`.
         all_gather_dtype: Dtype of the parameters that FSDP2 gathers to compute; gradients are reduced in float32.
+        pipeline: The pipeline that the model has been cut for; None = the model has all blocks.
 
     Returns:
         The same model.
@@ -50,20 +60,26 @@ def parallelize(model: GPT, mesh: DeviceMesh, all_gather_dtype: torch.dtype = to
     check_model(model.config, Layout(**dict(zip(AXES, mesh.shape, strict=True))))
     if mesh["tensor"].size() > 1:
         apply_tensor_parallel(model, mesh["tensor"])
+    stages = [] if pipeline is None else pipeline.build_stages()
     data = fsdp_mesh(mesh)
     if data.size() > 1:
-        _shard(model, data, all_gather_dtype)
+        _shard(model, stages, data, all_gather_dtype)
+        if pipeline is not None and all_gather_dtype != torch.float32:
+            pipeline.hidden_dtype = all_gather_dtype
     return model
 
 
-def _shard(model: GPT, mesh: DeviceMesh, dtype: torch.dtype) -> None:
+def _shard(model: GPT, stages: Sequence[nn.Module], mesh: DeviceMesh, dtype: torch.dtype) -> None:
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     policy = MixedPrecisionPolicy()
     if dtype != torch.float32:
         # Inputs are not cast: among them are RoPE's tables, which need float32.
         policy = MixedPrecisionPolicy(dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    # The schedules of a pipeline gather a stage's parameters once an optimizer step, and reduce its gradients once.
+    reshard = None if not stages else False
     for block in (*model.blocks, *(model.multi_token or ())):
-        fully_shard(block, mesh=mesh, mp_policy=policy)
+        fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard)
     # Embedding and head stay in the root's group: tied, they are one parameter, needed both first and last.
-    fully_shard(model, mesh=mesh, mp_policy=policy)
+    for root in stages or [model]:
+        fully_shard(root, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard)

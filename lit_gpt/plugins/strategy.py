@@ -29,6 +29,7 @@ from lightning.fabric.plugins.collectives.torch_collective import default_pg_tim
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import GradClipAlgorithmType
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
@@ -40,6 +41,7 @@ from lit_gpt.atomic import publish, raise_if_disk_full, remove_leftovers, tempor
 from lit_gpt.checkpoints.provenance import verify, write_manifest
 from lit_gpt.checkpoints.step import (
     OPTIMIZER,
+    PREFIX,
     SHARDS,
     STATE,
     TIED,
@@ -48,6 +50,7 @@ from lit_gpt.checkpoints.step import (
     by_name,
     is_sharded,
     join_optimizers,
+    join_parameters,
     load_into,
     read_averages,
     read_state,
@@ -55,14 +58,16 @@ from lit_gpt.checkpoints.step import (
     retie,
     save_state,
     saved_tensors,
+    select_parameters,
     to_plain,
 )
 from lit_gpt.checks import check_one_of, local_path
 from lit_gpt.errors import UserError
 from lit_gpt.models import GPT, GPTConfig
-from lit_gpt.parallel import Layout, check_model, parallelize
+from lit_gpt.parallel import Layout, Pipeline, check_model, parallelize
 from lit_gpt.parallel.context import cut_batch
 from lit_gpt.parallel.layout import flat_mesh
+from lit_gpt.parallel.pipeline import ScheduleName, check_pipeline
 from lit_gpt.plugins.checkpoint_io import AtomicCheckpointIO
 
 NOT_ON_SHARDS = (torch.optim.Adafactor, torch.optim.Rprop)
@@ -80,6 +85,11 @@ class ParallelStrategy(ModelParallelStrategy):
         tensor: number of parts of each layer.
         context: number of parts of each sequence, for contexts whose activations do not fit on one device; rows are
             padded to a multiple of twice this number. See `lit_gpt.parallel.context`.
+        pipeline: number of processes among which the layers are divided; see `lit_gpt.parallel.pipeline`. The
+            micro-batches of an optimizer step flow through them, so there must be at least as many.
+        schedule: order in which a pipeline runs the micro-batches: `1f1b`, `interleaved` (several stages on each
+            process, for a smaller bubble) or `zero_bubble` (gradients of weights fill the bubble).
+        stages_per_rank: number of stages of the pipeline on each process; None: 2 with `interleaved`, else 1.
         save_distributed_checkpoint: each process writes its shard (fast, any size). False: the weights are gathered
             on process 0 and written like a single device's checkpoint.
         sync_micro_batches: reduce-scatter the gradients after each micro-batch: they stay sharded, which saves the
@@ -97,6 +107,9 @@ class ParallelStrategy(ModelParallelStrategy):
         replicate: int = 1,
         tensor: int = 1,
         context: int = 1,
+        pipeline: int = 1,
+        schedule: ScheduleName = "1f1b",
+        stages_per_rank: int | None = None,
         save_distributed_checkpoint: bool = True,
         sync_micro_batches: bool = False,
         all_gather_dtype: Literal["float32", "bfloat16"] = "float32",
@@ -109,6 +122,11 @@ class ParallelStrategy(ModelParallelStrategy):
             timeout=timeout,
         )
         self._sizes: dict[str, Any] = {"data": data, "replicate": replicate, "tensor": tensor, "context": context}
+        self._sizes["pipeline"] = pipeline
+        self.schedule: ScheduleName = schedule
+        self.stages_per_rank = stages_per_rank
+        self.pipeline: Pipeline | None = None
+        """The stages of this process, once the model has been divided; None: no pipeline."""
         self.layout = Layout()
         """Sizes of all axes; complete after `setup_environment`."""
         check_one_of("all_gather_dtype", all_gather_dtype, ("float32", "bfloat16"))
@@ -129,12 +147,15 @@ class ParallelStrategy(ModelParallelStrategy):
         config = getattr(self.lightning_module, "config", None)
         if isinstance(config, GPTConfig):
             check_model(config, self.layout)
+            check_pipeline(config, self.layout.pipeline, self.schedule, self.stages_per_rank)
         if self.layout.context > 1 and not getattr(self.lightning_module, "loss_sums_tokens", False):
             raise UserError(
                 f"context {self.layout.context} divides rows over processes, for which the loss must be a sum of "
                 f"terms, one per token, and that of {type(self.lightning_module).__name__} is not declared to be one; "
                 "set context: 1 and shard over data instead, or loss_sums_tokens = True in the class if it is"
             )
+        if self.layout.pipeline > 1:
+            self._check_run_of_pipeline(self.lightning_module)
         self._setup_distributed()
         self._device_mesh = self.layout.build_mesh(self.root_device.type)
         self.lightning_module._device_mesh = self._device_mesh
@@ -156,9 +177,54 @@ class ParallelStrategy(ModelParallelStrategy):
             batch = cut_batch(batch, self.device_mesh["context"])
         return super().batch_to_device(batch, device, dataloader_idx)
 
+    @property
+    def stage_group(self) -> Any:
+        """Process group of the ranks that hold the stages of a pipeline; None: no pipeline."""
+        return self.device_mesh.get_group("pipeline") if self.layout.pipeline > 1 else None
+
     def parallelize(self, model: GPT) -> GPT:
         """Shard a model in place, on the meta device, along all axes."""
-        return parallelize(model, self.device_mesh, getattr(torch, self.all_gather_dtype))
+        if self.layout.pipeline > 1:
+            self.pipeline = Pipeline(model, self.stage_group, self.schedule, self.stages_per_rank)
+        return parallelize(model, self.device_mesh, getattr(torch, self.all_gather_dtype), self.pipeline)
+
+    def _check_run_of_pipeline(self, module: Any) -> None:
+        """Reject what a pipeline does not support.
+
+        Raises:
+            UserError: a setting of the strategy, the Trainer or the module does not work with a pipeline.
+        """
+        name, size = type(module).__name__, self.layout.pipeline
+        if not getattr(module, "loss_sums_tokens", False):
+            raise UserError(
+                f"pipeline {size} divides the model's layers over processes, for which the loss must run the model "
+                f"once, on its batch, and sum over tokens; that of {name} is not declared to do so; set pipeline: 1 "
+                "and shard over data instead, or loss_sums_tokens = True in the class if it does"
+            )
+        if getattr(module, "builder", None) is not None:
+            raise UserError(f"{name} builds a model of its own, which a pipeline cannot divide; set pipeline: 1")
+        if module.trainer.state.fn == TrainerFn.PREDICTING:
+            raise UserError(f"predict does not support pipeline {size}; set pipeline: 1 and shard over data instead")
+        if self.schedule == "zero_bubble" and getattr(module, "compile_model", False):
+            raise UserError(
+                "schedule is zero_bubble and compile is true, but a compiled block cannot compute the gradients of "
+                "inputs and of weights separately; set schedule to 1f1b or interleaved, or compile to false"
+            )
+        if not self.saves_shards:
+            raise UserError(
+                f"save_distributed_checkpoint is false, but with pipeline {size} no process can gather the weights of "
+                "all stages; leave it out, and use the export command for a single file"
+            )
+        if self.sync_micro_batches:
+            raise UserError(
+                f"sync_micro_batches is true, but the schedules of a pipeline sum gradients once an optimizer step; "
+                f"leave it out, or set pipeline {size} to 1"
+            )
+        if "16-mixed" in str(module.trainer.precision) and module.trainer.precision != "bf16-mixed":
+            raise UserError(
+                f"precision is {module.trainer.precision}, whose scaled loss the schedules of a pipeline do not "
+                "support; set precision to bf16-mixed"
+            )
 
     def setup(self, trainer: Trainer) -> None:
         """Set up model and optimizers, after rejecting what torch's sharded tensors do not support.
@@ -255,6 +321,8 @@ class ParallelStrategy(ModelParallelStrategy):
             self._first_process(lambda: self.checkpoint_io.save_checkpoint(checkpoint, path))
             return
         shards, rest = _split(checkpoint, self._tied())
+        if self.pipeline is not None:
+            self._join_stages(rest)
         temporary = Path(self.broadcast(str(temporary_path(path))))
         try:
             self._first_process(lambda: _begin(temporary, path, rest))
@@ -286,16 +354,22 @@ class ParallelStrategy(ModelParallelStrategy):
         checkpoint = read_state(path, mmap=True)
         if is_sharded(path):
             tensors = self._read_shards(path / SHARDS)
-            weights = retie(tensors.pop("state_dict"), checkpoint.pop(TIED, {}))
-            optimizers = join_optimizers(tensors, checkpoint.get("optimizer_states", []))
+            weights = tensors.pop("state_dict")
+            tied = {alias: kept for alias, kept in checkpoint.pop(TIED, {}).items() if kept in weights}
+            weights = retie(weights, tied)
+            states = checkpoint.get("optimizer_states", [])
+            names = [[name for group in state["param_groups"] for name in group["params"]] for state in states]
+            optimizers = join_optimizers(tensors, states)
             checkpoint |= tensors
         else:
             weights = read_weights(path / WEIGHTS)
             checkpoint |= read_averages(path)
             optimizers = checkpoint.get("optimizer_states", [])
-        self._load_weights(weights, path)
-        for optimizer, state in zip(self.optimizers, optimizers, strict=False):
-            optimizer.load_state_dict(self._shard_optimizer(optimizer, state))
+            names = checkpoint.get("lit_gpt", {}).get("optimizer_names", [])
+        self._load_weights({name: weights[name] for name in weights if not self._is_elsewhere(name)}, path)
+        for i, (optimizer, state) in enumerate(zip(self.optimizers, optimizers, strict=False)):
+            own = select_parameters(state, names[i], self._names(optimizer)) if names else state
+            optimizer.load_state_dict(self._shard_optimizer(optimizer, own))
         checkpoint.pop("optimizer_states", None)
         return checkpoint
 
@@ -320,6 +394,8 @@ class ParallelStrategy(ModelParallelStrategy):
             if entry.startswith(OPTIMIZER) and not self.optimizers:
                 continue  # validating or testing
             like = current.get(name)
+            if self._is_elsewhere(name):
+                continue
             if like is not None and like.shape == size:
                 target = torch.empty_like(like, dtype=dtype)
             else:
@@ -338,6 +414,28 @@ class ParallelStrategy(ModelParallelStrategy):
             i: {key: _like(parameters[i], value) for key, value in item.items()} for i, item in state["state"].items()
         }
         return {**state, "state": moments}
+
+    # ---- stages of a pipeline ---------------------------------------------------------------------------------
+
+    def _is_elsewhere(self, name: str) -> bool:
+        """Return whether a tensor of the model belongs to the stages of other processes alone."""
+        if self.pipeline is None or not name.startswith(PREFIX):
+            return False
+        name = name.removeprefix(PREFIX)
+        return name in self.pipeline.tensor_names and name not in self.pipeline.own_names
+
+    def _join_stages(self, rest: dict[str, Any]) -> None:
+        """Complete the plain data of a checkpoint by that of the other stages; every process calls it."""
+        assert self.pipeline is not None
+        everyone: list[Any] = [None] * self.pipeline.size
+        torch.distributed.all_gather_object(
+            everyone, (rest[TIED], rest.get("optimizer_states", [])), group=self.stage_group
+        )
+        rest[TIED] = {alias: kept for tied, _ in everyone for alias, kept in tied.items()}
+        if "optimizer_states" in rest:
+            order = {f"{PREFIX}{name}": place for place, name in enumerate(self.pipeline.tensor_names)}
+            by_optimizer = zip(*(states for _, states in everyone), strict=True)
+            rest["optimizer_states"] = [join_parameters(list(states), order) for states in by_optimizer]
 
     # ---- processes --------------------------------------------------------------------------------------------
 
