@@ -6,12 +6,14 @@ error messages that name the nearest key.
 
 import dataclasses
 import enum
+import functools
 import sys
 import traceback
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch.callbacks
+import lightning.pytorch.plugins
 import torch
 import yaml
 from jsonargparse import get_loader, set_loader
@@ -115,6 +117,16 @@ def _arguments(kind: type) -> list[str]:
 class SaveRunConfig(SaveConfigCallback):
     """Saves the complete configuration as `config.yaml` in the run's folder and as text in TensorBoard."""
 
+    text = ""
+    """The configuration as YAML, in a process that `ddp_spawn` started: parsers cannot be sent there."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what another process needs."""
+        return self.__dict__ | {"text": self._text(), "parser": None, "config": None}
+
+    def _text(self) -> str:
+        return self.text or str(self.parser.dump(self.config, skip_none=False))
+
     def setup(self, trainer: LightningTrainer, pl_module: LightningModule, stage: str) -> None:
         """Do nothing: `RunFolder` must first check that the folder belongs to this run."""
 
@@ -122,7 +134,7 @@ class SaveRunConfig(SaveConfigCallback):
         """Write the file; on a resume, print the differences from the run so far."""
         if not isinstance(trainer, Trainer) or not trainer.is_global_zero:
             return
-        text = self.parser.dump(self.config, skip_none=False)
+        text = self._text()
         path = trainer.run_dir / self.config_filename
         if path.exists():
             for line in _differences(read_yaml(path, "the config of the run, or remove it"), yaml.safe_load(text)):
@@ -276,15 +288,23 @@ def _seed(value: bool | int | None) -> int:
     return value
 
 
-def _prefer_ours(value: Any) -> Any:
-    """Expand short names in `class_path` that exist in Lightning too to the import paths of this package's classes."""
+@functools.cache
+def _full_paths() -> dict[str, str]:
+    """Return the import paths of classes whose short names jsonargparse does not find, or finds in Lightning too."""
+    names = {name: f"lightning.pytorch.plugins.{name}" for name in lightning.pytorch.plugins.__all__}
+    names |= {name: f"lit_gpt.plugins.{name}" for name in lit_gpt.plugins.__all__}
+    both = {name for name in lit_gpt.callbacks.__all__ if hasattr(lightning.pytorch.callbacks, name)}
+    return names | {name: f"lit_gpt.callbacks.{name}" for name in both}
+
+
+def _with_full_paths(value: Any) -> Any:
+    """Expand short names in `class_path`: `plugins` may be anything to jsonargparse, and some names exist twice."""
     if isinstance(value, list):
-        return [_prefer_ours(item) for item in value]
+        return [_with_full_paths(item) for item in value]
     if not isinstance(value, dict):
         return value
-    ours = {name for name in lit_gpt.callbacks.__all__ if hasattr(lightning.pytorch.callbacks, name)}
     return {
-        key: f"lit_gpt.callbacks.{item}" if key == "class_path" and item in ours else _prefer_ours(item)
+        key: _full_paths().get(str(item), item) if key == "class_path" else _with_full_paths(item)
         for key, item in value.items()
     }
 
@@ -320,7 +340,7 @@ def run(args: list[str]) -> int:
     # Lightning writes the configuration with PyYAML, which knows no enum: `Timer` has one as a default.
     yaml.SafeDumper.add_multi_representer(enum.Enum, lambda dumper, item: dumper.represent_data(item.value))
     load = get_loader("yaml")
-    set_loader("yaml", lambda text: _prefer_ours(load(text)), (yaml.YAMLError,))
+    set_loader("yaml", lambda text: _with_full_paths(load(text)), (yaml.YAMLError,))
     for name in environment_variables():
         variable = ENVIRONMENT + name.upper()
         print(f"lit_gpt: {variable} is ignored on the command line; write --trainer.{name}", file=sys.stderr)

@@ -96,11 +96,26 @@ def _defaults_from_environment(init: Callable[..., None]) -> Callable[..., None]
     return with_defaults
 
 
+class _RunLogger(TensorBoardLogger):
+    """TensorBoard events in the run's folder itself, so that TensorBoard shows the run under its own name.
+
+    Args:
+        run_dir: the folder; a run that was started with a folder `tensorboard` in it goes on there.
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        super().__init__(run_dir, name="tensorboard" if (run_dir / "tensorboard").is_dir() else "", version="")
+
+    def save(self) -> None:
+        """Write what is pending, without Lightning's `hparams.yaml`: `config.yaml` has the settings."""
+        self.experiment.flush()
+
+
 class Trainer(pl.Trainer):
     """A Lightning Trainer whose intervals are optimizer steps and whose checkpoints are written atomically.
 
-    A run is stored in `<default_root_dir>/<name>/`: `config.yaml`, `lineage.json`, `tensorboard/`, `tokenizer/` and
-    `checkpoints/`. A resumed run continues in the same folder.
+    A run is stored in `<default_root_dir>/<name>/`: `config.yaml`, `lineage.json`, TensorBoard's events,
+    `tokenizer/` and `checkpoints/`. A resumed run continues in the same folder.
 
     Args:
         name: name of the run, and of its folder.
@@ -151,9 +166,9 @@ class Trainer(pl.Trainer):
         )  # Lightning's mode for measuring its own overhead: no extras around the loop
         if default_callbacks and not barebones:
             callbacks = _missing(callbacks, kwargs) + callbacks
-        self._own_logger: TensorBoardLogger | None = None
+        self._own_logger: _RunLogger | None = None
         if (logger is None or logger is True) and not barebones:
-            logger = self._own_logger = TensorBoardLogger(self.run_dir, name="tensorboard", version="")
+            logger = self._own_logger = _RunLogger(self.run_dir)
         plugins = list(plugins) if isinstance(plugins, list | tuple) else [plugins] if plugins is not None else []
         _check_kinds("plugins", plugins, Precision, CheckpointIO, ClusterEnvironment, LayerSync)
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
@@ -378,6 +393,8 @@ def _check_arguments(arguments: dict[str, Any]) -> None:
         elif name == "accelerator" and isinstance(value, str):
             check_one_of(name, value, ["auto", "gpu", *AcceleratorRegistry.available_accelerators()])
         elif name == "strategy" and not isinstance(value, Strategy):
+            if str(value).startswith("{"):  # jsonargparse takes for text what it cannot read as a class
+                raise UserError(f"strategy is {value}, which has no class that can be imported, or a wrong argument")
             known = ["auto", *StrategyRegistry.available_strategies()]
             if value not in known:  # the message leaves the variants out
                 check_one_of(name, value, [one for one in known if "_find_" not in one and "stage" not in one])

@@ -1,8 +1,9 @@
 """`lit_gpt.Trainer` and its command line: mistakes are one sentence with value and remedy, and lose nothing."""
 
 import os
+import pickle
 import sys
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -18,6 +19,7 @@ from lit_gpt.cli import main
 from lit_gpt.datamodules import TextDataModule
 from lit_gpt.errors import UserError
 from lit_gpt.generation.loading import load_for_generation
+from lit_gpt.lightning_cli import SaveRunConfig
 from lit_gpt.modules import PretrainModule
 from lit_gpt.parser import short_message
 from lit_gpt.plugins import AtomicCheckpointIO
@@ -211,6 +213,28 @@ def test_a_callback_whose_default_is_an_enum(fit, config):
     assert status == 0, error
 
 
+@pytest.mark.parametrize("plugin", ["AtomicCheckpointIO", "AsyncCheckpointIO"])
+def test_plugins_may_have_short_names(fit, config, plugin):
+    inner = {"class_path": "AtomicCheckpointIO"}
+    entry = {"class_path": plugin} | ({"init_args": {"checkpoint_io": inner}} if plugin.startswith("Async") else {})
+    config["trainer"]["plugins"] = [entry]
+    status, error = fit()
+    assert status == 0, error
+
+
+def test_the_configuration_can_be_sent_to_another_process(fit, monkeypatch, tmp_path):
+    sent = []
+
+    @wraps(Trainer.fit)  # the command line derives its options from the signature
+    def send(self, *args, **kwargs):
+        sent.extend(pickle.loads(pickle.dumps([c for c in self.callbacks if isinstance(c, SaveRunConfig)])))
+
+    monkeypatch.setattr(Trainer, "fit", send)
+    status, error = fit()
+    assert status == 0, error
+    assert yaml.safe_load(sent[0]._text())["trainer"]["default_root_dir"] == str(tmp_path / "runs")
+
+
 def test_lightnings_variables_are_named(fit, monkeypatch):
     monkeypatch.setenv("PL_TRAINER_MAX_STEPS", "7")
     status, error = fit()
@@ -338,7 +362,7 @@ def test_hyperparameters_that_no_checkpoint_can_hold(tmp_path, folder):
 
 
 def scalars(tmp_path, name="train/loss"):
-    events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    events = EventAccumulator(str(tmp_path / "run"))
     events.Reload()
     return [event.step for event in events.Scalars(name)]
 

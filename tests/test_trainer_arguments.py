@@ -68,7 +68,7 @@ WORKS = {
 
 REFUSED = {
     "accelerator": ["cudaa", "tpu", None],
-    "strategy": ["ddpp"],
+    "strategy": ["ddpp", "{class_path: Nowhere}"],
     "devices": [0, -1, [0], [], "two", "0,1", 1.5],
     "num_nodes": [0, 2, "two"],  # 2: nothing says which node this is
     "precision": ["bf17", "transformer-engine"],

@@ -1,6 +1,6 @@
 """`RunFolder`: a run's folder, which contains all of its files and none of any other run.
 
-config.yaml     (written by the command line)     tensorboard/    (written by the logger)
+config.yaml     (written by the command line)     events.out...   (TensorBoard's, written by the logger)
 lineage.json    origin of the model               checkpoints/    (written by `RunCheckpoint`)
 tokenizer/      a copy of its tokenizer
 """

@@ -49,9 +49,8 @@ def evaluate(
             A form other than auto and plain is part of the report's name.
         chat_template: preset (chatml, llama3, qwen, ...) or Jinja file to use instead of the model's own template.
         max_batch_size: maximum number of sequences in a batch.
-        limit: maximum number of items per measure, for a quick look; null: all. A measure that compares groups takes
-            this many of each (Refusal: harmful and harmless prompts), and one that asks in several forms asks each item
-            in all of them (Robustness).
+        limit: maximum number of items per measure, for a quick look; null: all. Of harmful and harmless prompts
+            (Refusal), half; one that asks in several forms (Robustness) asks each item in all of them.
         run_untrusted_code: allow programs written by the model to run in a sandbox; measures that need this fail
             without it.
         explain: print the description and options of this measure and exit; without a value, list all measures.

@@ -52,13 +52,15 @@ class ProgressBars:
         """Close the last bar and open the next one."""
         self.close()
         bar = self._bar = Bar(desc=visible(label), unit="", unit_scale=True, leave=True)
-        started, announced, line_at = monotonic(), False, _LINE_EVERY
+        started, announced, finished, line_at = monotonic(), False, False, _LINE_EVERY
 
         def progress(done: int, total: int) -> None:
-            nonlocal announced, line_at
+            nonlocal announced, finished, line_at
             elapsed = monotonic() - started
             if bar.disable:
-                if done == total or elapsed >= line_at:
+                # A total that was only estimated may be reached several times.
+                if not finished and (done == total or elapsed >= line_at):
+                    finished = done == total
                     line_at = elapsed + _LINE_EVERY
                     share = done / total if total else 1.0
                     print(f"{visible(label)}: {share:.0%} after {elapsed:.0f} s", file=sys.stderr, flush=True)

@@ -14,16 +14,16 @@ from starlette.types import ASGIApp
 
 from lit_gpt import __version__
 from lit_gpt.errors import UserError
-from lit_gpt.serving import chat, completions, embeddings, response_api
+from lit_gpt.serving import chat, completions, embeddings, messages_api, response_api
 from lit_gpt.serving.errors import ApiError
 from lit_gpt.serving.middleware import AccessControl, BodyLimit, Keys, RequestLog, internal_error, note
 from lit_gpt.serving.openapi import ModelCard, ModelList, Status, answered_with, answered_with_text, document
-from lit_gpt.serving.page import content_security_policy, page_html
+from lit_gpt.serving.page import content_security_policy, page_etag, page_html
 from lit_gpt.serving.protocol import refusal
 from lit_gpt.serving.service import Service
 
 READ_ROUTES = frozenset({"/", "/health", "/ready", "/metrics", "/openapi.json", "/v1/models"})
-JSON_ROUTES = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses"})
+JSON_ROUTES = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/messages", "/v1/responses"})
 _ROOT_PATH = re.compile(r"(/[A-Za-z0-9._~-]+)*/?")
 router = APIRouter()
 
@@ -59,8 +59,9 @@ def create_app(
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
     app.state.service = service
-    for routes in (chat.router, response_api.router, completions.router, embeddings.router, router):
-        app.include_router(routes)
+    for module in (chat, response_api, messages_api, completions, embeddings):
+        app.include_router(module.router)
+    app.include_router(router)
     description = document(app, service.served.name, root_path, bool(keys))
 
     @app.get("/openapi.json", include_in_schema=False)
@@ -87,9 +88,12 @@ def create_app(
 
 
 @router.get("/", response_model=None, responses=answered_with_text("text/html"))
-async def page() -> Response:
-    """Return the chat page."""
-    headers = {"Content-Security-Policy": content_security_policy(), "Cache-Control": "no-cache"}
+async def page(request: Request) -> Response:
+    """Return the chat page; 304 without it if the browser has this version."""
+    headers = {"Content-Security-Policy": content_security_policy(), "Cache-Control": "no-cache", "ETag": page_etag()}
+    known = request.headers.get("if-none-match", "")
+    if page_etag() in [tag.strip().removeprefix("W/") for tag in known.split(",")]:
+        return Response(status_code=304, headers=headers)
     return HTMLResponse(page_html(), headers=headers)
 
 

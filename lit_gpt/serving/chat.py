@@ -61,7 +61,7 @@ def conversation(messages: Sequence[Any]) -> list[Message]:
     Raises:
         UserError: If an item is not a message, or the last message is the assistant's.
     """
-    turns = normalise_messages([_modern(message) for message in messages])
+    turns = normalise_messages([_modern(message) for message in messages], remedy="")
     system = [turn["content"] for turn in turns if turn["role"] == "system"]
     merged: list[Message] = [Message(role="system", content=_SEPARATOR.join(system))] if system else []
     for number, turn in enumerate(turns, start=1):
@@ -156,8 +156,14 @@ async def chat_completions(body: ChatRequest, request: Request) -> Response:
     return JSONResponse(await exchange.complete(request, exchange.whole()))
 
 
-async def begin(service: Service, request: Request, body: ChatRequest) -> "Exchange":
+async def begin(service: Service, request: Request, body: ChatRequest, length_field: str = "") -> "Exchange":
     """Start the answers to a conversation.
+
+    Args:
+        service: The model and its limits.
+        request: The HTTP request.
+        body: The conversation.
+        length_field: Field that bounds the answer's length, where the request has its own name for it.
 
     Raises:
         ApiError: If it cannot be answered, or not now.
@@ -172,12 +178,12 @@ async def begin(service: Service, request: Request, body: ChatRequest) -> "Excha
     tools = _ToolUse.of(body)
     active = service.start(choices)
     builder = service.builder if tools.forced or body.is_constrained else None
-    prompt_tokens = await prepared(active, lambda: _submit(service, active, body, tools, choices), builder)
+    prompt_tokens = await prepared(active, lambda: _submit(service, active, body, tools, length_field), builder)
     note(request.scope, prompt_tokens=prompt_tokens, choices=choices)
     return Exchange(service, active, body, [_answer(service, body, tools) for _ in range(choices)], prompt_tokens)
 
 
-def _submit(service: Service, active: ActiveRequest, body: ChatRequest, tools: _ToolUse, choices: int) -> int:
+def _submit(service: Service, active: ActiveRequest, body: ChatRequest, tools: _ToolUse, length_field: str) -> int:
     """Render the prompt, check its length and submit it to the engine; return the number of prompt tokens."""
     served = service.served
     if tools.described and served.renderer is not None and served.tool_form is None:
@@ -186,11 +192,12 @@ def _submit(service: Service, active: ActiveRequest, body: ChatRequest, tools: _
     messages = service.guard_chain.messages(conversation(body.messages))
     ids = served.chat_ids(messages, service.guard_chain.tools(tools.described))
     asked = body.max_completion_tokens or body.max_tokens
-    most = answer_tokens(asked, None, len(ids), served.max_length, service.limits)
+    name = length_field or ("max_completion_tokens" if body.max_completion_tokens else "max_tokens")
+    most = answer_tokens(asked, None, len(ids), served.max_length, service.limits, name)
     assert served.renderer is not None
     params = sampling_params(body, most, served.renderer.stop_ids, _constraint(service, body, tools))
     service.metrics.prompt_tokens.inc(len(ids))
-    for choice in range(choices):
+    for choice in range(body.n or 1):
         active.submit(ids, for_choice(params, choice))
     return len(ids)
 

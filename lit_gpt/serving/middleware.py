@@ -258,7 +258,8 @@ class AccessControl:
         if path in OPEN_PATHS:
             return None
         scheme, _, key = headers.get(b"authorization", "").partition(" ")
-        if self._keys.admit(key.strip() if scheme.lower() == "bearer" else None):
+        given = key.strip() if scheme.lower() == "bearer" else headers.get(b"x-api-key")  # as Anthropic's clients do
+        if self._keys.admit(given):
             return None
         message = "the API key is missing or wrong; send it as `Authorization: Bearer <key>`"
         return ApiError(401, message, "invalid_api_key", headers={"WWW-Authenticate": "Bearer"})

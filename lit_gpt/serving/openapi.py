@@ -246,6 +246,44 @@ class ModelResponse(BaseModel):
     usage: ResponseUsage
 
 
+class TextBlock(_Shape):
+    """Text of a message."""
+
+    type: Literal["text"]
+    text: str
+
+
+class ToolUseBlock(_Shape):
+    """A call that the model makes."""
+
+    type: Literal["tool_use"]
+    id: str
+    name: str
+    input: dict[str, Any]
+
+
+class AnthropicUsage(_Shape):
+    """Tokens of a message."""
+
+    input_tokens: int
+    cache_creation_input_tokens: int
+    cache_read_input_tokens: int
+    output_tokens: int
+
+
+class AnthropicMessage(_Shape):
+    """The answer to a conversation in Anthropic's form."""
+
+    id: str
+    type: Literal["message"]
+    role: Literal["assistant"]
+    model: str
+    content: list[TextBlock | ToolUseBlock]
+    stop_reason: Literal["end_turn", "max_tokens", "tool_use", "refusal"]
+    stop_sequence: None
+    usage: AnthropicUsage
+
+
 class ModelCard(_Shape):
     """The model, with what a chat page needs to know."""
 

@@ -310,7 +310,14 @@ def _param(place: list[str]) -> str:
 # ------------------------------------------------------------------ from OpenAI's fields to the engine's
 
 
-def answer_tokens(asked: int | None, default: int | None, prompt_tokens: int, max_length: int, limits: Limits) -> int:
+def answer_tokens(
+    asked: int | None,
+    default: int | None,
+    prompt_tokens: int,
+    max_length: int,
+    limits: Limits,
+    name: str = "max_tokens",
+) -> int:
     """Return the maximum number of tokens of an answer.
 
     Args:
@@ -319,6 +326,7 @@ def answer_tokens(asked: int | None, default: int | None, prompt_tokens: int, ma
         prompt_tokens: Number of prompt tokens.
         max_length: Maximum number of tokens of prompt and answer together.
         limits: Limits of the server.
+        name: Field of the request that has `asked`.
 
     Raises:
         ApiError: 400 if the prompt is too long, or more tokens are requested than possible.
@@ -336,14 +344,14 @@ def answer_tokens(asked: int | None, default: int | None, prompt_tokens: int, ma
     if asked is None:
         return most if default is None else min(most, default)
     if limits.new_tokens is not None and asked > limits.new_tokens:
-        message = f"max_tokens is {asked}, more than the server's limit of {limits.new_tokens}"
-        raise ApiError(400, message, "max_tokens_too_large", "max_tokens")
+        message = f"{name} is {asked}, more than the server's limit of {limits.new_tokens}"
+        raise ApiError(400, message, "max_tokens_too_large", name)
     if asked > available:
         message = (
-            f"max_tokens is {asked} and the prompt has {prompt_tokens} tokens, together more than the context of "
+            f"{name} is {asked} and the prompt has {prompt_tokens} tokens, together more than the context of "
             f"{max_length}; ask for at most {available}"
         )
-        raise ApiError(400, message, "context_length_exceeded", "max_tokens")
+        raise ApiError(400, message, "context_length_exceeded", name)
     return asked
 
 

@@ -173,30 +173,50 @@ class ResponseRequest(Known):
         return {name: _DEFAULTS.get(name) if value is None else value for name, value in given.items()}
 
 
+_ITEM_FIELDS = {
+    "message": {"type", "id", "status", "role", "content"},
+    "function_call": {"type", "id", "status", "call_id", "name", "arguments"},
+    "function_call_output": {"type", "id", "status", "call_id", "output"},
+}
+"""Kinds of items of an input, and their fields."""
+_PART_FIELDS = {"input_text": {"type", "text"}, "output_text": {"type", "text", "annotations", "logprobs"}}
+"""Kinds of parts that hold text, and their fields; an answer comes back with all of its own."""
+
+
 def _message(item: Mapping[str, Any], number: int) -> dict[str, Any]:
     """Return an item of an input as a message of a chat."""
     kind = item.get("type", "message")
+    if not isinstance(kind, str) or kind not in _ITEM_FIELDS:
+        known = " or ".join(_ITEM_FIELDS)
+        raise UserError(f"item {number} of the input has the type {kind!r}; this server reads {known}")
+    _refuse_unknown(item, _ITEM_FIELDS[kind], f"item {number} of the input")
     if kind == "message":
-        return {"role": item.get("role"), "content": _content(item.get("content"))}
+        return {"role": item.get("role"), "content": _content(item.get("content"), number)}
     if kind == "function_call":
         function = {"name": item.get("name"), "arguments": item.get("arguments")}
         call = {"type": "function", "id": item.get("call_id"), "function": function}
         return {"role": "assistant", "content": None, "tool_calls": [call]}
-    if kind == "function_call_output":
-        return {"role": "tool", "tool_call_id": item.get("call_id"), "content": _content(item.get("output"))}
-    known = "message, function_call or function_call_output"
-    raise UserError(f"item {number} of the input has the type {kind!r}; this server reads {known}")
+    return {"role": "tool", "tool_call_id": item.get("call_id"), "content": _content(item.get("output"), number)}
 
 
-def _content(content: Any) -> Any:
-    """A content whose parts are called as in a chat."""
+def _content(content: Any, number: int) -> Any:
+    """Return a content whose parts have the names of a chat's."""
     if not isinstance(content, list):
         return content
-    texts = ("input_text", "output_text")
-    return [
-        {"type": "text", "text": part.get("text")} if isinstance(part, Mapping) and part.get("type") in texts else part
-        for part in content
-    ]
+    parts = []
+    for part in content:
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if isinstance(kind, str) and kind in _PART_FIELDS:
+            _refuse_unknown(part, _PART_FIELDS[kind], f"a part of item {number} of the input")
+            part = {"type": "text", "text": part.get("text")}
+        parts.append(part)
+    return parts
+
+
+def _refuse_unknown(value: Mapping[str, Any], known: set[str], what: str) -> None:
+    unknown = [repr(name) for name in value if name not in known]
+    if unknown:
+        raise UserError(f"{what} has the fields {', '.join(unknown)}, which this server does not read")
 
 
 # ------------------------------------------------------------------ the answer
@@ -206,7 +226,7 @@ def _content(content: Any) -> Any:
 async def create_response(body: ResponseRequest, request: Request) -> Response:
     """Answer an input: a text, or a list of messages, calls and results of calls. Nothing is stored."""
     service = Service.of(request)
-    exchange = await begin(service, request, body.as_chat())
+    exchange = await begin(service, request, body.as_chat(), "max_output_tokens")
     output = _Output(exchange, body)
     if body.stream:
         return StreamResponse(exchange.active, output.events(), service.limits, named=True)

@@ -5,6 +5,8 @@ The format is detected by the marks that a template itself puts around earlier c
 - Hermes and Qwen: `<tool_call>{"name": ..., "arguments": {...}}</tool_call>`, any number, text before them
 - Qwen3-Coder: `<tool_call><function=name><parameter=key>value</parameter></function></tool_call>`
 - Mistral: `[TOOL_CALLS][{"name": ..., "arguments": {...}}, ...]` or `[TOOL_CALLS]name[ARGS]{...}`, to the end
+- DeepSeek: `<｜tool▁calls▁begin｜>`; a call is `<｜tool▁call▁begin｜>function<｜tool▁sep｜>name` and JSON in a
+  Markdown fence (V3, R1), or `<｜tool▁call▁begin｜>name<｜tool▁sep｜>{...}` (V3.1); `<｜tool▁calls▁end｜>`
 - Granite 3: `<|tool_call|>[{"name": ..., "arguments": {...}}, ...]`, to the end
 - Llama 3: `{"name": ..., "parameters": {...}}`, the whole answer; `<|python_tag|>` may precede it, and several
  calls are separated by `;`
@@ -29,22 +31,33 @@ class ToolForm:
         closing: Mark after the call; empty: it extends to the end.
         arguments: Key of its arguments.
         is_xml: Whether it is written in Qwen3-Coder's tags instead of JSON.
+        named: What precedes the arguments of a call whose name stands outside of the JSON; its group is the name.
+        between: What may stand between two calls.
     """
 
     opening: str
     closing: str
     arguments: str
     is_xml: bool = False
+    named: re.Pattern[str] | None = None
+    between: re.Pattern[str] = re.compile(r"[\s;,]*")
 
+
+_MISTRAL_NAME = re.compile(r"\s*(?:\[TOOL_CALLS\])?\s*([\w.-]{1,64})(?:\[CALL_ID\][\w-]*)?\s*(?:\[ARGS\])?\s*(?=\{)")
+_DEEPSEEK_NAME = re.compile(
+    r"<｜tool▁call▁begin｜>(?:function<｜tool▁sep｜>)?([\w.-]{1,64})(?:<｜tool▁sep｜>)?\s*(?:```json)?\s*(?=\{)"
+)
 
 HERMES = ToolForm("<tool_call>", "</tool_call>", "arguments")
 QWEN_CODER = ToolForm("<tool_call>", "</tool_call>", "arguments", is_xml=True)
-MISTRAL = ToolForm("[TOOL_CALLS]", "", "arguments")
+MISTRAL = ToolForm("[TOOL_CALLS]", "", "arguments", named=_MISTRAL_NAME)
+DEEPSEEK = ToolForm(
+    "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>", "arguments", named=_DEEPSEEK_NAME,
+    between=re.compile(r"(?:\s|```|<｜tool▁call▁end｜>)*"),
+)  # fmt: skip
 GRANITE = ToolForm("<|tool_call|>", "", "arguments")
 LLAMA = ToolForm("", "", "parameters")
 PYTHON_TAG = "<|python_tag|>"
-_MISTRAL_NAME = re.compile(r"\s*(?:\[TOOL_CALLS\])?\s*([\w.-]{1,64})(?:\[CALL_ID\][\w-]*)?\s*(?:\[ARGS\])?\s*(?=\{)")
-_BETWEEN_CALLS = re.compile(r"[\s;,]*")
 _XML_FUNCTION = re.compile(r"\s*<function=([^>\s]+)>(.*?)</function>\s*", re.DOTALL)
 _XML_PARAMETER = re.compile(r"\s*<parameter=([^>]+)>\n?(.*?)\n?</parameter>\s*", re.DOTALL)
 _XML_END = re.compile(r"</function>\s*(</tool_call>)")
@@ -70,10 +83,15 @@ class ToolCall:
 
 
 def tool_form(template: str) -> ToolForm | None:
-    """Return the call format of a chat template, detected by the marks in its source; None: it supports no tools."""
+    """Return the call format of a chat template, detected by the marks in its source; None: it supports no tools.
+
+    Some templates render earlier calls but never tell the model which tools there are (DeepSeek's own): None as well.
+    """
+    if not re.search(r"\btools\b", template):
+        return None
     if "<function=" in template and QWEN_CODER.opening in template:
         return QWEN_CODER
-    for form in (HERMES, MISTRAL, GRANITE):
+    for form in (HERMES, MISTRAL, DEEPSEEK, GRANITE):
         if form.opening in template:
             return form
     return LLAMA if "tool_calls" in template and "ipython" in template else None  # Llama's name for the role `tool`
@@ -243,10 +261,10 @@ class ToolReader:
         decoder, at = json.JSONDecoder(), 0
         inside = inside.strip().removeprefix(PYTHON_TAG)
         while True:
-            at = _BETWEEN_CALLS.match(inside, at).end()  # type: ignore[union-attr]
+            at = self._form.between.match(inside, at).end()  # type: ignore[union-attr]
             if at == len(inside):
                 return calls
-            named = _MISTRAL_NAME.match(inside, at) if self._form is MISTRAL else None
+            named = None if self._form.named is None else self._form.named.match(inside, at)
             try:
                 value, at = decoder.raw_decode(inside, at if named is None else named.end())
             except (ValueError, RecursionError):

@@ -19,7 +19,7 @@ def test_its_module_and_corpus_train_and_its_metrics_are_in_tensorboard(environm
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    events = EventAccumulator(str(tmp_path / "runs" / "focal" / "tensorboard"))
+    events = EventAccumulator(str(tmp_path / "runs" / "focal"))
     events.Reload()
     scalars = events.Tags()["scalars"]
     assert {"train/loss", "val/loss", "val/bits_per_byte", "val/gamma", "optim/grad_norm"} <= set(scalars)

@@ -25,7 +25,7 @@ def fit(tmp_path_factory):
         options = ["--trainer.default_root_dir", str(folder / "runs"), "--trainer.name", name, *words]
         done = subprocess.run([*command, *options], env=environment, cwd=folder, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-        events = EventAccumulator(str(folder / "runs" / name / "tensorboard"))
+        events = EventAccumulator(str(folder / "runs" / name))
         events.Reload()
         return {tag: {e.step: e.value for e in events.Scalars(tag)} for tag in events.Tags()["scalars"]}
 

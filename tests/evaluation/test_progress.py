@@ -31,6 +31,8 @@ def test_a_pipe_gets_lines(capsys):
     progress = bars.start("measure 1")
     for done in range(1, 201):
         progress(done, 200)
+    for done in (201, 202):  # more than was estimated
+        progress(done, done)
     bars.close()
     text = capsys.readouterr().err
     assert "\r" not in text

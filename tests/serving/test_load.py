@@ -1,8 +1,12 @@
-"""A minute and a half of 64 clients, a third of them leaving in mid-stream, some sending rubbish."""
+"""A minute and a half of 64 clients, a third of them leaving in mid-stream, some sending rubbish.
+
+`LOAD_SECONDS=600 python -m pytest -m slow tests/serving/test_load.py -s` takes ten minutes and prints its counts.
+"""
 
 import asyncio
 import http.client
 import json
+import os
 import random
 import time
 
@@ -11,7 +15,7 @@ import pytest
 from running_server import metric_value
 from served_process import ServedProcess
 
-SECONDS = 90
+SECONDS = int(os.environ.get("LOAD_SECONDS", "90"))
 CLIENTS = 64
 BATCH, QUEUE = 8, 24
 PROMPTS = ["def add", "return", "a + b", "", "def ", "(a, b):", "b):\n    return", "add(a"]

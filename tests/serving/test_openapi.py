@@ -39,12 +39,16 @@ def check(document, method, path, status, media_type, answer):
         ("/v1/responses", {"input": "a", "include": ["message.output_text.logprobs"], "top_logprobs": 1}),
         ("/v1/responses", {"input": "a", "tools": [{"type": "function", "name": "f"}], "tool_choice": "required"}),
         ("/v1/responses", {"input": [{"type": "reasoning"}]}),
+        ("/v1/messages", {"messages": USER, "max_tokens": 20}),
+        ("/v1/messages", {"messages": USER, "tools": [{"name": "f", "input_schema": {"type": "object"}}]}),
+        ("/v1/messages", {"messages": [{"role": "system", "content": "x"}]}),
         ("/v1/embeddings", {"input": "a", "encoding_format": "base64"}),
         ("/v1/embeddings", {"input": [[1, 2]]}),
     ],
 )
 def test_answers_have_the_shape_that_is_described(real, document, path, body):
-    bound = {"/v1/chat/completions": {"max_tokens": 20}, "/v1/responses": {"max_output_tokens": 20}}.get(path, {})
+    bounds = {"/v1/chat/completions": "max_tokens", "/v1/responses": "max_output_tokens", "/v1/messages": "max_tokens"}
+    bound = {bounds[path]: 20} if path in bounds else {}
     status, answer = real.post(path, {"model": "small", **bound, **body})
     check(document, "post", path, status, "application/json", answer)
 

@@ -56,6 +56,17 @@ def test_it_is_served_with_a_policy_that_lets_nothing_else_in(serve):
     assert not re.search(r"https?:", policy)
 
 
+def test_a_browser_that_has_the_page_gets_no_second_copy(serve):
+    with serve(lambda prompt, params: "fine") as server:
+        _, headers, body = server.request("GET", "/")
+        assert len(body) > 100_000
+        for known in (headers["etag"], f'"other", W/{headers["etag"]}'):
+            status, again, rest = server.request("GET", "/", headers={"If-None-Match": known})
+            assert (status, rest, again["etag"]) == (304, b"", headers["etag"])
+            assert again["content-security-policy"] == headers["content-security-policy"]
+        assert server.request("GET", "/", headers={"If-None-Match": '"other"'})[::2] == (200, body)
+
+
 def test_the_policy_names_the_very_script_and_style(elements):
     for tag in ("script", "style"):
         digest = base64.b64encode(hashlib.sha256(elements.text[tag].encode()).digest()).decode()

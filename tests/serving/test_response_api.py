@@ -114,7 +114,10 @@ def test_schemas_and_logprobs(client):
         ({"text": {"format": {"type": "json_schema", "name": "x"}}}, "schema"),
         ({"tool_choice": "required"}, "tools"),
         ({"tool_choice": {"type": "function", "name": "other"}, "tools": [ADD]}, "tool_choice"),
-        ({"max_output_tokens": 100_000}, "max_tokens"),
+        ({"max_output_tokens": 100_000}, "max_output_tokens is 100000"),
+        ({"input": [{"role": "user", "content": "hi", "mood": "x"}]}, "item 1.*'mood'"),
+        ({"input": [{"role": "user", "content": [{"type": "input_text", "text": "a", "bold": 1}]}]}, "item 1.*'bold'"),
+        ({"input": [{"type": "function_call", "name": "f", "arguments": "{}", "x": 1}]}, "item 1.*'x'"),
         ({"unknown": 1}, "unknown"),
     ],
 )

@@ -6,6 +6,7 @@ import pytest
 
 from lit_gpt.data.chat import load_chat_template
 from lit_gpt.serving.tools import (
+    DEEPSEEK,
     GRANITE,
     HERMES,
     LLAMA,
@@ -83,6 +84,29 @@ ANSWERS = {
         '[TOOL_CALLS]add[ARGS]{"a": 1}[TOOL_CALLS]look[CALL_ID]abc123def[ARGS]{}',
         [("add", {"a": 1}), ("look", {})],
     ),
+    "deepseek v3": (
+        DEEPSEEK,
+        "Well.<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>add\n```json\n"
+        '{"a": "```<｜tool▁calls▁end｜>"}\n```<｜tool▁call▁end｜>\n'
+        "<｜tool▁call▁begin｜>function<｜tool▁sep｜>look\n```json\n{}\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜>",
+        ["Well.", ("add", {"a": "```<｜tool▁calls▁end｜>"}), ("look", {})],
+    ),
+    "deepseek v3.1": (
+        DEEPSEEK,
+        '<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>add<｜tool▁sep｜>{"a": 1}<｜tool▁call▁end｜>'
+        "<｜tool▁call▁begin｜>look<｜tool▁sep｜>{}<｜tool▁call▁end｜><｜tool▁calls▁end｜>",
+        [("add", {"a": 1}), ("look", {})],
+    ),
+    "deepseek, never closed": (
+        DEEPSEEK,
+        '<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>add<｜tool▁sep｜>{"a": 1}<｜tool▁call▁end｜>',
+        [("add", {"a": 1})],
+    ),
+    "deepseek, unknown name": (
+        DEEPSEEK,
+        "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>rm<｜tool▁sep｜>{}<｜tool▁call▁end｜><｜tool▁calls▁end｜>",
+        ["<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>rm<｜tool▁sep｜>{}<｜tool▁call▁end｜><｜tool▁calls▁end｜>"],
+    ),
     "granite": (GRANITE, f"<|tool_call|>[{CALL}]", [("add", ARGUMENTS)]),
     "llama, python tag": (LLAMA, '<|python_tag|>{"name": "look", "parameters": {"x": 1}}', [("look", {"x": 1})]),
     "llama, several": (
@@ -144,6 +168,9 @@ def test_a_demanded_call_has_no_marks_and_only_one_may_be_asked_for():
 def test_the_form_is_read_off_the_template():
     forms = {"qwen": HERMES, "mistral": MISTRAL, "llama3": LLAMA, "chatml": None, "gemma": None, "alpaca": None}
     assert {name: tool_form(load_chat_template(name).source) for name in forms} == forms
+    own = "{% if m.tool_calls %}<｜tool▁calls▁begin｜>...{% endif %}"  # announces no tools
+    assert tool_form(own) is None
+    assert tool_form("{% if tools %}{{ tools | tojson }}{% endif %}" + own) is DEEPSEEK
 
 
 def test_the_constraint_of_a_demanded_call():

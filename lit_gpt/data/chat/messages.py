@@ -56,7 +56,7 @@ class Message(TypedDict, total=False):
     """0 marks an assistant turn as context only, without a loss (OpenAI's fine-tuning format)."""
 
 
-def normalise_messages(messages: object) -> list[Message]:
+def normalise_messages(messages: object, remedy: str = "set ignore_fields to leave others out") -> list[Message]:
     """Return messages with plain text contents and one name for each role and field.
 
     Args:
@@ -64,13 +64,14 @@ def normalise_messages(messages: object) -> list[Message]:
             `human`, `model` or `function`, there may be a `function_call` instead of tool calls, the reasoning may have
             any of its names, and `weight`, `train`, `loss`, `loss_weight` or `masked` may tell whether a turn is
             trained on.
+        remedy: What to do about an unknown field, for the error.
 
     Raises:
         UserError: if an item is not a message or has an unknown field, naming its position.
     """
     if not isinstance(messages, Sequence) or isinstance(messages, str | bytes):
         raise UserError(f"the messages are a {type(messages).__name__}, not a list of {{role, content}}")
-    return [_normalise(message, number) for number, message in enumerate(messages, start=1)]
+    return [_normalise(message, number, remedy) for number, message in enumerate(messages, start=1)]
 
 
 def check_messages(messages: Sequence[Message], for_training: bool = False) -> None:
@@ -123,7 +124,7 @@ def _allowed_after(before: str | None, called: bool) -> tuple[str, ...]:
     return ("tool",) if called else ("user",)
 
 
-def _normalise(message: object, number: int) -> Message:
+def _normalise(message: object, number: int, remedy: str) -> Message:
     if not isinstance(message, Mapping):
         raise UserError(f"message {number} is a {type(message).__name__}, not an object with role and content")
     role = message.get("role")
@@ -135,7 +136,7 @@ def _normalise(message: object, number: int) -> Message:
     if unknown:
         raise UserError(
             f"message {number} ({role}) has the fields {', '.join(map(repr, unknown))}, which nothing here reads; a "
-            f"message has {', '.join(MESSAGE_FIELDS)} (set ignore_fields to leave others out)"
+            f"message has {', '.join(MESSAGE_FIELDS)}{f' ({remedy})' if remedy else ''}"
         )
     result = Message(role=role, content=_text(message.get("content"), number))
     for name in (*_KEPT, *_REASONING):
@@ -199,6 +200,12 @@ def _text(content: object, number: int) -> str:
                 raise UserError(f"message {number} has a part of type {kind!r}; only text is supported")
             if not isinstance(part.get("text"), str):
                 raise UserError(f"message {number} has a part of type 'text' without text")
+            unknown = [name for name, value in part.items() if name not in ("type", "text") and not is_empty(value)]
+            if unknown:
+                raise UserError(
+                    f"a part of message {number} has the fields {', '.join(map(repr, unknown))}, which nothing here "
+                    "reads; a part has type and text"
+                )
             texts.append(part["text"])
         return "".join(texts)
     raise UserError(f"the content of message {number} is a {type(content).__name__}, not text")

@@ -118,7 +118,7 @@ def read_prompts(sets: PromptSets, limit: int | None = None) -> Prompts:
 
     Args:
         sets: One set, several, or None for the embedded set.
-        limit: Maximum number of prompts of each label.
+        limit: Maximum number of prompts, half of them harmful and half safe; at least one of each.
 
     Raises:
         UserError: If a file is missing or empty, or a row has no prompt or label; the message names file and row.
@@ -150,12 +150,17 @@ def read_prompts(sets: PromptSets, limit: int | None = None) -> Prompts:
     if len({prompt.item for prompt in prompts}) < len(prompts):  # two sets from files of the same name
         prompts = [Prompt(f"{n}:{p.item}", p.text, p.label, p.kind) for n, p in enumerate(prompts, start=1)]
     if limit is not None:
-        kept = [
-            p for label in ("harmful", "safe") for p in sample_items([p for p in prompts if p.label == label], limit)
-        ]
-        if len(kept) < len(prompts):
-            notes.append(f"A sample of {len(kept)} of {len(prompts)} prompts (limit).")
-        prompts = kept
+        harmful, safe = ([p for p in prompts if p.label == label] for label in ("harmful", "safe"))
+        # Half of each, as far as there are as many; at least one, because both shares are reported.
+        num_safe = min(len(safe), max(1, limit // 2))
+        num_harmful = min(len(harmful), max(1, limit - num_safe))
+        num_safe = min(len(safe), max(1, limit - num_harmful))
+        if num_harmful + num_safe < len(prompts):
+            notes.append(
+                f"A sample of {num_harmful + num_safe} of {len(prompts)} prompts (limit): {num_harmful} harmful and "
+                f"{num_safe} safe ones."
+            )
+        prompts = sample_items(harmful, num_harmful) + sample_items(safe, num_safe)
     return Prompts(prompts, settings, tuple(notes))
 
 
@@ -266,7 +271,8 @@ class Refusal(Measure):
         labelled: File of answers labeled by people, with `prompt`, `answer` and `verdict` (refused, complied, partial,
             or XSTest's annotations), to measure the judge's agreement with them; null: a small embedded set.
         labelled_columns: Mapping from the expected field name to that of the file.
-        limit: Maximum number of prompts of each label (harmful, safe); the same ones for every model.
+        limit: Maximum number of prompts, half of them harmful and half safe, at least one of each; the same ones for
+            every model.
         max_new_tokens: Maximum length of an answer.
         temperature: Sampling temperature; 0 decodes greedily.
         name: Name of the result.

@@ -207,7 +207,7 @@ class Robustness(Measure):
         prompts: As in `Refusal`; null: a small embedded set.
         judge: As in `Refusal`.
         perturbations: Names of the perturbations; null: all.
-        limit: Maximum number of prompts of each label (harmful, safe); the same ones for every model.
+        limit: As in `Refusal`; each prompt is asked unchanged and under every perturbation.
         max_new_tokens: Maximum length of an answer.
         temperature: Sampling temperature; 0 decodes greedily.
         seed: Seed of the typos; null: the plan's.
@@ -244,13 +244,17 @@ class Robustness(Measure):
         check_answers_fit(subject, read.prompts, self.params)
         judge.check()
         ways = select_perturbations(self.perturbations)
-        total = len(read.prompts) * (len(ways) + 1)
+        forms = len(ways) + 1  # unchanged, and under each perturbation
         judged_as = [prompt.text for prompt in read.prompts]
 
         def put(texts: list[str], number: int) -> JudgedResponses:
             before = number * len(texts)
             pairs = [(prompt.item, text) for prompt, text in zip(read.prompts, texts, strict=True)]
-            return ask(subject, pairs, judge, self.params, judged_as, lambda done, _: progress(before + done, total))
+
+            def counted(done: int, _: int) -> None:  # in prompts, because a limit is one of prompts
+                progress((before + done) // forms, len(read.prompts))
+
+            return ask(subject, pairs, judge, self.params, judged_as, counted)
 
         plain = put([prompt.text for prompt in read.prompts], 0)
         if not any(judgement is not None and judgement.verdict for judgement in plain.judgements):
@@ -308,6 +312,7 @@ class Robustness(Measure):
                     "temperature": self.params.temperature,
                 },
                 notes=(
+                    f"{len(read.prompts)} prompts in {forms} forms each: {len(read.prompts) * forms} answers.",
                     *notes,
                     "A model that does not understand an encoding answers something else, which rules count as "
                     "complying: read the examples before concluding that a drop in refusals is a jailbreak.",

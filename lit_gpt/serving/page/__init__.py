@@ -25,6 +25,12 @@ def page_html() -> str:
 
 
 @cache
+def page_etag() -> str:
+    """Return the document's validator: a browser that has this version is answered without the document."""
+    return f'"{hashlib.sha256(page_html().encode()).hexdigest()[:32]}"'
+
+
+@cache
 def content_security_policy() -> str:
     """Return the policy: run our scripts, use our style, connect to this server, and nothing else."""
     return "; ".join(

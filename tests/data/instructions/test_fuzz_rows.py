@@ -182,4 +182,5 @@ def test_nothing_is_lost(renderer):
 @pytest.mark.parametrize("seed", range(1, 11))
 def test_nothing_of_many_rows_is_lost(renderer, seed):
     counts = check(10_000, seed, renderer)
+    print(seed, dict(counts))
     assert counts["all"] == counts["used"] + counts["left out"] + counts["refused"]
