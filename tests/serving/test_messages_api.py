@@ -26,7 +26,7 @@ def fake(serve):
 
 
 def ask(server, **body):
-    return server.post("/v1/messages", {"model": "fake", "max_tokens": 50, **body})
+    return server.post("/v1/messages", {"model": "fake", "max_tokens": 200, **body})
 
 
 def user(text):
@@ -35,7 +35,7 @@ def user(text):
 
 def streamed(server, **body):
     """The events of a stream, each with its type as its name."""
-    body = json.dumps({"model": "fake", "max_tokens": 50, "stream": True, **body}).encode()
+    body = json.dumps({"model": "fake", "max_tokens": 200, "stream": True, **body}).encode()
     _, _, text = server.request("POST", "/v1/messages", body, {"Content-Type": "application/json"})
     events = []
     for part in text.decode().strip().split("\n\n"):

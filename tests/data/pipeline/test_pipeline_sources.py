@@ -1,9 +1,12 @@
+import datetime
 import gzip
 import io
 import json
 import os
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import zstandard
 
@@ -177,6 +180,18 @@ def test_hub_rows_keep_their_numbers_and_columns(tmp_path, streaming, monkeypatc
     assert len(read_all(entry)) == 7
     with pytest.raises(UserError, match="no column 'txt'; its columns are 'text', 'url', 'score'"):
         read_all({"hub": entry["hub"] | {"streaming": False}, "text_field": "txt"})
+
+
+def test_kept_columns_of_tables_are_json_values(tmp_path):
+    origin = {"site": "a.org", "tags": ["x", "y"], "size": {"bytes": 3}}
+    day = datetime.date(2024, 5, 6)
+    table = pa.table({"text": ["one", "two"], "origin": [origin, None], "seen": [day, None], "tags": [["a"], []]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    entry = {"files": str(tmp_path / "a.parquet"), "keep_columns": ["origin", "seen", "tags"]}
+    documents = read_all(entry)
+    assert documents[0].metadata == {"origin": origin, "seen": "2024-05-06", "tags": ["a"]}
+    assert documents[1].metadata == {"origin": None, "seen": None, "tags": []}
+    assert json.loads(json.dumps(documents[0].metadata)) == documents[0].metadata
 
 
 def test_a_stream_is_read_shard_by_shard(tmp_path):

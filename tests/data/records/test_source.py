@@ -149,6 +149,11 @@ def test_a_python_iterable() -> None:
     assert versioned.fingerprint(FileHashes()) != source.fingerprint(FileHashes())
     with pytest.raises(UserError, match="mine:1 is a int"):
         texts(IterableRecords(lambda: [3], "mine"))  # type: ignore[list-item]
+    used_up = iter(["one", "two"])
+    once = IterableRecords(lambda: used_up, "mine")
+    assert texts(once) == ["one", "two"]
+    with pytest.raises(UserError, match=r"mine: documents\(\)"):
+        texts(once)
 
 
 @pytest.fixture
