@@ -148,7 +148,7 @@ class CommandParser(ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the message and exit with status 2.
 
-        The parser of a class in a YAML, too: its message is the innermost, and its callers would wrap it in theirs.
+        The parser of a class in a YAML, too: its message is the innermost, and jsonargparse would wrap it in longer ones.
         """
         if os.environ.get("LIT_GPT_TRACEBACK") and ex is not None:
             raise ex

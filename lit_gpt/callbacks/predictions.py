@@ -31,7 +31,7 @@ class PredictionWriter(Callback):
 
     Args:
         path: path of the file; None: `predictions.jsonl` in the run's folder. With `limit_predict_batches`, the file
-            beside it with `-limited` in its name.
+            next to it with `-limited` in its name.
     """
 
     def __init__(self, path: str | None = None) -> None:
@@ -119,7 +119,7 @@ def _path(trainer: Trainer, path: Path) -> Path | None:
     """Return where to write: a few batches must not replace the predictions of a full split.
 
     Returns:
-        `path`; with `limit_predict_batches` a file beside it that ends in `-limited`; None in a `fast_dev_run`.
+        `path`; with `limit_predict_batches` a file next to it that ends in `-limited`; None in a `fast_dev_run`.
     """
     if getattr(trainer, "fast_dev_run", False):
         print(f"fast_dev_run: not writing {path}")
