@@ -148,7 +148,7 @@ class CommandParser(ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the message and exit with status 2.
 
-        The parser of a class in a YAML, too: its message is the innermost, and jsonargparse would wrap it in longer ones.
+        The parser of a class in a YAML, too: its message is the innermost, which jsonargparse would wrap in others.
         """
         if os.environ.get("LIT_GPT_TRACEBACK") and ex is not None:
             raise ex
