@@ -109,14 +109,18 @@ class GPT(nn.Module):
             assert document_ids is None, "each row of a cache must hold a single document"
             if position_ids is None:
                 position_ids = cache.position_ids
-        elif sequence is not None:
-            kinds = (self.config.token_mixer(int(layer)) for layer in self.blocks._modules)  # a stage has some layers
-            check_divisible_rows(list(zip(kinds, self.token_mixers, strict=True)))
-        elif self.config.block_size < T:
-            raise UserError(
-                f"{T} tokens are more than the model's block_size {self.config.block_size}; "
-                "shorten the context or build the model with a larger block_size"
-            )
+        else:
+            if sequence is not None:
+                kinds = (
+                    self.config.token_mixer(int(layer)) for layer in self.blocks._modules
+                )  # a stage has some layers
+                check_divisible_rows(list(zip(kinds, self.token_mixers, strict=True)))
+            length = T if sequence is None else sequence.num_read
+            if self.config.block_size < length:
+                raise UserError(
+                    f"{length} tokens are more than the model's block_size {self.config.block_size}; "
+                    "shorten the context or build the model with a larger block_size"
+                )
         if position_ids is None:
             position_ids = torch.arange(T, device=device)  # (T,) broadcasts over B
         x = self.drop(self._embed(input_ids, position_ids)) if hidden is None else hidden

@@ -130,6 +130,13 @@ def test_a_batch_without_token_rows_is_refused(batch):
         cut_rows(batch, 0, 2)
 
 
+def test_whole_rows_longer_than_the_block_size_are_refused():
+    model = GPT(GPTConfig(n_layer=1, n_head=2, n_embd=16, vocab_size=32, block_size=8))
+    part = cut_rows({"input_ids": torch.zeros(1, 10, dtype=torch.int64)}, rank=0, size=2)
+    with pytest.raises(UserError, match="10 tokens .* block_size 8"):
+        model(part["input_ids"], part["position_ids"], part["document_ids"], sequence=part["sequence"])
+
+
 def test_layers_that_need_whole_rows_are_refused(monkeypatch):
     import acme_lm.linear
 
