@@ -42,5 +42,5 @@ def unknown_name(kind: str, name: object, known: Iterable[str], where: str = "")
     if not names:
         return UserError(f"unknown {kind} {name!r}{place}; there is none to set")
     matches = close_matches(name, names)
-    hint = f"did you mean {matches[0]}? " if matches else ""
-    return UserError(f"unknown {kind} {name!r}{place}; {hint}The {kind}s are: {', '.join(names)}")
+    hint = f"did you mean {matches[0]}? The" if matches else "the"
+    return UserError(f"unknown {kind} {name!r}{place}; {hint} {kind}s are: {', '.join(names)}")

@@ -44,8 +44,8 @@ def prepare(
             free disk space.
         executor: how and where the tasks run; the result does not depend on it.
         overwrite: whether to delete the output of another recipe, or of other input, in `out`.
-        explain: print the description and options of `sources`, `steps`, or one source or step, and exit; without a
-            value, list the topics.
+        explain: print the description and options of `sources`, `steps`, or one source or step (by name, or by the
+            import path of a step), and exit; without a value, list the topics.
     """
     if explain is not None:
         from lit_gpt.data.pipeline.recipe import explanation

@@ -377,10 +377,10 @@ steps:
 
 
 def explanation(topic: str) -> str:
-    """Return the help on `sources`, `steps`, or one of them by name; for `topics`, the list of topics.
+    """Return the help on `sources`, `steps`, or one of them by name or import path; for `topics`, the list of topics.
 
     Raises:
-        UserError: naming the closest topic.
+        UserError: If there is no such topic; the message names the closest one.
     """
     if topic == "sources":
         lines = [f"  {name:<20} {_summary(_source_class(name))}" for name in KINDS]
@@ -393,7 +393,7 @@ def explanation(topic: str) -> str:
         return "\n".join(["Topics of --explain:", *(f"  {name}, or one: {', '.join(names[name])}" for name in names)])
     if topic in KINDS:
         return _full(topic, _source_class(topic), is_transform=False)
-    if topic in TRANSFORMS:
+    if topic in TRANSFORMS or "." in topic:
         return _full(topic, _transform_class(topic), is_transform=True)
     raise unknown_name("topic", topic, ["topics", "sources", "steps", *KINDS, *TRANSFORMS], "of --explain")
 

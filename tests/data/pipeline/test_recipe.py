@@ -1,6 +1,6 @@
 import pytest
 
-from lit_gpt.data.cleaning import TRANSFORMS
+from lit_gpt.data.cleaning import TRANSFORMS, Transform
 from lit_gpt.data.pipeline.options import ExecutorOptions
 from lit_gpt.data.pipeline.recipe import explanation, make_recipe
 from lit_gpt.data.pipeline.sources import KINDS
@@ -120,3 +120,18 @@ def test_every_step_is_listed():
     for name in TRANSFORMS:
         assert name in text
         assert f"- {name}: {{" in explanation(name)
+
+
+class Shorten(Transform):
+    """Keep the beginning of a document."""
+
+    def __init__(self, max_chars: int = 7) -> None:
+        super().__init__()
+
+
+def test_a_step_of_another_package_explains_itself():
+    text = explanation(f"{__name__}.Shorten")
+    assert "Keep the beginning" in text
+    assert "max_chars: 7" in text
+    with pytest.raises(UserError, match="Shorter"):
+        explanation(f"{__name__}.Shorter")
