@@ -9,7 +9,6 @@ import copy
 import inspect
 import json
 import math
-import statistics
 import sys
 import tempfile
 import time
@@ -41,6 +40,7 @@ from lit_gpt.planning.forecast import (
     Forecast,
     LossCurve,
     RunFacts,
+    calibration_from,
     forecast,
     largest_that_fits,
     loss_curve,
@@ -58,8 +58,6 @@ PILOT_STEPS = 50
 PILOT_SECONDS = 60.0
 MIN_PILOT_STEPS = 4
 """Steps of a run that `--measure` trains: so many, or as long, but never fewer than the least."""
-ONE_RUN_SPREAD = 1.3
-"""Of a calibration by a single run: what forecasts of other shapes were off by, here at most."""
 MANY_ROWS = 256
 """Rows of the simulated micro-batches from which the largest one that fits is extrapolated."""
 
@@ -450,19 +448,13 @@ def calibrate(runs: Sequence[Path], device: Device) -> Calibration:
     Raises:
         UserError: A folder has no config or no log.
     """
-    logs = []
+    ratios = []
     for run in runs:
         seconds = typical_step_seconds(read_log(run))
         if seconds is None:
-            raise UserError(f"{run} logged no throughput/step_seconds; let it run for two log entries at least")
-        logs.append(math.log(seconds / PlannedRun(run, device).step_seconds()))
-    middle = statistics.median(logs)
-    # Student's t (95 %) times the standard deviation of a further value; one run says nothing of the spread.
-    spread = ONE_RUN_SPREAD
-    if len(logs) > 1:
-        quantile = statistics.NormalDist().inv_cdf(0.95) * (1 + 1.5 / (len(logs) - 1))
-        spread = math.exp(quantile * statistics.stdev(logs) * math.sqrt(1 + 1 / len(logs)))
-    return Calibration(math.exp(middle), max(1.05, spread), f"{len(logs)} run{'s' * (len(logs) > 1)} on this device")
+            raise UserError(f"{run} logged no throughput/step_seconds; let it run for at least two log entries")
+        ratios.append(seconds / PlannedRun(run, device).step_seconds())
+    return calibration_from(ratios, f"{len(ratios)} run{'s' * (len(ratios) > 1)} on such devices")
 
 
 def law_rows(runs: Sequence[Path]) -> list[dict[str, Any]]:
@@ -474,11 +466,10 @@ def law_rows(runs: Sequence[Path]) -> list[dict[str, Any]]:
     Raises:
         UserError: A folder has no config, or no validation loss in its log.
     """
-    rows = []
+    rows, device = [], find_device("cpu")
     for run in runs:
         log = read_log(run)
-        planned = PlannedRun(run, find_device("cpu"))
-        params = planned.module.config.num_parameters()
+        params = PlannedRun(run, device).module.config.num_parameters()
         rows.append(run_row(run, log, params, _corpus_of(run)))
     return rows
 

@@ -5,6 +5,7 @@ and gives its source.
 """
 
 import math
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -31,6 +32,8 @@ COLLECTIVE_SECONDS = 20e-6
 GPUS_PER_NODE = 8
 UNCALIBRATED = 1.8
 """Factor between the value and either end of the interval of a forecast time, if nothing was measured."""
+ONE_RUN_SPREAD = 1.3
+"""The same for a calibration by a single run of another shape, which shows no spread; a judgement."""
 PUE = 1.2
 """Power usage effectiveness: total power of a data center divided by that of its computers. Hyperscale sites have 1.1
 to 1.2 (Patterson et al. 2021, arXiv:2104.10350, section 2.3); the industry mean is 1.56 (Uptime Institute 2024)."""
@@ -61,6 +64,33 @@ class Calibration:
     ratio: float = 1.0
     spread: float = UNCALIBRATED
     basis: str = "tabulated speeds, nothing measured"
+
+
+def calibration_from(ratios: Sequence[float], basis: str) -> Calibration:
+    """Return the correction of the forecast times by runs of other shapes.
+
+    Args:
+        ratios: Measured over forecast seconds of each run.
+        basis: Description of the runs.
+
+    Returns:
+        The median ratio, with the 90 % interval of a further one: Student's t times the standard deviation of the
+        logarithms times sqrt(1 + 1 / n).
+    """
+    logs = [math.log(ratio) for ratio in ratios]
+    spread = ONE_RUN_SPREAD
+    if len(logs) > 1:
+        deviation = statistics.stdev(logs) * math.sqrt(1 + 1 / len(logs))
+        spread = math.exp(_student_t(len(logs) - 1) * deviation)
+    return Calibration(math.exp(statistics.median(logs)), max(1.05, spread), basis)
+
+
+def _student_t(freedom: int) -> float:
+    """Return the 95 % quantile of Student's t distribution, by the expansion of Abramowitz and Stegun, 26.7.5."""
+    if freedom <= 2:
+        return (6.314, 2.920)[freedom - 1]
+    z = statistics.NormalDist().inv_cdf(0.95)
+    return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
 
 
 @dataclass(frozen=True)
