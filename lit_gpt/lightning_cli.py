@@ -309,21 +309,27 @@ def _with_full_paths(value: Any) -> Any:
     }
 
 
-def _take(args: list[str], option: str) -> str | None:
-    """Remove an option of `fit` alone, which belongs in no YAML, from the arguments and return its value.
+def take_fit_options(args: list[str]) -> tuple[list[str], dict[str, str]]:
+    """Split the options of `ONLY_FIT` off the arguments of a command.
+
+    Returns:
+        The other arguments, and the values of the options that are given.
 
     Raises:
-        UserError: it has no value.
+        UserError: an option has no value.
     """
-    for place, word in enumerate(args):
+    rest, found = [], {}
+    words = iter(args)
+    for word in words:
         name, equals, value = word.partition("=")
-        if args[0] == "fit" and name == option:
-            if not equals and (place + 1 == len(args) or args[place + 1].startswith("--")):
-                raise UserError(f"{option} has no value; write `{option} {ONLY_FIT[option][0]}`")
-            taken = value if equals else args.pop(place + 1)
-            del args[place]
-            return taken
-    return None
+        if args[0] != "fit" or name not in ONLY_FIT:
+            rest.append(word)
+            continue
+        value = value if equals else next(words, "")
+        if not value or value.startswith("--"):
+            raise UserError(f"{name} has no value; write `{name} {ONLY_FIT[name][0]}`")
+        found[name] = value
+    return rest, found
 
 
 def run(args: list[str]) -> int:
@@ -335,7 +341,7 @@ def run(args: list[str]) -> int:
     Returns:
         The exit status; 128 + the signal's number if a signal stopped the run.
     """
-    args = list(args)
+    args, options = take_fit_options(args)
     sys.path.insert(0, str(Path.cwd()))  # `class_path: my_module.MyModule` from the working directory
     # Lightning writes the configuration with PyYAML, which knows no enum: `Timer` has one as a default.
     yaml.SafeDumper.add_multi_representer(enum.Enum, lambda dumper, item: dumper.represent_data(item.value))
@@ -344,12 +350,10 @@ def run(args: list[str]) -> int:
     for name in environment_variables():
         variable = ENVIRONMENT + name.upper()
         print(f"lit_gpt: {variable} is ignored on the command line; write --trainer.{name}", file=sys.stderr)
-    plan = _take(args, "--plan")
-    duration = _take(args, "--rehearse")
-    if duration is not None:
-        return rehearse(args[1:], duration)
+    if "--rehearse" in options:
+        return rehearse(args[1:], options["--rehearse"])
     try:
-        cli = CLI(args, plan)
+        cli = CLI(args, options.get("--plan"))
     except MisconfigurationException as error:
         raise refusal(error) from error
     if torch.distributed.is_initialized():

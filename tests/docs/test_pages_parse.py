@@ -43,8 +43,9 @@ def test_a_command_parses(page, command, folder, monkeypatch, capsys):
     words = shlex.split(re.split(r"-m lit_gpt ", command, maxsplit=1)[1])
     words = words[: next((n for n, word in enumerate(words) if word in ("|", ">", "&&")), len(words))]
     if words[0] in TRAINER_COMMANDS:
-        from lit_gpt.lightning_cli import CLI
+        from lit_gpt.lightning_cli import CLI, take_fit_options
 
+        words, _ = take_fit_options(words)
         words = [word for word in words if "quickstart/config.yaml" not in word or word == "--config"]
         if words[1] == "--config" and (len(words) == 2 or words[2].startswith("--")):
             words.insert(2, "configs/quickstart.yaml")  # the config that a run of the quickstart has
