@@ -201,6 +201,11 @@ class ParallelStrategy(ModelParallelStrategy):
                 f"once, on its batch, and sum over tokens; that of {name} is not declared to do so; set pipeline: 1 "
                 "and shard over data instead, or loss_sums_tokens = True in the class if it does"
             )
+        if self.layout.tensor > 1:
+            raise UserError(
+                f"tensor {self.layout.tensor} does not combine with pipeline {size}; set tensor: 1 and shard stages "
+                "over data instead, or pipeline: 1"
+            )
         if getattr(module, "builder", None) is not None:
             raise UserError(f"{name} builds a model of its own, which a pipeline cannot divide; set pipeline: 1")
         if module.trainer.state.fn == TrainerFn.PREDICTING:

@@ -160,13 +160,14 @@ def module_of(**changes):
         ({"schedule": "zero_bubble"}, {"compile_model": True}, ["zero_bubble", "compile"]),
         ({"save_distributed_checkpoint": False}, {}, ["save_distributed_checkpoint", "export"]),
         ({"sync_micro_batches": True}, {}, ["sync_micro_batches"]),
+        ({"tensor": 2}, {}, ["tensor 2", "pipeline 2", "data"]),
         ({}, {"trainer": trainer_of("16-mixed")}, ["16-mixed", "bf16-mixed"]),
         ({}, {"trainer": trainer_of(fn=TrainerFn.PREDICTING)}, ["predict", "pipeline: 1"]),
     ],
 )
 def test_runs_that_a_pipeline_does_not_support_are_one_line(options, module, words):
     strategy = ParallelStrategy(pipeline=2, **options)
-    strategy.layout = Layout(pipeline=2)
+    strategy.layout = Layout(pipeline=2, tensor=options.get("tensor", 1))
     with pytest.raises(UserError) as error:
         strategy._check_run_of_pipeline(module_of(**module))
     assert all(word in str(error.value) for word in words), error.value
