@@ -94,11 +94,13 @@ def test_a_command_is_quiet(folder, words):
 
 @pytest.mark.slow
 def test_a_chat_and_a_server_are_quiet(folder):
-    template = ["--chat_template", "alpaca"]
-    lines = standard_error(folder, "chat", "--model", "runs/base", *template, "--max_new_tokens", "3", stdin="Hello\n")
-    assert [line for line in unexpected(lines) if not line.startswith("[3 tokens")] == []
-    lines = standard_error(folder, "serve", "--model", "runs/base", "--port", "0")
-    assert all("lit_gpt" in line or " INFO " in line for line in unexpected(lines)), lines
+    end = "{% if m.role == 'assistant' %}<|endoftext|>{% endif %}"
+    (folder / "plain.jinja").write_text("{% for m in messages %}{{ m.content }}" + end + "{% endfor %}")
+    words = ("chat", "--model", "runs/base", "--chat_template", "plain.jinja", "--max_new_tokens", "3")
+    (line,) = standard_error(folder, *words, stdin="It\n")
+    assert re.match(r"\[\d tokens?, ", line)
+    words = ("serve", "--model", "runs/base", "--port", "0")
+    assert standard_error(folder, *words, status=-signal.SIGTERM) == []
 
 
 @pytest.mark.slow
