@@ -118,6 +118,39 @@ class Layout:
         """Whether a process holds less than the whole model."""
         return self.num_shards * self.tensor * self.pipeline > 1
 
+    def describe(self, total: int, local: tuple[int, int], per_node: int) -> str:
+        """Return who holds what, in at most three lines.
+
+        Args:
+            total: parameters of the whole model.
+            local: least and most parameters that a process holds.
+            per_node: processes of a node.
+        """
+        used = [axis for axis in AXES if getattr(self, axis) > 1]
+        sizes = " x ".join(f"{axis} {getattr(self, axis)}" for axis in used) or "1"
+        experts = f"; experts over {self.expert} of data x context" if self.expert > 1 else ""
+        least, most = (f"{count / 1e6:,.2f}" for count in local)
+        held = most if least == most else f"{least} to {most}"
+        parts = [
+            f"{self.num_shards} FSDP shards" if self.num_shards > 1 else "",
+            f"{self.tensor} tensor-parallel parts" if self.tensor > 1 else "",
+            f"{self.pipeline} stages" if self.pipeline > 1 else "",
+            f"{self.replicate} copies" if self.replicate > 1 else "",
+        ]
+        lines = [
+            f"layout: {self.world_size} processes = {sizes}{experts}; {self.num_batch_ranks} load different samples",
+            f"parameters: each process holds {held} M of {total / 1e6:,.2f} M: {', '.join(filter(None, parts))}",
+        ]
+        if self.world_size > per_node:
+            # Ranks are numbered with the last axis fastest, so the inner axes lie within a node.
+            inner, stride = [], 1
+            for axis in reversed(used):
+                stride *= getattr(self, axis)
+                inner += [axis] if stride <= per_node and per_node % stride == 0 else []
+            across = [axis for axis in used if axis not in inner]
+            lines.append(f"nodes: {', '.join(reversed(inner)) or 'no axis'} within a node, {', '.join(across)} across")
+        return "\n".join(lines)
+
     def build_mesh(self, device_type: str) -> DeviceMesh:
         """Create the process groups of all axes and of `GROUPS`; a collective that every process calls.
 

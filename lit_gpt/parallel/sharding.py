@@ -25,6 +25,25 @@ def check_model(config: GPTConfig, layout: Layout) -> None:
     Raises:
         UserError: With the part that cannot be divided, and the axis to change.
     """
+    if layout.pipeline > config.n_layer:
+        raise UserError(
+            f"pipeline {layout.pipeline} is more stages than n_layer {config.n_layer}; set pipeline to at most "
+            f"{config.n_layer}"
+        )
+    chunks = 2 * layout.context  # each rank computes an early and a late part of a sequence, for equal work
+    if layout.context > 1 and config.block_size % chunks:
+        raise UserError(
+            f"block_size {config.block_size} is not divisible by 2 x context {layout.context} = {chunks}; set "
+            "block_size to a multiple of it, or context to less"
+        )
+    if layout.expert > 1:
+        if config.moe is None:
+            raise UserError(f"expert is {layout.expert}, but the model has no mixture of experts; set expert to 1")
+        if config.moe.num_experts % layout.expert:
+            raise UserError(
+                f"num_experts {config.moe.num_experts} is not divisible by expert {layout.expert}; set expert to a "
+                "divisor of it"
+            )
     if layout.tensor > 1:
         check_tensor_parallel(config, layout.tensor)
     if layout.context > 1:
@@ -36,6 +55,7 @@ def parallelize(
     mesh: DeviceMesh,
     all_gather_dtype: torch.dtype = torch.float32,
     pipeline: Pipeline | None = None,
+    reshard_after_forward: bool = True,
 ) -> GPT:
     """Shard a model in place; axes of size 1 have no effect.
 
@@ -45,6 +65,8 @@ def parallelize(
         mesh: The mesh of `Layout.build_mesh`.
         all_gather_dtype: Dtype of the parameters that FSDP2 gathers to compute; gradients are reduced in float32.
         pipeline: The pipeline that the model has been cut for; None = the model has all blocks.
+        reshard_after_forward: Whether the gathered parameters of a block are freed after its forward pass, and
+            gathered again for its backward pass.
 
     Returns:
         The same model.
@@ -63,13 +85,13 @@ def parallelize(
     stages = [] if pipeline is None else pipeline.build_stages()
     data = fsdp_mesh(mesh)
     if data.size() > 1:
-        _shard(model, stages, data, all_gather_dtype)
+        _shard(model, stages, data, all_gather_dtype, reshard_after_forward)
         if pipeline is not None and all_gather_dtype != torch.float32:
             pipeline.hidden_dtype = all_gather_dtype
     return model
 
 
-def _shard(model: GPT, stages: Sequence[nn.Module], mesh: DeviceMesh, dtype: torch.dtype) -> None:
+def _shard(model: GPT, stages: Sequence[nn.Module], mesh: DeviceMesh, dtype: torch.dtype, reshard: bool) -> None:
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     policy = MixedPrecisionPolicy()
@@ -77,9 +99,10 @@ def _shard(model: GPT, stages: Sequence[nn.Module], mesh: DeviceMesh, dtype: tor
         # Inputs are not cast: among them are RoPE's tables, which need float32.
         policy = MixedPrecisionPolicy(dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     # The schedules of a pipeline gather a stage's parameters once an optimizer step, and reduce its gradients once.
-    reshard = None if not stages else False
+    reshard = reshard and not stages
     for block in (*model.blocks, *(model.multi_token or ())):
         fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard)
-    # Embedding and head stay in the root's group: tied, they are one parameter, needed both first and last.
+    # Embedding and head stay in the root's group: tied, they are one parameter, needed both first and last, so that
+    # freeing them in between would save nothing.
     for root in stages or [model]:
-        fully_shard(root, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard)
+        fully_shard(root, mesh=mesh, mp_policy=policy, reshard_after_forward=False)

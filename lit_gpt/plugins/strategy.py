@@ -94,6 +94,9 @@ class ParallelStrategy(ModelParallelStrategy):
             on process 0 and written like a single device's checkpoint.
         sync_micro_batches: reduce-scatter the gradients after each micro-batch: they stay sharded, which saves the
             memory of a whole gradient. False: once an optimizer step, as DDP does.
+        reshard_after_forward: free the gathered parameters of a block after its forward pass and gather them again for
+            its backward pass. False: gather once an optimizer step, whatever its number of micro-batches, in exchange
+            for the memory of all parameters.
         all_gather_dtype: dtype in which FSDP2 gathers parameters. `bfloat16`, for `precision: bf16-mixed` alone, halves
             what is sent and held; then embeddings, norms and the residual stream are computed in bfloat16, too, where
             `bf16-mixed` on DDP has float32. Gradients are reduced in float32 either way.
@@ -112,6 +115,7 @@ class ParallelStrategy(ModelParallelStrategy):
         stages_per_rank: int | None = None,
         save_distributed_checkpoint: bool = True,
         sync_micro_batches: bool = False,
+        reshard_after_forward: bool = True,
         all_gather_dtype: Literal["float32", "bfloat16"] = "float32",
         process_group_backend: str | None = None,
         timeout: timedelta | None = default_pg_timeout,
@@ -131,6 +135,7 @@ class ParallelStrategy(ModelParallelStrategy):
         """Sizes of all axes; complete after `setup_environment`."""
         check_one_of("all_gather_dtype", all_gather_dtype, ("float32", "bfloat16"))
         self.sync_micro_batches = sync_micro_batches
+        self.reshard_after_forward = reshard_after_forward
         self.all_gather_dtype = all_gather_dtype
 
     # ---- processes and their groups ---------------------------------------------------------------------------
@@ -144,7 +149,8 @@ class ParallelStrategy(ModelParallelStrategy):
         """
         self.layout = Layout.resolve(self.num_nodes * self.num_processes, **self._sizes)
         assert self.lightning_module is not None
-        config = getattr(self.lightning_module, "config", None)
+        module = self.lightning_module
+        config = getattr(module, "config", None)
         if isinstance(config, GPTConfig):
             check_model(config, self.layout)
             check_pipeline(config, self.layout.pipeline, self.schedule, self.stages_per_rank)
@@ -158,7 +164,7 @@ class ParallelStrategy(ModelParallelStrategy):
             self._check_run_of_pipeline(self.lightning_module)
         self._setup_distributed()
         self._device_mesh = self.layout.build_mesh(self.root_device.type)
-        self.lightning_module._device_mesh = self._device_mesh
+        module._device_mesh = self._device_mesh
 
     @property
     def distributed_sampler_kwargs(self) -> dict[str, Any]:
@@ -186,7 +192,8 @@ class ParallelStrategy(ModelParallelStrategy):
         """Shard a model in place, on the meta device, along all axes."""
         if self.layout.pipeline > 1:
             self.pipeline = Pipeline(model, self.stage_group, self.schedule, self.stages_per_rank)
-        return parallelize(model, self.device_mesh, getattr(torch, self.all_gather_dtype), self.pipeline)
+        dtype = getattr(torch, self.all_gather_dtype)
+        return parallelize(model, self.device_mesh, dtype, self.pipeline, self.reshard_after_forward)
 
     def _check_run_of_pipeline(self, module: Any) -> None:
         """Reject what a pipeline does not support.
@@ -254,6 +261,22 @@ class ParallelStrategy(ModelParallelStrategy):
                     "you look for the anomaly"
                 )
         super().setup(trainer)
+        if trainer.state.fn == TrainerFn.FITTING and self.world_size > 1:
+            self._print_layout()
+
+    def _print_layout(self) -> None:
+        """Print on process 0 who holds what; every process calls it."""
+        assert self.model is not None
+        parameters = list(self.model.parameters())
+        local = sum((p.to_local() if isinstance(p, DTensor) else p).numel() for p in parameters)
+        counts = torch.tensor([local, -local], device=self.root_device)
+        torch.distributed.all_reduce(counts, torch.distributed.ReduceOp.MAX)
+        total = torch.tensor(sum(p.numel() for p in parameters), device=self.root_device)
+        torch.distributed.all_reduce(total, group=self.device_mesh.get_group("pipeline"))
+        most, least = counts.tolist()
+        text = self.layout.describe(int(total), (-least, most), self.num_processes)
+        if self.is_global_zero:
+            print(text)
 
     def setup_optimizers(self, trainer: Trainer) -> None:
         """Create the optimizers; see `setup`."""
@@ -267,17 +290,23 @@ class ParallelStrategy(ModelParallelStrategy):
     def block_backward_sync(self) -> Iterator[None]:
         """Within it, backward passes add to the gradient on this device alone; the next one outside sums over devices.
 
-        FSDP2 then keeps whole gradients (in float32) from one micro-batch to the next.
+        FSDP2 then keeps whole gradients (in float32) from one micro-batch to the next, and whole parameters, too, if
+        they are not resharded after the forward pass.
         """
         assert self.model is not None
         sharded = [] if self.sync_micro_batches else [m for m in self.model.modules() if isinstance(m, FSDPModule)]
-        for module in sharded:
-            module.set_requires_gradient_sync(False, recurse=False)
+
+        def set_sync(is_last: bool) -> None:
+            for module in sharded:
+                module.set_requires_gradient_sync(is_last, recurse=False)
+                if not self.reshard_after_forward:
+                    module.set_reshard_after_backward(is_last, recurse=False)
+
+        set_sync(False)
         try:
             yield
         finally:
-            for module in sharded:
-                module.set_requires_gradient_sync(True, recurse=False)
+            set_sync(True)
 
     @property
     def checkpoint_io(self) -> CheckpointIO:

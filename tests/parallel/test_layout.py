@@ -5,7 +5,7 @@ import torch.distributed as dist
 from processes import spawn
 
 from lit_gpt.errors import UserError
-from lit_gpt.models import GPTConfig
+from lit_gpt.models import GPTConfig, MoEConfig
 from lit_gpt.parallel import Layout, check_model
 from lit_gpt.parallel.layout import AXES, GROUPS, fsdp_mesh
 
@@ -61,6 +61,10 @@ def test_sizes_that_do_not_fit_are_one_line(world_size, sizes, words):
         ({}, {"tensor": 3}, ["n_head 4", "3", "set tensor"]),
         ({"n_kv_head": 2}, {"tensor": 4}, ["n_kv_head 2", "4", "set tensor"]),
         ({"intermediate_size": 50}, {"tensor": 4}, ["intermediate_size 50", "4", "set tensor"]),
+        ({}, {"pipeline": 4}, ["pipeline 4", "n_layer 2", "at most 2"]),
+        ({}, {"context": 3}, ["block_size 16", "context 3 = 6", "multiple"]),
+        ({}, {"data": 2, "expert": 2}, ["expert", "2", "no mixture", "set expert to 1"]),
+        ({"moe": MoEConfig(num_experts=6)}, {"data": 4, "expert": 4}, ["num_experts 6", "expert 4", "divisor"]),
     ],
 )
 def test_models_that_cannot_be_divided(changes, axes, words):
@@ -95,3 +99,28 @@ def check_groups(mesh, layout):
 )
 def test_groups_of_the_mesh(layout):
     spawn(check_groups, layout, layout)
+
+
+@pytest.mark.parametrize(
+    ("layout", "per_node", "words"),
+    [
+        (Layout(data=4), 8, ["4 processes = data 4;", "4 load different", "5.00 M of 20.00 M", "4 FSDP shards"]),
+        (
+            Layout(replicate=2, data=4, tensor=2),
+            8,
+            [
+                "replicate 2 x data 4 x tensor 2;",
+                "8 load different",
+                "2 copies",
+                "data, tensor within",
+                "replicate across",
+            ],
+        ),
+        (Layout(data=4, tensor=16), 8, ["no axis within a node, data, tensor across"]),
+        (Layout(data=2, context=4, expert=8, pipeline=2), 16, ["experts over 8 of data x context", "2 stages"]),
+    ],
+)
+def test_who_holds_what(layout, per_node, words):
+    text = layout.describe(20_000_000, (5_000_000, 5_000_000), per_node)
+    assert all(word in text for word in words), text
+    assert len(text.splitlines()) == (3 if layout.world_size > per_node else 2)

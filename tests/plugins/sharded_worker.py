@@ -1,6 +1,6 @@
-"""One process of a two-process run; `test_strategy.py` starts it as `python sharded_worker.py <scenario> <folder>`.
+"""One process of a run of several; `test_strategy.py` starts it as `python sharded_worker.py <scenario> <folder>`.
 
-A scenario is a function of this file's name; it runs on both processes and writes its findings as JSON on the first.
+A scenario is a function of this file's name; it runs on all processes and writes its findings as JSON on the first.
 """
 
 import errno
@@ -255,7 +255,7 @@ class Corpus(LightningDataModule):
     """Optimizer steps of four micro-batches."""
 
     def train_dataloader(self):
-        ids = torch.randint(0, 11, (2, 3, 4, 1, 9), generator=torch.Generator().manual_seed(RANK))
+        ids = torch.randint(0, 11, (4, 3, 4, 1, 9), generator=torch.Generator().manual_seed(RANK))
         steps = [[{"input_ids": m[:, :-1], "labels": m[:, 1:]} for m in step[RANK]] for step in ids.transpose(0, 1)]
         return DataLoader(steps, batch_size=None)
 
@@ -292,7 +292,7 @@ class Collectives(Callback):
         self.counts.append(dict(self.mode.counts))
 
 
-def collectives(folder):
+def collectives(folder, count):
     """Counts of one step of four micro-batches, and the weights after two steps, on each strategy."""
     found = {}
     buckets = []
@@ -302,19 +302,22 @@ def collectives(folder):
         return default_hooks.allreduce_hook(None, bucket)
 
     strategies = {
-        "once": ParallelStrategy(data=2, tensor=1),
-        "each": ParallelStrategy(data=2, tensor=1, sync_micro_batches=True),
-        "bfloat16": ParallelStrategy(data=2, tensor=1, all_gather_dtype="bfloat16"),
+        "once": ParallelStrategy(),
+        "each": ParallelStrategy(sync_micro_batches=True),
+        "keep": ParallelStrategy(reshard_after_forward=False),
+        "bfloat16": ParallelStrategy(all_gather_dtype="bfloat16"),
+        "hsdp": ParallelStrategy(replicate=2),
+        "hsdp each": ParallelStrategy(replicate=2, sync_micro_batches=True),
         "ddp": DDPStrategy(),
     }
     for name, chosen in strategies.items():
-        count = Collectives(hook)
+        counter = Collectives(hook)
         module = PretrainModule(
             overrides={"n_layer": 2, "n_head": 2, "n_embd": 8, "block_size": 8, "vocab_size": 11},
             optimizer=lambda groups: torch.optim.SGD(groups, lr=0.1),
         )
         run = Trainer(
-            accelerator="cpu", devices=2, strategy=chosen, max_steps=2, callbacks=[count], logger=False,
+            accelerator="cpu", devices=int(count), strategy=chosen, max_steps=2, callbacks=[counter], logger=False,
             enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder,
             use_distributed_sampler=False, precision="bf16-mixed" if name == "bfloat16" else None,
             plugins=[AtomicCheckpointIO()],
@@ -322,7 +325,7 @@ def collectives(folder):
         run.fit(module, datamodule=Corpus())
         weights = [p.full_tensor() if hasattr(p, "full_tensor") else p for p in module.model.parameters()]
         flat = torch.cat([w.detach().flatten() for w in weights]).tolist()
-        found[name] = {"counts": count.counts[-1], "weights": flat, "groups": len(module.model.blocks) + 1}
+        found[name] = {"counts": counter.counts[-1], "weights": flat, "groups": len(module.model.blocks) + 1}
     found["ddp"]["buckets"] = len(buckets) / 2
     return found
 

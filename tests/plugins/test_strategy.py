@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -25,13 +26,13 @@ pytestmark = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reaso
 WORKER = Path(__file__).parent / "sharded_worker.py"
 
 
-def run_two(scenario, folder, *arguments, expect=0):
-    """Run a scenario of `sharded_worker.py` on two processes and return what it found."""
+def run_workers(scenario, folder, *arguments, expect=0, count=2):
+    """Run a scenario of `sharded_worker.py` on several processes and return what it found."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     processes = []
-    for rank in range(2):
+    for rank in range(count):
         environment = os.environ | {
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port),
@@ -43,7 +44,7 @@ def run_two(scenario, folder, *arguments, expect=0):
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
         processes.append(subprocess.Popen(command, env=environment, **pipes))
     outputs = [process.communicate(timeout=180)[0] for process in processes]
-    assert [process.returncode for process in processes] == [expect, expect], "\n".join(outputs)
+    assert [process.returncode for process in processes] == [expect] * count, "\n".join(outputs)
     return json.loads((folder / "found.json").read_text()) if expect == 0 else None
 
 
@@ -81,19 +82,19 @@ def check_resumes(found, folder):
 
 
 def test_fsdp2_checkpoints_are_exact_and_interchangeable(tmp_path):
-    check_resumes(run_two("resumes", tmp_path), tmp_path)
+    check_resumes(run_workers("resumes", tmp_path), tmp_path)
 
 
 @pytest.mark.slow
 def test_tensor_parallel_checkpoints_are_exact_and_interchangeable(tmp_path):
-    check_resumes(run_two("tensor", tmp_path), tmp_path)
+    check_resumes(run_workers("tensor", tmp_path), tmp_path)
 
 
 @pytest.mark.slow
 def test_a_sharded_checkpoint_goes_on_in_one_process_and_back(tmp_path):
     import sharded_worker
 
-    found = run_two("resumes", tmp_path)
+    found = run_workers("resumes", tmp_path)
     path = tmp_path / "shards" / "checkpoints" / "step-00000002.ckpt"
     module = sharded_worker.Sharded()
     run = sharded_worker.trainer(tmp_path / "one", 4, plain=True, callbacks=sharded_worker.callbacks())
@@ -104,7 +105,7 @@ def test_a_sharded_checkpoint_goes_on_in_one_process_and_back(tmp_path):
 
 @pytest.mark.slow
 def test_evaluation_and_samples_of_a_sharded_model(tmp_path):
-    found = run_two("evaluates", tmp_path)
+    found = run_workers("evaluates", tmp_path)
     assert found["in_fit"] == found["from_checkpoint"]
     assert found["sample"][0] == 4
     assert found["sample"][1][0].startswith("a")
@@ -112,7 +113,7 @@ def test_evaluation_and_samples_of_a_sharded_model(tmp_path):
 
 @pytest.mark.slow
 def test_a_checkpoint_of_another_model_is_one_sentence(tmp_path):
-    wider, shallower = run_two("other_model", tmp_path)
+    wider, shallower = run_workers("other_model", tmp_path)
     assert "another model" in wider
     assert "the shape in current model is torch.Size([11, 16])" in wider
     assert "another model" in shallower
@@ -121,12 +122,12 @@ def test_a_checkpoint_of_another_model_is_one_sentence(tmp_path):
 
 @pytest.mark.slow
 def test_a_damaged_shard_is_refused_by_name(tmp_path):
-    assert "shards/__1_0.distcp is damaged" in run_two("damaged", tmp_path)
+    assert "shards/__1_0.distcp is damaged" in run_workers("damaged", tmp_path)
 
 
 @pytest.mark.slow
 def test_a_full_disk_on_one_process_ends_all_and_leaves_nothing(tmp_path):
-    found = run_two("full_disk", tmp_path)
+    found = run_workers("full_disk", tmp_path)
     assert found == {"last": "step-00000002.ckpt", "bad": [], "files": ["step-00000002.ckpt"]}
     errors = [(tmp_path / f"error-{rank}").read_text() for rank in (0, 1)]
     assert all("no space to write" in error and "step-00000004.ckpt" in error for error in errors)
@@ -136,10 +137,10 @@ def test_a_full_disk_on_one_process_ends_all_and_leaves_nothing(tmp_path):
 @pytest.mark.parametrize("place", ["shard", "metadata", "write_manifest", "publish"])
 def test_sigkill_in_the_middle_of_a_sharded_save(tmp_path, place):
     if place == "shard":
-        run_two("killed", tmp_path, place, expect=-signal.SIGKILL)
+        run_workers("killed", tmp_path, place, expect=-signal.SIGKILL)
     else:  # only the first process is at that place; the other waits for it and fails when it is gone
         with pytest.raises(AssertionError):
-            run_two("killed", tmp_path, place)
+            run_workers("killed", tmp_path, place)
     checkpoints = tmp_path / "run" / "checkpoints"
     left = sorted(path.name for path in checkpoints.iterdir())
     assert [name for name in left if not name.startswith(".tmp-")] == ["step-00000002.ckpt"]
@@ -147,23 +148,38 @@ def test_sigkill_in_the_middle_of_a_sharded_save(tmp_path, place):
     path, bad = find_last_complete(tmp_path / "run")
     assert (path.name, bad) == ("step-00000002.ckpt", [])
     verify(path)
-    found = run_two("goes_on", tmp_path)
+    found = run_workers("goes_on", tmp_path)
     assert found["files"] == ["step-00000002.ckpt", "step-00000004.ckpt"]
     assert found["exact"]
 
 
-def test_gradients_are_summed_over_devices_once_a_step(tmp_path):
-    found = run_two("collectives", tmp_path)
-    groups = found["once"]["groups"]  # of parameters that FSDP2 gathers and reduces together
-
-    def reduces(name):
-        return sum(count for op, count in found[name]["counts"].items() if "reduce_scatter" in op)
-
-    assert reduces("once") == reduces("bfloat16") == groups
-    assert reduces("each") == 4 * groups, "of each of the step's four micro-batches"
+@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_collectives_of_a_step_are_those_computed_by_hand(tmp_path, count):
+    found = run_workers("collectives", tmp_path, str(count), count=count)
+    groups = found["once"]["groups"]  # of parameters that FSDP2 gathers and reduces together: blocks, and the rest
+    steps = 4  # micro-batches
+    # Blocks are gathered for the forward pass and for the backward pass, the rest once for both.
+    gathers = steps * (2 * (groups - 1) + 1)
+    expected = {
+        # gathers, reduce-scatters, all-reduces (one of them sums the number of supervised tokens)
+        "once": (gathers, groups, 1),
+        "bfloat16": (gathers, groups, 1),
+        "keep": (groups, groups, 1),
+        "each": (gathers, steps * groups, 1),
+        "hsdp": (gathers, groups, groups + 1),
+        "hsdp each": (gathers, steps * groups, steps * groups + 1),
+    }
+    if count == 2:  # HSDP of two copies of one shard: nothing to gather or to scatter
+        expected |= {"hsdp": (0, 0, groups + 1), "hsdp each": (0, 0, steps * groups + 1)}
+    for name, counts in expected.items():
+        total = Counter()
+        for op, number in found[name]["counts"].items():
+            total[next(kind for kind in ("allgather", "reduce_scatter", "allreduce") if kind in op)] += number
+        assert (total["allgather"], total["reduce_scatter"], total["allreduce"]) == counts, name
     assert found["ddp"]["buckets"] == 1, "DDP's buckets of a step: so small a model is one"
     exact = torch.tensor(found["ddp"]["weights"])
-    for name, tolerance in (("once", 1e-6), ("each", 1e-6), ("bfloat16", 2e-2)):
+    for name in expected:
+        tolerance = 2e-2 if name == "bfloat16" else 1e-6
         torch.testing.assert_close(torch.tensor(found[name]["weights"]), exact, rtol=0, atol=tolerance)
 
 
