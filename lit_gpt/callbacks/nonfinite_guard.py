@@ -1,7 +1,8 @@
 """`NonFiniteGuard`: stops the run or skips the step when the loss or a gradient is NaN or infinite.
 
-After the backward pass, one flag tells whether the loss and every gradient are finite on all processes. On a CPU it is
-read immediately, before the optimizer step. On an accelerator, synchronizing with the host is avoided:
+After the backward pass, one number tells whether the loss and every gradient are finite on all processes, and which
+process's loss is not. On a CPU it is read immediately, before the optimizer step. On an accelerator, synchronizing with
+the host is avoided:
 
 - `stop`: the flag is copied to the host asynchronously and read a few steps later, by which time the copy has
   completed. The optimizer has stepped by then, but no checkpoint is written before the flags of all its steps have been
@@ -39,7 +40,10 @@ MAX_SAVED = 10
 
 @dataclass
 class _PendingCheck:
-    """The finite flag of a step, possibly still being copied to the host."""
+    """The flag of a step, possibly still being copied to the host.
+
+    The flag is 1: all is finite; 0: a gradient is not; -1 - rank: nor is the loss of this process.
+    """
 
     step: int
     batch: Any
@@ -51,10 +55,10 @@ class _PendingCheck:
         """Whether the flag can be read without waiting."""
         return self.finite.device.type == "cpu"
 
-    def read(self) -> bool:
+    def read(self) -> int:
         if self.arrived is not None:
             self.arrived.synchronize()
-        return bool(self.finite)
+        return int(self.finite)
 
 
 class NonFiniteGuard(Callback):
@@ -104,7 +108,7 @@ class NonFiniteGuard(Callback):
             self._judge(check, trainer, optimizer)
         else:
             if self.action == "skip":
-                optimizer.found_inf = 1.0 - check.finite.float()  # type: ignore[attr-defined]
+                optimizer.found_inf = (check.finite != 1).float()  # type: ignore[attr-defined]
             self._pending.append(_send_to_host(check))
 
     def on_train_batch_end(
@@ -136,7 +140,7 @@ class NonFiniteGuard(Callback):
     # ---- checking ---------------------------------------------------------------------------------------------
 
     def _is_finite(self, trainer: Trainer, optimizer: Optimizer) -> Tensor:
-        """Return () bool or 0/1: whether loss and gradients are finite on every process."""
+        """Return () float32 flag of `_PendingCheck`, the same on every process."""
         loss, self._loss = self._loss, None
         wide, norms = torch.float32, []
         if getattr(trainer.precision_plugin, "scaler", None) is None:
@@ -149,9 +153,11 @@ class NonFiniteGuard(Callback):
                 norms = list(torch._foreach_norm(gradients, 2, wide))
         parts = norms if loss is None else [loss.to(wide), *norms]
         # NaN and infinity survive summation, so one check at the end replaces one per tensor.
-        finite = torch.isfinite(torch.stack(parts).sum() if parts else torch.zeros(()))
+        finite = torch.isfinite(torch.stack(parts).sum() if parts else torch.zeros(())).float()
+        if loss is not None:
+            finite = torch.where(torch.isfinite(loss), finite, -1.0 - trainer.global_rank)
         if trainer.world_size > 1:
-            finite = finite.to(trainer.strategy.root_device, torch.float32)
+            finite = finite.to(trainer.strategy.root_device)
             torch.distributed.all_reduce(finite, torch.distributed.ReduceOp.MIN)
         return finite
 
@@ -161,7 +167,7 @@ class NonFiniteGuard(Callback):
 
     def _judge(self, check: _PendingCheck, trainer: Trainer, optimizer: Optimizer | None) -> None:
         """Act on a step's flag; `optimizer` is given if it has not stepped yet."""
-        if check.read():
+        if check.read() == 1:
             self._in_a_row = 0
             return
         if self.action == "stop":
@@ -189,7 +195,10 @@ class NonFiniteGuard(Callback):
         batch = tree_map(_plain, check.batch)
         with atomic_file(path) as temporary:
             torch.save({"step": check.step, "batch": batch}, temporary)
-        return f"the loss or a gradient is not finite at optimizer step {check.step} (its batch: {path})"
+        culprit = -1 - check.read()
+        of = f" of process {culprit}" if culprit >= 0 and trainer.world_size > 1 else ""
+        what = f"the loss{of}" if culprit >= 0 else "a gradient"
+        return f"{what} is not finite at optimizer step {check.step} (its batch: {path})"
 
     def _remedy(self, trainer: Trainer) -> str:
         found = list_checkpoints(run_dir_of(trainer))

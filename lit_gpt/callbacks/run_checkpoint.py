@@ -3,12 +3,16 @@
 A checkpoint is saved at the end of an optimizer step, before Lightning's own bookkeeping of epochs, so that resuming
 from it is exact; or, if a validation is due at that step, right after it, so that its result is known and the
 resumed run does not repeat it. No checkpoint is saved at the end of training, where the state belongs to no step.
+
+Checkpoints may be written in the background (`async_checkpoint`). The record of the best one, and the deletion of old
+ones, then wait until the new one is published, so that no record names a checkpoint that does not exist.
 """
 
 import json
 import shlex
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -163,18 +167,38 @@ class RunCheckpoint(Checkpoint):
                 self.best_value = self.best_step = None
                 if trainer.is_global_zero:
                     (folder / BEST).unlink(missing_ok=True)
-            _save_together(trainer, folder / name)
+            save = partial(trainer.save_checkpoint, folder / name, weights_only=False)
+            _raise_together(trainer, save, barrier="Trainer.save_checkpoint")
             self._saved_step = trainer.global_step
+        record = {"checkpoint": name, "step": self.best_step, "monitor": self.monitor, "value": self.best_value}
+
+        def published() -> None:
             self.last_model_path = str(folder / name)
-        if trainer.is_global_zero:
+            if not trainer.is_global_zero:
+                return
             if is_best:
-                record = {"checkpoint": name, "step": self.best_step, "monitor": self.monitor, "value": self.best_value}
                 with atomic_file(folder / BEST) as path:
                     path.write_text(json.dumps(record) + "\n", encoding="utf-8")
             best = (read_best(folder) or {}).get("checkpoint")
             for path in superfluous(list_checkpoints(self.run_dir), _looks_complete, self.keep_last, best):
                 trainer.strategy.remove_checkpoint(path)
+
+        writer = _background_writer(trainer)
+        if writer is None:
+            published()
+        else:
+            writer.when_saved(published)
         self.seconds_saving += time.perf_counter() - start
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Wait for the last checkpoint, if it is written in the background.
+
+        Raises:
+            UserError: it could not be written.
+        """
+        writer = _background_writer(trainer)
+        if writer is not None:
+            _raise_together(trainer, writer.wait)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print where the model is and which commands to run next."""
@@ -222,14 +246,29 @@ class RunCheckpoint(Checkpoint):
         return value < self.best_value if self.mode == "min" else value > self.best_value
 
 
-def _save_together(trainer: Trainer, path: Path) -> None:
-    """Save a checkpoint; if only one process writes, raise its error on all, which would otherwise wait forever."""
+def _background_writer(trainer: Trainer) -> Any:
+    """Return what may write checkpoints in the background: the strategy, or its CheckpointIO; None: neither."""
+    for owner in (trainer.strategy, trainer.strategy.checkpoint_io):
+        if hasattr(owner, "when_saved"):
+            return owner
+    return None
+
+
+def _raise_together(trainer: Trainer, work: Callable[[], None], barrier: str | None = None) -> None:
+    """Save or wait; if only one process writes, raise its error on all, which would otherwise wait forever.
+
+    Args:
+        trainer: the Trainer.
+        work: what every process calls.
+        barrier: name of the barrier at the end of `work`, where the others wait for a process that fails before.
+    """
     failure: str | None = None
     try:
-        trainer.save_checkpoint(path, weights_only=False)
+        work()
     except UserError as error:
         failure = str(error)
-        trainer.strategy.barrier("Trainer.save_checkpoint")  # the barrier at which the others wait
+        if barrier is not None:
+            trainer.strategy.barrier(barrier)
     failure = trainer.strategy.broadcast(failure)
     if failure is not None:
         raise UserError(failure)

@@ -1,5 +1,6 @@
 """`AtomicCheckpointIO`: Lightning checkpoints as folders that are written atomically."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -7,9 +8,10 @@ import torch
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 
 from lit_gpt.atomic import remove_atomically
-from lit_gpt.checkpoints.step import read_checkpoint, write_checkpoint
+from lit_gpt.checkpoints.step import read_checkpoint, to_plain, write_checkpoint
 from lit_gpt.checks import local_path
 from lit_gpt.errors import UserError
+from lit_gpt.plugins.background import BackgroundWriter, finish
 
 
 class AtomicCheckpointIO(CheckpointIO):
@@ -20,9 +22,17 @@ class AtomicCheckpointIO(CheckpointIO):
     code, regardless of `weights_only`. For strategies that gather the state on one process (one device, DDP);
     sharded ones need `ParallelStrategy`.
 
+    Args:
+        async_checkpoint: write in the background, from a copy in host memory, while training goes on. The next save and
+            the end of the run wait for it, and raise its error.
+
     Example:
         >>> trainer = Trainer(plugins=[AtomicCheckpointIO()])  # doctest: +SKIP
     """
+
+    def __init__(self, async_checkpoint: bool = False) -> None:
+        super().__init__()
+        self._writer = BackgroundWriter() if async_checkpoint else None
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Write a checkpoint folder.
@@ -32,7 +42,34 @@ class AtomicCheckpointIO(CheckpointIO):
         """
         if storage_options is not None:
             raise UserError(f"{type(self).__name__} writes to a local folder and does not support storage_options")
-        write_checkpoint(checkpoint, local_path("default_root_dir", path))
+        path = local_path("default_root_dir", path)
+        if self._writer is None:
+            write_checkpoint(checkpoint, path)
+            return
+        self._writer.wait()
+        copied = self._writer.copy(to_plain(checkpoint))
+        self._writer.start(path, lambda: write_checkpoint(copied, path))
+
+    def when_saved(self, action: Callable[[], None]) -> None:
+        """Run an action once the latest checkpoint is published: now, or in the background."""
+        if self._writer is None:
+            action()
+        else:
+            self._writer.then(action)
+
+    def wait(self) -> None:
+        """Wait for the checkpoint in flight.
+
+        Raises:
+            UserError: it could not be written.
+        """
+        if self._writer is not None:
+            self._writer.wait()
+
+    def teardown(self) -> None:
+        """Wait for the checkpoint in flight, at the end of a run or after an error."""
+        if self._writer is not None:
+            finish(self._writer)
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
@@ -42,6 +79,7 @@ class AtomicCheckpointIO(CheckpointIO):
         Raises:
             UserError: it does not exist, or one of its files is missing, truncated or damaged.
         """
+        self.wait()
         path = local_path("ckpt_path", path)
         if path.is_file():
             return _read_file(path)

@@ -9,6 +9,9 @@ checkpoint under the final name. Here:
    `manifest.json`, fsyncs, and renames the folder: this single, atomic operation makes the checkpoint exist.
 3. A failure on any process (such as a full disk) is raised on all, and the temporary folder is removed.
 
+With `async_checkpoint` the tensors are copied to host memory first, and the rest happens in a thread of each process
+while training goes on; these threads talk to one another in a process group of their own.
+
 Process 0 verifies checkpoints before loading. Loading reads shards, or a complete checkpoint of any other strategy,
 into the model's current sharding, so a run may continue on another number of devices.
 
@@ -68,6 +71,7 @@ from lit_gpt.parallel import Layout, Pipeline, check_model, parallelize
 from lit_gpt.parallel.context import cut_batch
 from lit_gpt.parallel.layout import flat_mesh
 from lit_gpt.parallel.pipeline import ScheduleName, check_pipeline
+from lit_gpt.plugins.background import BackgroundWriter, finish
 from lit_gpt.plugins.checkpoint_io import AtomicCheckpointIO
 
 NOT_ON_SHARDS = (torch.optim.Adafactor, torch.optim.Rprop)
@@ -92,6 +96,9 @@ class ParallelStrategy(ModelParallelStrategy):
         stages_per_rank: number of stages of the pipeline on each process; None: 2 with `interleaved`, else 1.
         save_distributed_checkpoint: each process writes its shard (fast, any size). False: the weights are gathered
             on process 0 and written like a single device's checkpoint.
+        async_checkpoint: write checkpoints in the background: training pauses only while they are copied to host
+            memory. The next save and the end of the run wait for the one in flight; its error ends the run at the next
+            step.
         sync_micro_batches: reduce-scatter the gradients after each micro-batch: they stay sharded, which saves the
             memory of a whole gradient. False: once an optimizer step, as DDP does.
         reshard_after_forward: free the gathered parameters of a block after its forward pass and gather them again for
@@ -114,6 +121,7 @@ class ParallelStrategy(ModelParallelStrategy):
         schedule: ScheduleName = "1f1b",
         stages_per_rank: int | None = None,
         save_distributed_checkpoint: bool = True,
+        async_checkpoint: bool = False,
         sync_micro_batches: bool = False,
         reshard_after_forward: bool = True,
         all_gather_dtype: Literal["float32", "bfloat16"] = "float32",
@@ -134,6 +142,14 @@ class ParallelStrategy(ModelParallelStrategy):
         self.layout = Layout()
         """Sizes of all axes; complete after `setup_environment`."""
         check_one_of("all_gather_dtype", all_gather_dtype, ("float32", "bfloat16"))
+        if async_checkpoint and not save_distributed_checkpoint:
+            raise UserError(
+                "async_checkpoint is true and save_distributed_checkpoint is false; set one of them to its default"
+            )
+        self._writer = BackgroundWriter() if async_checkpoint else None
+        self._writer_group: Any = None
+        self._vote_group: Any = None
+        self._vote: tuple[Any, Tensor] | None = None
         self.sync_micro_batches = sync_micro_batches
         self.reshard_after_forward = reshard_after_forward
         self.all_gather_dtype = all_gather_dtype
@@ -165,6 +181,10 @@ class ParallelStrategy(ModelParallelStrategy):
         self._setup_distributed()
         self._device_mesh = self.layout.build_mesh(self.root_device.type)
         module._device_mesh = self._device_mesh
+        if self._writer is not None:
+            # Groups of their own: collectives of two threads in one group would meet in any order.
+            self._writer_group = torch.distributed.new_group(backend="gloo", timeout=self._timeout)
+            self._vote_group = torch.distributed.new_group(backend="gloo", timeout=self._timeout)
 
     @property
     def distributed_sampler_kwargs(self) -> dict[str, Any]:
@@ -354,14 +374,30 @@ class ParallelStrategy(ModelParallelStrategy):
         if not self.saves_shards:
             self._first_process(lambda: self.checkpoint_io.save_checkpoint(checkpoint, path))
             return
+        self.wait()
         shards, rest = _split(checkpoint, self._tied())
         if self.pipeline is not None:
             self._join_stages(rest)
         temporary = Path(self.broadcast(str(temporary_path(path))))
-        try:
+        with self._removed_on_failure(temporary, path):
             self._first_process(lambda: _begin(temporary, path, rest))
-            dcp.save(shards, storage_writer=dcp.FileSystemWriter(temporary / SHARDS))
-            self._first_process(lambda: _finish(temporary, path))
+            copied = None if self._writer is None else self._writer.copy(shards)
+        if self._writer is None:
+            self._write_shards(shards, temporary, path)
+        else:
+            self._writer.start(path, lambda: self._write_shards(copied, temporary, path, self._writer_group))
+            self._ask_for_failures()
+
+    def _write_shards(self, shards: dict[str, Any], temporary: Path, path: Path, group: Any = None) -> None:
+        """Write the tensors and publish the checkpoint; with the same result or error on every process."""
+        with self._removed_on_failure(temporary, path):
+            dcp.save(shards, storage_writer=dcp.FileSystemWriter(temporary / SHARDS), process_group=group)
+            self._first_process(lambda: _finish(temporary, path), group)
+
+    @contextmanager
+    def _removed_on_failure(self, temporary: Path, path: Path) -> Iterator[None]:
+        try:
+            yield
         except BaseException as error:
             if self.is_global_zero:
                 shutil.rmtree(temporary, ignore_errors=True)
@@ -369,6 +405,63 @@ class ParallelStrategy(ModelParallelStrategy):
             for cause in [*causes, error]:
                 raise_if_disk_full(cause, path)
             raise
+
+    # ---- in the background ------------------------------------------------------------------------------------
+
+    def when_saved(self, action: Callable[[], None]) -> None:
+        """Run an action once the latest checkpoint is published: now, or in the background."""
+        if self._writer is not None:
+            self._writer.then(action)
+        elif isinstance(self.checkpoint_io, AtomicCheckpointIO):
+            self.checkpoint_io.when_saved(action)
+        else:
+            action()
+
+    def wait(self) -> None:
+        """Wait for the checkpoint in flight; every process calls it.
+
+        Raises:
+            UserError: it could not be written.
+        """
+        if self._vote is not None:
+            self._vote[0].wait()
+            self._vote = None
+        if self._writer is not None:
+            self._writer.wait()
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Raise the error of a save in the background, on all processes at the same step.
+
+        A process that left alone would leave the others waiting in a collective of this step. So while a checkpoint is
+        in flight, each step starts an all-reduce of two numbers, and reads that of the step before: no one waits.
+        """
+        if self._vote is None:
+            return
+        work, status = self._vote
+        work.wait()
+        is_running, has_failed = status.tolist()
+        if has_failed or not is_running:
+            self._vote = None
+            self.wait()
+            assert not has_failed, "all processes share the result of a save"
+        else:
+            self._ask_for_failures()
+
+    def _ask_for_failures(self) -> None:
+        assert self._writer is not None
+        status = torch.tensor([self._writer.is_running, self._writer.has_failed], dtype=torch.int32)
+        maximum = torch.distributed.ReduceOp.MAX
+        self._vote = torch.distributed.all_reduce(status, maximum, group=self._vote_group, async_op=True), status
+
+    def on_train_end(self) -> None:
+        """Wait for the checkpoint in flight."""
+        self.wait()
+
+    def teardown(self) -> None:
+        """Wait for the checkpoint in flight, also after an error."""
+        if self._writer is not None:
+            finish(self._writer)
+        super().teardown()
 
     # ---- loading ----------------------------------------------------------------------------------------------
 
@@ -381,6 +474,7 @@ class ParallelStrategy(ModelParallelStrategy):
         Raises:
             UserError: one of its files is missing, truncated or damaged, or it contains another model.
         """
+        self.wait()
         path = local_path("ckpt_path", self.broadcast(str(checkpoint_path)))
         if not path.is_dir():
             raise UserError(f"no checkpoint folder at {path}; name a step-*.ckpt folder, or `last`")
@@ -499,8 +593,8 @@ class ParallelStrategy(ModelParallelStrategy):
             return whole.detach().cpu() if self.is_global_zero else None
         return tree
 
-    def _first_process(self, work: Callable[[], Any]) -> None:
-        """Run a function on process 0 while the others wait; its exception is raised on all."""
+    def _first_process(self, work: Callable[[], Any], group: Any = None) -> None:
+        """Run a function on process 0 while the others of a group wait; its exception is raised on all."""
         failure: tuple[str, bool] | None = None
         error: BaseException | None = None
         if self.is_global_zero:
@@ -508,7 +602,9 @@ class ParallelStrategy(ModelParallelStrategy):
                 work()
             except Exception as caught:
                 error, failure = caught, (str(caught), isinstance(caught, UserError))
-        failure = self.broadcast(failure)
+        shared = [failure]
+        torch.distributed.broadcast_object_list(shared, src=0, group=group)
+        failure = shared[0]
         if error is not None:
             raise error
         if failure is not None:

@@ -1,6 +1,8 @@
 """A run is saved at the right steps, keeps the right ones, and goes on from any of them as if nothing had happened."""
 
+import errno
 import json
+import threading
 from pathlib import Path
 
 import pytest
@@ -11,10 +13,12 @@ from tiny_run import TinyModule
 
 from lit_gpt.callbacks import RunCheckpoint
 from lit_gpt.callbacks.run_checkpoint import superfluous
+from lit_gpt.checkpoints import step as step_files
 from lit_gpt.checkpoints.provenance import verify
 from lit_gpt.checkpoints.resolve import find_best, find_last_complete, resolve_model
-from lit_gpt.checkpoints.step import step_of
+from lit_gpt.checkpoints.step import checkpoint_name, read_checkpoint, step_of
 from lit_gpt.errors import UserError
+from lit_gpt.plugins import AtomicCheckpointIO
 
 
 def saved_steps(run_dir):
@@ -153,10 +157,6 @@ def test_a_stop_by_the_module_itself_is_saved_exactly(make_trainer, tmp_path, op
 
 
 def test_a_checkpoint_that_cannot_be_written_ends_the_run_and_keeps_the_others(make_trainer, tmp_path, monkeypatch):
-    import errno
-
-    from lit_gpt.checkpoints import step
-
     calls = []
 
     def full(*_):
@@ -165,8 +165,8 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run_and_keeps_the_others(m
             raise OSError(errno.ENOSPC, "No space left on device")
         return save_state(*_)
 
-    save_state = step.save_state
-    monkeypatch.setattr(step, "save_state", full)
+    save_state = step_files.save_state
+    monkeypatch.setattr(step_files, "save_state", full)
     with pytest.raises(UserError, match=r"no space to write .*step-00000006\.ckpt"):
         make_trainer(RunCheckpoint(every_n_steps=2)).fit(TinyModule())
     run = tmp_path / "run"
@@ -230,3 +230,74 @@ def test_retention_by_hand(newest_first, damaged, keep_last, best, gone):
     paths = [Path(name) for name in newest_first]
     found = superfluous(paths, lambda path: path.name not in damaged, keep_last, best)
     assert [path.name for path in found] == list(gone)
+
+
+# ---- in the background ---------------------------------------------------------------------------------------------
+
+
+def background(make_trainer, *callbacks, **options):
+    return make_trainer(*callbacks, plugins=[AtomicCheckpointIO(async_checkpoint=True)], **options)
+
+
+def test_in_the_background_the_same_is_saved(make_trainer, tmp_path):
+    make_trainer(RunCheckpoint(every_n_steps=2, keep_last=9), run="blocking").fit(TinyModule())
+    background(make_trainer, RunCheckpoint(every_n_steps=2, keep_last=9)).fit(TinyModule())
+    assert saved_steps(tmp_path / "run") == saved_steps(tmp_path / "blocking") == [2, 4, 6, 8, 10, 12]
+    for path in (tmp_path / "run" / "checkpoints").iterdir():
+        verify(path)
+        other = tmp_path / "blocking" / "checkpoints" / path.name
+        assert (path / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
+        moments = [read_checkpoint(folder)["optimizer_states"][0]["state"] for folder in (path, other)]
+        assert all(v.equal(moments[1][i][k]) for i, state in moments[0].items() for k, v in state.items())
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(make_trainer, tmp_path, monkeypatch):
+    release, save_state, seen = threading.Event(), step_files.save_state, {}
+
+    def slow(*arguments):
+        assert release.wait(60)
+        save_state(*arguments)
+
+    class Looks(Callback):
+        def on_train_batch_end(self, trainer, *_):
+            if trainer.global_step == 3:  # step 2 is in flight
+                folder = tmp_path / "run" / "checkpoints"
+                seen["files"] = [path.name for path in folder.iterdir() if not path.name.startswith(".tmp-")]
+                seen["last"] = checkpoint.last_model_path
+                release.set()
+
+    monkeypatch.setattr(step_files, "save_state", slow)
+    checkpoint = RunCheckpoint(every_n_steps=2, keep_last=1)
+    module = TinyModule(val_losses=[1.0, 3.0, 2.0])
+    background(make_trainer, checkpoint, Looks(), val_check_interval=2, max_steps=6).fit(module)
+    assert seen == {"files": [], "last": ""}, "nothing names a checkpoint that is not published"
+    assert saved_steps(tmp_path / "run") == [2, 6]
+    assert find_best(tmp_path / "run").name == "step-00000002.ckpt"
+    assert checkpoint.last_model_path.endswith("step-00000006.ckpt")
+
+
+@pytest.mark.parametrize("fails_at", [1, 3, 6])
+def test_an_error_in_the_background_ends_the_run_and_keeps_the_others(make_trainer, tmp_path, monkeypatch, fails_at):
+    calls, save_state = [], step_files.save_state
+
+    def full(*arguments):
+        calls.append(1)
+        if len(calls) == fails_at:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save_state(*arguments)
+
+    monkeypatch.setattr(step_files, "save_state", full)
+    trainer = background(make_trainer, RunCheckpoint(every_n_steps=2, keep_last=9))
+    with pytest.raises(UserError, match=rf"no space to write .*{checkpoint_name(2 * fails_at)}"):
+        trainer.fit(TinyModule())
+    # The next save raises it, or the end of the run.
+    assert trainer.global_step == min(2 * fails_at + 2, 12)
+    names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert names == [checkpoint_name(number) for number in range(2, 2 * fails_at, 2)]
+
+
+def test_an_error_of_the_run_waits_for_the_checkpoint_in_flight(make_trainer, tmp_path):
+    with pytest.raises(Killed):
+        background(make_trainer, RunCheckpoint(every_n_steps=2), KillAt(3)).fit(TinyModule())
+    assert saved_steps(tmp_path / "run") == [2]
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000002.ckpt"]

@@ -51,7 +51,7 @@ def test_a_nan_of_one_process_is_skipped_by_both(tmp_path):
 def test_a_nan_of_one_process_stops_both(tmp_path):
     first, second = run_two("stops", tmp_path)
     for found in (first, second):
-        assert "optimizer step 3" in found["error"]
+        assert "loss of process 1 is not finite at optimizer step 3" in found["error"]
 
 
 def test_documents_are_added_up_over_processes(tmp_path):

@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import sys
+import threading
 from collections import Counter
 from pathlib import Path
 
@@ -20,12 +21,13 @@ from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 
-from lit_gpt.callbacks import ExponentialMovingAverage, RunCheckpoint, SampleText
+from lit_gpt.callbacks import ExponentialMovingAverage, HangGuard, ReplicaGuard, RunCheckpoint, SampleText
 from lit_gpt.checkpoints.resolve import find_last_complete
 from lit_gpt.errors import UserError
 from lit_gpt.models import GPT, GPTConfig
 from lit_gpt.modules import PretrainModule
 from lit_gpt.plugins import AtomicCheckpointIO, ParallelStrategy, strategy
+from lit_gpt.plugins.background import BackgroundWriter
 
 RANK = int(os.environ.get("LOCAL_RANK", "0"))
 CONFIG = GPTConfig(n_layer=2, n_head=2, n_embd=8, block_size=8, vocab_size=11)
@@ -72,12 +74,14 @@ class Sharded(LightningModule):
         checkpoint["lit_gpt"] = {"config": self.config.to_dict()}
 
 
-def trainer(run, max_steps, shards=True, sizes=(2, 1), plain=False, **options):
+def trainer(run, max_steps, shards=True, sizes=(2, 1), plain=False, background=False, **options):
     if plain:
         where = {"devices": 1}
     else:
         data, tensor = sizes
-        chosen = ParallelStrategy(save_distributed_checkpoint=shards, data=data, tensor=tensor)
+        chosen = ParallelStrategy(
+            save_distributed_checkpoint=shards, data=data, tensor=tensor, async_checkpoint=background
+        )
         where = {"devices": data * tensor, "strategy": chosen}
     return Trainer(
         default_root_dir=run,
@@ -122,6 +126,12 @@ def final(module, run):
 def resumes(folder, sizes=(2, 1), config=CONFIG):
     """Shards, whole files, and every way from one to the other, all in the same two processes."""
     found = {}
+    module, run = (
+        Sharded(config),
+        trainer(folder / "background", 4, True, sizes, background=True, callbacks=callbacks()),
+    )
+    run.fit(module)
+    found["background"] = {"losses": module.losses, "final": final(module, run)}
     for kind, shards in (("shards", True), ("whole", False)):
         module, run = Sharded(config), trainer(folder / kind, 4, shards, sizes, callbacks=callbacks())
         run.fit(module)
@@ -215,7 +225,34 @@ def full_disk(folder):
     return {"last": path.name, "bad": bad, "files": sorted(p.name for p in path.parent.iterdir())}
 
 
-def killed(folder, place):
+def in_background(folder):
+    """The second process is slow with step 2, until step 3 is done; then the disk is full for step 4."""
+    release, seen = threading.Event(), []
+    write, path = torch.distributed.checkpoint.FileSystemWriter.write_data, folder / "run" / "checkpoints"
+
+    def slow(self, *arguments):
+        if RANK == 1 and "step-00000002" in str(self.path):
+            assert release.wait(60)
+        if RANK == 1 and "step-00000004" in str(self.path):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(self, *arguments)
+
+    class Looks(Callback):
+        def on_train_batch_end(self, trainer, *_):
+            if trainer.global_step == 3:
+                seen.extend(p.name for p in path.iterdir() if not p.name.startswith(".tmp-"))
+                release.set()
+
+    torch.distributed.checkpoint.FileSystemWriter.write_data = slow
+    run = trainer(folder / "run", 8, background=True, callbacks=[*callbacks(), Looks()])
+    try:
+        run.fit(Sharded())
+    except UserError as error:
+        (folder / f"error-{RANK}").write_text(f"{error} {run.global_step}")
+    return {"seen": seen, "files": sorted(p.name for p in path.iterdir()), "step": run.global_step}
+
+
+def killed(folder, place, background=""):
     """SIGKILL on both processes in the middle of the second save."""
 
     def die(*_, **__):
@@ -236,8 +273,9 @@ def killed(folder, place):
     elif place == "metadata":
         writer.finish = at_second(writer.finish)
     else:
-        setattr(strategy, place, at_second(getattr(strategy, place)))
-    trainer(folder / "run", 4, callbacks=callbacks()).fit(Sharded())
+        owner = BackgroundWriter if place == "copy" else strategy
+        setattr(owner, place, at_second(getattr(owner, place)))
+    trainer(folder / "run", 4, background=bool(background), callbacks=callbacks()).fit(Sharded())
 
 
 def goes_on(folder):
@@ -249,6 +287,45 @@ def goes_on(folder):
     other.fit(whole)
     files = sorted(p.name for p in path.parent.iterdir())
     return {"from": path.name, "bad": bad, "files": files, "exact": final(module, run) == final(whole, other)}
+
+
+def flips(folder, count):
+    """One bit of the last process's weights flips at step 3; the weights are compared every 2 steps."""
+    found = {}
+
+    class Flip(Callback):
+        def on_train_batch_end(self, trainer, module, *_):
+            if trainer.global_step == 3 and int(count) - 1 == RANK:
+                bits = local(next(module.parameters())).data.view(torch.int32)
+                bits[0, 0] ^= 1
+
+    for name, chosen in {"ddp": DDPStrategy(), "hsdp": ParallelStrategy(replicate=int(count))}.items():
+        run = Trainer(
+            accelerator="cpu", devices=int(count), strategy=chosen, max_steps=8, logger=False,
+            callbacks=[Flip(), ReplicaGuard(every_n_steps=2)], enable_checkpointing=False, limit_val_batches=0,
+            enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder, use_distributed_sampler=False,
+        )  # fmt: skip
+        try:
+            run.fit(Sharded())
+        except UserError as error:
+            found[name] = {"step": run.global_step, "error": str(error)}
+    return found
+
+
+def hangs(folder):
+    """The second process stands still in the third step."""
+
+    class Hangs(Sharded):
+        def training_step(self, ids, batch_idx):
+            if RANK == 1 and self.trainer.global_step == 2:
+                threading.Event().wait()
+            return super().training_step(ids, batch_idx)
+
+    trainer(folder / "run", 4, callbacks=[HangGuard(minutes=0.2)]).fit(Hangs())
+
+
+def local(parameter):
+    return parameter.to_local() if hasattr(parameter, "to_local") else parameter
 
 
 class Corpus(LightningDataModule):
