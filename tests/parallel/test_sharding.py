@@ -33,7 +33,6 @@ def test_another_mesh_is_refused():
         Layout(replicate=2),
         Layout(replicate=2, data=2),
         Layout(replicate=2, tensor=2),
-        Layout(replicate=2, data=2, tensor=2),
     ],
     ids=str,
 )
