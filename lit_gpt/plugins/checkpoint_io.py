@@ -8,7 +8,7 @@ import torch
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 
 from lit_gpt.atomic import remove_atomically
-from lit_gpt.checkpoints.step import read_checkpoint, to_plain, write_checkpoint
+from lit_gpt.checkpoints.step import EMA, read_checkpoint, to_plain, write_checkpoint
 from lit_gpt.checks import local_path
 from lit_gpt.errors import UserError
 from lit_gpt.plugins.background import BackgroundWriter, finish
@@ -47,7 +47,12 @@ class AtomicCheckpointIO(CheckpointIO):
             write_checkpoint(checkpoint, path)
             return
         self._writer.wait()
-        copied = self._writer.copy(to_plain(checkpoint))
+        # What is not plain data is named now, and not when the run has gone on.
+        plain = {
+            key: value if key in ("state_dict", EMA) else to_plain({key: value})[key]
+            for key, value in checkpoint.items()
+        }
+        copied = self._writer.copy(plain)
         self._writer.start(path, lambda: write_checkpoint(copied, path))
 
     def when_saved(self, action: Callable[[], None]) -> None:
@@ -89,7 +94,8 @@ class AtomicCheckpointIO(CheckpointIO):
 
     def remove_checkpoint(self, path: str | Path) -> None:
         """Remove a checkpoint; if the removal is interrupted, nothing that looks like a checkpoint remains."""
-        remove_atomically(Path(path))
+        # A checkpoint must not be deleted in favor of one that does not exist yet.
+        self.when_saved(lambda: remove_atomically(Path(path)))
 
 
 def _read_file(path: Path) -> dict[str, Any]:

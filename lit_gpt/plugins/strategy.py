@@ -40,7 +40,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
-from lit_gpt.atomic import publish, raise_if_disk_full, remove_leftovers, temporary_path
+from lit_gpt.atomic import publish, raise_if_disk_full, remove_atomically, remove_leftovers, temporary_path
 from lit_gpt.checkpoints.provenance import verify, write_manifest
 from lit_gpt.checkpoints.step import (
     OPTIMIZER,
@@ -416,6 +416,11 @@ class ParallelStrategy(ModelParallelStrategy):
             self.checkpoint_io.when_saved(action)
         else:
             action()
+
+    def remove_checkpoint(self, filepath: str | Path) -> None:
+        """Delete a checkpoint once the latest one is published; process 0 does it."""
+        if self.is_global_zero:
+            self.when_saved(lambda: remove_atomically(Path(filepath)))
 
     def wait(self) -> None:
         """Wait for the checkpoint in flight; every process calls it.
