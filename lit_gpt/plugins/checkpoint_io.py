@@ -48,11 +48,9 @@ class AtomicCheckpointIO(CheckpointIO):
             return
         self._writer.wait()
         # What is not plain data is named now, and not when the run has gone on.
-        plain = {
-            key: value if key in ("state_dict", EMA) else to_plain({key: value})[key]
-            for key, value in checkpoint.items()
-        }
-        copied = self._writer.copy(plain)
+        weights = {key: checkpoint[key] for key in ("state_dict", EMA) if key in checkpoint}
+        rest = to_plain({key: value for key, value in checkpoint.items() if key not in weights})
+        copied = self._writer.copy(rest | weights)
         self._writer.start(path, lambda: write_checkpoint(copied, path))
 
     def when_saved(self, action: Callable[[], None]) -> None:

@@ -3,12 +3,13 @@
 import errno
 import json
 import threading
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from tiny_run import TinyModule
 
 from lit_gpt.callbacks import RunCheckpoint
@@ -301,3 +302,30 @@ def test_an_error_of_the_run_waits_for_the_checkpoint_in_flight(make_trainer, tm
         background(make_trainer, RunCheckpoint(every_n_steps=2), KillAt(3)).fit(TinyModule())
     assert saved_steps(tmp_path / "run") == [2]
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000002.ckpt"]
+
+
+def test_what_no_checkpoint_can_hold_is_named_at_once(make_trainer, tmp_path):
+    class Odd(Callback):
+        def state_dict(self):
+            return {"object": object()}
+
+    trainer = background(make_trainer, RunCheckpoint(every_n_steps=2), Odd())
+    with pytest.raises(UserError, match=r"checkpoint\['callbacks'\].*object"):
+        trainer.fit(TinyModule())
+    assert trainer.global_step == 2
+
+
+def test_lightnings_own_checkpoint_callback_never_deletes_the_last_one_that_exists(make_trainer, tmp_path, monkeypatch):
+    publish, seen = step_files.atomic_folder, []
+
+    @contextmanager
+    def looks(folder, seal):
+        seen.append(sorted(path.name for path in tmp_path.glob("*.ckpt")))
+        with publish(folder, seal) as temporary:
+            yield temporary
+
+    monkeypatch.setattr(step_files, "atomic_folder", looks)
+    callback = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=2, save_on_train_epoch_end=False)
+    background(make_trainer, callback, enable_checkpointing=True, max_steps=6).fit(TinyModule())
+    assert seen == [[], ["step=2.ckpt"], ["step=4.ckpt"]]
+    assert [path.name for path in tmp_path.glob("*.ckpt")] == ["step=6.ckpt"]
