@@ -24,7 +24,7 @@ from lightning.pytorch.callbacks import Callback, ProgressBar
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.plugins import LayerSync, Precision
 from lightning.pytorch.strategies import Strategy, StrategyRegistry
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lit_gpt.callbacks import (
@@ -117,6 +117,9 @@ class Trainer(pl.Trainer):
     A run is stored in `<default_root_dir>/<name>/`: `config.yaml`, `lineage.json`, TensorBoard's events,
     `tokenizer/` and `checkpoints/`. A resumed run continues in the same folder.
 
+    Under `torchrun`, `devices: auto` is its number of processes on all nodes, and a run whose processes it has started
+    again goes on from the newest complete checkpoint, also with fewer or more of them.
+
     Args:
         name: name of the run, and of its folder.
         default_root_dir: folder that contains the folders of runs.
@@ -174,6 +177,10 @@ class Trainer(pl.Trainer):
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             plugins.append(AtomicCheckpointIO())
         val_check_interval = _validation_interval(val_check_interval)
+        if "TORCHELASTIC_RUN_ID" in os.environ and kwargs.get("devices", "auto") == "auto":
+            kwargs["devices"] = int(os.environ["LOCAL_WORLD_SIZE"])
+            if kwargs.get("num_nodes", 1) == 1:
+                kwargs["num_nodes"] = int(os.environ["WORLD_SIZE"]) // kwargs["devices"]
         _check_arguments(
             kwargs
             | {
@@ -222,12 +229,20 @@ class Trainer(pl.Trainer):
             train_dataloaders: loader of training batches, if there is no DataModule.
             val_dataloaders: loaders of validation batches, if there is no DataModule.
             datamodule: the DataModule.
-            ckpt_path: resume from this checkpoint; `last`: from the run's newest complete one.
+            ckpt_path: resume from this checkpoint; `last`: from the run's newest complete one; None: start a new run,
+                or resume if `torchrun` started the processes again.
             weights_only: as in Lightning; in any case, a checkpoint never runs code.
 
         Raises:
             UserError: the run's folder contains a run and `ckpt_path` is None, or a setting is invalid.
         """
+        if (
+            ckpt_path is None
+            and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+            and list_checkpoints(self.run_dir)
+        ):
+            ckpt_path = "last"
+            rank_zero_info(f"torchrun started the processes again: resuming {self.run_dir} from its newest checkpoint")
         if ckpt_path is None and not self.fast_dev_run and self.checkpoint_callbacks:  # type: ignore[attr-defined]
             require_fresh(self.run_dir)
         existed = self.run_dir.exists()

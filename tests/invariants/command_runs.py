@@ -83,16 +83,15 @@ class Runs:
 
     def run(self, start: str, *arguments: str, expect: int = 0, **kwargs: str) -> subprocess.CompletedProcess:
         """Run to the end."""
-        done = subprocess.run(
-            self.command(start, *arguments, **kwargs),
-            env=self.environment,
-            cwd=self.folder,
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
+        done = self.process(self.command(start, *arguments, **kwargs))
         assert done.returncode == expect, done.stdout[-3000:] + done.stderr[-3000:]
         return done
+
+    def process(self, command: list[str]) -> subprocess.CompletedProcess:
+        """Run a command in the folder to its end."""
+        return subprocess.run(
+            command, env=self.environment, cwd=self.folder, capture_output=True, text=True, timeout=300
+        )
 
     def interrupt(
         self, start: str, *arguments: str, after_lines: int, how: int = signal.SIGKILL, **kwargs: str
