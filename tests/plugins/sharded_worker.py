@@ -6,6 +6,7 @@ A scenario is a function of this file's name; it runs on all processes and write
 import errno
 import hashlib
 import json
+import math
 import os
 import signal
 import sys
@@ -78,11 +79,9 @@ def trainer(run, max_steps, shards=True, sizes=(2, 1), plain=False, background=F
     if plain:
         where = {"devices": 1}
     else:
-        data, tensor = sizes
-        chosen = ParallelStrategy(
-            save_distributed_checkpoint=shards, data=data, tensor=tensor, async_checkpoint=background
-        )
-        where = {"devices": data * tensor, "strategy": chosen}
+        axes = dict(zip(("data", "tensor", "replicate"), sizes, strict=False))
+        chosen = ParallelStrategy(save_distributed_checkpoint=shards, async_checkpoint=background, **axes)
+        where = {"devices": math.prod(sizes), "strategy": chosen}
     return Trainer(
         default_root_dir=run,
         accelerator="cpu",
@@ -148,6 +147,10 @@ def resumes(folder, sizes=(2, 1), config=CONFIG):
 
 def tensor(folder):
     return resumes(folder, sizes=(1, 2))
+
+
+def replicas(folder):
+    return resumes(folder, sizes=(1, 1, 2))
 
 
 def evaluates(folder):

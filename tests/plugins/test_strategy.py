@@ -97,8 +97,9 @@ def test_fsdp2_checkpoints_are_exact_and_interchangeable(tmp_path):
 
 
 @pytest.mark.slow
-def test_tensor_parallel_checkpoints_are_exact_and_interchangeable(tmp_path):
-    check_resumes(run_workers("tensor", tmp_path), tmp_path)
+@pytest.mark.parametrize("axis", ["tensor", "replicas"])
+def test_checkpoints_of_other_axes_are_exact_and_interchangeable(tmp_path, axis):
+    check_resumes(run_workers(axis, tmp_path), tmp_path)
 
 
 @pytest.mark.slow
