@@ -76,7 +76,7 @@ class Runs:
         """One thread a process, so that sums are added in one order; a cache of its own."""
         return {
             **os.environ,
-            "PYTHONPATH": str(HERE),
+            "PYTHONPATH": os.pathsep.join([str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])]),
             "LIT_GPT_CACHE": str(self.folder / "cache"),
             "OMP_NUM_THREADS": "1",
         }
