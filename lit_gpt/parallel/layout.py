@@ -83,20 +83,18 @@ class Layout:
         """
         if isinstance(data, str) and data != "auto":
             raise UserError(f"data is {data}; set it to auto or to a number of processes")
-        others = sizes | {"expert": 1}
-        rest = cls(**others).world_size
-        if data == "auto":
-            # At least 1, so that the message below names the sizes that the user has set.
-            data = max(1, world_size // rest)
-        cls(data=data, **others)
-        if data * rest != world_size:
-            given = {name: size for name, size in {**sizes, "data": data}.items() if name in AXES}
+        rest = cls(**sizes | {"expert": 1}).world_size
+        # At least 1, so that the message below names the sizes that the user has set.
+        number = max(1, world_size // rest) if isinstance(data, str) else data
+        cls(**sizes | {"expert": 1, "data": number})
+        if number * rest != world_size:
+            given = {name: size for name, size in {**sizes, "data": number}.items() if name in AXES}
             product = " x ".join(f"{name} {given[name]}" for name in AXES if name in given)
             raise UserError(
-                f"{product} = {data * rest} processes, but the run has {world_size}; change an axis of the strategy, "
-                f"or run {data * rest} processes (trainer.devices x trainer.num_nodes)"
+                f"{product} = {number * rest} processes, but the run has {world_size}; change an axis of the strategy, "
+                f"or run {number * rest} processes (trainer.devices x trainer.num_nodes)"
             )
-        return cls(data=data, **sizes)
+        return cls(data=number, **sizes)
 
     @property
     def world_size(self) -> int:
