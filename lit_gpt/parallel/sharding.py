@@ -30,12 +30,6 @@ def check_model(config: GPTConfig, layout: Layout) -> None:
             f"pipeline {layout.pipeline} is more stages than n_layer {config.n_layer}; set pipeline to at most "
             f"{config.n_layer}"
         )
-    chunks = 2 * layout.context  # each rank computes an early and a late part of a sequence, for equal work
-    if layout.context > 1 and config.block_size % chunks:
-        raise UserError(
-            f"block_size {config.block_size} is not divisible by 2 x context {layout.context} = {chunks}; set "
-            "block_size to a multiple of it, or context to less"
-        )
     if layout.expert > 1:
         if config.moe is None:
             raise UserError(f"expert is {layout.expert}, but the model has no mixture of experts; set expert to 1")

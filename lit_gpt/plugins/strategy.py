@@ -170,14 +170,14 @@ class ParallelStrategy(ModelParallelStrategy):
         if isinstance(config, GPTConfig):
             check_model(config, self.layout)
             check_pipeline(config, self.layout.pipeline, self.schedule, self.stages_per_rank)
-        if self.layout.context > 1 and not getattr(self.lightning_module, "loss_sums_tokens", False):
+        if self.layout.context > 1 and not getattr(module, "loss_sums_tokens", False):
             raise UserError(
                 f"context {self.layout.context} divides rows over processes, for which the loss must be a sum of "
-                f"terms, one per token, and that of {type(self.lightning_module).__name__} is not declared to be one; "
+                f"terms, one per token, and that of {type(module).__name__} is not declared to be one; "
                 "set context: 1 and shard over data instead, or loss_sums_tokens = True in the class if it is"
             )
         if self.layout.pipeline > 1:
-            self._check_run_of_pipeline(self.lightning_module)
+            self._check_run_of_pipeline(module)
         self._setup_distributed()
         self._device_mesh = self.layout.build_mesh(self.root_device.type)
         module._device_mesh = self._device_mesh
