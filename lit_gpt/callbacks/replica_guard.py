@@ -59,8 +59,9 @@ class ReplicaGuard(Callback):
         else:
             # Rows of ranks that differ in one coordinate alone.
             groups = [mesh.mesh.movedim(i, -1).reshape(-1, size) for i, size in enumerate(mesh.shape)]
-        everyone = torch.empty((trainer.world_size, len(groups)), dtype=torch.int64, device=hashes.device)
+        everyone = torch.empty(trainer.world_size * len(groups), dtype=torch.int64, device=hashes.device)
         dist.all_gather_into_tensor(everyone, hashes)
+        everyone = everyone.view(trainer.world_size, len(groups)).cpu()
         wrong: dict[int, list[int]] = {}
         for axis, rows in enumerate(groups):
             for ranks in rows.tolist():
