@@ -96,18 +96,26 @@ class HangGuard(Callback):
                 break
         else:
             return
-        store.set(str(rank), f"{socket.gethostname()}\n{where(training_thread)}")
         # The others find out within a twentieth of the time, and a little more for the machine to be slow.
-        self._stopped.wait(self.seconds / 10 + 2)
-        found: dict[int, tuple[str, str]] = {}
-        for other in range(world_size):
-            try:
+        grace = self.seconds / 10 + 2
+        try:
+            store.set(str(rank), f"{socket.gethostname()}\n{where(training_thread)}")
+            self._stopped.wait(grace)
+            found: dict[int, tuple[str, str]] = {}
+            for other in range(world_size):
                 known = store.check([str(other)])
                 host, _, place = store.get(str(other)).decode().partition("\n") if known else ("", "", "")
-            except RuntimeError:  # the store's own process has ended
-                break
-            found[other] = (host, place)
-        print(report(found, self._step, timedelta(seconds=self.seconds)), file=sys.stderr, flush=True)
+                found[other] = (host, place)
+            line = report(found, self._step, timedelta(seconds=self.seconds))
+            store.set(f"{rank} has read", "")
+            others = [f"{other} has read" for other, (_, place) in found.items() if place]
+            end = time.monotonic() + 5 * grace
+            # Process 0 may hold the store, so it ends last.
+            while rank == 0 and not store.check(others) and time.monotonic() < end:
+                time.sleep(0.1)
+        except RuntimeError as error:
+            line = f"no step has ended for {self.seconds:g} s, and the store of the processes is gone: {error}"
+        print(line, file=sys.stderr, flush=True)
         os._exit(EXIT_CODE)  # the training thread cannot be interrupted: it waits below Python
 
 
