@@ -25,11 +25,6 @@ def check_model(config: GPTConfig, layout: Layout) -> None:
     Raises:
         UserError: With the part that cannot be divided, and the axis to change.
     """
-    if layout.pipeline > config.n_layer:
-        raise UserError(
-            f"pipeline {layout.pipeline} is more stages than n_layer {config.n_layer}; set pipeline to at most "
-            f"{config.n_layer}"
-        )
     if layout.expert > 1:
         if config.moe is None:
             raise UserError(f"expert is {layout.expert}, but the model has no mixture of experts; set expert to 1")

@@ -61,7 +61,6 @@ def test_sizes_that_do_not_fit_are_one_line(world_size, sizes, words):
         ({}, {"tensor": 3}, ["n_head 4", "3", "set tensor"]),
         ({"n_kv_head": 2}, {"tensor": 4}, ["n_kv_head 2", "4", "set tensor"]),
         ({"intermediate_size": 50}, {"tensor": 4}, ["intermediate_size 50", "4", "set tensor"]),
-        ({}, {"pipeline": 4}, ["pipeline 4", "n_layer 2", "at most 2"]),
         ({}, {"data": 2, "expert": 2}, ["expert", "2", "no mixture", "set expert to 1"]),
         ({"moe": MoEConfig(num_experts=6)}, {"data": 4, "expert": 4}, ["num_experts 6", "expert 4", "divisor"]),
     ],
