@@ -390,3 +390,28 @@ def test_steps_in_which_nothing_is_supervised_log_no_loss(tmp_path, folder):
     with pytest.raises(KeyError):
         scalars(tmp_path)
     assert scalars(tmp_path, "optim/grad_norm") == [1, 2]
+
+
+def test_processes_that_torchrun_starts_again_go_on(tmp_path, folder, monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+    quiet(tmp_path, max_steps=2).fit(PretrainModule(overrides=SMALL), datamodule=data(folder))
+    with pytest.raises(UserError, match="already contains a run"):
+        quiet(tmp_path, max_steps=4).fit(PretrainModule(overrides=SMALL), datamodule=data(folder))
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    again = quiet(tmp_path, max_steps=4)
+    started = []
+    again.callbacks.append(pl.callbacks.LambdaCallback(on_train_start=lambda run, _: started.append(run.global_step)))
+    again.fit(PretrainModule(overrides=SMALL), datamodule=data(folder))
+    assert started == [2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [({}, (4, 2)), ({"devices": "auto"}, (4, 2)), ({"devices": 2}, (2, 1)), ({"num_nodes": 3}, (4, 3))],
+)
+def test_devices_are_the_processes_of_torchrun(tmp_path, monkeypatch, arguments, expected):
+    given = {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4", "RANK": "0", "LOCAL_RANK": "0"}
+    for name, value in (given | {"GROUP_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}).items():
+        monkeypatch.setenv(name, value)
+    trainer = quiet(tmp_path, strategy="ddp", **arguments)
+    assert (trainer.num_devices, trainer.num_nodes) == expected

@@ -6,7 +6,6 @@ One JSON line a step, flushed at once, so that it is there when the process is k
 import hashlib
 import json
 import os
-import signal
 from pathlib import Path
 
 import torch
@@ -70,15 +69,3 @@ class Recorder(Callback):
         self.file.write(json.dumps(line) + "\n")
         self.file.flush()
         os.fsync(self.file.fileno())
-
-
-class Dies(Callback):
-    """Kills the last process after a step, once: not after `torchrun` has started it again."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_train_batch_end(self, trainer, *_) -> None:
-        is_last = trainer.global_rank == trainer.world_size - 1
-        if is_last and trainer.global_step == self.step and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
-            os.kill(os.getpid(), signal.SIGKILL)
