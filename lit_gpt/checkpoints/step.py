@@ -410,7 +410,7 @@ def join_parameters(states: list[dict[str, Any]], order: Mapping[str, int]) -> d
     """Return one optimizer's state over all parameters from its states on processes that hold different ones.
 
     Args:
-        states: of each process, by parameter name (`by_name`); groups of the same name (without one: of the same
+        states: state of each process, by parameter name (`by_name`); groups of the same name (without one: of the same
             options) are one group.
         order: place of each name in the whole model. Parameters of a group come in this order, and groups in that of
             the processes, as if one process had all parameters.

@@ -53,7 +53,7 @@ class ContextPart(SequencePart):
 
     Args:
         rows: `FIELDS` of the whole rows, (B, T) each; `labels` and `document_ids` may be missing.
-        rank: Of this process among those that share the rows.
+        rank: Rank of this process among those that share the rows.
         size: Number of processes, c.
         group: Their process group; None = all processes.
         num_read: Tokens of a row without the padding that makes it divisible.
@@ -134,7 +134,7 @@ def chunks_of(num_tokens: int, rank: int, size: int) -> tuple[slice, slice]:
 
     Args:
         num_tokens: T, a multiple of 2 · size.
-        rank: Of the process.
+        rank: Rank of the process, from 0.
         size: Number of processes.
 
     Example:
