@@ -9,6 +9,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
@@ -236,6 +237,9 @@ def short_message(message: str) -> str:
     if line.startswith("Unexpected config:"):
         what = line.partition(":")[2].strip() or "empty"
         return f"the config is {what}; it must be a mapping with the keys trainer, model and data"
+    absent = re.search("File does not exist: '(.*)'", line)
+    if absent:
+        return _absent_file(Path(absent[1]))
     missing = re.search(r"the following arguments are required: (.*)", line)
     if missing:
         names = [f"--{_last(name)}" for name in missing[1].split(", ")]
@@ -261,6 +265,13 @@ def short_message(message: str) -> str:
 
 
 VALUES = ("Given value", "Got value")
+
+
+def _absent_file(path: Path) -> str:
+    """Return that a file does not exist, with the nearest name in its folder, as paths from the working directory."""
+    near = close_matches(path.name, [found.name for found in path.parent.glob("*")], cutoff=0.8)
+    hint = f"; did you mean {os.path.relpath(path.with_name(near[0]))}?" if near else ""
+    return f"the file {os.path.relpath(path)} does not exist{hint}"
 
 
 def _wrong_class(line: str) -> str:

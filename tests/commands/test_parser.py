@@ -33,6 +33,7 @@ WRONG = {
     "nothing": (["fit"], "configs/quickstart.yaml"),
     "number": ([*GENERATE, "--max_new_tokens", "x"], "max_new_tokens is x"),
     "number of a field": ([*FIT, "--model.overrides.n_head", "x"], "overrides.n_head is x"),
+    "absent config": (["fit", "--config", str(QUICKSTART.with_name("quikstart.yaml"))], "quickstart.yaml?"),
     "argument of a class": ([*FIT[:3], "--trainer.logger", "CSVLogger"], "CSVLogger needs save_dir"),
     "field of a class": ([*FIT, "--trainer.callbacks", "[{class_path: Timer, init_args: {a: 3}}]"], "Timer"),
     "no class": ([*FIT, "--trainer.callbacks", "[3]"], "trainer.callbacks is [3]"),
