@@ -155,16 +155,32 @@ def resolve_model(path_or_name: str | Path, averaged: bool = True, adapter: str 
             f"model {name} is a file; name the folder of a run, a checkpoint, a bundle or a Hugging Face model, or a "
             ".gguf file"
         )
-    could_be_on_the_hub = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) and not name.startswith(".")
-    hint, is_here = _nearest_models(path)
-    if is_here or not could_be_on_the_hub:
-        remedy = hint or "name a run, a checkpoint, a bundle, a Hugging Face model or a .gguf file"
-        raise UserError(f"model {name} does not exist; {remedy}")
+    hint = check_folder_or_hub(
+        "model", name, "name a run, a checkpoint, a bundle, a Hugging Face model or a .gguf file"
+    )
     try:
         folder = _download(name)
     except UserError as error:
         raise UserError(f"{error}{f'; {hint}' if hint else ''}") from error
     return _from_hugging_face(folder, name)
+
+
+def check_folder_or_hub(option: str, name: str, remedy: str) -> str:
+    """Return what may have been meant by the name of something that does not exist here; "" if nothing is near.
+
+    Args:
+        option: name of the option, for the error.
+        name: folder or name on the Hub.
+        remedy: what to give instead, if nothing is near.
+
+    Raises:
+        UserError: it can only be a folder here; the message has the nearest run, or the YAML to train first.
+    """
+    could_be_on_the_hub = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) and not name.startswith(".")
+    hint, is_here = _nearest_models(Path(name).expanduser())
+    if is_here or not could_be_on_the_hub:
+        raise UserError(f"{option} {name} does not exist; {hint or remedy}")
+    return hint
 
 
 def _nearest_models(path: Path) -> tuple[str, bool]:

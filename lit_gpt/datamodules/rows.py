@@ -15,6 +15,7 @@ import numpy as np
 
 from lit_gpt.batch import Batch
 from lit_gpt.cache_dir import find_cache_dir, make_cache_dir
+from lit_gpt.checkpoints.resolve import check_folder_or_hub
 from lit_gpt.data.batches import RowBatchBuilder
 from lit_gpt.data.cache import say
 from lit_gpt.data.chat import ChatRenderer
@@ -107,6 +108,8 @@ class RowDataModule(StepDataModule):
         size = DEFAULT_GLOBAL_BATCH_SIZE if global_batch_size is None else global_batch_size
         super().__init__(block_size=block_size, global_batch_size=size, **kwargs)
         self._has_default_batch = global_batch_size is None
+        if not Path(tokenizer).expanduser().exists():
+            check_folder_or_hub("tokenizer", str(tokenizer), "name a tokenizer folder, a run, a checkpoint or a bundle")
         self.tokenizer = tokenizer
         self.chat_template = chat_template
         self.files = files

@@ -26,6 +26,7 @@ from types import FrameType
 import uvicorn
 from starlette.types import ASGIApp
 
+from lit_gpt.checks import check_between
 from lit_gpt.errors import UserError
 from lit_gpt.serving.errors import LOGGER, describe_exception, log_config
 from lit_gpt.serving.service import Service
@@ -45,14 +46,15 @@ def listen(host: str, port: int) -> socket.socket:
         port: Port; 0 takes any free one.
 
     Raises:
-        UserError: If the socket cannot be opened.
+        UserError: If there is no such port, or the socket cannot be opened.
     """
+    check_between("port", port, 0, 65535)  # getaddrinfo takes a larger number modulo 65536
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         opened = socket.socket(family, kind, protocol)
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         opened.bind(address)
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         raise UserError(f"cannot listen on {host}:{port}: {error}; choose another --host or --port") from error
     return opened
 

@@ -205,6 +205,14 @@ def test_mistakes_in_the_settings(make, tmp_path):
         make(columns={"prompt": "question"})
 
 
+def test_a_run_that_is_not_there_is_named_with_what_trains_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "first.yaml").write_text("trainer:\n  name: first\n")
+    with pytest.raises(UserError, match=r"tokenizer runs/first does not exist.*configs/first\.yaml"):
+        InstructionDataModule(tokenizer="runs/first", files="a.jsonl")
+
+
 def test_the_cache_goes_by_content(make, capsys):
     make()
     assert "rows: " in capsys.readouterr().err

@@ -12,6 +12,7 @@ from lit_gpt.serving.middleware import check_json
 from lit_gpt.serving.model import TokenText
 from lit_gpt.serving.protocol import answer_tokens, for_choice
 from lit_gpt.serving.responses import Answer, ShownTokens
+from lit_gpt.serving.server import listen
 
 
 def test_admission_counts_and_gives_back_once():
@@ -55,6 +56,12 @@ def test_retry_after_follows_the_queue():
 def test_limits_mean_something(change):
     with pytest.raises(UserError, match=f"limits.{next(iter(change))}"):
         Limits(**change)
+
+
+def test_a_port_is_no_remainder():
+    for port in (65_536, 99_999, -1):
+        with pytest.raises(UserError, match="port"):
+            listen("127.0.0.1", port)
 
 
 def test_how_long_an_answer_may_be():

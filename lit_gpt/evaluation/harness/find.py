@@ -19,7 +19,7 @@ from lm_eval.tasks import TaskManager
 
 from lit_gpt.errors import UserError
 from lit_gpt.evaluation.harness.forms import given_docs
-from lit_gpt.suggest import nearest
+from lit_gpt.suggest import close_matches
 
 FORMS = Path(__file__).parent / "tasks"
 OTHER_FORM = "multiple_choice"
@@ -143,8 +143,8 @@ def _named(names: list[str], folders: list[str]) -> tuple[TaskManager, list[str]
             return manager, list(dict.fromkeys(match for name in names for match in matched[name]))
     missing = next(name for name in names if not matched[name])
     raise UserError(
-        f"there is no task {missing!r}; the nearest are {_nearest(missing, known)} (for a local file: data: "
-        f"{{{missing}: <file>}})"
+        f"there is no task {missing!r}{_nearest(missing, known)} (for a local file: data: {{{missing}: <file>}}; "
+        "`lm_eval ls tasks` lists all)"
     )
 
 
@@ -181,8 +181,10 @@ def _refuse_unsafe(manager: TaskManager, name: str) -> None:
 
 
 def _nearest(name: str, known: list[str]) -> str:
+    """Return the tasks that are called nearly so; "" if none is, because there are thousands."""
     beginning = [other for other in known if other.startswith(name[:3])]
-    return nearest(name, beginning or known) if len(beginning) < 50 else nearest(name, known)
+    near = close_matches(name, known, count=3) or (beginning if len(beginning) < 50 else [])[:3]
+    return f"; the nearest are {', '.join(near)}" if near else ""
 
 
 def _loaded(manager: TaskManager, name: str) -> dict[str, Any]:

@@ -349,6 +349,8 @@ def test_the_harness_own_tasks_are_known_by_name():
 
     with pytest.raises(UserError, match="no task 'helaswag'; the nearest are hellaswag"):
         find_tasks(["helaswag"])
+    with pytest.raises(UserError, match=r"no task 'xyzzyq' \(for"):
+        find_tasks(["xyzzyq"])
     with pytest.raises(UserError, match="the task 'humaneval' runs the code"):
         find_tasks(["humaneval"])
 
