@@ -118,7 +118,7 @@ class Trainer(pl.Trainer):
     `tokenizer/` and `checkpoints/`. A resumed run continues in the same folder.
 
     Under `torchrun`, `devices: auto` is its number of processes on all nodes, and a run whose processes it has started
-    again goes on from the newest complete checkpoint, also with fewer or more of them.
+    again resumes from the newest complete checkpoint, also with fewer or more of them.
 
     Args:
         name: name of the run, and of its folder.
