@@ -57,7 +57,9 @@ DEFAULT_CHECKPOINTS = 3
 PILOT_STEPS = 50
 PILOT_SECONDS = 60.0
 MIN_PILOT_STEPS = 4
-"""Steps of a run that `--measure` trains: so many, or as long, but never fewer than the least."""
+PATIENCE = 3
+"""Steps of a run that `--measure` trains: so many, or as many as these seconds allow (three times as long until a loss
+is logged), but never fewer than the least."""
 MANY_ROWS = 256
 """Rows of the simulated micro-batches from which the largest one that fits is extrapolated."""
 
@@ -416,13 +418,13 @@ class _Recorder(Callback):
         now = time.perf_counter()
         self.seconds.append(now - self._end)
         self._end = now
-        # A loss is worth waiting for: the run stops after a log entry, unless the time is far exceeded.
+        # The loss of the first log entry is worth waiting for, since the run can be held to it.
         step, every = trainer.global_step, max(1, trainer.log_every_n_steps)  # type: ignore[attr-defined]
-        over = sum(self.seconds) > self._max_seconds
-        if step >= self._max_steps or (over and len(self.seconds) > MIN_PILOT_STEPS):
-            trainer.should_stop = True
         if (step - 1) % every == 0:
             self._note(trainer, step - 1)
+        patience = self._max_seconds * (1 if self.losses else PATIENCE)
+        if step >= self._max_steps or (sum(self.seconds) > patience and step >= MIN_PILOT_STEPS):
+            trainer.should_stop = True
 
     def on_train_end(self, trainer: LightningTrainer, pl_module: LightningModule) -> None:
         """Keep the loss of the last step, if it was logged."""

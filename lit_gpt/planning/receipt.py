@@ -245,7 +245,7 @@ def format_quantity(name: str, value: float | None) -> str:
         return "not measured"
     if name == "memory":
         return human_bytes(value)
-    return f"{value:,.0f} tokens/s" if name == "tokens_per_second" else f"{value:.3g} {QUANTITIES[name][1]}"
+    return f"{value:,.0f} tokens/s" if name == "tokens_per_second" else f"{value:.4g} {QUANTITIES[name][1]}"
 
 
 _WORDS = {"titles": {name: title for name, (title, _) in QUANTITIES.items()}, "format_quantity": format_quantity}

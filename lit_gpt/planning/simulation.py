@@ -94,12 +94,14 @@ class Product:
         dtype: torch's name of the operands' dtype.
         shape: (batch, rows, inner, columns) of products; (B, H, T, D) of attention's queries.
         backward: Whether it is the backward pass of attention.
+        causal: Whether it is attention that skips what lies behind the diagonal; else it reads a mask.
     """
 
     kind: str
     dtype: str
     shape: tuple[int, int, int, int]
     backward: bool = False
+    causal: bool = False
 
 
 @dataclass
@@ -601,7 +603,7 @@ class Tracker(TorchDispatchMode):
             kind, flops = "linear", float(flop_registry[packet](*args, **kwargs, out_val=out))
         if kind is not None:
             self.work.flops[kind] = self.work.flops.get(kind, 0.0) + flops
-            product = _product(kind, func, args)
+            product = _product(kind, func, args, kwargs)
             self.work.products[product] = self.work.products.get(product, 0.0) + flops
             return
         inputs = [tensor for tensor in tree_flatten((args, kwargs))[0] if isinstance(tensor, Tensor)]
@@ -633,14 +635,14 @@ def _ranks(value: Any) -> int:
     return 0
 
 
-def _product(kind: str, func: Any, args: Any) -> Product:
+def _product(kind: str, func: Any, args: Any, kwargs: Any) -> Product:
     """Return the kind of product that an operation is, from its operands."""
     operands = [tensor for tensor in args if isinstance(tensor, Tensor) and tensor.dim() >= 2]
     dtype = str(operands[-1].dtype).removeprefix("torch.")
     if kind == "attention":
         backward = "backward" in func._schema.name
         query = operands[1 if backward else 0]  # backward takes the gradient first
-        return Product(kind, dtype, tuple(query.shape), backward)  # type: ignore[arg-type]
+        return Product(kind, dtype, tuple(query.shape), backward, _is_causal(func, args, kwargs))  # type: ignore[arg-type]
     if func._overloadpacket is _ATEN._grouped_mm:
         rows, columns = operands[0].shape[-2], operands[1].shape[-1]
         return Product(kind, dtype, (1, rows, operands[0].shape[-1], columns))
