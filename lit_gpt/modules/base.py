@@ -143,6 +143,8 @@ class GPTModule(LightningModule):
             self._adapter = AdapterTraining(adapter, str(init_from), self._source, self.config.vocab_size)
         self._routers = None if self.config.moe is None else RouterTraining(self.config.moe)
         self._data_info: DataInfo | None = None
+        self._pipeline: Pipeline | None = None
+        """The pipeline among whose stages the model is divided; None: this process has the whole model."""
         self._running_stage: tuple[GPT, Batch, Tensor | None] | None = None
         """The stage of a pipeline that runs now: its part of the model, its batch, the previous stage's output."""
 
@@ -231,6 +233,8 @@ class GPTModule(LightningModule):
     def configure_model(self) -> None:
         """Build the model on the meta device, shard it if the strategy has a mesh, then load or initialize weights."""
         if self.model is not None:
+            if self._pipeline is not None:  # divided under an earlier Trainer
+                self.trainer.strategy.pipeline = self._pipeline
             return
         with torch.device("meta"):
             model = self.build_model()
@@ -250,6 +254,7 @@ class GPTModule(LightningModule):
                     "shard over data instead (FSDP2)"
                 )
             strategy.parallelize(model)
+            self._pipeline = getattr(strategy, "pipeline", None)
         # Memory is allocated only now: each process holds only its shards.
         model.to_empty(device=self.device)
         self.init_weights(model)
@@ -397,11 +402,6 @@ class GPTModule(LightningModule):
         data = self.data_info.tokenizer_path
         if data is not None and source.tokenizer_path is not None:
             _check_same_tokens(data, source.tokenizer_path, name)
-
-    @property
-    def _pipeline(self) -> Pipeline | None:
-        """The pipeline whose stages the model is divided into, if the strategy has one."""
-        return getattr(getattr(self._trainer, "strategy", None), "pipeline", None)
 
     # ---- optimizer and schedule ---------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from collections import Counter
 from functools import partial
 from types import SimpleNamespace
 
@@ -11,6 +12,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from pipeline_runs import fit_all, prepare
 from processes import spawn
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lit_gpt.checkpoints.resolve import resolve_model
 from lit_gpt.checkpoints.step import by_index, join_parameters, select_parameters
@@ -247,6 +249,27 @@ def run_part(part, batch, hidden, balance=True):
     return (out.loss + extra) / 100
 
 
+class CountCollectives(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.counts = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "c10d":
+            self.counts[func.overloadpacket.__name__] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def check_collectives(pipeline, counts, num_micro_batches, data):
+    """A step sends each micro-batch over each border once and its gradient back; FSDP2 reduces each group once."""
+    borders = sum((s.index > 0) + (not pipeline.is_last(s)) for s in pipeline.stages)
+    expected = num_micro_batches * borders + len(pipeline.copies())
+    assert (counts["send"], counts["recv_"]) == (expected, expected)
+    groups = len(pipeline.model.blocks) + len({0, pipeline.num_stages - 1} & {s.index for s in pipeline.stages})
+    reduced = sum(count for name, count in counts.items() if "reduce_scatter" in name)
+    assert reduced == (groups if data > 1 else 0)
+
+
 def check_gradients(mesh, config, options, data):
     """Three steps of a pipeline and of one process: equal losses, gradients, norms and copies."""
     alone = GPT(config)
@@ -266,7 +289,8 @@ def check_gradients(mesh, config, options, data):
             optimizer.zero_grad()
         losses = [run_part(alone, batch, None) for batch in batches]
         torch.stack(losses).sum().backward()
-        loss = pipeline.step(own, lambda *arguments: _scaled(run_part(*arguments), data))
+        with CountCollectives() as collectives:
+            loss = pipeline.step(own, lambda *arguments: _scaled(run_part(*arguments), data))
         assert (loss is not None) == pipeline.has_last_stage
         if loss is not None and data == 1 and config.moe is None:  # balance losses stay on their stages
             torch.testing.assert_close(loss, torch.stack(losses).sum(), rtol=1e-6, atol=0)
@@ -277,6 +301,7 @@ def check_gradients(mesh, config, options, data):
             torch.testing.assert_close(grad, weights[name].grad, rtol=1e-4, atol=1e-7, msg=name)
         for optimizer in optimizers:
             optimizer.step()
+    check_collectives(pipeline, collectives.counts, len(own), data)
     forward = partial(run_part, balance=False)  # the balance losses of other stages stay there
     evaluated = [pipeline.evaluate(batch, forward) for batch in batches]
     if pipeline.has_last_stage:
