@@ -291,10 +291,11 @@ class ParallelStrategy(ModelParallelStrategy):
         local = sum((p.to_local() if isinstance(p, DTensor) else p).numel() for p in parameters)
         counts = torch.tensor([local, -local], device=self.root_device)
         torch.distributed.all_reduce(counts, torch.distributed.ReduceOp.MAX)
-        total = torch.tensor(sum(p.numel() for p in parameters), device=self.root_device)
-        torch.distributed.all_reduce(total, group=self.device_mesh.get_group("pipeline"))
+        total = sum(p.numel() for p in parameters) if self.pipeline is None else self.pipeline.num_parameters
         most, least = counts.tolist()
-        text = self.layout.describe(int(total), (-least, most), self.num_processes)
+        text = self.layout.describe(total, (-least, most), self.num_processes)
+        if self.pipeline is not None:
+            text = f"{text}\n{self.pipeline.describe()}"
         if self.is_global_zero:
             print(text)
 
