@@ -1,6 +1,6 @@
 """How far the memory of real CPU runs is from what `plan` forecasts.
 
-    python benchmarks/plan_memory.py
+    python benchmarks/plan_memory.py ["bf16-mixed" ...]
 
 Each case is forecast by simulation, then trained for three steps through Lightning's Trainer in a process of its own,
 twice: as the machine is, and with `MALLOC_MMAP_THRESHOLD_=65536`, which keeps glibc's heap from leaving holes between
@@ -14,16 +14,28 @@ import logging
 import os
 import subprocess
 import sys
+import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import torch
 
 from lit_gpt import Trainer
-from lit_gpt.modules import PretrainModule
+from lit_gpt.adapters import AdapterConfig
+from lit_gpt.checkpoints.bundle import save_bundle
+from lit_gpt.data.batches import RowBatchBuilder
+from lit_gpt.datamodules.preference import PairCollator
+from lit_gpt.models import GPT, GPTConfig
+from lit_gpt.modules import DPOModule, GPTModule, PretrainModule
 from lit_gpt.planning.simulation import simulate_step
+from lit_gpt.plans import _LongestRows
+from lit_gpt.quiet import silence_libraries
+
+FOLDER = tempfile.TemporaryDirectory()
+"""For models that a case starts from; removed at the end."""
 
 MOE = {"num_experts": 8, "num_experts_per_tok": 2, "intermediate_size": 256}
 MLA = {"kv_lora_rank": 64, "q_lora_rank": None, "qk_nope_head_dim": 64, "qk_rope_head_dim": 32, "v_head_dim": 64}
@@ -42,10 +54,23 @@ CASES: dict[str, dict[str, Any]] = {
     "three micro-batches": {"shape": {"n_layer": 4}, "micro_batches": 3},
     "mixture of experts": {"shape": {"n_layer": 4, "moe": MOE}},
     "latent attention": {"shape": {"n_layer": 4, "mla": MLA, "qk_norm": None}},
+    "LoRA on a frozen base": {"shape": {"n_layer": 6}, "lora": True},
+    "DPO with its reference": {"shape": {"n_layer": 4}, "dpo": True, "B": 4},
 }
 
 
-def module(case: dict[str, Any], shape: dict[str, Any]) -> PretrainModule:
+def base(case: dict[str, Any], shape: dict[str, Any]) -> str:
+    """Return a bundle with random weights, for what starts from a model."""
+    sizes = {"vocab_size": case.get("V", 4096), "block_size": case.get("T", 256)}
+    config = GPTConfig.from_preset("tiny", **sizes, **shape)
+    return str(save_bundle(Path(tempfile.mkdtemp(dir=FOLDER.name)) / "base", config, GPT(config).state_dict()))
+
+
+def module(case: dict[str, Any], shape: dict[str, Any]) -> GPTModule:
+    if case.get("dpo"):
+        return DPOModule(init_from=base(case, shape))
+    if case.get("lora"):
+        return PretrainModule(init_from=base(case, shape), adapter=AdapterConfig(rank=8))
     return PretrainModule(
         preset="tiny",
         vocab_size=case.get("V", 4096),
@@ -57,6 +82,9 @@ def module(case: dict[str, Any], shape: dict[str, Any]) -> PretrainModule:
 
 def step(case: dict[str, Any], rows: int) -> list[dict[str, Any]]:
     T, V = case.get("T", 256), case.get("V", 4096)
+    if case.get("dpo"):
+        collate = PairCollator(RowBatchBuilder(0, np.ones(V, np.int64)))
+        return [dict(collate(_LongestRows(T, V), [np.array([row]) for row in range(rows)], np.arange(rows)))]
     batches = []
     for _ in range(case.get("micro_batches", 1)):
         ids = torch.randint(0, V, (rows, T))
@@ -96,14 +124,16 @@ def run(case: dict[str, Any]) -> None:
 
 
 def measured(name: str, **environment: str) -> int:
-    command = [sys.executable, __file__, name]
+    command = [sys.executable, __file__, "--run", name]
     result = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | environment)
     return int(result.stdout.split()[-1])
 
 
-def main() -> None:
+def main(names: list[str]) -> None:
     print(f"{'case':30} forecast  resident       without holes  at most (MB)")
     for name, case in CASES.items():
+        if names and name not in names:
+            continue
         simulated = simulate_step(
             module(case, case["shape"]), step(case, case.get("B", 8))[:2], case.get("precision", "32-true")
         )
@@ -117,9 +147,10 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    silence_libraries()
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    if len(sys.argv) > 1:
-        run(CASES[sys.argv[1]])
+    if sys.argv[1:2] == ["--run"]:
+        run(CASES[sys.argv[2]])
     else:
-        main()
+        main(sys.argv[1:])

@@ -11,7 +11,7 @@ import json
 import os
 import secrets
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -228,7 +228,8 @@ def _keep_lineage(path: Path, trainer: Trainer, pl_module: LightningModule, info
         lineage.setdefault("resumed", []).append(session)
     else:
         config: Any = getattr(pl_module, "config", None)
-        entries: list[dict[str, Any]] = [getattr(callback, "lineage", {}) for callback in trainer.callbacks]  # type: ignore[attr-defined]
+        of_callbacks = [getattr(callback, "lineage", None) for callback in trainer.callbacks]  # type: ignore[attr-defined]
+        entries = [entry for entry in of_callbacks if isinstance(entry, Mapping)]
         lineage = collect_lineage(
             config.to_dict() if hasattr(config, "to_dict") else None,
             info.tokenizer_path,
