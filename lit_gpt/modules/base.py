@@ -234,7 +234,7 @@ class GPTModule(LightningModule):
         """Build the model on the meta device, shard it if the strategy has a mesh, then load or initialize weights."""
         if self.model is not None:
             if self._pipeline is not None:  # divided under an earlier Trainer
-                self.trainer.strategy.pipeline = self._pipeline
+                setattr(self.trainer.strategy, "pipeline", self._pipeline)  # noqa: B010  (of ParallelStrategy alone)
             return
         with torch.device("meta"):
             model = self.build_model()
@@ -242,7 +242,7 @@ class GPTModule(LightningModule):
             model.gradient_checkpointing = self.activation_checkpointing
         if self.device_mesh is not None:
             assert isinstance(model, GPT), "a custom model must be sharded in an overridden configure_model"
-            strategy = self.trainer.strategy
+            strategy: Any = self.trainer.strategy
             if not hasattr(strategy, "parallelize"):
                 raise UserError(
                     f"trainer.strategy is {type(strategy).__name__}, which cannot shard a GPT; set it to "

@@ -280,7 +280,7 @@ class Pipeline:
         """Return whether a stage computes the loss."""
         return stage.index == self.num_stages - 1
 
-    def copies(self) -> list[nn.Parameter]:
+    def copies(self) -> list[Tensor]:
         """Return this rank's parameters of which the other end of the pipeline has a copy."""
         config = self.model.config
         if self.rank not in (0, self.size - 1):
