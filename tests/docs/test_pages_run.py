@@ -67,7 +67,7 @@ def test_the_tags_of_a_run_are_documented(workspace):
     text = (ROOT / "docs" / "pages" / "reference" / "metrics.md").read_text(encoding="utf-8")
     listed = [re.escape(tag) for tag in re.findall(r"`(\w+/[\w<>]+)`", text)]
     patterns = [re.sub(r"<\w+>", r"\\w+", tag) for tag in listed]
-    events = EventAccumulator(str(workspace / "runs" / "quickstart" / "tensorboard"))
+    events = EventAccumulator(str(workspace / "runs" / "quickstart"))
     events.Reload()
     tags = [tag for tag in events.Tags()["scalars"] if tag != "epoch"]
     assert "val/bits_per_byte" in tags
