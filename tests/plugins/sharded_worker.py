@@ -300,7 +300,7 @@ def flips(folder, count):
         def on_train_batch_end(self, trainer, module, *_):
             if trainer.global_step == 3 and int(count) - 1 == RANK:
                 bits = local(next(module.parameters())).data.view(torch.int32)
-                bits[0, 0] ^= 1
+                bits[0, 0] ^= 1 << 22  # the next update would round a lower bit away
 
     for name, chosen in {"ddp": DDPStrategy(), "hsdp": ParallelStrategy(replicate=int(count))}.items():
         run = Trainer(
