@@ -111,10 +111,7 @@ class GPT(nn.Module):
                 position_ids = cache.position_ids
         else:
             if sequence is not None:
-                kinds = (
-                    self.config.token_mixer(int(layer)) for layer in self.blocks._modules
-                )  # a stage has some layers
-                check_divisible_rows(list(zip(kinds, self.token_mixers, strict=True)))
+                check_divisible_rows([(type(mixer).__name__, mixer) for mixer in self.token_mixers])
             length = T if sequence is None else sequence.num_read
             if self.config.block_size < length:
                 raise UserError(

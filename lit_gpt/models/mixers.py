@@ -132,7 +132,14 @@ class TokenMixer(nn.Module):
     """
 
     divides_rows = False
-    """Whether training supports rows that are divided over processes (`context.sequence`)."""
+    """Whether training supports rows that are divided over processes (`context.sequence`). A class with a `forward` of
+    its own says so for itself."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Do not assume of a new `forward` what its base class promises of its own."""
+        super().__init_subclass__(**kwargs)
+        if "forward" in vars(cls) and "divides_rows" not in vars(cls):
+            cls.divides_rows = False
 
     def forward(self, x: Tensor, context: Context, state: "StepState | None" = None) -> Tensor:
         """Mix tokens.

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from lit_gpt.batch import IGNORE_INDEX
 from lit_gpt.errors import UserError
 from lit_gpt.models import GPT, GPTConfig, MLAConfig, MoEConfig, RopeScaling
-from lit_gpt.models.attention import Scoring, attend
+from lit_gpt.models.attention import Scoring, SelfAttention, attend
 from lit_gpt.models.masks import build_masks, dense_mask, flex_block_mask
 from lit_gpt.modules import ClassificationModule, PretrainModule
 from lit_gpt.objectives import RouterTraining
@@ -124,6 +124,19 @@ def test_a_row_that_needs_no_padding_gets_no_documents():
     assert part["sequence"].to(torch.device("cpu")).chunks == (slice(4, 8), slice(8, 12))
 
 
+def test_a_class_with_its_own_method_declares_what_it_promises():
+    class Other(SelfAttention):
+        def forward(self, x, context, state=None):
+            return x
+
+    class Renamed(SelfAttention):
+        pass
+
+    assert SelfAttention.divides_rows
+    assert Renamed.divides_rows
+    assert not Other.divides_rows
+
+
 @pytest.mark.parametrize("batch", [torch.zeros(2, 8), {"input_ids": torch.zeros(8)}, {"prompts": []}])
 def test_a_batch_without_token_rows_is_refused(batch):
     with pytest.raises(UserError, match=r"context is 2.*input_ids"):
@@ -147,7 +160,7 @@ def test_layers_that_need_whole_rows_are_refused(monkeypatch):
     with pytest.raises(UserError, match=r"gated_linear.*context: 1"):
         check_model(config, Layout(context=2))
     part = cut_rows(packed_batch(), 0, 2)
-    with pytest.raises(UserError, match="gated_linear"):  # also a model that the strategy does not know, as a teacher
+    with pytest.raises(UserError, match="GatedLinear"):  # also a model that the strategy does not know, as a teacher
         GPT(config)(part["input_ids"], part["position_ids"], part["document_ids"], sequence=part["sequence"])
 
 

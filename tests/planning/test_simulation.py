@@ -133,6 +133,14 @@ def test_a_thousand_processes_hold_a_thousandth_each():
     assert calls["reduce_scatter"].num_bytes == pytest.approx(gathered, rel=0.02)
 
 
+def test_divided_rows_take_their_share():
+    whole = simulate_step(module(), [batch()], layout=Layout(data=4), accelerator="cuda")
+    part = simulate_step(module(), [batch()], layout=Layout(context=4), accelerator="cuda")
+    assert part.work.flops["linear"] == whole.work.flops["linear"] / 4
+    assert part.work.flops["attention"] == whole.work.flops["attention"] / 4, "of causal attention, each has the same"
+    assert part.memory["activations"] < whole.memory["activations"] / 2
+
+
 def test_ddp_sends_each_gradient_once_and_keeps_a_copy():
     step = simulate_step(module(), [batch()], layout=Layout(replicate=8))
     (reduced,) = [c for c in step.work.collectives if c.num_bytes > 1000]
