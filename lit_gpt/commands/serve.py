@@ -115,9 +115,9 @@ def serve(
 
 def _cache_line(served: "ServedModel", stats: "EngineStats") -> str:
     """Return the size of the KV cache in words."""
-    from lit_gpt.pages.text import human_bytes
+    from lit_gpt.pages.text import counted, human_bytes
 
     rows, length, total = served.max_batch_size, served.max_length, stats.cache_tokens_total
     shared = "" if rows * length <= total else f", of which {total} fit at a time"
     taken = ", taken as used" if served.network.wte.weight.device.type == "cpu" else ""
-    return f"{rows} sequences x {length} tokens{shared}: at most {human_bytes(stats.cache_bytes)}{taken}"
+    return f"{counted(rows, 'sequence')} x {length} tokens{shared}: at most {human_bytes(stats.cache_bytes)}{taken}"

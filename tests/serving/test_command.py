@@ -92,7 +92,7 @@ def test_a_model_is_called_by_its_folder(bundle):
 
 def test_it_serves_and_sigterm_drains(bundle):
     with ServedProcess("--model", bundle, "--max_batch_size", 1) as server:
-        assert any("cache" in line and "1 sequences x 64 tokens" in line for line in server.lines)
+        assert any("cache" in line and "1 sequence x 64 tokens" in line for line in server.lines)
         client = openai.OpenAI(base_url=f"{server.address}/v1", api_key="unused", max_retries=0)
         assert [model.id for model in client.models.list()] == ["tiny-bundle"]
         with urllib.request.urlopen(f"{server.address}/") as page:
