@@ -564,10 +564,7 @@ class GPTModule(LightningModule):
         """
         micro_batches = batch if isinstance(batch, list) else [batch]
         self.trainer.optimizers[0].zero_grad()
-        num_units = torch.stack([self.num_units(micro_batch) for micro_batch in micro_batches]).sum()
-        num_units = self.sum_over_ranks(num_units)
-        for micro_batch in micro_batches:
-            self._count_tokens(micro_batch)
+        num_units = self._count_step(micro_batches)
         if self._routers is not None:
             self._routers.begin_step()
         # Data-parallel strategies average gradients over ranks, but the ranks' losses are shares of one sum: the factor
@@ -628,13 +625,24 @@ class GPTModule(LightningModule):
             self._loss_sums[2] += micro_batch["num_bytes"].sum()
         return loss
 
-    def _count_tokens(self, micro_batch: Batch) -> None:
-        """Add the tokens of a micro-batch, on all ranks."""
-        ids, sequence = micro_batch["input_ids"], micro_batch.get("sequence")
-        if sequence is None:
-            self.tokens_seen += ids.numel() * self.data_parallel_size
-        else:  # of the whole rows, without the padding that makes them divisible
-            self.tokens_seen += len(ids) * sequence.num_read * self.data_parallel_size // sequence.size
+    def _count_step(self, micro_batches: Sequence[Batch]) -> Tensor:
+        """Return the units of a step's loss over all ranks, and add the step's tokens to `tokens_seen`."""
+        num_units = torch.stack([self.num_units(micro_batch) for micro_batch in micro_batches]).sum()
+        ranks, own, counted = self.data_info.data_parallel, 0, 0
+        for micro_batch in micro_batches:
+            ids, sequence = micro_batch["input_ids"], micro_batch.get("sequence")
+            # Of divided rows: the whole ones, without the padding that makes them divisible.
+            tokens = ids.numel() if sequence is None else len(ids) * sequence.num_read
+            own += tokens if sequence is None or sequence.rank == 0 else 0
+            counted += tokens * ranks.size // (1 if sequence is None else sequence.size)
+        if ranks.size > 1 and self.data_info.tokens_per_step is None:
+            # Rows of different lengths: the ranks must agree on the number, or they would stop at different steps.
+            sums = ranks.sum(torch.stack([num_units, num_units.new_tensor(own)]))
+            num_units, counted = sums[0], int(sums[1])
+        else:  # all ranks have the same number, so that the host need not wait for the device
+            num_units = ranks.sum(num_units)
+        self.tokens_seen += counted
+        return num_units
 
     def _stop_at_max_tokens(self) -> None:
         # Set before the step's callbacks run, so that the checkpoint callback knows that this step is the last one.

@@ -13,6 +13,7 @@ import lit_gpt.modules
 from lit_gpt.callbacks import Preflight, RunCheckpoint, ThroughputMonitor
 from lit_gpt.checkpoints.bundle import save_bundle
 from lit_gpt.checkpoints.resolve import read_best, resolve_model
+from lit_gpt.data_info import DataInfo, DataParallel
 from lit_gpt.datamodules import TokenDataModule
 from lit_gpt.errors import UserError
 from lit_gpt.models import GPT, GPTConfig
@@ -128,6 +129,20 @@ def test_max_tokens_stops_saves_and_trains_no_further(fit):
     )
     assert trace.samples == {}
     assert again.tokens_seen == 640
+
+
+@pytest.mark.parametrize(("tokens_per_step", "tokens"), [(None, 12 + 20), (24, 2 * 12)])
+def test_ranks_with_rows_of_different_lengths_agree_on_the_tokens_of_a_step(monkeypatch, tokens_per_step, tokens):
+    class Two(DataParallel):
+        def sum(self, value):
+            return value + torch.tensor([9, 20] if value.dim() else 9)  # the other rank: 9 units, 20 tokens
+
+    info = DataInfo(data_parallel=Two(rank=0, size=2), tokens_per_step=tokens_per_step)
+    monkeypatch.setattr(PretrainModule, "data_info", info)
+    module = PretrainModule(overrides=SMALL)
+    ids = torch.zeros(2, 6, dtype=torch.int64)
+    assert module._count_step([{"input_ids": ids, "labels": ids}]) == 12 + 9
+    assert module.tokens_seen == tokens
 
 
 def test_a_changed_learning_rate_wins_on_resume(fit):
