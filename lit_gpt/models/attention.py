@@ -26,7 +26,7 @@ from lit_gpt.models.fused import FusedLinears
 from lit_gpt.models.masks import Mask, flex_attend
 from lit_gpt.models.mixers import Context, TokenMixer, register_token_mixer
 from lit_gpt.models.norms import apply_norm, build_norm
-from lit_gpt.models.positions import Rotation, apply_rope
+from lit_gpt.models.positions import Rotation, alibi_slopes, apply_rope
 
 if TYPE_CHECKING:
     from lit_gpt.models.cache import Part, StepState
@@ -38,6 +38,8 @@ class Scoring(NamedTuple):
     scale: float
     softcap: float | None = None
     alibi: bool = False
+    heads: tuple[int, int] | None = None
+    """(first, total): a process that holds some of the heads holds `first` and the following ones; None = all heads."""
 
     @classmethod
     def of(cls, config: GPTConfig) -> "Scoring":
@@ -77,7 +79,13 @@ def attend(
         ]
         return torch.cat(chunks, dim=2)
     if mask is not None and not isinstance(mask, Tensor):
-        return flex_attend(q, k, v, mask, scoring.scale, scoring.softcap, scoring.alibi, sinks, queries)
+        slopes = None
+        if scoring.alibi:
+            first, total = scoring.heads or (0, q.shape[1])
+            slopes = alibi_slopes(total, q.device)[first : first + q.shape[1]]
+        return flex_attend(q, k, v, mask, scoring.scale, scoring.softcap, slopes, sinks, queries)
+    if mask is not None and scoring.heads is not None and mask.shape[1] == scoring.heads[1]:
+        mask = mask[:, scoring.heads[0] : scoring.heads[0] + q.shape[1]]  # ALiBi's, of all heads
     if scoring.softcap is not None:
         return _written_out(q, k, v, mask, scoring, sinks, dropout)
     if sinks is not None:

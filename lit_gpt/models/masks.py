@@ -252,7 +252,7 @@ def flex_attend(
     block_mask: "BlockMask",
     scale: float | None = None,
     softcap: float | None = None,
-    alibi: bool = False,
+    slopes: Tensor | None = None,
     sinks: Tensor | None = None,
     queries: Tensor | None = None,
 ) -> Tensor:
@@ -265,7 +265,7 @@ def flex_attend(
         block_mask: From `flex_block_mask`.
         scale: Multiplier of the scores; None = 1 / √D.
         softcap: Soft-cap of the scores, cap · tanh(s / cap); None = no cap.
-        alibi: Whether to add ALiBi's bias, which decreases with distance.
+        slopes: (H,) ALiBi's slopes, whose bias decreases with distance, or None.
         sinks: (H,) logits that are included in each head's softmax, or None.
         queries: (T,) int64, the place of each query among the keys; None = T = S.
 
@@ -277,7 +277,6 @@ def flex_attend(
     run: Callable[..., Any] = flex_attention
     if q.device.type == "cuda" and not torch.compiler.is_compiling():
         run = _compiled_flex_attention()
-    slopes = alibi_slopes(q.shape[1], q.device) if alibi else None
     change = _score_change(softcap, slopes, queries) if softcap is not None or slopes is not None else None
     options: dict[str, Any] = {"block_mask": block_mask, "scale": scale, "enable_gqa": q.shape[1] != k.shape[1]}
     if sinks is None:

@@ -370,7 +370,7 @@ class Experts(nn.Module):
             (N, C).
         """
         order = sort_by_expert(chosen, self.up_proj.shape[0])
-        rows = _Take.apply(x, order.token, order.position)  # (S, C)
+        rows = take_rows(x, order)  # (S, C)
         up = self._linear(rows, self.up_proj, self.up_bias, order)  # (S, F)
         gate = None if self.gate_proj is None else self._linear(rows, self.gate_proj, self.gate_bias, order)
         # Weighted before the last product instead of after it: equivalent, and F is usually smaller than C.
@@ -379,7 +379,7 @@ class Experts(nn.Module):
         y = grouped_linear(hidden, self.down_proj, order.ends)
         if self.down_bias is not None:
             y = y + (weight * self.down_bias.index_select(0, order.expert)).to(y.dtype)
-        return _Sum.apply(y, order.token, order.position).to(x.dtype)
+        return sum_rows(y, order).to(x.dtype)
 
     @staticmethod
     def _linear(rows: Tensor, weight: Tensor, bias: Tensor | None, order: "Order") -> Tensor:
@@ -411,6 +411,16 @@ def sort_by_expert(chosen: Tensor, num_experts: int) -> Order:
     ids = torch.arange(num_experts, device=row.device)
     ends = torch.searchsorted(expert, ids, right=True, out_int32=True)
     return Order(row, row // chosen.shape[1], position.view_as(chosen), expert, ends)
+
+
+def take_rows(x: Tensor, order: Order) -> Tensor:
+    """Return each token once per expert, in the experts' order: (N, C) → (S, C)."""
+    return _Take.apply(x, order.token, order.position)
+
+
+def sum_rows(y: Tensor, order: Order) -> Tensor:
+    """Return the sum of each token's rows, which are in the experts' order: (S, C) → (N, C)."""
+    return _Sum.apply(y, order.token, order.position)
 
 
 class _Take(torch.autograd.Function):

@@ -57,6 +57,7 @@ from lit_gpt.modules.adapter import AdapterTraining, check_same_adapter
 from lit_gpt.objectives import RouterTraining, TokenLoss
 from lit_gpt.optim import Schedule, ScheduledLR, check_learning_rates, parameter_groups
 from lit_gpt.parallel import Pipeline, add_loss
+from lit_gpt.parallel.gradients import clip_gradients, parameters_of, total_norm
 
 
 class GPTModule(LightningModule):
@@ -476,15 +477,26 @@ class GPTModule(LightningModule):
         is no gradient scaler.
         """
         precision = self.trainer.precision_plugin
-        if self._pipeline is not None and gradient_clip_val and gradient_clip_algorithm != GradClipAlgorithmType.VALUE:
-            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-            norm = self._pipeline.gradient_norm(parameters)
-            nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
+        by_norm = gradient_clip_algorithm in (None, GradClipAlgorithmType.NORM)
+        if (
+            self.device_mesh is not None
+            and gradient_clip_val
+            and by_norm
+            and getattr(precision, "scaler", None) is None
+        ):
+            # torch's function, which Lightning calls, does not support the several meshes of a mixture's parameters.
+            norm = self._gradient_norm(optimizer)
+            clip_gradients(parameters_of(optimizer), float(gradient_clip_val), norm)
         elif isinstance(precision, MixedPrecision) and precision.scaler is None and gradient_clip_val:
             algorithm = GradClipAlgorithmType(gradient_clip_algorithm or "norm")
             Precision.clip_gradients(precision, optimizer, gradient_clip_val, algorithm)
         else:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
+    def _gradient_norm(self, optimizer: Optimizer) -> Tensor:
+        """Return the norm of all gradients, of every process and stage."""
+        parameters = parameters_of(optimizer)
+        return total_norm(parameters) if self._pipeline is None else self._pipeline.gradient_norm(parameters)
 
     # ---- one optimizer step -------------------------------------------------------------------------------------
 
@@ -652,17 +664,12 @@ class GPTModule(LightningModule):
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Record the gradient norm before clipping and the learning rates, and update the routers' selection biases."""
         if self.logs_after_this_step:
-            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-            if self._pipeline is None:
-                norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-            else:
-                norm = self._pipeline.gradient_norm(parameters)
             self._step_values = {
                 f"optim/lr_{group.get('name', i)}": group["lr"] for i, group in enumerate(optimizer.param_groups)
             }
             if self._pipeline is not None:  # other stages have other groups: the first has no head
                 self._step_values = self._pipeline.union(self._step_values)
-            self._step_values["optim/grad_norm"] = norm.full_tensor() if isinstance(norm, DTensor) else norm
+            self._step_values["optim/grad_norm"] = self._gradient_norm(optimizer)
         # `NonFiniteGuard` sets gradients to None to skip a step; then the biases must not change either.
         if self._routers is not None and any(p.grad is not None for p in optimizer.param_groups[0]["params"]):
             assert self.model is not None

@@ -7,6 +7,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from lit_gpt.batch import IGNORE_INDEX, Batch
+from lit_gpt.models.head import accepts_shards
 from lit_gpt.modules.base import GPTModule
 from lit_gpt.modules.reference import ReferenceKind, ReferenceModel, score_all_rows
 from lit_gpt.objectives import LogProbs, PreferenceLoss, TokenLoss, linear_log_probs
@@ -129,6 +130,7 @@ class DPOModule(GPTModule):
         labels = batch["labels"]
         index: Tensor = batch["target_index"]  # type: ignore[typeddict-item]
 
+        @accepts_shards
         def head_fn(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
             rows = hidden.reshape(-1, hidden.shape[-1]).index_select(0, index)
             targets = labels.reshape(-1).index_select(0, index)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from lit_gpt.batch import IGNORE_INDEX, Batch
+from lit_gpt.models.head import accepts_shards
 from lit_gpt.modules.base import GPTModule
 from lit_gpt.objectives import TokenLoss, linear_cross_entropy, token_predictions
 
@@ -42,6 +43,7 @@ class SFTModule(GPTModule):
         self.log_sum("token_accuracy", ((predictions == labels) & supervised).sum(), supervised.sum())
         return token_loss
 
+    @accepts_shards
     def _on_targets(self, batch: Batch, head_fn: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Any:
         """Apply `head_fn` to the supervised positions only."""
         labels = batch["labels"].reshape(-1)  # (B · T,)

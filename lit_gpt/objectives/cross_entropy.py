@@ -6,6 +6,10 @@ chunk of tokens at a time, and the chunk's gradients are computed immediately, w
 (the scheme of Liger Kernel's FusedLinearCrossEntropy, Hsu et al. 2024, arXiv:2410.10989, in plain PyTorch).
 Compute: three matrix products, as with plain autograd. Memory: one chunk of logits.
 
+Where the head's rows are spread over processes (`VocabularyShard`), each computes the logits of its own rows. A token's
+loss needs three numbers from each process: its largest logit, its sum of exponentials, and the label's logit where it
+holds the label. They are exchanged once per chunk; gradients need nothing further.
+
 Shape letters: N tokens (all of a batch), C model width, V vocabulary.
 """
 
@@ -16,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lit_gpt.batch import IGNORE_INDEX
+from lit_gpt.models.head import VocabularyShard, accepts_shards
 
 CHUNK_BYTES = 16 * 2**20
 """Target size of a chunk of float32 logits on a CPU: it stays in the cache between the passes over it."""
@@ -37,9 +42,10 @@ class TokenLoss(NamedTuple):
     """Further sums by name, each (): logged as `<stage>/<name>`, divided by the same count as the loss."""
 
 
+@accepts_shards
 def linear_cross_entropy(
     hidden: Tensor,
-    weight: Tensor,
+    weight: Tensor | VocabularyShard,
     bias: Tensor | None,
     labels: Tensor,
     z_loss: float = 0.0,
@@ -53,7 +59,7 @@ def linear_cross_entropy(
 
     Args:
         hidden: (..., C) hidden states that enter the head.
-        weight: (V, C) head weight.
+        weight: (V, C) head weight, or this process's rows of it.
         bias: (V,) head bias, or None.
         labels: (...) int64 targets; `IGNORE_INDEX` (-100) is excluded.
         z_loss: coefficient zeta of the z-loss; PaLM uses 1e-4.
@@ -68,17 +74,27 @@ def linear_cross_entropy(
         >>> labels = torch.randint(0, 11, (2, 3))
         >>> mean = linear_cross_entropy(hidden, weight, None, labels).loss / labels.numel()
     """
+    weight, shard = split_shard(weight)
     chunk_size = chunk_size or default_chunk_size(hidden, weight)
     dtype = torch.get_autocast_dtype(hidden.device.type) if torch.is_autocast_enabled(hidden.device.type) else None
     loss, cross_entropy = _ChunkedCrossEntropy.apply(
-        hidden.reshape(-1, hidden.shape[-1]), weight, bias, labels.reshape(-1), z_loss, chunk_size, dtype, softcap
+        hidden.reshape(-1, hidden.shape[-1]),
+        weight,
+        bias,
+        labels.reshape(-1),
+        z_loss,
+        chunk_size,
+        dtype,
+        softcap,
+        shard,
     )
     return TokenLoss(loss, cross_entropy)
 
 
+@accepts_shards
 def token_cross_entropy(
     hidden: Tensor,
-    weight: Tensor,
+    weight: Tensor | VocabularyShard,
     bias: Tensor | None,
     labels: Tensor,
     chunk_size: int | None = None,
@@ -88,7 +104,7 @@ def token_cross_entropy(
 
     Args:
         hidden: (..., C) hidden states that enter the head.
-        weight: (V, C) head weight.
+        weight: (V, C) head weight, or this process's rows of it.
         bias: (V,) head bias, or None.
         labels: (...) int64 targets; `IGNORE_INDEX` (-100) gives 0.
         chunk_size: number of tokens whose logits exist at a time; None: as many as fit in the cache.
@@ -97,6 +113,7 @@ def token_cross_entropy(
     Returns:
         (...) float32, nats.
     """
+    weight, shard = split_shard(weight)
     rows, targets = hidden.reshape(-1, hidden.shape[-1]), labels.reshape(-1)
     size = chunk_size or default_chunk_size(hidden, weight)
     with torch.no_grad():
@@ -105,27 +122,62 @@ def token_cross_entropy(
             logits = F.linear(h, weight, bias).float()
             if softcap is not None:
                 logits = softcap * torch.tanh(logits / softcap)
-            losses.append(F.cross_entropy(logits, y, ignore_index=IGNORE_INDEX, reduction="none"))
+            if shard is None:
+                losses.append(F.cross_entropy(logits, y, ignore_index=IGNORE_INDEX, reduction="none"))
+            else:
+                losses.append(-shard_log_probs(logits, y, shard)[0].masked_fill(y == IGNORE_INDEX, 0.0))
     return torch.cat(losses).reshape(labels.shape)
 
 
-def token_predictions(hidden: Tensor, weight: Tensor, bias: Tensor | None, chunk_size: int | None = None) -> Tensor:
+@accepts_shards
+def token_predictions(
+    hidden: Tensor, weight: Tensor | VocabularyShard, bias: Tensor | None, chunk_size: int | None = None
+) -> Tensor:
     """Return the most likely token at each position, without gradients or materializing all logits.
 
     Args:
         hidden: (..., C) hidden states that enter the head.
-        weight: (V, C) head weight.
+        weight: (V, C) head weight, or this process's rows of it.
         bias: (V,) head bias, or None.
         chunk_size: number of tokens whose logits exist at a time; None: as many as fit in the cache.
 
     Returns:
         (...) int64.
     """
+    weight, shard = split_shard(weight)
     rows = hidden.reshape(-1, hidden.shape[-1])
     size = chunk_size or default_chunk_size(hidden, weight)
     with torch.no_grad():
-        best = [F.linear(h, weight, bias).argmax(-1) for h in rows.split(size)]
-    return torch.cat(best).reshape(hidden.shape[:-1])
+        best = [F.linear(h, weight, bias).max(-1) for h in rows.split(size)]
+        values, tokens = (torch.cat(parts) for parts in zip(*best, strict=True))  # (N,) each
+        if shard is not None:
+            everywhere = shard.gather(tokens + shard.first)  # (S, N)
+            # The first of equal values, like argmax: the lowest rank holds the lowest rows.
+            tokens = everywhere.gather(0, shard.gather(values).argmax(0, keepdim=True)).squeeze(0)
+    return tokens.reshape(hidden.shape[:-1])
+
+
+def split_shard(weight: Tensor | VocabularyShard) -> tuple[Tensor, VocabularyShard | None]:
+    """Return the rows held here, and the shard if these are not all rows."""
+    return (weight.weight, weight) if isinstance(weight, VocabularyShard) else (weight, None)
+
+
+def shard_log_probs(logits: Tensor, labels: Tensor, shard: VocabularyShard) -> tuple[Tensor, Tensor]:
+    """Return the log-probability of each label and the normalizer log Z, without gradients.
+
+    Args:
+        logits: (n, rows) float32, of the rows that this process holds.
+        labels: (n,) int64; below 0: any value is returned.
+        shard: The rows.
+
+    Returns:
+        (n,) and (n,) float32, the same on every process.
+    """
+    row, held = shard.local(labels)
+    chosen = logits.gather(1, row.unsqueeze(1)).squeeze(1).masked_fill(~held, 0.0)
+    parts = shard.gather(torch.stack((logits.logsumexp(1), chosen)))  # (S, 2, n)
+    log_z = parts[:, 0].logsumexp(0)
+    return parts[:, 1].sum(0) - log_z, log_z
 
 
 def default_chunk_size(hidden: Tensor, weight: Tensor) -> int:
@@ -148,6 +200,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         chunk_size: int,
         dtype: torch.dtype | None,
         softcap: float | None,
+        shard: VocabularyShard | None,
     ) -> tuple[Tensor, Tensor]:
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         # Softmax and sums over chunks are float32 even if the matrix products run in bfloat16.
@@ -166,7 +219,11 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 h = hidden[rows].to(head.dtype)  # (n, C)
                 y = labels[rows]  # (n,)
                 supervised = (y != IGNORE_INDEX).to(wide)
-                target = y.clamp(min=0).unsqueeze(1)  # (n, 1); any valid index for unsupervised tokens
+                # (n, 1); any valid index for unsupervised tokens
+                target, held = y.clamp(min=0).unsqueeze(1), supervised
+                if shard is not None:
+                    row, is_held = shard.local(y)
+                    target, held = row.unsqueeze(1), supervised * is_held
                 logits = F.linear(h, head, head_bias).to(wide)  # (n, V)
                 slope = None
                 if softcap is not None:
@@ -178,15 +235,22 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 # One exp serves both the normalizer and the gradient.
                 exp = logits.exp_()
                 total = exp.sum(1)
-                loss += ((total.log() - chosen) * supervised).sum()
-                log_z = largest.squeeze(1) + total.log()  # (n,)
+                if shard is None:
+                    loss += ((total.log() - chosen) * supervised).sum()
+                    log_z = largest.squeeze(1) + total.log()  # (n,)
+                else:
+                    local = largest.squeeze(1)
+                    parts = shard.gather(torch.stack((local, total, (chosen + local) * held)))  # (S, 3, n)
+                    log_z = (parts[:, 0] + parts[:, 1].log()).logsumexp(0)
+                    loss += ((log_z - parts[:, 2].sum(0)) * supervised).sum()
+                    total = (log_z - local).exp()  # relative to the largest logit held here, as `exp` is
                 if z_loss:
                     squared_log_z += (log_z.square() * supervised).sum()
                 if not (needs_hidden or needs_weight or needs_bias):
                     continue
                 # d/dlogits of -log p(y) + zeta log²Z  =  (1 + 2 zeta log Z) softmax - onehot(y)
                 scale = supervised * (1 + 2 * z_loss * log_z) / total
-                grad = exp.mul_(scale.unsqueeze(1)).scatter_add_(1, target, -supervised.unsqueeze(1))
+                grad = exp.mul_(scale.unsqueeze(1)).scatter_add_(1, target, -held.unsqueeze(1))
                 if slope is not None:
                     grad.mul_(slope)
                 if grad_bias is not None:
@@ -209,9 +273,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(
         ctx: Any, grad_loss: Tensor, _: Tensor
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None, None, None, None]:
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None, None, None, None, None]:
         hidden, weight, bias = (None if grad is None else grad * grad_loss.to(grad.dtype) for grad in ctx.saved_tensors)
-        return hidden, weight, bias, None, None, None, None, None
+        return hidden, weight, bias, None, None, None, None, None, None
 
 
 def mtp_labels(labels: Tensor, document_ids: Tensor | None, depth: int) -> Tensor:

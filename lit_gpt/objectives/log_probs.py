@@ -14,12 +14,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lit_gpt.batch import IGNORE_INDEX
-from lit_gpt.objectives.cross_entropy import default_chunk_size
+from lit_gpt.models.head import VocabularyShard, accepts_shards
+from lit_gpt.objectives.cross_entropy import default_chunk_size, shard_log_probs, split_shard
 
 
+@accepts_shards
 def linear_log_probs(
     hidden: Tensor,
-    weight: Tensor,
+    weight: Tensor | VocabularyShard,
     bias: Tensor | None,
     labels: Tensor,
     chunk_size: int | None = None,
@@ -29,7 +31,7 @@ def linear_log_probs(
 
     Args:
         hidden: (..., C) hidden states that enter the head.
-        weight: (V, C) head weight.
+        weight: (V, C) head weight, or this process's rows of it.
         bias: (V,) head bias, or None.
         labels: (...) int64 targets; `IGNORE_INDEX` (-100) gives 0 and no gradient.
         chunk_size: number of tokens whose logits exist at a time; None: as many as fit in the cache.
@@ -38,9 +40,10 @@ def linear_log_probs(
     Returns:
         (...) float32 (float64 for float64 inputs), at most 0.
     """
+    weight, shard = split_shard(weight)
     size = chunk_size or default_chunk_size(hidden, weight)
     rows = hidden.reshape(-1, hidden.shape[-1])
-    result: Tensor = _LogProbs.apply(rows, weight, bias, labels.reshape(-1), size, softcap)
+    result: Tensor = _LogProbs.apply(rows, weight, bias, labels.reshape(-1), size, softcap, shard)
     return result.reshape(labels.shape)
 
 
@@ -60,21 +63,28 @@ class _LogProbs(torch.autograd.Function):
         labels: Tensor,
         size: int,
         softcap: float | None,
+        shard: VocabularyShard | None,
     ) -> Tensor:
-        ctx.save_for_backward(hidden, weight, bias, labels)
-        ctx.size, ctx.softcap = size, softcap
+        ctx.size, ctx.softcap, ctx.shard = size, softcap, shard
         device = hidden.device.type
         ctx.autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-        parts = []
+        parts, normalizers = [], []
         for h, y in zip(hidden.split(size), labels.split(size), strict=True):
             logits = _logits(h, weight, bias, softcap)
-            chosen = logits.gather(1, y.clamp(min=0).unsqueeze(1)).squeeze(1)
-            parts.append((chosen - logits.logsumexp(1)).masked_fill(y == IGNORE_INDEX, 0.0))
+            if shard is None:
+                chosen = logits.gather(1, y.clamp(min=0).unsqueeze(1)).squeeze(1)
+                log_z = logits.logsumexp(1)
+                log_prob = chosen - log_z
+            else:
+                log_prob, log_z = shard_log_probs(logits, y, shard)
+            parts.append(log_prob.masked_fill(y == IGNORE_INDEX, 0.0))
+            normalizers.append(log_z)
+        ctx.save_for_backward(hidden, weight, bias, labels, torch.cat(normalizers))
         return torch.cat(parts)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None, None]:
-        hidden, weight, bias, labels = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None, None, None]:
+        hidden, weight, bias, labels, log_z = ctx.saved_tensors
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         head = weight.to(ctx.autocast) if ctx.autocast else weight
         wide = torch.promote_types(hidden.dtype, torch.float32)
@@ -89,7 +99,12 @@ class _LogProbs(torch.autograd.Function):
                 # d log p(y) / dlogits = onehot(y) - softmax
                 share = grad[rows].to(logits.dtype).masked_fill(y == IGNORE_INDEX, 0.0).unsqueeze(1)
                 slope = None if ctx.softcap is None else 1 - (logits / ctx.softcap).square()
-                change = logits.softmax(1).mul_(-share).scatter_add_(1, y.clamp(min=0).unsqueeze(1), share)
+                target, own = y.clamp(min=0), share
+                if ctx.shard is not None:
+                    target, held = ctx.shard.local(y)
+                    own = share * held.unsqueeze(1)
+                change = (logits - log_z[rows].unsqueeze(1)).exp_().mul_(-share)
+                change.scatter_add_(1, target.unsqueeze(1), own)
                 if slope is not None:
                     change.mul_(slope)
                 if grad_bias is not None:
@@ -103,6 +118,7 @@ class _LogProbs(torch.autograd.Function):
             grad_hidden,
             None if grad_weight is None else grad_weight.to(weight.dtype),
             None if grad_bias is None else grad_bias.to(bias.dtype),
+            None,
             None,
             None,
             None,

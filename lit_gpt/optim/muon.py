@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor, Placement, Replicate
 from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 
@@ -63,6 +63,22 @@ def orthogonalize(matrices: Tensor, num_iterations: int = 5) -> Tensor:
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
     return x.mT if tall else x
+
+
+def _whole_matrices(gradient: Tensor) -> Tensor:
+    """Return the matrices that this process orthogonalizes, each complete, because orthogonality is a property of it.
+
+    Processes among which a matrix is divided all gather it; processes that hold different experts keep their own.
+    """
+    if not isinstance(gradient, DTensor):
+        return gradient
+    return gradient.redistribute(placements=_by_matrix(gradient)).to_local()
+
+
+def _by_matrix(tensor: DTensor) -> list[Placement]:
+    """Return the placements of a tensor that is divided only along the dimensions before a matrix's two."""
+    stacked = tensor.ndim - 2
+    return [Replicate() if getattr(p, "dim", stacked) >= stacked else p for p in tensor.placements]
 
 
 class MuonAdamW(Optimizer):
@@ -143,16 +159,17 @@ class MuonAdamW(Optimizer):
             momenta = [self.state[p]["momentum"] for p in parameters]
             torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
             nesterov = torch._foreach_lerp(gradients, momenta, group["momentum"])
-            # A sharded matrix is gathered, because orthogonality is a property of the complete matrix.
-            whole = torch.stack([g.full_tensor() if isinstance(g, DTensor) else g for g in nesterov])
             # (experts are stacked along the first dimension: each is one matrix)
+            whole = torch.stack([_whole_matrices(g) for g in nesterov])
             updates = orthogonalize(whole.reshape(-1, *shape[-2:]), group["num_iterations"])
             scale = 0.2 * max(shape[-2:]) ** 0.5
             torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
             for p, update in zip(parameters, updates.reshape(whole.shape), strict=True):
                 delta = update.to(p.dtype)
                 if isinstance(p, DTensor):
-                    delta = distribute_tensor(delta, p.device_mesh, p.placements, src_data_rank=None)
+                    delta = DTensor.from_local(
+                        delta, p.device_mesh, _by_matrix(p), shape=p.shape, stride=p.stride()
+                    ).redistribute(placements=p.placements)
                 p.add_(delta, alpha=-group["lr"] * scale)
 
     def _adamw(self, group: dict[str, Any]) -> None:

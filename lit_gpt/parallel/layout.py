@@ -172,6 +172,24 @@ def flat_mesh(mesh: DeviceMesh, group: str) -> DeviceMesh:
 
 def fsdp_mesh(mesh: DeviceMesh) -> DeviceMesh:
     """Return the mesh over which FSDP2 shards: ("shard",), or with replicas ("replicate", "shard") for HSDP."""
+    return _with_replicas(mesh, flat_mesh(mesh, "shard"))
+
+
+def expert_meshes(mesh: DeviceMesh, expert: int) -> tuple[DeviceMesh, DeviceMesh]:
+    """Return the mesh of the expert axis, and that over which FSDP2 shards experts; a collective.
+
+    Args:
+        mesh: The mesh of `Layout.build_mesh`.
+        expert: Size of the axis, a divisor of that of `shard`.
+
+    Returns:
+        ("expert",), and ("expert_data",) or with replicas ("replicate", "expert_data").
+    """
     shard = flat_mesh(mesh, "shard")
+    view = shard._unflatten(0, (shard.size() // expert, expert), ("expert_data", "expert"))
+    return view["expert"], _with_replicas(mesh, view["expert_data"])
+
+
+def _with_replicas(mesh: DeviceMesh, shard: DeviceMesh) -> DeviceMesh:
     # torch's public slicing of a flattened dimension is deprecated; FSDP2 itself concatenates its meshes like this.
     return shard if mesh["replicate"].size() == 1 else DeviceMesh._concatenate([mesh["replicate"], shard])

@@ -42,6 +42,7 @@ from lit_gpt.errors import UserError
 from lit_gpt.models.config import GPTConfig
 from lit_gpt.models.counts import head_flops, layer_flops, multi_token_flops
 from lit_gpt.models.gpt import GPT
+from lit_gpt.parallel.gradients import total_norm
 
 ScheduleName = Literal["1f1b", "interleaved", "zero_bubble"]
 SCHEDULES: dict[str, type] = {
@@ -472,9 +473,7 @@ class Pipeline:
         """
         # A weight with two copies counts once, on the first stage.
         twice = {id(parameter) for parameter in self.copies()} if self.has_last_stage else set()
-        gradients = [p.grad for p in parameters if p.grad is not None and id(p) not in twice]
-        norm = nn.utils.get_total_norm(gradients)
-        square = (norm.full_tensor() if isinstance(norm, DTensor) else norm).square()
+        square = total_norm([p for p in parameters if id(p) not in twice]).square()
         dist.all_reduce(square, group=self.group)
         return square.sqrt()
 

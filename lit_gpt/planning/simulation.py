@@ -42,6 +42,7 @@ from lit_gpt.models import masks
 from lit_gpt.objectives import cross_entropy
 from lit_gpt.parallel import Layout, parallelize
 from lit_gpt.parallel.context import cut_batch
+from lit_gpt.parallel.gradients import clip_gradients, sum_partial_gradients
 from lit_gpt.planning.allocators import Event, upper_bound
 
 KINDS = ("parameters", "gradients", "optimizer", "buffers", "activations", "temporaries", "collectives")
@@ -244,7 +245,8 @@ def _train(module: Any, optimizer: Optimizer, batches: Any, autocast: torch.dtyp
     loss = loss["loss"] if isinstance(loss, Mapping) else loss
     loss.backward()
     if clips:
-        nn.utils.clip_grad_norm_([p for p in module.parameters() if p.grad is not None], 1.0)
+        sum_partial_gradients(module.parameters())
+        clip_gradients(module.parameters(), 1.0)
     optimizer.step()
     # Modules of this project clear gradients at the start of their step themselves; others leave it to Lightning.
     optimizer.zero_grad()
@@ -278,7 +280,7 @@ class _Trainer(SimpleNamespace):
             layout=layout,
             device_mesh=mesh,
             loss_group=None if mesh is None else mesh.get_group("loss"),
-            parallelize=lambda model: parallelize(model, mesh),
+            parallelize=lambda model: parallelize(model, mesh, expert=layout.expert),
             barrier=lambda *_: None,
             broadcast=lambda value, *_: value,
         )

@@ -69,6 +69,7 @@ from lit_gpt.errors import UserError
 from lit_gpt.models import GPT, GPTConfig
 from lit_gpt.parallel import Layout, Pipeline, check_model, parallelize
 from lit_gpt.parallel.context import cut_batch
+from lit_gpt.parallel.gradients import sum_partial_gradients
 from lit_gpt.parallel.layout import flat_mesh
 from lit_gpt.parallel.pipeline import ScheduleName, check_pipeline
 from lit_gpt.plugins.background import BackgroundWriter, finish
@@ -94,6 +95,8 @@ class ParallelStrategy(ModelParallelStrategy):
         schedule: order in which a pipeline runs the micro-batches: `1f1b`, `interleaved` (several stages on each
             process, for a smaller bubble) or `zero_bubble` (gradients of weights fill the bubble).
         stages_per_rank: number of stages of the pipeline on each process; None: 2 with `interleaved`, else 1.
+        expert: number of parts of the experts of a mixture; it takes its processes from `data`, whose tokens they
+            exchange, and must divide it.
         save_distributed_checkpoint: each process writes its shard (fast, any size). False: the weights are gathered
             on process 0 and written like a single device's checkpoint.
         async_checkpoint: write checkpoints in the background: training pauses only while they are copied to host
@@ -120,6 +123,7 @@ class ParallelStrategy(ModelParallelStrategy):
         pipeline: int = 1,
         schedule: ScheduleName = "1f1b",
         stages_per_rank: int | None = None,
+        expert: int = 1,
         save_distributed_checkpoint: bool = True,
         async_checkpoint: bool = False,
         sync_micro_batches: bool = False,
@@ -134,7 +138,7 @@ class ParallelStrategy(ModelParallelStrategy):
             timeout=timeout,
         )
         self._sizes: dict[str, Any] = {"data": data, "replicate": replicate, "tensor": tensor, "context": context}
-        self._sizes["pipeline"] = pipeline
+        self._sizes |= {"pipeline": pipeline, "expert": expert}
         self.schedule: ScheduleName = schedule
         self.stages_per_rank = stages_per_rank
         self.pipeline: Pipeline | None = None
@@ -152,6 +156,7 @@ class ParallelStrategy(ModelParallelStrategy):
         self._vote: tuple[Any, Tensor] | None = None
         self.sync_micro_batches = sync_micro_batches
         self.reshard_after_forward = reshard_after_forward
+        self._accumulates = False
         self.all_gather_dtype = all_gather_dtype
 
     # ---- processes and their groups ---------------------------------------------------------------------------
@@ -213,7 +218,8 @@ class ParallelStrategy(ModelParallelStrategy):
         if self.layout.pipeline > 1:
             self.pipeline = Pipeline(model, self.stage_group, self.schedule, self.stages_per_rank)
         dtype = getattr(torch, self.all_gather_dtype)
-        return parallelize(model, self.device_mesh, dtype, self.pipeline, self.reshard_after_forward)
+        reshard, expert = self.reshard_after_forward, self.layout.expert
+        return parallelize(model, self.device_mesh, dtype, self.pipeline, reshard, expert)
 
     def _check_run_of_pipeline(self, module: Any) -> None:
         """Reject what a pipeline does not support.
@@ -318,6 +324,7 @@ class ParallelStrategy(ModelParallelStrategy):
         sharded = [] if self.sync_micro_batches else [m for m in self.model.modules() if isinstance(m, FSDPModule)]
 
         def set_sync(is_last: bool) -> None:
+            self._accumulates = not is_last
             for module in sharded:
                 module.set_requires_gradient_sync(is_last, recurse=False)
                 if not self.reshard_after_forward:
@@ -328,6 +335,13 @@ class ParallelStrategy(ModelParallelStrategy):
             yield
         finally:
             set_sync(True)
+
+    def post_backward(self, closure_loss: Tensor) -> None:
+        """After the last backward pass of a step, add up the gradients of which each process holds a summand."""
+        super().post_backward(closure_loss)
+        if not self._accumulates and self.layout.tensor > 1:
+            assert self.model is not None
+            sum_partial_gradients(self.model.parameters())
 
     @property
     def checkpoint_io(self) -> CheckpointIO:

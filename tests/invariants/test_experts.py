@@ -139,6 +139,11 @@ STRATEGIES = {
         *("--trainer.strategy.init_args.data", "2"),
         *("--trainer.strategy.init_args.tensor", "1", *TWO),
     ],
+    "expert": [
+        *("--trainer.strategy", "ParallelStrategy"),
+        *("--trainer.strategy.init_args.data", "2"),
+        *("--trainer.strategy.init_args.expert", "2", *TWO),
+    ],
 }
 
 
@@ -182,14 +187,3 @@ def test_two_processes_follow_one_and_resume(single, name):
     moved = biases(single.folder / name / "run")  # 14 steps of 0.01, half of them after the resume
     for router, bias in biases(single.folder / "single/run").items():
         torch.testing.assert_close(moved[router], bias, rtol=0, atol=1e-6)
-
-
-@pytest.mark.slow
-def test_tensor_parallel_is_refused(single):
-    arguments = [
-        *("--trainer.strategy", "ParallelStrategy"),
-        *("--trainer.strategy.init_args.data", "1"),
-        *("--trainer.strategy.init_args.tensor", "2", *TWO),
-    ]
-    done = single.run("tensor", *PLAIN, *arguments, expect=2, root="tensor")
-    assert "FSDP2" in done.stderr

@@ -1,12 +1,14 @@
 """Runs a function in several gloo processes that form the mesh of a layout."""
 
 import tempfile
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch import multiprocessing
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lit_gpt.parallel import Layout
 
@@ -23,3 +25,30 @@ def _run(rank: int, work: Callable[..., None], layout: Layout, store: str, argum
     work(layout.build_mesh("cpu"), *arguments)
     dist.barrier()  # gloo aborts a process whose peer leaves while it still talks
     dist.destroy_process_group()
+
+
+class Collectives(TorchDispatchMode):
+    """Counts collectives by name, such as `all_reduce`, within a `with` block.
+
+    (torch's CommDebugMode counts the same, but fails where a model runs several times.)
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace in ("c10d", "_c10d_functional") and "wait" not in func.__name__:
+            self.counts[NAMES.get(func.__name__.split(".")[0], func.__name__.split(".")[0])] += 1
+        return func(*args, **(kwargs or {}))
+
+
+NAMES = {
+    "allreduce_": "all_reduce",
+    "_allgather_base_": "all_gather",
+    "all_gather_into_tensor": "all_gather",
+    "_reduce_scatter_base_": "reduce_scatter",
+    "reduce_scatter_tensor": "reduce_scatter",
+    "all_to_all_single": "all_to_all",
+}
+"""Names of torch's operations, of both of its interfaces."""

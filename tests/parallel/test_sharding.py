@@ -51,7 +51,7 @@ def train(mesh, config: GPTConfig, layout: Layout) -> None:
     assert (sharded.lm_head.weight is sharded.wte.weight) == config.tie_embeddings
     for (name, whole), piece in zip(alone.named_parameters(), sharded.parameters(), strict=True):
         assert torch.equal(piece.full_tensor(), whole), name
-    assert sharded.wte.weight.to_local().shape[0] == 64 // layout.data
+    assert sharded.wte.weight.to_local().shape[0] == 64 // (layout.data * layout.tensor)
 
     generator = torch.Generator().manual_seed(0)
     ids, labels = torch.randint(64, (2, 4, 16), generator=generator)
