@@ -260,7 +260,7 @@ class PlannedRun:
                 max_steps=-1 if steps is None else steps,
                 accelerator="cpu" if self.device.kind == "cpu" else "gpu",
                 devices=1,
-                precision=self.precision,  # type: ignore[arg-type]
+                precision=self.precision,
                 gradient_clip_val=self.trainer.get("gradient_clip_val", 1.0),
                 log_every_n_steps=self.log_every_n_steps,
                 callbacks=[recorder],

@@ -96,7 +96,7 @@ def _hashes(module: nn.Module, axes: tuple[str, ...] | None) -> Tensor:
         elif isinstance(parameter, DTensor):
             names = parameter.device_mesh.mesh_dim_names or ()
             sharded = {name for name, p in zip(names, parameter.placements, strict=True) if not p.is_replicate()}
-            value = _hash(parameter.detach().to_local())
+            value = _hash(parameter.to_local().detach())
             for i, axis in enumerate(axes):
                 # Axes that the parameter's mesh lacks hold copies, too, if FSDP does not run over them.
                 if axis == "replicate" or (axis in names and axis not in sharded):

@@ -47,7 +47,7 @@ def choose(question: str, options: Mapping[str, Option], measure: Callable[[Opti
     path, machine = choices_file(), this_machine()
     question = f"{question}: {' | '.join(options)}"  # one choice for each set of options
     kept = _read(path).get(machine, {}).get(question)
-    if kept in options:
+    if kept is not None and kept in options:
         return options[kept]
     with torch.inference_mode(False), torch.no_grad():
         times = {name: measure(option) for name, option in options.items()}

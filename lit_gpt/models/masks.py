@@ -116,8 +116,8 @@ def _build_masks(
         masked = document_ids is not None or window is not None or sequence is not None
         if use_flex and (masked or _needs_flex(config, device)):
             chunks = _chunks(position_ids, window, num_tokens, device) if config.chunked_window else None
-            queries = None if sequence is None else sequence.index
-            return flex_block_mask(document_ids, window, num_tokens, device, chunks, queries)
+            index = None if sequence is None else sequence.index
+            return flex_block_mask(document_ids, window, num_tokens, device, chunks, index)
         places = torch.arange(num_tokens, device=device)
         if sequence is None:
             return dense(window, places, places)

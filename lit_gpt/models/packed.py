@@ -447,7 +447,7 @@ def _linear(module: nn.Module) -> bool:
 
 def _gains(model: GPT, owners: Sequence[Any], makes: tuple[type[PackedWeight], ...], tokens: int) -> bool:
     """Return whether any float32 matrix of a model is multiplied faster than by BLAS."""
-    groups = [[model.lm_head], *(group for owner in owners for group in _groups(owner))]
+    groups: list[list[nn.Linear]] = [[model.lm_head], *(group for owner in owners for group in _groups(owner))]
     shapes = {(sum(linear.out_features for linear in group), group[0].in_features) for group in groups}
     return any(fastest(makes, *shape, tokens) is not BlasWeight for shape in shapes)
 

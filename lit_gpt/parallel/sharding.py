@@ -6,6 +6,7 @@ one per mixture of experts that are spread, and one for the rest.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -120,7 +121,12 @@ def _shard(
             )
         else:  # each process holds its experts whole
             ignored |= set(module.parameters())
-    options = {"mesh": mesh, "mp_policy": policy, "reshard_after_forward": reshard, "ignored_params": ignored}
+    options: dict[str, Any] = {
+        "mesh": mesh,
+        "mp_policy": policy,
+        "reshard_after_forward": reshard,
+        "ignored_params": ignored,
+    }
     for block in (*model.blocks, *(model.multi_token or ())):
         fully_shard(block, **options)
     # Embedding and head stay in the root's group: tied, they are one parameter, needed both first and last, so that

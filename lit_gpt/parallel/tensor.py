@@ -246,7 +246,7 @@ def with_local_parameters(
 def localize(module: nn.Module, **options: Any) -> None:
     """Replace a module's class by `with_local_parameters`."""
     names = tuple(name for name, value in module._parameters.items() if value is not None)
-    module.__class__ = with_local_parameters(type(module), names, **options)
+    module.__class__ = with_local_parameters(type(module), names, **options)  # type: ignore[arg-type]
 
 
 # ---- modules --------------------------------------------------------------------------------------------------------
@@ -406,8 +406,8 @@ def apply_tensor_parallel(model: GPT, mesh: DeviceMesh) -> None:
         elif isinstance(module, MixtureOfExperts):
             _split_mixture(module, mesh)
     for block in (*model.blocks, *(predictor.block for predictor in model.multi_token or ())):
-        sequence.surround(block.attn)  # type: ignore[arg-type, union-attr]
-        sequence.surround(block.mlp)  # type: ignore[arg-type, union-attr]
+        sequence.surround(block.attn)
+        sequence.surround(block.mlp)
     sequence.attach(model)
     # Embedding and head keep their `weight`, because they may share it.
     # (A stage of a pipeline has only some of these parts.)
@@ -458,8 +458,8 @@ def _split_attention(mixer: Any, mesh: DeviceMesh) -> None:
         for norm in (mixer.q_norm, mixer.k_norm):
             assert norm is not None
             distribute(norm, mesh, {"weight": Shard(0), "bias": Shard(0)})
-            norm.__class__ = _split_norm(type(norm))
-            norm.group = mesh.get_group()
+            norm.__class__ = _split_norm(type(norm))  # type: ignore[arg-type]
+            norm.group = mesh.get_group()  # type: ignore[assignment]
             localize(norm)
 
 

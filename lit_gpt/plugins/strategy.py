@@ -396,7 +396,7 @@ class ParallelStrategy(ModelParallelStrategy):
         temporary = Path(self.broadcast(str(temporary_path(path))))
         with self._removed_on_failure(temporary, path):
             self._first_process(lambda: _begin(temporary, path, rest))
-            copied = None if self._writer is None else self._writer.copy(shards)
+            copied = {} if self._writer is None else self._writer.copy(shards)
         if self._writer is None:
             self._write_shards(shards, temporary, path)
         else:
