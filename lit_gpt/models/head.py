@@ -64,10 +64,9 @@ class VocabularyShard(NamedTuple):
 
     def gather(self, values: Tensor) -> Tensor:
         """Return the values of all processes, without gradients: (n, ...) of any kind → (S, n, ...)."""
-        from torch.distributed._functional_collectives import all_gather_tensor
-
-        gathered = all_gather_tensor(values.contiguous(), gather_dim=0, group=self.group)
-        return gathered.view(-1, *values.shape)
+        parts = [torch.empty_like(values) for _ in range(self.group.size())]
+        torch.distributed.all_gather(parts, values.contiguous(), group=self.group)
+        return torch.stack(parts)
 
 
 Fn = TypeVar("Fn", bound=Callable[..., Any])

@@ -80,7 +80,12 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float, norm: Te
     shards = [g.to_local() if isinstance(g, DTensor) else g for g in _gradients(parameters)]
     if shards:
         factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)  # as in torch.nn.utils
-        torch._foreach_mul_(shards, factor.to(shards[0].device))
+        factor = factor.to(shards[0].device)
+        if factor.is_cpu:  # there, the joint operation would read the factor, and a plan's simulation has no values
+            for shard in shards:
+                shard.mul_(factor)
+        else:
+            torch._foreach_mul_(shards, factor)
 
 
 def _gradients(parameters: Iterable[nn.Parameter]) -> list[Tensor]:

@@ -85,17 +85,22 @@ def check_tensor_parallel(config: GPTConfig, size: int) -> None:
 # In pairs, each the gradient of the other. `dim` is split evenly: what is scattered is padded before.
 
 
+# (The second names are those of torch before 2.13, which now warns of them.)
+_all_gather = getattr(funcol, "all_gather_single", None) or funcol.all_gather_tensor
+_reduce_scatter = getattr(funcol, "reduce_scatter_single", None) or funcol.reduce_scatter_tensor
+
+
 class _Gather(torch.autograd.Function):
     """Concatenate the processes' parts; add up the processes' gradients of the own part."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, dim: int, group: Any) -> Tensor:
         ctx.dim, ctx.group = dim, group
-        return _wait(funcol.all_gather_tensor(x.contiguous(), dim, group))
+        return _wait(_all_gather(x.contiguous(), dim, group))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return _wait(funcol.reduce_scatter_tensor(grad.contiguous(), "sum", ctx.dim, ctx.group)), None, None
+        return _wait(_reduce_scatter(grad.contiguous(), "sum", ctx.dim, ctx.group)), None, None
 
 
 class _Scatter(torch.autograd.Function):
@@ -104,11 +109,11 @@ class _Scatter(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, dim: int, group: Any) -> Tensor:
         ctx.dim, ctx.group = dim, group
-        return _wait(funcol.reduce_scatter_tensor(x.contiguous(), "sum", dim, group))
+        return _wait(_reduce_scatter(x.contiguous(), "sum", dim, group))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return _wait(funcol.all_gather_tensor(grad.contiguous(), ctx.dim, ctx.group)), None, None
+        return _wait(_all_gather(grad.contiguous(), ctx.dim, ctx.group)), None, None
 
 
 class _GatherWhole(torch.autograd.Function):
@@ -117,7 +122,7 @@ class _GatherWhole(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, dim: int, group: Any) -> Tensor:
         ctx.dim, ctx.group = dim, group
-        return _wait(funcol.all_gather_tensor(x.contiguous(), dim, group))
+        return _wait(_all_gather(x.contiguous(), dim, group))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
@@ -134,7 +139,7 @@ class _SplitWhole(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return _wait(funcol.all_gather_tensor(grad.contiguous(), ctx.dim, ctx.group)), None, None
+        return _wait(_all_gather(grad.contiguous(), ctx.dim, ctx.group)), None, None
 
 
 class _Sum(torch.autograd.Function):

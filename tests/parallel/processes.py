@@ -38,13 +38,14 @@ class Collectives(TorchDispatchMode):
         self.counts: Counter[str] = Counter()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.namespace in ("c10d", "_c10d_functional") and "wait" not in func.__name__:
+        if func.namespace in ("c10d", "_c10d_functional") and not func.__name__.startswith(("wait", "_wrap")):
             self.counts[NAMES.get(func.__name__.split(".")[0], func.__name__.split(".")[0])] += 1
         return func(*args, **(kwargs or {}))
 
 
 NAMES = {
     "allreduce_": "all_reduce",
+    "allgather_": "all_gather",
     "_allgather_base_": "all_gather",
     "all_gather_into_tensor": "all_gather",
     "_reduce_scatter_base_": "reduce_scatter",
