@@ -7,6 +7,7 @@ error messages that name the nearest key.
 import dataclasses
 import enum
 import functools
+import inspect
 import sys
 import traceback
 from pathlib import Path
@@ -22,6 +23,7 @@ from lightning.pytorch import Trainer as LightningTrainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch.optim import Optimizer
 
 # Imported for their names: classes imported here may be used in YAML files without their package.
 import lit_gpt.callbacks
@@ -290,8 +292,13 @@ def _seed(value: bool | int | None) -> int:
 
 @functools.cache
 def _full_paths() -> dict[str, str]:
-    """Return the import paths of classes whose short names jsonargparse does not find, or finds in Lightning too."""
-    names = {name: f"lightning.pytorch.plugins.{name}" for name in lightning.pytorch.plugins.__all__}
+    """Return the import paths of classes whose short names jsonargparse does not find, or finds elsewhere too.
+
+    Lightning has callbacks of the same names, and bitsandbytes, once anything has imported it, optimizers.
+    """
+    optimizers = [kind for kind in vars(torch.optim).values() if inspect.isclass(kind)]
+    names = {kind.__name__: f"torch.optim.{kind.__name__}" for kind in optimizers if issubclass(kind, Optimizer)}
+    names |= {name: f"lightning.pytorch.plugins.{name}" for name in lightning.pytorch.plugins.__all__}
     names |= {name: f"lit_gpt.plugins.{name}" for name in lit_gpt.plugins.__all__}
     both = {name for name in lit_gpt.callbacks.__all__ if hasattr(lightning.pytorch.callbacks, name)}
     return names | {name: f"lit_gpt.callbacks.{name}" for name in both}

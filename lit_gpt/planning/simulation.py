@@ -37,6 +37,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map_only
 from torch.utils.flop_counter import flop_registry
 
+from lit_gpt.data_info import DataInfo
 from lit_gpt.errors import UserError
 from lit_gpt.models import masks
 from lit_gpt.objectives import cross_entropy
@@ -198,6 +199,7 @@ def simulate_step(
     from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
     layout = layout or Layout()
+    tokens = sum(batch["input_ids"].numel() for batch in batches) * layout.num_batch_ranks
     if precision not in PRECISIONS:
         raise UserError(f"precision {precision} is not simulated; set one of {', '.join(PRECISIONS)}")
     weights, autocast = PRECISIONS[precision]
@@ -211,7 +213,7 @@ def simulate_step(
         ):
             if layout.context > 1:
                 batches = cut_batch(list(batches), mesh["context"])
-            module.trainer = _Trainer(layout, mesh, max_steps)
+            module.trainer = _Trainer(layout, mesh, max_steps, tokens)
             module._device_mesh = mesh
             module.to("meta")
             _configure_model(module, weights)
@@ -273,7 +275,7 @@ def _like(tensor: Tensor) -> Tensor:
 class _Trainer(SimpleNamespace):
     """The attributes of a Trainer that a module reads during a step, for one process of a simulated run."""
 
-    def __init__(self, layout: Layout, mesh: Any, max_steps: int) -> None:
+    def __init__(self, layout: Layout, mesh: Any, max_steps: int, tokens_per_step: int) -> None:
         strategy = SimpleNamespace(
             backward=lambda loss, optimizer: loss.backward(),
             distributed_sampler_kwargs={"rank": 0, "num_replicas": layout.num_batch_ranks},
@@ -287,7 +289,7 @@ class _Trainer(SimpleNamespace):
         super().__init__(
             strategy=strategy,
             optimizers=[],
-            datamodule=None,
+            datamodule=SimpleNamespace(data_info=DataInfo(tokens_per_step=tokens_per_step)),
             ckpt_path=None,
             training=True,
             validating=False,

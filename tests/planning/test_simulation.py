@@ -49,7 +49,7 @@ def batch(documents=False):
 def real_peak(model, batches, precision):
     """Peak of the tensors of a step that is really computed, seen by a tracker of its own."""
     weights, autocast = simulation.PRECISIONS[precision]
-    model.trainer = simulation._Trainer(Layout(), None, 1)
+    model.trainer = simulation._Trainer(Layout(), None, 1, 0)
     torch.set_default_dtype(weights)
     model.configure_model()
     torch.set_default_dtype(torch.float32)
