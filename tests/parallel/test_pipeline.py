@@ -363,7 +363,7 @@ RUNS = {
     "interleaved": {"strategy": {"schedule": "interleaved"}, "bound": "tied"},
     "muon": {"optimizer": "muon", "strategy": {"schedule": "zero_bubble", "stages_per_rank": 2}, "bound": "tied"},
     "moe": {"overrides": UNTIED | {"moe": BIASED}, "strategy": {"schedule": "zero_bubble"}, "bound": "untied"},
-    "mla": {"overrides": UNTIED | {"mla": MLA, "positions": "rope"}, "bound": "untied"} | TEN,
+    "mla": {"overrides": UNTIED | {"mla": MLA, "positions": "rope", "qk_norm": None}, "bound": "untied"} | TEN,
     "mtp": {"overrides": {"multi_token": 1, "positions": "learned"}, "bound": "tied"} | TEN,
     "sft": {"rows": True, "bound": "tied"} | TEN,
     "poison": {"overrides": UNTIED, "poison": 1, "bound": "untied"} | TEN,
