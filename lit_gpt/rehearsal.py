@@ -166,11 +166,11 @@ class Rehearsal:
                 )
                 return False
             if entry["loss"] != other["loss"]:
-                apart = float.fromhex(entry["loss"]) - float.fromhex(other["loss"])
+                gap = float.fromhex(entry["loss"]) - float.fromhex(other["loss"])
                 self._note(
                     name,
                     "differs",
-                    f"the loss of step {entry['step']} differs by {apart:.2g} on the same batch: the step depends on "
+                    f"the loss of step {entry['step']} differs by {gap:.2g} on the same batch: the step depends on "
                     "more than weights, batch and seed, or kernels of the device are not deterministic",
                 )
                 return False
@@ -210,12 +210,12 @@ class Rehearsal:
             {entry["validated"]: float.fromhex(entry["loss"]) for entry in record if "validated" in entry}
             for record in (straight, alone)
         ]
-        apart = max(
+        gap = max(
             (abs(validations[1][step] / loss - 1) for step, loss in validations[0].items() if step in validations[1]),
             default=0.0,
         )
-        detail = f"validation losses on 1 and on {count} devices differ by {apart:.1g}"
-        self._note("another number of devices", "equal" if apart <= TOLERANCE else "differs", detail)
+        detail = f"validation losses on 1 and on {count} devices differ by {gap:.1g}"
+        self._note("another number of devices", "equal" if gap <= TOLERANCE else "differs", detail)
 
     # ---- after training
 

@@ -323,7 +323,7 @@ def brief(answers: Answers, device: Device, title: str) -> str:
         if option.advised != "no":
             lines += ["", "Start from:", ""] + [f"- `{start}`" for start in option.start]
     lines += ["", "## Before release", ""]
-    lines.append("- Measure every option on the same examples, kept apart: `python -m lit_gpt evaluate --model ...`.")
+    lines.append("- Measure every option on the same held-out examples: `python -m lit_gpt evaluate --model ...`.")
     if answers.risk == "high":
         lines.append("- A wrong answer is costly: set a gate (`configs/eval/safety.yaml`); let a person check answers.")
     if answers.use == "commercial":

@@ -7,12 +7,11 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from context_runs import Log
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.loggers.logger import DummyLogger
 
 sys.path.append(str(Path(__file__).parents[1]))
 
-from small_chats import alpaca_rows, tokenizer_folder, write_rows
 
 from lit_gpt.callbacks import ExponentialMovingAverage, NonFiniteGuard, RunCheckpoint, SampleText
 from lit_gpt.datamodules import InstructionDataModule, TextDataModule
@@ -24,33 +23,12 @@ from lit_gpt.plugins import AtomicCheckpointIO, ParallelStrategy
 SHAPE = {"n_layer": 4, "n_head": 4, "n_embd": 32, "intermediate_size": 64}
 
 
-class Log(DummyLogger):
-    """Keeps every metric by step and name."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: dict[str, dict[int, float]] = {}
-
-    def log_metrics(self, metrics, step=None):
-        for name, value in metrics.items():
-            self.found.setdefault(name, {})[step] = float(value)
-
-
 class Poison(Callback):
     """Makes a gradient of the last stage infinite at one step."""
 
     def on_before_optimizer_step(self, trainer, module, optimizer):
         if trainer.global_step == 2 and (head := module.model.lm_head) is not None:
             head.weight.grad[0, 0] = float("inf")
-
-
-def prepare(folder: Path) -> None:
-    """Write texts, rows and the tokenizer's folder."""
-    words = [f"{n * 37 % 101} is {n * n % 7}" for n in range(400)]
-    texts = [" and ".join(words[n : n + 1 + n % 9]) for n in range(0, 391)]
-    (folder / "a.txt").write_text("\n\n".join(texts))
-    write_rows(folder / "rows.json", alpaca_rows(60, longest=20))
-    tokenizer_folder(folder / "tokenizer")
 
 
 def data_of(run: dict, folder: Path) -> TextDataModule | InstructionDataModule:

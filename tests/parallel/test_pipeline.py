@@ -8,8 +8,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from context_runs import prepare
 from lightning.pytorch.trainer.states import TrainerFn
-from pipeline_runs import fit_all, prepare
+from pipeline_runs import fit_all
 from processes import spawn
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
