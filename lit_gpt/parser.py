@@ -184,8 +184,14 @@ class CommandParser(ArgumentParser):
         words = _unknown_options(message)
         if not words:
             return ""
-        options = (parser if isinstance(parser, CommandParser) else self).options()
-        hints = [hint for word in words for hint in _where(word, options)]
+        asked = parser if isinstance(parser, CommandParser) else self
+        # A class's own arguments come first; only what none of them resembles is looked for elsewhere.
+        own = CommandParser.options(asked) if asked.class_name else {}
+        hints = [hint for word in words for hint in _where(word, own) or _where(word, asked.options())]
+        mapping = re.match(r'Parser key "([\w.]+)":.*Unexpected keys: ', message, re.DOTALL)
+        if mapping:
+            # A field of a mapping can only be meant to be another field of it.
+            hints = [hint for hint in hints if f"{mapping[1]}." in hint] or hints
         if hints:
             return f" (nearest: {', '.join(dict.fromkeys(hints))})"
         return f"; `{_command(parser)} --help` lists the options" if "path string" not in message else ""
@@ -247,6 +253,9 @@ def short_message(message: str) -> str:
     command = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", line)
     if command and "subcommand" in line:
         return str(unknown_name("command", command[1], re.findall(r"[\w-]+", command[2])))
+    unexpected = re.match(r'Parser key "([\w.]+)": .*Unexpected keys: \{(.*?)\}', line)
+    if unexpected:
+        return f"{unexpected[1]} has no field {unexpected[2].replace(chr(39), '')}"
     nested = re.search(r"NestedArg\(key='([\w.]+)', val='?(.*?)'?\)", line)  # one field of a mapping
     if nested:
         line = re.sub(r'Parser key "([\w.]+)"', rf'Parser key "\1.{nested[1]}"', line).replace(nested[0], nested[2])

@@ -1,7 +1,8 @@
-"""Fixtures that several rooms' tests share."""
+"""Fixtures that tests of several packages share."""
 
 import os
 import tempfile
+from collections.abc import Iterator
 
 # Choices of kernels that are measured here must not be kept for the user.
 os.environ["LIT_GPT_KERNELS"] = os.path.join(tempfile.gettempdir(), f"lit_gpt-tests-{os.getpid()}.json")
@@ -15,6 +16,7 @@ import torch
 
 from lit_gpt.models import GPTConfig, MLAConfig, MoEConfig, RopeScaling
 
+LAUNCHER = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE")
 SMALL = {"n_layer": 3, "n_head": 4, "n_embd": 32, "block_size": 32, "vocab_size": 61}
 MODERN = {"norm": "rmsnorm", "bias": False, "positions": "rope", "mlp": "swiglu", "intermediate_size": 48}
 VARIANTS = {
@@ -94,6 +96,17 @@ def pytest_sessionfinish() -> None:
 def _seeded() -> None:
     """Every test starts from the same random numbers, whichever ran before it."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _no_launcher() -> Iterator[None]:
+    """A test leaves no variables of a launcher: Lightning sets them where it starts processes in the test's own."""
+    before = {name: os.environ.get(name) for name in LAUNCHER}
+    yield
+    for name, value in before.items():
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value
 
 
 @pytest.fixture(params=VARIANTS.values(), ids=VARIANTS)

@@ -149,13 +149,6 @@ def pairs(table):
     return [pytest.param(name, value, id=f"{name}={value}"[:60]) for name in table for value in table[name]]
 
 
-@pytest.fixture(autouse=True)
-def no_launcher(monkeypatch):
-    """Remove what a DDP run of another test leaves in the environment: with it, a run of two nodes waits for the other."""
-    for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE"):
-        monkeypatch.delenv(name, raising=False)
-
-
 def test_the_table_lists_every_argument():
     assert list(WORKS) == [name for name in inspect.signature(pl.Trainer.__init__).parameters if name != "self"]
 

@@ -2,12 +2,17 @@
 
 import hashlib
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 
 from lit_gpt.data.records import SPLITS, BadInput, Document, OnBadInput, RecordSource, SplitName
 from lit_gpt.errors import UserError
+
+SMALL_CORPUS = 1000
+SMALL_CORPUS_BYTES = 64 << 20
+"""Documents and bytes that are held to see whether a corpus ends before each of its splits has a document."""
 
 
 def document_hash(text: str) -> bytes:
@@ -104,8 +109,8 @@ class Admitted:
 class Reading:
     """One pass over a corpus's documents, with its counts.
 
-    Each document belongs to one split, by its hash or as its source assigns it. A corpus of a single document is split
-    by position instead.
+    Each document belongs to one split, by its hash or as its source assigns it. Splits that would be
+    empty in a small corpus get the end of its longest document.
 
     Attributes:
         num_empty: Number of documents without any character; they are left out and do not count as bad input.
@@ -119,16 +124,40 @@ class Reading:
 
     def __iter__(self) -> Iterator[Admitted]:
         documents = self._documents()
-        first = next(documents, None)
-        if first is None:
-            return
-        second = next(documents, None)
-        if second is None and first.split is None:
-            yield from self._by_position(first)
-            return
-        for number, found in enumerate(chain([first], [] if second is None else [second], documents)):
-            split = found.split or choose_split(found.digest, self.spec.val_fraction, self.spec.test_fraction)
+        beginning = self._beginning(documents)
+        for number, (found, split) in enumerate(chain(beginning, ((one, self._split(one)) for one in documents))):
             yield Admitted(number, found.document, found.digest, found.num_bytes, split)
+
+    def _split(self, found: "_Found") -> SplitName:
+        return found.split or choose_split(found.digest, self.spec.val_fraction, self.spec.test_fraction)
+
+    def _beginning(self, documents: Iterator["_Found"]) -> "list[tuple[_Found, SplitName]]":
+        """Read documents until each split has one; where the corpus ends first, cut the longest document."""
+        fractions: dict[SplitName, float] = {"val": self.spec.val_fraction, "test": self.spec.test_fraction}
+        empty = [split for split, fraction in fractions.items() if fraction > 0]
+        beginning: list[tuple[_Found, SplitName]] = []
+        num_bytes = 0
+        for found in documents:
+            beginning.append((found, self._split(found)))
+            num_bytes += found.num_bytes
+            empty = [split for split in empty if split != beginning[-1][1]]
+            enough = not empty or len(beginning) == SMALL_CORPUS or num_bytes > SMALL_CORPUS_BYTES
+            if enough and len(beginning) > 1:
+                return beginning
+        if len(beginning) == 1:  # its hash does not count
+            empty = [split for split, fraction in fractions.items() if fraction > 0]
+        copies = Counter(found.digest for found, _ in beginning)
+        # A document that exists twice would be in two splits.
+        choices = [
+            index
+            for index, (found, split) in enumerate(beginning)
+            if found.split is None and copies[found.digest] == 1 and (split == "train" or len(beginning) == 1)
+        ]
+        if empty and choices:
+            longest = max(choices, key=lambda index: beginning[index][0].num_bytes)
+            held_out = {split: round(fractions[split] * num_bytes) for split in empty}
+            beginning[longest : longest + 1] = _by_position(beginning[longest][0], held_out)
+        return beginning
 
     def _documents(self) -> Iterator["_Found"]:
         """Yield the documents to include, with the split if their source assigns one."""
@@ -145,24 +174,6 @@ class Reading:
                 num_bytes = len(document.text) if document.text.isascii() else len(document.text.encode())
                 yield _Found(document, digest, num_bytes, source.split)
 
-    def _by_position(self, found: "_Found") -> Iterator[Admitted]:
-        """Yield the parts of a single-document corpus, which its hash would assign to one split as a whole.
-
-        The beginning is for training, the middle for validation and the end for testing.
-        """
-        text = found.document.text
-        held_out = {"val": self.spec.val_fraction, "test": self.spec.test_fraction}
-        begin, number, share = 0, 0, 1.0 - sum(held_out.values())
-        for split in SPLITS:
-            if split != "train":
-                share += held_out[split]
-            end = len(text) if share >= 1.0 - 1e-9 else _cut(text, begin, round(share * len(text)))
-            part, begin = text[begin:end], max(begin, end)
-            if part:
-                document = replace(found.document, text=part)
-                yield Admitted(number, document, document_hash(part), len(part.encode()), split)
-                number += 1
-
 
 @dataclass(frozen=True, slots=True)
 class _Found:
@@ -170,6 +181,22 @@ class _Found:
     digest: bytes
     num_bytes: int
     split: SplitName | None
+
+
+def _by_position(found: _Found, held_out: dict[SplitName, int]) -> list[tuple[_Found, SplitName]]:
+    """Return the parts of a document: its beginning for training, then about these bytes for each of the others."""
+    text = found.document.text
+    characters = len(text) / max(found.num_bytes, sum(held_out.values()))  # per byte; together at most the document
+    parts: list[tuple[_Found, SplitName]] = []
+    begin, end = 0, len(text) - sum(held_out.values()) * characters
+    for split in SPLITS:
+        end += held_out.get(split, 0) * characters
+        stop = len(text) if end > len(text) - 0.5 else _cut(text, begin, round(end))
+        part, begin = text[begin:stop], max(begin, stop)
+        if part:
+            document = replace(found.document, text=part)
+            parts.append((_Found(document, document_hash(part), len(part.encode()), None), split))
+    return parts
 
 
 def _cut(text: str, begin: int, end: int) -> int:

@@ -200,8 +200,8 @@ class TextDataModule(TokenDataModule):
         record; any other text file (txt, md, code) is one document. Each may be compressed (.gz, .zst, .bz2, .xz). A
         folder is read recursively without hidden entries. A document is assigned to train, validation or test by its
         hash, so that it stays in its split when data are added; `val_files` and `test_files` are held out regardless of
-        their hash, even if `files` includes them too (with both fractions 0 only they are held out). A corpus of a
-        single document is split by position: its end is held out.
+        their hash, even if `files` includes them too (with both fractions 0 only they are held out). Where no
+        document of a small corpus falls into a split, the end of its longest document does, as if it were a document.
 
     Args:
         files: Files, folders or glob patterns (`**` crosses folders) to train on.

@@ -176,7 +176,7 @@ MISTAKES = {
     "preset": (["--model.init_args.preset", "tinny"], "nearest: tiny"),
     "head": (["--model.init_args.overrides.n_head", "3"], "n_embd 16 is not divisible by n_head 3"),
     "field": (["--model.init_args.overrides.n_layr", "3"], "n_layer)"),
-    "option": (["--trainer.max_stepz", "3"], "nearest: max_steps"),
+    "option": (["--trainer.max_stepz", "3"], "nearest: trainer.max_steps"),
     "learning rate": (["--model.optimizer", "AdamW", "--model.optimizer.lr", "0"], "learning rate is 0"),
     "files": (["--data.init_args.files", "nowhere"], "nowhere does not exist"),
     "window": (["--data.init_args.block_size", "100000"], "block_size 100000"),

@@ -5,6 +5,7 @@ import jsonargparse
 import pytest
 from recording import text_data
 
+from lit_gpt.data.corpus_spec import choose_split, document_hash
 from lit_gpt.data.records import HubDataset
 from lit_gpt.data.tokenizers import load_tokenizer
 from lit_gpt.datamodules import StdlibDataModule, TextDataModule, TokenDataModule
@@ -60,9 +61,9 @@ def test_a_file_held_out_by_name_is_not_trained_on(folder: Path) -> None:
     assert sorted(names) == [f"{i:02}.txt" for i in range(40)]
 
 
-def test_a_few_documents_may_all_fall_into_one_split(folder: Path) -> None:
+def test_copies_of_one_document_all_fall_into_one_split(folder: Path) -> None:
     for name in ("one", "two"):
-        (folder / f"{name}.txt").write_text("\n\n".join(f"paragraph {i} of file {name}" for i in range(60)))
+        (folder / f"{name}.txt").write_text("\n\n".join(f"paragraph {i} of a file" for i in range(60)))
     data = text_data(folder, files=str(folder / "*.txt"), val_fraction=0.001)
     data.prepare_data()
     with pytest.raises(
@@ -190,6 +191,28 @@ def test_a_single_file_is_split_by_position(tmp_path: Path) -> None:
     whole.prepare_data()
     whole.setup("fit")
     assert whole.corpus.split("train").num_bytes == len(text)
+
+
+def test_the_longest_of_a_few_documents_is_cut_for_an_empty_split(tmp_path: Path) -> None:
+    twice = "this text is the longest, but it is here twice, and a copy of what is held out must not be learned " * 3
+    longest = "".join(f"line {i} of the longest text\n" for i in range(9))
+    texts = [twice, "one", longest.strip(), "another", twice]
+    (tmp_path / "texts.txt").write_text("\n\n".join(texts))
+    data = TextDataModule(
+        files=str(tmp_path / "texts.txt"), document_separator="\n\n", block_size=8, vocab_size=300,
+        val_fraction=1e-1, test_fraction=1e-9, cache_dir=str(tmp_path / "cache"),
+    )  # fmt: skip
+    assert not {choose_split(document_hash(text), 1e-1, 1e-9) for text in texts} - {"train"}
+    data.prepare_data()
+    data.setup("fit")
+    tokenizer = load_tokenizer(data.tokenizer_path)
+    split = data.corpus.split("val")
+    held_out = tokenizer.decode(split.read(1, split.num_tokens - 1).tolist())
+    assert longest.strip().endswith(held_out)
+    assert held_out.startswith("line")
+    assert len(held_out) == pytest.approx(0.1 * sum(map(len, texts)), abs=30)
+    assert data.corpus.split("train").num_documents == 5
+    assert data.corpus.split("test").num_documents == 0  # less than a byte
 
 
 def test_a_separator_typed_on_a_command_line(tmp_path: Path) -> None:
