@@ -21,6 +21,7 @@ from lit_gpt.data.cache import say
 from lit_gpt.data.evaluation_loader import AlternatingLoader, OrderedLoader
 from lit_gpt.data.loader import StepLoader, StepSource, check_batch_sizes
 from lit_gpt.data_info import DataInfo, read_sample_rank
+from lit_gpt.pages.text import counted
 
 Value = TypeVar("Value")
 Evaluation = TypeVar("Evaluation", bound=OrderedLoader | AlternatingLoader)
@@ -192,6 +193,6 @@ class StepDataModule(LightningDataModule):
             self.global_batch_size = size
             if self.trainer is None or self.trainer.is_global_zero:
                 say(
-                    f"global_batch_size: {size}, because an epoch has {num_samples:,} sequences; set it "
+                    f"global_batch_size: {size}, because an epoch has {counted(num_samples, 'sequence')}; set it "
                     "explicitly to choose another size"
                 )
