@@ -103,7 +103,7 @@ def _build_masks(
 
     def dense(window: int | None, query: Tensor, key: Tensor) -> Tensor | None:
         biased = _biases_scores(config)
-        if document_ids is None and window is None and not biased and len(query) == len(key):
+        if document_ids is None and window is None and not biased and query.shape == key.shape:
             return None
         chunks = _chunks(position_ids, window, num_tokens, device) if config.chunked_window else None
         sees = dense_mask(document_ids, window, query, key, chunks)

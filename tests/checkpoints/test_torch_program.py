@@ -38,6 +38,11 @@ def test_experts():
     agree(GPTConfig(n_layer=1, n_head=2, n_embd=16, block_size=32, vocab_size=61, moe=MoEConfig(4, 2, 16)))
 
 
+def test_sliding_layers_among_others():
+    agree(GPTConfig(n_layer=2, n_head=2, n_embd=16, block_size=32, vocab_size=61, sliding_window=4,
+                    layer_windows=(True, False)))  # fmt: skip
+
+
 def test_the_file_runs_without_lit_gpt(tmp_path):
     model = GPT(CONFIG).eval()
     path = tmp_path / "small.pt2"
