@@ -18,7 +18,6 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.fabric.plugins import CheckpointIO, ClusterEnvironment
-from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.callbacks import Callback, ProgressBar
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
@@ -44,6 +43,7 @@ from lit_gpt.checkpoints.step import step_of
 from lit_gpt.checks import check_at_least, check_one_of, local_path
 from lit_gpt.errors import UserError
 from lit_gpt.plugins import AtomicCheckpointIO
+from lit_gpt.plugins.strategy import check_processes, unset_node_variables
 
 DEFAULT_CALLBACKS: tuple[type[Callback], ...] = (
     RunFolder,
@@ -211,7 +211,7 @@ class Trainer(pl.Trainer):
             )
         except (MisconfigurationException, TypeError, ValueError, ImportError) as error:
             raise refusal(error) from error
-        _check_launcher(self)
+        check_processes(self, unset_node_variables())
 
     def fit(  # type: ignore[override]
         self,
@@ -445,18 +445,6 @@ def _is_duration(value: Any) -> bool:
     except TypeError:  # a key of another name, or text in place of a number
         return False
     return isinstance(value, timedelta) and value > timedelta(0)
-
-
-def _check_launcher(trainer: pl.Trainer) -> None:
-    """Raise if the run has several nodes but nothing says which one this is: it would wait for the others for ever."""
-    environment = getattr(trainer.strategy, "cluster_environment", None)
-    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK") if name not in os.environ]
-    if trainer.num_nodes > 1 and isinstance(environment, LightningEnvironment) and missing:
-        raise UserError(
-            f"num_nodes is {trainer.num_nodes}, but this process was started by neither torchrun nor a scheduler such "
-            f"as SLURM; start every node with `torchrun --nnodes {trainer.num_nodes} ...` or srun, or set "
-            f"{', '.join(missing)} on each"
-        )
 
 
 def _check_kinds(name: str, values: list[Any], *kinds: type) -> None:

@@ -164,7 +164,10 @@ class ExponentialMovingAverage(Callback):
         if self._loaded is not None:
             missing = [name for name in self._parameters if name not in self._loaded]
             if self._loaded and missing:
-                raise UserError(f"the checkpoint's averaged weights lack {missing[0]}; it contains another model")
+                raise UserError(
+                    f"the checkpoint's averaged weights lack {missing[0]}: it contains another model; "
+                    "resume that one, or start a new run from its weights (init_from)"
+                )
             self._averages = {
                 name: _sharded_like(parameter, self._loaded[name])
                 for name, parameter in self._parameters.items()

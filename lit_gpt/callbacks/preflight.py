@@ -1,7 +1,6 @@
 """`Preflight`: rejects settings that would waste a run before its first step."""
 
 import copy
-import os
 import warnings
 from typing import Any
 
@@ -23,11 +22,10 @@ LOOK_AHEAD = 100_000
 class Preflight(Callback):
     """Rejects settings that cannot train or whose checkpoints would not be safe.
 
-    Before the model is built: limits that leave no step, gradient accumulation by the Trainer, a number of processes
-    that differs from `torchrun`'s, non-atomic checkpoints, a tokenizer larger than the vocabulary, a context longer
-    than learned positions. Before the first step: a learning rate that is always 0, a callback that monitors a metric
-    that validation does not log, hyperparameters that no checkpoint can hold. A finished run that is resumed is told
-    which limit to raise.
+    Before the model is built: limits that leave no step, gradient accumulation by the Trainer, non-atomic checkpoints,
+    a tokenizer larger than the vocabulary, a context longer than learned positions. Before the first step: a learning
+    rate that is always 0, a callback that monitors a metric that validation does not log, hyperparameters that no
+    checkpoint can hold. A finished run that is resumed is told which limit to raise.
     """
 
     def __init__(self) -> None:
@@ -42,7 +40,6 @@ class Preflight(Callback):
         _check_sizes(trainer, pl_module)
         if stage == "fit":
             _check_limits(trainer)
-            _check_processes(trainer)
             _check_accumulation(trainer)
             _check_checkpoints(trainer)
             _check_plain(trainer, pl_module)
@@ -121,16 +118,6 @@ def _check_limits(trainer: Trainer) -> None:
     for name in ("max_steps", "max_epochs", "limit_train_batches"):
         if getattr(trainer, name) == 0:
             raise UserError(f"{name} is 0, so nothing would be trained; set it above 0, or use validate")
-
-
-def _check_processes(trainer: Trainer) -> None:
-    """Raise if `torchrun` started processes that would each train the whole run."""
-    # Not WORLD_SIZE only: Lightning's own launcher leaves it in the environment of later runs.
-    if "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("WORLD_SIZE", 1)) != trainer.world_size:
-        raise UserError(
-            f"torchrun started {os.environ['WORLD_SIZE']} processes, but the Trainer uses {trainer.world_size}; set "
-            "trainer.devices to the processes of a node, and trainer.num_nodes to the number of nodes"
-        )
 
 
 def _check_accumulation(trainer: Trainer) -> None:

@@ -110,7 +110,10 @@ class QuantizationAware(Callback):
         assert isinstance(model, nn.Module)
         layers = quantizable_layers(model)
         if not layers:
-            raise UserError(f"{type(model).__name__} has no linear layers in `blocks`, which QuantizationAware rounds")
+            raise UserError(
+                f"{type(model).__name__} has no linear layers in `blocks`, which QuantizationAware rounds; "
+                "remove the callback"
+            )
         for name, linear in layers.items():
             self.scheme.check_layer(name, linear.in_features)
         ao, qat = need_torchao(), need_torchao("torchao.quantization.qat")

@@ -74,7 +74,7 @@ class SavedAdapter:
         if self.base_sha256 is not None and found != self.base_sha256:
             raise UserError(
                 f"the adapter {self.path} was trained on a different base than {where}: the base's weights hash to "
-                f"{found[:12]}..., the adapter's base to {self.base_sha256[:12]}... ({self.base})"
+                f"{found[:12]}..., the adapter's base to {self.base_sha256[:12]}...; use its base, {self.base}"
             )
 
     def merged(self, weights: Mapping[str, Tensor], config: GPTConfig, where: str) -> dict[str, Tensor]:

@@ -262,7 +262,8 @@ def _check_vocabulary(tokenizer: Tokenizer, vocab_size: int, where: str) -> None
     if needed:
         raise UserError(
             f"the tokenizer {where} has {tokenizer.vocab_size} tokens, more than the model's vocab_size {vocab_size} "
-            f"({', '.join(map(repr, needed[:5]))}{', ...' if len(needed) > 5 else ''}); it belongs to another model"
+            f"({', '.join(map(repr, needed[:5]))}{', ...' if len(needed) > 5 else ''}): it belongs to another model; "
+            "use the model's own"
         )
     warnings.warn(
         f"the tokenizer {where} has special tokens beyond the model's vocab_size {vocab_size}, which the model cannot "

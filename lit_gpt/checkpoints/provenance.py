@@ -70,7 +70,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         entries = manifest["files"].values()
         sound = manifest["format"] == FORMAT and all({"bytes", "sha256"} <= set(entry) for entry in entries)
     except FileNotFoundError:
-        raise UserError(f"{path} is missing: {folder} was never completed, or was not written by lit_gpt") from None
+        raise UserError(
+            f"{path} is missing: {folder} was never completed, or was not written by lit_gpt; use another copy of it"
+        ) from None
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error}); use another copy of {folder.name}") from None
     if not sound:

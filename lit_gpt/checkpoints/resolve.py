@@ -305,7 +305,10 @@ def _from_checkpoint(path: Path, averaged: bool, damaged: tuple[str, ...] = ()) 
         return _on_its_base(saved, averaged, damaged)
     config = read_config(path)
     if config is None:
-        raise UserError(f"{path} was not written by a lit_gpt module: it has no model configuration")
+        raise UserError(
+            f"{path} was not written by a lit_gpt module: it has no model configuration; name a run, a checkpoint, a "
+            "bundle or a Hugging Face folder"
+        )
     run_dir, tokenizer = _run_of(path)
     return ModelSource(
         "checkpoint",
@@ -437,7 +440,10 @@ def find_last_complete(run_dir: str | Path) -> tuple[Path, list[str]]:
         except UserError as error:
             damaged.append(str(error))
     if damaged:
-        raise UserError(f"every checkpoint in {run_dir} is damaged: " + "; ".join(damaged))
+        raise UserError(
+            f"every checkpoint in {run_dir} is damaged: " + "; ".join(damaged) + "; restore a copy of one of "
+            "them, or start a new run"
+        )
     inside = " (the working directory is itself a run)" if list_checkpoints(Path()) else ""
     raise UserError(
         f"there is no checkpoint in {Path(run_dir).absolute()}{inside}; a relative trainer.default_root_dir is "

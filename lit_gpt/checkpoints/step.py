@@ -361,7 +361,9 @@ def load_into(state: dict[str, Any], shards: Path) -> None:
         dcp.load(state, storage_reader=reader, planner=_Tensors())
     except CheckpointException as error:
         first = next(iter(error.failures.values()))[0] if error.failures else error
-        raise UserError(f"{shards} does not fit the model: {first}") from error
+        raise UserError(
+            f"{shards} does not fit the model: {first}; set the model's config to that of its run"
+        ) from error
 
 
 def read_shards(shards: Path, entry: str | None = None) -> dict[str, Any]:

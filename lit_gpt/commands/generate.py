@@ -86,14 +86,13 @@ def generate(
     import sys
     from dataclasses import replace
 
-    from lit_gpt.checks import local_path
+    from lit_gpt.checks import check_at_least, local_path
     from lit_gpt.data.chat.template import has_template
     from lit_gpt.errors import UserError
     from lit_gpt.generation import Engine, SamplingParams, Speculation
     from lit_gpt.generation.loading import load_for_generation, make_renderer
 
-    if num_samples < 1:
-        raise UserError(f"num_samples must be at least 1; got {num_samples}")
+    check_at_least("num_samples", num_samples, 1)
     if prompts is not None and prompt:
         raise UserError("--prompt and --prompts are both given; choose one")
     target = None if out is None else local_path("out", out)

@@ -29,13 +29,12 @@ def inspect(
     from pathlib import Path
 
     from lit_gpt.atomic import atomic_file
-    from lit_gpt.checks import local_path
+    from lit_gpt.checks import check_at_least, local_path
     from lit_gpt.data.inspection import page, terminal
     from lit_gpt.datamodules.inspection import inspect_data, open_datamodule
     from lit_gpt.errors import UserError
 
-    if num_windows < 1:
-        raise UserError(f"num_windows is {num_windows}; it must be at least 1")
+    check_at_least("num_windows", num_windows, 1)
     if trace is not None and (trace < 1 or split != "train"):
         raise UserError(f"trace is {trace} and split is {split}; trace must be at least 1, and needs split train")
     datamodule = open_datamodule(

@@ -26,13 +26,12 @@ def score(
     import json
 
     from lit_gpt.atomic import atomic_file
-    from lit_gpt.checks import local_path
+    from lit_gpt.checks import check_at_least, local_path
     from lit_gpt.data.records import BadInput, FileRecords
     from lit_gpt.errors import UserError
     from lit_gpt.generation.scorer import load_scorer
 
-    if batch_size < 1:
-        raise UserError(f"batch_size is {batch_size}; it must be at least 1")
+    check_at_least("batch_size", batch_size, 1)
     target = local_path("out", out)
     scorer = load_scorer(model, device)
     bad_input = BadInput(on_bad_input)
@@ -49,6 +48,6 @@ def score(
                 file.write(line + "\n")
                 total, count = total + reward, count + 1
         if not count:
-            raise UserError(f"{', '.join(files)}: no row could be scored")
+            raise UserError(f"{', '.join(files)}: no row could be scored; check the files and --columns")
     skipped = f", {bad_input.num_skipped} skipped" if bad_input.num_skipped else ""
     print(f"{count:,} rows{skipped}, mean reward {total / count:.4f} -> {out}")

@@ -80,7 +80,8 @@ class ClassificationEncoder:
         if len(ids) > self.block_size - 1:
             if self.long_rows == "error":
                 raise UserError(
-                    f"it has {len(ids)} tokens, more than block_size {self.block_size} - 1 (long_rows: error)"
+                    f"it has {len(ids)} tokens, more than block_size {self.block_size} - 1; raise it, or set "
+                    "long_rows to cut or drop"
                 )
             if self.long_rows == "drop":
                 return "left out as longer than the context"

@@ -107,8 +107,8 @@ class PromptEncoder:
             if self.long_rows == "drop":
                 return DROPPED
             raise UserError(
-                f"its prompt has {len(ids)} tokens, more than max_prompt_tokens {self.max_prompt_tokens} (long_rows: "
-                "error)"
+                f"its prompt has {len(ids)} tokens, more than max_prompt_tokens {self.max_prompt_tokens}; raise it, or "
+                "set long_rows to drop"
             )
         try:
             # Values such as dates and decimals in Parquet files are stored as text; few rewards use them.

@@ -215,7 +215,9 @@ class TokenCorpus:
         except FileNotFoundError:
             raise UserError(f"{path} is not a prepared corpus: it has no manifest.json; prepare it first") from None
         except ValueError as error:
-            raise UserError(f"{path / 'manifest.json'} is damaged ({error}); delete the folder {path}") from error
+            raise UserError(
+                f"{path / 'manifest.json'} is damaged ({error}); delete the folder {path} and prepare it again"
+            ) from error
         version = (self.manifest.get("format"), self.manifest.get("version"))
         if version != (FORMAT, FORMAT_VERSION):
             raise UserError(f"{path} is in format {version}, expected {(FORMAT, FORMAT_VERSION)}; prepare it again")
@@ -250,7 +252,10 @@ class TokenCorpus:
             for shard in split.shards:
                 for file, digest in ((shard.tokens, shard.sha256), (shard.documents, shard.documents_sha256)):
                     if sha256_file(self.path / file) != digest:
-                        raise UserError(f"{self.path / file} is damaged: its content has changed since it was written")
+                        raise UserError(
+                            f"{self.path / file} is damaged: its content has changed since it was written; "
+                            "prepare it again"
+                        )
 
     def lineage(self) -> dict[str, Any]:
         """Return how the corpus was made: its sources, tokenizer, split sizes and hashes (JSON values)."""

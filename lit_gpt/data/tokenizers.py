@@ -103,7 +103,10 @@ class Tokenizer:
                 )
         index = backend.token_to_id(separator)
         if index is None:
-            raise UserError(f"the tokenizer names {separator!r} as its end-of-text token, but has no such token")
+            raise UserError(
+                f"the tokenizer names {separator!r} as its end-of-text token, but has no such token; correct "
+                "eos_token in tokenizer_config.json"
+            )
         self.separator = separator
         self.separator_id: int = index
         self.opening_ids: tuple[int, ...] = (index,)
@@ -286,10 +289,12 @@ def _load_folder(folder: Path, separator: str | None) -> Tokenizer:
             converted = transformers.AutoTokenizer.from_pretrained(folder)
             return Tokenizer(converted.backend_tokenizer, separator or converted.eos_token)
         except (OSError, ValueError, ImportError, AttributeError) as error:
-            raise UserError(f"the tokenizer in {folder} cannot be loaded: {str(error).splitlines()[0]}") from error
+            raise UserError(
+                f"the tokenizer in {folder} cannot be loaded: {str(error).splitlines()[0]}; save it as tokenizer.json"
+            ) from error
     raise UserError(
         f"{folder} contains no tokenizer: neither tokenizer.json, nor encoder.json and vocab.bpe, nor vocab.json and "
-        "merges.txt"
+        "merges.txt; name the folder that has them"
     )
 
 
@@ -299,7 +304,7 @@ def _from_json(path: Path) -> Any:
     try:
         return tokenizers.Tokenizer.from_str(path.read_bytes().decode())
     except Exception as error:  # the Rust side raises bare Exception
-        raise UserError(f"{path} is not a tokenizer.json: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{path} is not a tokenizer.json: {str(error).splitlines()[0]}; use another copy") from error
 
 
 def _from_gpt2_files(vocabulary: Path, merges: Path) -> Any:
@@ -308,7 +313,7 @@ def _from_gpt2_files(vocabulary: Path, merges: Path) -> Any:
     try:
         model = tokenizers.models.BPE.from_file(str(vocabulary), str(merges))
     except Exception as error:  # the Rust side raises bare Exception
-        raise UserError(f"{vocabulary} and {merges} are not a BPE tokenizer: {error}") from error
+        raise UserError(f"{vocabulary} and {merges} are not a BPE tokenizer: {error}; use another copy") from error
     backend = tokenizers.Tokenizer(model)
     backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = tokenizers.decoders.ByteLevel()

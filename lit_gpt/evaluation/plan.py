@@ -143,7 +143,7 @@ def read_gate(gate: Any) -> tuple[Threshold, ...]:
         check_one_of(f"by of {where}", by, ("value", "interval"))
         kinds: list[Literal["min", "max"]] = [kind for kind in ("min", "max") if kind in line]
         if not kinds:
-            raise UserError(f"{where} has neither min nor max")
+            raise UserError(f"{where} has neither min nor max; set one of them")
         for kind in kinds:
             bound = line[kind]
             if isinstance(bound, bool) or not isinstance(bound, int | float) or not math.isfinite(bound):

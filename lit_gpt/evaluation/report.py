@@ -269,14 +269,19 @@ def read_report(path: str | Path) -> Report:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         if (content["format"], content["version"]) != (FORMAT, VERSION):
-            raise UserError(f"{file} is of format {content['format']} {content['version']}, not {FORMAT} {VERSION}")
+            raise UserError(
+                f"{file} is of format {content['format']} {content['version']}, not {FORMAT} {VERSION}; "
+                "evaluate the model again"
+            )
         return Report(content, tuple(result_from(result) for result in content["results"]), file)
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror}; evaluate the model first") from error
     except (ValueError, KeyError, TypeError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"{file} is not a report of `evaluate` ({type(error).__name__}: {error})") from error
+        raise UserError(
+            f"{file} is not a report of `evaluate` ({type(error).__name__}: {error}); name report.json or its folder"
+        ) from error
 
 
 def result_from(values: Mapping[str, Any]) -> Result:

@@ -28,7 +28,8 @@ from types import FrameType
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from lightning.pytorch.utilities import GradClipAlgorithmType, rank_zero_warn
@@ -58,6 +59,7 @@ from lit_gpt.objectives import RouterTraining, TokenLoss
 from lit_gpt.optim import Schedule, ScheduledLR, check_learning_rates, parameter_groups
 from lit_gpt.parallel import Pipeline, add_loss
 from lit_gpt.parallel.gradients import clip_gradients, parameters_of, total_norm
+from lit_gpt.plugins.strategy import check_processes, unset_node_variables
 
 
 class GPTModule(LightningModule):
@@ -135,6 +137,7 @@ class GPTModule(LightningModule):
         self.activation_checkpointing = activation_checkpointing
         self.compile_model = compile
         self.seed = seed
+        self._unset_node_variables = unset_node_variables()
 
         self._source = resolve_model(init_from) if init_from is not None else None
         self.config = self._choose_config(preset, dict(overrides or {}), vocab_size, block_size)
@@ -500,6 +503,21 @@ class GPTModule(LightningModule):
 
     # ---- one optimizer step -------------------------------------------------------------------------------------
 
+    def configure_callbacks(self) -> list[Callback]:
+        """Check the processes and mend Lightning's progress bar; it adds no callback.
+
+        Of all hooks, only this one runs before the processes of a run wait for one another.
+
+        Raises:
+            UserError: see `lit_gpt.plugins.strategy.check_processes`.
+        """
+        check_processes(self.trainer, self._unset_node_variables)
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, RichProgressBar) and self.trainer.max_epochs == -1:
+                # Lightning before 2.7 shows a run without a limit of epochs as "Epoch 0/-2" (its issue 21925).
+                setattr(callback, "_get_train_description", "Epoch {:<4}".format)  # noqa: B010
+        return []
+
     def on_fit_start(self) -> None:
         """Reject data whose tokens differ from those of the weights that the run starts from.
 
@@ -831,7 +849,10 @@ class GPTModule(LightningModule):
                 was started with another seed.
         """
         if "lit_gpt" not in checkpoint:
-            raise UserError("the checkpoint was not written by lit_gpt: it has no model configuration")
+            raise UserError(
+                "the checkpoint was not written by lit_gpt: it has no model configuration; name a "
+                "step-*.ckpt folder of a run"
+            )
         saved, here = checkpoint["lit_gpt"]["config"], self.config.to_dict()
         different = [
             f"{name} is {here.get(name)} here and {saved.get(name)} in the checkpoint"

@@ -19,7 +19,9 @@ Optimizer state is stored by parameter name, not by index as in PyTorch, because
 differ between strategies. Tied parameters are stored once, with their other names in `state.pt`.
 """
 
+import os
 import shutil
+import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
@@ -29,6 +31,7 @@ from typing import Any, Literal
 import torch
 import torch.distributed.checkpoint as dcp
 from lightning.fabric.plugins.collectives.torch_collective import default_pg_timeout
+from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
@@ -682,3 +685,39 @@ def _like(current: Tensor, value: Any) -> Any:
 def _clean(name: str) -> str:
     """Remove the prefixes that torch.compile inserts into names."""
     return name.replace("_orig_mod.", "")
+
+
+def unset_node_variables() -> list[str]:
+    """Return which of the environment variables that tell a process its node are not set.
+
+    To be called before `fit`: Lightning's launcher sets them all, as for the first node.
+    """
+    return [name for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK") if name not in os.environ]
+
+
+def check_processes(trainer: Trainer, unset: list[str]) -> None:
+    """Check that the Trainer's processes are those that a launcher started, before they wait for one another.
+
+    Args:
+        trainer: the Trainer.
+        unset: what `unset_node_variables` returned before `fit`.
+
+    Raises:
+        UserError: the run has several nodes but nothing says which one this is, so that it would wait for the others
+            until the timeout; or `torchrun` started processes that would each train the whole run.
+    """
+    environment = getattr(trainer.strategy, "cluster_environment", None)
+    if trainer.num_nodes > 1 and isinstance(environment, LightningEnvironment) and unset:
+        if trainer.strategy.launcher is not None:  # in `fit` it has started this node's other processes
+            trainer.strategy.launcher.kill(signal.SIGTERM)
+        raise UserError(
+            f"num_nodes is {trainer.num_nodes}, but this process was started by neither torchrun nor a scheduler such "
+            f"as SLURM; start every node with `torchrun --nnodes {trainer.num_nodes} ...` or srun, or set "
+            f"{', '.join(unset)} on each"
+        )
+    # Not WORLD_SIZE only: Lightning's own launcher leaves it in the environment of later runs.
+    if "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("WORLD_SIZE", 1)) != trainer.world_size:
+        raise UserError(
+            f"torchrun started {os.environ['WORLD_SIZE']} processes, but the Trainer uses {trainer.world_size}; set "
+            "trainer.devices to the processes of a node, and trainer.num_nodes to the number of nodes"
+        )

@@ -149,7 +149,7 @@ def test_forms_and_guesses(bundle, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--num_samples", 0], "num_samples must be at least 1"),
+        (["--num_samples", 0], "num_samples is 0"),
         (["--top_p", 2], "top_p is 2"),
         (["--prompt", "a", "--prompts", "b"], "choose one"),
         (["--prompts", "nowhere.txt"], "nowhere.txt: it cannot be read"),

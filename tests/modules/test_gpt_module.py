@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import lit_gpt.modules
-from lit_gpt.callbacks import Preflight, RunCheckpoint, ThroughputMonitor
+from lit_gpt.callbacks import RunCheckpoint, ThroughputMonitor
 from lit_gpt.checkpoints.bundle import save_bundle
 from lit_gpt.checkpoints.resolve import read_best, resolve_model
 from lit_gpt.data_info import DataInfo, DataParallel
@@ -20,6 +20,7 @@ from lit_gpt.models import GPT, GPTConfig
 from lit_gpt.modules import PretrainModule, SFTModule
 from lit_gpt.objectives import linear_cross_entropy
 from lit_gpt.optim import Cosine, MuonAdamW
+from lit_gpt.plugins import AtomicCheckpointIO
 from lit_gpt.trainer import Trainer
 
 SMALL = {"n_layer": 1, "n_head": 2, "n_embd": 16, "intermediate_size": 32, "vocab_size": 300, "block_size": 16}
@@ -399,9 +400,18 @@ def test_other_trainer_settings(tmp_path, data):
     assert with_bar.progress_bar_callback is bar
 
 
-def test_processes_of_torchrun_that_would_each_train_the_run(tmp_path, data, monkeypatch):
+@pytest.mark.parametrize("kind", [Trainer, pl.Trainer])
+def test_processes_of_torchrun_that_would_each_train_the_run(kind, tmp_path, data, monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    trainer = Trainer(name="x", default_root_dir=str(tmp_path), logger=False, devices=1, accelerator="cpu")
+    arguments = {"default_root_dir": str(tmp_path), "logger": False, "devices": 1, "accelerator": "cpu"}
     with pytest.raises(UserError, match=r"trainer\.devices"):
-        Preflight().setup(trainer, PretrainModule(overrides=SMALL), "fit")
+        kind(plugins=[AtomicCheckpointIO()], **arguments).fit(PretrainModule(overrides=SMALL), datamodule=data())
+
+
+def test_the_bar_of_a_stock_trainer_has_no_negative_number_of_epochs(tmp_path, data, capsys):
+    bar = pl.callbacks.RichProgressBar()
+    arguments = {"default_root_dir": str(tmp_path), "logger": False, "enable_checkpointing": False}
+    trainer = pl.Trainer(max_steps=2, accelerator="cpu", callbacks=[bar], **arguments)
+    trainer.fit(PretrainModule(overrides=SMALL), datamodule=data())
+    assert "Epoch 0 " in capsys.readouterr().out

@@ -11,7 +11,8 @@ it is the one at the end of the conversation, which is where a model stops.
 
 An earlier answer is trained on within the rendering of a later one if it appears there as the model wrote it. Templates
 that render it differently once turns follow (without its reasoning, with another stop token) give one rendering per
-answer, so that every target has the context in which the model will write it.
+answer, so that every target has the context in which the model will write it. If the generation prompt opens a thought
+(`<think>`) that the rendering of the answer lacks, the answer starts with the thought and its end.
 """
 
 import json
@@ -166,9 +167,11 @@ class AnswerFinder:
         text, marked = self._render(messages[: index + 1], False, tools, self._marks)
         notes: tuple[str, ...] = ()
         start = len(prompt)
-        if not text.startswith(prompt):
+        departs = not text.startswith(prompt)
+        opens_thought = departs and prompt.rstrip().endswith("<think>")
+        if departs:
             start = self._first_difference(messages[: index + 1], prompt, text, tools)
-            notes = (OTHER_OPENING,)
+            notes = () if opens_thought else (OTHER_OPENING,)
         ending = self.after_calls if message.get("tool_calls") else self.after_content
         if ending is None and message.get("tool_calls"):
             raise UserError(
@@ -187,9 +190,15 @@ class AnswerFinder:
                 f"{ending.stop!r}, so a model could not learn to stop"
             )
         spans = self._marked(marked, start, end, number) if self._marks else [(start, end)]
+        text = text[:end]
+        if opens_thought:
+            text = prompt + _after_thought(message, text[start:])
+            shift = len(text) - end
+            spans = [(first + shift, last + shift) for first, last in spans]
+            start, spans[0] = len(prompt), (len(prompt), spans[0][1])
         if check:
-            notes += self._check(messages[: index + 1], prompt, text[start:end], tools)
-        return Answer(text[:end], spans, notes)
+            notes += self._check(messages[: index + 1], prompt, text[start:], tools)
+        return Answer(text, spans, notes)
 
     def _marked(self, marked: list[tuple[int, int]], start: int, end: int, number: int) -> list[tuple[int, int]]:
         """Return the marked parts of an answer, with adjacent ones joined."""
@@ -214,8 +223,7 @@ class AnswerFinder:
     def _first_difference(self, messages: Sequence[Message], prompt: str, text: str, tools: Sequence[Tool]) -> int:
         """Return the start of an answer that does not start with its generation prompt: where the two first differ.
 
-        DeepSeek-R1's prompt ends with `<think>`, which its answers do not have. The answer's first characters could
-        coincide with those of the prompt, so they are replaced.
+        The answer's first characters could coincide with those of the prompt, so they are replaced.
         """
         blank = Message(**{**messages[-1], "content": ANSWER})
         if "reasoning_content" in blank:
@@ -284,6 +292,23 @@ class AnswerFinder:
             f"the chat template ({self._name}) leaves out {what} or a part of it: {shown!r}; use a template that "
             "renders it (chat_template), or remove it from the row"
         )
+
+
+def _after_thought(message: Message, rendered: str) -> str:
+    """Return what a model writes after a generation prompt that ends with `<think>`, as DeepSeek-R1's and Nemotron's.
+
+    Their templates render an answer as in the history of a conversation, with its reasoning removed. What the model has
+    to write is its reasoning, if there is any, the end of the thought, and then the answer.
+
+    Args:
+        message: The answer.
+        rendered: Its rendering, from where it differs from the generation prompt.
+    """
+    if rendered.startswith("</think>"):  # Nemotron closes an empty thought
+        return rendered
+    thought = _THOUGHT.match(message["content"])
+    reasoning = message.get("reasoning_content", "") + ("" if thought is None else thought[1])
+    return reasoning.strip("\n") + "\n</think>\n\n" + rendered.lstrip("\n")
 
 
 def _shared(*texts: str) -> int:

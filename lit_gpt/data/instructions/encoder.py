@@ -114,7 +114,10 @@ class InstructionEncoder:
         if longest > limit and self.long_rows == "drop":
             return DROPPED
         if longest > limit and self.long_rows == "error":
-            raise UserError(f"it has {longest} tokens, more than block_size {self.block_size} + 1 (long_rows: error)")
+            raise UserError(
+                f"it has {longest} tokens, more than block_size {self.block_size} + 1; raise it, or set "
+                "long_rows to cut or drop"
+            )
         kept = []
         for one in found:
             notes = (*one.notes, CUT) if len(one.ids) > limit else one.notes
@@ -125,7 +128,7 @@ class InstructionEncoder:
         if not kept:
             raise UserError(
                 f"its prompt has {found[0].mask.index(True)} tokens, more than block_size {self.block_size}, so "
-                "nothing of the answer is within the context"
+                "nothing of the answer is within the context; raise it, or shorten the prompt"
             )
         return kept
 

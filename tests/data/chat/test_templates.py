@@ -75,7 +75,7 @@ def expected(family, situation):
     inline = family.get("inline", "kept")
     if situation == "inline" and inline == "refused":
         return "leaves out message 2", set()
-    counted = {OTHER_OPENING} if situation in family.get("departs", ()) else set()
+    counted = set()
     if (situation == "reasoning" and thought is None) or (situation == "inline" and inline == "dropped"):
         counted.add(NO_REASONING)
     hello, bye = opens + "Hello" + stop, opens + "Bye" + stop
@@ -83,7 +83,7 @@ def expected(family, situation):
     if situation == "multi":
         answers = [hello, bye]
     elif situation in ("tools", "calls"):
-        answers = [family["call"], bye]
+        answers = [family["call"], family.get("replies", opens) + "Bye" + stop]
     elif situation == "reasoning" and thought is None:
         answers = [hello, bye]
     elif situation == "reasoning":
@@ -122,10 +122,9 @@ def test_learned_tokens(name, renderer_of):
         for one, ids in zip(found, learned, strict=True):
             assert ids[-1] in renderer.stop_ids, situation
             assert decode(one.ids) == one.text, situation
-        if OTHER_OPENING not in counted:  # what is learned follows the very prompt that the model will be given
-            last = found[-1]
-            begin = max(i for i in range(1, len(last.ids)) if last.mask[i] and not last.mask[i - 1])
-            assert renderer(turns[:-1], True, tools).ids == last.ids[:begin], situation
+        last = found[-1]  # what is learned follows the very prompt that the model will be given
+        begin = max(i for i in range(1, len(last.ids)) if last.mask[i] and not last.mask[i - 1])
+        assert renderer(turns[:-1], True, tools).ids == last.ids[:begin], situation
 
 
 @pytest.mark.parametrize("name", [name for name, family in EXPECTED.items() if "refused" not in family])
@@ -146,3 +145,15 @@ def test_a_template_that_writes_the_wrong_token_under_some_answers(tokenizer):
     renderer = ChatRenderer(with_chat_template(tokenizer, ChatTemplate(source, "own"), ("<|im_start|>", "<|im_end|>")))
     with pytest.raises(UserError, match=r"message 4 as 'Bye\\n' rather than with '<\|im_end\|>'"):
         renderer.learned(SITUATIONS["multi"])
+
+
+def test_answers_that_do_not_start_with_their_generation_prompt_are_counted(tokenizer):
+    source = (FOLDER / "own_parts_only.jinja").read_text(
+        encoding="utf-8"
+    ) + "{% if add_generation_prompt %}A: {% endif %}"
+    renderer = ChatRenderer(with_chat_template(tokenizer, ChatTemplate(source, "own"), ("<|im_start|>", "<|im_end|>")))
+    [found] = renderer.learned(SITUATIONS["single"])
+    assert found.notes == (OTHER_OPENING,)
+    assert renderer.tokenizer.decode([i for i, mine in zip(found.ids, found.mask, strict=True) if mine]).endswith(
+        "Hello<|im_end|>"
+    )
