@@ -63,7 +63,7 @@ ONLY_FIT = {
     "--plan": ("plan.json", "hold the run to the forecast of `plan --out plan.json`"),
     "--rehearse": ("3m", "try it first: a few steps, a kill, resuming, validating, exporting"),
 }
-"""Options of `fit` that say how it is run and not what: they are in no YAML. Each has an example and its help."""
+"""Options of `fit` that control how a run is started, not what is trained, and so are in no YAML: (example, help)."""
 
 
 class ArgumentParser(CommandParser, LightningArgumentParser):
@@ -198,7 +198,7 @@ class CLI(LightningCLI):
             description += "".join(f"\n  python -m lit_gpt fit --config my.yaml {line}" for line in lines)
         kwargs["description"] = description
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
-        order = {name: place for place, name in enumerate(COMMON)}
+        order = {name: position for position, name in enumerate(COMMON)}
         groups = parser._action_groups
         named = {
             max(a.option_strings, key=len).strip("-+"): a for g in groups for a in g._group_actions if a.option_strings

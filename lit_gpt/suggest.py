@@ -38,9 +38,9 @@ def unknown_name(kind: str, name: object, known: Iterable[str], where: str = "")
         "unknown filter 'lenght'; did you mean length? The filters are: length, lines"
     """
     names = sorted(known)
-    place = f" {where}" if where else ""
+    position = f" {where}" if where else ""
     if not names:
-        return UserError(f"unknown {kind} {name!r}{place}; there is none to set")
+        return UserError(f"unknown {kind} {name!r}{position}; there is none to set")
     matches = close_matches(name, names)
     hint = f"did you mean {matches[0]}? The" if matches else "the"
-    return UserError(f"unknown {kind} {name!r}{place}; {hint} {kind}s are: {', '.join(names)}")
+    return UserError(f"unknown {kind} {name!r}{position}; {hint} {kind}s are: {', '.join(names)}")

@@ -1,4 +1,4 @@
-"""`HangGuard`: ends a run that stands still, and says which process holds it up, and in what.
+"""`HangGuard`: ends a run that makes no progress, and reports which process blocks it, and in which call.
 
 When one process of a run stops (a stuck file system, a dead link, a frozen device), all others wait for it in the next
 collective, without a message, until torch's own timeout, which names the operation but not the process that is missing.
@@ -28,7 +28,7 @@ EXIT_CODE = 75
 """EX_TEMPFAIL of sysexits.h: a failure that trying again may cure."""
 WAITS = "waits in "
 FRAMEWORKS = ("/torch/", "/lightning/", "/threading.py")
-"""Parts of the paths of files whose lines say nothing about a hang."""
+"""Parts of the paths of files whose lines do not explain a hang."""
 
 
 class HangGuard(Callback):
@@ -104,11 +104,11 @@ class HangGuard(Callback):
             found: dict[int, tuple[str, str]] = {}
             for other in range(world_size):
                 known = store.check([str(other)])
-                host, _, place = store.get(str(other)).decode().partition("\n") if known else ("", "", "")
-                found[other] = (host, place)
+                host, _, location = store.get(str(other)).decode().partition("\n") if known else ("", "", "")
+                found[other] = (host, location)
             line = report(found, self._step, timedelta(seconds=self.seconds))
             store.set(f"{rank} has read", "")
-            others = [f"{other} has read" for other, (_, place) in found.items() if place]
+            others = [f"{other} has read" for other, (_, location) in found.items() if location]
             end = time.monotonic() + 5 * grace
             # Process 0 may hold the store, so it ends last.
             while rank == 0 and not store.check(others) and time.monotonic() < end:
@@ -124,28 +124,28 @@ def where(thread: int) -> str:
     stack = traceback.extract_stack(sys._current_frames()[thread])
     # Innermost first: the operation is the first function of torch.distributed that is a collective or waits for one.
     own = next((f for f in reversed(stack) if not any(name in f.filename for name in FRAMEWORKS)), stack[-1])
-    place = f"{own.name}, {own.filename}:{own.lineno}"
+    location = f"{own.name}, {own.filename}:{own.lineno}"
     operation = next((f.name for f in reversed(stack) if f.filename.endswith("distributed_c10d.py")), None)
     if operation is None:
         operation = next((f.name for f in reversed(stack) if "torch/distributed" in f.filename), None)
     if operation is None and "torch/autograd" in stack[-1].filename:
         operation = "the backward pass"  # runs below Python, as do the collectives of DDP and FSDP2 in it
-    return f"{WAITS}{operation} ({place})" if operation is not None else place
+    return f"{WAITS}{operation} ({location})" if operation is not None else location
 
 
 def report(found: dict[int, tuple[str, str]], step: int, waited: timedelta) -> str:
     """Return one line that names the processes that hold up a run.
 
     Args:
-        found: host and place (`where`) of each process; empty texts: it did not answer.
+        found: host and code location (`where`) of each process; empty texts: it did not answer.
         step: last step that ended.
         waited: time since then.
     """
-    waiting = {rank: place for rank, (_, place) in found.items() if place.startswith(WAITS)}
-    operations = sorted({place.removeprefix(WAITS) for place in waiting.values()})
+    waiting = {rank: location for rank, (_, location) in found.items() if location.startswith(WAITS)}
+    operations = sorted({location.removeprefix(WAITS) for location in waiting.values()})
     culprits = [
-        f"process {rank}" + (f" on {host} is in {place}" if place else " does not answer")
-        for rank, (host, place) in found.items()
+        f"process {rank}" + (f" on {host} is in {location}" if location else " does not answer")
+        for rank, (host, location) in found.items()
         if rank not in waiting
     ]
     text = f"no step has ended for {waited}, after step {step}: "

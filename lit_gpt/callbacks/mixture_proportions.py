@@ -97,11 +97,11 @@ class MixtureProportions(Callback):
             return
         wanted = mixture.wanted(total)
         values: dict[str, float] = {}
-        for place, name in enumerate(mixture.names):
-            values[f"mixture/{name}"] = (now[place] - self._before[place]) / latest
-            values[f"mixture_total/{name}"] = now[place] / total
+        for position, name in enumerate(mixture.names):
+            values[f"mixture/{name}"] = (now[position] - self._before[position]) / latest
+            values[f"mixture_total/{name}"] = now[position] / total
             values[f"mixture_wanted/{name}"] = wanted[name] / total
-            values[f"mixture_epochs/{name}"] = now[place] / mixture.num_windows[place]
+            values[f"mixture_epochs/{name}"] = now[position] / mixture.num_windows[position]
         self._before, self.latest = now, values
         for logger in trainer.loggers:
             logger.log_metrics(values, step=step)

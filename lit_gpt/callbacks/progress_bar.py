@@ -114,14 +114,14 @@ class TokenProgressBar(ProgressBar):
             self._bar.set_postfix_str("  ".join(shown), refresh=False)
             self._bar.refresh()
             return
-        place = f"step {step:,}"
+        position = f"step {step:,}"
         if self._total is not None:
-            place += f"/{self._total:,} ({step / max(1, self._total):.0%})"
+            position += f"/{self._total:,} ({step / max(1, self._total):.0%})"
             done = step - self._first_step
             if done > 0 and step < self._total:
                 left = (self._total - step) * (now - self._start) / done
                 shown.append(f"{clock_time(left)} left")
-        self._line(f"{place}  {'  '.join(shown)}")
+        self._line(f"{position}  {'  '.join(shown)}")
 
     # ---- validation, test and prediction ----------------------------------------------------------------------
 

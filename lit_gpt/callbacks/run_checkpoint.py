@@ -40,10 +40,10 @@ def superfluous(
     A damaged checkpoint does not count, so a complete one is never deleted in its favor.
     """
     complete = 0
-    for place, path in enumerate(newest_first):
+    for position, path in enumerate(newest_first):
         complete += is_complete(path)
         if complete == keep_last:
-            return [path for path in newest_first[place + 1 :] if path.name != best]
+            return [path for path in newest_first[position + 1 :] if path.name != best]
     return []
 
 

@@ -150,6 +150,6 @@ class SampleAnswers(SampleText):
         # No stop token: the model must run equally often on every process. Text after the answer is cut off.
         inputs = torch.tensor([ids], device=device)
         new = generate(model, inputs, self.max_new_tokens, **self.sampling)[0, len(ids) :].tolist()
-        stops = [place for place, token in enumerate(new) if token in self._renderer.stop_ids]
+        stops = [position for position, token in enumerate(new) if token in self._renderer.stop_ids]
         answer = self._renderer.tokenizer.decode(new[: stops[0]] if stops else new)
         return answer if stops else f"{answer} [...]"

@@ -208,7 +208,7 @@ def read_peft_folder(path: Path) -> SavedAdapter:
 
 
 def hf_layer_names(config: GPTConfig) -> dict[str, str]:
-    """Return lit_gpt's layer name → Hugging Face's, for layers whose weight is the same tensor in both."""
+    """Return a map from lit_gpt's layer names to Hugging Face's, for layers whose weight is the same tensor in both."""
     entries = get_family(config.family).entries(config)
     same = {e.local[0]: e.file[0] for e in entries if len(e.local) == len(e.file) == 1 and not e.transforms}
     return {

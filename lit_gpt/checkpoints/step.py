@@ -230,21 +230,21 @@ def _without_shared_memory(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     seen: set[tuple[torch.device, int]] = set()
     result = {}
     for name, tensor in tensors.items():
-        place = (tensor.device, tensor.untyped_storage().data_ptr())
-        result[name] = tensor.clone() if tensor.numel() and place in seen else tensor
-        seen.add(place)
+        storage = (tensor.device, tensor.untyped_storage().data_ptr())
+        result[name] = tensor.clone() if tensor.numel() and storage in seen else tensor
+        seen.add(storage)
     return result
 
 
 # ------------------------------------------------------------------ plain data
 
 
-def to_plain(value: Any, place: str = "checkpoint") -> Any:
+def to_plain(value: Any, where: str = "checkpoint") -> Any:
     """Return a copy of `value` that `torch.load(weights_only=True)` can load; tensors are shared, not copied.
 
     Args:
         value: nested dicts, lists, tuples and sets of scalars and tensors.
-        place: location of `value` in error messages; keys and indices are appended to it.
+        where: location of `value` in error messages; keys and indices are appended to it.
 
     Raises:
         UserError: a nested value has no plain form; the message names its location.
@@ -253,40 +253,40 @@ def to_plain(value: Any, place: str = "checkpoint") -> Any:
     if kind in _SCALARS or kind in _PLAIN_TYPES:
         return value
     if isinstance(value, Tensor):
-        return _plain_tensor(value, place)
+        return _plain_tensor(value, where)
     if isinstance(value, enum.Enum):
-        return to_plain(value.value, place)
+        return to_plain(value.value, where)
     if isinstance(value, PurePath):
         return str(value)
     if isinstance(value, np.generic):
-        return to_plain(value.item(), place)
+        return to_plain(value.item(), where)
     if isinstance(value, Mapping):
-        items = ((_plain_key(key, place), to_plain(item, f"{place}[{key!r}]")) for key, item in value.items())
+        items = ((_plain_key(key, where), to_plain(item, f"{where}[{key!r}]")) for key, item in value.items())
         return kind(items) if kind is OrderedDict else Counter(dict(items)) if kind is Counter else dict(items)
     if isinstance(value, list | tuple):  # a named tuple becomes a tuple, since loading its class would need an import
-        items_ = [to_plain(item, f"{place}[{i}]") for i, item in enumerate(value)]
+        items_ = [to_plain(item, f"{where}[{i}]") for i, item in enumerate(value)]
         return items_ if isinstance(value, list) else tuple(items_)
     if kind is set:
-        return {to_plain(item, f"{place}{{...}}") for item in value}
+        return {to_plain(item, f"{where}{{...}}") for item in value}
     for base in (int, float, str):  # a subclass of a scalar
         if isinstance(value, base):
             return base(value)
     raise UserError(
-        f"{place} is a {kind.__module__}.{kind.__qualname__}, which cannot be checkpointed: a checkpoint holds plain "
+        f"{where} is a {kind.__module__}.{kind.__qualname__}, which cannot be checkpointed: a checkpoint holds plain "
         "data and tensors only, so that loading it never runs code. Save numbers, strings, lists, dicts or tensors "
         "instead, or leave it out (save_hyperparameters(ignore=[...]), state_dict of the callback or DataModule)"
     )
 
 
-def _plain_key(key: Any, place: str) -> Any:
-    return to_plain(key, f"the key {key!r} of {place}")
+def _plain_key(key: Any, where: str) -> Any:
+    return to_plain(key, f"the key {key!r} of {where}")
 
 
-def _plain_tensor(value: Tensor, place: str) -> Tensor:
+def _plain_tensor(value: Tensor, where: str) -> Tensor:
     if type(value) in (Tensor, nn.Parameter) or type(value) in torch.serialization.get_safe_globals():
         return value
     raise UserError(
-        f"{place} is a {type(value).__module__}.{type(value).__qualname__}, a tensor subclass that a checkpoint cannot "
+        f"{where} is a {type(value).__module__}.{type(value).__qualname__}, a tensor subclass that a checkpoint cannot "
         "load back; save a plain tensor (full_tensor() of a sharded one)"
     )
 
@@ -400,9 +400,9 @@ def join_optimizers(tensors: dict[str, Any], states: list[dict[str, Any]]) -> li
 def saved_tensors(shards: Path) -> dict[tuple[str, ...], tuple[torch.Size, torch.dtype]]:
     """Return shape and dtype of each tensor by its path, such as `("optimizer_0", "model.wte.weight", "exp_avg")`."""
     metadata = ShardReader(shards).read_metadata()
-    places = metadata.planner_data or {}
+    paths = metadata.planner_data or {}
     return {
-        places.get(name, (name,)): (entry.size, entry.properties.dtype)
+        paths.get(name, (name,)): (entry.size, entry.properties.dtype)
         for name, entry in metadata.state_dict_metadata.items()
         if isinstance(entry, TensorStorageMetadata)
     }
@@ -414,7 +414,7 @@ def join_parameters(states: list[dict[str, Any]], order: Mapping[str, int]) -> d
     Args:
         states: state of each process, by parameter name (`by_name`); groups of the same name (without one: of the same
             options) are one group.
-        order: place of each name in the whole model. Parameters of a group come in this order, and groups in that of
+        order: index of each name in the whole model. Parameters of a group come in this order, and groups in that of
             the processes, as if one process had all parameters.
     """
 

@@ -18,7 +18,7 @@ from lit_gpt.errors import UserError
 from lit_gpt.pages.text import human_bytes
 
 
-def say(line: str) -> None:
+def print_status(line: str) -> None:
     """Print one line for the user on stderr, where the progress bars are."""
     print(line, file=sys.stderr, flush=True)
 
@@ -49,7 +49,7 @@ def exclusive(path: Path, purpose: str, announce: bool = True) -> Iterator[None]
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if announce:
-                say(f"another process is {purpose}; waiting for it ({path})")
+                print_status(f"another process is {purpose}; waiting for it ({path})")
             fcntl.flock(file, fcntl.LOCK_EX)
         try:
             yield

@@ -31,10 +31,10 @@ def uniform(digest: bytes) -> float:
 
 def choose_split(digest: bytes, val_fraction: float, test_fraction: float) -> SplitName:
     """Return the split of the document with this hash."""
-    place = uniform(digest)
-    if place < val_fraction:
+    position = uniform(digest)
+    if position < val_fraction:
         return "val"
-    return "test" if place >= 1.0 - test_fraction else "train"
+    return "test" if position >= 1.0 - test_fraction else "train"
 
 
 def check_fractions(val_fraction: float, test_fraction: float) -> None:

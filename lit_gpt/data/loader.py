@@ -347,14 +347,14 @@ class WindowSteps(StepSource):
 
     def _locate(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the parts and starts of this rank's windows in a step: (share,) int64 each."""
-        block, place = divmod(step, BLOCK_STEPS)
+        block, position = divmod(step, BLOCK_STEPS)
         if block != self._block:
             first = block * BLOCK_STEPS
             steps = BLOCK_STEPS if self.end is None else min(BLOCK_STEPS, self.end - first)
             parts, starts = self.order.locate(self._samples(first, steps).reshape(-1))
             self._parts, self._starts = parts.reshape(steps, self.share), starts.reshape(steps, self.share)
             self._block = block
-        return self._parts[place], self._starts[place]
+        return self._parts[position], self._starts[position]
 
     def identity(self) -> dict[str, Any]:
         """Return the order's identity and the global batch size."""

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lit_gpt.data.cache import check_disk_space, exclusive, say, write_atomic, write_json
+from lit_gpt.data.cache import check_disk_space, exclusive, print_status, write_atomic, write_json
 from lit_gpt.data.corpus_spec import Admitted, CorpusSpec, Reading
 from lit_gpt.data.records import SPLITS, SplitName, corpus_fingerprint, total_bytes
 from lit_gpt.data.shard_writer import SHARD_TOKENS, SplitWriter, remove_progress_records
@@ -130,7 +130,7 @@ def _is_complete(folder: Path, spec: CorpusSpec) -> bool:
     try:
         corpus = TokenCorpus(folder)
     except UserError as error:
-        say(f"{error}; preparing it again")
+        print_status(f"{error}; preparing it again")
         return False
     skipped = corpus.manifest["num_skipped"]
     if skipped and spec.on_bad_input == "error":
@@ -182,13 +182,13 @@ def _fill(
     counts = ", ".join(
         f"{name} {sum(done.shard.num_tokens for done in writer.finished):,}" for name, writer in writers.items()
     )
-    say(f"corpus: {human_bytes(text_bytes)} of text, tokens: {counts}; {seconds:.1f} s, stored in {folder}")
+    print_status(f"corpus: {human_bytes(text_bytes)} of text, tokens: {counts}; {seconds:.1f} s, stored in {folder}")
     bad = reading.bad_input
     if bad.num_skipped:
         more = f" and {bad.num_skipped - 5} more" if bad.num_skipped > 5 else ""
-        say(f"skipped {bad.num_skipped} records that could not be read: {'; '.join(bad.named[:5])}{more}")
+        print_status(f"skipped {bad.num_skipped} records that could not be read: {'; '.join(bad.named[:5])}{more}")
     for note in bad.encoding_notes():
-        say(note)
+        print_status(note)
 
 
 def _encoded(

@@ -105,11 +105,11 @@ class WindowSampler:
         Returns:
             (n,) int64 in [0, num_tokens).
         """
-        epochs, places = np.divmod(samples, self.num_windows)
+        epochs, positions = np.divmod(samples, self.num_windows)
         starts = np.empty(len(samples), dtype=np.int64)
         for epoch in range(int(epochs[0]), int(epochs[-1]) + 1) if len(samples) else ():
             chosen = epochs == epoch
-            windows = permute(places[chosen], self.num_windows, hash_integers(self.seed, epoch, 0))
+            windows = permute(positions[chosen], self.num_windows, hash_integers(self.seed, epoch, 0))
             offset = hash_integers(self.seed, epoch, 1) % self.num_tokens
             starts[chosen] = (offset + windows * self.block_size) % self.num_tokens
         return starts
@@ -144,24 +144,24 @@ class RowSampler:
         size = self.global_batch_size
         if self.lengths is None:
             return self._shuffled(np.arange(step * size, (step + 1) * size, dtype=np.int64))
-        group, place = divmod(step, self.group_steps)
+        group, position = divmod(step, self.group_steps)
         if group != self._group:
             first = group * self.group_steps * size
-            places = np.arange(first, first + self.group_steps * size, dtype=np.int64)
-            samples = self._shuffled(places)
+            positions = np.arange(first, first + self.group_steps * size, dtype=np.int64)
+            samples = self._shuffled(positions)
             # If a group extends into the next epoch, sort each epoch's part separately; otherwise two copies of one row
             # could be in the same step.
-            by_length = np.lexsort((-self.lengths[samples], places // self.num_samples))
+            by_length = np.lexsort((-self.lengths[samples], positions // self.num_samples))
             samples = samples[by_length].reshape(self.group_steps, size)
             key = hash_integers(self.seed, group, 2)
             self._grouped = samples[permute(np.arange(self.group_steps), self.group_steps, key)]
             self._group = group
-        return self._grouped[place]
+        return self._grouped[position]
 
     def _shuffled(self, positions: np.ndarray) -> np.ndarray:
-        epochs, places = np.divmod(positions, self.num_samples)
+        epochs, indices = np.divmod(positions, self.num_samples)
         samples = np.empty(len(positions), dtype=np.int64)
         for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
             chosen = epochs == epoch
-            samples[chosen] = permute(places[chosen], self.num_samples, hash_integers(self.seed, epoch, 0))
+            samples[chosen] = permute(indices[chosen], self.num_samples, hash_integers(self.seed, epoch, 0))
         return samples

@@ -140,11 +140,11 @@ class TokenSplit:
             raise IndexError(f"document {index} of {self.num_documents}")
         number = bisect_right(self._document_ends, index)
         shard = self.shards[number]
-        place = index - self._document_ends[number] + shard.num_documents
+        position = index - self._document_ends[number] + shard.num_documents
         records = self._map(shard.documents, DOCUMENT)
-        record = records[place]
+        record = records[position]
         offset = int(record["offset"])
-        end = int(records[place + 1]["offset"]) if place + 1 < len(records) else shard.num_tokens
+        end = int(records[position + 1]["offset"]) if position + 1 < len(records) else shard.num_tokens
         return DocumentSpan(
             start=self._token_ends[number] - shard.num_tokens + offset,
             num_tokens=end - offset - 1,
@@ -161,8 +161,8 @@ class TokenSplit:
         shard = self.shards[number]
         offsets = self._map(shard.documents, DOCUMENT)["offset"]
         inside = position - self._token_ends[number] + shard.num_tokens
-        place = int(np.searchsorted(offsets, inside, side="right")) - 1
-        return self._document_ends[number] - shard.num_documents + place
+        index = int(np.searchsorted(offsets, inside, side="right")) - 1
+        return self._document_ends[number] - shard.num_documents + index
 
     def document_lengths(self) -> np.ndarray:
         """Return the number of tokens of every document, without separators: (num_documents,) int64."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lit_gpt.atomic import atomic_folder
 from lit_gpt.data.bpe import Pattern, check_vocab_size, train_bpe
-from lit_gpt.data.cache import exclusive, say
+from lit_gpt.data.cache import exclusive, print_status
 from lit_gpt.data.corpus_spec import CorpusSpec, training_texts
 from lit_gpt.data.records import corpus_fingerprint, total_bytes
 from lit_gpt.data.tokenizers import Tokenizer
@@ -79,7 +79,7 @@ def prepare_tokenizer(
         with atomic_folder(folder) as unfinished:
             tokenizer.save(unfinished)
         seconds = time.monotonic() - began
-        say(f"tokenizer: {tokenizer.vocab_size} entries trained in {seconds:.1f} s, stored in {folder}")
+        print_status(f"tokenizer: {tokenizer.vocab_size} entries trained in {seconds:.1f} s, stored in {folder}")
     return folder
 
 

@@ -212,7 +212,9 @@ def table(measures: Sequence[TokenizerMeasure]) -> str:
         rows.append(row)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
-        "  ".join(cell.ljust(width) if place == 0 else cell.rjust(width) for place, (cell, width) in enumerate(cells))
+        "  ".join(
+            cell.ljust(width) if position == 0 else cell.rjust(width) for position, (cell, width) in enumerate(cells)
+        )
         for cells in (list(zip(row, widths, strict=True)) for row in rows)
     ]
     legend = ["by source: bytes per token | tokens per word"] if several else []

@@ -17,7 +17,7 @@ import torch
 from lightning import LightningDataModule
 
 from lit_gpt.checks import check_at_least
-from lit_gpt.data.cache import say
+from lit_gpt.data.cache import print_status
 from lit_gpt.data.evaluation_loader import AlternatingLoader, OrderedLoader
 from lit_gpt.data.loader import StepLoader, StepSource, check_batch_sizes
 from lit_gpt.data_info import DataInfo, read_sample_rank
@@ -192,7 +192,7 @@ class StepDataModule(LightningDataModule):
         if size != self.global_batch_size and self.micro_batch_size == "auto":
             self.global_batch_size = size
             if self.trainer is None or self.trainer.is_global_zero:
-                say(
+                print_status(
                     f"global_batch_size: {size}, because an epoch has {counted(num_samples, 'sequence')}; set it "
                     "explicitly to choose another size"
                 )

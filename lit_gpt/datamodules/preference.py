@@ -8,7 +8,7 @@ import torch
 
 from lit_gpt.batch import Batch
 from lit_gpt.data.batches import RowBatchBuilder
-from lit_gpt.data.cache import say
+from lit_gpt.data.cache import print_status
 from lit_gpt.data.instructions import InstructionEncoder, PreferenceEncoder, conversation_of
 from lit_gpt.data.instructions.encoder import as_context, prompt_key
 from lit_gpt.data.instructions.stdlib import StdlibPreferences
@@ -122,7 +122,7 @@ class FeedbackDataModule(RowDataModule):
         super().__init__(**kwargs)
 
     def prepare_data(self) -> None:
-        """Encode the rows, and say how many answers are good and bad: with only one kind there is little to learn."""
+        """Encode the rows, and print how many answers are good and bad: with only one kind, little can be learned."""
         super().prepare_data()
         assert self._folder is not None
         labels = RowStore(self._folder).split("train").number("desirable")
@@ -130,7 +130,7 @@ class FeedbackDataModule(RowDataModule):
         missing = (
             "" if good and bad else f"; KTO learns from the difference to {'bad' if good else 'good'} ones: add some"
         )
-        say(f"labels: {good:,} good, {bad:,} bad{missing}")
+        print_status(f"labels: {good:,} good, {bad:,} bad{missing}")
 
     def encoder(self) -> FeedbackEncoder:
         """Return the encoder of a labeled answer."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from lit_gpt.batch import Batch
 from lit_gpt.checks import check_above
-from lit_gpt.data.cache import say
+from lit_gpt.data.cache import print_status
 from lit_gpt.data.evaluation_loader import AlternatingLoader, TokenLoader
 from lit_gpt.data.loader import Mixture, corpus_samplers
 from lit_gpt.data.mixture import (
@@ -207,10 +207,10 @@ class MixtureDataModule(WindowDataModule):
         for number, segment in enumerate(segments):
             if 3 <= number < len(segments) - 2 and len(segments) > 6:  # intermediate steps of a gradual change
                 if number == 3:
-                    say("mixture …")
+                    print_status("mixture …")
                 continue
             shares = ", ".join(f"{n} {100 * w:.4g} %" for n, w in zip(self.names, segment.weights, strict=True))
-            say(f"mixture from step {segment.start // self.global_batch_size:,}: {shares}")
+            print_status(f"mixture from step {segment.start // self.global_batch_size:,}: {shares}")
 
     def _check_length(self) -> None:
         """Raise a `UserError` if the run is longer than the epoch caps allow."""

@@ -17,7 +17,7 @@ from lit_gpt.batch import Batch
 from lit_gpt.cache_dir import find_cache_dir, make_cache_dir
 from lit_gpt.checkpoints.resolve import check_folder_or_hub
 from lit_gpt.data.batches import RowBatchBuilder
-from lit_gpt.data.cache import say
+from lit_gpt.data.cache import print_status
 from lit_gpt.data.chat import ChatRenderer
 from lit_gpt.data.evaluation_loader import OrderedLoader
 from lit_gpt.data.instructions import LongRows, chat_tokenizer
@@ -184,7 +184,7 @@ class RowDataModule(StepDataModule):
         make_cache_dir(self.cache_dir)
         keep_tokenizer(self.chat_tokenizer, self.cache_dir)
         if self.new_tokens:
-            say(f"tokenizer: added {', '.join(self.new_tokens)} for the chat template")
+            print_status(f"tokenizer: added {', '.join(self.new_tokens)} for the chat template")
         fractions = (self.val_fraction, self.test_fraction)
         self._folder = prepare_rows(self.row_sources(), self.encoder(), self.cache_dir, *fractions, self.on_bad_input)
 

@@ -107,8 +107,8 @@ def bootstrap_mean(
         return _studentised(numbers, np.ones_like(numbers), seed, num_resamples, level, bounds, "bootstrap over items")
     if len(clusters) != len(numbers):
         raise ValueError(f"{len(numbers)} values and {len(clusters)} clusters; each item belongs to one")
-    _, places = np.unique([str(cluster) for cluster in clusters], return_inverse=True)
-    sums, sizes = np.bincount(places, numbers), np.bincount(places).astype(np.float64)
+    _, positions = np.unique([str(cluster) for cluster in clusters], return_inverse=True)
+    sums, sizes = np.bincount(positions, numbers), np.bincount(positions).astype(np.float64)
     return _studentised(sums, sizes, seed, num_resamples, level, bounds, "bootstrap over clusters")
 
 

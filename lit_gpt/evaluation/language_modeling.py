@@ -106,9 +106,9 @@ class PositionLosses:
 
     def add(self, num_context: int, logprobs: Sequence[float]) -> None:
         """Add a window: its first target is predicted from `num_context` tokens, the next from one more."""
-        places = slice(num_context, num_context + len(logprobs))
-        self._sums[places] -= logprobs
-        self._counts[places] += 1
+        positions = slice(num_context, num_context + len(logprobs))
+        self._sums[positions] -= logprobs
+        self._counts[positions] += 1
 
     def chart(self) -> Chart:
         """Return the mean loss in bins that widen with the context."""

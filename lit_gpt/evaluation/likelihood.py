@@ -106,7 +106,12 @@ def _with_spaces_moved(context: str, continuation: str) -> tuple[str, str]:
 
 
 def read_tokens(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, places: np.ndarray, targets: np.ndarray, softcap: float | None
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    requested: np.ndarray,
+    targets: np.ndarray,
+    softcap: float | None,
 ) -> tuple[Tensor, Tensor]:
     """Return the log-probability (M,) float32 of each target, and whether it is the most probable token (M,) bool.
 
@@ -116,12 +121,12 @@ def read_tokens(
         hidden: (N, C) final hidden states.
         weight: (V, C) weight of the LM head.
         bias: (V,) bias of the LM head, or None.
-        places: (M,) rows of `hidden`. Branches of a tree may request several tokens at one position, for which the head
-            runs once.
+        requested: (M,) rows of `hidden` to read. Branches of a tree may request several tokens at one position, for
+            which the head runs once.
         targets: (M,) token ids.
         softcap: Logits z become cap · tanh(z / cap).
     """
-    unique, which = np.unique(places, return_inverse=True)
+    unique, which = np.unique(requested, return_inverse=True)
     rows, of_row, wanted = (torch.from_numpy(x).to(hidden.device) for x in (unique, which, targets))
     order = np.argsort(which, kind="stable")
     size = default_chunk_size(hidden, weight)
@@ -327,14 +332,16 @@ class LogLikelihoods:
         """Run one forward; return number and result of each text in it."""
         part = TreesPart(self.model.config, trees, prefix, self._device)
         asked = [
-            (number, row * part.width + places) for row, tree in enumerate(trees) for number, places in tree.predictions
+            (number, row * part.width + positions)
+            for row, tree in enumerate(trees)
+            for number, positions in tree.predictions
         ]
-        places = np.concatenate([places for _, places in asked])
+        positions = np.concatenate([positions for _, positions in asked])
         targets = np.concatenate([texts[number].targets for number, _ in asked]).astype(np.int64)
         read: list[tuple[Tensor, Tensor]] = []
 
         def head(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-            read.append(read_tokens(hidden[0], weight, bias, places, targets, self.model.config.logit_softcap))
+            read.append(read_tokens(hidden[0], weight, bias, positions, targets, self.model.config.logit_softcap))
 
         self._forward(part, trees, head)
         logprobs, greedy = read[0]

@@ -165,8 +165,8 @@ def _tree(texts: Sequence[ScoredText], numbers: Sequence[int], start: int) -> Tr
     before: ScoredText | None = None
     for text, number in zip(texts, numbers, strict=True):
         kept = 0 if before is None else max(_common(before, text) - start, 0)
-        for place in path[kept:]:  # the branch of the previous text ends here: no later token attends to it
-            ends[place] = len(ids)
+        for position in path[kept:]:  # the branch of the previous text ends here: no later token attends to it
+            ends[position] = len(ids)
         added = text.ids[start + kept :]
         path = np.concatenate((path[:kept], np.arange(len(ids), len(ids) + len(added))))
         ids += added.tolist()
@@ -174,8 +174,8 @@ def _tree(texts: Sequence[ScoredText], numbers: Sequence[int], start: int) -> Tr
         ends += [-1] * len(added)
         predictions.append((number, path[text.first - start :]))
         before = text
-    for place in path:  # the last text's tokens are visible up to the end
-        ends[place] = len(ids)
+    for position in path:  # the last text's tokens are visible up to the end
+        ends[position] = len(ids)
     return Tree(np.array(ids), np.array(positions), np.array(ends), tuple(predictions))
 
 
@@ -236,8 +236,8 @@ class TreesPart(Part):
         before = torch.arange(self.prefix_length, device=device).expand(len(self.ids), -1)
         keys = torch.cat((before, self.positions), dim=1)  # (B, S)
         mask = additive_mask(self.config, self.positions[:, :, None], keys[:, None], window, dtype)
-        place = torch.arange(self.width, device=device)
-        follows = (place[None] <= place[:, None]) & (place[:, None] < self._ends[:, None])  # (B, T, T)
+        position = torch.arange(self.width, device=device)
+        follows = (position[None] <= position[:, None]) & (position[:, None] < self._ends[:, None])  # (B, T, T)
         follows |= torch.eye(self.width, dtype=torch.bool, device=device)
         sees = torch.nn.functional.pad(follows, (self.prefix_length, 0), value=True)
         return mask.masked_fill(~sees.unsqueeze(1), -math.inf)

@@ -70,8 +70,8 @@ class Texts:
     format: FileFormat | None = None
 
     def __post_init__(self) -> None:
-        places = {"files": self.files, "stdlib": self.stdlib, "corpus": self.corpus, "hub": self.hub}
-        given = [name for name, value in places.items() if value]
+        sources = {"files": self.files, "stdlib": self.stdlib, "corpus": self.corpus, "hub": self.hub}
+        given = [name for name, value in sources.items() if value]
         if len(given) != 1:
             what = f"{' and '.join(given)} are given" if given else "nothing is given"
             raise UserError(f"texts come from one of files, stdlib, corpus and hub; {what}")
@@ -241,16 +241,16 @@ def training_texts(subject: Subject, training: Texts | None, held_out: Texts | N
     if kind == "PreparedDataModule":
         corpus = str(options["path"])
         return TrainingTexts(Texts(corpus=corpus, split="train"), Texts(corpus=corpus, split="val"))
-    place: dict[str, Any]
+    source: dict[str, Any]
     if kind == "StdlibDataModule":
-        place = {"stdlib": True}
+        source = {"stdlib": True}
     elif kind == "TextDataModule" and not any(options.get(x) for x in ("datasets", "val_files", "test_files")):
-        place = {name: options[name] for name in ("files", "text_field", "document_separator") if name in options}
+        source = {name: options[name] for name in ("files", "text_field", "document_separator") if name in options}
     else:
         return None
-    place |= {name: float(options.get(name, 0.0)) for name in _FRACTIONS}
-    held = Texts(**place, split="val") if place["val_fraction"] else None
-    return TrainingTexts(Texts(**place, split="train"), held)
+    source |= {name: float(options.get(name, 0.0)) for name in _FRACTIONS}
+    held = Texts(**source, split="val") if source["val_fraction"] else None
+    return TrainingTexts(Texts(**source, split="train"), held)
 
 
 def unknown_training(name: str, title: str) -> Result:

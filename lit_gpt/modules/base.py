@@ -99,7 +99,7 @@ class GPTModule(LightningModule):
     loss_sums_tokens = False
     """Whether `loss` is a sum of terms, one per token, that depend on other tokens only through the model, and calls
     `self(batch, ...)` once, with the batch that it gets; then context parallelism may divide rows over processes, and a
-    pipeline may divide layers. A class with a `loss` of its own says so for itself."""
+    pipeline may divide layers. A subclass with its own `loss` must set this itself."""
     is_language_model_loss = True
     """Whether the loss is in nats per token, so that perplexity and bits per byte are meaningful."""
 

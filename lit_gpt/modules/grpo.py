@@ -212,7 +212,7 @@ class GRPOModule(GPTModule):
         assert first["update"] == self._next_update, "the data and the rollouts are out of sync"
         self._next_update = (first["update"] + 1) % first["num_updates"]
         self._log_rollout()
-        answers = [answer for place in range(start, start + len(groups)) for answer in self._groups[place]]
+        answers = [answer for position in range(start, start + len(groups)) for answer in self._groups[position]]
         rollouts: list[Batch] = list(self._batches(answers))
         return super().training_step(rollouts, batch_idx)
 
@@ -287,7 +287,7 @@ class GRPOModule(GPTModule):
         learned = [answer for answer in answers if self._has_gradient(answer)]
         # If there is nothing to learn, use a prompt without a completion: under DDP every rank needs a backward pass.
         parts = chunks(learned, self.completions_per_forward) or [[Answer(answers[0].ids, len(answers[0].ids))]]
-        return [rollout_batch(part, loss, self.device, 0 if place else units) for place, part in enumerate(parts)]
+        return [rollout_batch(part, loss, self.device, 0 if position else units) for position, part in enumerate(parts)]
 
     def _has_gradient(self, answer: Answer) -> bool:
         return answer.counts and (answer.advantage != 0 or self.uses_reference)
@@ -344,17 +344,17 @@ class GRPOModule(GPTModule):
     def _sums_of(self, samples: Sequence[Sample], rated: Rated) -> dict[str, float]:
         """Return the sums of all metrics, and the numbers of `answers` and of `rated` ones."""
         sums = dict.fromkeys((*self._measures, "answers", "rated"), 0.0)
-        for place, sample in enumerate(samples):
+        for position, sample in enumerate(samples):
             sums["answers"] += 1
             sums["length"] += sample.num_tokens
             sums["finished"] += sample.finished
-            total = rated.totals[place]
+            total = rated.totals[position]
             if total is None:
                 continue
             sums["rated"] += 1
             sums["reward"] += total
             for name, values in rated.by_name.items():
-                sums[f"reward_{name}"] += values[place] or 0.0
+                sums[f"reward_{name}"] += values[position] or 0.0
         return sums
 
     def _log_measures(self, sums: dict[str, float]) -> None:
@@ -507,7 +507,7 @@ class GRPOModule(GPTModule):
         checkpoint["lit_gpt"]["reference_sha256"] = self.reference.sha256
         if not self._next_update:
             return
-        groups = {place: [answer.to_plain() for answer in group] for place, group in self._groups.items()}
+        groups = {position: [answer.to_plain() for answer in group] for position, group in self._groups.items()}
         sums = torch.tensor(list(self._rollout_sums.values()), device=self.device)
         everyone: list[Any] = [groups]
         if self.data_parallel_size > 1:
@@ -515,7 +515,7 @@ class GRPOModule(GPTModule):
             torch.distributed.all_gather_object(everyone, groups)
         checkpoint["lit_gpt"]["rollout"] = {
             "next_update": self._next_update,
-            "groups": {place: group for part in everyone for place, group in part.items()},
+            "groups": {position: group for part in everyone for position, group in part.items()},
             "sums": dict(zip(self._rollout_sums, self.sum_over_ranks(sums).tolist(), strict=True)),
         }
 
@@ -539,9 +539,9 @@ class GRPOModule(GPTModule):
 def _shown(samples: Sequence[Sample], rated: Rated, count: int, stride: int = 1) -> list[str]:
     """Return the first completions as Markdown, with their rewards."""
     texts = []
-    for place in range(0, len(samples), stride)[: max(count, 0)]:
-        sample = samples[place]
-        parts = {name: values[place] for name, values in rated.by_name.items()}
+    for position in range(0, len(samples), stride)[: max(count, 0)]:
+        sample = samples[position]
+        parts = {name: values[position] for name, values in rated.by_name.items()}
         rewards = ", ".join(f"{name} {'skipped' if v is None else f'{v:.3g}'}" for name, v in parts.items())
         title = f"{sample.where}: {rewards}"
         texts.append(shown_answer(title, sample.prompt[-1]["content"], sample.completion, sample.finished))

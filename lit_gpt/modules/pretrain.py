@@ -36,7 +36,7 @@ class PretrainModule(GPTModule):
     loss_sums_tokens = True
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Assume that a subclass with its own loss does not train multi-token-prediction blocks unless it says so."""
+        """Assume that a subclass with its own loss trains no multi-token-prediction blocks, unless it sets this."""
         super().__init_subclass__(**kwargs)
         if "loss" in vars(cls) and "trains_mtp" not in vars(cls):
             cls.trains_mtp = False

@@ -46,7 +46,7 @@ def histogram(series: Sequence[tuple[str, str, Mapping[str, int]]], unit: str) -
     most = max(values.get(str(bits), 0) for _, _, values in series for bits in bins)
     width = 1.0 / len(series)
     rectangles = []
-    for place, bits in enumerate(bins):
+    for index, bits in enumerate(bins):
         for number, (name, colour, values) in enumerate(series):
             value = values.get(str(bits), 0)
             if value:
@@ -54,7 +54,7 @@ def histogram(series: Sequence[tuple[str, str, Mapping[str, int]]], unit: str) -
                 begin, end = (0 if bits == 0 else 2 ** (bits - 1)), 2**bits - 1
                 rectangles.append(
                     {
-                        "x": place + 0.08 + number * width * 0.84,
+                        "x": index + 0.08 + number * width * 0.84,
                         "y": 100 - height,
                         "width": width * 0.8,
                         "height": height,
@@ -63,7 +63,7 @@ def histogram(series: Sequence[tuple[str, str, Mapping[str, int]]], unit: str) -
                     }
                 )
     every = max(1, -(-len(bins) // 8))  # at most eight labels
-    labels = [_power_of_two(bits) if place % every == 0 else "" for place, bits in enumerate(bins)]
+    labels = [_power_of_two(bits) if index % every == 0 else "" for index, bits in enumerate(bins)]
     return {"rectangles": rectangles, "labels": labels, "num_bins": len(bins), "most": counted(most, "document")}
 
 
@@ -105,9 +105,9 @@ def bar_chart(values: Mapping[str, Any]) -> list[dict[str, Any]]:
     finite = [abs(value) for points in series for value in points if value is not None]
     most = 1.0 if unit else max(finite, default=0.0)
     rows = []
-    for place, name in enumerate(values["x"]):
+    for index, name in enumerate(values["x"]):
         for n, points in enumerate(series):
-            value = points[place]
+            value = points[index]
             label = "-" if value is None else score(value, unit)
             colour = f"--s{n % NUM_COLOURS}"
             length = 0.0 if value is None else abs(value)

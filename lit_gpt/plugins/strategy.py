@@ -584,7 +584,7 @@ class ParallelStrategy(ModelParallelStrategy):
         )
         rest[TIED] = {alias: kept for tied, _ in everyone for alias, kept in tied.items()}
         if "optimizer_states" in rest:
-            order = {f"{PREFIX}{name}": place for place, name in enumerate(self.pipeline.tensor_names)}
+            order = {f"{PREFIX}{name}": position for position, name in enumerate(self.pipeline.tensor_names)}
             by_optimizer = zip(*(states for _, states in everyone), strict=True)
             rest["optimizer_states"] = [join_parameters(list(states), order) for states in by_optimizer]
 

@@ -43,13 +43,13 @@ class RewardModel(Reward):
     def rate(self, samples: Sequence[Sample]) -> list[float]:
         """Return the rewards of many samples, batch by batch."""
         rewards = [self.empty] * len(samples)
-        answered = [place for place, sample in enumerate(samples) if sample.completion.strip()]
+        answered = [position for position, sample in enumerate(samples) if sample.completion.strip()]
         with torch.autocast(self.scorer.score.device.type, enabled=False):
             for start in range(0, len(answered), self.batch_size):
-                places = answered[start : start + self.batch_size]
+                positions = answered[start : start + self.batch_size]
                 conversations = [
-                    [*samples[p].prompt, Message(role="assistant", content=samples[p].completion)] for p in places
+                    [*samples[p].prompt, Message(role="assistant", content=samples[p].completion)] for p in positions
                 ]
-                for place, value in zip(places, self.scorer.rate(conversations), strict=True):
-                    rewards[place] = value
+                for position, value in zip(positions, self.scorer.rate(conversations), strict=True):
+                    rewards[position] = value
         return rewards

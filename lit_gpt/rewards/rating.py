@@ -49,7 +49,7 @@ class Rewards:
                 f"reward_weights is {self.weights} for {len(self.functions)} rewards; give one finite number per reward"
             )
         names = [reward_name(function) for function in self.functions]
-        self.names = [name if names.count(name) == 1 else f"{name}_{place}" for place, name in enumerate(names)]
+        self.names = [name if names.count(name) == 1 else f"{name}_{position}" for position, name in enumerate(names)]
         self.bad_input = BadInput(on_bad_input)
         self._checkers = {
             name: function

@@ -153,20 +153,20 @@ def _scores(tokens: list[str], types: list[int], merges: list[list[str]]) -> lis
     Raises:
         UserError: If merges with the same result are not adjacent, so that no score expresses their order.
     """
-    place: dict[str, int] = {}
+    position: dict[str, int] = {}
     last = ""
     for number, (left, right) in enumerate(merges):
         token = left + right
-        if token in place and token != last:
+        if token in position and token != last:
             raise UserError(
                 f"the merges of this tokenizer that produce {token!r} are not adjacent, so SentencePiece's scores "
                 "cannot express their order; use --format hf"
             )
-        place.setdefault(token, number)
+        position.setdefault(token, number)
         last = token
     never = -float(len(merges) + 1)
     return [
-        0.0 if kind in (BYTE, UNKNOWN, CONTROL) else -float(place[token]) if token in place else never
+        0.0 if kind in (BYTE, UNKNOWN, CONTROL) else -float(position[token]) if token in position else never
         for token, kind in zip(tokens, types, strict=True)
     ]
 

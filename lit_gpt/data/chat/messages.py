@@ -174,17 +174,17 @@ def is_empty(value: object) -> bool:
 
 def _weight(message: Mapping[str, Any], number: int) -> int | None:
     """Return 1 or 0 if a message tells whether it is trained on, else None."""
-    said = {}
+    marks = {}
     for name, learned in _LEARNED.items():
         value = message.get(name)
         if value is None:
             continue
         if isinstance(value, str) or value not in (0, 1):
             raise UserError(f"the {name} of message {number} is {value!r}; it must be 0 (false) or 1 (true)")
-        said[name] = int(value == learned)
-    if len(set(said.values())) > 1:
-        raise UserError(f"message {number} is marked both to be learned and not to be learned ({', '.join(said)})")
-    return next(iter(said.values()), None)
+        marks[name] = int(value == learned)
+    if len(set(marks.values())) > 1:
+        raise UserError(f"message {number} is marked both to be learned and not to be learned ({', '.join(marks)})")
+    return next(iter(marks.values()), None)
 
 
 def _text(content: object, number: int) -> str:

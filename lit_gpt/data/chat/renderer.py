@@ -123,10 +123,10 @@ class ChatRenderer:
         for last in reversed(chosen):
             cuts = []
             notes: tuple[str, ...] = ()
-            for place, (answer, is_learned) in enumerate(answers):
+            for position, (answer, is_learned) in enumerate(answers):
                 if last.text.startswith(answer.text):
-                    mine = is_learned and place not in taken
-                    taken.add(place)
+                    mine = is_learned and position not in taken
+                    taken.add(position)
                     cuts += [(*span, mine) for span in answer.spans]
                     notes += tuple(note for note in answer.notes if mine and note not in notes)
             renderings.append(self._tokens(last.text, cuts, guard)._replace(notes=notes))
@@ -228,8 +228,8 @@ class ChatRenderer:
             jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError,
         ) as error:  # fmt: skip
             raise UserError(f"the chat template ({self.template.name}) does not render: {_reason(error)}") from error
-        texts, places = result
-        return texts[0], list(places[0]) if marks else []
+        texts, positions = result
+        return texts[0], list(positions[0]) if marks else []
 
     def _accepted_form(self, message: Message) -> dict[str, Any]:
         """Return a message with contents and tool calls in the form that the template accepts."""

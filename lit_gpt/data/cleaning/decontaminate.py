@@ -80,10 +80,10 @@ class BenchmarkIndex:
         numbers: Counter[tuple[int, int]] = Counter()
         for length, runs in self.runs.items():
             own = n_gram_hashes(hashes, length)
-            places = np.searchsorted(runs.hashes, own)
-            places[places == len(runs.hashes)] = 0
-            for at in np.flatnonzero(runs.hashes[places] == own):
-                key = int(runs.files[places[at]]), int(runs.records[places[at]])
+            positions = np.searchsorted(runs.hashes, own)
+            positions[positions == len(runs.hashes)] = 0
+            for at in np.flatnonzero(runs.hashes[positions] == own):
+                key = int(runs.files[positions[at]]), int(runs.records[positions[at]])
                 numbers[key] += 1
                 found[key] = min(found.get(key, (int(at), length)), (int(at), length))
         return [

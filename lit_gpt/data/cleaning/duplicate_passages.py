@@ -90,8 +90,8 @@ class DuplicateLines(CorpusTransform):
             return document
         lines = document.text.split("\n")
         hashes = line_hashes(lines, self.min_chars)
-        places = np.minimum(np.searchsorted(self._frequent, hashes), len(self._frequent) - 1)
-        frequent = self._frequent[places] == hashes
+        positions = np.minimum(np.searchsorted(self._frequent, hashes), len(self._frequent) - 1)
+        frequent = self._frequent[positions] == hashes
         number = int(frequent.sum())
         if not number:
             return document
@@ -199,24 +199,20 @@ def cut_words(text: str, spans: list[tuple[int, int]]) -> str:
         spans: (first word, word after the last), ascending, without overlaps.
     """
     words = split_words(text)
-    parts, at, place, position = (
-        [],
-        0,
-        0,
-        0,
-    )  # characters before `at` are processed; word `place` is at or after `position`
+    parts: list[str] = []
+    at = index = position = 0  # characters before `at` are processed; word `index` is at or after `position`
     for start, end in spans:
-        for word in words[place:start]:
+        for word in words[index:start]:
             position = text.index(word, position) + len(word)
         first = text.index(words[start], position)
         for word in words[start:end]:
             position = text.index(word, position) + len(word)
         parts.append(text[at:first])
-        at, place = position, end
+        at, index = position, end
         if first == 0 or text[first - 1].isspace():
-            while text[at : at + 1].isspace() and place < len(words):
+            while text[at : at + 1].isspace() and index < len(words):
                 at += 1
-        elif not text[at : at + 1].isspace() and place < len(words):
+        elif not text[at : at + 1].isspace() and index < len(words):
             parts.append(" ")  # "one,two" without its comma must not become "onetwo"
     return "".join(parts) + text[at:]
 
@@ -290,13 +286,15 @@ class WritePassages:
             chosen.append(np.asarray(rows[low:high]))
         rows = np.sort(np.concatenate(chosen)) - starts[rank]
         ends = map_array(self.folder / "windows" / f"{rank:05d}.ends", np.int64)
-        places = np.searchsorted(ends, rows, side="right")
-        words = rows - np.concatenate([np.zeros(1, np.int64), ends])[places]  # the window's first word in its document
+        positions = np.searchsorted(ends, rows, side="right")
+        words = (
+            rows - np.concatenate([np.zeros(1, np.int64), ends])[positions]
+        )  # the window's first word in its document
         opens = np.ones(len(rows), bool)
-        opens[1:] = (places[1:] != places[:-1]) | (words[1:] - words[:-1] > self.min_tokens)
+        opens[1:] = (positions[1:] != positions[:-1]) | (words[1:] - words[:-1] > self.min_tokens)
         first = np.flatnonzero(opens)
         spans = np.empty(len(first), SPAN)
-        spans["place"], spans["start"] = places[first], words[first]
+        spans["place"], spans["start"] = positions[first], words[first]
         last = np.append(first[1:], len(rows)) - 1 if len(first) else first
         spans["end"] = words[last] + self.min_tokens
         write_bytes(self.folder / "passages" / f"{rank:05d}.spans", spans.tobytes())

@@ -78,12 +78,12 @@ class DocumentTable:
     def id_of(self, number: int) -> str:
         """Return the id of a document."""
         rank = int(np.searchsorted(self.starts, number, side="right")) - 1
-        place = number - int(self.starts[rank])
+        position = number - int(self.starts[rank])
         ends = map_array(self._paths[rank], np.uint64)
-        start = int(ends[place - 1]) if place else 0
+        start = int(ends[position - 1]) if position else 0
         with open(self._paths[rank].with_suffix(".ids"), "rb") as file:
             file.seek(start)
-            return file.read(int(ends[place]) - start).decode("utf-8", "surrogatepass")
+            return file.read(int(ends[position]) - start).decode("utf-8", "surrogatepass")
 
 
 def map_array(path: Path, dtype: Any) -> Any:

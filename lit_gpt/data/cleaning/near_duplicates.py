@@ -93,9 +93,10 @@ class MinHash:
         """
         rows = signatures.reshape(len(signatures), self.num_buckets, self.hashes_per_bucket)
         total = np.zeros(rows.shape[:2], np.uint64)
-        for place in range(self.hashes_per_bucket):
+        for position in range(self.hashes_per_bucket):
             total = mixed(
-                total ^ (rows[:, :, place].astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15 * (place + 1) % 2**64))
+                total
+                ^ (rows[:, :, position].astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15 * (position + 1) % 2**64))
             )
         return total
 
@@ -185,7 +186,7 @@ class WriteKeys:
         ids = IdWriter(self.folder / "ids", rank)
         base = self.folder / "keys" / f"{rank:05d}"
         rows = np.empty((_DOCUMENTS_AT_ONCE, self.minhash.num_hashes), np.uint32)
-        places: list[int] = []
+        positions: list[int] = []
         with ExitStack() as stack:
             suffixes = [".places", ".keys"] + [".signatures"] * self.keep_signatures
             files = [
@@ -194,20 +195,20 @@ class WriteKeys:
             ]
 
             def flush() -> None:
-                signatures = rows[: len(places)]
-                values: tuple[Any, ...] = (np.asarray(places, np.int64), self.minhash.keys(signatures), signatures)
+                signatures = rows[: len(positions)]
+                values: tuple[Any, ...] = (np.asarray(positions, np.int64), self.minhash.keys(signatures), signatures)
                 for file, array in zip(files, values, strict=False):  # signatures only if a file is open for them
                     file.write(np.ascontiguousarray(array).data.cast("B") if array.size else b"")
-                places.clear()
+                positions.clear()
 
-            for place, document in enumerate(data or ()):
+            for position, document in enumerate(data or ()):
                 ids.add(document.id)
                 words = match_words(document.text, self.ignore_numbers)
                 n_grams = n_gram_hashes(word_hashes(words), self.n_grams)
                 if len(n_grams):
-                    rows[len(places)] = self.minhash.signature(n_grams)
-                    places.append(place)
-                    if len(places) == len(rows):
+                    rows[len(positions)] = self.minhash.signature(n_grams)
+                    positions.append(position)
+                    if len(positions) == len(rows):
                         flush()
             flush()
             for file in files:
@@ -260,8 +261,8 @@ class FindPairs:
             base = self.folder / "keys" / f"{rank:05d}"
             here = ranks == rank
             signatures = map_array(base.with_suffix(".signatures"), np.uint32).reshape(-1, self.minhash.num_hashes)
-            places = map_array(base.with_suffix(".places"), np.int64)
-            rows[here] = signatures[np.searchsorted(places, numbers[here] - table.starts[rank])]
+            positions = map_array(base.with_suffix(".places"), np.int64)
+            rows[here] = signatures[np.searchsorted(positions, numbers[here] - table.starts[rank])]
         return rows
 
 

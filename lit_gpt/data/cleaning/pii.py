@@ -198,9 +198,9 @@ def luhn_valid(digits: str) -> bool:
         (True, False)
     """
     total = 0
-    for place, digit in enumerate(reversed(digits)):
+    for position, digit in enumerate(reversed(digits)):
         value = int(digit)
-        if place % 2:
+        if position % 2:
             value = value * 2 - 9 if value > 4 else value * 2
         total += value
     return total % 10 == 0
@@ -325,7 +325,7 @@ def find_pii(text: str, options: Sequence[str] = tuple(KINDS)) -> list[Finding]:
         >>> [finding.option for finding in find_pii("Write to ada@lovelace.org or call +44 20 7946 0958.")]
         ['emails', 'phone_numbers']
     """
-    rank = {option: place for place, option in enumerate(KINDS)}
+    rank = {option: position for position, option in enumerate(KINDS)}
     found = [
         Finding(start, end, option) for option in KINDS if option in options for start, end in KINDS[option].find(text)
     ]

@@ -224,8 +224,8 @@ def n_gram_hashes(hashes: UInt64Array, n: int) -> UInt64Array:
     if num < 1:
         return np.empty(0, np.uint64)
     total = np.full(num, np.uint64(n))
-    for place, factor in enumerate(_factors(n)):
-        total += hashes[place : place + num] * factor
+    for position, factor in enumerate(_factors(n)):
+        total += hashes[position : position + num] * factor
     return mixed(total)
 
 

@@ -66,8 +66,8 @@ def _window(number: int, window: Window, style: Style, width: int) -> Iterator[s
     by_document: dict[int, list[Token]] = {}
     for token in window.tokens:
         by_document.setdefault(token.document, []).append(token)
-    for place, tokens in enumerate(by_document.values()):
-        hue = _HUES[place % len(_HUES)]
+    for position, tokens in enumerate(by_document.values()):
+        hue = _HUES[position % len(_HUES)]
         first, last = tokens[0].index, tokens[-1].index + 1
         pieces = [piece for piece in window.pieces if piece.begin < last and piece.end > first]
         if window.isolated:

@@ -196,22 +196,22 @@ def _window(name: str, fields: dict[str, Any], texts: TokenTexts) -> Window:
     added_texts = texts.texts([index for _, index in shown])
     tokens = [
         Token(
-            index=place,
+            index=number,
             id=index,
             text=text,
             raw=texts.raw(index),
             document=int(
-                document_of[min(place, length - 1)]
-                if place < length and not padding[place]
-                else document_of[max(place - 1, 0)]
+                document_of[min(number, length - 1)]
+                if number < length and not padding[number]
+                else document_of[max(number - 1, 0)]
             ),
             position=None
-            if place >= length or padding[place]
-            else (place if positions is None else int(positions[place])),
-            learned=place in learned,
+            if number >= length or padding[number]
+            else (number if positions is None else int(positions[number])),
+            learned=number in learned,
             special=texts.is_special(index),
         )
-        for (place, index), text in zip(shown, added_texts, strict=True)
+        for (number, index), text in zip(shown, added_texts, strict=True)
     ]
     sample, num_bytes = fields.get("sample_ids"), fields.get("num_bytes")
     if positions is not None and documents is not None:
@@ -274,16 +274,20 @@ def _shown(
     shown: list[tuple[int, int]] = []
     learned: set[int] = set()
     odd = 0
-    for place in range(len(ids) + 1):
-        target = None if labels is None or place == 0 or labels[place - 1] == IGNORE_INDEX else int(labels[place - 1])
-        is_input = place < len(ids) and not padding[place]
+    for position in range(len(ids) + 1):
+        target = (
+            None
+            if labels is None or position == 0 or labels[position - 1] == IGNORE_INDEX
+            else int(labels[position - 1])
+        )
+        is_input = position < len(ids) and not padding[position]
         if is_input:
-            shown.append((place, int(ids[place])))
-            odd += target is not None and target != ids[place]
+            shown.append((position, int(ids[position])))
+            odd += target is not None and target != ids[position]
         elif target is not None:  # predicted, but not an input
-            shown.append((place, target))
+            shown.append((position, target))
         if target is not None:
-            learned.add(place)
+            learned.add(position)
     return shown, learned, [f"{odd} labels are not the token that follows"] if odd else []
 
 

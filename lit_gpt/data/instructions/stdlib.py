@@ -129,8 +129,8 @@ class StdlibPreferences(StdlibInstructions):
             names = by_hash[start : start + self.FILES]
             found = [(f, name) for name in names for f in described_functions(texts[name]) if self._is_short(f)]
             found.sort(key=lambda item: (len(item[0].body), item[1], item[0].line))
-            for place, (function, name) in enumerate(found):
-                other = self._nearest(found, place)
+            for position, (function, name) in enumerate(found):
+                other = self._nearest(found, position)
                 if other is not None:
                     rejected = f"{function.signature}\n{other.body}"
                     values = {"prompt": function.prompt, "chosen": function.completion, "rejected": rejected}
@@ -140,11 +140,11 @@ class StdlibPreferences(StdlibInstructions):
         return function.completion.count("\n") < self.max_lines
 
     @staticmethod
-    def _nearest(found: list[tuple[DescribedFunction, str]], place: int) -> DescribedFunction | None:
+    def _nearest(found: list[tuple[DescribedFunction, str]], position: int) -> DescribedFunction | None:
         """Return the nearest function in the list with another file and another body, after it or else before."""
-        function, name = found[place]
+        function, name = found[position]
         for step in range(1, len(found)):
-            for index in (place + step, place - step) if place % 2 else (place - step, place + step):
+            for index in (position + step, position - step) if position % 2 else (position - step, position + step):
                 if 0 <= index < len(found):
                     other, their_name = found[index]
                     same = their_name == name or other.body == function.body

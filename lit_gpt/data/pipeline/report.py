@@ -68,10 +68,10 @@ def masked_id(identity: str, mask: Callable[[str], str]) -> str:
     The suffix of a file name is masked separately: as part of an email address it would hide the address.
     """
     parts = re.split(r"([/:])", identity)
-    for place, part in enumerate(parts):
+    for position, part in enumerate(parts):
         stem, dot, suffix = part.rpartition(".")
         masked = mask(part)
-        parts[place] = masked if masked != part or not dot else mask(stem) + dot + suffix
+        parts[position] = masked if masked != part or not dot else mask(stem) + dot + suffix
     return "".join(parts)
 
 

@@ -26,7 +26,7 @@ from types import FrameType
 from typing import Any
 
 from lit_gpt.atomic import fsync, raise_if_disk_full
-from lit_gpt.data.cache import check_disk_space, exclusive, say, write_json
+from lit_gpt.data.cache import check_disk_space, exclusive, print_status, write_json
 from lit_gpt.data.card import write_card
 from lit_gpt.data.pipeline.document_shards import shard_paths
 from lit_gpt.data.pipeline.executor import check_executor
@@ -84,7 +84,7 @@ def run_recipe(recipe: Recipe, overwrite: bool = False) -> Path:
                 _remove(out / name)
         if (out / "card.json").exists():
             shutil.rmtree(out / "work", ignore_errors=True)  # left by a process killed right after writing the card
-            say(f"{out} is prepared already; read {out / 'card.html'}")
+            print_status(f"{out} is prepared already; read {out / 'card.html'}")
             return out
         try:
             check_disk(recipe, plan.num_bytes)
@@ -115,7 +115,7 @@ def _run(recipe: Recipe, plan: Plan, key: str) -> None:
     write_card(out, recipe, key)
     shutil.rmtree(work, ignore_errors=True)
     shards = len(shard_paths(documents))
-    say(f"{out}: {human_bytes(num_bytes)} of clean text in {shards} shards; read {out / 'card.html'}")
+    print_status(f"{out}: {human_bytes(num_bytes)} of clean text in {shards} shards; read {out / 'card.html'}")
 
 
 def reports(out: Path) -> list[dict[str, Any]]:
@@ -233,7 +233,9 @@ def check_disk(recipe: Recipe, text_bytes: int | None) -> None:
     """
     text_bytes = recipe.expected_bytes if text_bytes is None else text_bytes
     if text_bytes is None:
-        say("disk space not checked: the sources do not know their size; set expected_gigabytes to have it checked")
+        print_status(
+            "disk space not checked: the sources do not know their size; set expected_gigabytes to have it checked"
+        )
         return
     needed = needed_bytes(recipe, text_bytes) - _present(recipe.out)
     check_disk_space(recipe.out, needed, f"preparing {human_bytes(text_bytes)} of text", "set out to a larger disk")

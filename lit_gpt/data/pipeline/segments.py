@@ -28,7 +28,7 @@ import orjson
 from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 
-from lit_gpt.data.cache import say, write_atomic, write_json
+from lit_gpt.data.cache import print_status, write_atomic, write_json
 from lit_gpt.data.cleaning.base import CorpusTransform, Doc, Rejected, Transform
 from lit_gpt.data.pipeline.document_shards import (
     ReadDocuments,
@@ -198,7 +198,7 @@ class SegmentRunner:
             write_json(self.steps / f"{name}.json", value)
             dropped = sum(documents for documents, _ in report.rejected.values())
             split = f", {report.split[0]:,} split into {report.split[1]:,}" if report.split[0] else ""
-            say(
+            print_status(
                 f"{name}: {report.documents_in:,} documents in, {report.out.documents:,} out "
                 f"({human_bytes(report.out.num_bytes)}), {dropped:,} dropped, {report.num_edited:,} edited{split}"
             )
@@ -334,7 +334,7 @@ def _merged_bad_input(folder: Path) -> dict[str, Any]:
         named += value["named"]
         encodings += value["encodings"]
     for note in encodings[:5]:
-        say(note)
+        print_status(note)
     return {"num_skipped": num_skipped, "named": named[:100], "encodings": encodings[:100]}
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from lit_gpt.atomic import atomic_folder
 from lit_gpt.data.bpe import train_bpe
-from lit_gpt.data.cache import say
+from lit_gpt.data.cache import print_status
 from lit_gpt.data.corpus_spec import CorpusSpec, training_texts
 from lit_gpt.data.pipeline.document_shards import read_lines, shard_paths
 from lit_gpt.data.pipeline.recipe import Recipe, tokenizer_settings
@@ -85,7 +85,7 @@ def make_tokenizer(recipe: Recipe, spec: CorpusSpec, folder: Path) -> Tokenizer:
         sample_bytes = settings.pop("sample_megabytes", SAMPLE_MEGABYTES) * 1_000_000
         texts = training_texts(spec, sample_bytes, spec.sources[0].num_bytes())
         tokenizer = train_bpe(texts, **settings)
-        say(f"tokenizer: {tokenizer.vocab_size:,} entries trained")
+        print_status(f"tokenizer: {tokenizer.vocab_size:,} entries trained")
     with atomic_folder(folder) as unfinished:
         tokenizer.save(unfinished)
     return load_tokenizer(folder)

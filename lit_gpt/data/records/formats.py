@@ -543,7 +543,7 @@ def _check_columns(names: Sequence[str], wanted: Sequence[str] | None, where: st
 
 
 def _twice(names: Sequence[str]) -> str | None:
-    return next((name for place, name in enumerate(names) if name in names[:place]), None)
+    return next((name for position, name in enumerate(names) if name in names[:position]), None)
 
 
 # ---- Parquet and Arrow ----------------------------------------------------------------------------------------------
@@ -641,16 +641,16 @@ def parquet_batches(source: Any, columns: Sequence[str] | None = None) -> Iterat
         names = [name for name in (wanted or file.schema_arrow.names) if name in file.schema_arrow.names]
         repeated = [name for name in names if _is_text(file.schema_arrow.field(name).type)]
         metadata = file.metadata
-        places = [
-            place
-            for place in range(metadata.num_columns)
-            if metadata.schema.column(place).path.partition(".")[0] in names
+        positions = [
+            position
+            for position in range(metadata.num_columns)
+            if metadata.schema.column(position).path.partition(".")[0] in names
         ]
     # A buffered stream decodes page by page instead of loading whole row groups.
     with pyarrow.parquet.ParquetFile(source, buffer_size=1 << 20, pre_buffer=False, read_dictionary=repeated) as file:
         for group in range(metadata.num_row_groups):
             rows = metadata.row_group(group)
-            size = sum(rows.column(place).total_uncompressed_size for place in places)
+            size = sum(rows.column(position).total_uncompressed_size for position in positions)
             batch_rows = max(1, min(_MAX_ROWS, BATCH_BYTES * rows.num_rows // max(size, 1)))
             yield from file.iter_batches(batch_size=batch_rows, row_groups=[group], columns=wanted)
 

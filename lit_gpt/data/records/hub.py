@@ -146,21 +146,21 @@ class HubRecords(RecordSource):
             yield Record(dict(row), self.name, record)
 
     def read_from(
-        self, spec: Any, place: Any, bad_input: BadInput, columns: Sequence[str] | None = None
+        self, spec: Any, position: Any, bad_input: BadInput, columns: Sequence[str] | None = None
     ) -> Iterator[tuple[Record, Any]]:
         """Yield rows with their positions; for a stream, the `IterableDataset.state_dict` and the row number.
 
         Such a position is exact as long as nothing is shuffled.
         """
         if not self.spec.streaming:
-            yield from super().read_from(spec, place, bad_input, columns)
+            yield from super().read_from(spec, position, bad_input, columns)
             return
         self._loaded = None  # the object has state: its position
         dataset = self.selected(self.load(), columns)
         record = 0
-        if place is not None:
-            dataset.load_state_dict(place["state"])
-            record = place["record"]
+        if position is not None:
+            dataset.load_state_dict(position["state"])
+            record = position["record"]
         rows = iter(dataset)
         while self.spec.max_documents is None or record < self.spec.max_documents:
             here = {"state": dataset.state_dict(), "record": record}

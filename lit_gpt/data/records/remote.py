@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from lit_gpt.atomic import atomic_file, remove_leftovers
-from lit_gpt.data.cache import check_disk_space, say
+from lit_gpt.data.cache import check_disk_space, print_status
 from lit_gpt.data.records.formats import FileFormat
 from lit_gpt.data.records.record import BadInput, Record
 from lit_gpt.data.records.source import FORMAT_VERSION, FileRecords, Part
@@ -230,7 +230,7 @@ def _take_shared(lock: IO[str], purpose: str) -> None:
     try:
         fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
-        say(f"another stream is {purpose}; waiting for it ({lock.name})")
+        print_status(f"another stream is {purpose}; waiting for it ({lock.name})")
         fcntl.flock(lock, fcntl.LOCK_SH)
 
 

@@ -85,17 +85,17 @@ class RecordSource(ABC):
         """Return what lineage and the data card record about the source (JSON values)."""
 
     def read_from(
-        self, spec: Any, place: Any, bad_input: BadInput, columns: Sequence[str] | None = None
+        self, spec: Any, position: Any, bad_input: BadInput, columns: Sequence[str] | None = None
     ) -> Iterator[tuple[Record, Any]]:
         """Yield the records of a part from a position on, each with the position at which reading starts with it.
 
         Args:
             spec: `spec` of the part.
-            place: Position that this function yielded with a record (a JSON value); None starts at the beginning.
+            position: Start position, as yielded by this function with a record (a JSON value); None: the beginning.
             bad_input: Collects input that cannot be read.
             columns: Fields that are needed.
         """
-        begin = place or 0
+        begin = position or 0
         return zip(islice(self.read(spec, bad_input, columns), begin, None), count(begin), strict=False)
 
     def records(self, bad_input: BadInput, columns: Sequence[str] | None = None) -> Iterator[Record]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from lit_gpt.atomic import atomic_folder
-from lit_gpt.data.cache import exclusive, say
+from lit_gpt.data.cache import exclusive, print_status
 from lit_gpt.data.corpus_spec import check_fractions, choose_split, document_hash
 from lit_gpt.data.records import SPLITS, BadInput, OnBadInput, Record, RecordSource, SplitName
 from lit_gpt.data.rows.store import FORMAT_VERSION, EncodedRow, RowEncoder, RowStore
@@ -60,9 +60,9 @@ def prepare_rows(
                 manifest = _write(unfinished, sources, encoder, (val_fraction, test_fraction), bad_input, key)
                 text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
                 (unfinished / "manifest.json").write_text(text, encoding="utf-8")
-            say(f"{summary(manifest)} ({time.monotonic() - began:.1f} s, stored in {folder})")
+            print_status(f"{summary(manifest)} ({time.monotonic() - began:.1f} s, stored in {folder})")
             for note in bad_input.encoding_notes():
-                say(note)
+                print_status(note)
     return folder
 
 
@@ -87,7 +87,7 @@ def _is_complete(folder: Path, on_bad_input: OnBadInput) -> bool:
         return False
     store = RowStore(folder)
     if store.is_damaged():
-        say(f"{folder} is damaged; preparing it again")
+        print_status(f"{folder} is damaged; preparing it again")
         return False
     if store.manifest["num_skipped"] and on_bad_input == "error":
         first = store.manifest["skipped"][0]

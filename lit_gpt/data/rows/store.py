@@ -112,9 +112,9 @@ class RowSplit:
         """Number of target tokens."""
         return int(np.count_nonzero(self._mask))
 
-    def sequence(self, row: int, place: int = 0) -> tuple[np.ndarray, np.ndarray]:
-        """Return (ids, mask) of the sequence `place` of a row: (n,) int64 and (n,) bool."""
-        index = row * self.sequences_per_row + place
+    def sequence(self, row: int, number: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """Return (ids, mask) of the sequence `number` of a row: (n,) int64 and (n,) bool."""
+        index = row * self.sequences_per_row + number
         start = 0 if index == 0 else int(self._ends[index - 1])
         span = slice(start, int(self._ends[index]))
         return self._ids[span].astype(np.int64), np.asarray(self._mask[span])
@@ -126,8 +126,8 @@ class RowSplit:
 
     def number(self, name: str) -> np.ndarray:
         """Return the values of a named number: (rows,) float64."""
-        place = self._number_names.index(name)
-        return np.asarray(self._numbers[:, place]) if len(self) else np.empty(0)
+        position = self._number_names.index(name)
+        return np.asarray(self._numbers[:, position]) if len(self) else np.empty(0)
 
     def attached(self, row: int) -> str:
         """Return the text attached to a row; empty if rows have none."""

@@ -179,7 +179,7 @@ def _resampled(items: list[Any], aggregate: Callable[[list[Any]], Any], seed: in
     values = []
     for _ in range(RESAMPLES):
         drawn = generator.integers(len(items), size=len(items))
-        values.append(float(aggregate([items[place] for place in drawn])))
+        values.append(float(aggregate([items[position] for position in drawn])))
     low, high = np.nanquantile(values, [0.025, 0.975])
     return Interval(float(low), float(high), "percentile bootstrap over questions")
 

@@ -206,9 +206,9 @@ def shared_difference(
     """
     blocks = SequenceMatcher(None, more, less, autojunk=False).get_matching_blocks()
     return math.fsum(
-        more_logprobs[block.a + place] - less_logprobs[block.b + place]
+        more_logprobs[block.a + position] - less_logprobs[block.b + position]
         for block in blocks
-        for place in range(block.size)
+        for position in range(block.size)
     )
 
 
@@ -428,11 +428,11 @@ def bias_interval(values: Sequence[float], clusters: Sequence[str], seed: int) -
         some = wilson(0, len(values))
         return None if some is None else replace(some, low=-some.high)
     shares = [(value + 1) / 2 for value in values]
-    places = [str(place) for place in range(len(shares))]
+    positions = [str(position) for position in range(len(shares))]
     found = (
-        share_score("", [value == 1 for value in shares], places, clusters, seed=seed)
+        share_score("", [value == 1 for value in shares], positions, clusters, seed=seed)
         if set(shares) <= {0.0, 1.0}
-        else mean_score("", shares, places, "", clusters, seed=seed, bounds=(0.0, 1.0))
+        else mean_score("", shares, positions, "", clusters, seed=seed, bounds=(0.0, 1.0))
     ).interval
     return None if found is None else replace(found, low=2 * found.low - 1, high=2 * found.high - 1)
 

@@ -121,18 +121,18 @@ class Overlap:
         for records in benchmarks:
             own: dict[int, list[tuple[UInt64Array, IntArray, IntArray]]] = {}
             self._starts.append([])
-            for place, record in enumerate(records):
+            for position, record in enumerate(records):
                 self._starts[-1].append([])
                 for words in record.parts:
                     length = min(n_gram, len(words))
                     hashes = n_gram_hashes(word_hashes(words), length)
                     slots = np.arange(self._num_words, self._num_words + len(hashes), dtype=np.int64)
-                    own.setdefault(length, []).append((hashes, slots, np.full(len(hashes), place, np.int64)))
+                    own.setdefault(length, []).append((hashes, slots, np.full(len(hashes), position, np.int64)))
                     self._starts[-1][-1].append(self._num_words)
                     self._num_words += len(words)
             for length, triples in own.items():
-                hashes, slots, places = map(np.concatenate, zip(*triples, strict=True))
-                kept = _in_few_records(hashes, places, max_records)
+                hashes, slots, positions = map(np.concatenate, zip(*triples, strict=True))
+                kept = _in_few_records(hashes, positions, max_records)
                 parts.setdefault(length, []).append((hashes[kept], slots[kept]))
         self._runs: dict[int, _NGrams] = {}
         for length, pairs in parts.items():
@@ -395,18 +395,18 @@ def records_of(items: Sequence[str], file: Path) -> dict[str, str] | None:
         Map from item to the line or row of its record; None if they cannot be matched.
     """
     known = inner_suffix(file) in TABLE_SUFFIXES
-    places = [str(row.record) for row in records_of_file(file, file.name, BadInput("skip"))] if known else []
+    positions = [str(row.record) for row in records_of_file(file, file.name, BadInput("skip"))] if known else []
     if all(item.isdecimal() for item in items):
         if not known:
             return {item: str(int(item) + 1) for item in items}
-        if max(map(int, items), default=0) >= len(places):  # another file, or only a part of it
+        if max(map(int, items), default=0) >= len(positions):  # another file, or only a part of it
             return None
-        return {item: places[int(item)] for item in items}
+        return {item: positions[int(item)] for item in items}
     if not known:
         return None
     ends = [item.rpartition(":")[2] for item in items]
     if all(":" in item and end.isdecimal() for item, end in zip(items, ends, strict=True)):
-        return dict(zip(items, ends, strict=True)) if set(ends) <= set(places) else None
-    if len(items) == len(places):
-        return dict(zip(items, places, strict=True))
+        return dict(zip(items, ends, strict=True)) if set(ends) <= set(positions) else None
+    if len(items) == len(positions):
+        return dict(zip(items, positions, strict=True))
     return None

@@ -269,7 +269,7 @@ class EndpointJudge(Judge):
                 return judgement
 
             with ThreadPoolExecutor(self.max_concurrency) as pool:
-                futures = {pool.submit(one, exchange): place for place, exchange in enumerate(some)}
+                futures = {pool.submit(one, exchange): position for position, exchange in enumerate(some)}
                 try:
                     for future in as_completed(futures):
                         judgements[futures[future]] = future.result()

@@ -206,7 +206,7 @@ def ask(
         UserError: If the judge does not work at all.
     """
     lengths = [num_tokens(subject, text) for _, text in texts]
-    kept = [place for place, length in enumerate(lengths) if length < subject.block_size]
+    kept = [position for position, length in enumerate(lengths) if length < subject.block_size]
     if not kept:
         raise NoPromptFitsError(
             f"none of {len(texts)} prompts fits the context of {subject.name}, {subject.block_size} tokens; use "
@@ -216,17 +216,17 @@ def ask(
     def half(done: int, judged: int) -> None:  # generating answers is one half of the work, judging the other
         progress((done + judged) * len(texts) // (2 * len(kept)), len(texts))
 
-    prompts = [texts[place][1] for place in kept]
+    prompts = [texts[position][1] for position in kept]
     completions = subject.respond(prompts, params, lambda done, _: half(done, 0))
     exchanges: list[Exchange | None] = [None] * len(texts)
-    for place, completion in zip(kept, completions, strict=True):
-        prompt = texts[place][1] if judged_as is None else judged_as[place]
-        exchanges[place] = Exchange(prompt, completion.text, texts[place][0])
+    for position, completion in zip(kept, completions, strict=True):
+        prompt = texts[position][1] if judged_as is None else judged_as[position]
+        exchanges[position] = Exchange(prompt, completion.text, texts[position][0])
     answered = [exchange for exchange in exchanges if exchange is not None]
     judged = judge.judge(answered, lambda done, _: half(len(kept), done))
     judgements: list[Judgement | None] = [None] * len(texts)
-    for place, judgement in zip(kept, judged, strict=True):
-        judgements[place] = judgement
+    for position, judgement in zip(kept, judged, strict=True):
+        judgements[position] = judgement
     notes = []
     if len(kept) < len(texts):
         notes.append(

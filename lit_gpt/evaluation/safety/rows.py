@@ -133,7 +133,7 @@ def sample_items(items: Sequence[T], limit: int) -> list[T]:
     """Return at most `limit` items, in order; the same ones for every model."""
     if len(items) <= limit:
         return list(items)
-    return [items[place] for place in sorted(random.Random(SAMPLE_SEED).sample(range(len(items)), limit))]
+    return [items[position] for position in sorted(random.Random(SAMPLE_SEED).sample(range(len(items)), limit))]
 
 
 def embedded_set(name: str) -> Path:
