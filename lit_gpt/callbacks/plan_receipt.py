@@ -46,7 +46,7 @@ class PlanReceipt(Callback):
 
     Sealing: the plan is copied into the run's folder, and its hash into `lineage.json`. While the run trains, a curve
     that leaves its band is reported once, and TensorBoard's tab "Custom scalars" shows the curves over their bands. At
-    the end `receipt.json` and `receipt.html` hold forecast against measured: memory, tokens per second, time of training
+    the end `receipt.json` and `receipt.html` compare forecast and measurement: memory, tokens per second, training time
     (without validation and saving), money and loss. A resumed run continues its measurements.
 
     Between two log entries a step costs two comparisons.
