@@ -135,6 +135,9 @@ class Trainer(pl.Trainer):
         num_sanity_val_steps: number of validation batches to run before training.
         enable_model_summary: print Lightning's table of the module's children (the size is printed in any case).
         kwargs: every other argument of `lightning.pytorch.Trainer`.
+
+    Raises:
+        UserError: an argument is invalid, or several callbacks are of one default kind.
     """
 
     @_defaults_from_environment

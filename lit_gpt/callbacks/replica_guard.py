@@ -51,7 +51,11 @@ class ReplicaGuard(Callback):
             self.compare(trainer, pl_module)
 
     def compare(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Compare the weights of all replicas; every process calls it."""
+        """Compare the weights of all replicas; every process calls it.
+
+        Raises:
+            UserError: weights that should be equal differ; the message names process and host.
+        """
         mesh = getattr(pl_module, "device_mesh", None)
         hashes = _hashes(pl_module, () if mesh is None else mesh.mesh_dim_names)
         if mesh is None:

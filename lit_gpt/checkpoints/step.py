@@ -159,7 +159,11 @@ def read_state(folder: Path, mmap: bool = False) -> dict[str, Any]:
 
 
 def save_weights(weights: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
-    """Write tensors as safetensors, each stored once; aliases are recorded in the header."""
+    """Write tensors as safetensors, each stored once; aliases are recorded in the header.
+
+    Raises:
+        UserError: a value is not a tensor.
+    """
     kept: dict[str, Tensor] = {}
     tied: dict[str, str] = {}
     first: dict[Any, str] = {}
@@ -326,7 +330,11 @@ class ShardReader(dcp.FileSystemReader):
     """DCP's reader, but `.metadata` is read without executing code."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        """Read `.metadata`; see the base class."""
+        """Read `.metadata`; see the base class.
+
+        Raises:
+            UserError: the file is damaged, or contains anything but metadata.
+        """
         path = Path(self.path) / ".metadata"
         with open(path, "rb") as file:
             try:
@@ -443,6 +451,9 @@ def select_parameters(state: dict[str, Any], saved: list[str], wanted: list[str]
         state: by index, of the parameters `saved`.
         saved: names of the parameters that the state is of.
         wanted: names of the parameters of this process.
+
+    Raises:
+        UserError: a parameter is missing.
     """
     index = {name: i for i, name in enumerate(saved)}
     groups = {i: group for group in state["param_groups"] for i in group["params"]}

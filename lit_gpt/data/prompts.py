@@ -65,6 +65,9 @@ class PromptEncoder:
         columns: Mapping from the expected field name to the name in the data.
         system_prompt: System prompt for rows that have none.
         ignore_fields: Fields of rows and turns to ignore; all others are passed to the reward functions.
+
+    Raises:
+        UserError: if `long_rows` has another value.
     """
 
     def __init__(

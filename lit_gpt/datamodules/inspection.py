@@ -81,6 +81,9 @@ def inspect_data(datamodule: Any, split: str, num_windows: int, step: int | None
         split: `train`, `val` or `test`.
         num_windows: Number of windows to collect.
         step: Optimizer step, counted from 1, whose windows are all collected; None starts at the first window.
+
+    Raises:
+        UserError: if the split is empty, or the DataModule names no tokenizer.
     """
     tokenizer_path = getattr(datamodule, "tokenizer_path", None)
     if tokenizer_path is None:

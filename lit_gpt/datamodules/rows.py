@@ -156,7 +156,11 @@ class RowDataModule(StepDataModule):
         return SequenceCollator(self.batch_builder(length))
 
     def row_sources(self) -> Sequence[RecordSource]:
-        """Return the sources of the rows: held-out files first, then the other files, then the datasets."""
+        """Return the sources of the rows: held-out files first, then the other files, then the datasets.
+
+        Raises:
+            UserError: if neither files nor datasets are set.
+        """
         found = sources_of(self.files, self.datasets, self.val_files, self.test_files, format=self.format)
         if not found:
             raise UserError(f"{type(self).__name__} has no input; set files (json, jsonl, csv, parquet) or datasets")
@@ -193,6 +197,9 @@ class RowDataModule(StepDataModule):
 
         Args:
             stage: `fit`, `validate`, `test` or `predict`.
+
+        Raises:
+            UserError: if the split is empty, or the rows are not prepared.
         """
         name = self._broadcast(None if self._folder is None else self._folder.name)
         if name is None:

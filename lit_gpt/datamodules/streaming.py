@@ -194,6 +194,9 @@ class StreamingDataModule(WindowDataModule):
 
         Args:
             stage: `fit`, `validate`, `test` or `predict`.
+
+        Raises:
+            UserError: if the held-out documents are not prepared.
         """
         if self.val_documents + self.test_documents:
             name = self._broadcast(None if self._held_out is None else self._held_out.name)

@@ -235,7 +235,11 @@ class GPTModule(LightningModule):
     # ---- the model and its weights ------------------------------------------------------------------------------
 
     def configure_model(self) -> None:
-        """Build the model on the meta device, shard it if the strategy has a mesh, then load or initialize weights."""
+        """Build the model on the meta device, shard it if the strategy has a mesh, then load or initialize weights.
+
+        Raises:
+            UserError: the strategy cannot shard this model, or an adapter.
+        """
         if self.model is not None:
             if self._pipeline is not None:  # divided under an earlier Trainer
                 setattr(self.trainer.strategy, "pipeline", self._pipeline)  # noqa: B010  (of ParallelStrategy alone)
@@ -342,7 +346,11 @@ class GPTModule(LightningModule):
         return kind == "multi_token" and int(rest.split(".")[0]) >= self._source.config.multi_token
 
     def forward(self, batch: Batch, head_fn: HeadFn | None = None, mtp_head_fns: Sequence[HeadFn] = ()) -> Any:
-        """Run the model on a batch; see `GPT.forward`. In training, mixture-of-experts routing is recorded."""
+        """Run the model on a batch; see `GPT.forward`. In training, mixture-of-experts routing is recorded.
+
+        Raises:
+            UserError: a pipeline's model is called outside of `loss`.
+        """
         assert self.model is not None
         model: nn.Module = self.model
         options: dict[str, Any] = {}  # only what is needed: a custom model may lack the other arguments
@@ -410,7 +418,11 @@ class GPTModule(LightningModule):
     # ---- optimizer and schedule ---------------------------------------------------------------------------------
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Return the optimizer over named parameter groups, and the schedule in optimizer steps or tokens."""
+        """Return the optimizer over named parameter groups, and the schedule in optimizer steps or tokens.
+
+        Raises:
+            UserError: the optimizer rejects the model's parameters, or has an invalid learning rate.
+        """
         assert self.model is not None
         try:
             optimizer = self.build_optimizer(parameter_groups(self.model))

@@ -94,7 +94,11 @@ class DistillModule(SFTModule):
         self.__dict__["_teacher_model"] = None  # not a submodule, so it is not in checkpoints and the optimizer
 
     def configure_model(self) -> None:
-        """Build the student and the frozen teacher."""
+        """Build the student and the frozen teacher.
+
+        Raises:
+            UserError: the student is sharded, which on-policy distillation does not support.
+        """
         if self.model is not None:
             return
         if self.lmbda and self.device_mesh is not None:

@@ -144,7 +144,11 @@ class GRPOModule(GPTModule):
     # ---- before the first step ----------------------------------------------------------------------------------
 
     def configure_model(self) -> None:
-        """Build the policy, unsharded on each device, and the reference if there is a KL term."""
+        """Build the policy, unsharded on each device, and the reference if there is a KL term.
+
+        Raises:
+            UserError: the strategy shards the model.
+        """
         if self.model is not None:
             return
         if self.device_mesh is not None:

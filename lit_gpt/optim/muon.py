@@ -96,6 +96,9 @@ class MuonAdamW(Optimizer):
         betas: betas of AdamW.
         eps: epsilon of AdamW.
         weight_decay: decoupled weight decay of the groups that decay.
+
+    Raises:
+        UserError: no parameter group is named `matrices`.
     """
 
     def __init__(

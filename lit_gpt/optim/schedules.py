@@ -35,6 +35,9 @@ class Schedule:
         warmup_steps: optimizer steps of linear warm-up.
         warmup_tokens: the same in tokens; the whole schedule then counts tokens (needs `max_tokens`).
         final: factor of the learning rate at the end.
+
+    Raises:
+        UserError: warm-up is given in both steps and tokens.
     """
 
     needs_total = False

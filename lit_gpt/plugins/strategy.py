@@ -309,7 +309,11 @@ class ParallelStrategy(ModelParallelStrategy):
             print(text)
 
     def setup_optimizers(self, trainer: Trainer) -> None:
-        """Create the optimizers; see `setup`."""
+        """Create the optimizers; see `setup`.
+
+        Raises:
+            UserError: the optimizer does not support sharded parameters.
+        """
         super().setup_optimizers(trainer)
         for optimizer in self.optimizers:
             if isinstance(optimizer, NOT_ON_SHARDS):

@@ -22,6 +22,9 @@ class ExactAnswer(Reward):
         marker: String before the final answer; its last occurrence in a text counts.
         needs_marker: Whether a completion without the marker gets 0; False takes its last number (or the whole
             completion).
+
+    Raises:
+        UserError: the marker is empty.
     """
 
     def __init__(self, column: str = "answer", marker: str = "####", needs_marker: bool = True) -> None:
@@ -86,6 +89,9 @@ class MatchesFormat(Reward):
     Args:
         pattern: Regular expression (Python's `re`; `.` also matches line ends), such as `<think>.*</think>.*####.*`.
         whole: Whether the whole completion must match, except for surrounding spaces; False: some part of it.
+
+    Raises:
+        UserError: the pattern is not a regular expression.
     """
 
     def __init__(self, pattern: str, whole: bool = True) -> None:

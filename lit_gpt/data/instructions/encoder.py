@@ -35,6 +35,9 @@ class InstructionEncoder:
         columns: Mapping from the expected field name to the name in the data.
         system_prompt: System prompt for rows that have none.
         ignore_fields: Fields of rows and turns to ignore.
+
+    Raises:
+        UserError: if `long_rows` has another value.
     """
 
     def __init__(

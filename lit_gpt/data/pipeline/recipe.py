@@ -233,6 +233,9 @@ def make_source(entry: Any, number: int) -> NamedSource:
     Args:
         entry: `{files: ..., text_field: ..., name: ..., license: ...}`.
         number: Position in the list, for messages.
+
+    Raises:
+        UserError: if it is no such mapping, or has an unknown option; the message names the entry.
     """
     where = f"source {number}"
     if not isinstance(entry, Mapping):

@@ -71,6 +71,9 @@ class TextField:
         text_field: Name of a field, or a template with fields in braces: `"{question} {answer}"`.
         keep: Additional fields that become a document's metadata; None keeps all.
 
+    Raises:
+        UserError: if a template is not valid.
+
     Example:
         >>> record = Record({"question": "2 + 2?", "answer": "4", "id": 7}, "a.jsonl", 1)
         >>> TextField("{question} {answer}").document(record, BadInput()).text
@@ -158,6 +161,9 @@ class BadInput:
         num_skipped: Number of files and records that were skipped.
         named: The first of them, each with the reason.
         encodings: Detected encoding other than UTF-8 → files that were read in it.
+
+    Raises:
+        UserError: if the mode has another value.
     """
 
     MAX_NAMED = 100

@@ -128,6 +128,9 @@ class FileRecords(RecordSource):
         name: Name of the source in lineage; the patterns by default.
         format: Encoding, quoting and delimiter of the files.
         keep: Additional fields that become a document's metadata; None keeps all.
+
+    Raises:
+        UserError: if `document_separator` is empty.
     """
 
     kind = "files"

@@ -109,7 +109,11 @@ class CodeFolders(FileRecords):
         self.generated = generated
 
     def files(self) -> list[tuple[str, Path]]:
-        """List the source files."""
+        """List the source files.
+
+        Raises:
+            UserError: if there are none in the wanted languages.
+        """
         found = []
         for name, path in super().files():
             language = programming_language(path)

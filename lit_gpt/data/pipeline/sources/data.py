@@ -96,7 +96,11 @@ class HubParts(HubRecords):
             ) from error
 
     def parts(self) -> Iterator[Part]:
-        """Yield ranges of rows, or the shards of the stream."""
+        """Yield ranges of rows, or the shards of the stream.
+
+        Raises:
+            UserError: if the dataset lacks a column of `text_field`.
+        """
         hub, dataset = self.hub, self.load()
         for column in self.text.columns or ():
             if dataset.column_names is not None and column not in dataset.column_names:
@@ -186,7 +190,11 @@ class UserSource(RecordSource):
         return construct(target, self.init_args, f"source {self.class_path}")
 
     def parts(self) -> Iterator[Part]:
-        """Yield one part, or as many as the class has."""
+        """Yield one part, or as many as the class has.
+
+        Raises:
+            UserError: if the class yields no documents.
+        """
         made = self._made()
         if not hasattr(made, "documents") and not isinstance(made, Iterable):
             raise UserError(f"source {self.class_path} has no method documents() and yields nothing; add the method")
