@@ -3,12 +3,19 @@
 import ast
 import importlib
 import inspect
+import os
 import re
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
+
+
+def on_startup(command: Literal["build", "gh-deploy", "serve"], dirty: bool) -> None:
+    """Encrypt the traffic with the notebooks' kernels, which print a warning otherwise."""
+    os.environ.setdefault("JUPYTER_CONFIG_PATH", str(Path(__file__).parent))
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
