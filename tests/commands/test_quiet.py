@@ -18,7 +18,7 @@ ALLOWED = [
     r"\[rank: \d\] .*",
     r"(Restoring states|Restored all states|Loaded model weights) from the checkpoint.*",
     # ours
-    r"(tokenizer|corpus|rows|model|resume|config|run|pipeline|data|checkpoint|measured?|merged|wrote|quantiz\w*)\b.*",
+    r"(tokenizer|corpus|rows|model|weights|resume|config|run|pipeline|data|checkpoint|measured?|merged|wrote|quantiz\w*)\b.*",
     r"step \d+.*",
     r"\d+ optimizer steps? in all",
     r"\d\d-\w+: .*",  # a cleaning step and its counts
