@@ -42,7 +42,7 @@ from lit_gpt.checkpoints.resolve import find_best, find_last_complete, list_chec
 from lit_gpt.checkpoints.step import step_of
 from lit_gpt.checks import check_at_least, check_one_of, local_path
 from lit_gpt.errors import UserError
-from lit_gpt.plugins import AtomicCheckpointIO
+from lit_gpt.plugins import AtomicCheckpointIO, TorchrunEnvironment
 from lit_gpt.plugins.strategy import check_processes, unset_node_variables
 
 DEFAULT_CALLBACKS: tuple[type[Callback], ...] = (
@@ -179,6 +179,8 @@ class Trainer(pl.Trainer):
         _check_kinds("plugins", plugins, Precision, CheckpointIO, ClusterEnvironment, LayerSync)
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             plugins.append(AtomicCheckpointIO())
+        if TorchrunEnvironment.detect() and not any(isinstance(plugin, ClusterEnvironment) for plugin in plugins):
+            plugins.append(TorchrunEnvironment())
         val_check_interval = _validation_interval(val_check_interval)
         if "TORCHELASTIC_RUN_ID" in os.environ and kwargs.get("devices", "auto") == "auto":
             kwargs["devices"] = int(os.environ["LOCAL_WORLD_SIZE"])
@@ -232,20 +234,20 @@ class Trainer(pl.Trainer):
             train_dataloaders: loader of training batches, if there is no DataModule.
             val_dataloaders: loaders of validation batches, if there is no DataModule.
             datamodule: the DataModule.
-            ckpt_path: resume from this checkpoint; `last`: from the run's newest complete one; None: start a new run,
-                or resume if `torchrun` started the processes again.
+            ckpt_path: resume from this checkpoint; `last`: from the run's newest complete one; `auto`: likewise, if the
+                run has one, else start it, so that one command starts a run and goes on with it; None: start a new
+                run, or `auto` if `torchrun` started the processes again.
             weights_only: as in Lightning; in any case, a checkpoint never runs code.
 
         Raises:
             UserError: the run's folder contains a run and `ckpt_path` is None, or a setting is invalid.
         """
-        if (
-            ckpt_path is None
-            and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
-            and list_checkpoints(self.run_dir)
-        ):
-            ckpt_path = "last"
-            rank_zero_info(f"torchrun started the processes again: resuming {self.run_dir} from its newest checkpoint")
+        if ckpt_path is None and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)):
+            ckpt_path = "auto"
+        if ckpt_path == "auto":
+            ckpt_path = "last" if list_checkpoints(self.run_dir) else None
+            if ckpt_path is not None:
+                rank_zero_info(f"resuming {self.run_dir} from its newest checkpoint")
         if ckpt_path is None and not self.fast_dev_run and self.checkpoint_callbacks:  # type: ignore[attr-defined]
             require_fresh(self.run_dir)
         existed = self.run_dir.exists()
@@ -328,7 +330,7 @@ class Trainer(pl.Trainer):
         )
 
     def _resolve(self, ckpt_path: str | None) -> str | None:
-        if ckpt_path == "hpc" or str(ckpt_path).startswith("registry"):
+        if ckpt_path in ("auto", "hpc") or str(ckpt_path).startswith("registry"):
             raise UserError(f"ckpt_path is {ckpt_path}; it must be last, best, or a step-*.ckpt folder of the run")
         if ckpt_path == "best":
             return str(find_best(self.run_dir))

@@ -405,6 +405,19 @@ def test_processes_that_torchrun_starts_again_go_on(tmp_path, folder, monkeypatc
     assert started == [2]
 
 
+def test_auto_starts_a_run_and_goes_on_with_it(tmp_path, folder):
+    started = []
+    for max_steps in (2, 4):
+        trainer = quiet(tmp_path, max_steps=max_steps)
+        trainer.callbacks.append(
+            pl.callbacks.LambdaCallback(on_train_start=lambda run, _: started.append(run.global_step))
+        )
+        trainer.fit(PretrainModule(overrides=SMALL), datamodule=data(folder), ckpt_path="auto")
+    assert started == [0, 2]
+    with pytest.raises(UserError, match=r"ckpt_path is auto.*last"):
+        trainer.validate(PretrainModule(overrides=SMALL), datamodule=data(folder), ckpt_path="auto")
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [({}, (4, 2)), ({"devices": "auto"}, (4, 2)), ({"devices": 2}, (2, 1)), ({"num_nodes": 3}, (4, 3))],

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_gpt.atomic import atomic_file
@@ -46,7 +47,7 @@ def require_fresh(run_dir: Path) -> None:
     if found:
         raise UserError(
             f"{run_dir} already contains a run ({found[0].name} is its newest checkpoint); resume it with "
-            "--ckpt_path last, or start another run with --trainer.name <another>"
+            "--ckpt_path last (auto: start it or resume it), or start another run with --trainer.name <another>"
         )
 
 
@@ -54,7 +55,9 @@ class RunLock:
     """A lock file in the run's folder that identifies the process writing to the folder.
 
     The owner is a host, a process id and that process's start time, so that the lock of a killed process is recognized
-    as stale and taken over. (An operating-system lock would work on one host, but not on a shared disk.)
+    as stale and taken over. (An operating-system lock would work on one host, but not on a shared disk.) A lock of
+    another host is taken over if the same job of torchrun or SLURM left it: they end all processes of a job before
+    they start them again, and then process 0 may be on another machine, as when its own has failed.
 
     Args:
         run_dir: the run's folder.
@@ -62,7 +65,8 @@ class RunLock:
 
     def __init__(self, run_dir: Path) -> None:
         self.path = run_dir / LOCK
-        self._owner = {"host": socket.gethostname(), "pid": os.getpid(), "started": psutil.Process().create_time()}
+        started = psutil.Process().create_time()
+        self._owner = {"host": socket.gethostname(), "pid": os.getpid(), "started": started, "job": _job()}
 
     def acquire(self) -> None:
         """Acquire the lock.
@@ -107,15 +111,25 @@ class RunLock:
             holder: dict[str, Any] = json.loads(self.path.read_text(encoding="utf-8"))
         except (OSError, ValueError):  # removed in the meantime, or truncated by a crash
             return None
-        return holder if holder.keys() == self._owner.keys() else None
+        return holder if {"host", "pid", "started"} <= holder.keys() else None
 
     def _may_run(self, holder: dict[str, Any]) -> bool:
         if holder["host"] != self._owner["host"]:
-            return True  # on another host, whose processes cannot be checked
+            # Its processes cannot be checked.
+            return self._owner["job"] is None or holder.get("job") != self._owner["job"]
         try:
             return abs(psutil.Process(holder["pid"]).create_time() - holder["started"]) < 1
         except psutil.Error:
             return False
+
+
+def _job() -> str | None:
+    """Return the launcher's name of the job that this process belongs to; None: it has none, or no launcher."""
+    for variable in ("TORCHELASTIC_RUN_ID", "SLURM_JOB_ID"):
+        name = os.environ.get(variable, "none")
+        if name != "none":  # torchrun's default, which all jobs share
+            return f"{variable}={name}"
+    return None
 
 
 @contextlib.contextmanager
@@ -153,6 +167,23 @@ class RunFolder(Callback):
 
     def __init__(self) -> None:
         self._lock: RunLock | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Check that all processes start from the same checkpoint, before any of them loads it.
+
+        Raises:
+            UserError: they do not, because they see different files under the same name.
+        """
+        if stage != "fit" or trainer.world_size == 1 or not dist.is_initialized():
+            return
+        names: list[Any] = [None] * trainer.world_size
+        dist.all_gather_object(names, Path(trainer.ckpt_path).name if trainer.ckpt_path else "the first step")
+        if len(set(names)) > 1:
+            other = next(rank for rank, name in enumerate(names) if name != names[0])
+            raise UserError(
+                f"process 0 starts from {names[0]} and process {other} from {names[other]}: {run_dir_of(trainer)} is "
+                "not the same folder on all nodes; set trainer.default_root_dir to one on a disk that they share"
+            )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check the folder, then fill it; on all strategies, only at this point is it known whether the run is resumed.

@@ -21,6 +21,7 @@ COMMANDS = {
     "plan-score": "lit_gpt.commands.plan:score",
     "plan-budget": "lit_gpt.commands.plan:budget",
     "plan-ladder": "lit_gpt.commands.plan:ladder",
+    "plan-launch": "lit_gpt.commands.plan:launch",
     "plan-fit-law": "lit_gpt.commands.plan:fit_law",
     "doctor": "lit_gpt.commands.doctor:doctor",
 }

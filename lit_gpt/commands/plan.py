@@ -63,6 +63,28 @@ def plan(
     print(describe(result))
 
 
+def launch(plan: str, config: str, to: str, out: str, per_node: int | None = None) -> None:
+    """Write the file that starts a planned run on many machines: a SLURM job, a torchrun script, and so on.
+
+    Args:
+        plan: File that `plan --out` wrote: number and kind of devices, and the time limit.
+        config: YAML of the run, from the folder in which it will be started.
+        to: slurm, torchrun, kubernetes (a PyTorchJob) or skypilot.
+        out: File to write.
+        per_node: Number of devices of a machine; null: 8, or all if there are fewer.
+    """
+    from lit_gpt.atomic import atomic_file
+    from lit_gpt.checks import local_path
+    from lit_gpt.planning.launch import launch_file
+    from lit_gpt.planning.receipt import read_plan
+
+    path = local_path("out", out)
+    text = launch_file(read_plan(plan), config, to, per_node, path.name)
+    with atomic_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    print(f"wrote {path}; its first lines say how to start it")
+
+
 def score(runs: list[str], html: str | None = None) -> None:
     """Say how far off the forecasts of many runs were, and how often their intervals held.
 

@@ -149,6 +149,31 @@ def test_another_hosts_lock_is_respected(tmp_path):
         RunLock(tmp_path).acquire()
 
 
+@pytest.mark.parametrize(
+    ("holder", "own", "is_taken"),
+    [
+        ("SLURM_JOB_ID=7", {"SLURM_JOB_ID": "7"}, True),
+        ("TORCHELASTIC_RUN_ID=x", {"TORCHELASTIC_RUN_ID": "x", "SLURM_JOB_ID": "7"}, True),
+        ("SLURM_JOB_ID=7", {"SLURM_JOB_ID": "8"}, False),
+        ("SLURM_JOB_ID=7", {}, False),
+        (None, {}, False),
+        (None, {"TORCHELASTIC_RUN_ID": "none"}, False),
+    ],
+)
+def test_a_job_takes_the_lock_that_it_left_on_another_host(tmp_path, monkeypatch, holder, own, is_taken):
+    for variable in ("TORCHELASTIC_RUN_ID", "SLURM_JOB_ID"):
+        monkeypatch.delenv(variable, raising=False)
+    for variable, value in own.items():
+        monkeypatch.setenv(variable, value)
+    (tmp_path / LOCK).write_text(json.dumps({"host": "elsewhere", "pid": 1, "started": 5.0, "job": holder}))
+    if is_taken:
+        RunLock(tmp_path).acquire()
+        assert json.loads((tmp_path / LOCK).read_text())["pid"] == os.getpid()
+    else:
+        with pytest.raises(UserError, match="process 1 on elsewhere"):
+            RunLock(tmp_path).acquire()
+
+
 def test_a_run_holds_its_folder_and_releases_it(make_trainer, module, tmp_path):
     held = []
 
