@@ -17,7 +17,12 @@ from lit_gpt.errors import UserError
 from lit_gpt.parallel import Layout
 from lit_gpt.planning.forecast import GPUS_PER_NODE
 
-LAUNCHERS = {"slurm": "slurm.sh", "torchrun": "torchrun.sh", "kubernetes": "kubernetes.yaml", "skypilot": "skypilot.yaml"}
+LAUNCHERS = {
+    "slurm": "slurm.sh",
+    "torchrun": "torchrun.sh",
+    "kubernetes": "kubernetes.yaml",
+    "skypilot": "skypilot.yaml",
+}
 """Names of launchers, and the template of each."""
 SKYPILOT_NAMES = {"a100-40gb": "A100", "rtx-4090": "RTX4090", "rtx-3090": "RTX3090", "h100-pcie": "H100"}
 """SkyPilot's names of accelerators that are not the capitals of ours."""
@@ -25,7 +30,9 @@ MARGIN = 1.5
 """Time limit of a job over the upper end of its forecast: data, validation, checkpoints and starts come on top."""
 
 
-def launch_file(plan: Mapping[str, Any], config: str, launcher: str, per_node: int | None = None, file: str = "") -> str:
+def launch_file(
+    plan: Mapping[str, Any], config: str, launcher: str, per_node: int | None = None, file: str = ""
+) -> str:
     """Return the content of the file that starts a run.
 
     Args:
