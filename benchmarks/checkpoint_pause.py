@@ -3,11 +3,11 @@
     python benchmarks/checkpoint_pause.py --out results.json
     python benchmarks/checkpoint_pause.py --processes 2
 
-A run is cut into windows of some steps. Windows without a save, with a blocking save and with one in the background take
-turns, because a machine drifts. What a save costs is the time of its window less the median of the windows without one;
-so it contains the copy to host memory, steps that are slower while a thread hashes and writes, and the wait at the end of
-a window if the checkpoint is still in flight. On a CPU this thread takes its share of the training's cores; on a GPU it
-does not. With one process the plugin is `AtomicCheckpointIO`, with several `ParallelStrategy` (FSDP2).
+A run is cut into windows of some steps. Windows without a save, with a blocking save and with one in the background
+take turns, because a machine drifts. What a save costs is the time of its window less the median of the windows without
+one; so it contains the copy to host memory, steps that are slower while a thread hashes and writes, and the wait at the
+end of a window if the checkpoint is still in flight. On a CPU this thread takes its share of the training's cores; on a
+GPU it does not. With one process the plugin is `AtomicCheckpointIO`, with several `ParallelStrategy` (FSDP2).
 """
 
 import argparse

@@ -235,7 +235,7 @@ class Trainer(pl.Trainer):
             val_dataloaders: loaders of validation batches, if there is no DataModule.
             datamodule: the DataModule.
             ckpt_path: resume from this checkpoint; `last`: from the run's newest complete one; `auto`: likewise, if the
-                run has one, else start it, so that one command starts a run and goes on with it; None: start a new
+                run has one, else start it, so that one command starts a run and resumes it; None: start a new
                 run, or `auto` if `torchrun` started the processes again.
             weights_only: as in Lightning; in any case, a checkpoint never runs code.
 

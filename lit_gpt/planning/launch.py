@@ -1,7 +1,7 @@
 """Files that start a planned run on many machines: a SLURM job, a torchrun script, a PyTorchJob, a SkyPilot task.
 
 Each is a template in `launch_templates/`, filled with the numbers of a plan. Whatever starts it, the run is the same
-command with `--ckpt_path auto`, so that starting it again goes on from its newest complete checkpoint.
+command with `--ckpt_path auto`, so that starting it again resumes from its newest complete checkpoint.
 """
 
 import re

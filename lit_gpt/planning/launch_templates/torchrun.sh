@@ -1,7 +1,7 @@
 #!/bin/bash
 # {{ run }} on {{ nodes * per_node }} x {{ device }}. Start on each of {{ nodes }} machine{{ "s" if nodes > 1 }}, with the name or address of the first one:
 #   bash {{ file }} <first machine>
-# With MIN_NODES below {{ nodes }} the run goes on with fewer machines when some fail, and with more when they come back;
+# With MIN_NODES below {{ nodes }} the run continues with fewer machines when some fail, and with more when they come back;
 # leave the strategy's `data` at auto then.
 set -eu
 # torch's agent keeps the addresses of processes that have ended; without this, new machines cannot join.
