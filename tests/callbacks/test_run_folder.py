@@ -5,10 +5,13 @@ import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import lightning.pytorch as pl
 import psutil
 import pytest
+import torch.distributed as dist
 from lightning.pytorch import LightningDataModule
 from tiny_run import CONFIG, TinyModule
 
@@ -83,6 +86,23 @@ def test_a_resume_goes_on_in_the_same_folder(make_trainer, tmp_path, tokenizer_p
 def test_without_a_datamodule(make_trainer, module, tmp_path):
     make_trainer(RunFolder(), max_steps=1).fit(module)
     assert json.loads((tmp_path / "run" / "lineage.json").read_text())["corpus"] is None
+
+
+@pytest.mark.parametrize("other", ["the first step", "step-00000008.ckpt", "step-00000004.ckpt"])
+def test_processes_that_see_different_folders(tmp_path, monkeypatch, other):
+    own = str(tmp_path / "checkpoints" / "step-00000004.ckpt")
+    trainer = SimpleNamespace(world_size=2, ckpt_path=own, default_root_dir=str(tmp_path))
+
+    def gather(names, name):
+        names[:] = [name, other]
+
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "all_gather_object", gather)
+    if other == Path(own).name:
+        RunFolder().setup(trainer, None, "fit")
+    else:
+        with pytest.raises(UserError, match=r"process 0 .*step-00000004.*process 1 .*default_root_dir"):
+            RunFolder().setup(trainer, None, "fit")
 
 
 # ---- one process a folder --------------------------------------------------------------------------------------------
