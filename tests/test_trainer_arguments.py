@@ -3,6 +3,7 @@
 import inspect
 import re
 import sys
+from copy import copy
 from datetime import timedelta
 
 import lightning.pytorch as pl
@@ -99,6 +100,24 @@ REFUSED = {
     "default_root_dir": ["s3://bucket/runs"],
 }
 """Values that `lit_gpt.Trainer` refuses when it is created, each with a sentence that names the argument."""
+
+STOCK_ACCEPTS = {
+    "max_epochs": [0],
+    "min_epochs": [-1, 1.5],
+    "max_steps": [0, 1.5],
+    "min_steps": [-1, "ten"],
+    "max_time": ["00:00:00:00", {"minutes": -1}],
+    "limit_train_batches": [0],
+    "val_check_interval": [True, "00:00:00:00"],
+    "num_sanity_val_steps": [-2],
+    "log_every_n_steps": [-1],
+    "gradient_clip_val": [-1],
+}
+"""Those of them that Lightning's own Trainer accepts, with Lightning's meaning (no step, no limit, no clipping)."""
+
+MODULE_REFUSES = {"num_nodes": [2], "accumulate_grad_batches": [0, 2, "x"]}
+"""Those that our module refuses with Lightning's own Trainer; for all others, Lightning's exceptions are left as they are:
+they are what a user of its Trainer expects."""
 
 NAMED_AS = {
     "accelerator": "accelerator|torch_xla",
@@ -204,9 +223,24 @@ def test_on_the_command_line_a_wrong_value_is_one_line(name, value, tmp_path, ca
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("accumulate_grad_batches", 2), ("default_root_dir", "file-system://bucket/runs")]
+    ("name", "value"),
+    [("accumulate_grad_batches", 2), ("num_nodes", 2), ("default_root_dir", "file-system://bucket/runs")],
 )
 def test_a_stock_trainer_that_would_go_wrong_silently_is_refused(name, value, data, tmp_path):
     with pytest.raises((UserError, ValueError, ImportError), match=f"{name}|file-system"):
         make_trainer("stock", **{name: value}).fit(module(), datamodule=data())
     assert not (tmp_path / "file-system:").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "value"), pairs(REFUSED))
+def test_with_a_stock_trainer_a_wrong_value_is_answered_by_lightning(name, value, data):
+    def fit():
+        make_trainer("stock", **{name: copy(value)}).fit(module(), datamodule=data())
+
+    if value in STOCK_ACCEPTS.get(name, []):
+        fit()
+        return
+    with pytest.raises(Exception) as caught:  # noqa: PT011  (Lightning raises nearly every kind of exception)
+        fit()
+    assert isinstance(caught.value, UserError) == (value in MODULE_REFUSES.get(name, []))
