@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 
-from lit_gpt.data.records import SPLITS, BadInput, Document, OnBadInput, RecordSource, SplitName
+from lit_gpt.data.records import SPLITS, BadInput, Document, OnBadInput, RecordSource, SplitName, skipped_line
 from lit_gpt.errors import UserError
 
 SMALL_CORPUS = 1000
@@ -77,13 +77,13 @@ class CorpusSpec:
         names = [source.name for source in self.sources]
         return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
-    @property
-    def nothing_found(self) -> str:
-        """The error message for a corpus without text."""
+    def nothing_found(self, bad_input: BadInput) -> str:
+        """Return the error message for a corpus without text, with the input that could not be read."""
         share = " for the train split" if self.val_fraction or self.test_fraction else ""
+        skipped = f" ({skipped_line(bad_input.num_skipped, bad_input.named)})" if bad_input.num_skipped else ""
         return (
-            f"the corpus is empty: {self.names} contain no text{share}; name files that contain text, or lower "
-            "val_fraction and test_fraction"
+            f"the corpus is empty: {self.names} contain no text{share}{skipped}; name files that contain text, or "
+            "lower val_fraction and test_fraction"
         )
 
 
@@ -218,13 +218,19 @@ def training_texts(spec: CorpusSpec, sample_bytes: int, corpus_bytes: int | None
         spec: The corpus.
         sample_bytes: Stop after about this many bytes.
         corpus_bytes: Size of the whole corpus in bytes; None (unknown) takes its beginning.
+
+    Raises:
+        UserError: if there are none.
     """
     share = 1.0 if corpus_bytes is None else min(1.0, sample_bytes / max(corpus_bytes, 1))
     taken = 0
-    for admitted in Reading(spec):
+    reading = Reading(spec)
+    for admitted in reading:
         # The split uses the first eight bytes of the hash, the sample the next ones.
         if admitted.split == "train" and uniform(admitted.digest[8:16]) < share:
             yield admitted.document.text
             taken += admitted.num_bytes
             if taken >= sample_bytes:
                 return
+    if not taken:
+        raise UserError(spec.nothing_found(reading.bad_input))

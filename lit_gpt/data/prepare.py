@@ -26,7 +26,7 @@ import numpy as np
 
 from lit_gpt.data.cache import check_disk_space, exclusive, print_status, write_atomic, write_json
 from lit_gpt.data.corpus_spec import Admitted, CorpusSpec, Reading
-from lit_gpt.data.records import SPLITS, SplitName, corpus_fingerprint, total_bytes
+from lit_gpt.data.records import SPLITS, SplitName, corpus_fingerprint, skipped_line, total_bytes
 from lit_gpt.data.shard_writer import SHARD_TOKENS, SplitWriter, remove_progress_records
 from lit_gpt.data.shards import FORMAT, FORMAT_VERSION, TokenCorpus
 from lit_gpt.data.tokenizers import Tokenizer
@@ -176,7 +176,7 @@ def _fill(
     for writer in writers.values():
         writer.finish_shard()
     if not any(writer.finished for writer in writers.values()):
-        raise UserError(spec.nothing_found)
+        raise UserError(spec.nothing_found(reading.bad_input))
     _write_manifest(folder, key, spec, tokenizer, writers, reading, list(sources))
     seconds = time.monotonic() - began
     counts = ", ".join(
@@ -184,11 +184,9 @@ def _fill(
     )
     print_status(f"corpus: {human_bytes(text_bytes)} of text, tokens: {counts}; {seconds:.1f} s, stored in {folder}")
     bad = reading.bad_input
-    if bad.num_skipped:
-        more = f" and {bad.num_skipped - 5} more" if bad.num_skipped > 5 else ""
-        print_status(f"skipped {bad.num_skipped} records that could not be read: {'; '.join(bad.named[:5])}{more}")
-    for note in bad.encoding_notes():
-        print_status(note)
+    for note in (skipped_line(bad.num_skipped, bad.named), *bad.encoding_notes()):
+        if note:
+            print_status(note)
 
 
 def _encoded(

@@ -13,7 +13,6 @@ from lit_gpt.data.cache import exclusive, print_status
 from lit_gpt.data.corpus_spec import CorpusSpec, training_texts
 from lit_gpt.data.records import corpus_fingerprint, total_bytes
 from lit_gpt.data.tokenizers import Tokenizer
-from lit_gpt.errors import UserError
 from lit_gpt.hashing import FileHashes, sha256_json
 from lit_gpt.progress import Bar
 
@@ -70,12 +69,7 @@ def prepare_tokenizer(
         size = total_bytes(spec.sources)
         texts = training_texts(spec, sample_bytes, size)
         total = None if size is None else min(size, sample_bytes)
-        try:
-            tokenizer = train_bpe(_with_progress(texts, total, "tokenizer"), vocab_size, pattern, special_tokens)
-        except UserError as error:
-            if "no text" in str(error):
-                raise UserError(spec.nothing_found) from error
-            raise
+        tokenizer = train_bpe(_with_progress(texts, total, "tokenizer"), vocab_size, pattern, special_tokens)
         with atomic_folder(folder) as unfinished:
             tokenizer.save(unfinished)
         seconds = time.monotonic() - began

@@ -165,7 +165,7 @@ def test_empty_documents_are_left_out_and_bad_ones_named(
     corpus = TokenCorpus(prepare_corpus(spec_of(texts, on_bad_input="skip"), tokenizer, tmp_path))
     assert corpus.split("train").num_documents == 2
     assert (corpus.manifest["num_empty"], corpus.manifest["num_skipped"]) == (1, 1)
-    assert "skipped 1 records that could not be read: texts:3" in capsys.readouterr().err
+    assert "skipped 1 record that could not be read: texts:3" in capsys.readouterr().err
     with pytest.raises(UserError, match=r"texts:3: .* lone surrogate"):  # the cache hides no fault
         prepare_corpus(spec_of(texts), tokenizer, tmp_path)
 
@@ -187,6 +187,12 @@ def test_an_empty_corpus(tmp_path: Path, tokenizer: Tokenizer) -> None:
     with pytest.raises(UserError, match="the corpus is empty"):
         prepare_tokenizer(spec, tmp_path / "cache", 300)
     assert everything(tmp_path / "cache") == []
+    (tmp_path / "rows.jsonl").write_text('{"body": "one"}\n{"body": "two"}\n')
+    spec = CorpusSpec([FileRecords(str(tmp_path / "rows.jsonl"))], on_bad_input="skip")
+    with pytest.raises(UserError, match=r"skipped 2 records .*rows\.jsonl:1: no field 'text'"):
+        prepare_corpus(spec, tokenizer, tmp_path / "cache")
+    with pytest.raises(UserError, match=r"skipped 2 records .*rows\.jsonl:1: no field 'text'"):
+        prepare_tokenizer(spec, tmp_path / "cache", 300)
     with pytest.raises(UserError, match="no sources"):
         CorpusSpec([])
 

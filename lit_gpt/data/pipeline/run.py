@@ -34,6 +34,7 @@ from lit_gpt.data.pipeline.parts import Plan, make_plan
 from lit_gpt.data.pipeline.recipe import Recipe
 from lit_gpt.data.pipeline.segments import DONE, SegmentRunner, no_partial_files
 from lit_gpt.data.pipeline.tokenise import clean_spec, make_tokenizer, tokenise
+from lit_gpt.data.records import skipped_line
 from lit_gpt.errors import UserError
 from lit_gpt.pages.text import human_bytes
 
@@ -128,15 +129,19 @@ def _last_report(out: Path) -> dict[str, Any]:
 
 
 def _all_dropped(out: Path) -> str:
-    reasons = [
+    every = reports(out)
+    bad_input = every[0]["bad_input"]
+    skipped = skipped_line(bad_input["num_skipped"], bad_input["named"])
+    reasons = [skipped] if skipped else []
+    reasons += [
         f"{report['name']} dropped {sum(count for count, _ in report['rejected'].values()):,} "
         f"({', '.join(sorted(report['rejected'], key=lambda r: -report['rejected'][r][0])[:3])})"
-        for report in reports(out)
+        for report in every
         if report["rejected"]
     ]
     return (
         f"no document is left: {'; '.join(reasons) or 'the sources contain none'}; "
-        "loosen these filters, or name other sources"
+        "loosen these filters, or name other sources or fields"
     )
 
 

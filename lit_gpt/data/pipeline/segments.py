@@ -50,6 +50,7 @@ from lit_gpt.data.pipeline.report import (
     text_bytes,
     write_report,
 )
+from lit_gpt.data.records import skipped_line
 from lit_gpt.errors import UserError
 from lit_gpt.pages.text import human_bytes
 
@@ -195,6 +196,8 @@ class SegmentRunner:
             value = report.to_json()
             if spec is None:
                 value["bad_input"] = _merged_bad_input(folder / "reports" / name)
+                if skipped := skipped_line(value["bad_input"]["num_skipped"], value["bad_input"]["named"]):
+                    print_status(skipped)
             write_json(self.steps / f"{name}.json", value)
             dropped = sum(documents for documents, _ in report.rejected.values())
             split = f", {report.split[0]:,} split into {report.split[1]:,}" if report.split[0] else ""

@@ -13,7 +13,16 @@ All user input is read through this package, so a file yields the same records e
 from lit_gpt.data.records.files import expand_files
 from lit_gpt.data.records.formats import FileFormat, read_records
 from lit_gpt.data.records.hub import HubDataset, HubRecords, sources_of
-from lit_gpt.data.records.record import SPLITS, BadInput, Document, OnBadInput, Record, SplitName, TextField
+from lit_gpt.data.records.record import (
+    SPLITS,
+    BadInput,
+    Document,
+    OnBadInput,
+    Record,
+    SplitName,
+    TextField,
+    skipped_line,
+)
 from lit_gpt.data.records.source import (
     FileRecords,
     GeneratedRecords,
@@ -43,6 +52,7 @@ __all__ = [
     "corpus_fingerprint",
     "expand_files",
     "read_records",
+    "skipped_line",
     "sources_of",
     "total_bytes",
 ]

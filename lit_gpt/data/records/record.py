@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from lit_gpt.data.records.encoding import Encoding
 from lit_gpt.errors import UserError
-from lit_gpt.pages.text import visible
+from lit_gpt.pages.text import counted, visible
 
 SplitName = Literal["train", "val", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
@@ -212,6 +212,13 @@ class BadInput:
     def _add(self, count: int, named: list[str]) -> None:
         self.num_skipped += count
         self.named += named[: max(0, self.MAX_NAMED - len(self.named))]
+
+
+def skipped_line(num_skipped: int, named: Sequence[str]) -> str:
+    """Return how many records were skipped, and the first five by name; empty if none was."""
+    more = f" and {num_skipped - 5:,} more" if num_skipped > 5 else ""
+    skipped = f"skipped {counted(num_skipped, 'record')} that could not be read: {'; '.join(named[:5])}{more}"
+    return skipped if num_skipped else ""
 
 
 class UnreadableFile(Exception):  # noqa: N818 (a file's state; readers raise it, `read_records` catches it)

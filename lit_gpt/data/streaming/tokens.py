@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from lit_gpt.data.corpus_spec import document_hash
-from lit_gpt.data.records import BadInput, Document
+from lit_gpt.data.records import BadInput, Document, skipped_line
 from lit_gpt.data.streaming.documents import DocumentStream
 from lit_gpt.data.tokenizers import Tokenizer
 from lit_gpt.errors import UserError
@@ -164,8 +164,9 @@ def _endless(
                 found = True
                 yield _StreamedDocument(document, sha256, epoch, here)
         if not found and place is None:
+            skipped = f" ({skipped_line(bad_input.num_skipped, bad_input.named)})" if bad_input.num_skipped else ""
             raise UserError(
-                f"the stream {stream.name} has no text to train on; choose another stream, or hold out less"
+                f"the stream {stream.name} has no text to train on{skipped}; choose another stream, or hold out less"
             )
         epoch, place = epoch + 1, None
 

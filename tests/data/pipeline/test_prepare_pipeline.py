@@ -148,6 +148,19 @@ def test_nothing_left_is_an_error_that_says_which_step(tmp_path, prose, capsys):
     assert "loosen" in error
 
 
+def test_skipped_rows_are_named_on_the_terminal(tmp_path, capsys):
+    (tmp_path / "rows.jsonl").write_text('{"body": "one"}\n{"body": "two"}\n{"text": "three"}\n')
+    options = {"steps": [], "on_bad_input": "skip", "val_fraction": 0.0, "tokenizer": None}
+    assert prepare(recipe(tmp_path, tmp_path / "rows.jsonl", **options)) == 0
+    assert "skipped 2 records" in capsys.readouterr().err
+    path = recipe(tmp_path, tmp_path / "rows.jsonl", "none", **options | {"steps": [{"length": {"min_chars": 9}}]})
+    assert prepare(path) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "skipped 2 records" in last
+    assert "rows.jsonl:1" in last
+    assert "length dropped 1" in last
+
+
 def test_a_failed_first_pass_does_not_bind_the_next_recipe(tmp_path, capsys):
     folder = write_articles(tmp_path / "prose", 4)
     (folder / "bad.txt").write_bytes(b"\xff\xfe\xff")
