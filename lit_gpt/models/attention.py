@@ -14,6 +14,7 @@ B batch, T time or queries, S keys (T and what a state holds), C model width, H 
 """
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -203,6 +204,11 @@ class SelfAttention(TokenMixer):
         self.sinks = nn.Parameter(torch.zeros(H)) if config.attention_sinks else None
         self.drop = nn.Dropout(config.dropout)
         self.fused: FusedLinears | None = None
+        self.rotate: Callable[[Tensor, Rotation], Tensor] = apply_rope
+        self.attend_one: Callable[..., Tensor | None] | None = None
+        """Faster attention of one query per row, if there is one (`lit_gpt.models.native`)."""
+        self.store: Callable[..., bool] | None = None
+        """Likewise, of a key and a value per row in the KV cache."""
 
     def fusable(self) -> list[nn.Linear]:
         """Return the linear layers that share an input (see `prepare_for_decoding`)."""
@@ -228,6 +234,10 @@ class SelfAttention(TokenMixer):
 
     def _attend_part(self, state: KVState, part: "Part", q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         keys, values, mask = state.update(part, k, v)
+        if self.attend_one is not None and q.shape[1] == 1:
+            y = self.attend_one(q, keys, values, mask, self.scoring.scale)
+            if y is not None:
+                return y
         return attend(q.transpose(1, 2), keys, values, mask, self.scoring, self.sinks).transpose(1, 2)
 
     def project(
@@ -247,7 +257,7 @@ class SelfAttention(TokenMixer):
                 heads = self.num_heads + self.num_kv_heads
                 qk, v = self.fused.product(x).view(shape).split_with_sizes((heads, self.num_kv_heads), dim=2)
                 if rotation is not None:
-                    qk = apply_rope(qk, rotation).to(v.dtype)
+                    qk = self.rotate(qk, rotation).to(v.dtype)
                 q, k = qk[:, :, : self.num_heads], qk[:, :, self.num_heads :]
                 if rotation is not None and rotation.query_scale is not None:
                     q = (q * rotation.query_scale).to(v.dtype)
@@ -271,7 +281,7 @@ class SelfAttention(TokenMixer):
         """Return an empty KV state."""
         shapes = ((self.num_kv_heads, self.head_size), (self.num_kv_heads, self.head_size))
         window = self.config.window(self.layer)
-        return KVState(self.config, window, shapes, num_rows, capacity, margin, dtype, device)
+        return KVState(self.config, window, shapes, num_rows, capacity, margin, dtype, device, self.store)
 
     @classmethod
     def flops_per_token(cls, config: GPTConfig, layer: int, context: int) -> int:

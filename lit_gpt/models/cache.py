@@ -120,6 +120,7 @@ class KVState(LayerState):
         margin: Entries of the ring buffer beyond the window: the maximum number of tokens that can be removed.
         dtype: Type of keys and values.
         device: Device of keys and values.
+        store: Faster way to store one key and value per row, if there is one (`lit_gpt.models.native.store`).
     """
 
     can_truncate = True
@@ -135,6 +136,7 @@ class KVState(LayerState):
         margin: int,
         dtype: torch.dtype,
         device: torch.device,
+        store: Callable[..., bool] | None = None,
     ) -> None:
         entries = capacity if window is None else min(capacity, window + margin)
         pairs = [lazy_zeros((num_rows, heads, entries, width), dtype, device) for heads, width in shapes]
@@ -142,6 +144,7 @@ class KVState(LayerState):
         self._mappings = [mapping for _, mapping in pairs]
         self.config, self.window, self.size, self.margin = config, window, entries, margin
         self.keys, self.values = self.tensors
+        self.store = store
 
     def reset_row(self, row: int) -> None:
         """Do nothing: entries beyond a row's length have no weight in attention."""
@@ -208,9 +211,7 @@ class KVState(LayerState):
 
     def _append(self, part: "DecodePart", k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Append one token to each of several rows of different lengths; a mask hides entries beyond each length."""
-        rows, entries = part.places(self.size, k.device)
-        self.keys[rows, :, entries] = k[:, 0]
-        self.values[rows, :, entries] = v[:, 0]
+        self._store(part, k, v)
         B, S = len(part.lengths), min(max(part.lengths) + 1, self.size)
         return self.keys[:B, :, :S], self.values[:B, :, :S], self._ring_mask(part, S)
 
@@ -218,14 +219,24 @@ class KVState(LayerState):
         """Append one token to one row; no mask is needed while the visible entries are contiguous."""
         position, size, window = part.lengths[0], self.size, self.window
         entry = position % size
-        self.keys[0, :, entry] = k[0, 0]
-        self.values[0, :, entry] = v[0, 0]
+        self._store(part, k, v)
         first = first_visible(position, window, self.config.chunked_window)
         if self.config.positions != "alibi" and (position < size or (window == size and first == position - entry)):
             begin, end = first % size, entry + 1
             return self.keys[:1, :, begin:end], self.values[:1, :, begin:end], None
         S = min(position + 1, size)
         return self.keys[:1, :, :S], self.values[:1, :, :S], self._ring_mask(part, S)
+
+    def _store(self, part: "DecodePart", k: Tensor, v: Tensor) -> None:
+        """Store one key and value per row, each (B, 1, K, D), at the position of its token."""
+        rows, entries = part.places(self.size, k.device)
+        if self.store is not None and self.store(k, v, self.keys, self.values, entries):
+            return
+        if len(part.lengths) == 1:  # a copy is faster than an index
+            entry = part.lengths[0] % self.size
+            self.keys[0, :, entry], self.values[0, :, entry] = k[0, 0], v[0, 0]
+        else:
+            self.keys[rows, :, entries], self.values[rows, :, entries] = k[:, 0], v[:, 0]
 
     def _append_padded(self, part: "PaddedDecodePart", k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Like `_append`, but the positions of the sequences are in tensors and never in shapes."""

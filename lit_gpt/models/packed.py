@@ -9,8 +9,11 @@ layer that it replaces.
 |---|---|---|
 | `float32` | 4 | BLAS on a transposed matrix, or oneDNN's packed layout: whichever is faster on this machine |
 | `bfloat16` | 2 | oneDNN's packed layout |
-| `int8` | 1 | torch's int8 product, one scale per output; or int4 halves, one per 32 inputs: whichever is faster |
-| `int4` | 0.6 | torch's int4 product; scale and offset per 32 inputs; the LM head in int8 or bfloat16 |
+| `int8` | 1 | torch's int8 product, one scale per output; or a compiled kernel (`native`), one scale per 32 inputs |
+| `int4` | 0.6 | torch's int4 product or a compiled one, scale and offset per 32 inputs; LM head in int8 or bfloat16 |
+
+Of several kernels, the one that is fastest on this machine is used. Where kernels can be compiled, they also replace
+norms, gated activations, rotations and the attention of single queries.
 
 The residual stream, norms, attention and its cache are float32 in all of them: on CPUs, attention in bfloat16 takes
 four to eight times as long (measured, torch 2.13). Only the input and output of a product have the dtype
@@ -36,10 +39,12 @@ from lit_gpt.models.fused import FusedLinears
 from lit_gpt.models.gpt import GPT
 from lit_gpt.models.head import HeadFn
 from lit_gpt.models.kernel_choice import choose
+from lit_gpt.models.native import NativeMatrix, library, quantized_groups, replace_small_operations
 
 Weights = Literal["auto", "plain", "float32", "bfloat16", "int8", "int4"]
 """`auto`: the model's own precision; `plain`: leave the model as it is."""
 GROUP_SIZE = 32
+COMPILED = "compiled operations between products"
 _INT4_GROUPS = (32, 64, 128, 256)
 """Group sizes of torch's int4 kernel."""
 _INT4_OUTPUTS = 16
@@ -197,38 +202,46 @@ class Int4Weight(PackedWeight):
         return (values.to(self.compute) - 8).mul_(scale).add_(zero).flatten(1)
 
 
-class SplitInt8Weight(Int4Weight):
-    """Int8 weight in two int4 halves, q = 16 high + low, side by side: x Wᵀ = [x x] [16 high, low]ᵀ, one int4 product.
+class NativeInt8Weight(PackedWeight):
+    """Weight of 8 bits with a scale and a minimum per 32 inputs, for the compiled kernel (`lit_gpt.models.native`)."""
 
-    Where torch's int8 kernel is slow, two int4 products are faster, at the same precision. Each group of inputs has a
-    scale of its own, which is representable in the type of the activations, so that the sum of the halves is exact.
-    """
-
-    kind = "int8 as two int4"
+    bits = 8
+    kind = "int8, compiled"
 
     def __init__(self, weight: Tensor) -> None:
-        groups = weight.float().unflatten(1, (-1, GROUP_SIZE))  # (O, G, group)
-        largest = groups.abs().amax(dim=2).clamp_(min=1e-12)
-        # Rounded up to the eight binary digits of bfloat16; 8 and 16 times the scale are then exact too.
-        fraction, exponent = torch.frexp(largest / 127)
-        scale = torch.ldexp(torch.ceil(fraction * 256) / 256, exponent)
-        values = torch.round(groups / scale[..., None]).flatten(1)  # from -127 to 127
-        high = torch.floor(values / 16)
-        low = values - 16 * high
-        zero = torch.zeros_like(scale)
-        self._store(torch.cat((high + 8, low), 1), torch.cat((16 * scale, scale), 1), torch.cat((zero, 8 * scale), 1))
-        self.half = weight.shape[1]
-        self.shape = (weight.shape[0], weight.shape[1])
+        self._keep(*quantized_groups(weight, self.bits))
+
+    def _keep(self, codes: Tensor, scale: Tensor, minimum: Tensor) -> None:
+        if library() is None:
+            raise NotImplementedError
+        self.matrix, self.shape = NativeMatrix(codes, scale, minimum, self.bits), (codes.shape[0], codes.shape[1])
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Multiply a few tokens by the integers, or many by the matrix."""
-        x = x.to(self.compute)
-        return super().__call__(x if x.numel() // self.half > _FEW_TOKENS else torch.cat((x, x), dim=-1))
+        """Multiply in integers."""
+        return self.matrix(x)
 
-    def dequantized(self) -> Tensor:
-        """Return the dequantized matrix (O, I)."""
-        both = super().dequantized()
-        return both[:, : self.half] + both[:, self.half :]
+
+class NativeInt4Weight(NativeInt8Weight):
+    """Weight of 4 bits, likewise.
+
+    Args:
+        weight: (O, I) float weight to quantize, or (O, I) integers from -8 to 7.
+        scale: (O, G) scale of the integers; None = `weight` is a float weight.
+    """
+
+    bits = 4
+    kind = "int4, compiled"
+
+    def __init__(self, weight: Tensor, scale: Tensor | None = None) -> None:
+        if scale is None:
+            super().__init__(weight)
+            return
+        scale = scale.bfloat16().float().repeat_interleave(weight.shape[1] // GROUP_SIZE // scale.shape[1], dim=1)
+        self._keep((weight + 8).to(torch.uint8), scale, -8 * scale)
+
+
+_GROUPED = (Int4Weight, NativeInt8Weight)
+"""Kernels for multiples of 32 inputs and 16 outputs."""
 
 
 class PackedLinear(nn.Module):
@@ -274,13 +287,13 @@ class WideEmbedding(nn.Embedding):
 _KINDS: dict[str, tuple[type[PackedWeight], ...]] = {
     "float32": (BlasWeight, OneDNNWeight),
     "bfloat16": (BFloat16Weight,),
-    "int8": (Int8Weight, SplitInt8Weight),
-    "int4": (Int4Weight,),
+    "int8": (Int8Weight, NativeInt8Weight),
+    "int4": (Int4Weight, NativeInt4Weight),
 }
-_HEADS: dict[str, tuple[type[PackedWeight], ...]] = {"int4": (Int8Weight, SplitInt8Weight, BFloat16Weight)}
+_HEADS: dict[str, tuple[type[PackedWeight], ...]] = {"int4": (Int8Weight, BFloat16Weight, NativeInt8Weight)}
 """Kernels of the LM head where they differ from those of the layers. Most of the loss of int4 would come from the head:
 SmolLM2-135M loses 0.021 bits per byte with an int4 head and 0.0007 with an int8 head. That head, 49,152 x 576, takes
-5.2 ms a token with torch's int8 product, 5.4 in bfloat16, 3.5 as two int4 halves (AVX-512 with BF16, one thread)."""
+5.2 ms a token with torch's int8 product, 5.4 in bfloat16, 1.5 compiled (AVX-512, one thread)."""
 
 
 @cache
@@ -393,7 +406,8 @@ def prepare_for_inference(model: GPT, weights: str = "auto", tokens: int = 1) ->
     if weights != "auto" and not any(is_available(make) for make in makes):  # type: ignore[arg-type]
         raise UserError(f"weights {weights} has no kernel on this machine with torch {torch.__version__}; leave it out")
     if weights == "auto" and makes == _KINDS["float32"] and not _gains(model, owners, makes, tokens):
-        return None  # the engine uses BLAS's layout anyway
+        # The engine uses BLAS's layout anyway.
+        return COMPILED if replace_small_operations(model) else None
     used: dict[str, int] = {}
     for owner in owners:
         _pack_owner(owner, makes, tokens, used)
@@ -409,8 +423,9 @@ def prepare_for_inference(model: GPT, weights: str = "auto", tokens: int = 1) ->
             if parameter is not None and type(parameter.data) is Tensor and not isinstance(module, WideEmbedding):
                 module._parameters[name] = nn.Parameter(parameter.data.float(), requires_grad=False)
     model.state_dtype = torch.float32
+    compiled = [COMPILED] if replace_small_operations(model) else []
     _return_freed_memory()
-    return ", ".join(f"{count} {name}" for name, count in used.items())
+    return "; ".join([f"{count} {name}" for name, count in used.items()] + compiled)
 
 
 def _return_freed_memory() -> None:
@@ -491,7 +506,7 @@ def _pack(weights: Sequence[Any], makes: tuple[type[PackedWeight], ...], tokens:
         matrix = torch.cat(data) if len(data) > 1 else data[0]
         outputs, inputs = matrix.shape
         if inputs % GROUP_SIZE or outputs % _INT4_OUTPUTS:
-            makes = tuple(make for make in makes if not issubclass(make, Int4Weight))
+            makes = tuple(make for make in makes if not issubclass(make, _GROUPED))
             makes = makes or ((Int8Weight,) if is_available(Int8Weight) else (BlasWeight,))
         return fastest(makes, outputs, inputs, tokens)(matrix)
     if not all(hasattr(tensor, "qdata") and hasattr(tensor, "scale") for tensor in data):
@@ -502,6 +517,10 @@ def _pack(weights: Sequence[Any], makes: tuple[type[PackedWeight], ...], tokens:
     outputs, inputs = values.shape
     if _is_int4(data[0]):
         group = inputs // scale.shape[1]
-        fits = group in _INT4_GROUPS and outputs % _INT4_OUTPUTS == 0 and is_available(Int4Weight)
-        return Int4Weight(values, scale, group) if fits else None
+        if group not in _INT4_GROUPS or outputs % _INT4_OUTPUTS:
+            return None
+        make = fastest(_KINDS["int4"], outputs, inputs, tokens)
+        if make is NativeInt4Weight:
+            return NativeInt4Weight(values, scale)
+        return Int4Weight(values, scale, group) if is_available(Int4Weight) else None
     return Int8Weight(values, scale) if scale.numel() == outputs and is_available(Int8Weight) else None

@@ -7,14 +7,15 @@ import torch.nn.functional as F
 from lit_gpt.checkpoints.quantization import Quantization, quantizable_layers, quantize_weight
 from lit_gpt.errors import UserError
 from lit_gpt.generation import Engine, SamplingParams
-from lit_gpt.models import GPT, GPTConfig, packed
+from lit_gpt.models import GPT, GPTConfig, native, packed
 from lit_gpt.models.packed import (
     BFloat16Weight,
     BlasWeight,
     Int4Weight,
     Int8Weight,
+    NativeInt4Weight,
+    NativeInt8Weight,
     OneDNNWeight,
-    SplitInt8Weight,
 )
 
 KERNELS = {
@@ -22,8 +23,9 @@ KERNELS = {
     OneDNNWeight: 1e-5,
     BFloat16Weight: 1e-2,
     Int8Weight: 2e-2,
-    SplitInt8Weight: 1.5e-2,
     Int4Weight: 0.12,
+    NativeInt8Weight: 1.5e-2,
+    NativeInt4Weight: 0.12,
 }
 """Each kernel, and how far its products are from the matrix's own on random numbers, relative to their size."""
 
@@ -66,24 +68,6 @@ def test_int4_of_a_matrix_with_sixteen_levels_a_group_is_exact(group):
     weight = (levels * scale + low).flatten(1)
     matrix = Int4Weight(weight, group_size=group).dequantized().float()
     assert (matrix - weight).abs().max() < 0.01 * weight.abs().max()
-
-
-@pytest.mark.skipif(not packed.is_available(SplitInt8Weight), reason="no int4 kernel")
-@pytest.mark.parametrize("scale", [1.0, 0.375, 3e-3])
-def test_the_halves_of_an_integer_of_eight_bits_add_up_to_it(scale):
-    torch.manual_seed(0)
-    integers = torch.randint(-127, 128, (32, 128)).float()
-    integers[:, ::32] = 127
-    x = torch.randn(4, 128).bfloat16().float()
-    one = SplitInt8Weight(integers * scale)
-    assert one.shape == (32, 128)
-    exact = float(torch.tensor(scale).bfloat16()) == scale
-    for rows in (x, x.repeat(20, 1)):  # the kernel, and the matrix
-        wanted = rows @ (integers * scale).t()
-        error = (one(rows).float() - wanted).abs().max() / wanted.abs().max()
-        assert error < (0.004 if exact else 0.01)
-    if exact:
-        assert torch.equal(one.dequantized(), (integers * scale).bfloat16()), "rounded once"
 
 
 @pytest.mark.parametrize(
@@ -159,6 +143,8 @@ def test_a_machine_without_a_kernel_falls_back(monkeypatch):
         getattr(packed, name).cache_clear()
     monkeypatch.setattr(OneDNNWeight, "__init__", absent)
     monkeypatch.setattr(Int4Weight, "__init__", absent)
+    monkeypatch.setattr(packed, "library", lambda: None)
+    monkeypatch.setattr(native, "library", lambda: None)
     model = small()
     with pytest.raises(UserError, match="int4"):
         packed.prepare_for_inference(model, "int4")

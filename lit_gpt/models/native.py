@@ -1,0 +1,281 @@
+"""Kernels compiled on this machine (`native.c`): products with 4-bit or 8-bit weights, and the operations in between.
+
+Torch's kernels are made for many tokens. For one, most of a decoding step is the overhead of its operations, hundreds
+of them, and the integer products run at half the memory's speed. The kernels here are C without dependencies, compiled
+by the machine's own compiler when packed weights are first used (two seconds) and kept in the cache folder. They are
+options among others: without a compiler (`CC`, or `cc` on the path), or where torch is faster, torch's kernels are used
+as before. LIT_GPT_NATIVE=0 turns them off.
+
+O outputs and I inputs of a layer, G groups of inputs, N tokens, B rows, H heads, K key/value heads, S keys, D head
+size.
+"""
+
+import ctypes
+import hashlib
+import os
+import shlex
+import shutil
+import subprocess
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lit_gpt.atomic import atomic_file
+from lit_gpt.cache_dir import find_cache_dir
+from lit_gpt.errors import UserError
+from lit_gpt.models import mlp
+from lit_gpt.models.attention import SelfAttention
+from lit_gpt.models.kernel_choice import this_machine
+from lit_gpt.models.mlp import MLP
+from lit_gpt.models.norms import OffsetRMSNorm, RMSNorm
+from lit_gpt.models.positions import Rotation, apply_rope
+
+_SOURCE = Path(__file__).with_name("native.c")
+# Not -ffast-math: linked into a library, it changes the arithmetic of the whole process.
+_FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
+_SECONDS = 120
+"""Time limit of the compiler."""
+
+
+@cache
+def library() -> Any:
+    """Return the compiled kernels; None if they are turned off or cannot be compiled here."""
+    compiler = shlex.split(os.environ.get("CC") or shutil.which("cc") or "")
+    if os.environ.get("LIT_GPT_NATIVE") == "0" or not compiler or os.name != "posix":
+        return None
+    parts = (_SOURCE.read_text(encoding="utf-8"), this_machine(), *compiler, *_FLAGS)
+    name = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+    address, number = ctypes.c_void_p, ctypes.c_int64
+    try:
+        path = find_cache_dir() / f"native-{name}.so"
+        if not path.exists():
+            with atomic_file(path) as temporary:
+                _compile(compiler, temporary)
+        kernels = ctypes.CDLL(str(path))
+    except (OSError, UserError, subprocess.SubprocessError):  # no place to keep it, or a compiler that lacks something
+        return None
+    kernels.product.argtypes = [address, address, number, address, ctypes.c_int]
+    kernels.rms_norm.argtypes = [address, address, number, number, ctypes.c_float, address]
+    kernels.swiglu.argtypes = [address, address, number, number, number, address]
+    kernels.rope.argtypes = [address, address, address, *[number] * 4]
+    keys = [address, number, number, number]
+    kernels.store.argtypes = [*[address, number] * 2, address, *keys, *keys, *[number] * 3]
+    kernels.attend.argtypes = [address, number, *keys, *keys, address, number, address, *[number] * 4]
+    kernels.attend.argtypes += [ctypes.c_int, ctypes.c_float, ctypes.c_int]
+    kernels.rms_norm.restype = kernels.swiglu.restype = kernels.rope.restype = kernels.store.restype = None
+    return kernels
+
+
+def _compile(compiler: list[str], out: Path) -> None:
+    """Compile with OpenMP, in torch's own library where it brings one: two would compete; else for one thread."""
+    bundled = sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))
+    for openmp in (("-fopenmp",), ("-Wno-unknown-pragmas",)):
+        command = [*compiler, *_FLAGS, *openmp, str(_SOURCE), "-o", str(out), "-lm"]
+        command += [str(one) for one in bundled] if openmp == ("-fopenmp",) else []
+        if subprocess.run(command, capture_output=True, timeout=_SECONDS, check=False).returncode == 0:
+            return
+    raise subprocess.SubprocessError("the compiler failed")
+
+
+class _Weight(ctypes.Structure):
+    """`Weight` in native.c."""
+
+    _fields_ = (
+        ("codes", ctypes.c_void_p),
+        ("scales", ctypes.c_void_p),
+        ("outputs", ctypes.c_int64),
+        ("inputs", ctypes.c_int64),
+        ("bits", ctypes.c_int64),
+    )
+
+
+GROUP, PANEL = 32, 16
+"""Inputs that share a scale and a minimum; outputs that are computed together. I and O are multiples of them."""
+
+
+class NativeMatrix:
+    """A matrix of codes u of 4 or 8 bits, w = s u + m with a scale and a minimum per output and group of 32 inputs.
+
+    Args:
+        codes: (O, I) uint8.
+        scale: (O, G) float, with at most eight binary digits (stored in bfloat16).
+        minimum: (O, G) float, likewise.
+        bits: 4 or 8.
+    """
+
+    def __init__(self, codes: Tensor, scale: Tensor, minimum: Tensor, bits: int) -> None:
+        outputs, inputs = codes.shape
+        panels = codes.view(-1, PANEL, inputs // GROUP, 8, 4).permute(0, 2, 3, 1, 4)  # see native.c
+        if bits == 4:
+            panels = panels[:, :, :4] | (panels[:, :, 4:] << 4)
+        self._codes = panels.contiguous()
+        scales = torch.stack((scale, minimum), dim=2).view(-1, PANEL, inputs // GROUP, 2).permute(0, 2, 3, 1)
+        self._scales = scales.to(torch.bfloat16).contiguous()
+        self._weight = _Weight(self._codes.data_ptr(), self._scales.data_ptr(), outputs, inputs, bits)
+        self._address = ctypes.addressof(self._weight)
+        self._outputs, self._inputs, self._product = outputs, inputs, library().product
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return x Wᵀ, (..., I) → (..., O) float32; inputs are rounded to 8 bits per group of 32."""
+        x = x.contiguous() if x.dtype == torch.float32 else x.float().contiguous()
+        y = torch.empty((*x.shape[:-1], self._outputs))
+        threads = torch.get_num_threads()
+        failed = self._product(self._address, x.data_ptr(), x.numel() // self._inputs, y.data_ptr(), threads)
+        if failed:
+            raise MemoryError
+        return y
+
+
+def quantized_groups(weight: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return codes (O, I), scales and minima (O, G) of a float weight (O, I): equidistant values in each group's range.
+
+    Scale and minimum are rounded to eight binary digits first, so that the range still contains the whole group.
+    """
+    groups = weight.float().unflatten(1, (-1, GROUP))
+    low, high = groups.aminmax(dim=2)
+    minimum = _eight_digits(low, torch.floor)
+    scale = _eight_digits(((high - minimum) / (2**bits - 1)).clamp_(min=1e-12), torch.ceil)
+    codes = torch.round((groups - minimum[..., None]) / scale[..., None])
+    return codes.flatten(1).to(torch.uint8), scale, minimum
+
+
+def _eight_digits(x: Tensor, rounded: Any) -> Tensor:
+    fraction, exponent = torch.frexp(x)
+    return torch.ldexp(rounded(fraction * 256) / 256, exponent)
+
+
+class NativeRMSNorm(RMSNorm):
+    """RMSNorm in one call.
+
+    Args:
+        gain: (C,) float32.
+        eps: Added to the mean square.
+    """
+
+    def __init__(self, gain: Tensor, eps: float) -> None:
+        super().__init__(len(gain), eps=eps, device="meta")
+        self.weight = nn.Parameter(gain.contiguous(), requires_grad=False)
+        self._arguments = len(gain), eps
+        self._run = library().rms_norm
+
+    def forward(self, x: Tensor, prepared: bool = False) -> Tensor:
+        """Normalize: (..., C) → (..., C)."""
+        if not _usable(x) or not x.is_contiguous():
+            return super().forward(x, prepared)
+        width, eps = self._arguments
+        y = torch.empty_like(x)
+        self._run(x.data_ptr(), self.weight.data_ptr(), x.numel() // width, width, eps, y.data_ptr())
+        return y
+
+
+def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """Return silu(gate) · up, each (B, T, F)."""
+    steps = gate.stride()
+    if (
+        not _usable(gate)
+        or gate.dim() != 3
+        or steps != up.stride()
+        or steps[2] != 1
+        or (gate.shape[0] > 1 and steps[0] != gate.shape[1] * steps[1])
+    ):
+        return F.silu(gate) * up
+    y = torch.empty(gate.shape)
+    size = gate.shape[2]
+    library().swiglu(gate.data_ptr(), up.data_ptr(), y.numel() // size, size, steps[1], y.data_ptr())
+    return y
+
+
+def rotate(x: Tensor, rotation: Rotation) -> Tensor:
+    """Apply RoPE like `apply_rope`, to (B, T, H, D), if possible in place."""
+    cos, sin, _ = rotation
+    B, T, H, D = x.shape
+    steps = x.stride()
+    if not _usable(x) or steps[2:] != (D, 1) or cos.shape != (1, T, 1, D) or B != 1:
+        return apply_rope(x, rotation)
+    library().rope(x.data_ptr(), cos.data_ptr(), sin.data_ptr(), T, steps[1], H, D)
+    return x
+
+
+def store(k: Tensor, v: Tensor, keys: Tensor, values: Tensor, entries: Tensor) -> bool:
+    """Copy one key and one value of each row to its entry.
+
+    Args:
+        k: (B, 1, K, D).
+        v: (B, 1, K, D).
+        keys: (B or more, K, S, D).
+        values: (B or more, K, S, D).
+        entries: (B,) int64, each below S.
+
+    Returns:
+        Whether the kernel supports the shapes; if not, nothing was copied.
+    """
+    B, _, K, D = k.shape
+    k_steps, v_steps = k.stride(), v.stride()
+    if not _usable(k) or not keys.dtype == v.dtype == k.dtype or not k_steps[2:] == v_steps[2:] == (D, 1):
+        return False
+    library().store(
+        *(k.data_ptr(), k_steps[0], v.data_ptr(), v_steps[0], entries.data_ptr()),
+        *(keys.data_ptr(), *keys.stride()[:3], values.data_ptr(), *values.stride()[:3], B, K, D),
+    )
+    return True
+
+
+def attend(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scale: float) -> Tensor | None:
+    """Compute attention of one query per row.
+
+    Args:
+        q: (B, 1, H, D).
+        keys: (B, K, S, D).
+        values: (B, K, S, D).
+        mask: (B or 1, 1, 1, S) float32, added to the scores, or None.
+        scale: Factor of the scores.
+
+    Returns:
+        (B, 1, H, D); None if the kernel does not support the shapes.
+    """
+    B, _, H, D = q.shape
+    steps, k, v = q.stride(), keys.stride(), values.stride()
+    if not _usable(q) or D % 16 or steps[2:] != (D, 1) or k[3] != 1 or v[3] != 1 or keys.dtype != q.dtype:
+        return None
+    if mask is not None and (mask.shape[1:3] != (1, 1) or mask.dtype != q.dtype or mask.stride(3) != 1):
+        return None
+    y = torch.empty(q.shape)
+    place, row = (None, 0) if mask is None else (mask.data_ptr(), mask.stride(0) if len(mask) > 1 else 0)
+    failed = library().attend(
+        *(q.data_ptr(), steps[0]),
+        *(keys.data_ptr(), k[0], k[1], k[2]),
+        *(values.data_ptr(), v[0], v[1], v[2]),
+        *(place, row, y.data_ptr()),
+        *(B, H, keys.shape[1], keys.shape[2], D, scale, torch.get_num_threads()),
+    )
+    if failed:
+        raise MemoryError
+    return y
+
+
+def _usable(x: Tensor) -> bool:
+    return x.dtype == torch.float32 and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+
+
+def replace_small_operations(model: nn.Module) -> bool:
+    """Let a frozen float32 model on a CPU use the kernels above for norms, gates, rotations and single queries.
+
+    Returns:
+        Whether there are such kernels on this machine.
+    """
+    if library() is None:
+        return False
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if type(child) in (RMSNorm, OffsetRMSNorm):
+                gain = child.weight.data.float() + int(type(child) is OffsetRMSNorm)
+                setattr(module, name, NativeRMSNorm(gain, child.eps or 0.0))
+        if isinstance(module, MLP) and module.activation is mlp.swiglu:
+            module.activation = swiglu
+        if isinstance(module, SelfAttention) and module.scoring.softcap is None and module.sinks is None:
+            module.rotate, module.attend_one, module.store = rotate, attend, store
+    return True
