@@ -20,7 +20,6 @@ and int4 add to the bits per byte of float32 (on the prompts' own continuations 
 
 import argparse
 import json
-import platform
 import statistics
 import subprocess
 import sys
@@ -240,6 +239,9 @@ def main() -> None:
         return
     import torch
 
+    from lit_gpt.models.kernel_choice import this_machine
+    from lit_gpt.models.native import library
+
     new, rounds = (16, 2) if arguments.quick else (arguments.new_tokens, arguments.rounds)
     arguments.cache.mkdir(parents=True, exist_ok=True)
     gguf = fetch(arguments.cache) if arguments.gguf is None else arguments.gguf
@@ -258,7 +260,11 @@ def main() -> None:
         "new_tokens": new,
         "rounds": rounds,
         "threads": arguments.threads,
-        "machine": {"processor": platform.machine(), "capability": torch.backends.cpu.get_cpu_capability()},
+        "machine": {
+            "processor": this_machine(),
+            "capability": torch.backends.cpu.get_cpu_capability(),
+            "compiled_kernels": library() is not None,
+        },
         "torch": torch.__version__,
         "cpu_milliseconds_per_token": {},
         "tokens_per_cpu_second": {},

@@ -121,6 +121,11 @@ class NativeMatrix:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return x Wᵀ, (..., I) → (..., O) float32; inputs are rounded to 8 bits per group of 32."""
+        # torch.compile cannot trace the call: its graph breaks here.
+        return _untraced(self, x) if torch.compiler.is_compiling() else self.multiply(x)
+
+    def multiply(self, x: Tensor) -> Tensor:
+        """See `__call__`."""
         x = x.contiguous() if x.dtype == torch.float32 else x.float().contiguous()
         y = torch.empty((*x.shape[:-1], self._outputs))
         threads = torch.get_num_threads()
@@ -128,6 +133,9 @@ class NativeMatrix:
         if failed:
             raise MemoryError
         return y
+
+
+_untraced = torch.compiler.disable(NativeMatrix.multiply)
 
 
 def quantized_groups(weight: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -160,7 +168,6 @@ class NativeRMSNorm(RMSNorm):
         super().__init__(len(gain), eps=eps, device="meta")
         self.weight = nn.Parameter(gain.contiguous(), requires_grad=False)
         self._arguments = len(gain), eps
-        self._run = library().rms_norm
 
     def forward(self, x: Tensor, prepared: bool = False) -> Tensor:
         """Normalize: (..., C) → (..., C)."""
@@ -168,7 +175,7 @@ class NativeRMSNorm(RMSNorm):
             return super().forward(x, prepared)
         width, eps = self._arguments
         y = torch.empty_like(x)
-        self._run(x.data_ptr(), self.weight.data_ptr(), x.numel() // width, width, eps, y.data_ptr())
+        library().rms_norm(x.data_ptr(), self.weight.data_ptr(), x.numel() // width, width, eps, y.data_ptr())
         return y
 
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lit_gpt.models import GPT, GPTConfig, native
+from lit_gpt.generation import Engine, SamplingParams
+from lit_gpt.models import GPT, GPTConfig, native, packed
 from lit_gpt.models.native import NativeMatrix, NativeRMSNorm, quantized_groups
 from lit_gpt.models.positions import apply_rope, build_rotations
 
@@ -85,6 +86,35 @@ def test_norms_gates_and_rotations():
     for heads in (torch.randn(1, 3, 7, 16)[:, :, :4], torch.randn(2, 3, 4, 16), torch.randn(1, 3, 4, 24)):
         wanted = apply_rope(heads, rotation)
         torch.testing.assert_close(native.rotate(heads, rotation), wanted)
+
+
+@needs_compiler
+@pytest.mark.parametrize("weights", ["int4", "int8"])
+def test_a_model_decodes_with_them(weights, monkeypatch):
+    kernels = {"int4": (packed.NativeInt4Weight,), "int8": (packed.NativeInt8Weight,)}
+    monkeypatch.setattr(packed, "_KINDS", kernels)
+    monkeypatch.setattr(packed, "_HEADS", {"int4": kernels["int8"]})
+    base = {"n_layer": 2, "n_head": 4, "n_kv_head": 2, "n_embd": 64, "block_size": 64, "vocab_size": 96, "bias": False}
+    base |= {"norm": "rmsnorm", "positions": "rope", "mlp": "swiglu", "intermediate_size": 96}
+    torch.manual_seed(0)
+    plain, prepared = (GPT(GPTConfig(**base)).eval().requires_grad_(False) for _ in range(2))
+    for model in (plain, prepared):
+        for number, parameter in enumerate(model.parameters()):
+            torch.manual_seed(number)
+            parameter.add_(torch.randn(parameter.shape), alpha=0.1)
+    assert "compiled" in packed.prepare_for_inference(prepared, weights)
+    assert isinstance(prepared.blocks[1].ln2, NativeRMSNorm)
+    ids = torch.arange(40).reshape(2, 20)
+    with torch.inference_mode():
+        wanted, found = plain(ids), prepared(ids)
+    assert (found - wanted).norm() < {"int8": 0.02, "int4": 0.2}[weights] * wanted.norm()
+    prompts, params = [[1, 2, 3], [5, 6], [7]], SamplingParams(12, 0.0, logprobs=0)
+    engine = Engine(prepared, None, max_batch_size=3, max_length=48)
+    many = engine.generate(prompts, params)
+    for prompt, one in zip(prompts, many, strict=True):
+        alone = engine.generate([prompt], params)[0]
+        assert alone.token_ids == one.token_ids
+        torch.testing.assert_close(alone.logprobs, one.logprobs, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
