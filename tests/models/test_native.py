@@ -107,7 +107,7 @@ def test_a_model_decodes_with_them(weights, monkeypatch):
     ids = torch.arange(40).reshape(2, 20)
     with torch.inference_mode():
         wanted, found = plain(ids), prepared(ids)
-    assert (found - wanted).norm() < {"int8": 0.02, "int4": 0.2}[weights] * wanted.norm()
+    assert (found - wanted).norm() < {"int8": 0.03, "int4": 0.5}[weights] * wanted.norm()
     prompts, params = [[1, 2, 3], [5, 6], [7]], SamplingParams(12, 0.0, logprobs=0)
     engine = Engine(prepared, None, max_batch_size=3, max_length=48)
     many = engine.generate(prompts, params)
