@@ -86,7 +86,7 @@ class PlannedRun:
         self.trainer: dict[str, Any] = values.get("trainer") or {}
         self.device = device
         self.precision = str(self.trainer.get("precision") or "32-true")
-        self.layout = _layout(self.trainer, num_devices)
+        self.layout, self.sharding = _layout(self.trainer, num_devices)
         self._simulated: dict[Any, SimulatedStep] = {}
         self.module, self.data = self.build()
         if isinstance(self.module, GRPOModule) or getattr(self.module, "lmbda", False):
@@ -179,7 +179,18 @@ class PlannedRun:
         batches = [self.batch(rows)] * min(num_micro_batches, 2)
         steps = self.steps or 1000
         self._simulated[key] = simulate_step(
-            module, batches, precision or self.precision, self.layout, clips, self.device.kind, max_steps=steps
+            module,
+            batches,
+            precision or self.precision,
+            self.layout,
+            clips,
+            self.device.kind,
+            max_steps=steps,
+            **{
+                name: self.sharding[name]
+                for name in ("all_gather_dtype", "reshard_after_forward")
+                if name in self.sharding
+            },
         )
         return self._simulated[key]
 
@@ -513,8 +524,8 @@ def _attribute(name: str) -> Any:
     return read
 
 
-def _layout(trainer: dict[str, Any], num_devices: int | None) -> Layout:
-    """Return how the Trainer of the YAML distributes a run over processes.
+def _layout(trainer: dict[str, Any], num_devices: int | None) -> tuple[Layout, dict[str, Any]]:
+    """Return how the Trainer of the YAML distributes a run over processes, and the options of its strategy.
 
     Raises:
         UserError: If the number of devices does not match the sizes of the strategy, or there is a pipeline.
@@ -536,5 +547,5 @@ def _layout(trainer: dict[str, Any], num_devices: int | None) -> Layout:
                 f"pipeline is {layout.pipeline}, whose schedules a plan does not simulate; plan with pipeline: 1 and "
                 "shard over data instead"
             )
-        return layout
-    return Layout(replicate=num_devices)
+        return layout, options
+    return Layout(replicate=num_devices), {}

@@ -11,10 +11,11 @@ worth fewer than U R new tokens, so D is replaced by U + U R* (1 - exp(-R / R*))
 **Hyperparameters** (DeepSeek LLM, arXiv:2401.02954, section 3; Step Law, arXiv:2503.04715): the best learning rate or
 batch size is a power law, log y = c + a log N + b log D.
 
-**The interval** of a forecast is the root of the sum of two squared errors: the spread of fits to resampled runs
-(bootstrap, Efron 1979), and the error on the larger runs of a fit to the smaller ones. The second measures how well the
-law extrapolates on this data. The bootstrap by itself gives intervals that are far too narrow, because no curve of this
-form matches the true loss exactly.
+**The interval** of a forecast is the root of the sum of two squared errors. The first is the spread of fits to the
+fitted losses plus resampled residuals (residual bootstrap, Efron 1979): resampling whole runs would lose the few runs
+that tell the constants apart. The second is the error on the larger runs of fits to the smaller ones, as far as their
+own bootstrap does not explain it: no curve of this form matches the true loss exactly, and with many runs the bootstrap
+alone gives intervals that are far too narrow.
 """
 
 import json
@@ -35,11 +36,15 @@ MIN_POINTS = 6
 """Minimum number of runs: the law has five constants, and at least one more run is needed to check the fit."""
 REPETITION_WORTH = 15.39
 """R* of repeated tokens (arXiv:2305.16264, section 5)."""
+MIN_POINTS_TO_TEST = 15
+"""Runs of the smallest fit that is tested on larger runs, three for each constant: fits to fewer runs err by more than
+the law does."""
 UNTESTED_ERROR = 0.05
 """Relative error assumed if there are too few runs to test the law on; published tests found 1 to 5 %."""
 LAW_REACH = 1e-4
 """Smallest compute, relative to the largest run of a law, for which the law is used."""
 _STEPS = 80
+_TEST_RESAMPLES = 60
 
 
 @dataclass(frozen=True)
@@ -94,8 +99,9 @@ class ScalingLaw:
         source: Origin of the law: a citation, or the table of runs.
         num_points: Number of runs that it was fitted to.
         max_compute: Compute of the largest of these runs, in FLOPs.
-        spread: (resamples, 5) logarithms of E, A, B and the exponents, from fits to resampled runs.
-        relative_error: 90 % quantile of the relative error of fits to the smaller runs on the larger ones.
+        spread: (resamples, 5) logarithms of E, A, B and the exponents, from fits to resampled residuals.
+        relative_error: 90 % quantile of the relative error of fits to the smaller runs on the larger ones, as far as
+            it is not of the fits' own spread.
         outliers: Names of the runs that are far from the law.
     """
 
@@ -215,18 +221,13 @@ def fit_law(points: Sequence[Point], num_resamples: int = 200, seed: int = 0, so
     outliers = [
         p.name or f"N {p.params:.3g}, D {p.tokens:.3g}" for p, is_far in zip(points, far, strict=True) if is_far
     ]
-    spread = np.zeros((0, 5))
-    if num_resamples:
-        draws = np.random.default_rng(seed).multinomial(len(points), [1 / len(points)] * len(points), num_resamples)
-        spread = _descend(n, d, loss, draws.astype(float), np.repeat(best[None], num_resamples, 0))[0]
-        spread = spread[np.isfinite(spread).all(1)]
     return ScalingLaw(
         constants=_named(best),
         corpus=points[0].corpus,
         source=source,
         num_points=len(points),
         max_compute=max(p.compute for p in points),
-        spread=spread.tolist(),
+        spread=_bootstrap(n, d, loss, best, num_resamples, seed).tolist(),
         relative_error=_error_on_larger(n, d, loss),
         outliers=outliers,
     )
@@ -255,21 +256,45 @@ def _check(points: Sequence[Point]) -> None:
         raise UserError(f"run {bad[0].name or bad[0]} has no positive finite params, tokens and loss; leave it out")
 
 
+def _bootstrap(
+    n: np.ndarray, d: np.ndarray, loss: np.ndarray, best: np.ndarray, num_resamples: int, seed: int = 0
+) -> np.ndarray:
+    """Return (resamples, 5) constants of fits to the fitted losses plus resampled residuals, of either sign.
+
+    The residuals are widened by sqrt(runs / (runs - 5)), since a fit of five constants makes them too small.
+    """
+    if not num_resamples:
+        return np.zeros((0, 5))
+    random = np.random.default_rng(seed)
+    fitted = np.log(_losses(best[None], n, d))[0]
+    residuals = (loss - fitted) * math.sqrt(len(n) / max(1, len(n) - 5))
+    drawn = residuals[random.integers(0, len(n), (num_resamples, len(n)))]
+    drawn *= random.choice([-1.0, 1.0], drawn.shape)
+    spread = _descend(n, d, fitted + drawn, np.repeat(best[None], num_resamples, 0))[0]
+    return spread[np.isfinite(spread).all(1)]
+
+
 def _error_on_larger(n: np.ndarray, d: np.ndarray, loss: np.ndarray) -> float:
-    """Estimate the error of an extrapolation, from the errors on the larger runs of fits to the smaller ones.
+    """Estimate the error of the law's form in an extrapolation, from fits to the smaller runs.
 
     Returns:
-        The 90 % quantile of |log error| divided by the distance in compute (`_distance`).
+        The 90 % quantile of sqrt(error² - spread²) divided by the distance in compute (`_distance`), where error is
+        that of the log loss on a larger run, and spread half of its 90 % interval by bootstrap.
     """
     order = np.argsort(n + d, kind="stable")
     errors: list[float] = []
     for share in (0.5, 0.6, 0.7, 0.8):
-        cut = max(MIN_POINTS, int(share * len(order)))
+        cut = max(MIN_POINTS_TO_TEST, int(share * len(order)))
         small, large = order[:cut], order[cut:]
         if len(large):
             fitted = _fit(n[small], d[small], loss[small])
-            size = np.abs(np.log(_losses(fitted[None], n[large], d[large]))[0] - loss[large])
-            errors += (size / _distance((n + d)[large] - (n + d)[small].max())).tolist()
+            forecast = np.log(_losses(fitted[None], n[large], d[large]))[0]
+            resampled = np.log(
+                _losses(_bootstrap(n[small], d[small], loss[small], fitted, _TEST_RESAMPLES), n[large], d[large])
+            )
+            spread = np.quantile(np.abs(resampled - forecast), 0.9, axis=0)
+            unexplained = np.sqrt(np.maximum(0.0, (forecast - loss[large]) ** 2 - spread**2))
+            errors += (unexplained / _distance((n + d)[large] - (n + d)[small].max())).tolist()
     return float(np.quantile(errors, 0.9)) if errors else UNTESTED_ERROR
 
 
@@ -307,21 +332,23 @@ def _starts(n: np.ndarray, d: np.ndarray, loss: np.ndarray) -> np.ndarray:
 def _fit(n: np.ndarray, d: np.ndarray, loss: np.ndarray) -> np.ndarray:
     """Return the (5,) constants with the smallest Huber loss, found from several starting points."""
     starts = _starts(n, d, loss)
-    thetas, objectives = _descend(n, d, loss, np.ones((len(starts), len(n))), starts)
-    return thetas[int(np.argmin(objectives))]
+    thetas, objectives = _descend(n, d, loss, starts)
+    best = int(np.argmin(objectives))
+    # The valley of the minimum is flat where sizes and tokens are few: go on in it from the best start.
+    return _descend(n, d, loss, thetas[best : best + 1], 5 * _STEPS)[0][0]
 
 
 def _descend(
-    n: np.ndarray, d: np.ndarray, loss: np.ndarray, counts: np.ndarray, theta: np.ndarray
+    n: np.ndarray, d: np.ndarray, loss: np.ndarray, theta: np.ndarray, num_steps: int = _STEPS
 ) -> tuple[np.ndarray, np.ndarray]:
     """Minimize the Huber loss of many fits at once, by Levenberg-Marquardt steps on reweighted squares.
 
     Args:
         n: (runs,) log N.
         d: (runs,) log D.
-        loss: (runs,) log loss.
-        counts: (fits, runs) weight of each run in each fit.
+        loss: (runs,) log loss, or (fits, runs) where each fit has its own.
         theta: (fits, 5) starting points.
+        num_steps: Number of steps.
 
     Returns:
         (fits, 5) constants and (fits,) objectives.
@@ -334,24 +361,24 @@ def _descend(
             r = np.log(_losses(theta, n, d)) - loss
             size = np.abs(r)
             huber = np.where(size <= HUBER_DELTA, 0.5 * r**2, HUBER_DELTA * (size - 0.5 * HUBER_DELTA))
-            total = (counts * huber).sum(1)
+            total = huber.sum(1)
         return r, np.where(np.isfinite(total), total, np.inf)
 
     residual, value = objective(theta)
-    for _ in range(_STEPS):
+    for _ in range(num_steps):
         e, a, alpha, b, beta = (theta[:, i, None] for i in range(5))
         of_n, of_d = np.exp(a - alpha * n), np.exp(b - beta * d)
         ones = np.ones_like(n)
         slopes = np.stack([np.exp(e) * ones, of_n, -n * of_n, of_d, -d * of_d], -1)
         slopes /= (np.exp(e) + of_n + of_d)[..., None]
-        w = counts * np.minimum(1.0, HUBER_DELTA / np.maximum(np.abs(residual), 1e-12))
+        w = np.minimum(1.0, HUBER_DELTA / np.maximum(np.abs(residual), 1e-12))
         hessian = np.einsum("fri,fr,frj->fij", slopes, w, slopes)
         gradient = np.einsum("fri,fr->fi", slopes, w * residual)
         diagonal = np.einsum("fii->fi", hessian)
         system = hessian + np.eye(5) * (damping[:, None, None] * diagonal[:, None, :] + 1e-12)
         trial = theta - np.linalg.solve(system, gradient[..., None])[..., 0]
         trial[:, [2, 4]] = np.clip(trial[:, [2, 4]], 0.01, 3.0)
-        trial[:, 0] = np.clip(trial[:, 0], -10, loss.min())
+        trial[:, 0] = np.clip(trial[:, 0], -10, loss.min(-1))
         new_residual, new_value = objective(trial)
         better = new_value < value
         theta[better], value[better], residual[better] = trial[better], new_value[better], new_residual[better]
@@ -511,7 +538,9 @@ def describe_laws(
             column = np.exp(spread[:, place]) if name in ("E", "A", "B") else spread[:, place]
             ends = f"  (90 %: {np.quantile(column, 0.05):.4g} to {np.quantile(column, 0.95):.4g})"
         lines.append(f"{name:6}{value:.4g}{ends}")
-    lines.append(f"error on larger runs: {law.relative_error:.2%} times the root of log(extrapolation in compute)")
+    lines.append(
+        f"error of its form on larger runs: {law.relative_error:.2%} times the root of log(extrapolation in compute)"
+    )
     if law.outliers:
         lines.append(
             f"{len(law.outliers)} runs are far from the law and have little influence: {', '.join(law.outliers[:5])}"

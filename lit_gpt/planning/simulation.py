@@ -179,6 +179,8 @@ def simulate_step(
     clips: bool = True,
     accelerator: str = "cpu",
     max_steps: int = 1,
+    all_gather_dtype: str = "float32",
+    reshard_after_forward: bool = True,
 ) -> SimulatedStep:
     """Run a module for two optimizer steps without data, and return the memory and work of the second one.
 
@@ -192,6 +194,8 @@ def simulate_step(
         clips: Whether gradients are clipped.
         accelerator: Kind of device to simulate, `cpu` or `cuda`; kernels and allocators differ.
         max_steps: Number of optimizer steps of the run, for the learning rate schedule.
+        all_gather_dtype: As in `ParallelStrategy`.
+        reshard_after_forward: As in `ParallelStrategy`.
 
     Raises:
         UserError: If the precision is unknown, or the step depends on values, which fake tensors do not have.
@@ -214,6 +218,9 @@ def simulate_step(
             if layout.context > 1:
                 batches = cut_batch(list(batches), mesh["context"])
             module.trainer = _Trainer(layout, mesh, max_steps, tokens)
+            module.trainer.strategy.parallelize = lambda model: parallelize(
+                model, mesh, getattr(torch, all_gather_dtype), None, reshard_after_forward, layout.expert
+            )
             module._device_mesh = mesh
             module.to("meta")
             _configure_model(module, weights)
@@ -282,7 +289,6 @@ class _Trainer(SimpleNamespace):
             layout=layout,
             device_mesh=mesh,
             loss_group=None if mesh is None else mesh.get_group("loss"),
-            parallelize=lambda model: parallelize(model, mesh, expert=layout.expert),
             barrier=lambda *_: None,
             broadcast=lambda value, *_: value,
         )

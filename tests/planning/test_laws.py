@@ -1,6 +1,7 @@
 """Laws are found again in what they made, and bad tables are one line."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -44,7 +45,16 @@ def test_intervals_hold_what_they_say_on_larger_models():
         forecast = law.forecast(5e9, 1e11)
         held.append(forecast.low <= TRUE.loss(5e9, 1e11) <= forecast.high)
         assert forecast.extrapolation == pytest.approx(5e20 * 6 / (6 * 1e9 * 320e9))
+        assert forecast.high / forecast.low < 1.05
     assert sum(held) >= 4
+
+
+def test_a_form_that_the_runs_do_not_have_widens_the_interval():
+    """Runs whose loss bends away from the law: the fits to the smaller ones miss the larger ones by more than noise."""
+    straight = runs(noise=0.002)
+    bent = [replace(p, loss=p.loss * math.exp(0.01 * math.log10(p.compute / 1e17) ** 2)) for p in straight]
+    errors = [fit_law(points, num_resamples=0).relative_error for points in (straight, bent)]
+    assert errors[0] < 0.005 < errors[1]
 
 
 def test_the_optimum_is_the_least_loss_of_its_compute():
