@@ -10,17 +10,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import torch
+
 from lit_gpt.pages.text import abbreviated, human_bytes
 from lit_gpt.parallel import Layout
 from lit_gpt.planning.cpu_speed import other_seconds, product_seconds
 from lit_gpt.planning.devices import Device
 from lit_gpt.planning.laws import LAW_REACH, LossForecast, ScalingLaw
-from lit_gpt.planning.simulation import SimulatedStep, Work
+from lit_gpt.planning.simulation import Collective, Product, SimulatedStep, Work
 
-EFFICIENCY = {"linear": 0.65, "experts": 0.45, "attention": 0.40}
-"""Share of a GPU's peak that its kernels reach: dense products of transformer sizes on A100 and H100 reach 60 to 75 %
-(Megatron-LM, arXiv:2104.04473, figure 12), FlashAttention-2 forward and backward on H100 about 40 % (arXiv:2407.08608,
-figure 5)."""
+PRODUCT_SHARE = {"linear": 0.70, "experts": 0.45}
+"""Share of a GPU's peak that very large products reach (60 to 75 % on A100 and H100: Megatron-LM, arXiv:2104.04473,
+figure 12). Smaller ones also wait for their operands: the time of their bytes is added (`_product_seconds`)."""
+HALF_SPEED_LENGTH = 350
+"""Length of a sequence at which attention kernels reach half of their speed on long ones: FlashAttention-2 on H100 has
+191, 260, 298, 319, 333 and 335 TFLOP/s at 512 to 16,384 tokens (arXiv:2407.08608, figure 5; causal, 128 channels)."""
 BANDWIDTH_SHARE = 0.75
 """Share of the memory's bandwidth that elementwise kernels reach."""
 FUSED_SHARE = 0.35
@@ -250,7 +254,10 @@ def step_parts(work: Work, device: Device, layout: Layout, precision: str, compi
     else:
         # Without tensor cores float32 products run at about an eighth of the bf16 peak (TF32: a half).
         peak = device.peak_flops * (0.5 if precision == "32-true" else 1.0)
-        seconds = {kind: flops / (peak * EFFICIENCY[kind]) for kind, flops in work.flops.items()}
+        seconds: dict[str, float] = {}
+        for product, flops in work.products.items():
+            took = _product_seconds(product, flops, peak, device)
+            seconds[product.kind] = seconds.get(product.kind, 0.0) + took
         share = FUSED_SHARE if compiled else 1.0
         seconds["elementwise"] = share * work.moved_bytes / (device.bandwidth * BANDWIDTH_SHARE)
         launches = work.num_operations * LAUNCH_SECONDS * share
@@ -258,15 +265,40 @@ def step_parts(work: Work, device: Device, layout: Layout, precision: str, compi
     computing = sum(seconds.values())
     waiting = overlapping = 0.0
     for collective in work.collectives:
-        in_node = layout.world_size <= GPUS_PER_NODE or collective.num_ranks == layout.tensor > 1
-        speed = device.link if in_node else device.network
-        cost = collective.sent_bytes / speed + collective.num_calls * COLLECTIVE_SECONDS
-        if layout.tensor > 1 and collective.num_ranks == layout.tensor:
+        cost = collective.sent_bytes / _collective_speed(collective, device) + collective.num_calls * COLLECTIVE_SECONDS
+        if layout.tensor > 1 and (collective.num_ranks, collective.stride) == (layout.tensor, 1):
             waiting += cost
         else:
             overlapping += cost
     seconds["collectives"] = waiting + max(overlapping - 0.7 * computing, 0.1 * overlapping)
     return seconds
+
+
+def _product_seconds(product: Product, flops: float, peak: float, device: Device) -> float:
+    """Return the seconds of all products of a kind on a GPU.
+
+    The time of reading the operands and writing the result is added to that of the arithmetic, since kernels overlap
+    the two only in part: so a product of 1,536 columns reaches half of the peak, and one of 8,192 nearly all of its
+    share, as measured in Anthony et al. 2024 (arXiv:2401.14489, section 6).
+    """
+    if product.kind == "attention":
+        length = product.shape[2]
+        return flops / (peak * device.attention_share * length / (length + HALF_SPEED_LENGTH))
+    batch, rows, inner, columns = product.shape
+    per_call = 2.0 * batch * rows * inner * columns
+    sides = batch * (rows * inner + inner * columns + rows * columns)
+    moved = sides * getattr(torch, product.dtype).itemsize * flops / per_call
+    return flops / (peak * PRODUCT_SHARE[product.kind]) + moved / (device.bandwidth * BANDWIDTH_SHARE)
+
+
+def _collective_speed(collective: Collective, device: Device) -> float:
+    """Return the bytes/s that each process of a collective sends.
+
+    Between nodes, its rings use the network adapters of all its processes in a node side by side, so the speed is that
+    of all of them, up to the link's: NCCL reaches 400 to 450 GB/s between nodes of eight H100 with adapters of 50 GB/s.
+    """
+    in_node = max(1, GPUS_PER_NODE // collective.stride)
+    return device.link if collective.num_ranks <= in_node else min(device.link, device.network * in_node)
 
 
 def forecast(

@@ -70,12 +70,14 @@ class Collective:
         num_ranks: Number of participating processes.
         num_calls: Number of calls per step.
         num_bytes: Total size of the gathered or reduced tensors of all calls.
+        stride: Ranks between two neighbours in the group, which tells how many of them share a node.
     """
 
     name: str
     num_ranks: int
     num_calls: int
     num_bytes: int
+    stride: int = 1
 
     @property
     def sent_bytes(self) -> float:
@@ -127,17 +129,20 @@ class Work:
     def plus(self, other: "Work", times: float = 1.0) -> "Work":
         """Return the sum of this work and `times` the other."""
         kinds = self.flops.keys() | other.flops.keys()
-        counts: dict[tuple[str, int], list[float]] = {}
+        counts: dict[tuple[str, int, int], list[float]] = {}
         for factor, work in ((1.0, self), (times, other)):
             for c in work.collectives:
-                entry = counts.setdefault((c.name, c.num_ranks), [0, 0])
+                entry = counts.setdefault((c.name, c.num_ranks, c.stride), [0, 0])
                 entry[0] += factor * c.num_calls
                 entry[1] += factor * c.num_bytes
         return Work(
             {kind: self.flops.get(kind, 0.0) + times * other.flops.get(kind, 0.0) for kind in sorted(kinds)},
             self.moved_bytes + times * other.moved_bytes,
             round(self.num_operations + times * other.num_operations),
-            [Collective(*key, round(calls), round(size)) for key, (calls, size) in sorted(counts.items())],
+            [
+                Collective(name, ranks, round(calls), round(size), stride)
+                for (name, ranks, stride), (calls, size) in sorted(counts.items())
+            ],
             {
                 product: self.products.get(product, 0.0) + times * other.products.get(product, 0.0)
                 for product in {**self.products, **other.products}
@@ -440,7 +445,7 @@ class Tracker(TorchDispatchMode):
         self._at_peak: dict[str, int] = {}
         self._resting = 0
         self._in_optimizer = False
-        self._collectives: Counter[tuple[str, int, int]] = Counter()
+        self._collectives: Counter[tuple[str, int, int, int]] = Counter()
         self._handles: list[Any] = []
         self._resize = torch.UntypedStorage.resize_
 
@@ -499,13 +504,15 @@ class Tracker(TorchDispatchMode):
             gradients = sum(p.numel() * p.element_size() for p in trained)
             memory["collectives"] += gradients
             num_buckets = max(1, math.ceil(gradients / (25 * 2**20)))
-            collectives["all_reduce", layout.replicate, gradients // num_buckets] += num_buckets
-        calls: dict[tuple[str, int], list[int]] = {}
-        for (name, ranks, size), count in collectives.items():
-            entry = calls.setdefault((name, ranks), [0, 0])
+            collectives["all_reduce", layout.replicate, 1, gradients // num_buckets] += num_buckets
+        calls: dict[tuple[str, int, int], list[int]] = {}
+        for (name, ranks, stride, size), count in collectives.items():
+            entry = calls.setdefault((name, ranks, stride), [0, 0])
             entry[0] += count
             entry[1] += count * size
-        self.work.collectives = [Collective(*key, *entry) for key, entry in sorted(calls.items())]
+        self.work.collectives = [
+            Collective(name, ranks, *entry, stride) for (name, ranks, stride), entry in sorted(calls.items())
+        ]
         return SimulatedStep(
             memory=memory,
             upper_bytes=upper_bound(self.events, sum(memory.values()), accelerator),
@@ -622,10 +629,12 @@ class Tracker(TorchDispatchMode):
     def _note_collective(self, name: str, func: Any, args: Any, outputs: list[Tensor]) -> None:
         name = name.strip("_").replace("_base", "").replace("_into_tensor", "").replace("_tensor", "").rstrip("_")
         name = {"allgather": "all_gather", "allreduce": "all_reduce"}.get(name, name)
-        ranks = next((_ranks(value) for value in reversed(args) if _ranks(value)), dist.get_world_size())
+        group = next((group for value in reversed(args) if (group := _group(value)) is not None), dist.group.WORLD)
+        ranks = dist.get_process_group_ranks(group)
+        stride = ranks[1] - ranks[0] if len(ranks) > 1 else 1
         tensors = [tensor for tensor in tree_flatten(args)[0] if isinstance(tensor, Tensor)] + outputs
         size = max((tensor.numel() * tensor.element_size() for tensor in tensors), default=0)
-        self._collectives[name, ranks, size] += 1
+        self._collectives[name, len(ranks), stride, size] += 1
 
 
 def _storages(tensor: Tensor) -> list[torch.UntypedStorage]:
@@ -634,24 +643,24 @@ def _storages(tensor: Tensor) -> list[torch.UntypedStorage]:
     return list(get_untyped_storages(tensor))
 
 
-def _ranks(value: Any) -> int:
-    """Return the size of a process group, given by name or as an object; 0 if the value is not a process group."""
+def _group(value: Any) -> dist.ProcessGroup | None:
+    """Return a process group that is given by name or as an object; None if the value is not one."""
     if isinstance(value, str):
         with contextlib.suppress(Exception):
-            return dist.distributed_c10d._resolve_process_group(value).size()  # type: ignore[arg-type]
+            return dist.distributed_c10d._resolve_process_group(value)  # type: ignore[arg-type]
     if isinstance(value, torch.ScriptObject):
         with contextlib.suppress(Exception):
-            return dist.ProcessGroup.unbox(value).size()
-    return 0
+            return dist.ProcessGroup.unbox(value)
+    return None
 
 
 def _product(kind: str, func: Any, args: Any, kwargs: Any) -> Product:
     """Return the kind of product that an operation is, from its operands."""
     operands = [tensor for tensor in args if isinstance(tensor, Tensor) and tensor.dim() >= 2]
-    dtype = str(operands[-1].dtype).removeprefix("torch.")
+    backward = kind == "attention" and "backward" in func._schema.name
+    query = operands[1 if backward else 0]  # backward takes the gradient first, and float32 statistics last
+    dtype = str(query.dtype).removeprefix("torch.")
     if kind == "attention":
-        backward = "backward" in func._schema.name
-        query = operands[1 if backward else 0]  # backward takes the gradient first
         return Product(kind, dtype, tuple(query.shape), backward, _is_causal(func, args, kwargs))  # type: ignore[arg-type]
     if func._overloadpacket is _ATEN._grouped_mm:
         rows, columns = operands[0].shape[-2], operands[1].shape[-1]
