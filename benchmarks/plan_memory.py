@@ -5,7 +5,8 @@
 Each case is forecast by simulation, then trained for three steps through Lightning's Trainer in a process of its own,
 twice: as the machine is, and with `MALLOC_MMAP_THRESHOLD_=65536`, which keeps glibc's heap from leaving holes between
 tensors. Measured is the largest resident memory, less what the process took after a tiny run of the same kind (imports,
-code and threads). Printed are forecast, both measurements, their ratio to the forecast, and the forecast's upper bound.
+code and threads); of two processes, that of the first. Printed are forecast, both measurements, their ratio to the
+forecast, and the forecast's upper bound.
 """
 
 import ctypes
@@ -30,8 +31,10 @@ from lit_gpt.data.batches import RowBatchBuilder
 from lit_gpt.datamodules.preference import PairCollator
 from lit_gpt.models import GPT, GPTConfig
 from lit_gpt.modules import DPOModule, GPTModule, PretrainModule
+from lit_gpt.parallel import Layout
 from lit_gpt.planning.simulation import simulate_step
 from lit_gpt.plans import _LongestRows
+from lit_gpt.plugins import ParallelStrategy
 from lit_gpt.quiet import silence_libraries
 
 FOLDER = tempfile.TemporaryDirectory()
@@ -56,6 +59,9 @@ CASES: dict[str, dict[str, Any]] = {
     "latent attention": {"shape": {"n_layer": 4, "mla": MLA, "qk_norm": None}},
     "LoRA on a frozen base": {"shape": {"n_layer": 6}, "lora": True},
     "DPO with its reference": {"shape": {"n_layer": 4}, "dpo": True, "B": 4},
+    "FSDP2 on two processes": {"shape": {"n_layer": 6}, "axes": {"data": 2}},
+    "FSDP2 on two, bf16-mixed": {"shape": {"n_layer": 6}, "axes": {"data": 2}, "precision": "bf16-mixed"},
+    "tensor parallel on two": {"shape": {"n_layer": 6}, "axes": {"tensor": 2}},
 }
 
 
@@ -97,8 +103,11 @@ def step(case: dict[str, Any], rows: int) -> list[dict[str, Any]]:
 
 def fit(case: dict[str, Any], shape: dict[str, Any], rows: int) -> None:
     data = [step(case, rows) for _ in range(3)]
+    axes = case.get("axes")
     trainer = Trainer(
         max_steps=3,
+        devices=1 if axes is None else 2,
+        strategy="auto" if axes is None else ParallelStrategy(**axes),
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -120,11 +129,13 @@ def run(case: dict[str, Any]) -> None:
     fit(case, case["shape"], case.get("B", 8))
     status = Path("/proc/self/status").read_text().splitlines()
     peak = next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
-    print(peak - before)
+    if os.environ.get("RANK", "0") == "0":
+        print(peak - before)
 
 
 def measured(name: str, **environment: str) -> int:
-    command = [sys.executable, __file__, "--run", name]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"] if "axes" in CASES[name] else []
+    command = [sys.executable, *launcher, __file__, "--run", name]
     result = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | environment)
     return int(result.stdout.split()[-1])
 
@@ -135,7 +146,10 @@ def main(names: list[str]) -> None:
         if names and name not in names:
             continue
         simulated = simulate_step(
-            module(case, case["shape"]), step(case, case.get("B", 8))[:2], case.get("precision", "32-true")
+            module(case, case["shape"]),
+            step(case, case.get("B", 8))[:2],
+            case.get("precision", "32-true"),
+            Layout(**case.get("axes", {})),
         )
         plain, tight = measured(name), measured(name, MALLOC_MMAP_THRESHOLD_="65536")
         forecast = simulated.peak_bytes

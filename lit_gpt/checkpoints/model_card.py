@@ -43,6 +43,8 @@ class CardFacts:
     """When it was evaluated, and by which plan."""
     gate: Mapping[str, Any] | None = None
     """`passed`, and `verdicts` with `key` and `reason`; None: these weights were not checked against a gate."""
+    brief: Mapping[str, str] = field(default_factory=dict)
+    """Title and answers of the project brief (`planning.framing.read_brief`); empty: there is none."""
 
 
 def model_card(
@@ -66,7 +68,7 @@ def model_card(
     origin = _plain(without_paths(lineage.get("imported_from") or lineage.get("init_from")))
     name = _plain(facts.name)
     parts = [
-        _front_matter(config, origin, opens),
+        _front_matter(config, origin, opens, facts.brief),
         f"# {name or 'A language model'}\n\n"
         f"A language model of {config.num_parameters():,} parameters in the architecture of {config.family}"
         f"{'' if origin is None else f', derived from `{origin}`'}, written by lit_gpt. This card contains what was "
@@ -78,7 +80,8 @@ def model_card(
                 ("license of the weights", FILL_IN),
                 ("license of the training data", licences(lineage) or FILL_IN),
                 *([] if origin is None else [(f"license of the original model, `{origin}`", FILL_IN)]),
-                ("intended use", FILL_IN),
+                ("intended use", _intended_use(facts.brief) or FILL_IN),
+                ("cost of a wrong answer", facts.brief.get("cost of a wrong answer")),
                 ("out of scope, known harms", FILL_IN),
                 ("contact", FILL_IN),
             ],
@@ -93,7 +96,15 @@ def model_card(
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _front_matter(config: GPTConfig, origin: str | None, opens: Opens) -> str:
+def _intended_use(brief: Mapping[str, str]) -> str:
+    if not brief:
+        return ""
+    return (
+        f'{brief["task"]} in {brief["languages"]}, {brief["use"]}, as in the project brief "{_plain(brief["title"])}"'
+    )
+
+
+def _front_matter(config: GPTConfig, origin: str | None, opens: Opens, brief: Mapping[str, str]) -> str:
     values: dict[str, Any] = {
         **({} if opens in ("llama.cpp", "torch") else {"library_name": opens}),
         "pipeline_tag": "text-generation",
@@ -102,8 +113,13 @@ def _front_matter(config: GPTConfig, origin: str | None, opens: Opens) -> str:
     local = origin is None or origin.startswith(("runs/", ".")) or Path(origin).exists()
     if origin is not None and not local and re.fullmatch(r"[\w.-]+/[\w.-]+", origin):
         values["base_model"] = origin
+    unknown = "# license: to fill in, such as apache-2.0\n"
+    if brief:
+        values["language"] = brief["languages"].replace(",", " ").split()
+    else:
+        unknown += "# language: to fill in, such as en\n"
     written = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
-    return f"---\n{written}# license: to fill in, such as apache-2.0\n# language: to fill in, such as en\n---"
+    return f"---\n{written}{unknown}---"
 
 
 def _plain(name: Any) -> Any:

@@ -11,6 +11,7 @@ def export(
     dtype: Literal["keep", "float32", "bfloat16", "float16", "q8_0"] = "keep",
     check: bool = True,
     allow_failed_gate: bool = False,
+    brief: str | None = None,
 ) -> None:
     """Export a model for transformers, vLLM, llama.cpp, torch.export or peft, verified and with a model card.
 
@@ -28,8 +29,10 @@ def export(
         check: reload the exported files and compare them with the model before reporting success (hf: logits in
             transformers; torch: logits of the program; gguf: every tensor); false if two copies do not fit in memory.
         allow_failed_gate: export a model that failed its gate; the model card then says so.
+        brief: project brief of `plan init`: its use and languages go into the model card; where it says that a wrong
+            answer is costly, a model that passed no gate is rejected.
     """
     from lit_gpt.evaluation.release import export_model
 
-    for line in export_model(model, out, format, adapter, dtype, check, allow_failed_gate):
+    for line in export_model(model, out, format, adapter, dtype, check, allow_failed_gate, brief):
         print(line)

@@ -5,7 +5,7 @@ model → write the card. Each format reports what it did as lines of text.
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -26,6 +26,7 @@ from lit_gpt.data.tokenizers import Tokenizer
 from lit_gpt.errors import UserError
 from lit_gpt.evaluation.report import gate_of, newest_report
 from lit_gpt.generation.loading import source_tokenizer
+from lit_gpt.planning.framing import PROVENANCE, RISK, read_brief
 
 Format = Literal["hf", "gguf", "torch", "adapter"]
 
@@ -38,6 +39,7 @@ def export_model(
     dtype: str = "keep",
     check: bool = True,
     allow_failed_gate: bool = False,
+    brief: str | None = None,
 ) -> list[str]:
     """Export a model.
 
@@ -49,25 +51,33 @@ def export_model(
         dtype: Dtype of the exported weights; keep: that of the model.
         check: Whether to load what was written and compare it with the model.
         allow_failed_gate: Whether to export a model that has missed its gate; its card says so.
+        brief: Project brief of `plan init`, for the card; where it says that a wrong answer is costly, a model without
+            a gate is rejected like one that has missed it, and where all documents must be known, one without them.
 
     Returns:
         Lines of text with what was done and what to do next.
 
     Raises:
-        UserError: If there is no such model, it has missed its gate, something is at `out`, a setting does not fit the
-            format, or what was written differs from the model.
+        UserError: If there is no such model, it has missed its gate, it lacks what the brief asks for, something is at
+            `out`, a setting does not fit the format, or what was written differs from the model.
     """
     if dtype == "q8_0" and format != "gguf":
         raise UserError(f"dtype q8_0 is a type of GGUF; for --format {format} choose another, or see `quantize`")
+    answers = {} if brief is None else read_brief(brief)
     if format == "adapter":
-        _refuse_failed(adapter or model, allow_failed_gate)
+        _refuse_failed(adapter or model, allow_failed_gate, answers)
         return list(_export_adapter(adapter or model, out))
     if format != "hf" and Path(_card_of(out)).exists():
         raise UserError(
             f"{_card_of(out)}, where the model card would be, exists; choose another --out, or remove it first"
         )
     source = resolve_model(model, adapter=adapter)
-    facts = _facts(source, model if adapter is None else adapter, out, dtype, allow_failed_gate)
+    if answers.get(PROVENANCE) == "yes" and not (source.lineage or {}).get("corpus"):
+        raise UserError(
+            f"brief {brief} asks that all documents behind the model are known, but {model} has no lineage that names "
+            f"its corpus; export a run of `fit`, or set {PROVENANCE!r} to no in the brief"
+        )
+    facts = _facts(source, model if adapter is None else adapter, out, dtype, allow_failed_gate, answers)
     kind = None if dtype == "keep" else dtype
     if format == "hf":
         return list(_export_hf(source, out, kind, check, facts))
@@ -100,7 +110,7 @@ def _export_hf(source: ModelSource, out: str, dtype: str | None, check: bool, fa
     yield f"{source.path} -> {bundle}"
     for difference in compared:
         yield f"checked: transformers opens it, and its logits differ from ours by {difference:.1e} at most"
-    yield f"to fill in before it is published: licence and intended use in {bundle / 'README.md'}"
+    yield f"to fill in before it is published: {_unknown(facts)} in {bundle / 'README.md'}"
     yield f"next: transformers.AutoModelForCausalLM.from_pretrained({str(bundle)!r})"
 
 
@@ -132,7 +142,7 @@ def _export_gguf(source: ModelSource, out: str, dtype: str | None, check: bool, 
         yield f"checked: {report.num_tensors} tensors read back"
     for difference in differences(source.config):
         yield f"note: {difference}"
-    yield f"to fill in before it is published: licence and intended use in {card}"
+    yield f"to fill in before it is published: {_unknown(facts)} in {card}"
     yield f'next: llama-cli -m {report.path} -p "..."'
 
 
@@ -172,26 +182,37 @@ def _card_of(out: str) -> str:
     return f"{out}.md"
 
 
-def _facts(source: ModelSource, model: str, out: str, dtype: str, allow_failed_gate: bool) -> CardFacts:
+def _facts(
+    source: ModelSource, model: str, out: str, dtype: str, allow_failed_gate: bool, brief: Mapping[str, str]
+) -> CardFacts:
     """Return the training and evaluation facts for the card, after checking the gate."""
-    gate = _refuse_failed(model, allow_failed_gate)
+    gate = _refuse_failed(model, allow_failed_gate, brief)
     report = newest_report(model)
     facts = CardFacts(Path(out).stem if out.endswith((".gguf", ".pt2")) else Path(out).name)
     training = training_facts(source.path)
     if report is None:
-        return CardFacts(facts.name, training, gate=gate)
+        return CardFacts(facts.name, training, gate=gate, brief=brief)
     content = report.content
     evaluated = f"on {str(content['created'])[:10]} by the plan `{content['name']}`"
     measured = content["model"].get("dtype")
     if dtype not in ("keep", measured):
         evaluated += f", before the weights{f', then {measured},' if measured else ''} were converted to {dtype}"
-    return CardFacts(facts.name, training, content["results"], evaluated, gate)
+    return CardFacts(facts.name, training, content["results"], evaluated, gate, brief)
 
 
-def _refuse_failed(model: str, allowed: bool) -> dict[str, object] | None:
-    """Return the verdict on a model's weights as plain data, None if there is none; raise if the gate was missed."""
+def _refuse_failed(model: str, allowed: bool, brief: Mapping[str, str]) -> dict[str, object] | None:
+    """Return the verdict on a model's weights as plain data, None if there is none.
+
+    Raises:
+        UserError: If the gate was missed, or there is none and the brief says that a wrong answer is costly.
+    """
     record = gate_of(model)
     if record is None:
+        if brief.get(RISK) == "high" and not allowed:
+            raise UserError(
+                f"the project brief says {RISK}: high, and {model} was checked against no gate; evaluate it with one "
+                "(evaluate --config configs/eval/safety.yaml), or export it anyway with --allow_failed_gate true"
+            )
         return None
     if not record.passed and not allowed:
         missed = "; ".join(f"{verdict.key} is {verdict.reason}" for verdict in record.missed)
@@ -201,6 +222,10 @@ def _refuse_failed(model: str, allowed: bool) -> dict[str, object] | None:
             "will say"
         )
     return record.to_dict()
+
+
+def _unknown(facts: CardFacts) -> str:
+    return "licence" if facts.brief else "licence and intended use"
 
 
 def _stored_dtype(weights: object) -> str:

@@ -2,13 +2,16 @@
 
 A few answers about task, data, budget and use give five options, each with reasons, numbers and a verdict. The rules
 are simple on purpose, and each names its source or says that it is a judgement, so that a reader can disagree with one.
-The result is a project brief in Markdown with the configs to start from.
+The result is a project brief in Markdown with the configs to start from. `export --brief` reads it back: for the model
+card, and for what must hold before a release.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from lit_gpt.checks import check_at_least, check_one_of
+from lit_gpt.errors import UserError
 from lit_gpt.planning.budget import best_size
 from lit_gpt.planning.devices import Device
 from lit_gpt.planning.laws import PUBLISHED
@@ -32,6 +35,9 @@ BYTES = {"bf16": 2.0, "int8": 1.0, "int4": 0.56}
 """Of a weight; int4 has scales for groups of weights."""
 MEMORY_SHARE = 0.8
 """Of the memory at inference that weights may take; the rest is for the KV cache and the process."""
+TASK, LANGUAGES, USE = "task", "languages", "use"
+RISK, PROVENANCE = "cost of a wrong answer", "all documents must be known"
+"""Questions of a brief that `read_brief` returns."""
 EXAMPLE_TOKENS = 500
 EPOCHS = 3
 """Of an example, and of fine-tuning on it (the usual two to four: LIMA has 15, Alpaca 3)."""
@@ -303,18 +309,18 @@ def brief(answers: Answers, device: Device, title: str) -> str:
         )
     lines += ["", "## Project", "", "| question | answer |", "|---|---|"]
     rows: list[tuple[str, Any]] = [
-        ("task", answers.task),
-        ("languages", ", ".join(answers.languages)),
+        (TASK, answers.task),
+        (LANGUAGES, ", ".join(answers.languages)),
         ("examples with outputs", f"{answers.examples:,}"),
         ("tokens of own text", f"{answers.tokens:.3g}"),
         ("budget", f"{answers.dollars:g} dollars on {device.name}"),
         ("latency", "any" if answers.latency_ms is None else f"{answers.latency_ms:g} ms per token"),
         ("memory at inference", f"that of {device.name}" if answers.memory_gb is None else f"{answers.memory_gb:g} GB"),
-        ("use", answers.use),
-        ("cost of a wrong answer", answers.risk),
+        (USE, answers.use),
+        (RISK, answers.risk),
         ("facts that change or need a source", "yes" if answers.facts_change else "no"),
         ("known to published models", "yes" if answers.covered else "no"),
-        ("all documents must be known", "yes" if answers.provenance else "no"),
+        (PROVENANCE, "yes" if answers.provenance else "no"),
     ]
     lines += [f"| {name} | {value} |" for name, value in rows]
     for option in options:
@@ -331,3 +337,28 @@ def brief(answers: Answers, device: Device, title: str) -> str:
     if len(answers.languages) > 1 or answers.languages != ("en",):
         lines.append(f"- Tokens per word in {', '.join(answers.languages)}: `python -m lit_gpt tokenizer measure`.")
     return "\n".join(lines) + "\n"
+
+
+def read_brief(file: str | Path) -> dict[str, str]:
+    """Read the title and the answers of a project brief, which may have been edited since `plan init` wrote it.
+
+    Returns:
+        `title`, and the answers by their questions: `TASK`, `LANGUAGES`, `USE`, `RISK`, `PROVENANCE` and any other.
+
+    Raises:
+        UserError: The file cannot be read, or lacks one of these answers, or has one that is not possible.
+    """
+    remedy = "write one with `plan init --out brief.md`"
+    try:
+        lines = Path(file).expanduser().read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"brief {file} cannot be read ({error}); {remedy}") from error
+    rows = [[cell.strip() for cell in line.strip().strip("|").split("|", 1)] for line in lines if line.startswith("|")]
+    found = {row[0]: row[1] for row in rows if len(row) == 2}
+    found["title"] = next((line[2:].strip() for line in lines if line.startswith("# ")), "")
+    missing = [name for name in (TASK, LANGUAGES, USE, RISK, PROVENANCE) if not found.get(name)]
+    if missing:
+        raise UserError(f"brief {file} has no row for {', '.join(missing)} in its table; {remedy}")
+    for name, allowed in ((TASK, TASKS), (USE, USES), (RISK, RISKS), (PROVENANCE, ("yes", "no"))):
+        check_one_of(f"{name!r} of brief {file}", found[name], allowed)
+    return found

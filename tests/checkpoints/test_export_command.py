@@ -16,6 +16,9 @@ from lit_gpt.errors import UserError
 from lit_gpt.evaluation.report import weights_sha256
 from lit_gpt.models import GPT, GPTConfig, get_preset, preset_names
 from lit_gpt.models.families.ladder import shrink
+from lit_gpt.planning.devices import find_device
+from lit_gpt.planning.framing import Answers
+from lit_gpt.planning.framing import brief as project_brief
 
 CONFIG = GPTConfig(
     n_layer=2, n_head=2, n_embd=64, block_size=32, vocab_size=304, bias=False, norm="rmsnorm", norm_eps=1e-6,
@@ -145,3 +148,45 @@ def test_a_failed_gate_holds_the_model_back(bundle, tmp_path):
     write_report(bundle, False, "2026-01-04T00:00:00", weights="another")
     export(str(bundle), str(tmp_path / "passed"), check=False)
     assert "Gate: passed." in (tmp_path / "passed" / "README.md").read_text()
+
+
+def write_brief(tmp_path, **answers):
+    path = tmp_path / "brief.md"
+    text = project_brief(Answers("chat", languages=("de", "fr"), **answers), find_device("h100"), "Helpdesk")
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def test_a_brief_fills_the_card(bundle, tmp_path):
+    export(str(bundle), str(tmp_path / "out"), check=False, brief=write_brief(tmp_path, use="commercial"))
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "| intended use | chat in de, fr, commercial" in card
+    assert "language:\n- de\n- fr\n" in card
+
+
+def test_a_brief_asks_for_a_gate_where_a_wrong_answer_is_costly(bundle, tmp_path):
+    brief = write_brief(tmp_path, risk="high")
+    with pytest.raises(UserError, match=r"high.*--allow_failed_gate"):
+        export(str(bundle), str(tmp_path / "out"), check=False, brief=brief)
+    assert not (tmp_path / "out").exists()
+    write_report(bundle, True, "2026-01-02T00:00:00")
+    export(str(bundle), str(tmp_path / "out"), check=False, brief=brief)
+    assert "| cost of a wrong answer | high |" in (tmp_path / "out" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("| all documents must be known | no |", "| all documents must be known | yes |", "corpus"),
+        ("| use | research |", "", "use"),
+        ("| use | research |", "| use | resale |", "resale"),
+        ("| cost of a wrong answer | low |", "| cost of a wrong answer | none |", "low"),
+    ],
+)
+def test_a_brief_that_cannot_be_kept_or_read(bundle, tmp_path, old, new, words):
+    brief = tmp_path / "brief.md"
+    write_brief(tmp_path)
+    brief.write_text(brief.read_text().replace(old, new))
+    with pytest.raises(UserError, match=words):
+        export(str(bundle), str(tmp_path / "out"), check=False, brief=str(brief))
+    assert not (tmp_path / "out").exists()
