@@ -233,6 +233,7 @@ def ladder(
     law: str | None = None,
     data: str | None = None,
     prefix: str = "ladder",
+    depths: list[int] | None = None,
 ) -> None:
     """Write the YAMLs of nine small runs, of three sizes for three budgets each, to which a scaling law can be fitted.
 
@@ -244,6 +245,7 @@ def ladder(
         law: Scaling law that chooses the sizes, as for `plan`.
         data: YAML with the `data` of the runs; null: the text of Python's standard library.
         prefix: Beginning of the names of the runs.
+        depths: Numbers of layers of the sizes, at least three; null: three around the best one.
     """
     import yaml
 
@@ -254,7 +256,7 @@ def ladder(
 
     check_above("flops", flops, 0)
     source = _data_source(data)
-    runs = propose_ladder(PUBLISHED if law is None else load_law(law), flops, vocab_size, block_size)
+    runs = propose_ladder(PUBLISHED if law is None else load_law(law), flops, vocab_size, block_size, depths)
     folder = local_path("out", out)
     folder.mkdir(parents=True, exist_ok=True)
     names = []

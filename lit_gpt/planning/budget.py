@@ -13,11 +13,13 @@ channels, and an MLP of 8/3 of the width, rounded up to a multiple of 128, other
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from lit_gpt.checks import check_at_least, check_between
 from lit_gpt.errors import UserError
 from lit_gpt.models import GPTConfig
 from lit_gpt.planning.laws import LossForecast, ScalingLaw, effective_tokens
@@ -157,8 +159,10 @@ def propose(
     )
 
 
-def propose_ladder(law: ScalingLaw, flops: float, vocab_size: int = 4096, block_size: int = 256) -> list[Proposal]:
-    """Return nine runs for fitting a law: three depths around the best one, each for three budgets.
+def propose_ladder(
+    law: ScalingLaw, flops: float, vocab_size: int = 4096, block_size: int = 256, depths: Sequence[int] | None = None
+) -> list[Proposal]:
+    """Return the runs for fitting a law: several depths, each for three budgets.
 
     Several sizes for each of several budgets (isoFLOP profiles: Hoffmann et al. 2022, arXiv:2203.15556, section 3.2)
     show how the loss falls with parameters and with tokens independently of each other.
@@ -168,15 +172,22 @@ def propose_ladder(law: ScalingLaw, flops: float, vocab_size: int = 4096, block_
         flops: Largest budget in FLOPs.
         vocab_size: Number of vocabulary entries.
         block_size: Context length in tokens.
+        depths: Numbers of layers; None: three around the best one.
 
     Raises:
-        UserError: If the smallest budget is too small for 20 optimizer steps of the largest of the depths.
+        UserError: If the smallest budget is too small for 20 optimizer steps of the largest of the depths, or they are
+            fewer than three.
     """
     middle = LADDER_SHARES[1] * flops
     best, _ = best_size(law, middle)
     sizes = {d: config_of_depth(d, vocab_size, block_size).num_parameters() for d in range(1, MAX_DEPTH + 1)}
-    depth = max(2, min(sizes, key=lambda d: abs(math.log(sizes[d] / best))))
-    depths = (depth - 1, depth, depth + 1) if depth < 5 else (depth - 2, depth, depth + 2)
+    if depths is None:
+        depth = max(2, min(sizes, key=lambda d: abs(math.log(sizes[d] / best))))
+        depths = (depth - 1, depth, depth + 1) if depth < 5 else (depth - 2, depth, depth + 2)
+    depths = sorted(set(depths))
+    check_at_least("the number of different depths", len(depths), 3, "a law needs at least three sizes")
+    for depth in depths:
+        check_between("depths", depth, 1, MAX_DEPTH)
     needed = MIN_STEPS * block_size * 6 * sizes[depths[-1]] / LADDER_SHARES[0]
     if flops < needed:
         raise UserError(

@@ -98,6 +98,11 @@ def test_a_ladder_separates_sizes_from_tokens():
         assert flops == pytest.approx([3e14 / 9, 1e14, 3e14], rel=0.1)
     with pytest.raises(UserError, match="at least"):
         propose_ladder(PUBLISHED, 1e9)
+    chosen = propose_ladder(PUBLISHED, 1e13, 512, 64, depths=[4, 2, 3, 2])
+    assert [run.depth for run in chosen] == [2, 2, 2, 3, 3, 3, 4, 4, 4]
+    for depths, words in (([2, 3, 2], "depths is 2.*at least 3"), ([0, 2, 3], "depths is 0")):
+        with pytest.raises(UserError, match=words):
+            propose_ladder(PUBLISHED, 1e13, 512, 64, depths=depths)
 
 
 def test_the_command_writes_a_ladder_that_plan_reads(tmp_path, capsys):
