@@ -287,7 +287,7 @@ def _product_seconds(product: Product, flops: float, peak: float, device: Device
     batch, rows, inner, columns = product.shape
     per_call = 2.0 * batch * rows * inner * columns
     sides = batch * (rows * inner + inner * columns + rows * columns)
-    moved = sides * getattr(torch, product.dtype).itemsize * flops / per_call
+    moved: float = sides * getattr(torch, product.dtype).itemsize * flops / per_call
     return flops / (peak * PRODUCT_SHARE[product.kind]) + moved / (device.bandwidth * BANDWIDTH_SHARE)
 
 

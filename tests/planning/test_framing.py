@@ -39,8 +39,8 @@ def test_what_lacks_its_condition_is_not_advised():
 
 
 def test_numbers_by_hand():
-    # 100 dollars at 2.10 an hour, 40 % of 989.4 TFLOP/s
-    assert budget_flops(Answers("chat"), H100) == pytest.approx(100 / 2.10 * 3600 * 989.4e12 * 0.4)
+    # 100 dollars at 3.00 an hour, 40 % of 989.4 TFLOP/s
+    assert budget_flops(Answers("chat"), H100) == pytest.approx(100 / 3.00 * 3600 * 989.4e12 * 0.4)
     assert budget_flops(Answers("chat"), find_device("l4")) is None
     # 0.8 x 4 GB / 2 bytes = 1.6e9 weights: below 1.7e9, so 3.6e8 in bf16; int8 holds 3.2e9, of which 3e9 exists
     assert largest_base(Answers("chat", memory_gb=4), H100)[:2] == (3e9, "int8")
