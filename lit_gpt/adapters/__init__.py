@@ -5,6 +5,8 @@ from lit_gpt.adapters.inject import (
     adapter_state_dict,
     adapters_disabled,
     add_adapter,
+    base_name,
+    init_adapter,
     trainable_counts,
     trained_names,
 )
@@ -15,6 +17,8 @@ __all__ = [
     "adapter_state_dict",
     "adapters_disabled",
     "add_adapter",
+    "base_name",
+    "init_adapter",
     "merged_weights",
     "trainable_counts",
     "trained_names",

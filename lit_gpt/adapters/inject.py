@@ -5,6 +5,7 @@ Names: peft's layer at `blocks.0.attn.q_proj` contains `base_layer.weight` (froz
 `blocks.0.attn.q_proj.lora_A.weight` and so on.
 """
 
+import math
 import re
 import warnings
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from lit_gpt.adapters.quantize import quantized_linear
 from lit_gpt.errors import UserError
 from lit_gpt.extras import need
 from lit_gpt.models.head import VOCABULARY_WEIGHTS
+from lit_gpt.models.initialization import fill, named_generator
 
 NAME = "default"
 
@@ -27,7 +29,8 @@ def add_adapter(model: nn.Module, config: AdapterConfig, seed: int = 0, train_em
     """Freeze a model and insert an adapter. Its matrix B starts at zero, so the output does not change at first.
 
     Args:
-        model: The model with its weights, on its device.
+        model: The model with its weights, on its device; or on the meta device, and `init_adapter` is called once the
+            weights exist.
         config: The adapter's configuration.
         seed: Seed of A's initial values.
         train_embeddings: Whether to also train embedding and head in full; `adapters_disabled` restores their values
@@ -52,14 +55,35 @@ def add_adapter(model: nn.Module, config: AdapterConfig, seed: int = 0, train_em
         use_dora=config.dora,
         use_rslora=config.rslora,
     )
-    # A is the same on every process and on a resume; the global generator is not affected.
-    with torch.random.fork_rng(devices=_devices(model)):
-        torch.manual_seed(seed)
+    with torch.random.fork_rng(devices=_devices(model)):  # peft draws values, which `init_adapter` replaces
         # peft warns that it cannot merge into a torchao base; we merge into the plain one (`merge.py`).
         warnings.filterwarnings("ignore", message="TorchaoLoraLinear was instantiated without")
         peft.inject_adapter_in_model(settings, model, adapter_name=NAME)
-    if train_embeddings:
-        _train_embeddings(model)
+    if train_embeddings:  # a tied head is the embedding
+        for name, parameter in model.named_parameters():
+            if name in VOCABULARY_WEIGHTS:
+                parameter.requires_grad_(True)
+    if not next(model.parameters()).is_meta:
+        init_adapter(model, seed)
+        trained = {name: p for name, p in model.named_parameters() if p.requires_grad and name in VOCABULARY_WEIGHTS}
+        model._embeddings_before = {name: p.detach().clone() for name, p in trained.items()}  # type: ignore[assignment]
+
+
+@torch.no_grad()
+def init_adapter(model: nn.Module, seed: int) -> None:
+    """Fill the adapter of a model, whose base has its weights: the same values on any device, sharding and resume.
+
+    A is drawn as in LoRA's reference code, by seed and name; B is zero.
+    """
+    for name, parameter in model.named_parameters():
+        if ".lora_A." in name:
+            bound = 1 / math.sqrt(parameter.shape[1])
+            value = torch.empty(parameter.shape, device="cpu").uniform_(
+                -bound, bound, generator=named_generator(seed, name)
+            )
+            fill(parameter, value)
+        elif ".lora_B." in name:
+            parameter.zero_()
 
 
 def target_names(model: nn.Module, config: AdapterConfig) -> list[str]:
@@ -101,6 +125,11 @@ def plain_name(name: str) -> str:
     return re.sub(r"\.lora_magnitude_vector\.default\.weight$", ".lora_magnitude_vector", name)
 
 
+def base_name(name: str) -> str | None:
+    """Return the name that a parameter has in the model without the adapter; None: it belongs to the adapter."""
+    return None if ".lora_" in name else name.replace(".base_layer.", ".")
+
+
 def trainable_counts(model: nn.Module) -> tuple[int, int]:
     """Return the numbers of (trained, all) parameters; a 4-bit weight counts its values, not its bytes."""
     trained = total = 0
@@ -118,27 +147,16 @@ def adapters_disabled(model: nn.Module) -> Iterator[None]:
     # Found by their attributes, so that a model without an adapter does not need peft.
     layers: list[Any] = [m for m in model.modules() if hasattr(m, "base_layer") and hasattr(m, "enable_adapters")]
     originals: dict[str, Tensor] = getattr(model, "_embeddings_before", {})
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    # Not peft's `enable_adapters`, which also freezes parameters: FSDP2 keeps what it finds at its first forward.
     for layer in layers:
-        layer.enable_adapters(False)
+        layer._disable_adapters = True
     _swap(model, originals)
     try:
         yield
     finally:
         _swap(model, originals)
         for layer in layers:
-            layer.enable_adapters(True)
-        for parameter in trainable:  # peft freezes the layers that it disables
-            parameter.requires_grad_(True)
-
-
-def _train_embeddings(model: nn.Module) -> None:
-    originals = {}
-    for name, parameter in model.named_parameters():  # a tied head is the embedding
-        if name in VOCABULARY_WEIGHTS:
-            parameter.requires_grad_(True)
-            originals[name] = parameter.detach().clone()
-    model._embeddings_before = originals  # type: ignore[assignment]
+            layer._disable_adapters = False
 
 
 def _swap(model: nn.Module, originals: dict[str, Tensor]) -> None:

@@ -40,10 +40,15 @@ def initial_value(config: GPTConfig, seed: int, name: str, shape: torch.Size) ->
     std = config.init_std
     if config.scale_residual_init and name.endswith(RESIDUAL_PROJECTIONS):
         std /= math.sqrt(2 * config.n_layer)
+    generator = named_generator(seed, name)
+    return torch.normal(0.0, std, shape, generator=generator, dtype=torch.float32, device="cpu")
+
+
+def named_generator(seed: int, name: str) -> torch.Generator:
+    """Return the generator of a parameter's initial value."""
     # Use hashlib because Python's hash() of a string differs between processes.
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
-    generator = torch.Generator("cpu").manual_seed(int.from_bytes(digest[:8], "little", signed=True))
-    return torch.normal(0.0, std, shape, generator=generator, dtype=torch.float32, device="cpu")
+    return torch.Generator("cpu").manual_seed(int.from_bytes(digest[:8], "little", signed=True))
 
 
 @torch.no_grad()

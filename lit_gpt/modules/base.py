@@ -41,7 +41,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import AdamW, Optimizer
 from torchmetrics import Metric
 
-from lit_gpt.adapters import AdapterConfig, trainable_counts
+from lit_gpt.adapters import AdapterConfig, base_name, init_adapter, trainable_counts
 from lit_gpt.batch import IGNORE_INDEX, Batch, StepBatch
 from lit_gpt.checkpoints.huggingface import config_to_hf
 from lit_gpt.checkpoints.resolve import ModelSource, resolve_model
@@ -246,6 +246,8 @@ class GPTModule(LightningModule):
             return
         with torch.device("meta"):
             model = self.build_model()
+            if self._adapter is not None and self.device_mesh is not None:  # what is inserted is sharded, too
+                self._adapter.add_to(model, self.seed, self.new_weights)
         if isinstance(model, GPT):
             model.gradient_checkpointing = self.activation_checkpointing
         if self.device_mesh is not None:
@@ -266,9 +268,7 @@ class GPTModule(LightningModule):
         # Memory is allocated only now: each process holds only its shards.
         model.to_empty(device=self.device)
         self.init_weights(model)
-        if self._adapter is not None:
-            if self.device_mesh is not None:
-                raise UserError("an adapter is trained on one device or with DDP; set trainer.strategy to auto or ddp")
+        if self._adapter is not None and self.device_mesh is None:  # a quantized base is made from its weights
             self._adapter.add_to(model, self.seed, self.new_weights)
         if self.compile_model:
             # Block by block: all blocks share one compiled graph, and the head's `head_fn` stays plain Python.
@@ -293,6 +293,8 @@ class GPTModule(LightningModule):
         if resumes and self.adapter is None:
             return
         self.load_source(model)
+        if self._adapter is not None and self.device_mesh is not None and not next(model.parameters()).is_meta:
+            init_adapter(model, self.seed)
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Any:
@@ -322,7 +324,10 @@ class GPTModule(LightningModule):
         weights = self._source.load_state_dict()
         if self._adapter is not None:
             self._adapter.note_base(weights)
-        for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        for own_name, tensor in (*model.named_parameters(), *model.named_buffers()):
+            name = base_name(own_name)
+            if name is None:
+                continue
             if name not in weights and (name in self.new_weights or self._is_new_mtp_block(name)):
                 continue  # keep the random values of `init_weights`
             if name not in weights:
@@ -571,7 +576,7 @@ class GPTModule(LightningModule):
         assert self.model is not None
         trained, count = trainable_counts(self.model)
         if self._pipeline is not None:
-            trained = count = self._pipeline.num_parameters
+            trained, count = self._pipeline.num_trained, self._pipeline.num_parameters
         share = "" if trained == count else f", {trained / 1e6:,.2f} M ({trained / count:.1%}) trainable"
         self.print(f"model: {count / 1e6:,.2f} M parameters{share}")
 

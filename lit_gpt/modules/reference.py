@@ -58,6 +58,13 @@ class ReferenceModel:
             UserError: the policy is sharded, which is not supported for the copy.
         """
         if self.kind == "disabled_adapter":
+            adapter = policy._adapter
+            if adapter is not None and adapter.trains_embeddings and policy.device_mesh is not None:
+                raise UserError(
+                    "reference is disabled_adapter, but the adapter also trains the embeddings, whose former values "
+                    "are not kept in shards; set adapter.train_embeddings: false, reference: precomputed, or "
+                    "trainer.strategy to ddp"
+                )
             return
         if self.kind == "frozen" and policy.device_mesh is not None:
             raise UserError("a frozen reference is not sharded; set reference: precomputed")

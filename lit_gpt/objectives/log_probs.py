@@ -43,8 +43,8 @@ def linear_log_probs(
     weight, shard = split_shard(weight)
     size = chunk_size or default_chunk_size(hidden, weight)
     rows = hidden.reshape(-1, hidden.shape[-1])
-    result: Tensor = _LogProbs.apply(rows, weight, bias, labels.reshape(-1), size, softcap, shard)
-    return result.reshape(labels.shape)
+    result: Tensor = _LogProbs.apply(rows, weight, bias, labels, size, softcap, shard)
+    return result
 
 
 def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, softcap: float | None) -> Tensor:
@@ -68,8 +68,11 @@ class _LogProbs(torch.autograd.Function):
         ctx.size, ctx.softcap, ctx.shard = size, softcap, shard
         device = hidden.device.type
         ctx.autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-        parts, normalizers = [], []
-        for h, y in zip(hidden.split(size), labels.split(size), strict=True):
+        # Not a view of a flat result: the root of FSDP2 returns it, and FSDP2 warns of views.
+        result = hidden.new_empty(labels.shape, dtype=torch.promote_types(hidden.dtype, torch.float32))
+        labels = labels.reshape(-1)
+        normalizers = []
+        for h, y, part in zip(hidden.split(size), labels.split(size), result.view(-1).split(size), strict=True):
             logits = _logits(h, weight, bias, softcap)
             if shard is None:
                 chosen = logits.gather(1, y.clamp(min=0).unsqueeze(1)).squeeze(1)
@@ -77,14 +80,15 @@ class _LogProbs(torch.autograd.Function):
                 log_prob = chosen - log_z
             else:
                 log_prob, log_z = shard_log_probs(logits, y, shard)
-            parts.append(log_prob.masked_fill(y == IGNORE_INDEX, 0.0))
+            part.copy_(log_prob.masked_fill(y == IGNORE_INDEX, 0.0))
             normalizers.append(log_z)
         ctx.save_for_backward(hidden, weight, bias, labels, torch.cat(normalizers))
-        return torch.cat(parts)
+        return result
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None, None, None]:
         hidden, weight, bias, labels, log_z = ctx.saved_tensors
+        grad = grad.reshape(-1)
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         head = weight.to(ctx.autocast) if ctx.autocast else weight
         wide = torch.promote_types(hidden.dtype, torch.float32)

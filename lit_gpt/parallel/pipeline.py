@@ -251,6 +251,7 @@ class Pipeline:
         self.tensor_names = dict.fromkeys(model.state_dict())
         """Names of all weights and buffers of the whole model, in its order."""
         self.num_parameters = sum(parameter.numel() for parameter in model.parameters())
+        self.num_trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
         self.indices = range(self.rank, self.num_stages, self.size)
         """Indices of this rank's stages."""
         _keep_only(model, [self._part(model, index) for index in self.indices])
@@ -259,6 +260,8 @@ class Pipeline:
         """Names of the weights and buffers of this rank."""
         self.stages: list[Stage] = []
         self.width = model.config.n_embd
+        self.sequence_parts = 1
+        """Number of tensor-parallel processes among which the sequence of hidden states is split between layers."""
         self.hidden_dtype: torch.dtype | None = None
         """Dtype of the hidden states that are sent; None = that of the weights."""
         self._schedules: dict[int, tuple[Any, list[_ScheduledStage]]] = {}
@@ -343,7 +346,7 @@ class Pipeline:
         self._wait()
         count = len(micro_batches)
         schedule, scheduled = self._schedule_of(count)
-        shapes = [(*micro_batch["input_ids"].shape, self.width) for micro_batch in micro_batches]
+        shapes = [self._sent_shape(micro_batch) for micro_batch in micro_batches]
         for stage, in_schedule in zip(self.stages, scheduled, strict=True):
             in_schedule.shapes = shapes
             stage.run = self._runner(stage, micro_batches, forward)
@@ -369,6 +372,10 @@ class Pipeline:
             return result if last else result.to(self._sent_dtype(stage))
 
         return run
+
+    def _sent_shape(self, batch: Any) -> tuple[int, int, int]:
+        B, T = batch["input_ids"].shape
+        return B, -(-T // self.sequence_parts), self.width
 
     def _sent_dtype(self, stage: Stage) -> torch.dtype:
         return self.hidden_dtype or next(stage.part.parameters()).dtype
@@ -431,14 +438,13 @@ class Pipeline:
             The result of `forward` on the last stage; None on the ranks that do not have it.
         """
         self._wait()
-        shape = (*batch["input_ids"].shape, self.width)
         result = None
         for stage in self.stages:
             stage.run = self._runner(stage, [batch], forward)
             hidden = []
             if stage.index > 0:
                 device = next(stage.part.parameters()).device
-                hidden = [torch.empty(shape, dtype=self._sent_dtype(stage), device=device)]
+                hidden = [torch.empty(self._sent_shape(batch), dtype=self._sent_dtype(stage), device=device)]
                 dist.recv(hidden[0], self._peer(-1), self.group)
             result = stage(*hidden, index=torch.zeros(1, dtype=torch.int64))
             _reshard(stage)

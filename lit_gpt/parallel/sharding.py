@@ -81,6 +81,8 @@ def parallelize(
     tensor = mesh["tensor"] if mesh["tensor"].size() > 1 else None
     if tensor is not None:
         apply_tensor_parallel(model, tensor)
+        if pipeline is not None:
+            pipeline.sequence_parts = tensor.size()
     experts: list[Experts] = []
     experts_mesh = None
     if expert > 1:

@@ -436,10 +436,15 @@ def apply_tensor_parallel(model: GPT, mesh: DeviceMesh) -> None:
             localize(module, whole=name.split(".")[0] not in ("blocks", "ln_f", "multi_token"))
 
 
-def _linear(linear: nn.Module | None, mesh: DeviceMesh, placement: Placement) -> None:
+def _linear(linear: Any, mesh: DeviceMesh, placement: Placement) -> None:
     """Split a linear layer by columns or rows."""
     if linear is None:
         return
+    if hasattr(linear, "base_layer"):  # with an adapter, B A x: B has the columns, or A the rows; the other is whole
+        adapters = linear.lora_B if placement == COLUMNS else linear.lora_A
+        for adapter in adapters.values():
+            _linear(adapter, mesh, placement)
+        linear = linear.base_layer
     bias = {"bias": Shard(0)} if placement == COLUMNS else {}
     distribute(linear, mesh, {"weight": placement, **bias})
     localize(linear, zeros=("bias",) if placement == ROWS and mesh.get_local_rank() else ())

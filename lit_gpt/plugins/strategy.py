@@ -43,6 +43,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
+from lit_gpt.adapters import AdapterConfig
 from lit_gpt.atomic import publish, raise_if_disk_full, remove_atomically, remove_leftovers, temporary_path
 from lit_gpt.checkpoints.provenance import verify, write_manifest
 from lit_gpt.checkpoints.step import (
@@ -184,6 +185,7 @@ class ParallelStrategy(ModelParallelStrategy):
                 f"terms, one per token, and that of {type(module).__name__} is not declared to be one; "
                 "set context: 1 and shard over data instead, or loss_sums_tokens = True in the class if it is"
             )
+        _check_adapter(getattr(module, "adapter", None))
         if self.layout.pipeline > 1:
             self._check_run_of_pipeline(module)
         self._setup_distributed()
@@ -236,11 +238,6 @@ class ParallelStrategy(ModelParallelStrategy):
                 f"pipeline {size} divides the model's layers over processes, for which the loss must run the model "
                 f"once, on its batch, and sum over tokens; that of {name} is not declared to do so; set pipeline: 1 "
                 "and shard over data instead, or loss_sums_tokens = True in the class if it does"
-            )
-        if self.layout.tensor > 1:
-            raise UserError(
-                f"tensor {self.layout.tensor} does not combine with pipeline {size}; set tensor: 1 and shard stages "
-                "over data instead, or pipeline: 1"
             )
         if getattr(module, "builder", None) is not None:
             raise UserError(f"{name} builds a model of its own, which a pipeline cannot divide; set pipeline: 1")
@@ -637,6 +634,16 @@ class ParallelStrategy(ModelParallelStrategy):
         if failure is not None:
             message, is_user_error = failure
             raise UserError(message) if is_user_error else RuntimeError(f"process 0 failed: {message}")
+
+
+def _check_adapter(adapter: Any) -> None:
+    """Reject an adapter that needs the whole weights of its base, which no process has."""
+    if isinstance(adapter, AdapterConfig) and (adapter.quantize or adapter.dora):
+        field, default = ("quantize", "null") if adapter.quantize else ("dora", "false")
+        raise UserError(
+            f"adapter.{field} is {getattr(adapter, field)}, which needs whole weights, and ParallelStrategy divides "
+            f"them; set adapter.{field} to {default}, or trainer.strategy to ddp"
+        )
 
 
 def _begin(temporary: Path, target: Path, rest: dict[str, Any]) -> None:

@@ -1,19 +1,18 @@
 """Context parallelism: rows divided over processes give what whole rows give."""
 
-import json
 import sys
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from context_runs import fit_all, prepare
 from lightning.fabric.plugins.environments import LightningEnvironment
-from processes import spawn
-from torch.utils._python_dispatch import TorchDispatchMode
+from processes import Collectives, spawn
 
+from lit_gpt.adapters import AdapterConfig
 from lit_gpt.batch import IGNORE_INDEX
 from lit_gpt.errors import UserError
 from lit_gpt.models import GPT, GPTConfig, MLAConfig, MoEConfig, RopeScaling
@@ -326,19 +325,6 @@ def test_packed_documents_stay_isolated_to_the_bit_across_the_cut():
 # ---- collectives ------------------------------------------------------------------------------------------------------
 
 
-class Collectives(TorchDispatchMode):
-    """Counts collectives and the elements that each returns, by name."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.counts: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.namespace == "c10d":
-            self.counts[func.overloadpacket.__name__.strip("_")] += 1
-        return func(*args, **(kwargs or {}))
-
-
 def count_collectives(mesh) -> None:
     dense, mixture = (noisy(GPTConfig(**SMALL | changes)) for changes in (MODERN, CASES["latent attention, experts"]))
     batch = cut_batch(packed_batch(), mesh["context"])
@@ -348,7 +334,7 @@ def count_collectives(mesh) -> None:
             run_step(model, batch)
         # A layer gathers keys and values at once, and again when it is recomputed; its backward reduces them at once.
         # The counts of all layers' experts are summed at once.
-        expected = {"allgather_base": gathers * 2, "reduce_scatter_base": 2, "allreduce": sums}
+        expected = {"all_gather": gathers * 2, "reduce_scatter": 2, "all_reduce": sums}
         assert collectives.counts == Counter(expected)
 
 
@@ -357,73 +343,7 @@ def test_collectives_are_two_per_layer():
     spawn(count_collectives, Layout(context=2))
 
 
-# ---- 20 optimizer steps through the Trainer ---------------------------------------------------------------------------
-
-RUNS = {
-    "packed": {"recompute": True},
-    "conversations": {"rows": True},
-    "experts": {"overrides": MLA | EXPERTS | {"qk_norm": None}},
-    "several tokens ahead": {"overrides": MODERN | {"multi_token": 2, "n_kv_head": 2, "sliding_window": 9}},
-}
-LAYOUTS = [
-    (Layout(context=2), list(RUNS)),
-    (Layout(context=4), ["packed", "conversations"]),
-    (Layout(context=2, data=2), ["packed", "experts"]),
-    (Layout(context=2, replicate=2), ["packed"]),
-    (Layout(context=2, tensor=2), ["packed"]),
-]
-BOUND = 1e-5
-"""Relative difference of every logged value within 20 steps in float32, and absolute difference of the weights after
-them: gradients are summed over processes in another order (measured: 1e-6 for both)."""
-SAME_EXPERTS, OTHER_EXPERTS = 10, 0.05
-"""A mixture keeps to `BOUND` for this many steps; later, rounding may decide which expert one token goes to."""
-
-
-@pytest.fixture(scope="module")
-def one_process(tmp_path_factory):
-    """The folder of the data and of the runs of one process."""
-    folder = tmp_path_factory.mktemp("context")
-    prepare(folder)
-    spawn(fit_all, Layout(), [run | {"name": f"{name} of one"} for name, run in RUNS.items()], folder, None)
-    return folder
-
-
-def assert_follows(folder: Path, name: str, found_name: str, start: int = 0) -> None:
-    expected, found = (json.loads((folder / f"{name}.json").read_text()) for name in (f"{name} of one", found_name))
-    assert found["tokens_seen"] == expected["tokens_seen"]
-    assert found["log"].keys() == expected["log"].keys()
-    assert len(expected["log"]["train/loss"]) == 20
-    for metric, values in expected["log"].items():
-        assert found["log"][metric].keys() == {step for step in values if int(step) > start}, metric
-        for step, value in found["log"][metric].items():
-            bound = OTHER_EXPERTS if name == "experts" and int(step) > SAME_EXPERTS else BOUND
-            assert value == pytest.approx(values[step], rel=bound), (metric, step)
-    weights = torch.tensor(found["weights"]) - torch.tensor(expected["weights"])
-    assert weights.abs().max() <= (1e-2 if name == "experts" else BOUND)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("layout", "names"), LAYOUTS, ids=lambda value: str(value) if isinstance(value, Layout) else ""
-)
-def test_twenty_steps_follow_one_process(one_process, layout, names):
-    sizes = {axis: getattr(layout, axis) for axis in ("data", "replicate", "context", "tensor")}
-    label = "-".join(f"{axis}{size}" for axis, size in sizes.items() if size > 1)
-    spawn(fit_all, layout, [RUNS[name] | {"name": f"{name} {label}"} for name in names], one_process, sizes)
-    for name in names:
-        assert_follows(one_process, name, f"{name} {label}")
-
-
-@pytest.mark.slow
-def test_a_run_goes_on_under_another_layout(one_process):
-    first, second = Layout(context=2), Layout(data=2, context=2)
-    spawn(fit_all, first, [RUNS["packed"] | {"name": "first", "max_steps": 10}], one_process, {"context": 2})
-    path = str(one_process / "first" / "checkpoints" / "step-00000010.ckpt")
-    resumed = RUNS["packed"] | {"ckpt_path": path}
-    spawn(fit_all, second, [resumed | {"name": "second"}], one_process, {"context": 2, "data": 2})
-    spawn(fit_all, Layout(), [resumed | {"name": "alone"}], one_process, None)
-    for name in ("second", "alone"):
-        assert_follows(one_process, "packed", name, start=10)
+# ---- bad input --------------------------------------------------------------------------------------------------------
 
 
 class OwnLoss(PretrainModule):
@@ -446,6 +366,9 @@ class DeclaredLoss(OwnLoss):
         (DeclaredLoss(), {}, None),
         (PretrainModule(), {"context": 3}, "context 3"),
         (PretrainModule(), {"context": 0}, "context is 0"),
+        (SimpleNamespace(adapter=AdapterConfig(dora=True)), {"context": 1}, r"adapter.dora is True.*false.*ddp"),
+        (SimpleNamespace(adapter=AdapterConfig(quantize="nf4")), {"context": 1}, r"adapter.quantize is nf4.*null.*ddp"),
+        (SimpleNamespace(adapter=AdapterConfig()), {"context": 1}, None),
     ],
 )
 def test_what_cannot_be_divided_is_refused_before_any_process_group(module, layers, message, monkeypatch):

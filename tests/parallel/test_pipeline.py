@@ -1,19 +1,15 @@
 """Pipelines follow one process: gradients of the schedules, whole runs, and checkpoints of any layout in any other."""
 
 import itertools
-import json
-from collections import Counter
 from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
-from context_runs import prepare
+from axis_runs import BIASED, MLA, MOE, UNTIED, check_run, fit_all, prepare, read
 from lightning.pytorch.trainer.states import TrainerFn
-from pipeline_runs import fit_all
-from processes import spawn
+from processes import Collectives, spawn
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from lit_gpt.checkpoints.resolve import resolve_model
 from lit_gpt.checkpoints.step import by_index, join_parameters, select_parameters
@@ -30,10 +26,6 @@ from lit_gpt.parallel.pipeline import EMBEDDING_FLOPS, check_micro_batches, chec
 from lit_gpt.plugins import ParallelStrategy
 
 SMALL = {"n_layer": 4, "n_head": 4, "n_embd": 32, "block_size": 16, "vocab_size": 64}
-UNTIED = {"tie_embeddings": False}
-MOE = {"num_experts": 4, "num_experts_per_tok": 2, "balance_loss_weight": 0.01, "z_loss_weight": 1e-3}
-BIASED = MOE | {"selection_bias": True, "bias_update_rate": 1e-3, "layers": (False, False, True, True)}
-MLA = {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8}
 
 
 def config_of(changes):
@@ -163,14 +155,13 @@ def module_of(**changes):
         ({"schedule": "zero_bubble"}, {"compile_model": True}, ["zero_bubble", "compile"]),
         ({"save_distributed_checkpoint": False}, {}, ["save_distributed_checkpoint", "export"]),
         ({"sync_micro_batches": True}, {}, ["sync_micro_batches"]),
-        ({"tensor": 2}, {}, ["tensor 2", "pipeline 2", "data"]),
         ({}, {"trainer": trainer_of("16-mixed")}, ["16-mixed", "bf16-mixed"]),
         ({}, {"trainer": trainer_of(fn=TrainerFn.PREDICTING)}, ["predict", "pipeline: 1"]),
     ],
 )
 def test_runs_that_a_pipeline_does_not_support_are_one_line(options, module, words):
     strategy = ParallelStrategy(pipeline=2, **options)
-    strategy.layout = Layout(pipeline=2, tensor=options.get("tensor", 1))
+    strategy.layout = Layout(pipeline=2)
     with pytest.raises(UserError) as error:
         strategy._check_run_of_pipeline(module_of(**module))
     assert all(word in str(error.value) for word in words), error.value
@@ -250,25 +241,13 @@ def run_part(part, batch, hidden, balance=True):
     return (out.loss + extra) / 100
 
 
-class CountCollectives(TorchDispatchMode):
-    def __init__(self):
-        super().__init__()
-        self.counts = Counter()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.namespace == "c10d":
-            self.counts[func.overloadpacket.__name__] += 1
-        return func(*args, **(kwargs or {}))
-
-
 def check_collectives(pipeline, counts, num_micro_batches, data):
     """A step sends each micro-batch over each border once and its gradient back; FSDP2 reduces each group once."""
     borders = sum((s.index > 0) + (not pipeline.is_last(s)) for s in pipeline.stages)
     expected = num_micro_batches * borders + len(pipeline.copies())
     assert (counts["send"], counts["recv_"]) == (expected, expected)
     groups = len(pipeline.model.blocks) + len({0, pipeline.num_stages - 1} & {s.index for s in pipeline.stages})
-    reduced = sum(count for name, count in counts.items() if "reduce_scatter" in name)
-    assert reduced == (groups if data > 1 else 0)
+    assert counts["reduce_scatter"] == (groups if data > 1 else 0)
 
 
 def check_gradients(mesh, config, options, data):
@@ -290,7 +269,7 @@ def check_gradients(mesh, config, options, data):
             optimizer.zero_grad()
         losses = [run_part(alone, batch, None) for batch in batches]
         torch.stack(losses).sum().backward()
-        with CountCollectives() as collectives:
+        with Collectives() as collectives:
             loss = pipeline.step(own, lambda *arguments: _scaled(run_part(*arguments), data))
         assert (loss is not None) == pipeline.has_last_stage
         if loss is not None and data == 1 and config.moe is None:  # balance losses stay on their stages
@@ -358,128 +337,53 @@ BOUNDS = {"exact": 0.0, "untied": 2e-6, "tied": 1e-5}
 exact: without clipping. untied: the norm that clipping divides by is summed over stages in another order. tied: the
 gradients of embedding and head are added once an optimizer step and not after each micro-batch."""
 
-TEN = {"max_steps": 10}
+TWO = {"data": {"micro_batch_size": 2}}
+TEN = TWO | {"max_steps": 10}
+ZERO = {"schedule": "zero_bubble"}
 RUNS = {
-    "exact": {"overrides": UNTIED, "optimizer": "sgd", "lr": 0.1, "clip": None, "bound": "exact"},
-    "interleaved": {"strategy": {"schedule": "interleaved"}, "bound": "tied"},
-    "muon": {"optimizer": "muon", "strategy": {"schedule": "zero_bubble", "stages_per_rank": 2}, "bound": "tied"},
-    "moe": {"overrides": UNTIED | {"moe": BIASED}, "strategy": {"schedule": "zero_bubble"}, "bound": "untied"},
-    "mla": {"overrides": UNTIED | {"mla": MLA, "positions": "rope", "qk_norm": None}, "bound": "untied"} | TEN,
-    "mtp": {"overrides": {"multi_token": 1, "positions": "learned"}, "bound": "tied"} | TEN,
-    "sft": {"rows": True, "bound": "tied"} | TEN,
-    "poison": {"overrides": UNTIED, "poison": 1, "bound": "untied"} | TEN,
-    "recompute": {"overrides": UNTIED, "recompute": True, "strategy": {"schedule": "zero_bubble"}, "bound": "untied"}
-    | TEN,
-    "bf16": {"overrides": UNTIED, "precision": "bf16-mixed", "strategy": {"schedule": "zero_bubble"}, "bound": "untied"}
-    | TEN,
+    "exact": TWO | {"overrides": UNTIED, "optimizer": "sgd", "lr": 0.1, "clip": None},
+    "interleaved": TWO,
+    "muon": TWO | {"optimizer": "muon", "lr": 1e-3},
+    "moe": TWO | {"overrides": UNTIED | {"moe": BIASED}},
+    "mtp": TEN | {"overrides": {"multi_token": 1, "positions": "learned"}},
+    "poison": TEN | {"overrides": UNTIED, "poison": 2},
+    "recompute": TEN | {"overrides": UNTIED, "recompute": True},
+    "bf16": TEN | {"overrides": UNTIED, "precision": "bf16-mixed"},
 }
-CHECKPOINT = "{}/checkpoints/step-00000010.ckpt"
-ONE = {"micro_batch_size": 1}
-RUNS_OF_FOUR = {
-    "fsdp": {"data": ONE, "bound": "tied"},
-    "four": {"strategy": {"pipeline": 4, "data": 1, "schedule": "zero_bubble"}, "data": ONE, "bound": "tied"} | TEN,
-    "fsdp-zero": {
-        "overrides": UNTIED | {"moe": BIASED}, "strategy": {"schedule": "zero_bubble"}, "data": ONE, "bound": "untied"
-    } | TEN,
-    "hsdp": {"strategy": {"replicate": 2, "data": 1, "schedule": "interleaved"}, "data": ONE, "bound": "tied"} | TEN,
-    "fsdp-sft": {"rows": True, "data": ONE, "bound": "tied"} | TEN,
-}  # fmt: skip
-
-
-def named(runs):
-    return [{"name": name, **run} for name, run in runs.items()]
-
-
-def read(folder, name, world_size):
-    return [json.loads((folder / f"{name}-pipeline-{rank}.json").read_text()) for rank in range(world_size)]
+SCHEDULES = {
+    "interleaved": {"schedule": "interleaved"},
+    "muon": ZERO | {"stages_per_rank": 2},
+    "moe": ZERO,
+    "recompute": ZERO,
+    "bf16": ZERO,
+}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """The runs of one process."""
+    """The runs of one process, and of two stages."""
     folder = tmp_path_factory.mktemp("runs")
     prepare(folder)
-    spawn(fit_all, Layout(), named(RUNS | RUNS_OF_FOUR), folder, None)
+    spawn(fit_all, Layout(), {f"{name} of one": run for name, run in RUNS.items()}, folder)
+    staged = {name: run | {"strategy": {"pipeline": 2} | SCHEDULES.get(name, {})} for name, run in RUNS.items()}
+    spawn(fit_all, Layout(pipeline=2), staged, folder)
     return folder
-
-
-@pytest.fixture(scope="module")
-def two(folder):
-    """The same runs on two stages."""
-    spawn(fit_all, Layout(pipeline=2), named(RUNS), folder, {"pipeline": 2})
-    return folder
-
-
-@pytest.fixture(scope="module")
-def four(two):
-    """Runs of four processes; some resume what one, two or four processes began."""
-    begun = {
-        "from-one": {"ckpt_path": CHECKPOINT.format("fsdp"), "strategy": {"pipeline": 4, "data": 1}},
-        "from-two": {"ckpt_path": CHECKPOINT.format("fsdp-pipeline"), "strategy": {"pipeline": 4, "data": 1}},
-        "to-fsdp": {"ckpt_path": CHECKPOINT.format("fsdp-pipeline"), "strategy": {"pipeline": 1, "data": 4}},
-    }
-    begun = {name: run | {"ckpt_path": str(two / run["ckpt_path"]), "data": ONE} for name, run in begun.items()}
-    runs = named(RUNS_OF_FOUR | begun)
-    spawn(fit_all, Layout(pipeline=2, data=2), runs, two, {"pipeline": 2, "data": 2})
-    spawn(fit_all, Layout(), [{"name": "to-one", **begun["to-fsdp"], "strategy": {}}], two, None)
-    return two
-
-
-def check_run(one, ranks, bound, from_step=0):
-    """Every metric, weight and average is within the bound, and the stages have the same log and together all weights."""
-    for found in ranks:
-        assert "error" not in found, found
-        assert found["skipped"] == one["skipped"]
-        assert found["tokens_seen"] == one["tokens_seen"]
-    log = ranks[0]["log"]
-    assert log.keys() == one["log"].keys()
-    for name, values in one["log"].items():
-        kept = {step: value for step, value in values.items() if step == "null" or int(step) > from_step}
-        assert log[name].keys() == kept.keys(), name
-        tolerance = max(bound, 1e-6)  # means are printed in float32
-        assert list(log[name].values()) == pytest.approx(list(kept.values()), rel=tolerance, abs=1e-9), name
-    for kind in ("weights", "averages"):
-        assert set().union(*(found[kind] for found in ranks)) == one[kind].keys()
-        for found in ranks:
-            for name, values in found[kind].items():
-                assert values == pytest.approx(one[kind][name], rel=0, abs=bound), name
-    first, last = ranks[0]["weights"], ranks[-1]["weights"]
-    for name in first.keys() & last.keys():
-        assert first[name] == last[name], f"the two copies of {name} differ"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
-def test_two_stages_follow_one_process(two, name):
-    check_run(json.loads((two / f"{name}.json").read_text()), read(two, name, 2), BOUNDS[RUNS[name]["bound"]])
+def test_two_stages_follow_one_process(folder, name):
+    bound = "exact" if name == "exact" else "untied" if RUNS[name].get("overrides") == UNTIED else "tied"
+    (one,), two = read(folder, f"{name} of one"), read(folder, name)
+    check_run(one, two, BOUNDS[bound])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", RUNS_OF_FOUR)
-def test_four_processes_follow_one(four, name):
-    run = RUNS_OF_FOUR[name]
-    one = json.loads((four / f"{name}.json").read_text())
-    check_run(one, read(four, name, 4), BOUNDS[run["bound"]])
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["from-one", "from-two", "to-fsdp"])
-def test_a_run_goes_on_under_another_layout(four, name):
-    check_run(json.loads((four / "fsdp.json").read_text()), read(four, name, 4), BOUNDS["tied"], from_step=10)
-
-
-@pytest.mark.slow
-def test_a_pipelines_run_goes_on_in_one_process(four):
-    one, found = (json.loads((four / f"{name}.json").read_text()) for name in ("fsdp", "to-one"))
-    check_run(one, [found], BOUNDS["tied"], from_step=10)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["fsdp", "four", "mtp"])
-def test_a_pipelines_checkpoint_generates(four, name):
+@pytest.mark.parametrize("name", ["interleaved", "mtp"])
+def test_a_pipelines_checkpoint_generates(folder, name):
     models = []
-    for run in (name, f"{name}-pipeline"):
-        source = resolve_model(four / run)
+    for run in (f"{name} of one", name):
+        source = resolve_model(folder / run)
         model = GPT(source.config)
         model.load_state_dict(source.load_state_dict())
         models.append(model.eval())
@@ -491,8 +395,8 @@ def test_a_pipelines_checkpoint_generates(four, name):
 
 @pytest.mark.slow
 def test_too_few_micro_batches_end_a_run_before_its_first_step(folder):
-    run = {"name": "few", "data": {"micro_batch_size": 8}}
-    spawn(fit_all, Layout(pipeline=2), [run], folder, {"pipeline": 2})
-    for found in read(folder, "few", 2):
+    run = {"strategy": {"pipeline": 2}, "data": {"micro_batch_size": 8}}
+    spawn(fit_all, Layout(pipeline=2), {"few": run}, folder)
+    for found in read(folder, "few"):
         assert "1 micro-batch" in found["error"]
         assert "micro_batch_size" in found["error"]
