@@ -156,15 +156,19 @@ def read(folder: Path, name: str) -> list[dict[str, Any]]:
     return [torch.load(path) for path in paths]
 
 
-def check_run(one: dict[str, Any], ranks: list[dict[str, Any]], bound: float, start: int = 0) -> None:
+def check_run(
+    one: dict[str, Any], ranks: list[dict[str, Any]], bound: float, start: int = 0, weights: float | None = None
+) -> None:
     """Check that a run has followed one process: every sample, metric, weight and average.
 
     Args:
         one: What one process has found.
         ranks: What each process of the run has found.
-        bound: Relative difference of metrics, absolute one of weights.
+        bound: Relative difference of metrics.
         start: The run has resumed from the checkpoint of this step.
+        weights: Absolute difference of weights; None = `bound`.
     """
+    largest = bound if weights is None else weights
     for found in ranks:
         assert "error" not in found, found
         assert (found["skipped"], found["tokens_seen"]) == (one["skipped"], one["tokens_seen"])
@@ -183,7 +187,7 @@ def check_run(one: dict[str, Any], ranks: list[dict[str, Any]], bound: float, st
         assert set().union(*(found[kind] for found in ranks)) == one[kind].keys()
         for found in ranks:
             for name, value in found[kind].items():
-                assert (value - one[kind][name]).abs().max() <= bound, f"{kind}: {name}"
+                assert (value - one[kind][name]).abs().max() <= largest, f"{kind}: {name}"
     for name in one["weights"]:
         first, *others = (found["weights"][name] for found in ranks if name in found["weights"])
         assert all(torch.equal(first, other) for other in others), f"the copies of {name} differ"

@@ -59,6 +59,9 @@ CASES = [(layout, model) for layout, models in LAYOUTS.items() for model in mode
 BOUND = 1e-5
 """Relative difference of every logged value in 10 steps in float32, and absolute difference of the weights after them:
 sums over processes, or over parts of a layer, are taken in another order (measured: 2e-6)."""
+BF16 = {"bound": 1e-3, "weights": 5e-3}
+"""The same in bf16-mixed (measured: 2e-4, 1.3e-3), where such a sum is rounded to 8 bits: the weights are bounded by
+the steps of AdamW, whose direction is that of the noise where a gradient is nearly 0."""
 
 
 def axes_of(layout: str) -> dict:
@@ -66,8 +69,8 @@ def axes_of(layout: str) -> dict:
     return {"data": 1} | {axis: int(size) if size.isdigit() else size for axis, size in pairs}
 
 
-def bound_of(model: str) -> float:
-    return BOUND
+def bounds_of(model: str) -> dict[str, float]:
+    return BF16 if "precision" in MODELS[model] else {"bound": BOUND}
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +97,7 @@ def four(folder):
 @pytest.mark.parametrize(("layout", "model"), CASES)
 def test_four_processes_follow_one(four, layout, model):
     (one,) = read(four, f"{model} of one")
-    check_run(one, read(four, f"{model}, {layout}"), bound_of(model))
+    check_run(one, read(four, f"{model}, {layout}"), **bounds_of(model))
 
 
 @pytest.mark.slow
@@ -127,4 +130,4 @@ def test_a_killed_run_goes_on_under_another_combination(folder, model, first, se
     assert last.name == "step-00000005.ckpt"
     spawn(fit_all, Layout(data=4), {f"{name} once": run | {"strategy": axes_of(second), "resume": str(last)}}, folder)
     (one,) = read(folder, f"{model} of one")
-    check_run(one, read(folder, f"{name} once"), bound_of(model), start=5)
+    check_run(one, read(folder, f"{name} once"), start=5, **bounds_of(model))
