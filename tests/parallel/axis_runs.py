@@ -108,7 +108,7 @@ def fit(name: str, run: dict, folder: Path) -> dict[str, Any]:
     save = RunCheckpoint(every_n_steps=run.get("save_every", 10), keep_last=9)
     trainer = Trainer(
         default_root_dir=folder / name, accelerator="cpu", devices=dist.get_world_size(),
-        max_steps=run.get("max_steps", 20), log_every_n_steps=1, val_check_interval=5, check_val_every_n_epoch=None,
+        max_steps=run.get("max_steps", 20), log_every_n_steps=1, val_check_interval=10, check_val_every_n_epoch=None,
         num_sanity_val_steps=0, gradient_clip_val=run.get("clip", 0.5), logger=log, enable_progress_bar=False,
         enable_model_summary=False, plugins=[AtomicCheckpointIO()], precision=run.get("precision", "32-true"),
         callbacks=[average, SampleText(every_n_steps=5, max_new_tokens=4), save, watch, guard],

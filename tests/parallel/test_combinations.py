@@ -11,7 +11,7 @@ from torch.multiprocessing import ProcessExitedException
 from lit_gpt.checkpoints.resolve import find_last_complete, resolve_model
 from lit_gpt.parallel import Layout
 
-STEPS = 10
+SHORT = {"max_steps": 10, "data": {"global_batch_size": 4}}
 EXPERTS = BIASED | {"intermediate_size": 32, "shared_intermediate_size": 32}
 WINDOWS = {"sliding_window": 9, "layer_windows": (True, False, True, True)}
 MODELS = {
@@ -78,17 +78,14 @@ def folder(tmp_path_factory):
     """The runs of one process."""
     folder = tmp_path_factory.mktemp("combinations")
     prepare(folder)
-    spawn(fit_all, Layout(), {f"{model} of one": run | {"max_steps": STEPS} for model, run in MODELS.items()}, folder)
+    spawn(fit_all, Layout(), {f"{model} of one": run | SHORT for model, run in MODELS.items()}, folder)
     return folder
 
 
 @pytest.fixture(scope="module")
 def four(folder):
     """The runs of four processes, in one start of them."""
-    runs = {
-        f"{model}, {layout}": MODELS[model] | {"max_steps": STEPS, "strategy": axes_of(layout)}
-        for layout, model in CASES
-    }
+    runs = {f"{model}, {layout}": MODELS[model] | SHORT | {"strategy": axes_of(layout)} for layout, model in CASES}
     spawn(fit_all, Layout(data=4), runs, folder)
     return folder
 
@@ -123,7 +120,7 @@ def test_what_a_combination_has_saved_opens_on_one_process(four, model, layout):
 )
 def test_a_killed_run_goes_on_under_another_combination(folder, model, first, second):
     random, name = Random(f"{first} {second}"), f"{model}, {first}, killed"
-    run = MODELS[model] | {"max_steps": STEPS, "save_every": 5, "strategy": axes_of(first)}
+    run = MODELS[model] | SHORT | {"save_every": 5, "strategy": axes_of(first)}
     with pytest.raises(ProcessExitedException, match="SIGKILL"):
         spawn(fit_all, Layout(data=4), {name: run | {"kill": (random.randrange(4), random.randrange(6, 9))}}, folder)
     last, _ = find_last_complete(folder / name)
