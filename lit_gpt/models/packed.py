@@ -44,7 +44,6 @@ from lit_gpt.models.native import NativeMatrix, library, quantized_groups, repla
 Weights = Literal["auto", "plain", "float32", "bfloat16", "int8", "int4"]
 """`auto`: the model's own precision; `plain`: leave the model as it is."""
 GROUP_SIZE = 32
-COMPILED = "compiled operations between products"
 _INT4_GROUPS = (32, 64, 128, 256)
 """Group sizes of torch's int4 kernel."""
 _INT4_OUTPUTS = 16
@@ -377,7 +376,7 @@ def prepare_for_inference(model: GPT, weights: str = "auto", tokens: int = 1) ->
         tokens: Number of sequences that decode at the same time; the kernels are chosen for it.
 
     Returns:
-        Description of the chosen kernels, for the user; None = the model was not changed.
+        Description of the chosen kernels, for the user; None = the matrices were not changed.
 
     Raises:
         UserError: If the kind is unknown, or was requested explicitly and is not possible on this machine.
@@ -406,8 +405,8 @@ def prepare_for_inference(model: GPT, weights: str = "auto", tokens: int = 1) ->
     if weights != "auto" and not any(is_available(make) for make in makes):  # type: ignore[arg-type]
         raise UserError(f"weights {weights} has no kernel on this machine with torch {torch.__version__}; leave it out")
     if weights == "auto" and makes == _KINDS["float32"] and not _gains(model, owners, makes, tokens):
-        # The engine uses BLAS's layout anyway.
-        return COMPILED if replace_small_operations(model) else None
+        replace_small_operations(model)
+        return None  # the engine uses BLAS's layout anyway
     used: dict[str, int] = {}
     for owner in owners:
         _pack_owner(owner, makes, tokens, used)
@@ -423,7 +422,7 @@ def prepare_for_inference(model: GPT, weights: str = "auto", tokens: int = 1) ->
             if parameter is not None and type(parameter.data) is Tensor and not isinstance(module, WideEmbedding):
                 module._parameters[name] = nn.Parameter(parameter.data.float(), requires_grad=False)
     model.state_dtype = torch.float32
-    compiled = [COMPILED] if replace_small_operations(model) else []
+    compiled = ["compiled operations between products"] if replace_small_operations(model) else []
     _return_freed_memory()
     return "; ".join([f"{count} {name}" for name, count in used.items()] + compiled)
 
