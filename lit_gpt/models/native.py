@@ -49,7 +49,8 @@ def library() -> Any:
         return None
     parts = (_SOURCE.read_text(encoding="utf-8"), this_machine(), *compiler, *_FLAGS)
     name = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
-    address, number = ctypes.c_void_p, ctypes.c_int64
+    address: Any = ctypes.c_void_p
+    number: Any = ctypes.c_int64
     try:
         path = find_cache_dir() / f"native-{name}.so"
         if not path.exists():
@@ -278,8 +279,9 @@ def replace_small_operations(model: nn.Module) -> bool:
         return False
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
-            if type(child) in (RMSNorm, OffsetRMSNorm):
-                gain = child.weight.data.float() + int(type(child) is OffsetRMSNorm)
+            if type(child) is RMSNorm or type(child) is OffsetRMSNorm:  # not a subclass with another formula
+                gain = child.weight.data.float()
+                gain = 1 + gain if isinstance(child, OffsetRMSNorm) else gain
                 setattr(module, name, NativeRMSNorm(gain, child.eps or 0.0))
         if isinstance(module, MLP) and module.activation is mlp.swiglu:
             module.activation = swiglu
