@@ -32,6 +32,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._sharding_prop import ShardingPropagator
 from torch.optim import Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map_only
@@ -444,10 +445,11 @@ class Tracker(TorchDispatchMode):
         self._total = self._peak = 0
         self._at_peak: dict[str, int] = {}
         self._resting = 0
-        self._in_optimizer = False
+        self._in_optimizer = self._in_shape_inference = False
         self._collectives: Counter[tuple[str, int, int, int]] = Counter()
         self._handles: list[Any] = []
         self._resize = torch.UntypedStorage.resize_
+        self._infer_shape = ShardingPropagator._propagate_tensor_meta_non_cached
 
     # ---- hooks
 
@@ -468,12 +470,25 @@ class Tracker(TorchDispatchMode):
             tracker._allocate(storage, "collectives", keep=False)
             tracker._note_peak()
 
+        infer_shape = self._infer_shape
+
+        def inferred(propagator: ShardingPropagator, schema: Any) -> Any:
+            # DTensor runs an operation once on fake tensors of the global shape, to learn the shape of its result. In a
+            # real run that takes no memory: it would be a whole weight for each shard of it.
+            tracker._in_shape_inference = True
+            try:
+                return infer_shape(propagator, schema)
+            finally:
+                tracker._in_shape_inference = False
+
         torch.UntypedStorage.resize_ = resized  # type: ignore[method-assign,assignment]
+        ShardingPropagator._propagate_tensor_meta_non_cached = inferred  # type: ignore[method-assign]
         return super().__enter__()
 
     def __exit__(self, *args: Any) -> None:
         super().__exit__(*args)
         torch.UntypedStorage.resize_ = self._resize  # type: ignore[method-assign]
+        ShardingPropagator._propagate_tensor_meta_non_cached = self._infer_shape  # type: ignore[method-assign]
         for handle in self._handles:
             handle.remove()
 
@@ -578,6 +593,8 @@ class Tracker(TorchDispatchMode):
         if any(issubclass(kind, DTensor) for kind in types):
             return NotImplemented  # DTensor calls again with its local tensors
         kwargs = kwargs or {}
+        if self._in_shape_inference:
+            return func(*args, **kwargs)
         if func is torch.ops._c10d_functional.wait_tensor.default:
             return args[0]  # in a real run it makes no new tensor
         if func is _ATEN._grouped_mm.default and args[0].dtype != torch.bfloat16:

@@ -133,6 +133,20 @@ def test_a_thousand_processes_hold_a_thousandth_each():
     assert calls["reduce_scatter"].num_bytes == pytest.approx(gathered, rel=0.02)
 
 
+def test_the_first_simulation_takes_no_more_than_the_next(monkeypatch):
+    """DTensor infers the shapes of operations that it has not seen on tensors of the global size, which is no memory."""
+    sizes = []
+
+    def allocated(events, *_):
+        sizes.append(sum(size for _, size in events))
+        return 0
+
+    monkeypatch.setattr(simulation, "upper_bound", allocated)
+    for _ in range(2):
+        simulate_step(module({"n_embd": 40, "intermediate_size": 92}), [batch()], layout=Layout(data=64))
+    assert sizes[0] == pytest.approx(sizes[1], rel=0.01)
+
+
 def test_divided_rows_take_their_share():
     whole = simulate_step(module(), [batch()], layout=Layout(data=4), accelerator="cuda")
     part = simulate_step(module(), [batch()], layout=Layout(context=4), accelerator="cuda")
