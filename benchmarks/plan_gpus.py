@@ -12,7 +12,7 @@ Memory is scored by what is known of it: a row as it was trained must fit, and a
 checkpointing, at a third more work, should not fit without.
 
 A row takes half a minute to two minutes of one CPU. `--depths` simulates each row with these two numbers of layers and
-extrapolates linearly to its own, which is ten times as fast.
+extrapolates its work linearly to its own, which is ten times as fast and says nothing on memory.
 """
 
 import argparse
@@ -21,7 +21,6 @@ import logging
 import statistics
 import tempfile
 import warnings
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -81,10 +80,6 @@ def forecast(row: dict[str, str], depths: list[int], file: Path) -> dict[str, An
         deeper = planned(row, depths[1], file)
         times = (layers - depths[0]) / (depths[1] - depths[0])
         work = work.plus(deeper[1].plus(work, -1.0), times)
-        step, other = (
-            replace(a, upper_bytes=round(a.upper_bytes + times * (b.upper_bytes - a.upper_bytes)))
-            for a, b in zip((step, other), deeper[2:], strict=True)
-        )
     parts = step_parts(work, run.device, run.layout, run.precision, compiled=False)
     memory = run.device.memory
     return {
@@ -107,11 +102,11 @@ def main(table: Path, chosen: int, depths: list[int]) -> None:
             ratios.append(measured / result["seconds"])
             found.append(result)
             parts = ", ".join(f"{name} {value / result['seconds']:.0%}" for name, value in result["parts"].items())
-            sizes = " and ".join(f"{size / 1e9:.0f}" for size in result["bytes"])
+            sizes = "" if depths else f"; {' and '.join(f'{size / 1e9:.0f}' for size in result['bytes'])} GB"
             print(
                 f"{place:2} {row['model']:>4}, {row['context']:>5} tokens, {row['num_gpus']:>2} GPUs, "
                 f"{row['micro_batch_size']:>2} rows: model {result['seconds']:.3f} s, measured {measured:.3f} s, ratio "
-                f"{ratios[-1]:.2f} ({parts}); {sizes} GB",
+                f"{ratios[-1]:.2f} ({parts}){sizes}",
                 flush=True,
             )
     errors = [abs(ratios[chosen] / ratio - 1) for ratio in ratios]  # of the forecast speed
@@ -120,15 +115,19 @@ def main(table: Path, chosen: int, depths: list[int]) -> None:
         f"calibrated by row {chosen}: ratio {ratios[chosen]:.2f}; {len(others)} other rows: median error of tokens/s "
         f"{statistics.median(others):.1%}, largest {max(others):.1%}, {sum(e <= 0.15 for e in others)} within 15 %"
     )
+    medians = [statistics.median(abs(ratio / r - 1) for r in ratios) for ratio in ratios]
+    print(
+        f"calibrated by any row: median errors {min(medians):.1%} to {max(medians):.1%}, half of them at most "
+        f"{statistics.median(medians):.1%}"
+    )
+    if depths:
+        return
     checkpointed = [r for r, row in zip(found, rows, strict=True) if row["activation_checkpointing"] == "True"]
     print(
         f"memory: {sum(r['fits'] for r in found)} of {len(found)} rows fit as they were trained; "
         f"{sum(not r['fits without'] for r in checkpointed)} of {len(checkpointed)} with activation checkpointing do "
         "not fit without"
     )
-    medians = [statistics.median(abs(ratio / r - 1) for r in ratios) for ratio in ratios]
-    print(f"calibrated by any row: median errors {min(medians):.1%} to {max(medians):.1%}, "
-          f"half of them at most {statistics.median(medians):.1%}")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -147,10 +147,12 @@ class Bands:
         if band[0] <= value <= band[1]:  # false for NaN
             self._outside[name] = 0
             return None
-        self._outside[name] = self._outside.get(name, 0) + 1
-        if self._outside[name] != (1 if name == "loss" else TOLERATED_ENTRIES):
-            return None
         side = "below" if value < band[0] else "above"
+        sign = -1 if side == "below" else 1
+        before = self._outside.get(name, 0)
+        self._outside[name] = sign if before * sign < 0 else before + sign  # from one side to the other is news too
+        if abs(self._outside[name]) != (1 if name == "loss" else TOLERATED_ENTRIES):
+            return None
         title = QUANTITIES[name][0] if name != "loss" else "train/loss"
         ends = [format_quantity(name, end) for end in band]
         return f"step {step:,}: {title} {format_quantity(name, value)} is {side} its plan, {ends[0]} to {ends[1]}"

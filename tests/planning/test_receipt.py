@@ -88,6 +88,8 @@ def test_leaving_a_band_is_said_once_until_it_is_left_again():
     ]
     assert [sentence is not None for sentence in speeds] == [False, False, False, True]  # one slow entry is no news
     assert "below" in speeds[-1]
+    sides = [bands.leaves("loss", step, loss) for step, loss in ((20, 0.1), (21, 0.1), (22, 9.0), (23, 9.0))]
+    assert [sentence and sentence.split(" is ")[1].split()[0] for sentence in sides] == ["below", None, "above", None]
 
 
 @pytest.mark.parametrize(
