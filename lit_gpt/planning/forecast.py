@@ -249,12 +249,12 @@ def step_parts(work: Work, device: Device, layout: Layout, precision: str, compi
     time. Those of data parallelism overlap with the backward pass: only the time that exceeds it is added, or a tenth
     of it for the part at the end.
     """
+    seconds: dict[str, float] = {}
     if device.kind == "cpu":
         seconds = product_seconds(work) | {"elementwise": other_seconds(work)}
     else:
         # Without tensor cores float32 products run at about an eighth of the bf16 peak (TF32: a half).
         peak = device.peak_flops * (0.5 if precision == "32-true" else 1.0)
-        seconds: dict[str, float] = {}
         for product, flops in work.products.items():
             took = _product_seconds(product, flops, peak, device)
             seconds[product.kind] = seconds.get(product.kind, 0.0) + took

@@ -482,7 +482,7 @@ class Tracker(TorchDispatchMode):
                 tracker._in_shape_inference = False
 
         torch.UntypedStorage.resize_ = resized  # type: ignore[method-assign,assignment]
-        ShardingPropagator._propagate_tensor_meta_non_cached = inferred  # type: ignore[method-assign]
+        ShardingPropagator._propagate_tensor_meta_non_cached = inferred  # type: ignore[method-assign,assignment]
         return super().__enter__()
 
     def __exit__(self, *args: Any) -> None:
@@ -526,7 +526,8 @@ class Tracker(TorchDispatchMode):
             entry[0] += count
             entry[1] += count * size
         self.work.collectives = [
-            Collective(name, ranks, *entry, stride) for (name, ranks, stride), entry in sorted(calls.items())
+            Collective(name, ranks, entry[0], entry[1], stride)
+            for (name, ranks, stride), entry in sorted(calls.items())
         ]
         return SimulatedStep(
             memory=memory,
