@@ -6,6 +6,7 @@ rows of `block_size` tokens, the largest possible.
 
 import contextlib
 import copy
+import functools
 import inspect
 import json
 import math
@@ -25,6 +26,7 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, se
 from lightning.pytorch import Trainer as LightningTrainer
 from lightning.pytorch.utilities.seed import isolate_rng
 
+from lit_gpt.data.tokenizers import END_OF_TEXT, byte_alphabet, is_local_tokenizer, load_tokenizer
 from lit_gpt.datamodules.rows import RowDataModule
 from lit_gpt.errors import UserError
 from lit_gpt.hashing import sha256_json
@@ -60,6 +62,8 @@ MIN_PILOT_STEPS = 4
 PATIENCE = 3
 """Steps of a run that `--measure` trains: so many, or as many as these seconds allow (three times as long until a loss
 is logged), but never fewer than the least."""
+SHARDING = ("all_gather_dtype", "reshard_after_forward", "sync_micro_batches")
+"""Arguments of `ParallelStrategy` that change memory and collectives of a step."""
 MANY_ROWS = 256
 """Rows of the simulated micro-batches from which the largest one that fits is extrapolated."""
 
@@ -124,6 +128,10 @@ class PlannedRun:
         given["model"].setdefault("init_args", {}).update(changes)
         if str(Path.cwd()) not in sys.path:
             sys.path.insert(0, str(Path.cwd()))
+        with tempfile.TemporaryDirectory() as folder:
+            return self._instantiate(_with_any_tokenizer(given, Path(folder)))
+
+    def _instantiate(self, given: dict[str, Any]) -> tuple[Any, Any]:
         parser = ArgumentParser(exit_on_error=False)
         parser.add_argument("--seed_everything", type=bool | int, default=0)
         parser.add_subclass_arguments(LightningDataModule, "data", fail_untyped=False, required=True)
@@ -141,21 +149,20 @@ class PlannedRun:
 
     # ---- simulating
 
-    def batch(self, rows: int, real: bool = False) -> dict[str, Any]:
-        """Return a micro-batch of the longest possible rows; only its shapes matter, unless it is `real`."""
+    def batch(self, rows: int) -> dict[str, Any]:
+        """Return a micro-batch of the longest possible rows; only its shapes matter."""
         T = int(self.data.block_size)
-        V = int(getattr(self.data, "vocab_size", 2))
         if isinstance(self.data, RowDataModule):
+            V = int(getattr(self.data, "vocab_size", 2))
             samples = [np.array([row]) for row in range(rows)]
             collate = self.data.collator(self.data._row_length)
             batch = dict(collate(_LongestRows(T, V), samples, np.arange(rows)))  # type: ignore[arg-type]
         else:
-            ids = torch.randint(0, V, (rows, T))
-            positions = torch.arange(T).expand(rows, T).clone()
-            batch = {"input_ids": ids, "labels": ids.clone(), "position_ids": positions}
+            ids = torch.zeros((), dtype=torch.int64).expand(rows, T)  # a single number in memory
+            batch = {"input_ids": ids, "labels": ids, "position_ids": torch.arange(T).expand(rows, T)}
             batch |= {"sample_ids": torch.arange(rows), "num_bytes": torch.full((rows,), 4 * T)}
             if getattr(self.data, "isolate_documents", False):
-                batch["document_ids"] = (torch.arange(T) // max(1, T // 2)).expand(rows, T).clone()
+                batch["document_ids"] = (torch.arange(T) // max(1, T // 2)).expand(rows, T)
         if self.device.kind == "cuda":
             batch.pop("document_ids", None)  # FlexAttention isolates documents without a mask in memory
         return batch
@@ -185,12 +192,8 @@ class PlannedRun:
             self.layout,
             clips,
             self.device.kind,
-            max_steps=steps,
-            **{
-                name: self.sharding[name]
-                for name in ("all_gather_dtype", "reshard_after_forward")
-                if name in self.sharding
-            },
+            steps,
+            **self.sharding,
         )
         return self._simulated[key]
 
@@ -524,8 +527,43 @@ def _attribute(name: str) -> Any:
     return read
 
 
+def _with_any_tokenizer(values: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Return a run's YAML with a tokenizer of single bytes if its own is on the Hub, which cannot be reached.
+
+    A plan needs only the size of the vocabulary. Where `vocab_size` of the data gives it, any tokenizer does, so that
+    a large run can be planned without a network or an account.
+
+    Args:
+        values: Content of the YAML; unchanged.
+        folder: Folder for the tokenizer of single bytes.
+    """
+    options = values["data"].get("init_args") or {}
+    name = options.get("tokenizer")
+    if not options.get("vocab_size") or not isinstance(name, str) or is_local_tokenizer(name) or _loads(name):
+        return values
+    import tokenizers
+
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=byte_alphabet(), merges=[]))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = tokenizers.decoders.ByteLevel()
+    backend.add_special_tokens([END_OF_TEXT])
+    backend.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": END_OF_TEXT}), encoding="utf-8")
+    return values | {"data": values["data"] | {"init_args": options | {"tokenizer": str(folder)}}}
+
+
+@functools.cache
+def _loads(tokenizer: str) -> bool:
+    """Return whether a tokenizer can be loaded; the Hub is asked once."""
+    try:
+        load_tokenizer(tokenizer)
+    except UserError:
+        return False
+    return True
+
+
 def _layout(trainer: dict[str, Any], num_devices: int | None) -> tuple[Layout, dict[str, Any]]:
-    """Return how the Trainer of the YAML distributes a run over processes, and the options of its strategy.
+    """Return how the Trainer of the YAML distributes a run over processes, and how FSDP2 gathers and reduces.
 
     Raises:
         UserError: If the number of devices does not match the sizes of the strategy, or there is a pipeline.
@@ -547,5 +585,5 @@ def _layout(trainer: dict[str, Any], num_devices: int | None) -> tuple[Layout, d
                 f"pipeline is {layout.pipeline}, whose schedules a plan does not simulate; plan with pipeline: 1 and "
                 "shard over data instead"
             )
-        return layout, options
+        return layout, {name: options[name] for name in SHARDING if name in options}
     return Layout(replicate=num_devices), {}

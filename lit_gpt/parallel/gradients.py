@@ -1,7 +1,8 @@
-"""Gradients of a model whose parameters are split in different ways: their norm, clipping, and summands to add up."""
+"""Gradients of a model whose parameters are split: when they are summed over devices, their norm, and clipping."""
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -9,6 +10,37 @@ from torch import Tensor, nn
 from torch.distributed import _functional_collectives as funcol
 from torch.distributed.tensor import DTensor, Partial, Replicate
 from torch.optim import Optimizer
+
+
+@contextmanager
+def accumulated_locally(
+    model: nn.Module, sync_micro_batches: bool = False, reshard_after_forward: bool = True
+) -> Iterator[None]:
+    """Within it, backward passes add to the gradient on this device alone; the next one outside sums over devices.
+
+    FSDP2 then keeps whole gradients (in float32) from one micro-batch to the next, and whole parameters, too, if they
+    are not resharded after the forward pass.
+
+    Args:
+        model: Model that FSDP2 has sharded, or not.
+        sync_micro_batches: Whether gradients are summed over devices after each micro-batch nevertheless.
+        reshard_after_forward: Whether parameters are freed after the forward pass.
+    """
+    from torch.distributed.fsdp import FSDPModule
+
+    sharded = [] if sync_micro_batches else [m for m in model.modules() if isinstance(m, FSDPModule)]
+
+    def set_sync(is_last: bool) -> None:
+        for module in sharded:
+            module.set_requires_gradient_sync(is_last, recurse=False)
+            if not reshard_after_forward:
+                module.set_reshard_after_backward(is_last, recurse=False)
+
+    set_sync(False)
+    try:
+        yield
+    finally:
+        set_sync(True)
 
 
 @torch.no_grad()

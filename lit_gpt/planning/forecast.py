@@ -6,8 +6,8 @@ and gives its source.
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import torch
@@ -245,9 +245,9 @@ def step_parts(work: Work, device: Device, layout: Layout, precision: str, compi
     """Return the seconds of a step by kind of work, from the roofline model (Williams et al. 2009).
 
     Matrix products are bound by arithmetic, everything else by memory; on a CPU (this
-    machine's) both are timed. Collectives of tensor parallelism add their full
-    time. Those of data parallelism overlap with the backward pass: only the time that exceeds it is added, or a tenth
-    of it for the part at the end.
+    machine's) both are timed. Collectives of tensor parallelism, and the exchange of tokens between experts, add their
+    full time, since a layer waits for them. Those of data parallelism overlap with the backward pass: only the time
+    that exceeds it is added, or a tenth of it for the part at the end.
     """
     seconds: dict[str, float] = {}
     if device.kind == "cpu":
@@ -266,7 +266,8 @@ def step_parts(work: Work, device: Device, layout: Layout, precision: str, compi
     waiting = overlapping = 0.0
     for collective in work.collectives:
         cost = collective.sent_bytes / _collective_speed(collective, device) + collective.num_calls * COLLECTIVE_SECONDS
-        if layout.tensor > 1 and (collective.num_ranks, collective.stride) == (layout.tensor, 1):
+        is_tensor = layout.tensor > 1 and (collective.num_ranks, collective.stride) == (layout.tensor, 1)
+        if is_tensor or collective.name.startswith("all_to_all"):
             waiting += cost
         else:
             overlapping += cost
@@ -298,7 +299,12 @@ def _collective_speed(collective: Collective, device: Device) -> float:
     of all of them, up to the link's: NCCL reaches 400 to 450 GB/s between nodes of eight H100 with adapters of 50 GB/s.
     """
     in_node = max(1, GPUS_PER_NODE // collective.stride)
-    return device.link if collective.num_ranks <= in_node else min(device.link, device.network * in_node)
+    if collective.num_ranks <= in_node:
+        return device.link
+    if collective.name.startswith("all_to_all"):
+        # No ring: each process sends through its own adapter what the processes of other nodes get.
+        return device.network * (collective.num_ranks - 1) / (collective.num_ranks - in_node)
+    return min(device.link, device.network * in_node)
 
 
 def forecast(
@@ -381,18 +387,19 @@ def describe(result: Forecast) -> str:
     """Return the forecast as text for a terminal."""
     facts, device = result.run, result.device
     devices = Layout(**facts["layout"]).world_size
-    kinds = ", ".join(f"{kind} {human_bytes(size)}" for kind, size in result.memory_by_kind.items() if size)
     cut = f"micro-batches of {facts['micro_batch_size']}, {facts['micro_batches']} a step"
-    bound = f"at most {human_bytes(result.memory.high)} of {human_bytes(device['memory'])}"
     sizes = [f"{size:,} {name} activation checkpointing" for name, size in result.largest_micro_batch.items()]
     flops = ", ".join(f"{kind} {abbreviated(value)}FLOP" for kind, value in result.flops_per_step.items())
     lines = [
         ("run", f"{facts['name']}: {devices} x {device['name']}, {facts['precision']}, {cut}"),
-        ("memory", f"{human_bytes(result.memory.value)} a device at the peak, {bound} ({kinds})"),
+        ("memory", describe_memory(result.memory_by_kind, result.memory.high, device["memory"])),
         ("micro-batch", f"largest that fits: {', '.join(sizes)}"),
         ("step", f"{_between(result.step_seconds, ' s')}; {_between(result.tokens_per_second, ' tokens/s')}"),
         ("work", f"{flops} a step and device"),
     ]
+    if devices > 1:
+        sent = [Collective(**{f.name: c[f.name] for f in fields(Collective)}) for c in result.collectives]
+        lines.append(("sent", describe_sent(sent)))
     spent = (("time", result.hours, " h"), ("energy", result.energy_kwh, " kWh"), ("CO2", result.co2_kg, " kg"))
     lines += [(name, f"{_between(value, unit)} ({value.basis})") for name, value, unit in spent if value is not None]
     if result.money is not None:
@@ -408,6 +415,20 @@ def describe(result: Forecast) -> str:
         lines.append(("change", f"{change.what}: {effect}, {'fits' if change.fits else 'does not fit'}"))
     width = max(len(name) for name, _ in lines)
     return "\n".join(f"{name:{width}}  {text}" for name, text in lines)
+
+
+def describe_memory(by_kind: Mapping[str, int], upper_bytes: float, available: float) -> str:
+    """Return the memory of a device at the peak as text: the sum, its bound, and the kinds."""
+    kinds = ", ".join(f"{kind} {human_bytes(size)}" for kind, size in by_kind.items() if size)
+    bound = f"at most {human_bytes(upper_bytes)} of {human_bytes(available)}"
+    return f"{human_bytes(sum(by_kind.values()))} a device at the peak, {bound} ({kinds})"
+
+
+def describe_sent(collectives: Iterable[Collective]) -> str:
+    """Return what a device sends in a step as text, by collective and number of devices; less than 1 MB is left out."""
+    large = sorted((c for c in collectives if c.sent_bytes >= 1e6), key=lambda c: -c.sent_bytes)
+    parts = [f"{c.name} over {c.num_ranks} {human_bytes(c.sent_bytes)}" for c in large]
+    return f"{', '.join(parts) or 'less than 1 MB'} a step and device"
 
 
 def describe_loss(loss: LossForecast, law: ScalingLaw) -> str:

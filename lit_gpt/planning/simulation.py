@@ -44,7 +44,7 @@ from lit_gpt.models import masks
 from lit_gpt.objectives import cross_entropy
 from lit_gpt.parallel import Layout, parallelize
 from lit_gpt.parallel.context import cut_batch
-from lit_gpt.parallel.gradients import clip_gradients, sum_partial_gradients
+from lit_gpt.parallel.gradients import accumulated_locally, clip_gradients, sum_partial_gradients
 from lit_gpt.planning.allocators import Event, upper_bound
 
 KINDS = ("parameters", "gradients", "optimizer", "buffers", "activations", "temporaries", "collectives")
@@ -187,6 +187,7 @@ def simulate_step(
     max_steps: int = 1,
     all_gather_dtype: str = "float32",
     reshard_after_forward: bool = True,
+    sync_micro_batches: bool = False,
 ) -> SimulatedStep:
     """Run a module for two optimizer steps without data, and return the memory and work of the second one.
 
@@ -202,6 +203,7 @@ def simulate_step(
         max_steps: Number of optimizer steps of the run, for the learning rate schedule.
         all_gather_dtype: As in `ParallelStrategy`.
         reshard_after_forward: As in `ParallelStrategy`.
+        sync_micro_batches: As in `ParallelStrategy`.
 
     Raises:
         UserError: If the precision is unknown, or the step depends on values, which fake tensors do not have.
@@ -226,6 +228,9 @@ def simulate_step(
             module.trainer = _Trainer(layout, mesh, max_steps, tokens)
             module.trainer.strategy.parallelize = lambda model: parallelize(
                 model, mesh, getattr(torch, all_gather_dtype), None, reshard_after_forward, layout.expert
+            )
+            module.trainer.strategy.block_backward_sync = lambda: accumulated_locally(
+                module, sync_micro_batches, reshard_after_forward
             )
             module._device_mesh = mesh
             module.to("meta")
@@ -254,7 +259,8 @@ def simulate_step(
 
 def _train(module: Any, optimizer: Optimizer, batches: Any, autocast: torch.dtype | None, clips: bool) -> None:
     """Run one optimizer step in the same order as Lightning."""
-    context = contextlib.nullcontext() if autocast is None else torch.autocast("cpu", autocast)
+    # As Lightning's autocast: without the cache, in which the copies of all weights would live until the step's end.
+    context = contextlib.nullcontext() if autocast is None else torch.autocast("cpu", autocast, cache_enabled=False)
     with context:
         loss = module.training_step(batches, 0)
     loss = loss["loss"] if isinstance(loss, Mapping) else loss

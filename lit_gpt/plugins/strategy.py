@@ -39,7 +39,6 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import GradClipAlgorithmType
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
@@ -73,7 +72,7 @@ from lit_gpt.errors import UserError
 from lit_gpt.models import GPT, GPTConfig
 from lit_gpt.parallel import Layout, Pipeline, check_model, parallelize
 from lit_gpt.parallel.context import cut_batch
-from lit_gpt.parallel.gradients import sum_partial_gradients
+from lit_gpt.parallel.gradients import accumulated_locally, sum_partial_gradients
 from lit_gpt.parallel.layout import flat_mesh
 from lit_gpt.parallel.pipeline import ScheduleName, check_pipeline
 from lit_gpt.plugins.background import BackgroundWriter, finish
@@ -325,20 +324,12 @@ class ParallelStrategy(ModelParallelStrategy):
         they are not resharded after the forward pass.
         """
         assert self.model is not None
-        sharded = [] if self.sync_micro_batches else [m for m in self.model.modules() if isinstance(m, FSDPModule)]
-
-        def set_sync(is_last: bool) -> None:
-            self._accumulates = not is_last
-            for module in sharded:
-                module.set_requires_gradient_sync(is_last, recurse=False)
-                if not self.reshard_after_forward:
-                    module.set_reshard_after_backward(is_last, recurse=False)
-
-        set_sync(False)
-        try:
-            yield
-        finally:
-            set_sync(True)
+        with accumulated_locally(self.model, self.sync_micro_batches, self.reshard_after_forward):
+            self._accumulates = True
+            try:
+                yield
+            finally:
+                self._accumulates = False
 
     def post_backward(self, closure_loss: Tensor) -> None:
         """After the last backward pass of a step, add up the gradients of which each process holds a summand."""

@@ -8,7 +8,11 @@ import pytest
 import yaml
 
 from lit_gpt.cli import main
+from lit_gpt.data import tokenizers
+from lit_gpt.errors import UserError
+from lit_gpt.planning.devices import find_device
 from lit_gpt.planning.forecast import UNCALIBRATED
+from lit_gpt.plans import PlannedRun
 
 SMALL = {"n_layer": 1, "n_head": 2, "n_embd": 16, "intermediate_size": 32}
 
@@ -75,6 +79,23 @@ def test_devices_share_a_step_and_cost_each(tmp_path, capsys):
     assert forecast["run"]["micro_batch_size"] == 2
     assert [c["name"] for c in forecast["collectives"] if c["num_bytes"] > 1000] == ["all_reduce"]
     assert forecast["money"]["basis"].startswith("4 x")
+
+
+def test_a_tokenizer_that_cannot_be_reached_is_not_needed(tmp_path, monkeypatch, capsys):
+    def unreachable(name):
+        raise UserError(f"no network for {name}")
+
+    monkeypatch.setattr(tokenizers, "_download", unreachable)
+    path = Path(config(tmp_path, data={"tokenizer": "nobody/nothing", "files": str(tmp_path)}))
+    values = yaml.safe_load(path.read_text())
+    values["data"]["class_path"] = "TextDataModule"
+    path.write_text(yaml.safe_dump(values))
+    run = PlannedRun(path, find_device("h100"))
+    assert run.module.config.vocab_size == run.data.vocab_size == 300
+    del values["data"]["init_args"]["vocab_size"]  # then the model's size is not known
+    path.write_text(yaml.safe_dump(values))
+    assert plan(path) == 2
+    assert "nobody/nothing" in capsys.readouterr().err
 
 
 @pytest.mark.slow

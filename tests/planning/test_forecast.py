@@ -38,3 +38,10 @@ def test_a_collective_uses_the_adapters_of_all_its_processes_in_a_node(ranks, st
     work = Work(collectives=[Collective("all_gather", ranks, 0, 10**12, stride)])
     took = seconds("collectives", work, Layout(replicate=64 // ranks, data=ranks))
     assert took == pytest.approx(1e12 * (ranks - 1) / ranks / speed)
+
+
+@pytest.mark.parametrize(("ranks", "took"), [(8, 7 / 8 / 450), (64, 56 / 64 / 50)])
+def test_a_layer_waits_for_the_exchange_with_its_experts(ranks, took):
+    """Unlike gathered weights, tokens cannot travel ahead; those for other nodes go through one's own adapter."""
+    work = Work(moved_bytes=1e15, collectives=[Collective("all_to_all_single", ranks, 0, 10**12, 1)])
+    assert seconds("collectives", work, Layout(data=64, expert=ranks)) == pytest.approx(1e12 * took / 1e9)

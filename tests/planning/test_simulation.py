@@ -147,6 +147,23 @@ def test_the_first_simulation_takes_no_more_than_the_next(monkeypatch):
     assert sizes[0] == pytest.approx(sizes[1], rel=0.01)
 
 
+def test_the_strategy_decides_what_is_sent():
+    def sent(**options):
+        layout = Layout(data=16)
+        step = simulate_step(module(), [batch(), batch()], "bf16-mixed", layout, accelerator="cuda", **options)
+        return {c.name: (c.num_calls, c.num_bytes) for c in step.work.collectives if c.num_bytes > 1000}, step
+
+    usual, step = sent()
+    # Two blocks are gathered twice a micro-batch, the rest once; all three are reduced once a step.
+    assert usual["all_gather"][0] == 2 * (2 * 2 + 1)
+    assert usual["reduce_scatter"][0] == 3
+    synchronized, sharded = sent(sync_micro_batches=True)
+    assert synchronized["reduce_scatter"] == (6, 2 * usual["reduce_scatter"][1])
+    assert sharded.peak_bytes < step.peak_bytes
+    assert sent(all_gather_dtype="bfloat16")[0]["all_gather"] == (10, usual["all_gather"][1] / 2)
+    assert sent(reshard_after_forward=False)[0]["all_gather"][0] == 3
+
+
 def test_divided_rows_take_their_share():
     whole = simulate_step(module(), [batch()], layout=Layout(data=4), accelerator="cuda")
     part = simulate_step(module(), [batch()], layout=Layout(context=4), accelerator="cuda")
