@@ -74,7 +74,7 @@ def serve(
     from lit_gpt.serving.guards import load_guards
     from lit_gpt.serving.middleware import Keys, allowed_names, read_keys
     from lit_gpt.serving.model import load_served
-    from lit_gpt.serving.server import BACKLOG, address_of, listen, serve_until_stopped
+    from lit_gpt.serving.server import address_of, listen, serve_until_stopped
     from lit_gpt.serving.service import Service
 
     bounds = Limits(**limits) if isinstance(limits, dict) else limits  # the parser passes a dict
@@ -101,16 +101,17 @@ def serve(
     served.warm_up()
     service = Service(served, bounds, watching)
     app = create_app(service, keys, hosts, cors_origins or (), root_path)
-    opened.listen(BACKLOG)  # before the lines below are printed: a reader of them may connect at once
     address = address_of(opened)
-    stats = served.stats()
-    print(f"{served.name} ({served.max_length} tokens of context) at {address}", flush=True)
-    print(f"  cache   {_cache_line(served, stats)}", flush=True)
-    if watching:
-        print(f"  guards  {', '.join(guard.name for guard in watching)}", flush=True)
-    print(f"  page    {address}/", flush=True)
-    print(f'  openai  OpenAI(base_url="{address}/v1", api_key={"<a key>" if len(keys) else "any"!r})', flush=True)
-    serve_until_stopped(app, service, opened)
+
+    def announce() -> None:
+        print(f"{served.name} ({served.max_length} tokens of context) at {address}", flush=True)
+        print(f"  cache   {_cache_line(served, served.stats())}", flush=True)
+        if watching:
+            print(f"  guards  {', '.join(guard.name for guard in watching)}", flush=True)
+        print(f"  page    {address}/", flush=True)
+        print(f'  openai  OpenAI(base_url="{address}/v1", api_key={"<a key>" if len(keys) else "any"!r})', flush=True)
+
+    serve_until_stopped(app, service, opened, announce)
 
 
 def _cache_line(served: "ServedModel", stats: "EngineStats") -> str:

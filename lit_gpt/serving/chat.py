@@ -2,7 +2,7 @@
 
 import secrets
 import time
-from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -28,7 +28,6 @@ from lit_gpt.serving.responses import (
     Answer,
     Delta,
     GuardedAnswers,
-    Result,
     StreamResponse,
     chat_logprobs,
     prepared,
@@ -149,18 +148,14 @@ class _ToolUse:
 @router.post("/v1/chat/completions", response_model=None, responses=answered_with(ChatCompletion, streams=True))
 async def chat_completions(body: ChatRequest, request: Request) -> Response:
     """Answer a conversation."""
-    service = Service.of(request)
-    exchange = await begin(service, request, body)
-    if body.stream:
-        return StreamResponse(exchange.active, exchange.chunks(), service.limits)
-    return JSONResponse(await exchange.complete(request, exchange.whole()))
+    exchange = await begin(request, body)
+    return await exchange.respond(request, exchange.whole, exchange.chunks)
 
 
-async def begin(service: Service, request: Request, body: ChatRequest, length_field: str = "") -> "Exchange":
+async def begin(request: Request, body: ChatRequest, length_field: str = "") -> "Exchange":
     """Start the answers to a conversation.
 
     Args:
-        service: The model and its limits.
         request: The HTTP request.
         body: The conversation.
         length_field: Field that bounds the answer's length, where the request has its own name for it.
@@ -169,6 +164,7 @@ async def begin(service: Service, request: Request, body: ChatRequest, length_fi
         ApiError: If it cannot be answered, or not now.
         UserError: If the conversation or a constraint is refused.
     """
+    service = Service.of(request)
     service.check_model(body.model)
     choices = body.n or 1
     if choices > service.limits.choices:
@@ -252,19 +248,32 @@ class Exchange:
     def _usage(self) -> dict[str, Any]:
         return usage(self.prompt_tokens, self.active.num_tokens)
 
-    async def complete(self, request: Request, work: Coroutine[Any, Any, Result]) -> Result:
-        """Await an answer that is not streamed, as long as the client is connected."""
+    async def respond(
+        self,
+        request: Request,
+        whole: Callable[[], Awaitable[dict[str, Any]]],
+        events: Callable[[], AsyncIterator[dict[str, Any]]],
+        named: bool = False,
+    ) -> Response:
+        """Answer in one piece, as long as the client is connected, or as a stream, as the request asks.
+
+        Args:
+            request: The HTTP request.
+            whole: Returns the complete answer.
+            events: Yields the answer as it grows.
+            named: Whether each event of the stream carries its `type` as a name (see `StreamResponse`).
+        """
+        if self.body.stream:
+            return StreamResponse(self.active, events(), self.service.limits, named)
         try:
-            return await while_connected(request, work)
+            return JSONResponse(await while_connected(request, whole()))
         finally:
             self.active.close()
             note(request.scope, tokens=self.active.num_tokens)
 
     async def whole(self) -> dict[str, Any]:
         """Return all answers when the last one is complete."""
-        async for _ in self.guarded.deltas():
-            pass
-        choices = [self._choice(index, self.guarded.whole(index)) for index in range(len(self.answers))]
+        choices = [self._choice(index, whole) for index, whole in enumerate(await self.guarded.wholes())]
         return {**self._envelope("chat.completion"), "choices": choices, "usage": self._usage()}
 
     def _choice(self, index: int, whole: Delta) -> dict[str, Any]:

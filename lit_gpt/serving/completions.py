@@ -194,11 +194,11 @@ class _Exchange:
     async def whole(self) -> dict[str, Any]:
         """Return all texts when the last one is complete."""
         of_prompts = await self._prompt_logprobs()
-        async for _ in self._answers.deltas():
-            pass
+        wholes = await self._answers.wholes()
+        if self.body.max_tokens == 0:
+            wholes = [Delta(finish_reason="length") for _ in wholes]
         choices = []
-        for index, rows in enumerate(of_prompts):
-            whole = self._answers.whole(index) if self.body.max_tokens != 0 else Delta(finish_reason="length")
+        for index, (rows, whole) in enumerate(zip(of_prompts, wholes, strict=True)):
             logprobs = None
             if self.body.logprobs is not None:
                 logprobs = self._logprobs[index].add_prompt(rows, whole.tokens)

@@ -12,8 +12,8 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, Response
-from pydantic import Field, StrictBool, StrictInt, StrictStr, ValidationError
+from fastapi.responses import Response
+from pydantic import Field, StrictBool, StrictInt, StrictStr
 
 from lit_gpt.errors import UserError
 from lit_gpt.generation.request import MAX_STOPS
@@ -29,10 +29,8 @@ from lit_gpt.serving.protocol import (
     Metadata,
     Stop,
     ToolName,
-    refusal,
 )
-from lit_gpt.serving.responses import Delta, StreamResponse
-from lit_gpt.serving.service import Service
+from lit_gpt.serving.responses import Delta
 from lit_gpt.serving.tools import ToolCall
 
 router = APIRouter()
@@ -132,10 +130,7 @@ class MessagesRequest(Known):
             body["tool_choice"] = {"any": "required", "tool": named}.get(choice.type, choice.type)
             if choice.disable_parallel_tool_use is not None:
                 body["parallel_tool_calls"] = not choice.disable_parallel_tool_use
-        try:
-            return ChatRequest.model_validate(body)
-        except ValidationError as error:
-            raise refusal(list(error.errors())) from None
+        return ChatRequest.of(body)
 
 
 def _tool(tool: ToolDescription) -> dict[str, Any]:
@@ -198,12 +193,9 @@ def _turn(turn: Turn, where: str) -> list[dict[str, Any]]:
 @router.post("/v1/messages", response_model=None, responses=answered_with(AnthropicMessage, streams=True))
 async def create_message(body: MessagesRequest, request: Request) -> Response:
     """Answer a conversation in Anthropic's form. A stop sequence that ended the answer is not reported."""
-    service = Service.of(request)
-    exchange = await begin(service, request, body.as_chat())
+    exchange = await begin(request, body.as_chat())
     output = _Blocks(exchange)
-    if body.stream:
-        return StreamResponse(exchange.active, output.events(), service.limits, named=True)
-    return JSONResponse(await exchange.complete(request, output.whole()))
+    return await exchange.respond(request, output.whole, output.events, named=True)
 
 
 class _Blocks:
@@ -239,9 +231,7 @@ class _Blocks:
 
     async def whole(self) -> dict[str, Any]:
         """Return the complete message."""
-        async for _ in self._exchange.guarded.deltas():
-            pass
-        whole = self._exchange.guarded.whole(0)
+        (whole,) = await self._exchange.guarded.wholes()
         for _ in self._grown(whole):
             pass
         return self._message(_STOP_REASONS.get(whole.finish_reason or "stop", "end_turn"))

@@ -17,6 +17,7 @@ from pydantic import (
     StrictBool,
     StrictInt,
     StrictStr,
+    ValidationError,
     field_validator,
     model_validator,
 )
@@ -216,6 +217,18 @@ class ChatRequest(_Sampled):
     service_tier: Literal["auto", "default"] | None = None
     prompt_cache_key: str | None = None
     safety_identifier: str | None = None
+
+    @classmethod
+    def of(cls, body: dict[str, Any]) -> "ChatRequest":
+        """Return the request of a body.
+
+        Raises:
+            ApiError: 400 if it is none.
+        """
+        try:
+            return cls.model_validate(body)
+        except ValidationError as error:
+            raise refusal(list(error.errors())) from None
 
     @model_validator(mode="after")
     def _belong_together(self) -> "ChatRequest":

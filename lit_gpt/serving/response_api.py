@@ -10,8 +10,8 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, Response
-from pydantic import Field, StrictBool, StrictInt, StrictStr, ValidationError, model_validator
+from fastapi.responses import Response
+from pydantic import Field, StrictBool, StrictInt, StrictStr, model_validator
 
 from lit_gpt.errors import UserError
 from lit_gpt.serving.chat import Exchange, begin
@@ -30,10 +30,8 @@ from lit_gpt.serving.protocol import (
     Store,
     ToolName,
     false_because,
-    refusal,
 )
-from lit_gpt.serving.responses import Delta, StreamResponse, chat_logprobs
-from lit_gpt.serving.service import Service
+from lit_gpt.serving.responses import Delta, chat_logprobs
 from lit_gpt.serving.tools import ToolCall
 
 router = APIRouter()
@@ -155,10 +153,7 @@ class ResponseRequest(Known):
             "tool_choice": choice,
             "parallel_tool_calls": self.parallel_tool_calls,
         }
-        try:
-            return ChatRequest.model_validate(body)
-        except ValidationError as error:
-            raise refusal(list(error.errors())) from None
+        return ChatRequest.of(body)
 
     def _response_format(self) -> dict[str, Any] | None:
         form = None if self.text is None else self.text.format
@@ -225,12 +220,9 @@ def _refuse_unknown(value: Mapping[str, Any], known: set[str], what: str) -> Non
 @router.post("/v1/responses", response_model=None, responses=answered_with(ModelResponse, streams=True))
 async def create_response(body: ResponseRequest, request: Request) -> Response:
     """Answer an input: a text, or a list of messages, calls and results of calls. Nothing is stored."""
-    service = Service.of(request)
-    exchange = await begin(service, request, body.as_chat(), "max_output_tokens")
+    exchange = await begin(request, body.as_chat(), "max_output_tokens")
     output = _Output(exchange, body)
-    if body.stream:
-        return StreamResponse(exchange.active, output.events(), service.limits, named=True)
-    return JSONResponse(await exchange.complete(request, output.whole()))
+    return await exchange.respond(request, output.whole, output.events, named=True)
 
 
 class _Output:
@@ -286,9 +278,7 @@ class _Output:
 
     async def whole(self) -> dict[str, Any]:
         """Return the complete response."""
-        async for _ in self._exchange.guarded.deltas():
-            pass
-        whole = self._exchange.guarded.whole(0)
+        (whole,) = await self._exchange.guarded.wholes()
         for _ in self._grown(whole):
             pass
         return self._ended(whole.finish_reason)

@@ -7,7 +7,7 @@ sees them; `while_connected` and `StreamResponse` send the response, and end wit
 import asyncio
 import json
 import math
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
@@ -262,9 +262,11 @@ class GuardedAnswers:
             whole.finish_reason = added.finish_reason
         return added
 
-    def whole(self, index: int) -> Delta:
-        """Return everything that may be shown of a sequence that was not streamed."""
-        return self._wholes[index] if self._checks else self._answers[index].whole
+    async def wholes(self) -> list[Delta]:
+        """Return everything that may be shown of each sequence when all have ended, if they are not streamed."""
+        async for _ in self.deltas():
+            pass
+        return self._wholes if self._checks else [answer.whole for answer in self._answers]
 
     def _checked(self, index: int, added: Delta) -> Delta:
         guard = self._guards[index]
@@ -319,7 +321,7 @@ async def prepared(active: ActiveRequest, prepare: Callable[[], Result], builder
         raise
 
 
-async def while_connected(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
+async def while_connected(request: Request, work: Awaitable[Result]) -> Result:
     """Await some work as long as the client is connected.
 
     Args:

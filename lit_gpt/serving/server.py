@@ -21,6 +21,7 @@ import asyncio
 import socket
 import sys
 import threading
+from collections.abc import Callable
 from types import FrameType
 
 import uvicorn
@@ -71,11 +72,18 @@ class DrainingServer(uvicorn.Server):
     Args:
         config: uvicorn's settings.
         service: Service behind the application.
+        announce: Called once when the server listens and handles signals.
     """
 
-    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+    def __init__(self, config: uvicorn.Config, service: Service, announce: Callable[[], None]) -> None:
         super().__init__(config)
         self._service = service
+        self._announce = announce
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, then announce it: whoever reads the announcement may connect, or stop the server, at once."""
+        await super().startup(sockets)
+        self._announce()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Handle SIGTERM or Ctrl-C: the first begins the drain, the second ends it."""
@@ -94,7 +102,7 @@ class DrainingServer(uvicorn.Server):
             last.cancel()
 
 
-def make_server(app: ASGIApp, service: Service) -> DrainingServer:
+def make_server(app: ASGIApp, service: Service, announce: Callable[[], None]) -> DrainingServer:
     """Configure uvicorn with our limits: no access log, no banner, no proxy headers, no websockets."""
     limits = service.limits
     config = uvicorn.Config(
@@ -112,21 +120,22 @@ def make_server(app: ASGIApp, service: Service) -> DrainingServer:
         timeout_keep_alive=limits.keep_alive_seconds,  # type: ignore[arg-type]  # seconds for asyncio's call_later
         timeout_graceful_shutdown=round(limits.drain_seconds) + LAST_SECONDS,
     )
-    return DrainingServer(config, service)
+    return DrainingServer(config, service, announce)
 
 
-def serve_until_stopped(app: ASGIApp, service: Service, opened: socket.socket) -> None:
+def serve_until_stopped(app: ASGIApp, service: Service, opened: socket.socket, announce: Callable[[], None]) -> None:
     """Serve on a socket until SIGTERM or Ctrl-C.
 
     Args:
         app: Application from `create_app`.
         service: Service behind the application; it is closed at the end.
         opened: Socket from `listen`.
+        announce: Called once when the server listens and handles signals.
     """
     raise_file_limit(2 * service.limits.connections)
     threading.excepthook = _thread_failed  # the default would print the exception's message
     try:
-        make_server(app, service).run(sockets=[opened])
+        make_server(app, service, announce).run(sockets=[opened])
     finally:
         service.close()
         opened.close()

@@ -23,14 +23,8 @@ class RunningServer:
     def __enter__(self) -> "RunningServer":
         self.socket = listen("127.0.0.1", 0)
         self.port = self.socket.getsockname()[1]
-        self.server: DrainingServer = make_server(self.app, self.service)
-        up, started = threading.Event(), self.server.startup
-
-        async def startup(sockets=None):
-            await started(sockets)
-            up.set()
-
-        self.server.startup = startup
+        up = threading.Event()
+        self.server: DrainingServer = make_server(self.app, self.service, up.set)
         self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [self.socket]})
         self.thread.start()
         assert up.wait(20)

@@ -96,6 +96,62 @@ def test_instructor(real):
         assert isinstance(found.street, Street)
 
 
+def test_anthropic(real, expected):
+    anthropic = pytest.importorskip("anthropic")
+    client = anthropic.Anthropic(base_url=f"http://127.0.0.1:{real.port}", api_key="unused", max_retries=0)
+    ask = {"model": "small", "messages": MESSAGES, **ASK}
+    tool = {"name": "add", "input_schema": SCHEMA}
+    answer = client.messages.create(**ask)
+    assert (answer.content[0].text, answer.stop_reason) == (expected, "max_tokens")
+    with client.messages.stream(**ask) as stream:
+        assert "".join(stream.text_stream) == expected
+        assert stream.get_final_message().usage == answer.usage
+    forced = {**ask, "max_tokens": 60, "tools": [tool], "tool_choice": {"type": "any"}}
+    called = client.messages.create(**forced)
+    assert (called.stop_reason, called.content[0].name, set(called.content[0].input)) == ("tool_use", "add", {"ok"})
+    with client.messages.stream(**forced) as stream:
+        assert stream.get_final_message().content[0].input == called.content[0].input
+    with pytest.raises(anthropic.BadRequestError, match="temperature"):
+        client.messages.create(**ask | {"temperature": 9})
+    with pytest.raises(anthropic.NotFoundError, match="missing"):
+        client.messages.create(**ask | {"model": "missing"})
+
+
+def test_curl(address, expected):
+    """What a shell sees: the status, JSON or events, and an error's words."""
+    if not shutil.which("curl"):
+        pytest.skip("needs curl")
+
+    def curl(path, body=None):
+        words = ["curl", "-sN", "-w", "\n%{http_code}", f"{address}{path}"]
+        words += (
+            []
+            if body is None
+            else ["-H", "Content-Type: application/json", "-d", json.dumps({"model": "small"} | body)]
+        )
+        text, _, status = subprocess.run(words, capture_output=True, text=True, check=True).stdout.rpartition("\n")
+        return int(status), text
+
+    def message(body):
+        status, text = curl("/chat/completions", {"messages": MESSAGES} | body)
+        assert status == 200
+        return json.loads(text)["choices"][0]
+
+    assert json.loads(curl("/models")[1])["data"][0]["id"] == "small"
+    chat = message({**ASK, "logprobs": True, "top_logprobs": 2})
+    assert chat["message"]["content"] == expected
+    assert len(chat["logprobs"]["content"][0]["top_logprobs"]) == 2
+    _, events = curl("/chat/completions", {"messages": MESSAGES, **ASK, "stream": True})
+    *chunks, last = [event.removeprefix("data: ") for event in events.strip().split("\n\n")]
+    assert "".join(json.loads(chunk)["choices"][0]["delta"].get("content", "") for chunk in chunks) == expected
+    assert last == "[DONE]"
+    called = message({"tools": [TOOL], "tool_choice": "required"})["message"]
+    assert is_answer(called["tool_calls"][0]["function"]["arguments"])
+    assert is_answer(message({"response_format": FORM})["message"]["content"])
+    status, text = curl("/chat/completions", {"messages": MESSAGES, "temperature": 9})
+    assert (status, json.loads(text)["error"]["param"]) == (400, "temperature")
+
+
 def test_llm(address, expected, tmp_path, monkeypatch):
     pytest.importorskip("llm")
     monkeypatch.setenv("LLM_USER_PATH", str(tmp_path))

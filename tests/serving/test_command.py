@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 import socket
 import threading
 import urllib.request
@@ -88,6 +89,22 @@ def test_a_model_is_called_by_its_folder(bundle):
         assert served.chat_ids([{"role": "user", "content": "add"}], [])
     finally:
         served.loop.close()
+
+
+def test_sigterm_at_the_first_line_that_it_prints_ends_it_as_later(bundle, monkeypatch):
+    monkeypatch.undo()  # of `_never_serve`
+    said = []
+
+    def stop(line, **_):
+        if not said:
+            assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL  # which would end the tests too
+            signal.raise_signal(signal.SIGTERM)
+        said.append(line)
+
+    monkeypatch.setattr("builtins.print", stop)
+    assert main(["serve", "--port", "0", "--model", str(bundle)]) == 0
+    assert said[0].startswith("tiny-bundle")
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 def test_it_serves_and_sigterm_drains(bundle):
