@@ -70,7 +70,7 @@ class Turn(Known):
     """One message."""
 
     role: Literal["user", "assistant"]
-    content: StrictStr | list[dict[str, Any]]
+    content: Annotated[StrictStr | list[dict[str, Any]], Field(examples=["Hello"])]
 
 
 class NoThinking(Known):

@@ -18,6 +18,7 @@ from pydantic import (
     StrictInt,
     StrictStr,
     ValidationError,
+    WithJsonSchema,
     field_validator,
     model_validator,
 )
@@ -48,6 +49,21 @@ million errors: gigabytes of memory, and half a minute in which the server does 
 SchemaName = Annotated[StrictStr, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
 _BRANCHES = {"str", "int", "NamedTool", "ChosenFunction"}
 """Components that pydantic adds to an error's location for the branches of a union; these are not field names."""
+
+
+_MESSAGE = {
+    "type": "object",
+    "properties": {
+        "role": {"enum": ["system", "developer", "user", "assistant", "tool", "function"]},
+        "content": {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "object"}}, {"type": "null"}]},
+        "tool_calls": {"type": "array", "items": {"type": "object"}},
+        "tool_call_id": {"type": "string"},
+    },
+    "required": ["role"],
+    "examples": [{"role": "user", "content": "Hello"}],
+}
+"""Description of a message, which `lit_gpt.data.chat` reads."""
+ChatMessage = Annotated[dict[str, Any], WithJsonSchema(_MESSAGE)]
 
 
 def _few(most: int) -> BeforeValidator:
@@ -203,7 +219,7 @@ class ChatRequest(_Sampled):
     """`POST /v1/chat/completions`."""
 
     max_tokens: Annotated[StrictInt, Field(ge=1)] | None = None
-    messages: Annotated[list[dict[str, Any]], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
     max_completion_tokens: Annotated[StrictInt, Field(ge=1)] | None = None
     logprobs: StrictBool | None = None
     top_logprobs: Annotated[StrictInt, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None

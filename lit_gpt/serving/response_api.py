@@ -99,7 +99,10 @@ class ResponseRequest(Known):
     """`POST /v1/responses`."""
 
     model: StrictStr
-    input: StrictStr | Annotated[list[dict[str, Any]], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
+    input: Annotated[
+        StrictStr | Annotated[list[dict[str, Any]], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)],
+        Field(examples=["Hello"]),
+    ]
     instructions: StrictStr | None = None
     max_output_tokens: Annotated[StrictInt, Field(ge=1)] | None = None
     temperature: Annotated[Finite, Field(ge=0, le=2)] | None = None

@@ -255,6 +255,17 @@ def test_on_a_telephone(server, tabs):
         say(page, "Show me Markdown")
         opened.picture(page, "phone-answered")
         assert page.evaluate("document.documentElement.scrollWidth") == 390
+        # A wide table scrolls; its words are not broken.
+        lines = page.evaluate(
+            """() => {
+              const body = document.querySelector('.assistant .body');
+              body.append(renderMarkdown(`| Heading | b |\n|-|-|\n| x | ${'word '.repeat(30)} |`));
+              const heading = document.createRange();
+              heading.selectNodeContents([...body.querySelectorAll('th')].find((cell) => cell.textContent === 'Heading'));
+              return heading.getClientRects().length;
+            }"""
+        )
+        assert lines == 1
         page.click("#menu")
         page.locator("#new").wait_for(state="visible")
         opened.picture(page, "phone-menu")
@@ -311,6 +322,7 @@ def test_a_turn_that_failed_is_answered_again(server, tabs):
         busy(server)
         say(page, "short")
         assert page.locator("#messages .failure").is_visible()
+        assert page.get_by_label("Answer again").count() == 0  # there is one button for it
         server.service.admission.in_flight = 0
         page.get_by_role("button", name="Try again").click()
         page.wait_for_function(IDLE)

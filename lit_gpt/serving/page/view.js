@@ -96,7 +96,7 @@ function answerItem(turn, { raw, ignored, busy, on }) {
     box.setAttribute("role", "alert");
     item.append(box);
   }
-  const buttons = [iconButton("redo", "Answer again", on.again)];
+  const buttons = failure && !busy ? [] : [iconButton("redo", "Answer again", on.again)];
   if (answer.text) buttons.unshift(copyButton("Copy", () => answer.text));
   if (turn.answers.length > 1) {
     const before = iconButton("left", "Earlier answer", () => on.show(turn.shown - 1));
