@@ -81,7 +81,7 @@ class DrainingServer(uvicorn.Server):
         self._announce = announce
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen, then announce it: whoever reads the announcement may connect, or stop the server, at once."""
+        """Listen, then announce it: a reader of the announcement may connect, or stop the server, at once."""
         await super().startup(sockets)
         self._announce()
 
