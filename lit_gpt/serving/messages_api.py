@@ -83,7 +83,7 @@ class MessagesRequest(Known):
     """`POST /v1/messages`."""
 
     model: StrictStr
-    max_tokens: Annotated[StrictInt, Field(ge=1)]
+    max_tokens: Annotated[StrictInt, Field(ge=1, examples=[64])]
     messages: Annotated[list[Turn], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
     system: StrictStr | list[dict[str, Any]] | None = None
     temperature: Annotated[Finite, Field(ge=0, le=1)] | None = None

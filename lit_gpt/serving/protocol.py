@@ -71,15 +71,15 @@ def _few(most: int) -> BeforeValidator:
     return BeforeValidator(partial(_refuse_many, most))
 
 
-def _refuse_true(reason: str, value: Any) -> Any:
-    if value is True:
-        raise ValueError(f"it is true, but this server {reason}; leave it out or set it to false")
+def _only_false(reason: str, value: Any) -> Any:
+    if value is not None and value is not False:  # 0 equals False, and would pass for it
+        raise ValueError(f"this server {reason}; leave it out or set it to false")
     return value
 
 
 def false_because(reason: str) -> BeforeValidator:
-    """Accept null and false; reject true with the reason."""
-    return BeforeValidator(partial(_refuse_true, reason))
+    """Accept null and false; reject anything else with the reason."""
+    return BeforeValidator(partial(_only_false, reason))
 
 
 Store = Annotated[Literal[False] | None, false_because("stores no conversations")]

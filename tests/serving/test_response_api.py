@@ -105,6 +105,8 @@ def test_schemas_and_logprobs(client):
     ("change", "words"),
     [
         ({"store": True}, "store: .* set it to false"),
+        ({"store": 0}, "store: .* set it to false"),
+        ({"background": 0}, "background: .* set it to false"),
         ({"background": True}, "background: .* set it to false"),
         ({"previous_response_id": "resp_1"}, "previous_response_id"),
         ({"input": []}, "input"),
