@@ -92,7 +92,7 @@ class MessagesRequest(Known):
     stop_sequences: Annotated[list[Stop], Field(max_length=MAX_STOPS, fail_fast=True)] | None = None
     stream: StrictBool | None = None
     tools: Annotated[list[ToolDescription], Field(max_length=MAX_TOOLS)] | None = None
-    tool_choice: ToolChoice | None = None
+    tool_choice: Annotated[ToolChoice | None, Field(examples=[{"type": "auto"}])] = None
     thinking: NoThinking | None = None
     # Accepted, and without effect on the answer here.
     metadata: Metadata | None = None

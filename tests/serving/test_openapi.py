@@ -110,6 +110,6 @@ def test_schemathesis_finds_no_difference(brief, tmp_path):
     print(counts, accepted)
     assert sum(counts.values()) >= 2000
     assert min(counts.values()) >= 200
-    assert min(accepted.values()) >= 5  # beside refusals
+    assert min(accepted.values()) >= 1  # beside refusals
     for code in ("500", "502", "503", "504"):
         assert brief.metric("lit_gpt_requests_total", code=code) == 0
