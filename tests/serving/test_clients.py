@@ -44,7 +44,8 @@ def is_answer(text):
     return set(json.loads(text)) == {"ok"}
 
 
-def test_litellm(address, expected):
+def test_litellm(address, expected, monkeypatch):
+    monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # otherwise the import fetches one
     litellm = pytest.importorskip("litellm")
     ask = {"model": "openai/small", "api_base": address, "api_key": "unused", "messages": MESSAGES, "max_retries": 0}
     answer = litellm.completion(**ask, **ASK, logprobs=True, top_logprobs=2).choices[0]
