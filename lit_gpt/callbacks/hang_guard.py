@@ -44,6 +44,8 @@ class HangGuard(Callback):
     def __init__(self, minutes: float = 30.0) -> None:
         check_above("minutes of HangGuard", minutes, 0)
         self.seconds = 60 * minutes
+        # The others find out within a twentieth of the time, and a little more for the machine to be slow.
+        self._grace = self.seconds / 10 + 2
         self._last = time.monotonic()
         self._step = 0
         self._stopped = threading.Event()
@@ -55,7 +57,10 @@ class HangGuard(Callback):
             return
         self._note(trainer)
         self._stopped.clear()
-        store = dist.PrefixStore("hang_guard", dist.distributed_c10d._get_default_store())
+        # A connection of its own: the training thread may be waiting in that of the process group, and on a dead link
+        # an answer would take as long as a collective may.
+        store = dist.PrefixStore("hang_guard", dist.distributed_c10d._get_default_store().clone())
+        store.set_timeout(timedelta(seconds=self._grace))
         arguments = (threading.get_ident(), store, trainer.global_rank, trainer.world_size)
         self._thread = threading.Thread(target=self._watch, args=arguments, name="hang_guard", daemon=True)
         self._thread.start()
@@ -96,8 +101,7 @@ class HangGuard(Callback):
                 break
         else:
             return
-        # The others find out within a twentieth of the time, and a little more for the machine to be slow.
-        grace = self.seconds / 10 + 2
+        grace = self._grace
         try:
             store.set(str(rank), f"{socket.gethostname()}\n{where(training_thread)}")
             self._stopped.wait(grace)
@@ -114,7 +118,11 @@ class HangGuard(Callback):
             while rank == 0 and not store.check(others) and time.monotonic() < end:
                 time.sleep(0.1)
         except RuntimeError as error:
-            line = f"no step has ended for {self.seconds:g} s, and the store of the processes is gone: {error}"
+            cause = str(error).partition("\n")[0]
+            line = (
+                f"no step has ended for {timedelta(seconds=self.seconds)}, after step {self._step}: process {rank} on "
+                f"{socket.gethostname()} {where(training_thread)}, and does not reach process 0 ({cause})"
+            )
         print(line, file=sys.stderr, flush=True)
         os._exit(EXIT_CODE)  # the training thread cannot be interrupted: it waits below Python
 

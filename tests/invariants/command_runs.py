@@ -87,10 +87,10 @@ class Runs:
         assert done.returncode == expect, done.stdout[-3000:] + done.stderr[-3000:]
         return done
 
-    def process(self, command: list[str]) -> subprocess.CompletedProcess:
+    def process(self, command: list[str], timeout: float = 300) -> subprocess.CompletedProcess:
         """Run a command in the folder to its end."""
         return subprocess.run(
-            command, env=self.environment, cwd=self.folder, capture_output=True, text=True, timeout=300
+            command, env=self.environment, cwd=self.folder, capture_output=True, text=True, timeout=timeout
         )
 
     def interrupt(

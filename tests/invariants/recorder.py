@@ -6,12 +6,17 @@ One JSON line a step, flushed at once, so that it is there when the process is k
 import hashlib
 import json
 import os
+import signal
+import subprocess
+import time
 from pathlib import Path
 
 import torch
 from lightning.pytorch.callbacks import Callback
 from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
+
+from lit_gpt.callbacks import GracefulStop
 
 
 class Recorder(Callback):
@@ -53,6 +58,7 @@ class Recorder(Callback):
         tokens = [row for micro in batch for row in micro["input_ids"].cpu()]
         self._write(
             step=trainer.global_step,
+            world_size=trainer.world_size,
             loss_sum=sum(self.sums),
             losses=[loss.hex() for loss in self.sums],
             samples=torch.cat([micro["sample_ids"] for micro in batch]).tolist(),
@@ -69,3 +75,64 @@ class Recorder(Callback):
         self.file.write(json.dumps(line) + "\n")
         self.file.flush()
         os.fsync(self.file.fileno())
+
+
+class Dies(Callback):
+    """Kills the processes of some ranks after a step, and the agents of torchrun that started them, if told so; once.
+
+    Args:
+        step: the optimizer step.
+        ranks: those that are killed.
+        done: file that says that it has happened.
+        agents: whether a whole machine is lost.
+    """
+
+    def __init__(self, step: int, ranks: list[int], done: str, agents: bool = False) -> None:
+        self.step, self.ranks, self.done, self.agents = step, ranks, Path(done), agents
+
+    def on_train_start(self, trainer, pl_module) -> None:
+        self.armed = trainer.global_rank in self.ranks and not self.done.exists()
+
+    def on_train_batch_end(self, trainer, *_) -> None:
+        if self.armed and trainer.global_step == self.step:
+            self.done.touch()
+            if self.agents:
+                os.kill(os.getppid(), signal.SIGKILL)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+class WaitsForMore(Callback):
+    """After a step of few processes, waits for the signal by which torchrun ends them when others have come.
+
+    Args:
+        step: the optimizer step.
+        world_size: number of processes that wait.
+        reached: file that says that they wait.
+    """
+
+    def __init__(self, step: int, world_size: int, reached: str) -> None:
+        self.step, self.world_size, self.reached = step, world_size, Path(reached)
+
+    def on_train_batch_end(self, trainer, *_) -> None:
+        if trainer.world_size == self.world_size and trainer.global_step == self.step:
+            self.reached.touch()
+            stop = next(callback for callback in trainer.callbacks if isinstance(callback, GracefulStop))
+            while not stop._received:
+                time.sleep(0.01)
+
+
+class CutsCable(Callback):
+    """After a step, process 0 takes the link between two hosts down, once.
+
+    Args:
+        step: the optimizer step.
+        done: file that says that it has happened.
+    """
+
+    def __init__(self, step: int, done: str) -> None:
+        self.step, self.done = step, Path(done)
+
+    def on_train_batch_end(self, trainer, *_) -> None:
+        if trainer.is_global_zero and trainer.global_step == self.step and not self.done.exists():
+            self.done.touch()
+            subprocess.run(["ip", "link", "set", "cable", "down"], check=True)
