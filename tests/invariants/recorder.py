@@ -78,25 +78,28 @@ class Recorder(Callback):
 
 
 class Dies(Callback):
-    """Kills the processes of some ranks after a step, and the agents of torchrun that started them, if told so; once.
+    """Kills processes after a step, once, when there is a checkpoint to resume from.
 
     Args:
         step: the optimizer step.
-        ranks: those that are killed.
         done: file that says that it has happened.
-        agents: whether a whole machine is lost.
+        ranks: processes that are killed; None: those of a machine that is lost, with the agent of torchrun that started
+            them, which has `IS_LOST` in its environment.
     """
 
-    def __init__(self, step: int, ranks: list[int], done: str, agents: bool = False) -> None:
-        self.step, self.ranks, self.done, self.agents = step, ranks, Path(done), agents
+    def __init__(self, step: int, done: str, ranks: list[int] | None = None) -> None:
+        self.step, self.done, self.ranks = step, Path(done), ranks
 
     def on_train_start(self, trainer, pl_module) -> None:
-        self.armed = trainer.global_rank in self.ranks and not self.done.exists()
+        is_meant = "IS_LOST" in os.environ if self.ranks is None else trainer.global_rank in self.ranks
+        self.armed = is_meant and not self.done.exists()
 
     def on_train_batch_end(self, trainer, *_) -> None:
         if self.armed and trainer.global_step == self.step:
+            while not list(Path(trainer.run_dir, "checkpoints").glob("step-*.ckpt")):
+                time.sleep(0.01)
             self.done.touch()
-            if self.agents:
+            if self.ranks is None:
                 os.kill(os.getppid(), signal.SIGKILL)
             os.kill(os.getpid(), signal.SIGKILL)
 

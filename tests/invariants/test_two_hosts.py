@@ -51,7 +51,7 @@ def test_a_run_across_two_hosts_survives_a_dead_link(runs, hosts):
     runs.run("one", *PLAIN, "--trainer.max_steps", "10", root="one")
     cuts = ["--trainer.callbacks+=recorder.CutsCable", "--trainer.callbacks.step=6"]
     cuts += [f"--trainer.callbacks.done={runs.folder / 'cut'}"]
-    guard = ["--trainer.callbacks+=HangGuard", "--trainer.callbacks.minutes=0.4"]
+    guard = ["--trainer.callbacks+=HangGuard", "--trainer.callbacks.minutes=0.5"]
     arguments = [*PLAIN, "--trainer.strategy", "ddp", *cuts, *guard, "--trainer.max_steps", "10"]
     command = runs.command("hosts", *arguments, "--ckpt_path", "auto", root="elastic")
     environment = {**runs.environment, "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "GLOO_SOCKET_IFNAME": "cable"}
