@@ -67,6 +67,7 @@ class RunLock:
         self.path = run_dir / LOCK
         started = psutil.Process().create_time()
         self._owner = {"host": socket.gethostname(), "pid": os.getpid(), "started": started, "job": _job()}
+        self._owner["start"] = int(os.environ.get("SLURM_RESTART_COUNT", 0))
 
     def acquire(self) -> None:
         """Acquire the lock.
@@ -116,7 +117,11 @@ class RunLock:
     def _may_run(self, holder: dict[str, Any]) -> bool:
         if holder["host"] != self._owner["host"]:
             # Its processes cannot be checked.
-            return self._owner["job"] is None or holder.get("job") != self._owner["job"]
+            job = self._owner["job"]
+            if job is None or holder.get("job") != job:
+                return True
+            # One start of a SLURM job may contain several runs side by side.
+            return str(job).startswith("SLURM") and holder.get("start", 0) >= self._owner["start"]
         try:
             return abs(psutil.Process(holder["pid"]).create_time() - holder["started"]) < 1
         except psutil.Error:

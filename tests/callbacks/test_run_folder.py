@@ -172,16 +172,17 @@ def test_another_hosts_lock_is_respected(tmp_path):
 @pytest.mark.parametrize(
     ("holder", "own", "is_taken"),
     [
-        ("SLURM_JOB_ID=7", {"SLURM_JOB_ID": "7"}, True),
+        ("SLURM_JOB_ID=7", {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "1"}, True),
+        ("SLURM_JOB_ID=7", {"SLURM_JOB_ID": "7"}, False),
         ("TORCHELASTIC_RUN_ID=x", {"TORCHELASTIC_RUN_ID": "x", "SLURM_JOB_ID": "7"}, True),
-        ("SLURM_JOB_ID=7", {"SLURM_JOB_ID": "8"}, False),
+        ("SLURM_JOB_ID=7", {"SLURM_JOB_ID": "8", "SLURM_RESTART_COUNT": "1"}, False),
         ("SLURM_JOB_ID=7", {}, False),
         (None, {}, False),
         (None, {"TORCHELASTIC_RUN_ID": "none"}, False),
     ],
 )
 def test_a_job_takes_the_lock_that_it_left_on_another_host(tmp_path, monkeypatch, holder, own, is_taken):
-    for variable in ("TORCHELASTIC_RUN_ID", "SLURM_JOB_ID"):
+    for variable in ("TORCHELASTIC_RUN_ID", "SLURM_JOB_ID", "SLURM_RESTART_COUNT"):
         monkeypatch.delenv(variable, raising=False)
     for variable, value in own.items():
         monkeypatch.setenv(variable, value)
