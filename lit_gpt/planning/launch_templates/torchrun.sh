@@ -5,8 +5,10 @@
 # leave the strategy's `data` at auto then.
 set -eu
 # torch's agent keeps the addresses of processes that have ended; without this, new machines cannot join.
+# An agent that does not reach the first machine for read_timeout seconds gives up, and closes the job for all others.
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 exec torchrun --nnodes "${MIN_NODES:-{{ nodes }}}:{{ nodes }}" --nproc-per-node {{ per_node }} --max-restarts "${MAX_RESTARTS:-10}" \
     --rdzv-backend c10d --rdzv-id {{ label }} --rdzv-endpoint "${1:?name the first machine}:${PORT:-29500}" \
+    --rdzv-conf read_timeout=600 \
     --log-dir logs --redirects 3 --tee 0:3 \
     -m lit_gpt fit --config {{ config | quoted }} --ckpt_path auto --trainer.num_nodes 1 --trainer.devices auto
