@@ -118,10 +118,13 @@ class HangGuard(Callback):
             while rank == 0 and not store.check(others) and time.monotonic() < end:
                 time.sleep(0.1)
         except RuntimeError as error:
-            cause = str(error).partition("\n")[0]
+            if self._stopped.is_set():  # the training thread has found out itself, by an error
+                return
+            cause, place = str(error).partition("\n")[0], where(training_thread)
             line = (
                 f"no step has ended for {timedelta(seconds=self.seconds)}, after step {self._step}: process {rank} on "
-                f"{socket.gethostname()} {where(training_thread)}, and does not reach process 0 ({cause})"
+                f"{socket.gethostname()} {'' if place.startswith(WAITS) else 'is in '}{place}, and does not reach "
+                f"process 0 ({cause})"
             )
         print(line, file=sys.stderr, flush=True)
         os._exit(EXIT_CODE)  # the training thread cannot be interrupted: it waits below Python
