@@ -120,11 +120,11 @@ class HangGuard(Callback):
         except RuntimeError as error:
             if self._stopped.is_set():  # the training thread has found out itself, by an error
                 return
-            cause, place = str(error).partition("\n")[0], where(training_thread)
+            cause, location = str(error).partition("\n")[0], where(training_thread)
             line = (
                 f"no step has ended for {timedelta(seconds=self.seconds)}, after step {self._step}: process {rank} on "
-                f"{socket.gethostname()} {'' if place.startswith(WAITS) else 'is in '}{place}, and does not reach "
-                f"process 0 ({cause})"
+                f"{socket.gethostname()} {'' if location.startswith(WAITS) else 'is in '}{location}, and does not "
+                f"reach process 0 ({cause})"
             )
         print(line, file=sys.stderr, flush=True)
         os._exit(EXIT_CODE)  # the training thread cannot be interrupted: it waits below Python

@@ -5,6 +5,7 @@ import os
 import re
 import shlex
 import subprocess
+from pathlib import Path
 
 import pytest
 import yaml
@@ -13,6 +14,8 @@ from test_receipt import around, plan
 from lit_gpt.cli import main
 from lit_gpt.errors import UserError
 from lit_gpt.planning.launch import LAUNCHERS, launch_file
+
+EXAMPLES = Path(__file__).parents[2] / "configs/launch"
 
 
 def planned(devices=32, name="My run", kind="cuda", **changes):
@@ -153,3 +156,11 @@ def test_what_does_not_fit_is_refused(tmp_path):
     assert not (tmp_path / "job.sh").exists()
     assert main([*words, "slurm"]) == 0
     assert (tmp_path / "job.sh").read_text().startswith("#!/bin/bash")
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_examples_are_what_the_command_writes(launcher):
+    config = "configs/pretrain/streaming_fineweb_edu.yaml"
+    values = json.loads((EXAMPLES / "plan.json").read_text())
+    name = LAUNCHERS[launcher]
+    assert (EXAMPLES / name).read_text() == launch_file(values, config, launcher, file=name)
