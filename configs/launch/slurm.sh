@@ -11,7 +11,7 @@
 #SBATCH --open-mode=append
 #SBATCH --output=logs/%x-%j.log
 
-# One task a device. The log of each task is logs/<job>/<task>.log, that of the job has those of task 0.
+# One task a device, each with a log of its own: logs/<job>/<task>.log.
 source .venv/bin/activate
 mkdir -p logs/$SLURM_JOB_ID
 srun --kill-on-bad-exit=1 --output=logs/%j/%t.log --open-mode=append \
