@@ -110,7 +110,7 @@ def test_version(tmp_path):
 
 
 # Plans of `evaluate` are no arguments of a command: tests/evaluation reads each of them.
-ARGUMENTS = sorted(path for path in CONFIGS.rglob("*.yaml") if path.parent.name != "eval")
+ARGUMENTS = sorted(path for path in CONFIGS.rglob("*.yaml") if path.parent.name not in ("eval", "launch"))
 
 
 @pytest.mark.parametrize("path", ARGUMENTS, ids=lambda path: f"{path.parent.name}/{path.stem}")
