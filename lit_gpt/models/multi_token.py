@@ -9,6 +9,7 @@ B batch, T time, C model width.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_gpt.models.block import build_block
@@ -62,7 +63,7 @@ class MultiTokenBlock(nn.Module):
 def tokens_ahead(input_ids: Tensor, depth: int) -> Tensor:
     """Return the token at i + depth for each position i: (B, T) int64.
 
-    Row ends get tokens from the row's start, which is harmless: a causal model shows them to no other position, and
-    `objectives.mtp_labels` does not supervise these positions.
+    Row ends get token 0: a causal model shows them to no other position, and `objectives.mtp_labels` does not supervise
+    them, but a router of this block counts them, so that they must be the same where a row is padded.
     """
-    return input_ids.roll(-depth, dims=1)
+    return F.pad(input_ids[:, depth:], (0, min(depth, input_ids.shape[1])))

@@ -27,7 +27,7 @@ def test_mtp_labels_stay_in_their_document():
     assert mtp_labels(labels, None, 1).tolist() == [[2, 3, 4, -100, 6, -100]]
     assert mtp_labels(labels, documents, 1).tolist() == [[2, 3, -100, -100, 6, -100]]
     assert mtp_labels(labels, documents, 2).tolist() == [[3, -100, -100, 6, -100, -100]]
-    assert tokens_ahead(torch.arange(5)[None], 2).tolist() == [[2, 3, 4, 0, 1]]
+    assert tokens_ahead(torch.arange(1, 6)[None], 2).tolist() == [[3, 4, 5, 0, 0]]
 
 
 def test_the_next_token_is_predicted_as_without_them():

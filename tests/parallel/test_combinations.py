@@ -59,9 +59,9 @@ CASES = [(layout, model) for layout, models in LAYOUTS.items() for model in mode
 BOUND = 1e-5
 """Relative difference of every logged value in 10 steps in float32, and absolute difference of the weights after them:
 sums over processes, or over parts of a layer, are taken in another order (measured: 2e-6)."""
-BF16 = {"bound": 1e-3, "weights": 5e-3}
-"""The same in bf16-mixed (measured: 2e-4, 1.3e-3), where such a sum is rounded to 8 bits: the weights are bounded by
-the steps of AdamW, whose direction is that of the noise where a gradient is nearly 0."""
+BF16 = {"bound": 2e-3, "weights": 5e-3, "loads": 0.2}
+"""The same in bf16-mixed (measured: 5e-4, 1.3e-3, 0.07), where such a sum is rounded to 8 bits: weights are bounded by
+the steps of AdamW, whose direction is that of the noise where a gradient is nearly 0; ties between experts are many."""
 
 
 def axes_of(layout: str) -> dict:
@@ -83,9 +83,13 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def four(folder):
-    """The runs of four processes, in one start of them."""
-    runs = {f"{model}, {layout}": MODELS[model] | SHORT | {"strategy": axes_of(layout)} for layout, model in CASES}
+def four(folder, request):
+    """The runs of four processes that the selected tests need, in one start of them."""
+    cases = [item.callspec.params for item in request.session.items if "four" in item.fixturenames]
+    pairs = {(case["layout"], case["model"]) for case in cases}
+    runs = {
+        f"{model}, {layout}": MODELS[model] | SHORT | {"strategy": axes_of(layout)} for layout, model in sorted(pairs)
+    }
     spawn(fit_all, Layout(data=4), runs, folder)
     return folder
 
