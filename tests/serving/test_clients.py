@@ -100,7 +100,8 @@ def test_instructor(real):
 def test_anthropic(real, expected):
     anthropic = pytest.importorskip("anthropic")
     client = anthropic.Anthropic(base_url=f"http://127.0.0.1:{real.port}", api_key="unused", max_retries=0)
-    ask = {"model": "small", "messages": MESSAGES, **ASK}
+    # Version 2 has no argument for the temperature.
+    ask = {"model": "small", "messages": MESSAGES, "max_tokens": 8, "extra_body": {"temperature": 0}}
     tool = {"name": "add", "input_schema": SCHEMA}
     answer = client.messages.create(**ask)
     assert (answer.content[0].text, answer.stop_reason) == (expected, "max_tokens")
@@ -113,7 +114,7 @@ def test_anthropic(real, expected):
     with client.messages.stream(**forced) as stream:
         assert stream.get_final_message().content[0].input == called.content[0].input
     with pytest.raises(anthropic.BadRequestError, match="temperature"):
-        client.messages.create(**ask | {"temperature": 9})
+        client.messages.create(**ask | {"extra_body": {"temperature": 9}})
     with pytest.raises(anthropic.NotFoundError, match="missing"):
         client.messages.create(**ask | {"model": "missing"})
 
