@@ -124,7 +124,9 @@ class PlannedRun:
         import lit_gpt.modules
         import lit_gpt.optim  # noqa: F401 (imported classes can be given by their short names)
 
-        given = copy.deepcopy({k: self.values[k] for k in ("seed_everything", "data", "model") if k in self.values})
+        given: dict[str, Any] = copy.deepcopy(
+            {k: self.values[k] for k in ("seed_everything", "data", "model") if k in self.values}
+        )
         given["model"].setdefault("init_args", {}).update(changes)
         if str(Path.cwd()) not in sys.path:
             sys.path.insert(0, str(Path.cwd()))

@@ -59,7 +59,8 @@ class HangGuard(Callback):
         self._stopped.clear()
         # A connection of its own: the training thread may be waiting in that of the process group, and on a dead link
         # an answer would take as long as a collective may.
-        store = dist.PrefixStore("hang_guard", dist.distributed_c10d._get_default_store().clone())
+        shared: Any = dist.distributed_c10d._get_default_store()
+        store = dist.PrefixStore("hang_guard", shared.clone() if hasattr(shared, "clone") else shared)
         store.set_timeout(timedelta(seconds=self._grace))
         arguments = (threading.get_ident(), store, trainer.global_rank, trainer.world_size)
         self._thread = threading.Thread(target=self._watch, args=arguments, name="hang_guard", daemon=True)
