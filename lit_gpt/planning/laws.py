@@ -13,7 +13,7 @@ batch size is a power law, log y = c + a log N + b log D.
 
 **The interval** of a forecast is the root of the sum of two squared errors. The first is the spread of fits to the
 fitted losses plus resampled residuals (residual bootstrap, Efron 1979): resampling whole runs would lose the few runs
-that tell the constants apart. The second is the error on the larger runs of fits to the smaller ones, as far as their
+that identify the constants. The second is the error on the larger runs of fits to the smaller ones, as far as their
 own bootstrap does not explain it: no curve of this form matches the true loss exactly, and with many runs the bootstrap
 alone gives intervals that are far too narrow.
 """

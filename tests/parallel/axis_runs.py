@@ -1,4 +1,4 @@
-"""Fits of small models in one process, or in several along any axes, and how far the two are apart."""
+"""Fits of small models in one process, or in several along any axes, and how much the two differ."""
 
 import os
 import signal
