@@ -1,13 +1,16 @@
 """Runs of the real command line on a small corpus, recorded step by step."""
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
+import psutil
 import yaml
 
 HERE = Path(__file__).parent
@@ -127,3 +130,12 @@ class Runs:
     def checkpoints(self, root: str = "runs") -> list[Path]:
         """Checkpoints of the run, oldest first."""
         return sorted((self.folder / root / "run" / "checkpoints").glob("step-*.ckpt"))
+
+
+def kill_with_children(processes: Iterable[subprocess.Popen]) -> None:
+    """Kill processes and everything that they have started."""
+    for parent in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for process in [*psutil.Process(parent.pid).children(recursive=True), parent]:
+                process.kill()
+        parent.wait()

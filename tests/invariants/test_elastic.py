@@ -1,12 +1,11 @@
 """The number of processes changes neither which samples a step sees nor their order; torchrun starts lost ones again."""
 
-import contextlib
 import socket
 import subprocess
 import time
 
-import psutil
 import pytest
+from command_runs import kill_with_children
 
 PLAIN = ["--model.init_args.overrides.dropout", "0.0"]
 PARALLEL = ["--trainer.strategy", "ParallelStrategy", "--trainer.strategy.init_args.async_checkpoint", "true"]
@@ -101,11 +100,7 @@ def test_a_run_goes_on_with_fewer_machines_and_again_with_more(runs):
         start_agent(0)
         code = agents[0].wait(900)
     finally:
-        for agent in agents:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                for process in [*psutil.Process(agent.pid).children(recursive=True), agent]:
-                    process.kill()
-            agent.wait()
+        kill_with_children(agents)
     assert code == 0, (runs.folder / "agent-0.log").read_text()[-5000:]
     attempts = check_steps(runs, "elastic", 18)
     few = {step for step, world_size in attempts if world_size == 2}

@@ -7,8 +7,8 @@ import subprocess
 import time
 from pathlib import Path
 
-import psutil
 import pytest
+from command_runs import kill_with_children
 from test_elastic import PLAIN, check_steps, torchrun
 
 PORT = 29500
@@ -78,11 +78,7 @@ def test_a_run_across_two_hosts_survives_a_dead_link(runs, hosts):
                 is_down = False
             time.sleep(0.1)
     finally:
-        for agent in agents:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                for process in [*psutil.Process(agent.pid).children(recursive=True), agent]:
-                    process.kill()
-            agent.wait()
+        kill_with_children(agents)
     said = [log.read_text() for log in logs]
     assert agents[0].returncode == 0, said[0][-4000:] + said[1][-4000:]
     (line,) = [line for line in said[0].splitlines() if "no step has ended" in line]
