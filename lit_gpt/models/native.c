@@ -1,9 +1,9 @@
-/* Kernels for decoding on a CPU: products with 4-bit and 8-bit weights, and the small operations between them.
+/* Kernels for decoding on a CPU: products with weights of 4, 8, 16 and 32 bits, and the small operations between them.
 
    lit_gpt/models/native.py compiles this file once per machine. It includes no header of torch or Python, so that
    compiling takes seconds.
 
-   A weight (O, I) is stored as unsigned codes u with a scale s and a minimum m per output and group of 32 inputs,
+   A quantized weight (O, I) is stored as unsigned codes u with a scale s and a minimum m per output and group of 32 inputs,
    w = s u + m. Each token's inputs are quantized to 8 bits as well, x = d q per group, so that the inner sum is one of
    integers, which processors have an instruction for (VNNI):
 
@@ -11,7 +11,10 @@
 
    Sixteen outputs are computed together. Their codes are stored so that one load brings four consecutive inputs of
    each: [panel][group][quad of inputs][output in the panel][input in the quad]. In 4 bits, a byte holds a code of the
-   group's first half (low) and one of its second half (high). Scales are bfloat16: [panel][group][s or m][output]. */
+   group's first half (low) and one of its second half (high). Scales are bfloat16: [panel][group][s or m][output].
+
+   A bfloat16 weight is stored as [panel][pair of inputs][output in the panel][input in the pair], a float32 weight as
+   [panel][input][output in the panel]. */
 
 #include <math.h>
 #include <stdint.h>
@@ -113,6 +116,84 @@ INLINE void panels(const Weight *w, int64_t p, const int8_t *q, const float *d, 
     int64_t t = 0;
     for (; t + TOKENS <= n; t += TOKENS) panel(w, p, q + t * I, d + t * G, sums + t * G, y + t * O, TOKENS, bits);
     for (; t < n; t++) panel(w, p, q + t * I, d + t * G, sums + t * G, y + t * O, 1, bits);
+}
+
+#if defined(__AVX512BF16__)
+#define PAIR 4 /* bytes of two inputs, in bfloat16 */
+#else
+#define PAIR 8 /* in float32 */
+#endif
+
+/* Add, for each of 16 outputs, the product of its two bfloat16 weights, or of its float32 weight, with the inputs. */
+INLINE floats add_product(floats sum, bytes weights, const char *x, const int bits) {
+    float first, second;
+    if (bits == 32) {
+        memcpy(&first, x, 4);
+        return sum + (floats)weights * first;
+    }
+#if defined(__AVX512BF16__)
+    int32_t pair;
+    memcpy(&pair, x, 4);
+    return (floats)_mm512_dpbf16_ps((__m512)sum, (__m512bh)weights, (__m512bh)_mm512_set1_epi32(pair));
+#else
+    memcpy(&first, x, 4);
+    memcpy(&second, x + 4, 4);
+    return sum + (floats)((ints)weights << 16) * first + (floats)((ints)weights & (int32_t)0xffff0000) * second;
+#endif
+}
+
+/* As `panel`, for weights of 16 and 32 bits and inputs of `row` bytes per token. */
+INLINE void float_panel(const Weight *w, int64_t p, const char *x, int64_t row, float *y, const int count,
+                        const int bits) {
+    const int64_t loads = w->inputs * bits / 32, step = bits == 16 ? PAIR : 4;
+    const uint8_t *weights = w->codes + p * loads * 64;
+    floats even[8] = {0}, odd[8] = {0};
+    for (int64_t i = 0; i < loads; i += 2) {
+        bytes u[2];
+        memcpy(u, weights + 64 * i, sizeof u);
+        for (int t = 0; t < count; t++) {
+            even[t] = add_product(even[t], u[0], x + t * row + i * step, bits);
+            odd[t] = add_product(odd[t], u[1], x + t * row + (i + 1) * step, bits);
+        }
+    }
+    for (int t = 0; t < count; t++) {
+        even[t] += odd[t];
+        memcpy(y + t * w->outputs + p * PANEL, &even[t], sizeof even[t]);
+    }
+}
+
+INLINE void float_panels(const Weight *w, int64_t p, const char *x, int64_t row, int64_t n, float *y, const int bits) {
+    int64_t t = 0;
+    for (; t + 8 <= n; t += 8) float_panel(w, p, x + t * row, row, y + t * w->outputs, 8, bits);
+    for (; t + 4 <= n; t += 4) float_panel(w, p, x + t * row, row, y + t * w->outputs, 4, bits);
+    for (; t < n; t++) float_panel(w, p, x + t * row, row, y + t * w->outputs, 1, bits);
+}
+
+/* As `product`, for weights of 16 and 32 bits. */
+int float_product(const Weight *w, const float *x, int64_t n, float *y, int threads) {
+    const char *in = (const char *)x;
+    int64_t row = w->inputs * 4;
+    uint16_t *rounded = 0;
+#if defined(__AVX512BF16__)
+    if (w->bits == 16) {
+        rounded = malloc(n * w->inputs * 2);
+        if (!rounded) return 1;
+        for (int64_t i = 0; i < n * w->inputs; i += 16) {
+            __m256bh narrow = _mm512_cvtneps_pbh(_mm512_loadu_ps(x + i));
+            memcpy(rounded + i, &narrow, sizeof narrow);
+        }
+        in = (const char *)rounded;
+        row = w->inputs * 2;
+    }
+#endif
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
+    for (int64_t p = 0; p < w->outputs / PANEL; p++)
+        if (w->bits == 16)
+            float_panels(w, p, in, row, n, y, 16);
+        else
+            float_panels(w, p, in, row, n, y, 32);
+    free(rounded);
+    return 0;
 }
 
 /* y (n, O) = x (n, I) W^T. A token's result does not depend on n. Returns 0, or 1 without memory. */

@@ -59,7 +59,8 @@ def library() -> Any:
         kernels = ctypes.CDLL(str(path))
     except (OSError, UserError, subprocess.SubprocessError):  # no place to keep it, or a compiler that lacks something
         return None
-    kernels.product.argtypes = [address, address, number, address, ctypes.c_int]
+    for product in (kernels.product, kernels.float_product):
+        product.argtypes = [address, address, number, address, ctypes.c_int]
     kernels.rms_norm.argtypes = [address, address, number, number, ctypes.c_float, address]
     kernels.swiglu.argtypes = [address, address, number, number, number, address]
     kernels.rope.argtypes = [address, address, address, *[number] * 4]
@@ -99,29 +100,41 @@ GROUP, PANEL = 32, 16
 
 
 class NativeMatrix:
-    """A matrix of codes u of 4 or 8 bits, w = s u + m with a scale and a minimum per output and group of 32 inputs.
+    """A matrix (O, I) in the layout of the kernels.
 
     Args:
-        codes: (O, I) uint8.
-        scale: (O, G) float, with at most eight binary digits (stored in bfloat16).
-        minimum: (O, G) float, likewise.
-        bits: 4 or 8.
+        weight: (O, I) float32 or bfloat16; or uint8 codes u of a matrix s u + m.
+        scale: (O, G) float s, per group of 32 inputs, with at most eight binary digits (stored in bfloat16).
+        minimum: (O, G) float m, likewise.
+        bits: Per weight: 4 or 8 for codes, 16 for bfloat16, 32 for float32.
     """
 
-    def __init__(self, codes: Tensor, scale: Tensor, minimum: Tensor, bits: int) -> None:
-        outputs, inputs = codes.shape
-        panels = codes.view(-1, PANEL, inputs // GROUP, 8, 4).permute(0, 2, 3, 1, 4)  # see native.c
-        if bits == 4:
-            panels = panels[:, :, :4] | (panels[:, :, 4:] << 4)
-        self._codes = panels.contiguous()
-        scales = torch.stack((scale, minimum), dim=2).view(-1, PANEL, inputs // GROUP, 2).permute(0, 2, 3, 1)
-        self._scales = scales.to(torch.bfloat16).contiguous()
-        self._weight = _Weight(self._codes.data_ptr(), self._scales.data_ptr(), outputs, inputs, bits)
-        self._address = ctypes.addressof(self._weight)
-        self._outputs, self._inputs, self._product = outputs, inputs, library().product
+    def __init__(
+        self, weight: Tensor, scale: Tensor | None = None, minimum: Tensor | None = None, bits: int = 32
+    ) -> None:
+        outputs, inputs = weight.shape
+        address = None
+        if scale is None or minimum is None:
+            panels = weight.view(outputs // PANEL, PANEL, -1, 32 // bits).permute(0, 2, 1, 3)  # see native.c
+        else:
+            panels = weight.view(-1, PANEL, inputs // GROUP, 8, 4).permute(0, 2, 3, 1, 4)
+            if bits == 4:
+                panels = panels[:, :, :4] | (panels[:, :, 4:] << 4)
+            scales = torch.stack((scale, minimum), dim=2).view(-1, PANEL, inputs // GROUP, 2).permute(0, 2, 3, 1)
+            self._scales = scales.to(torch.bfloat16).contiguous()
+            address = self._scales.data_ptr()
+        self._weight = panels.contiguous()
+        self._described = _Weight(self._weight.data_ptr(), address, outputs, inputs, bits)
+        self._address = ctypes.addressof(self._described)
+        self._outputs, self._inputs = outputs, inputs
+        self._product = library().float_product if address is None else library().product
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Return x Wᵀ, (..., I) → (..., O) float32; inputs are rounded to 8 bits per group of 32."""
+        """Return x Wᵀ, (..., I) → (..., O) float32.
+
+        Inputs are rounded: for codes to 8 bits per group of 32, for bfloat16 weights to bfloat16 where the processor
+        has products of it.
+        """
         # torch.compile cannot trace the call: its graph breaks here.
         return _untraced(self, x) if torch.compiler.is_compiling() else self.multiply(x)
 

@@ -7,9 +7,9 @@ layer that it replaces.
 
 | kind | bytes per weight | kernel |
 |---|---|---|
-| `float32` | 4 | BLAS on a transposed matrix, or oneDNN's packed layout: whichever is faster on this machine |
-| `bfloat16` | 2 | oneDNN's packed layout |
-| `int8` | 1 | torch's int8 product, one scale per output; or a compiled kernel (`native`), one scale per 32 inputs |
+| `float32` | 4 | BLAS on a transposed matrix, oneDNN's packed layout, or a compiled kernel (`native`) |
+| `bfloat16` | 2 | oneDNN's packed layout, or a compiled kernel |
+| `int8` | 1 | torch's int8 product, one scale per output; or a compiled kernel, one scale per 32 inputs |
 | `int4` | 0.6 | torch's int4 product or a compiled one, scale and offset per 32 inputs; LM head in int8 or bfloat16 |
 
 Of several kernels, the one that is fastest on this machine is used. Where kernels can be compiled, they also replace
@@ -201,6 +201,32 @@ class Int4Weight(PackedWeight):
         return (values.to(self.compute) - 8).mul_(scale).add_(zero).flatten(1)
 
 
+class NativeFloatWeight(PackedWeight):
+    """Float32 weight for the compiled kernel (`lit_gpt.models.native`)."""
+
+    bits = 32
+    dtype = torch.float32
+    kind = "float32, compiled"
+
+    def __init__(self, weight: Tensor) -> None:
+        if library() is None:
+            raise NotImplementedError
+        self.shape = (weight.shape[0], weight.shape[1])
+        self.matrix = NativeMatrix(weight.to(self.dtype).contiguous(), bits=self.bits)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Multiply in the dtype of the weight, accumulating in float32."""
+        return self.matrix(x)
+
+
+class NativeBFloat16Weight(NativeFloatWeight):
+    """Bfloat16 weight for the compiled kernel."""
+
+    bits = 16
+    dtype = torch.bfloat16
+    kind = "bfloat16, compiled"
+
+
 class NativeInt8Weight(PackedWeight):
     """Weight of 8 bits with a scale and a minimum per 32 inputs, for the compiled kernel (`lit_gpt.models.native`)."""
 
@@ -239,7 +265,7 @@ class NativeInt4Weight(NativeInt8Weight):
         self._keep((weight + 8).to(torch.uint8), scale, -8 * scale)
 
 
-_GROUPED = (Int4Weight, NativeInt8Weight)
+_GROUPED = (Int4Weight, NativeInt8Weight, NativeFloatWeight)
 """Kernels for multiples of 32 inputs and 16 outputs."""
 
 
@@ -284,8 +310,8 @@ class WideEmbedding(nn.Embedding):
 # ------------------------------------------------------------------ choosing the fastest kernel on this machine
 
 _KINDS: dict[str, tuple[type[PackedWeight], ...]] = {
-    "float32": (BlasWeight, OneDNNWeight),
-    "bfloat16": (BFloat16Weight,),
+    "float32": (BlasWeight, OneDNNWeight, NativeFloatWeight),
+    "bfloat16": (BFloat16Weight, NativeBFloat16Weight),
     "int8": (Int8Weight, NativeInt8Weight),
     "int4": (Int4Weight, NativeInt4Weight),
 }

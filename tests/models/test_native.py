@@ -32,6 +32,19 @@ def test_a_product_is_that_of_the_quantized_matrix_and_of_each_row_alone(bits, r
 
 
 @needs_compiler
+@pytest.mark.parametrize(("dtype", "bits", "bound"), [(torch.bfloat16, 16, 5e-3), (torch.float32, 32, 1e-6)])
+@pytest.mark.parametrize("rows", [1, 5, 15])
+def test_a_product_with_a_float_matrix_is_that_of_each_row_alone(dtype, bits, bound, rows):
+    torch.manual_seed(0)
+    weight, x = torch.randn(48, 96).to(dtype), torch.randn(rows, 2, 96)
+    matrix = NativeMatrix(weight, bits=bits)
+    found, wanted = matrix(x), x @ weight.float().t()
+    assert (found - wanted).norm() < bound * wanted.norm()
+    assert all(torch.equal(matrix(x[row]), found[row]) for row in range(rows))
+    assert torch.equal(matrix(x.transpose(0, 1)), found.transpose(0, 1))
+
+
+@needs_compiler
 @torch.inference_mode()
 @pytest.mark.parametrize("D", [16, 48, 64, 128])
 @pytest.mark.parametrize("masked", [False, True])
@@ -89,9 +102,10 @@ def test_norms_gates_and_rotations():
 
 
 @needs_compiler
-@pytest.mark.parametrize("weights", ["int4", "int8"])
+@pytest.mark.parametrize("weights", ["int4", "int8", "bfloat16", "float32"])
 def test_a_model_decodes_with_them(weights, monkeypatch):
     kernels = {"int4": (packed.NativeInt4Weight,), "int8": (packed.NativeInt8Weight,)}
+    kernels |= {"bfloat16": (packed.NativeBFloat16Weight,), "float32": (packed.NativeFloatWeight,)}
     monkeypatch.setattr(packed, "_KINDS", kernels)
     monkeypatch.setattr(packed, "_HEADS", {"int4": kernels["int8"]})
     base = {"n_layer": 2, "n_head": 4, "n_kv_head": 2, "n_embd": 64, "block_size": 64, "vocab_size": 96, "bias": False}
@@ -107,7 +121,9 @@ def test_a_model_decodes_with_them(weights, monkeypatch):
     ids = torch.arange(40).reshape(2, 20)
     with torch.inference_mode():
         wanted, found = plain(ids), prepared(ids)
-    assert (found - wanted).norm() < {"int8": 0.03, "int4": 0.5}[weights] * wanted.norm()
+    assert (found - wanted).norm() < {"int8": 0.03, "int4": 0.5, "bfloat16": 0.03, "float32": 1e-5}[
+        weights
+    ] * wanted.norm()
     prompts, params = [[1, 2, 3], [5, 6], [7]], SamplingParams(12, 0.0, logprobs=0)
     engine = Engine(prepared, None, max_batch_size=3, max_length=48)
     many = engine.generate(prompts, params)

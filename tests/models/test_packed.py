@@ -13,6 +13,8 @@ from lit_gpt.models.packed import (
     BlasWeight,
     Int4Weight,
     Int8Weight,
+    NativeBFloat16Weight,
+    NativeFloatWeight,
     NativeInt4Weight,
     NativeInt8Weight,
     OneDNNWeight,
@@ -21,7 +23,9 @@ from lit_gpt.models.packed import (
 KERNELS = {
     BlasWeight: 1e-5,
     OneDNNWeight: 1e-5,
+    NativeFloatWeight: 1e-5,
     BFloat16Weight: 1e-2,
+    NativeBFloat16Weight: 1e-2,
     Int8Weight: 2e-2,
     Int4Weight: 0.12,
     NativeInt8Weight: 1.5e-2,
