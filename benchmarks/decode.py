@@ -6,10 +6,10 @@
 
 Every contender has a Llama-type model of the same shape with random weights, in a process of its own that stays; the
 rounds alternate, because a machine drifts. All decode greedily from a prompt of 16 tokens, without an end token.
-`ours` is `Engine` with one request, `ours-x4` and so on with that many at once (tokens/s of all together), and
-`ours-compiled` with `compile=True`; `transformers` is `generate` with its dynamic cache, `transformers-static` with its
-static one; `litgpt` is its `generate` with its own cache. `--litgpt_python` is the interpreter of an environment with
-`pip install litgpt torch==2.13.0` (litgpt pins an older jsonargparse).
+`ours` is `Engine` with one request and weights packed as `generate` does, `ours-x4` and so on with that many at once
+(tokens/s of all together), and `ours-compiled` with `compile=True`; `transformers` is `generate` with its dynamic
+cache, `transformers-static` with its static one; `litgpt` is its `generate` with its own cache. `--litgpt_python` is
+the interpreter of an environment with `pip install litgpt torch==2.13.0` (litgpt pins an older jsonargparse).
 
 Tokens/s count new tokens, the prompt's reading included, and are medians over all rounds. CPU time a token, of all
 threads, is what remains comparable on a machine that does other work too.
@@ -45,6 +45,7 @@ def ours(shape: dict, new: int, device: str, dtype: torch.dtype, batch: int, com
     from lit_gpt.data.tokenizers import Tokenizer
     from lit_gpt.generation import Engine, SamplingParams
     from lit_gpt.models import GPT, GPTConfig
+    from lit_gpt.models.packed import prepare_for_inference
 
     config = GPTConfig(
         n_layer=shape["n_layer"],
@@ -61,7 +62,9 @@ def ours(shape: dict, new: int, device: str, dtype: torch.dtype, batch: int, com
     )
     backend = tokenizers.Tokenizer(tokenizers.models.WordLevel({f"w{i}": i for i in range(shape["vocab_size"] - 1)}))
     backend.add_special_tokens(["<|endoftext|>"])
-    model = GPT(config).to(device, dtype).requires_grad_(False)
+    model = GPT(config).to(device, dtype).eval().requires_grad_(False)
+    if not compiled:
+        prepare_for_inference(model, tokens=batch)
     engine = Engine(model, Tokenizer(backend), max_batch_size=batch, compile=compiled)
     params = SamplingParams(max_new_tokens=new, temperature=0, ignore_eos=True)
     prompts = [[(7 * row + i) % 1000 for i in range(PROMPT_TOKENS)] for row in range(batch)]

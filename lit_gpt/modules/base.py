@@ -165,7 +165,7 @@ class GPTModule(LightningModule):
         self._train_sums, self._evaluation_sums = NamedSums(), NamedSums()
         self._loaded_sums: tuple[list[float] | None, Mapping[str, tuple[float, float]]] = (None, {})
         self._step_values: dict[str, Any] = {}
-        self._has_logged = False
+        self._logged_step, self._has_logged = 0, False
 
     def _choose_config(
         self, preset: str, overrides: dict[str, Any], vocab_size: int | None, block_size: int | None
@@ -563,7 +563,7 @@ class GPTModule(LightningModule):
         self._restore_configured_settings()
         self._loss_sums = torch.zeros(3, device=self.device)
         self._train_sums.clear()
-        self._has_logged = False
+        self._logged_step, self._has_logged = self.trainer.global_step, False
         loss_sums, named_sums = self._loaded_sums
         if self.trainer.is_global_zero:  # already summed over ranks when saved, so only rank 0 restores them
             self._train_sums.load(named_sums)
@@ -743,13 +743,21 @@ class GPTModule(LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Log the sums accumulated on the device, every `trainer.log_every_n_steps` optimizer steps."""
-        if not self._logs_at(self.trainer.global_step):
-            return
-        values = self._pop_train_metrics()
-        self._has_logged = True
-        self._log_now(values | self._step_values)
-        if "train/loss" in values:
-            self.log("train/loss", values["train/loss"], logger=False, prog_bar=True)
+        self._log_step()
+        if self._logs_at(self.trainer.global_step) and "train/loss" in self._step_values:
+            self.log("train/loss", self._step_values["train/loss"], logger=False, prog_bar=True)
+
+    def _log_step(self) -> None:
+        """Log the step if it is due and has not been logged.
+
+        A checkpoint of the step is saved before the module's own `on_train_batch_end`. It calls this first, so that it
+        does not contain sums that this step logs: a resumed run would log them again.
+        """
+        step = self.trainer.global_step
+        if self._logs_at(step) and step != self._logged_step:
+            self._logged_step, self._has_logged = step, True
+            self._step_values |= self._pop_train_metrics()
+            self._log_now(self._step_values)
 
     def on_train_end(self) -> None:
         """Log once in a run that is shorter than the interval."""
@@ -840,6 +848,8 @@ class GPTModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save the model's config and the training position as plain data."""
         ranks = self.data_info.data_parallel
+        if self.trainer.training:
+            self._log_step()
         checkpoint["lit_gpt"] = {
             "config": self.config.to_dict(),
             "tokens_seen": self.tokens_seen,

@@ -22,8 +22,10 @@ expert (as in torchtitan, arXiv:2410.06511).
 
 import math
 from dataclasses import dataclass, fields
+from functools import cache
 from typing import Literal
 
+import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from lit_gpt.checks import check_at_least, check_types
@@ -150,7 +152,10 @@ class Layout:
         return "\n".join(lines)
 
     def build_mesh(self, device_type: str) -> DeviceMesh:
-        """Create the process groups of all axes and of `GROUPS`; a collective that every process calls.
+        """Return the mesh with process groups of all axes and of `GROUPS`; a collective that every process calls.
+
+        A process that trains several times under one layout keeps its groups: each costs a thread (gloo), which wakes
+        up a hundred times a second, or a communicator (NCCL), and torch frees none of them before the process ends.
 
         Args:
             device_type: `cpu` or `cuda`.
@@ -159,10 +164,16 @@ class Layout:
             The mesh with all dimensions of `AXES`, also those of size 1; `mesh.get_group("loss")` returns the process
             group of an axis or of one of `GROUPS`.
         """
-        mesh = init_device_mesh(device_type, tuple(getattr(self, axis) for axis in AXES), mesh_dim_names=AXES)
-        for name in GROUPS:
-            flat_mesh(mesh, name)
-        return mesh
+        return _build_mesh(self, device_type, dist.group.WORLD)
+
+
+@cache
+def _build_mesh(layout: Layout, device_type: str, world: dist.ProcessGroup) -> DeviceMesh:
+    """See `Layout.build_mesh`; `world` tells the groups of one initialization from those of the next."""
+    mesh = init_device_mesh(device_type, tuple(getattr(layout, axis) for axis in AXES), mesh_dim_names=AXES)
+    for name in GROUPS:
+        flat_mesh(mesh, name)
+    return mesh
 
 
 def flat_mesh(mesh: DeviceMesh, group: str) -> DeviceMesh:
@@ -185,6 +196,11 @@ def expert_meshes(mesh: DeviceMesh, expert: int) -> tuple[DeviceMesh, DeviceMesh
     Returns:
         ("expert",), and ("expert_data",) or with replicas ("replicate", "expert_data").
     """
+    return _expert_meshes(mesh, expert, dist.group.WORLD)
+
+
+@cache
+def _expert_meshes(mesh: DeviceMesh, expert: int, world: dist.ProcessGroup) -> tuple[DeviceMesh, DeviceMesh]:
     shard = flat_mesh(mesh, "shard")
     view = shard._unflatten(0, (shard.size() // expert, expert), ("expert_data", "expert"))
     return view["expert"], _with_replicas(mesh, view["expert_data"])

@@ -8,6 +8,7 @@ from pathlib import Path
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.loggers.logger import DummyLogger
 
 import lit_gpt.modules
 from lit_gpt.callbacks import RunCheckpoint, ThroughputMonitor
@@ -144,6 +145,31 @@ def test_ranks_with_rows_of_different_lengths_agree_on_the_tokens_of_a_step(monk
     ids = torch.zeros(2, 6, dtype=torch.int64)
     assert module._count_step([{"input_ids": ids, "labels": ids}]) == 12 + 9
     assert module.tokens_seen == tokens
+
+
+def test_a_resumed_run_logs_what_the_whole_run_logs(fit):
+    """At 2, a checkpoint is saved where the sums are logged; at 5, between two entries of the log."""
+
+    class Log(DummyLogger):
+        def __init__(self):
+            super().__init__()
+            self.found = {}
+
+        def log_metrics(self, metrics, step=None):
+            if "train/loss" in metrics:
+                assert step not in self.found
+                self.found[step] = metrics["train/loss"]
+
+    def losses(*stops):
+        found = {}
+        for stop in stops:
+            log = Log()
+            options = {"max_steps": stop, "log_every_n_steps": 2, "limit_val_batches": 0, "name": f"{stops}"}
+            fit(logger=log, ckpt_path="last" if found else None, **options)
+            found |= log.found
+        return found
+
+    assert losses(2, 5, 8) == losses(8)
 
 
 def test_a_changed_learning_rate_wins_on_resume(fit):

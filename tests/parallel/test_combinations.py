@@ -1,5 +1,6 @@
 """Every axis, alone and in combination, follows one process for all kinds of models; a killed run goes on under any."""
 
+from collections import defaultdict
 from random import Random
 
 import pytest
@@ -84,13 +85,23 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def four(folder, request):
-    """The runs of four processes that the selected tests need, in one start of them."""
+    """The runs of four processes that the selected tests need.
+
+    A process keeps the groups of every layout that it has had, and the threads of some hundred groups wake up so often
+    that nothing else runs: a start of the processes has only a few layouts.
+    """
     cases = [item.callspec.params for item in request.session.items if "four" in item.fixturenames]
-    pairs = {(case["layout"], case["model"]) for case in cases}
-    runs = {
-        f"{model}, {layout}": MODELS[model] | SHORT | {"strategy": axes_of(layout)} for layout, model in sorted(pairs)
-    }
-    spawn(fit_all, Layout(data=4), runs, folder)
+    models = defaultdict(set)
+    for case in cases:
+        models[case["layout"]].add(case["model"])
+    layouts = sorted(models)
+    for start in range(0, len(layouts), 5):
+        runs = {
+            f"{model}, {layout}": MODELS[model] | SHORT | {"strategy": axes_of(layout)}
+            for layout in layouts[start : start + 5]
+            for model in sorted(models[layout])
+        }
+        spawn(fit_all, Layout(data=4), runs, folder)
     return folder
 
 
