@@ -26,7 +26,8 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, se
 from lightning.pytorch import Trainer as LightningTrainer
 from lightning.pytorch.utilities.seed import isolate_rng
 
-from lit_gpt.data.tokenizers import END_OF_TEXT, byte_alphabet, is_local_tokenizer, load_tokenizer
+from lit_gpt.data.compiled_bpe import byte_alphabet
+from lit_gpt.data.tokenizers import END_OF_TEXT, is_local_tokenizer, load_tokenizer
 from lit_gpt.datamodules.rows import RowDataModule
 from lit_gpt.errors import UserError
 from lit_gpt.hashing import sha256_json

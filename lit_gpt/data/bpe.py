@@ -8,19 +8,11 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal
 
+from lit_gpt.data.compiled_bpe import GPT2_PATTERN, GPT4_PATTERN
 from lit_gpt.data.tokenizers import END_OF_TEXT, Tokenizer, pieces
 from lit_gpt.errors import UserError
 
 Pattern = Literal["gpt2", "gpt4"]
-
-# cl100k_base of tiktoken, also used by Llama 3: digits in groups of up to three, line ends kept with punctuation.
-GPT4_PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
-    r"|\s+(?!\S)|\s+"
-)
-
-# GPT-2's pattern, which is built into `ByteLevel`.
-GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
 ChatTokens = Literal["chatml", "llama3"]
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from lit_gpt.data.compiled_bpe import CompiledBPE, byte_alphabet
 from lit_gpt.errors import UserError
 from lit_gpt.hashing import sha256_json
 
@@ -115,7 +116,13 @@ class Tokenizer:
         """Ids of the tokens that end a text."""
         self.is_published = False
         """Whether `as_published` has been called."""
+        self._compiled = CompiledBPE(backend)
         self.vocab_size: int = max(backend.get_vocab(with_added_tokens=True).values()) + 1
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore what a pickled backend loses: it is no part of tokenizer.json."""
+        self.__dict__.update(state)
+        self.backend.encode_special_tokens = True
 
     @cached_property
     def fingerprint(self) -> str:
@@ -161,15 +168,20 @@ class Tokenizer:
         return encoded
 
     def _encode(self, texts: list[str]) -> list[np.ndarray]:
+        found = self._compiled.encode(texts, self.dtype)
+        rest = [text for text, ids in zip(texts, found, strict=True) if ids is None]
         try:
             # The fast variant skips the token offsets.
-            encodings = self.backend.encode_batch_fast(texts, add_special_tokens=False)
+            encodings = iter(self.backend.encode_batch_fast(rest, add_special_tokens=False) if rest else ())
         except TypeError:
             for text in texts:
                 check_unicode(text)
             raise
         # fromiter takes half the time of np.array, which inspects all values for their type first.
-        return [np.fromiter(ids := encoding.ids, dtype=self.dtype, count=len(ids)) for encoding in encodings]
+        return [
+            np.fromiter(ids := next(encodings).ids, dtype=self.dtype, count=len(ids)) if fast is None else fast
+            for fast in found
+        ]
 
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of ids, including special tokens."""
@@ -351,14 +363,6 @@ def _download(name: str) -> Path:
 # ln 2 are. A byte-level token has exactly that many bytes; special tokens have none, because they are not part of any
 # text.
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
-
-
-def byte_alphabet() -> dict[str, int]:
-    """Return the byte of each character in byte-level BPE's alphabet (GPT-2's `bytes_to_unicode`, inverted)."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    others = [byte for byte in range(256) if byte not in set(printable)]
-    alphabet = {chr(byte): byte for byte in printable}
-    return alphabet | {chr(256 + position): byte for position, byte in enumerate(others)}
 
 
 def _component_types(component: Any) -> set[str]:

@@ -2,20 +2,14 @@
 
 Torch's kernels are made for many tokens. For one, most of a decoding step is the overhead of its operations, hundreds
 of them, and the integer products run at half the memory's speed. The kernels here are C without dependencies, compiled
-by the machine's own compiler when packed weights are first used (two seconds) and kept in the cache folder. They are
-options among others: without a compiler (`CC`, or `cc` on the path), or where torch is faster, torch's kernels are used
-as before. LIT_GPT_NATIVE=0 turns them off.
+(`lit_gpt.compiled`) when packed weights are first used, which takes two seconds. They are options among others: without
+a compiler, or where torch is faster, torch's kernels are used as before.
 
 O outputs and I inputs of a layer, G groups of inputs, N tokens, B rows, H heads, K key/value heads, S keys, D head
 size.
 """
 
 import ctypes
-import hashlib
-import os
-import shlex
-import shutil
-import subprocess
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,9 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lit_gpt.atomic import atomic_file
-from lit_gpt.cache_dir import find_cache_dir
-from lit_gpt.errors import UserError
+from lit_gpt.compiled import load_compiled
 from lit_gpt.models import mlp
 from lit_gpt.models.attention import SelfAttention
 from lit_gpt.models.kernel_choice import this_machine
@@ -34,31 +26,20 @@ from lit_gpt.models.mlp import MLP
 from lit_gpt.models.norms import OffsetRMSNorm, RMSNorm
 from lit_gpt.models.positions import Rotation, apply_rope
 
-_SOURCE = Path(__file__).with_name("native.c")
-# Not -ffast-math: linked into a library, it changes the arithmetic of the whole process.
-_FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
-_SECONDS = 120
-"""Time limit of the compiler."""
+_FLAGS = ("-march=native", "-fno-math-errno", "-fno-trapping-math")
 
 
 @cache
 def library() -> Any:
     """Return the compiled kernels; None if they are turned off or cannot be compiled here."""
-    compiler = shlex.split(os.environ.get("CC") or shutil.which("cc") or "")
-    if os.environ.get("LIT_GPT_NATIVE") == "0" or not compiler or os.name != "posix":
+    # With OpenMP, in torch's own library where it brings one: two would compete. Else for one thread.
+    bundled = [str(path) for path in sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))]
+    options = [(*_FLAGS, "-fopenmp", "-lm", *bundled), (*_FLAGS, "-Wno-unknown-pragmas", "-lm")]
+    kernels = load_compiled(Path(__file__).with_name("native.c"), this_machine(), options)
+    if kernels is None:
         return None
-    parts = (_SOURCE.read_text(encoding="utf-8"), this_machine(), *compiler, *_FLAGS)
-    name = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
     address: Any = ctypes.c_void_p
     number: Any = ctypes.c_int64
-    try:
-        path = find_cache_dir() / f"native-{name}.so"
-        if not path.exists():
-            with atomic_file(path) as temporary:
-                _compile(compiler, temporary)
-        kernels = ctypes.CDLL(str(path))
-    except (OSError, UserError, subprocess.SubprocessError):  # no place to keep it, or a compiler that lacks something
-        return None
     for product in (kernels.product, kernels.float_product):
         product.argtypes = [address, address, number, address, ctypes.c_int]
     kernels.rms_norm.argtypes = [address, address, number, number, ctypes.c_float, address]
@@ -70,17 +51,6 @@ def library() -> Any:
     kernels.attend.argtypes += [ctypes.c_int, ctypes.c_float, ctypes.c_int]
     kernels.rms_norm.restype = kernels.swiglu.restype = kernels.rope.restype = kernels.store.restype = None
     return kernels
-
-
-def _compile(compiler: list[str], out: Path) -> None:
-    """Compile with OpenMP, in torch's own library where it brings one: two would compete; else for one thread."""
-    bundled = sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))
-    for openmp in (("-fopenmp",), ("-Wno-unknown-pragmas",)):
-        command = [*compiler, *_FLAGS, *openmp, str(_SOURCE), "-o", str(out), "-lm"]
-        command += [str(one) for one in bundled] if openmp == ("-fopenmp",) else []
-        if subprocess.run(command, capture_output=True, timeout=_SECONDS, check=False).returncode == 0:
-            return
-    raise subprocess.SubprocessError("the compiler failed")
 
 
 class _Weight(ctypes.Structure):

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lit_gpt.data.chat import ChatRenderer, Message
-from lit_gpt.data.tokenizers import Tokenizer, byte_alphabet
+from lit_gpt.data.compiled_bpe import byte_alphabet
+from lit_gpt.data.tokenizers import Tokenizer
 from lit_gpt.errors import UserError
 from lit_gpt.generation import Engine, SamplingParams, Speculation
 from lit_gpt.generation.engine import EngineStats

@@ -8,7 +8,7 @@ import pytest
 import regex
 
 from lit_gpt.data.bpe import train_bpe
-from lit_gpt.data.tokenizers import byte_alphabet
+from lit_gpt.data.compiled_bpe import byte_alphabet
 
 # Written out again, from the two papers' code, so that a slip in ours shows.
 GPT2 = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""

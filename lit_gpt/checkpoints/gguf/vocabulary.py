@@ -16,9 +16,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lit_gpt.data.bpe import GPT2_PATTERN, GPT4_PATTERN
 from lit_gpt.data.chat import template_of
 from lit_gpt.data.chat.template import has_template
+from lit_gpt.data.compiled_bpe import (
+    GPT2_PATTERN,
+    GPT4_PATTERN,
+    GPT4O_PATTERN,
+    QWEN2_PATTERN,
+    TEKKEN_PATTERN,
+    canonical_pattern,
+)
 from lit_gpt.data.tokenizers import Tokenizer
 from lit_gpt.errors import UserError
 from lit_gpt.models.families.family import MetadataValue
@@ -35,26 +42,14 @@ _DIGITS = "digits"
 """Stands for the rule that each digit is a separate word."""
 
 # Source of the patterns and of the rules that each name selects: llama.cpp, src/llama-vocab.cpp.
-_QWEN2_PATTERN = GPT4_PATTERN.replace(r"\p{N}{1,3}", r"\p{N}")
-_TEKKEN_PATTERN = (
-    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
-    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
-    r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
-_GPT4O_PATTERN = (
-    rf"[^\r\n\p{{L}}\p{{N}}]?[\p{{Lu}}\p{{Lt}}\p{{Lm}}\p{{Lo}}\p{{M}}]*[\p{{Ll}}\p{{Lm}}\p{{Lo}}\p{{M}}]+{_CONTRACTIONS}"
-    rf"|[^\r\n\p{{L}}\p{{N}}]?[\p{{Lu}}\p{{Lt}}\p{{Lm}}\p{{Lo}}\p{{M}}]+[\p{{Ll}}\p{{Lm}}\p{{Lo}}\p{{M}}]*{_CONTRACTIONS}"
-    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 _NAMES: dict[tuple[str, ...], tuple[str, str]] = {
     (GPT2_PATTERN,): ("gpt-2", ""),
     (_DIGITS, GPT2_PATTERN): ("smollm", ""),
     (GPT4_PATTERN,): ("dbrx", "llama-bpe"),
     (GPT4_PATTERN, _DIGITS): ("qwen2", ""),
-    (_QWEN2_PATTERN,): ("qwen2", ""),
-    (_TEKKEN_PATTERN,): ("", "tekken"),
-    (_GPT4O_PATTERN,): ("gpt-4o", ""),
+    (QWEN2_PATTERN,): ("qwen2", ""),
+    (TEKKEN_PATTERN,): ("", "tekken"),
+    (GPT4O_PATTERN,): ("gpt-4o", ""),
 }
 """Patterns in order of application → the name if words are always built by merges, and the name if a word that is a
 token is used directly (`ignore_merges`)."""
@@ -262,16 +257,9 @@ def _parts(rule: dict[str, Any]) -> list[str]:
     if kind == "Split" and rule.get("behavior") in ("Isolated", "Removed") and "Regex" in rule["pattern"]:
         if (rule["behavior"] == "Removed") != bool(rule.get("invert")):
             raise _no_pre_tokenizer("a rule that drops text between words")
-        return [_canonical(rule["pattern"]["Regex"])]
+        pattern = rule["pattern"]["Regex"]
+        return [_DIGITS if pattern == r"\p{N}" else canonical_pattern(pattern)]
     raise _no_pre_tokenizer(f"a pre-tokenizer of type {kind}")
-
-
-def _canonical(pattern: str) -> str:
-    """Return the canonical form of a pattern that has several equivalent forms."""
-    if pattern == r"\p{N}":
-        return _DIGITS
-    original = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-    return GPT2_PATTERN if pattern == original else pattern
 
 
 def _no_pre_tokenizer(what: str) -> UserError:

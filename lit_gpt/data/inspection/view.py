@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from lit_gpt.batch import IGNORE_INDEX
+from lit_gpt.data.compiled_bpe import byte_alphabet
 from lit_gpt.data.provenance import Piece
-from lit_gpt.data.tokenizers import Tokenizer, byte_alphabet
+from lit_gpt.data.tokenizers import Tokenizer
 
 _SUFFIX = "input_ids"
 

@@ -18,8 +18,9 @@ from lit_gpt.checkpoints.gguf.vocabulary import (
     pre_tokenizer_name,
     vocabulary,
 )
-from lit_gpt.data.bpe import GPT2_PATTERN, GPT4_PATTERN, train_bpe
+from lit_gpt.data.bpe import train_bpe
 from lit_gpt.data.chat import load_chat_template, with_chat_template
+from lit_gpt.data.compiled_bpe import GPT2_PATTERN, GPT4_PATTERN
 from lit_gpt.data.tokenizers import Tokenizer
 from lit_gpt.errors import UserError
 
