@@ -69,7 +69,7 @@ def planned(row: dict[str, str], layers: int, file: Path) -> tuple[PlannedRun, W
     rows, recomputes = run.micro_batch_size, row["activation_checkpointing"] == "True"
     step = run.simulate(rows, run.micro_batches)
     other = run.simulate(rows, 1, activation_checkpointing=False) if recomputes else step
-    return run, run.work(step, rows), step, other
+    return run, run.work(rows, run.micro_batches), step, other
 
 
 def forecast(row: dict[str, str], depths: list[int], file: Path) -> dict[str, Any]:
@@ -80,7 +80,7 @@ def forecast(row: dict[str, str], depths: list[int], file: Path) -> dict[str, An
         deeper = planned(row, depths[1], file)
         times = (layers - depths[0]) / (depths[1] - depths[0])
         work = work.plus(deeper[1].plus(work, -1.0), times)
-    parts = step_parts(work, run.device, run.layout, run.precision, compiled=False)
+    parts = step_parts(work, run.device, run.precision, compiled=False)
     memory = run.device.memory
     return {
         "seconds": sum(parts.values()),

@@ -159,18 +159,19 @@ def _with_lists(words: Sequence[str]) -> list[str]:
     if command is None:
         return list(words)
     parameters = inspect.signature(_load(command)).parameters.values()
-    lists = {f"--{parameter.name}" for parameter in parameters if str(parameter.annotation).startswith("list[str]")}
+    kinds = {f"--{parameter.name}": str(parameter.annotation) for parameter in parameters}
     alone = {f"--{parameter.name}": "true" for parameter in parameters if parameter.annotation is bool}
     alone["--explain"] = "topics"
     gathered: list[str] = []
     rest = list(words)
     while rest:
         gathered.append(rest.pop(0))
-        if gathered[-1] in lists and rest and not rest[0].startswith(("[", "--")):
+        kind = kinds.get(gathered[-1], "")
+        if kind.startswith("list[") and rest and not rest[0].startswith(("[", "--")):
             items: list[str] = []
             while rest and not rest[0].startswith("--"):
                 items.append(rest.pop(0))
-            gathered.append(json.dumps(items))
+            gathered.append(json.dumps(items) if kind.startswith("list[str]") else f"[{', '.join(items)}]")
         elif gathered[-1] in alone and (not rest or rest[0].startswith("--")):
             gathered.append(alone[gathered[-1]])
     return gathered

@@ -15,7 +15,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from lit_gpt.instantiate import read_yaml
 from lit_gpt.modules import GRPOModule
 from lit_gpt.optim import Schedule
 from lit_gpt.parallel.layout import AXES, Layout
+from lit_gpt.parallel.pipeline import check_micro_batches, check_pipeline, split_layers, usual_stages_per_rank
 from lit_gpt.planning.devices import Device, find_device
 from lit_gpt.planning.forecast import (
     UNCALIBRATED,
@@ -63,8 +64,11 @@ MIN_PILOT_STEPS = 4
 PATIENCE = 3
 """Steps of a run that `--measure` trains: so many, or as many as these seconds allow (three times as long until a loss
 is logged), but never fewer than the least."""
-SHARDING = ("all_gather_dtype", "reshard_after_forward", "sync_micro_batches")
+STRATEGY = ("all_gather_dtype", "reshard_after_forward", "sync_micro_batches", "schedule", "stages_per_rank")
 """Arguments of `ParallelStrategy` that change memory and collectives of a step."""
+ZERO_BUBBLE_SHARE = 1 / 3
+"""Bubble of ZB1P relative to 1F1B, where the forward pass, gradients of activations and of weights take as long as one
+another (Qi et al. 2023, arXiv:2401.10241, section 2.3)."""
 MANY_ROWS = 256
 """Rows of the simulated micro-batches from which the largest one that fits is extrapolated."""
 
@@ -91,7 +95,7 @@ class PlannedRun:
         self.trainer: dict[str, Any] = values.get("trainer") or {}
         self.device = device
         self.precision = str(self.trainer.get("precision") or "32-true")
-        self.layout, self.sharding = _layout(self.trainer, num_devices)
+        self.layout, self.strategy = _layout(self.trainer, num_devices)
         self._simulated: dict[Any, SimulatedStep] = {}
         self.module, self.data = self.build()
         if isinstance(self.module, GRPOModule) or getattr(self.module, "lmbda", False):
@@ -113,6 +117,15 @@ class PlannedRun:
         micro = getattr(self.data, "micro_batch_size", "auto")
         self.micro_batch_size = share if micro in ("auto", None) else int(micro)
         self.micro_batches = max(1, share // self.micro_batch_size)
+        self.schedule: str = self.strategy.get("schedule", "1f1b")
+        self._check_micro_batches(self.micro_batches)
+
+    def _check_micro_batches(self, count: int) -> None:
+        if self.layout.pipeline > 1:
+            check_pipeline(
+                self.module.config, self.layout.pipeline, self.schedule, self.strategy.get("stages_per_rank")
+            )
+            check_micro_batches(count, self.layout.pipeline, self.schedule)
 
     def build(self, **changes: Any) -> tuple[Any, Any]:
         """Return the module and the DataModule as `fit` would build them.
@@ -177,35 +190,78 @@ class PlannedRun:
 
         Args:
             rows: Number of rows per micro-batch.
-            num_micro_batches: Number of micro-batches; at most two are simulated, because more need no more memory.
+            num_micro_batches: Number of micro-batches; at most two are simulated, for each process of a pipeline,
+                because more need no more memory.
             precision: Precision as named in Lightning; None: the precision of the YAML.
             **changes: Arguments of the module that replace those of the YAML.
+
+        Returns:
+            The step of a process; of a pipeline's, the memory of the one that needs most and the work of the one that
+            has most.
         """
-        key = (rows, min(num_micro_batches, 2), precision or self.precision, tuple(sorted(changes.items())))
-        if key in self._simulated:
-            return self._simulated[key]
+        count = min(num_micro_batches, 2 * self.layout.pipeline)
+        key = (rows, count, precision or self.precision, tuple(sorted(changes.items())))
+        if key not in self._simulated:
+            steps = [self._simulate_stage(stage, *key[:3], changes) for stage in self._different_stages()]
+            largest = max(steps, key=lambda step: step.upper_bytes)
+            busiest = max(steps, key=lambda step: sum(step.work.flops.values()))
+            self._simulated[key] = replace(largest, work=busiest.work)
+        return self._simulated[key]
+
+    def _simulate_stage(
+        self, stage: int, rows: int, count: int, precision: str, changes: dict[str, Any]
+    ) -> SimulatedStep:
         module, _ = self.build(**({"compile": False} if hasattr(self.module, "compile_model") else {}) | changes)
         clips = self.trainer.get("gradient_clip_val", 1.0) is not None
-        batches = [self.batch(rows)] * min(num_micro_batches, 2)
-        steps = self.steps or 1000
-        self._simulated[key] = simulate_step(
+        return simulate_step(
             module,
-            batches,
-            precision or self.precision,
+            [self.batch(rows)] * count,
+            precision,
             self.layout,
             clips,
             self.device.kind,
-            steps,
-            **self.sharding,
+            self.steps or 1000,
+            stage=stage,
+            **self.strategy,
         )
-        return self._simulated[key]
 
-    def work(self, step: SimulatedStep, rows: int, precision: str | None = None, **changes: Any) -> Work:
-        """Return the work of a complete optimizer step, with all micro-batches."""
-        if self.micro_batches < 2:
-            return step.work
-        one, two = self.simulate(rows, 1, precision, **changes).work, step.work
-        return one.plus(two.plus(one, -1.0), self.micro_batches - 1)
+    def _different_stages(self) -> list[int]:
+        """Return the processes of a pipeline to simulate: for each number of layers the first, and the last of all.
+
+        Earlier ones keep the activations of more micro-batches; the first has the embedding, and the last the head.
+        """
+        size = self.layout.pipeline
+        if size == 1:
+            return [0]
+        held = [len(layers) for layers in split_layers(self.module.config, size * self._stages_per_rank)]
+        numbers = [sum(held[rank::size]) for rank in range(size)]
+        return sorted({numbers.index(number) for number in numbers} | {size - 1})
+
+    @property
+    def _stages_per_rank(self) -> int:
+        return self.strategy.get("stages_per_rank") or usual_stages_per_rank(self.schedule)
+
+    def work(self, rows: int, count: int, precision: str | None = None, **changes: Any) -> Work:
+        """Return the work of a complete optimizer step.
+
+        Args:
+            rows: Number of rows per micro-batch.
+            count: Number of micro-batches.
+            precision: Precision as named in Lightning; None: the precision of the YAML.
+            **changes: Arguments of the module that replace those of the YAML.
+        """
+        size = self.layout.pipeline
+        work = self.simulate(rows, count, precision, **changes).work
+        if count > size:
+            one = self.simulate(rows, size, precision, **changes).work
+            simulated = min(count, 2 * size)
+            work = one.plus(work.plus(one, -1.0), (count - size) / (simulated - size))
+        if size > 1:
+            # The first micro-batch reaches the last process after size - 1 others, and its gradient the first one as
+            # late (Narayanan et al. 2021, arXiv:2104.04473, sections 2.2.1 and 2.2.2).
+            share = ZERO_BUBBLE_SHARE if self.schedule == "zero_bubble" else 1.0
+            work = replace(work, idle_share=share * (size - 1) / (count * self._stages_per_rank))
+        return work
 
     # ---- the forecast
 
@@ -308,9 +364,9 @@ class PlannedRun:
     def step_seconds(self) -> float:
         """Return the seconds of a step by the model of time, uncalibrated."""
         rows = self.micro_batch_size
-        work = self.work(self.simulate(rows, self.micro_batches), rows)
+        work = self.work(rows, self.micro_batches)
         compiled = bool(getattr(self.module, "compile_model", False))
-        return sum(step_parts(work, self.device, self.layout, self.precision, compiled).values())
+        return sum(step_parts(work, self.device, self.precision, compiled).values())
 
     def forecast(
         self, calibration: Calibration | None = None, law: ScalingLaw | None = None, pilot: "Pilot | None" = None
@@ -326,7 +382,7 @@ class PlannedRun:
         rows = self.micro_batch_size
         facts = self.facts()
         step = self.simulate(rows, self.micro_batches)
-        work = self.work(step, rows)
+        work = self.work(rows, self.micro_batches)
         changes: list[Change] = []
         largest = {}
         recomputes = bool(getattr(self.module, "activation_checkpointing", False))
@@ -341,15 +397,18 @@ class PlannedRun:
             if recompute != recomputes:
                 other = self.simulate(rows, self.micro_batches, **option)
                 name = f"activation_checkpointing: {str(recompute).lower()}"
-                changes.append(self._change(name, other, self.work(other, rows, **option), calibration))
+                changes.append(self._change(name, other, self.work(rows, self.micro_batches, **option), calibration))
             share = rows * self.micro_batches
-            better = max((size for size in range(1, share + 1) if share % size == 0 and size <= most), default=0)
+            better = max((size for size in self._sizes_of(share) if size <= most), default=0)
             if better and better != rows and recompute == recomputes:
-                changes.append(self._resized(better, calibration, option))
+                count = share // better
+                other = self.simulate(better, count, **option)
+                resized = self.work(better, count, **option)
+                changes.append(self._change(f"micro_batch_size: {better}", other, resized, calibration))
         half = self.device.kind == "cuda" or self.device.half_speed > 1.3
         if self.precision == "32-true" and half:
             other = self.simulate(rows, self.micro_batches, "bf16-mixed")
-            mixed = self.work(other, rows, "bf16-mixed")
+            mixed = self.work(rows, self.micro_batches, "bf16-mixed")
             changes.append(self._change("precision: bf16-mixed", other, mixed, calibration, "bf16-mixed"))
         loss, basis, curve = self._loss(law, () if pilot is None else pilot.losses)
         return forecast(facts, step, work, self.device, calibration, loss, basis, curve, largest, changes)
@@ -382,20 +441,20 @@ class PlannedRun:
             return LossForecast(math.sqrt(low * high), low, high, None), curve.basis, curve
         return final, chosen.describe(), curve
 
-    def _resized(self, rows: int, calibration: Calibration, option: dict[str, Any]) -> Change:
-        count = self.micro_batch_size * self.micro_batches // rows
-        step = self.simulate(rows, count, **option)
-        work = step.work
-        if count > 1:
-            one = self.simulate(rows, 1, **option).work
-            work = one.plus(work.plus(one, -1.0), count - 1)
-        return self._change(f"micro_batch_size: {rows}", step, work, calibration)
+    def _sizes_of(self, share: int) -> list[int]:
+        """Return the sizes of micro-batches into which a device's rows of a step can be divided."""
+        sizes = []
+        for size in range(1, share + 1):
+            with contextlib.suppress(UserError):  # too few micro-batches for a pipeline
+                self._check_micro_batches(share // size)
+                sizes += [size] if share % size == 0 else []
+        return sizes
 
     def _change(
         self, what: str, step: SimulatedStep, work: Work, calibration: Calibration, precision: str | None = None
     ) -> Change:
         compiled = bool(getattr(self.module, "compile_model", False))
-        parts = step_parts(work, self.device, self.layout, precision or self.precision, compiled)
+        parts = step_parts(work, self.device, precision or self.precision, compiled)
         fits = (step.upper_bytes if self.device.kind == "cuda" else step.peak_bytes) <= self.device.memory
         return Change(what, step.peak_bytes, sum(parts.values()) * calibration.ratio, fits)
 
@@ -566,10 +625,10 @@ def _loads(tokenizer: str) -> bool:
 
 
 def _layout(trainer: dict[str, Any], num_devices: int | None) -> tuple[Layout, dict[str, Any]]:
-    """Return how the Trainer of the YAML distributes a run over processes, and how FSDP2 gathers and reduces.
+    """Return how the Trainer of the YAML distributes a run over processes, and its other options that matter to a plan.
 
     Raises:
-        UserError: If the number of devices does not match the sizes of the strategy, or there is a pipeline.
+        UserError: If the number of devices does not match the sizes of the strategy.
     """
     nodes = int(trainer.get("num_nodes") or 1)
     devices = trainer.get("devices", "auto")
@@ -582,11 +641,5 @@ def _layout(trainer: dict[str, Any], num_devices: int | None) -> tuple[Layout, d
     options = {} if isinstance(strategy, str) else strategy.get("init_args") or {}
     if name.rpartition(".")[2] == "ParallelStrategy":
         sizes = {axis: options[axis] for axis in (*AXES, "expert") if axis in options}
-        layout = Layout.resolve(num_devices, **sizes)
-        if layout.pipeline > 1:
-            raise UserError(
-                f"pipeline is {layout.pipeline}, whose schedules a plan does not simulate; plan with pipeline: 1 and "
-                "shard over data instead"
-            )
-        return layout, {name: options[name] for name in SHARDING if name in options}
+        return Layout.resolve(num_devices, **sizes), {name: options[name] for name in STRATEGY if name in options}
     return Layout(replicate=num_devices), {}

@@ -260,11 +260,14 @@ def ladder(
     folder = local_path("out", out)
     folder.mkdir(parents=True, exist_ok=True)
     names = []
+    shortest = min(run.tokens for run in runs)
     for run in runs:
         name = f"{prefix}-d{run.depth}-{run.flops:.0e}".replace("+", "")
         names.append(name)
         with atomic_file(folder / f"{name}.yaml") as temporary:
-            temporary.write_text(yaml.safe_dump(as_yaml(run, source, name), sort_keys=False), encoding="utf-8")
+            temporary.write_text(
+                yaml.safe_dump(as_yaml(run, source, name, shortest), sort_keys=False), encoding="utf-8"
+            )
         print(f"{name}: {run.config.num_parameters():,} parameters, {run.tokens:,} tokens in {run.steps:,} steps")
     total = sum(run.flops for run in runs)
     print(f"wrote {len(runs)} YAMLs to {folder}, {total:.3g} FLOPs in all; next:")

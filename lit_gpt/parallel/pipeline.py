@@ -184,24 +184,41 @@ class Stage(nn.Module):
         self.run: Callable[[Tensor | None, int], Any] | None = None
         """`run(hidden, micro_batch)`, set for each optimizer step."""
 
-    def forward(self, *hidden: Tensor, index: Tensor) -> Any:
-        """Run the stage on a micro-batch.
+        self.index_of_micro_batch = 0
+
+    def forward(self, *hidden: Tensor) -> Any:
+        """Run the stage on the micro-batch `index_of_micro_batch`.
 
         Args:
             hidden: (B, T, C) hidden states of the previous stage; none on the first stage.
-            index: (1,) int64 on the CPU, the number of the micro-batch in its step.
         """
         assert self.run is not None
         # The part's submodules belong to the model, too, and follow its mode; the part itself does not.
         self.part.training = self._model[0].training
-        return self.run(hidden[0] if hidden else None, int(index))
+        return self.run(hidden[0] if hidden else None, self.index_of_micro_batch)
 
 
 class _ScheduledStage(PipelineStage):
-    """A stage that receives micro-batches of different shapes: each rank knows all shapes, since it has the batch."""
+    """A stage that receives micro-batches of different shapes: each rank knows all shapes, since it has the batch.
+
+    A buffer exists from the receipt to the use of what it receives; torch keeps those of all micro-batches of a step.
+    """
 
     shapes: Sequence[tuple[int, ...]] = ()
     """(B, T, C) of each micro-batch of the step."""
+
+    def forward_one_chunk(self, fwd_chunk_id: int, *args: Any, **kwargs: Any) -> Any:
+        """Tell the stage which micro-batch it runs: the schedule has no batches, since it could not split a list."""
+        self.submod.index_of_micro_batch = fwd_chunk_id  # type: ignore[assignment]
+        output = super().forward_one_chunk(fwd_chunk_id, *args, **kwargs)
+        self._release(self.args_recv_info[fwd_chunk_id])
+        return output
+
+    def backward_one_chunk(self, bwd_chunk_id: int, *args: Any, **kwargs: Any) -> None:
+        """Run the backward pass of a micro-batch."""
+        super().backward_one_chunk(bwd_chunk_id, *args, **kwargs)
+        if not self.is_last:
+            self._release(self.grad_recv_info[bwd_chunk_id])
 
     def get_fwd_recv_ops(self, fwd_chunk_id: int) -> list[dist.P2POp]:
         """Receive hidden states of the micro-batch's shape."""
@@ -217,7 +234,12 @@ class _ScheduledStage(PipelineStage):
     def _fit(self, received: Iterable[Any], chunk: int) -> None:
         for info in received:
             if info.buffer is not None and tuple(info.buffer.shape) != self.shapes[chunk]:
-                info.buffer = torch.empty(self.shapes[chunk], dtype=info.buffer.dtype, device=info.buffer.device)
+                info.buffer = info.buffer.new_empty(self.shapes[chunk])
+
+    def _release(self, received: Iterable[Any]) -> None:
+        for info in received:
+            if info.buffer is not None:
+                info.buffer = info.buffer.new_empty(0)
 
 
 class Pipeline:
@@ -350,11 +372,9 @@ class Pipeline:
         for stage, in_schedule in zip(self.stages, scheduled, strict=True):
             in_schedule.shapes = shapes
             stage.run = self._runner(stage, micro_batches, forward)
-        # The schedule passes on only the numbers of the micro-batches: it could not split a list of dicts.
-        numbers = torch.arange(count)
         losses: list[Tensor] | None = [] if self.has_last_stage else None
         try:
-            schedule.step(index=numbers, target=numbers, losses=losses, return_outputs=False)
+            schedule.step(target=torch.empty(count), losses=losses, return_outputs=False)  # only its length counts
         except RuntimeError as error:
             if isinstance(error.__cause__, UserError):  # the schedule wraps it, with all arguments
                 raise error.__cause__ from None
@@ -446,7 +466,8 @@ class Pipeline:
                 device = next(stage.part.parameters()).device
                 hidden = [torch.empty(self._sent_shape(batch), dtype=self._sent_dtype(stage), device=device)]
                 dist.recv(hidden[0], self._peer(-1), self.group)
-            result = stage(*hidden, index=torch.zeros(1, dtype=torch.int64))
+            stage.index_of_micro_batch = 0
+            result = stage(*hidden)
             _reshard(stage)
             if not self.is_last(stage):
                 x = result.contiguous()

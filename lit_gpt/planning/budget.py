@@ -9,7 +9,9 @@ are better; if the corpus has only U tokens, repeated tokens count less (Muennig
 channels, and an MLP of 8/3 of the width, rounded up to a multiple of 128, otherwise as in the preset `tiny`.
 
 **Batch and learning rate** follow the compute C of the run: B = 0.292 C^0.3271 tokens and η = 0.3118 C^-0.125
-(DeepSeek LLM, arXiv:2401.02954, equation 1; fitted there with AdamW from 1e17 to 2e19 FLOPs).
+(DeepSeek LLM, arXiv:2401.02954, equation 1; fitted there with AdamW from 1e17 to 2e19 FLOPs, on the best sizes). Where
+a model is larger than the best one, η is that of the compute for which it would be the best. Where fewer than 200 steps
+are left, the batch is smaller, and η with its root (Malladi et al. 2022, arXiv:2205.10287).
 """
 
 import math
@@ -28,7 +30,15 @@ WIDTH_PER_LAYER = 64
 MAX_DEPTH = 128
 MIN_STEPS = 20
 """Minimum number of optimizer steps of a proposed run; a shorter one would not learn anything."""
+GOOD_STEPS = 200
+"""Number of optimizer steps below which a proposed run gets smaller batches."""
 NUM_VALIDATIONS = 4
+BEST_RATIO = 20
+"""Tokens per parameter of a model of the best size (Hoffmann et al. 2022, arXiv:2203.15556, table 3)."""
+EVAL_BATCH_SIZE = 16
+MIN_EVAL_TOKENS = 2**14
+"""Sequences of a batch, and tokens at least, of a validation. Four of a quarter of the run's tokens cost a third of its
+training at most; all runs of a ladder are measured on the same tokens."""
 LADDER_SHARES = (1 / 9, 1 / 3, 1)
 """Budgets of a ladder, relative to the largest."""
 
@@ -137,7 +147,8 @@ def propose(
         flops = math.exp(low)
     tokens = (flops - 2 * params * inference_tokens) / (6 * params)
     training = 6 * params * max(tokens, 0.0)
-    batch = max(1, round(0.292 * max(training, 1.0) ** 0.3271 / block_size))
+    best_batch = max(1, round(0.292 * max(training, 1.0) ** 0.3271 / block_size))
+    batch = max(1, min(best_batch, int(tokens // (GOOD_STEPS * block_size))))
     # A multiple of the validations, so that the last of them is after the last step, where a law needs it.
     steps = int(tokens // (batch * block_size)) // NUM_VALIDATIONS * NUM_VALIDATIONS
     if steps < MIN_STEPS:
@@ -153,7 +164,8 @@ def propose(
         tokens=tokens_seen,
         batch_sequences=batch,
         steps=steps,
-        lr=min(0.01, 0.3118 * training**-0.125),
+        lr=min(0.01, 0.3118 * max(training, 6 * params * BEST_RATIO * params) ** -0.125)
+        * math.sqrt(batch / best_batch),
         flops=6 * params * tokens_seen,
         loss=law.forecast(params, tokens_seen, unique_tokens),
     )
@@ -197,16 +209,19 @@ def propose_ladder(
     return [propose(law, share * flops, d, vocab_size, block_size) for d in depths for share in LADDER_SHARES]
 
 
-def as_yaml(proposal: Proposal, data: dict[str, Any], name: str) -> dict[str, Any]:
+def as_yaml(proposal: Proposal, data: dict[str, Any], name: str, shortest: int | None = None) -> dict[str, Any]:
     """Return the contents of a YAML file for `fit` that trains the proposed run.
 
     Args:
         proposal: The proposed run.
         data: `class_path` and `init_args` of the DataModule; `block_size` and `global_batch_size` are filled in.
         name: Name of the run.
+        shortest: Tokens of the shortest run with which its loss will be compared; None: its own.
     """
     config, steps = proposal.config, proposal.steps
+    eval_tokens = max(MIN_EVAL_TOKENS, (shortest or proposal.tokens) // NUM_VALIDATIONS)
     sizes = {"block_size": config.block_size, "global_batch_size": proposal.batch_sequences}
+    sizes["eval_batch_size"] = EVAL_BATCH_SIZE
     if data["class_path"].endswith("StdlibDataModule"):
         sizes["vocab_size"] = config.vocab_size
     return {
@@ -215,6 +230,7 @@ def as_yaml(proposal: Proposal, data: dict[str, Any], name: str) -> dict[str, An
             "name": name,
             "max_steps": steps,
             "val_check_interval": steps // NUM_VALIDATIONS,
+            "limit_val_batches": max(1, eval_tokens // (EVAL_BATCH_SIZE * config.block_size)),
             "log_every_n_steps": min(25, steps // 8),
         },
         "model": {

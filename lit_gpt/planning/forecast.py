@@ -241,13 +241,14 @@ def _piloted(point: tuple[int, float, float], pilot: Sequence[tuple[int, float]]
     return step, 0.97 * dict(pilot)[step], 1.03 * dict(pilot)[step]
 
 
-def step_parts(work: Work, device: Device, layout: Layout, precision: str, compiled: bool) -> dict[str, float]:
+def step_parts(work: Work, device: Device, precision: str, compiled: bool) -> dict[str, float]:
     """Return the seconds of a step by kind of work, from the roofline model (Williams et al. 2009).
 
     Matrix products are bound by arithmetic, everything else by memory; on a CPU (this
-    machine's) both are timed. Collectives of tensor parallelism, and the exchange of tokens between experts, add their
-    full time, since a layer waits for them. Those of data parallelism overlap with the backward pass: only the time
-    that exceeds it is added, or a tenth of it for the part at the end.
+    machine's) both are timed. Collectives of tensor and context parallelism, and the exchange of tokens between
+    experts, add their full time, since a layer waits for them. Those of data parallelism overlap with the backward
+    pass: only the time that exceeds it is added, or a tenth of it for the part at the end. The bubble of a pipeline is
+    the time in which this process waits for the others.
     """
     seconds: dict[str, float] = {}
     if device.kind == "cpu":
@@ -266,12 +267,13 @@ def step_parts(work: Work, device: Device, layout: Layout, precision: str, compi
     waiting = overlapping = 0.0
     for collective in work.collectives:
         cost = collective.sent_bytes / _collective_speed(collective, device) + collective.num_calls * COLLECTIVE_SECONDS
-        is_tensor = layout.tensor > 1 and (collective.num_ranks, collective.stride) == (layout.tensor, 1)
-        if is_tensor or collective.name.startswith("all_to_all"):
+        if collective.waits:
             waiting += cost
         else:
             overlapping += cost
     seconds["collectives"] = waiting + max(overlapping - 0.7 * computing, 0.1 * overlapping)
+    if work.idle_share:
+        seconds["pipeline bubble"] = work.idle_share * (computing + waiting)
     return seconds
 
 
@@ -333,7 +335,7 @@ def forecast(
         largest: Largest micro-batch that fits `with` and `without` activation checkpointing.
         changes: Simulated changes of the YAML; the three best are kept.
     """
-    parts = step_parts(work, device, facts.layout, facts.precision, facts.compiled)
+    parts = step_parts(work, device, facts.precision, facts.compiled)
     seconds = sum(parts.values()) * calibration.ratio
     time = _around(seconds, calibration.spread, calibration.basis)
     tokens = facts.tokens_per_step

@@ -200,7 +200,7 @@ def write_receipt(
     rows = [[step, *(value if math.isfinite(value) else None for value in values)] for step, *values in history]
     receipt = {
         "plan_sha256": sha256_json(plan),
-        "run": plan["run"]["name"],
+        "run": folder.resolve().name,  # the plan may have been of a run of another name
         "device": plan["device"]["name"],
         "scores": [asdict(s) | {"error": s.error, "held": s.held} for s in scores],
         "departures": list(departures),

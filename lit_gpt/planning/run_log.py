@@ -1,4 +1,4 @@
-"""What a run logged: the scalars of its TensorBoard folder, and a row for a table of runs."""
+"""What a run logged: the scalars of its TensorBoard events, and a row for a table of runs."""
 
 import math
 from pathlib import Path
@@ -14,13 +14,14 @@ def read_log(run: Path) -> dict[str, Series]:
     """Return every scalar that a run logged, by tag; of a step that was logged twice, the later value.
 
     Raises:
-        UserError: The folder has no TensorBoard log.
+        UserError: The folder has no TensorBoard events.
     """
     from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
 
-    folder = run / "tensorboard"
-    if not folder.is_dir():
-        raise UserError(f"{run} has no log in {folder}; name the folder of a run of `fit`")
+    old = run / "tensorboard"  # of runs that older versions started
+    folder = old if old.is_dir() else run
+    if not any(folder.glob("events.out.tfevents.*")):
+        raise UserError(f"{folder} has no log of TensorBoard; name the folder of a run of `fit`")
     events = EventAccumulator(str(folder), size_guidance={SCALARS: 0})
     events.Reload()
     found = {}

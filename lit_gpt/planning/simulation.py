@@ -31,6 +31,8 @@ from unittest import mock
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.pipelining._utils import InferenceMode
+from torch.distributed.pipelining.schedules import _PipelineSchedule
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._sharding_prop import ShardingPropagator
 from torch.optim import Optimizer
@@ -42,9 +44,9 @@ from lit_gpt.data_info import DataInfo
 from lit_gpt.errors import UserError
 from lit_gpt.models import masks
 from lit_gpt.objectives import cross_entropy
-from lit_gpt.parallel import Layout, parallelize
-from lit_gpt.parallel.context import cut_batch
+from lit_gpt.parallel import Layout, context, parallelize
 from lit_gpt.parallel.gradients import accumulated_locally, clip_gradients, sum_partial_gradients
+from lit_gpt.parallel.pipeline import Pipeline, ScheduleName
 from lit_gpt.planning.allocators import Event, upper_bound
 
 KINDS = ("parameters", "gradients", "optimizer", "buffers", "activations", "temporaries", "collectives")
@@ -72,6 +74,7 @@ class Collective:
         num_calls: Number of calls per step.
         num_bytes: Total size of the gathered or reduced tensors of all calls.
         stride: Ranks between two neighbours in the group, which tells how many of them share a node.
+        waits: Whether a layer waits for it, as for those of tensor and context parallelism.
     """
 
     name: str
@@ -79,6 +82,7 @@ class Collective:
     num_calls: int
     num_bytes: int
     stride: int = 1
+    waits: bool = False
 
     @property
     def sent_bytes(self) -> float:
@@ -86,6 +90,8 @@ class Collective:
 
         Source: Thakur et al. 2005, "Optimization of Collective Communication Operations in MPICH", section 4.
         """
+        if self.name == "send":  # from one stage of a pipeline to the next
+            return self.num_bytes
         share = (self.num_ranks - 1) / self.num_ranks
         return self.num_bytes * share * (2 if self.name == "all_reduce" else 1)
 
@@ -119,6 +125,7 @@ class Work:
         num_operations: Number of operations that launch a kernel.
         collectives: Communication, one entry per collective and number of processes.
         products: FLOPs of each kind of product, from which the speed on a CPU is measured.
+        idle_share: Time that a pipeline's process waits for the others, relative to that of its own work.
     """
 
     flops: dict[str, float] = field(default_factory=dict)
@@ -126,14 +133,15 @@ class Work:
     num_operations: int = 0
     collectives: list[Collective] = field(default_factory=list)
     products: dict[Product, float] = field(default_factory=dict)
+    idle_share: float = 0.0
 
     def plus(self, other: "Work", times: float = 1.0) -> "Work":
         """Return the sum of this work and `times` the other."""
         kinds = self.flops.keys() | other.flops.keys()
-        counts: dict[tuple[str, int, int], list[float]] = {}
+        counts: dict[tuple[str, int, int, bool], list[float]] = {}
         for factor, work in ((1.0, self), (times, other)):
             for c in work.collectives:
-                entry = counts.setdefault((c.name, c.num_ranks, c.stride), [0, 0])
+                entry = counts.setdefault((c.name, c.num_ranks, c.stride, c.waits), [0, 0])
                 entry[0] += factor * c.num_calls
                 entry[1] += factor * c.num_bytes
         return Work(
@@ -141,8 +149,8 @@ class Work:
             self.moved_bytes + times * other.moved_bytes,
             round(self.num_operations + times * other.num_operations),
             [
-                Collective(name, ranks, round(calls), round(size), stride)
-                for (name, ranks, stride), (calls, size) in sorted(counts.items())
+                Collective(name, ranks, round(calls), round(size), stride, waits)
+                for (name, ranks, stride, waits), (calls, size) in sorted(counts.items())
             ],
             {
                 product: self.products.get(product, 0.0) + times * other.products.get(product, 0.0)
@@ -188,6 +196,9 @@ def simulate_step(
     all_gather_dtype: str = "float32",
     reshard_after_forward: bool = True,
     sync_micro_batches: bool = False,
+    schedule: ScheduleName = "1f1b",
+    stages_per_rank: int | None = None,
+    stage: int = 0,
 ) -> SimulatedStep:
     """Run a module for two optimizer steps without data, and return the memory and work of the second one.
 
@@ -204,6 +215,9 @@ def simulate_step(
         all_gather_dtype: As in `ParallelStrategy`.
         reshard_after_forward: As in `ParallelStrategy`.
         sync_micro_batches: As in `ParallelStrategy`.
+        schedule: As in `ParallelStrategy`.
+        stages_per_rank: As in `ParallelStrategy`.
+        stage: Position in the pipeline of the process that is simulated.
 
     Raises:
         UserError: If the precision is unknown, or the step depends on values, which fake tensors do not have.
@@ -219,17 +233,23 @@ def simulate_step(
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     try:
         with (
-            _fake_processes(layout) as mesh,
+            _fake_processes(layout, stage) as mesh,
             mock.patch.object(cross_entropy, "CHUNK_BYTES", chunk_bytes),
             _masks_of(module, layout, accelerator),
         ):
             if layout.context > 1:
-                batches = cut_batch(list(batches), mesh["context"])
+                batches = context.cut_batch(list(batches), mesh["context"])
             module.trainer = _Trainer(layout, mesh, max_steps, tokens)
-            module.trainer.strategy.parallelize = lambda model: parallelize(
-                model, mesh, getattr(torch, all_gather_dtype), None, reshard_after_forward, layout.expert
-            )
-            module.trainer.strategy.block_backward_sync = lambda: accumulated_locally(
+            strategy = module.trainer.strategy
+
+            def divide(model: Any) -> Any:
+                if layout.pipeline > 1:
+                    strategy.pipeline = Pipeline(model, mesh.get_group("pipeline"), schedule, stages_per_rank)
+                dtype = getattr(torch, all_gather_dtype)
+                return parallelize(model, mesh, dtype, strategy.pipeline, reshard_after_forward, layout.expert)
+
+            strategy.parallelize = divide
+            strategy.block_backward_sync = lambda: accumulated_locally(
                 module, sync_micro_batches, reshard_after_forward
             )
             module._device_mesh = mesh
@@ -242,9 +262,11 @@ def simulate_step(
                 optimizer = _optimizer(module.configure_optimizers())
                 module.trainer.optimizers = [optimizer]
                 module.on_train_start()
-                tracker = Tracker(module, optimizer)
+                tracker = Tracker(module, optimizer, mesh)
                 step = [_fake_batch(batch) for batch in batches]
-                with tracker:
+                # Not told by their group: where each process has all samples, FSDP2 divides over the context's.
+                waits = {name: tracker.awaited(getattr(context, name)) for name in ("_all_gather", "_reduce_scatter")}
+                with tracker, mock.patch.multiple(context, **waits):
                     tracker.hold("activations", step)
                     for _ in range(2):
                         tracker.begin_step()
@@ -260,8 +282,8 @@ def simulate_step(
 def _train(module: Any, optimizer: Optimizer, batches: Any, autocast: torch.dtype | None, clips: bool) -> None:
     """Run one optimizer step in the same order as Lightning."""
     # As Lightning's autocast: without the cache, in which the copies of all weights would live until the step's end.
-    context = contextlib.nullcontext() if autocast is None else torch.autocast("cpu", autocast, cache_enabled=False)
-    with context:
+    cast = contextlib.nullcontext() if autocast is None else torch.autocast("cpu", autocast, cache_enabled=False)
+    with cast:
         loss = module.training_step(batches, 0)
     loss = loss["loss"] if isinstance(loss, Mapping) else loss
     loss.backward()
@@ -299,6 +321,7 @@ class _Trainer(SimpleNamespace):
             backward=lambda loss, optimizer: loss.backward(),
             distributed_sampler_kwargs={"rank": 0, "num_replicas": layout.num_batch_ranks},
             layout=layout,
+            pipeline=None,
             device_mesh=mesh,
             loss_group=None if mesh is None else mesh.get_group("loss"),
             barrier=lambda *_: None,
@@ -329,7 +352,7 @@ class _Trainer(SimpleNamespace):
 
 
 @contextlib.contextmanager
-def _fake_processes(layout: Layout) -> Iterator[Any]:
+def _fake_processes(layout: Layout, stage: int) -> Iterator[Any]:
     """Yield the device mesh of a fake process group, in which only this process exists; None if no mesh is needed."""
     if layout.world_size == 1:
         yield None
@@ -338,11 +361,19 @@ def _fake_processes(layout: Layout) -> Iterator[Any]:
 
     if dist.is_initialized():
         raise UserError("a process group is in use: plan a run in a separate process, not in one that trains")
-    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=layout.world_size)
+    rank = stage * (layout.world_size // layout.pipeline)  # the pipeline is the mesh's outermost axis
+    dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=layout.world_size)
     try:
-        yield layout.build_mesh("cpu") if layout.cuts_model else None
+        with mock.patch.object(_PipelineSchedule, "_warmup_p2p", _agree):
+            yield layout.build_mesh("cpu") if layout.cuts_model else None
     finally:
         dist.destroy_process_group()
+
+
+def _agree(schedule: Any, stages: list[Any], *_: Any) -> None:
+    """Choose the shapes of a pipeline's messages without the vote of its processes, whose result is a value."""
+    for stage in stages:
+        stage._inference_mode = InferenceMode.STATIC
 
 
 def _models(module: Any) -> list[nn.Module]:
@@ -436,9 +467,10 @@ class Tracker(TorchDispatchMode):
     Args:
         module: Module whose step is simulated.
         optimizer: Optimizer of the module.
+        mesh: Device mesh of the processes; None: there is one process, or the model is whole on each.
     """
 
-    def __init__(self, module: Any, optimizer: Optimizer) -> None:
+    def __init__(self, module: Any, optimizer: Optimizer, mesh: Any = None) -> None:
         super().__init__()
         self.module, self.optimizer = module, optimizer
         self.work = Work()
@@ -452,7 +484,9 @@ class Tracker(TorchDispatchMode):
         self._at_peak: dict[str, int] = {}
         self._resting = 0
         self._in_optimizer = self._in_shape_inference = False
-        self._collectives: Counter[tuple[str, int, int, int]] = Counter()
+        self._collectives: Counter[tuple[str, int, int, bool, int]] = Counter()
+        self._tensor_group = None if mesh is None else mesh.get_group("tensor").group_name
+        self._is_awaited = False
         self._handles: list[Any] = []
         self._resize = torch.UntypedStorage.resize_
         self._infer_shape = ShardingPropagator._propagate_tensor_meta_non_cached
@@ -506,6 +540,18 @@ class Tracker(TorchDispatchMode):
                     self._allocate(storage, kind, keep=False)
         self._note_peak()
 
+    def awaited(self, collective: Any) -> Any:
+        """Return a collective that is recorded as one that a layer waits for."""
+
+        def recorded(*args: Any, **kwargs: Any) -> Any:
+            self._is_awaited = True
+            try:
+                return collective(*args, **kwargs)
+            finally:
+                self._is_awaited = False
+
+        return recorded
+
     def begin_step(self) -> None:
         """Reset the work and the peak at the start of a step."""
         self.work = Work()
@@ -525,15 +571,15 @@ class Tracker(TorchDispatchMode):
             gradients = sum(p.numel() * p.element_size() for p in trained)
             memory["collectives"] += gradients
             num_buckets = max(1, math.ceil(gradients / (25 * 2**20)))
-            collectives["all_reduce", layout.replicate, 1, gradients // num_buckets] += num_buckets
-        calls: dict[tuple[str, int, int], list[int]] = {}
-        for (name, ranks, stride, size), count in collectives.items():
-            entry = calls.setdefault((name, ranks, stride), [0, 0])
+            collectives["all_reduce", layout.replicate, 1, False, gradients // num_buckets] += num_buckets
+        calls: dict[tuple[str, int, int, bool], list[int]] = {}
+        for (name, ranks, stride, waits, size), count in collectives.items():
+            entry = calls.setdefault((name, ranks, stride, waits), [0, 0])
             entry[0] += count
             entry[1] += count * size
         self.work.collectives = [
-            Collective(name, ranks, entry[0], entry[1], stride)
-            for (name, ranks, stride), entry in sorted(calls.items())
+            Collective(name, ranks, entry[0], entry[1], stride, waits)
+            for (name, ranks, stride, waits), entry in sorted(calls.items())
         ]
         return SimulatedStep(
             memory=memory,
@@ -658,7 +704,9 @@ class Tracker(TorchDispatchMode):
         stride = ranks[1] - ranks[0] if len(ranks) > 1 else 1
         tensors = [tensor for tensor in tree_flatten(args)[0] if isinstance(tensor, Tensor)] + outputs
         size = max((tensor.numel() * tensor.element_size() for tensor in tensors), default=0)
-        self._collectives[name, len(ranks), stride, size] += 1
+        waits = self._is_awaited or name.startswith("all_to_all") or group.group_name == self._tensor_group
+        if name != "recv":  # counted where it is sent
+            self._collectives[name, len(ranks), stride, waits, size] += 1
 
 
 def _storages(tensor: Tensor) -> list[torch.UntypedStorage]:

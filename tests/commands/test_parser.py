@@ -76,8 +76,10 @@ def test_a_model_or_a_config_may_come_without_its_name():
         assert _with_option(words) == words
 
 
-def test_a_switch_needs_no_value():
+def test_a_switch_needs_no_value_and_a_list_no_brackets():
     assert _with_lists(["generate", "--chat", "--seed", "1"]) == ["generate", "--chat", "true", "--seed", "1"]
+    depths = _with_lists(["plan", "ladder", "--depths", "2", "3", "--out", "x"])
+    assert depths == ["plan-ladder", "--depths", "[2, 3]", "--out", "x"]
     assert _with_lists(["generate", "--chat", "false"]) == ["generate", "--chat", "false"]
     assert _with_lists(["prepare", "--explain"]) == ["prepare", "--explain", "topics"]
 

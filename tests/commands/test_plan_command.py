@@ -122,6 +122,12 @@ def test_measured_steps_narrow_the_time(tmp_path, capsys):
             ["--devices", "1"],
             ("tensor 2", "trainer.devices"),
         ),
+        (
+            {"strategy": {"class_path": "ParallelStrategy", "init_args": {"pipeline": 2}}, "devices": 2},
+            {"micro_batch_size": 8},
+            [],
+            ("pipeline 2", "n_layer 1"),
+        ),
     ],
 )
 def test_what_cannot_be_planned_is_one_line(tmp_path, capsys, trainer, data, options, words):
@@ -132,6 +138,17 @@ def test_what_cannot_be_planned_is_one_line(tmp_path, capsys, trainer, data, opt
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("schedule", "idle"), [("1f1b", 1 / 8), ("interleaved", 1 / 16), ("zero_bubble", 1 / 24)])
+def test_a_pipeline_waits_for_its_first_and_last_micro_batch(tmp_path, schedule, idle):
+    strategy = {"class_path": "ParallelStrategy", "init_args": {"pipeline": 2, "schedule": schedule}}
+    trainer, data = {"strategy": strategy, "devices": 2}, {"micro_batch_size": 1}
+    run = PlannedRun(Path(config(tmp_path, trainer, data, overrides=SMALL | {"n_layer": 4})), find_device("h100"))
+    work, simulated = run.work(1, 8), run.simulate(1, 8).work
+    assert work.idle_share == pytest.approx(idle)
+    assert work.flops["linear"] == pytest.approx(2 * simulated.flops["linear"])  # four micro-batches are simulated
+    assert run.forecast().step_seconds.value == pytest.approx(run.step_seconds())
+
+
 def test_a_device_without_a_price_says_so(tmp_path, capsys):
     assert plan(config(tmp_path), "--device", "l4") == 0
     assert "--price_per_hour" in capsys.readouterr().out

@@ -57,4 +57,4 @@ def test_the_header_is_what_a_plan_simulates(name):
     step = run.simulate(run.micro_batch_size, run.micro_batches)
     assert step.upper_bytes <= GPU.memory
     assert describe_memory(step.memory, step.upper_bytes, GPU.memory) in header(name)
-    assert describe_sent(run.work(step, run.micro_batch_size).collectives) in header(name)
+    assert describe_sent(run.work(run.micro_batch_size, run.micro_batches).collectives) in header(name)

@@ -50,6 +50,18 @@ def test_a_budget_takes_the_nearest_depth():
     assert run.flops == pytest.approx(1e19, rel=0.02)
 
 
+def test_a_model_too_large_for_its_budget_takes_smaller_batches_and_steps():
+    small, large = (propose(PUBLISHED, 4e12, depth, 1024, 128) for depth in (2, 6))
+    assert small.steps >= 200
+    assert (large.batch_sequences, large.steps) == (2, 236)  # 236 * 2 * 128 tokens of 11 M parameters: 4e12 FLOPs
+    # 0.3118 (120 N^2)^-0.125 for the N of depth 6, and the root of 2 of 30 sequences, 0.292 (4e12)^0.3271 / 128.
+    assert large.lr == pytest.approx(0.3118 * (120 * 11_015_808**2) ** -0.125 * (2 / 30) ** 0.5, rel=0.1)
+    with pytest.raises(UserError, match="at least") as refusal:
+        propose(PUBLISHED, 1e11, 6, 1024, 128)
+    least = float(str(refusal.value).split("at least ")[1].split()[0])
+    assert propose(PUBLISHED, 1.05 * least, 6, 1024, 128).steps == 20  # two digits of the bound are printed
+
+
 def test_a_budget_too_small_for_any_model():
     with pytest.raises(UserError, match="at least"):
         propose(PUBLISHED, 1e9)
@@ -110,10 +122,14 @@ def test_the_command_writes_a_ladder_that_plan_reads(tmp_path, capsys):
     assert main(["plan", "ladder", "--out", str(out), "--flops", "3e14", "--block_size", "64"]) == 0
     files = sorted(out.iterdir())
     assert len(files) == 9
+    scored = set()
     for file in files:
-        trainer = yaml.safe_load(file.read_text())["trainer"]
+        values = yaml.safe_load(file.read_text())
+        trainer = values["trainer"]
+        scored.add((trainer["limit_val_batches"], values["data"]["init_args"]["eval_batch_size"]))
         assert trainer["max_steps"] % trainer["val_check_interval"] == 0  # the last validation is at the end
         assert trainer["name"] == file.stem
+    assert len(scored) == 1  # all losses are of the same windows
     assert "fit-law --runs" in capsys.readouterr().out
     assert main(["plan", "ladder", "--out", str(tmp_path / "none"), "--flops", "1e9"]) == 2
     assert not (tmp_path / "none").exists()

@@ -141,6 +141,7 @@ def test_the_page_has_scores_and_pictures(tmp_path):
     assert page.count("<polygon") == 2  # the bands of loss and speed
     assert "&lt;loss&gt;" in page
     receipt = json.loads((tmp_path / "run" / "receipt.json").read_text())
+    assert receipt["run"] == "run"  # the run's, not its plan's
     assert receipt["history"][1] == [50, None, 1950.0]
     assert {s["name"]: s["held"] for s in receipt["scores"]}["hours"] is False
 

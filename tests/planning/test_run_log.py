@@ -14,6 +14,7 @@ from lit_gpt.planning.forecast import calibration_from
 from lit_gpt.planning.laws import ScalingLaw
 from lit_gpt.planning.run_log import read_log, run_row
 from lit_gpt.plans import calibrate, law_rows
+from lit_gpt.trainer import Trainer
 
 TRUE = ScalingLaw({"E": 1.0, "A": 30.0, "alpha": 0.3, "B": 200.0, "beta": 0.35})
 
@@ -35,13 +36,13 @@ def make_run(tmp_path, name, width=16, steps=100, corpus="a", tokens=128, log=Tr
     lineage = {"corpus": {"documents": corpus, "seed": len(name), "global_batch_size": steps}}
     (run / "lineage.json").write_text(json.dumps(lineage))
     if log:
-        with SummaryWriter(str(run / "tensorboard")) as writer:
-            params = law_params(width)
-            for step in range(10, steps + 1, 10):
-                writer.add_scalar("throughput/tokens_seen", step * tokens, step)
-                writer.add_scalar("throughput/step_seconds", step_seconds, step)
-            writer.add_scalar("val/loss", 9.0, steps // 2)
-            writer.add_scalar("val/loss", TRUE.loss(params, steps * tokens), steps)
+        logger = Trainer(name=name, default_root_dir=tmp_path, accelerator="cpu").logger
+        params = law_params(width)
+        for step in range(10, steps + 1, 10):
+            logger.log_metrics({"throughput/tokens_seen": step * tokens, "throughput/step_seconds": step_seconds}, step)
+        logger.log_metrics({"val/loss": 9.0}, steps // 2)
+        logger.log_metrics({"val/loss": TRUE.loss(params, steps * tokens)}, steps)
+        logger.finalize("success")
     return str(run)
 
 
@@ -73,7 +74,7 @@ def test_runs_of_different_corpora_are_refused(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("options", "words"),
-    [([], ("--table", "--runs")), (["--runs", "nowhere"], ("nowhere", "tensorboard"))],
+    [([], ("--table", "--runs")), (["--runs", "nowhere"], ("nowhere", "TensorBoard"))],
 )
 def test_what_is_no_run_is_one_line(capsys, options, words):
     assert main(["plan", "fit-law", *options]) == 2
@@ -92,11 +93,18 @@ def test_a_run_without_validation_says_nothing_to_a_law(tmp_path):
 
 def test_a_step_that_was_logged_twice_counts_once(tmp_path):
     run = make_run(tmp_path, "twice")
-    with SummaryWriter(str(tmp_path / "twice" / "tensorboard"), filename_suffix=".resumed") as writer:
+    with SummaryWriter(run, filename_suffix=".resumed") as writer:
         writer.add_scalar("val/loss", 1.5, 100)
     assert read_log(tmp_path / "twice")["val/loss"] == [(50, 9.0), (100, 1.5)]
     assert law_rows([tmp_path / "twice"])[0]["loss"] == 1.5
-    assert run.endswith("twice")
+
+
+def test_the_log_of_a_run_that_an_older_version_started(tmp_path):
+    run = tmp_path / "old"
+    run.mkdir()
+    with SummaryWriter(str(run / "tensorboard")) as writer:
+        writer.add_scalar("val/loss", 1.5, 100)
+    assert read_log(run)["val/loss"] == [(100, 1.5)]
 
 
 def test_a_calibration_by_hand():

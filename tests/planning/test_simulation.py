@@ -172,6 +172,37 @@ def test_divided_rows_take_their_share():
     assert part.memory["activations"] < whole.memory["activations"] / 2
 
 
+@pytest.mark.parametrize("schedule", ["1f1b", "interleaved", "zero_bubble"])
+def test_the_stages_of_a_pipeline_are_the_model_and_send_hidden_states(schedule):
+    untied = {"n_layer": 4, "tie_embeddings": False}
+    whole = simulate_step(module(untied), [batch()] * 4)
+
+    def stage(place, count=4):
+        layout = Layout(pipeline=2)
+        return simulate_step(module(untied), [batch()] * count, layout=layout, schedule=schedule, stage=place)
+
+    stages = [stage(place) for place in (0, 1)]
+    assert sum(step.num_parameters for step in stages) == whole.num_parameters
+    assert sum(step.work.flops["linear"] for step in stages) == whole.work.flops["linear"]
+    boundaries = 3 if schedule == "interleaved" else 1  # between the stages: forward, and back
+    for step in stages:
+        (sent,) = [c for c in step.work.collectives if c.name == "send"]
+        assert sent.num_calls == 4 * boundaries
+        assert sent.num_bytes == sent.sent_bytes == 4 * boundaries * B * T * SHAPE["n_embd"] * 4
+    if schedule == "1f1b":  # the first process keeps two micro-batches, however many there are
+        assert stage(0, 8).memory["activations"] == pytest.approx(stages[0].memory["activations"], rel=0.02)
+
+
+def test_a_layer_waits_for_its_tensor_and_context_groups_alone():
+    def collectives(**axes):
+        step = simulate_step(module({"n_head": 8, "n_embd": 64}), [batch()], layout=Layout(**axes))
+        return {(c.name, c.waits) for c in step.work.collectives if c.num_bytes > 1000}
+
+    assert collectives(data=2) == {("all_gather", False), ("reduce_scatter", False)}
+    assert collectives(context=2) == {(name, waits) for name in ("all_gather", "reduce_scatter") for waits in (0, 1)}
+    assert {waits for _, waits in collectives(tensor=2)} == {True}
+
+
 def test_ddp_sends_each_gradient_once_and_keeps_a_copy():
     step = simulate_step(module(), [batch()], layout=Layout(replicate=8))
     (reduced,) = [c for c in step.work.collectives if c.num_bytes > 1000]
