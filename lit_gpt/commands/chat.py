@@ -45,7 +45,7 @@ def chat(
     from lit_gpt.data.chat import ChatRenderer, load_chat_template, template_of
     from lit_gpt.generation import Engine, EngineLoop, SamplingParams
     from lit_gpt.generation.chat_session import ChatSession, converse
-    from lit_gpt.generation.loading import load_for_generation
+    from lit_gpt.generation.loading import load_for_generation, load_speculation
 
     params = SamplingParams(
         max_new_tokens=max_new_tokens,
@@ -59,7 +59,8 @@ def chat(
     network, tokenizer = load_for_generation(model, device, adapter, weights, dtype=dtype)
     template = template_of(tokenizer) if chat_template is None else load_chat_template(chat_template)
     renderer = ChatRenderer(tokenizer, template)
-    engine = Engine(network, tokenizer, max_batch_size=1)
+    speculation = load_speculation(network, tokenizer, None, None)
+    engine = Engine(network, tokenizer, max_batch_size=1, speculation=speculation)
     loop = EngineLoop(engine)
     try:
         converse(ChatSession(loop, renderer, params, engine.max_length, system))

@@ -31,7 +31,7 @@ def generate(
     regex: str | None = None,
     grammar: str | None = None,
     draft_model: str | None = None,
-    draft_tokens: int = 0,
+    draft_tokens: int | None = None,
     batch_size: int = 16,
     cache_tokens: int | None = None,
     compile: bool = False,
@@ -71,8 +71,8 @@ def generate(
         grammar: file with a grammar in Lark syntax that the completion must follow.
         draft_model: smaller model with the same tokenizer whose proposed tokens this model verifies (speculative
             decoding).
-        draft_tokens: number of tokens to propose per verification; without a draft model they are looked up in the text
-            so far; 0: no speculation, or 4 if there is a draft model.
+        draft_tokens: number of tokens to propose per verification, from the draft model (0: 4) or else looked up in the
+            text so far; null: looked up for a single sequence on a CPU while it is faster; 0: no speculation.
         batch_size: maximum number of prompts in a batch.
         cache_tokens: KV cache capacity in tokens; null: a full context for each of `batch_size` sequences, or what
             three quarters of the free memory hold.
@@ -89,8 +89,8 @@ def generate(
     from lit_gpt.checks import check_at_least, local_path
     from lit_gpt.data.chat.template import has_template
     from lit_gpt.errors import UserError
-    from lit_gpt.generation import Engine, SamplingParams, Speculation
-    from lit_gpt.generation.loading import load_for_generation, make_renderer
+    from lit_gpt.generation import Engine, SamplingParams
+    from lit_gpt.generation.loading import load_for_generation, load_speculation, make_renderer
 
     check_at_least("num_samples", num_samples, 1)
     if prompts is not None and prompt:
@@ -122,10 +122,7 @@ def generate(
         params = replace(params, stop_token_ids=tuple(sorted(renderer.stop_ids)))
     elif has_template(tokenizer) and sys.stderr.isatty():
         print(f"{model} has a chat template: add --chat to ask it, or use `chat` for a conversation", file=sys.stderr)
-    speculation = None
-    if draft_model is not None or draft_tokens:
-        draft = None if draft_model is None else load_for_generation(draft_model, device, dtype=dtype)
-        speculation = Speculation.of(tokenizer, draft_tokens or 4, draft)
+    speculation = load_speculation(network, tokenizer, draft_model, draft_tokens, device, dtype, compile)
     if prompt == "-":
         prompt = sys.stdin.read()
     rows: list[dict[str, Any]] = [{"prompt": prompt}] if prompts is None else _read_prompts(prompts)

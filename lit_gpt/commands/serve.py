@@ -28,7 +28,7 @@ def serve(
     prefill_chunk: int = 512,
     compile: bool = False,
     draft_model: str | None = None,
-    draft_tokens: int = 0,
+    draft_tokens: int | None = None,
     guards: str | None = None,
     root_path: str = "",
     limits: Limits = Limits(),  # noqa: B008 (frozen)
@@ -59,8 +59,8 @@ def serve(
         compile: decode through torch.compile with fixed shapes.
         draft_model: smaller model with the same tokenizer whose proposed tokens this model verifies (speculative
             decoding).
-        draft_tokens: number of tokens to propose per verification; without a draft model they are looked up in the text
-            so far; 0: no speculation.
+        draft_tokens: number of tokens to propose per verification, from the draft model (0: 4) or else looked up in the
+            text so far; null: looked up for a single sequence on a CPU while it is faster; 0: no speculation.
         guards: YAML file of guards that check requests and answers: personal data, block lists, or your own classifier
             (`lit_gpt.serving.guards`).
         root_path: path prefix under which a reverse proxy publishes the server, such as /llm.

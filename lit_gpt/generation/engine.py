@@ -488,9 +488,10 @@ class Engine:
         if self._speculation is None:
             self._start_decoding()
         plans = [StepPlan(self._depends_on_length)]
+        total = sum(block.num_decoding for block in self._blocks)
         for block in self._blocks:
             decoding = block.entries[: block.num_decoding]
-            proposals = [self._propose(request) for request in decoding]
+            proposals = [self._propose(request, total) for request in decoding]
             if any(proposals):
                 for request, drafts in zip(decoding, proposals, strict=True):
                     plans[0].verify(request, drafts)
@@ -515,8 +516,8 @@ class Engine:
                 request.block.start_decoding(request.row)
                 self._in_prefill.remove(request)
 
-    def _propose(self, request: Request) -> list[int]:
-        if self._speculation is None:
+    def _propose(self, request: Request, num_decoding: int) -> list[int]:
+        if self._speculation is None or num_decoding > (self._speculation.most_rows or num_decoding):
             return []
         left = min(request.params.max_new_tokens - request.num_new - 1, self.max_length - len(request.ids))
         scaling = self.config.rope_scaling

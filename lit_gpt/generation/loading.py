@@ -14,6 +14,8 @@ from lit_gpt.data.chat import ChatRenderer, load_chat_template, template_of
 from lit_gpt.data.chat.template import has_template
 from lit_gpt.data.tokenizers import Tokenizer, load_tokenizer
 from lit_gpt.errors import UserError
+from lit_gpt.generation.cache import can_truncate
+from lit_gpt.generation.speculative import PromptLookup, Speculation
 from lit_gpt.models import GPT
 from lit_gpt.models.kernel_choice import where_kept
 from lit_gpt.models.packed import prepare_for_inference
@@ -47,6 +49,40 @@ def load_for_generation(
         network = network.to(torch_dtype(dtype))
     prepare_weights(network, weights, tokens)
     return network, tokenizer
+
+
+def load_speculation(
+    model: GPT,
+    tokenizer: Tokenizer,
+    draft_model: str | None,
+    draft_tokens: int | None,
+    device: str = "auto",
+    dtype: str = "keep",
+    compile: bool = False,
+) -> Speculation | None:
+    """Return the speculation of `--draft_model` and `--draft_tokens`; without either, the default one.
+
+    The default is prompt lookup for a single sequence on a CPU, while it is right often enough to be faster.
+
+    Args:
+        model: The model that verifies.
+        tokenizer: Its tokenizer.
+        draft_model: A smaller model with the same tokenizer, or None.
+        draft_tokens: Number of tokens to propose at a time; 0 = none, None = by default.
+        device: Device of the draft model.
+        dtype: Dtype of the draft model's weights.
+        compile: Whether the model is compiled, which verification is not.
+
+    Raises:
+        UserError: If there is no such draft model, or it has another tokenizer.
+    """
+    if draft_model is not None:
+        return Speculation.of(tokenizer, draft_tokens or 4, load_for_generation(draft_model, device, dtype=dtype))
+    if draft_tokens is None:
+        if compile or model.wte.weight.device.type != "cpu" or not can_truncate(model):
+            return None
+        return Speculation(PromptLookup(shortest=2, adaptive=True), num_tokens=8, most_rows=1)
+    return Speculation.of(tokenizer, draft_tokens, None) if draft_tokens else None
 
 
 def load_source(

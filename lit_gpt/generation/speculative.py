@@ -45,21 +45,64 @@ class PromptLookup:
 
     Args:
         longest: Number of last tokens to search for; fewer are tried if they do not occur.
+        shortest: Fewest last tokens to search for.
+        adaptive: Propose for a request only while its proposals are right often enough to pay for verifying them, and
+            now and then to see whether they have become so.
     """
 
-    def __init__(self, longest: int = 3) -> None:
-        self._longest = longest
+    def __init__(self, longest: int = 3, shortest: int = 1, adaptive: bool = False) -> None:
+        self._longest, self._shortest, self._adaptive = longest, shortest, adaptive
+        self._records: weakref.WeakKeyDictionary[Request, _Record] = weakref.WeakKeyDictionary()
 
     def propose(self, request: Request, count: int) -> list[int]:
         """Return at most `count` tokens, those after the latest match."""
-        ids = np.array(request.ids)
-        for length in range(min(self._longest, len(ids) - 1), 0, -1):
+        if not self._adaptive:
+            return self._look_up(request.ids, count)
+        record = self._records.setdefault(request, _Record())
+        record.judge(request.ids)
+        if not record.proposes(len(request.ids)):
+            return []
+        drafts = self._look_up(request.ids, count)
+        if drafts:
+            record.drafts, record.length = drafts, len(request.ids)
+        return drafts
+
+    def _look_up(self, tokens: Sequence[int], count: int) -> list[int]:
+        ids = np.array(tokens)
+        for length in range(min(self._longest, len(ids) - 1), self._shortest - 1, -1):
             earlier = np.lib.stride_tricks.sliding_window_view(ids[:-1], length)
             places = np.flatnonzero((earlier == ids[-length:]).all(axis=1))
             if len(places):
                 start = int(places[-1]) + length
                 return [int(token) for token in ids[start : start + count]]
         return []
+
+
+class _Record:
+    """How often the proposals for a request were right."""
+
+    def __init__(self) -> None:
+        self.drafts: list[int] = []
+        self.length = 0
+        """The last proposal, and the length of the sequence then."""
+        self._average = 2 * _WORTHWHILE
+        """Tokens of a proposal that were right, a moving average."""
+
+    def judge(self, ids: Sequence[int]) -> None:
+        """Count the tokens of the last proposal that the sequence continued with."""
+        if self.drafts:
+            right = common_prefix(self.drafts, ids[self.length :])
+            self._average += 0.3 * (right - self._average)
+            self.drafts = []
+
+    def proposes(self, length: int) -> bool:
+        return self._average >= _WORTHWHILE or length - self.length >= _TRIAL
+
+
+_WORTHWHILE = 1.0
+"""Right tokens per proposal above which proposals save time: verifying one costs up to half a token more than none."""
+_TRIAL = 32
+"""Tokens after which a proposal is tried although the last ones were wrong."""
 
 
 class DraftModel:
@@ -128,7 +171,13 @@ class DraftModel:
 
 @dataclass(frozen=True)
 class Speculation:
-    """Settings of speculative decoding: the proposer and the number of draft tokens per iteration.
+    """Settings of speculative decoding.
+
+    Args:
+        proposer: Proposes draft tokens.
+        num_tokens: Number of draft tokens per iteration.
+        most_rows: Maximum number of sequences decoding at once for which drafts are proposed: a pass over many
+            sequences is limited by arithmetic, not by reading the weights.
 
     Raises:
         UserError: If the number is out of bounds.
@@ -136,6 +185,7 @@ class Speculation:
 
     proposer: Proposer
     num_tokens: int = 4
+    most_rows: int | None = None
 
     def __post_init__(self) -> None:
         check_between("draft_tokens", self.num_tokens, 1, MAX_DRAFT_TOKENS)

@@ -206,7 +206,7 @@ class SelfAttention(TokenMixer):
         self.fused: FusedLinears | None = None
         self.rotate: Callable[[Tensor, Rotation], Tensor] = apply_rope
         self.attend_one: Callable[..., Tensor | None] | None = None
-        """Faster attention of one query per row, if there is one (`lit_gpt.models.native`)."""
+        """Faster attention of single queries, if there is one (`lit_gpt.models.native`)."""
         self.store: Callable[..., bool] | None = None
         """Likewise, of a key and a value per row in the KV cache."""
 
@@ -234,7 +234,7 @@ class SelfAttention(TokenMixer):
 
     def _attend_part(self, state: KVState, part: "Part", q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         keys, values, mask = state.update(part, k, v)
-        if self.attend_one is not None and q.shape[1] == 1:
+        if self.attend_one is not None:
             y = self.attend_one(q, keys, values, mask, self.scoring.scale)
             if y is not None:
                 return y

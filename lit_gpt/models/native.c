@@ -28,6 +28,7 @@
 #define GROUP 32
 #define QUADS 8
 #define PANEL 16
+#define WHOLE(S) (((S) + 15) / 16 * 16)
 #define TOKENS 4 /* computed together, so that a code is loaded and unpacked once for all of them */
 
 typedef int32_t ints __attribute__((vector_size(64)));
@@ -288,7 +289,8 @@ void store(const float *k, int64_t k_from, const float *v, int64_t v_from, const
         }
 }
 
-/* One query head over S keys; D is a constant where this is inlined, so that `out` stays in registers. */
+/* One query head over S keys; D is a constant where this is inlined, so that `out` stays in registers. `scores` has room
+   for a multiple of 16 of them: their sum is taken in an order that keys which the mask hides do not change. */
 INLINE void head(const float *query, const float *keys, int64_t key_step, const float *values, int64_t value_step,
                  const float *mask, float *scores, float *out, int64_t S, const int D, float scale) {
     float largest = -INFINITY, sum = 0;
@@ -300,8 +302,9 @@ INLINE void head(const float *query, const float *keys, int64_t key_step, const 
         scores[s] = score * scale + (mask ? mask[s] : 0);
         largest = scores[s] > largest ? scores[s] : largest;
     }
+    for (int64_t s = S; s < WHOLE(S); s++) scores[s] = -INFINITY;
 #pragma omp simd reduction(+ : sum)
-    for (int64_t s = 0; s < S; s++) {
+    for (int64_t s = 0; s < WHOLE(S); s++) {
         scores[s] = exponential(scores[s] - largest);
         sum += scores[s];
     }
@@ -326,7 +329,7 @@ INLINE void head(const float *query, const float *keys, int64_t key_step, const 
 int attend(const float *q, int64_t q_row, const float *keys, int64_t k_row, int64_t k_head, int64_t k_step,
            const float *values, int64_t v_row, int64_t v_head, int64_t v_step, const float *mask, int64_t mask_row,
            float *y, int64_t B, int64_t H, int64_t K, int64_t S, int D, float scale, int threads) {
-    float *scores = malloc(B * H * S * sizeof(float));
+    float *scores = malloc(B * H * WHOLE(S) * sizeof(float));
     if (!scores) return 1;
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1 && B > 1)
     for (int64_t one = 0; one < B * H; one++) {
@@ -334,11 +337,11 @@ int attend(const float *q, int64_t q_row, const float *keys, int64_t k_row, int6
         const float *query = q + b * q_row + h * D, *own = mask ? mask + b * mask_row : 0;
         const float *key = keys + b * k_row + shared * k_head, *value = values + b * v_row + shared * v_head;
         if (D == 64)
-            head(query, key, k_step, value, v_step, own, scores + one * S, y + one * D, S, 64, scale);
+            head(query, key, k_step, value, v_step, own, scores + one * WHOLE(S), y + one * D, S, 64, scale);
         else if (D == 128)
-            head(query, key, k_step, value, v_step, own, scores + one * S, y + one * D, S, 128, scale);
+            head(query, key, k_step, value, v_step, own, scores + one * WHOLE(S), y + one * D, S, 128, scale);
         else
-            head(query, key, k_step, value, v_step, own, scores + one * S, y + one * D, S, D, scale);
+            head(query, key, k_step, value, v_step, own, scores + one * WHOLE(S), y + one * D, S, D, scale);
     }
     free(scores);
     return 0;

@@ -215,20 +215,33 @@ def store(k: Tensor, v: Tensor, keys: Tensor, values: Tensor, entries: Tensor) -
     return True
 
 
+_FEW_QUERIES = 16
+"""Queries of one row that are computed one after another; more are left to torch, which reads the keys only once."""
+
+
 def attend(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scale: float) -> Tensor | None:
-    """Compute attention of one query per row.
+    """Compute attention of one query per row, or of a few queries of one row, each as if it were alone.
+
+    A few queries of one row are draft tokens: each has, to the bit, the result that it would have as a single token.
 
     Args:
-        q: (B, 1, H, D).
+        q: (B, 1, H, D), or (1, T, H, D).
         keys: (B, K, S, D).
         values: (B, K, S, D).
-        mask: (B or 1, 1, 1, S) float32, added to the scores, or None.
+        mask: (B or 1, 1, T, S) float32, added to the scores, or None.
         scale: Factor of the scores.
 
     Returns:
-        (B, 1, H, D); None if the kernel does not support the shapes.
+        Like q; None if the kernel does not support the shapes.
     """
-    B, _, H, D = q.shape
+    B, T, H, D = q.shape
+    if T > 1:
+        if B > 1 or T > _FEW_QUERIES or mask is None or mask.shape[1] > 1:
+            return None
+        y = attend(
+            q.transpose(0, 1), keys.expand(T, -1, -1, -1), values.expand(T, -1, -1, -1), mask.transpose(0, 2), scale
+        )
+        return None if y is None else y.transpose(0, 1)
     steps, k, v = q.stride(), keys.stride(), values.stride()
     if not _usable(q) or D % 16 or steps[2:] != (D, 1) or k[3] != 1 or v[3] != 1 or keys.dtype != q.dtype:
         return None

@@ -289,6 +289,17 @@ class ParallelStrategy(ModelParallelStrategy):
         if trainer.state.fn == TrainerFn.FITTING and self.world_size > 1:
             self._print_layout()
 
+    def model_to_device(self) -> None:
+        """Move the model to its device, unless all of it is there.
+
+        After training, torch.compile refers to the parameters, and torch cannot exchange a DTensor that is referred to:
+        a `test` after `fit` would fail.
+        """
+        assert self.model is not None
+        tensors = (*self.model.parameters(), *self.model.buffers())
+        if any(x.device != self.root_device for x in (self.model, *tensors)):
+            super().model_to_device()
+
     def _print_layout(self) -> None:
         """Print on process 0 who holds what; every process calls it."""
         assert self.model is not None

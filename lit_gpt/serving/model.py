@@ -16,9 +16,9 @@ from lit_gpt.data.chat import ChatRenderer, Message
 from lit_gpt.data.compiled_bpe import byte_alphabet
 from lit_gpt.data.tokenizers import Tokenizer
 from lit_gpt.errors import UserError
-from lit_gpt.generation import Engine, SamplingParams, Speculation
+from lit_gpt.generation import Engine, SamplingParams
 from lit_gpt.generation.engine import EngineStats
-from lit_gpt.generation.loading import load_for_generation, make_renderer, short_name
+from lit_gpt.generation.loading import load_for_generation, load_speculation, make_renderer, short_name
 from lit_gpt.generation.loop import EngineLoop
 from lit_gpt.generation.text import opened
 from lit_gpt.models import GPT
@@ -27,8 +27,6 @@ from lit_gpt.serving.tools import ToolForm, tool_form
 
 ALWAYS_READ_CHARACTERS = 65_536
 """Texts up to this length are always tokenized, which takes some milliseconds."""
-DRAFT_TOKENS = 4
-"""Default number of tokens that a draft model proposes at a time."""
 _HEAD_POSITIONS = 256
 """Number of positions whose logits are in memory at once when prompt log-probabilities are computed."""
 
@@ -266,7 +264,7 @@ def load_served(
     prefill_chunk: int = 512,
     compile: bool = False,
     draft_model: str | None = None,
-    draft_tokens: int = 0,
+    draft_tokens: int | None = None,
 ) -> ServedModel:
     """Load a model, verified by its manifest, and start its engine.
 
@@ -284,8 +282,7 @@ def load_served(
         prefill_chunk: Prompt tokens processed in one forward pass.
         compile: Whether to decode through torch.compile with fixed shapes.
         draft_model: A smaller model with the same tokenizer that proposes tokens for this one to verify.
-        draft_tokens: Number of tokens to propose at a time; without a draft model they are looked up in the text so
-            far; 0 disables speculation.
+        draft_tokens: Number of tokens to propose at a time (`lit_gpt.generation.loading.load_speculation`).
 
     Raises:
         UserError: If there is no such model, it is damaged, has no tokenizer, or a setting does not fit it.
@@ -293,10 +290,7 @@ def load_served(
     form = "plain" if compile and weights == "auto" else weights
     network, tokenizer = load_for_generation(model, device, adapter, form, max_batch_size, dtype)
     renderer = make_renderer(tokenizer, chat_template)
-    speculation = None
-    if draft_model is not None or draft_tokens:
-        draft = None if draft_model is None else load_for_generation(draft_model, device)
-        speculation = Speculation.of(tokenizer, draft_tokens or DRAFT_TOKENS, draft)
+    speculation = load_speculation(network, tokenizer, draft_model, draft_tokens, device, compile=compile)
     engine = Engine(
         network,
         tokenizer,

@@ -1,6 +1,8 @@
 """Guesses change nothing: greedy and sampled texts are the same, and frequencies pass the chi-square test."""
 
 from dataclasses import replace
+from itertools import pairwise
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -8,9 +10,12 @@ from chi_square import p_value
 from small_chats import small_tokenizer
 
 from lit_gpt.errors import UserError
-from lit_gpt.generation import DraftModel, Engine, PromptLookup, SamplingParams, Speculation
+from lit_gpt.generation import DraftModel, Engine, PromptLookup, SamplingParams, Speculation, loading
+from lit_gpt.generation.loading import load_speculation
 from lit_gpt.generation.request import Request
-from lit_gpt.models import GPT, GPTConfig
+from lit_gpt.models import GPT, GPTConfig, packed
+from lit_gpt.models.native import library
+from lit_gpt.models.packed import prepare_for_inference
 
 CONFIG = GPTConfig(
     n_layer=2,
@@ -125,6 +130,56 @@ def test_look_up_finds_the_latest_longest_match():
     assert guess([7, 1, 7, 2, 7]) == [2, 7]
     assert guess([1, 2, 3]) == []
     assert guess([4]) == []
+
+
+def test_look_up_adapts_to_how_often_it_is_right():
+    request = Request("x", [1, 2, 3, 4, 5, 1, 2], SamplingParams(), small_tokenizer())
+    lookup, proposed = PromptLookup(shortest=2, adaptive=True), []
+
+    def follow(tokens):
+        for token in tokens:
+            drafts = lookup.propose(request, 3)
+            proposed.append(len(drafts))
+            request.ids.extend(drafts if drafts[:1] == [token] else [token])
+
+    follow([3])
+    assert request.ids[-3:] == [3, 4, 5], "right: all three are kept"
+    follow([8, 8, 8, 8, 8, 8])  # from the third on, the last two have occurred before
+    proposed.clear()
+    for _ in range(60):  # wrong every time
+        drafts = lookup.propose(request, 3)
+        proposed.append(len(drafts))
+        request.ids.append(7 if drafts[:1] != [7] else 6)
+    tries = [at for at, count in enumerate(proposed) if count]
+    assert 2 <= len(tries) <= 8, tries
+    assert max(b - a for a, b in pairwise(tries)) >= 32, "now and then one is tried"
+
+
+@pytest.mark.skipif(library() is None, reason="no C compiler")
+@pytest.mark.parametrize("prompts", [PROMPTS[:1], PROMPTS])
+def test_with_compiled_kernels_the_default_changes_nothing_to_the_bit(prompts, monkeypatch):
+    monkeypatch.setattr(packed, "_KINDS", {"float32": (packed.NativeFloatWeight,)})
+    config = replace(CONFIG, n_embd=64, intermediate_size=128, vocab_size=304)
+    params = SamplingParams(max_new_tokens=20, temperature=0, ignore_eos=True, logprobs=0)
+    model = sharp(config).requires_grad_(False)
+    prepare_for_inference(model, "float32")
+    found = []
+    for draft_tokens in (0, None):
+        speculation = load_speculation(model, small_tokenizer(), None, draft_tokens)
+        engine = Engine(model, small_tokenizer(), max_batch_size=4, speculation=speculation)
+        with patch.object(PromptLookup, "propose", autospec=True, side_effect=PromptLookup.propose) as propose:
+            found.append([(one.token_ids, one.logprobs) for one in engine.generate(prompts, params)])
+        assert propose.called == (draft_tokens is None and len(prompts) == 1), "not for several at once"
+    assert found[0] == found[1]
+
+
+def test_no_default_where_it_would_not_be_faster():
+    model = sharp(CONFIG)
+    assert load_speculation(model, small_tokenizer(), None, None, compile=True) is None
+    assert load_speculation(model, small_tokenizer(), None, 0) is None
+    assert load_speculation(model, small_tokenizer(), None, 3).num_tokens == 3
+    with patch.object(loading, "can_truncate", return_value=False):
+        assert load_speculation(model, small_tokenizer(), None, None) is None
 
 
 def test_refused():

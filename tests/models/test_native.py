@@ -64,6 +64,15 @@ def test_attention_of_single_queries(D, masked):
     torch.testing.assert_close(found, wanted)
     alone = native.attend(q[1:2], keys[1:2], values[1:2], None if mask is None else mask[1:2], 0.3)
     assert torch.equal(alone, found[1:2])
+    if masked:  # draft tokens of one row: each like a single query that does not see the last keys
+        few = torch.randn(1, 4, 6, D)
+        hidden = torch.full((1, 1, 4, 29), -float("inf")).triu(26)
+        together = native.attend(few, keys[:1], values[:1], hidden, 0.3)
+        for number in range(4):
+            seen = 26 + number
+            mask_one = torch.zeros(1, 1, 1, seen)
+            single = native.attend(few[:, [number]], keys[:1, :, :seen], values[:1, :, :seen], mask_one, 0.3)
+            assert torch.equal(single, together[:, [number]])
     assert native.attend(q[..., : D - 1], keys, values, mask, 0.3) is None
     assert native.attend(q, keys, values, torch.zeros(1, 6, 1, 29), 0.3) is None, "ALiBi's, one per head"
 
