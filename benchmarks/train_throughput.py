@@ -6,8 +6,12 @@ Every contender trains the same shape on the same random tokens with AdamW and c
 own, so that its peak memory is its own; the rounds alternate, because a machine drifts. `--litgpt_python` is the
 interpreter of an environment with `pip install litgpt torch==2.13.0` (litgpt pins an older jsonargparse).
 
-The roofline is the matrix products of one step alone, at their own shapes, forward and backward: no program that does
-them can be faster. Tokens/s are medians over all rounds; `vs best peer` compares within this run.
+`--precision bf16-mixed` trains all of them under the same autocast. With one thread on a CPU (OMP_NUM_THREADS=1), time
+is the process's own CPU time, which other programs on the machine do not lengthen.
+
+The roofline is the matrix products of one step alone, at their own shapes and precision, forward and backward, in the
+faster of torch's libraries: no program that does them can be faster. Tokens/s are medians over all rounds; `vs best
+peer` compares within this run.
 """
 
 import argparse
@@ -30,6 +34,8 @@ SHAPES = {
     "tiny": {"n_layer": 1, "n_head": 1, "n_embd": 64, "block_size": 32, "vocab_size": 256, "batch": 1},
 }
 LR, WARMUP_STEPS = 6e-4, 2
+PRECISION = "32-true"
+"""Of all contenders in this process: `32-true` or `bf16-mixed`."""
 
 
 def tokens(shape: dict, device: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -45,6 +51,13 @@ def synchronize(device: str) -> None:
         torch.cuda.synchronize()
 
 
+def clock() -> float:
+    """Seconds: the process's own with one thread and no accelerator, else of the wall."""
+    return (
+        time.process_time() if torch.get_num_threads() == 1 and not torch.cuda.is_available() else time.perf_counter()
+    )
+
+
 def raw_loop(model: torch.nn.Module, loss_fn: Callable, shape: dict, steps: int, device: str) -> float:
     """Plain torch: seconds a step, after a warm-up."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
@@ -53,15 +66,15 @@ def raw_loop(model: torch.nn.Module, loss_fn: Callable, shape: dict, steps: int,
     for step in range(WARMUP_STEPS + steps):
         if step == WARMUP_STEPS:
             synchronize(device)
-            start = time.perf_counter()
+            start = clock()
         optimizer.zero_grad()
-        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+        with torch.autocast(device, torch.bfloat16, enabled=PRECISION == "bf16-mixed"):
             loss = loss_fn(model, inputs, targets)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
     synchronize(device)
-    return (time.perf_counter() - start) / steps
+    return (clock() - start) / steps
 
 
 def gpt_config(shape: dict) -> dict:
@@ -113,10 +126,10 @@ def ours_trainer(shape: dict, steps: int, device: str, compiled: bool) -> float:
         def on_train_batch_end(self, trainer, *_):
             if trainer.global_step == WARMUP_STEPS:
                 synchronize(device)
-                self.start = time.perf_counter()
+                self.start = clock()
             elif trainer.global_step == WARMUP_STEPS + steps:
                 synchronize(device)
-                self.end = time.perf_counter()
+                self.end = clock()
 
     clock = Clock()
     module = PretrainModule(
@@ -131,7 +144,7 @@ def ours_trainer(shape: dict, steps: int, device: str, compiled: bool) -> float:
             callbacks=[clock],
             accelerator=device,
             devices=1,
-            precision="bf16-mixed" if device == "cuda" else "32-true",
+            precision=PRECISION,
         )
         trainer.fit(module, train_dataloaders=DataLoader([[batch]] * (WARMUP_STEPS + steps), batch_size=None))
     return (clock.end - clock.start) / steps
@@ -192,7 +205,7 @@ def roofline(shape: dict, steps: int, device: str, compiled: bool) -> float:
     """Only the matrix products: seconds a step."""
     C, T, V, N = shape["n_embd"], shape["block_size"], shape["vocab_size"], shape["batch"] * shape["block_size"]
     H = shape["n_head"]
-    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    dtype = torch.bfloat16 if PRECISION == "bf16-mixed" else torch.float32
     projections = [(C, C)] * 4 + [(C, 4 * C), (4 * C, C)]
     x = {width: torch.randn(N, width, device=device, dtype=dtype) for width in (C, 4 * C)}
     x[V] = torch.randn(N, V, device=device, dtype=dtype)
@@ -200,11 +213,25 @@ def roofline(shape: dict, steps: int, device: str, compiled: bool) -> float:
     q = torch.randn(shape["batch"] * H, T, C // H, device=device, dtype=dtype)
     scores = torch.randn(shape["batch"] * H, T, T, device=device, dtype=dtype)
 
+    multiply = {"torch": F.linear}
+    if device == "cpu":
+        multiply["oneDNN"] = lambda a, b: torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "")
+
+    def seconds(a: torch.Tensor, b: torch.Tensor, name: str) -> float:
+        start = clock()
+        multiply[name](a, b)
+        return clock() - start
+
     def linear(inside: int, outside: int) -> None:
         w = weights[inside, outside]
-        x[inside] @ w  # output
-        x[outside] @ w.T  # gradient of the input
-        x[inside].T @ x[outside]  # gradient of the weight
+        # output, gradient of the input, gradient of the weight
+        for a, b in ((x[inside], w.T), (x[outside], w), (x[inside].T, x[outside].T)):
+            key = (a.shape, b.shape)
+            if key not in fastest:
+                fastest[key] = min(multiply, key=lambda name: min(seconds(a, b, name) for _ in range(4)))
+            multiply[fastest[key]](a, b)
+
+    fastest: dict[tuple, str] = {}
 
     def step() -> None:
         for _ in range(shape["n_layer"]):
@@ -221,10 +248,10 @@ def roofline(shape: dict, steps: int, device: str, compiled: bool) -> float:
     for i in range(WARMUP_STEPS + steps):
         if i == WARMUP_STEPS:
             synchronize(device)
-            start = time.perf_counter()
+            start = clock()
         step()
     synchronize(device)
-    return (time.perf_counter() - start) / steps
+    return (clock() - start) / steps
 
 
 CONTENDERS: dict[str, Callable[[dict, int, str, bool], float]] = {
@@ -252,7 +279,7 @@ def run(name: str, compiled: bool, arguments: argparse.Namespace) -> dict:
     interpreter = arguments.litgpt_python if name == "litgpt" else sys.executable
     command = [
         interpreter, __file__, "--work", name, "--shape", arguments.shape, "--steps", str(arguments.steps),
-        "--device", arguments.device, *(["--compiled"] if compiled else []),
+        "--device", arguments.device, "--precision", arguments.precision, *(["--compiled"] if compiled else []),
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -267,6 +294,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=5, help="optimizer steps that are timed, each round")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--precision", choices=["32-true", "bf16-mixed"], help="default: bf16-mixed on GPUs alone")
     parser.add_argument("--litgpt_python", help="interpreter of an environment with litgpt; left out without one")
     parser.add_argument("--only", nargs="+", choices=CONTENDERS, help="run these alone")
     parser.add_argument("--modes", nargs="+", choices=["eager", "compile"], default=["eager", "compile"])
@@ -275,6 +303,8 @@ def main() -> None:
     parser.add_argument("--compiled", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     shape = SHAPES[arguments.shape]
+    global PRECISION
+    PRECISION = arguments.precision = arguments.precision or ("bf16-mixed" if arguments.device == "cuda" else "32-true")
     if arguments.work:
         work(arguments.work, shape, arguments.steps, arguments.device, arguments.compiled)
         return
@@ -310,7 +340,8 @@ def main() -> None:
         print("| " + " | ".join(str(value) for value in entry.values()) + " |")
     if arguments.out:
         about = {
-            "shape": arguments.shape, **shape, "device": arguments.device, "rounds": arguments.rounds,
+            "shape": arguments.shape, **shape, "device": arguments.device,
+            "precision": arguments.precision, "rounds": arguments.rounds,
             "torch": torch.__version__, "machine": platform.machine(), "threads": torch.get_num_threads(),
         }  # fmt: skip
         arguments.out.write_text(json.dumps({**about, "table": table}, indent=1) + "\n")

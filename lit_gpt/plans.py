@@ -50,7 +50,7 @@ from lit_gpt.planning.forecast import (
     loss_curve,
     step_parts,
 )
-from lit_gpt.planning.hardware import gpu_peak_flops
+from lit_gpt.planning.hardware import fast_precision, gpu_peak_flops
 from lit_gpt.planning.laws import LAW_REACH, PUBLISHED, LossForecast, ScalingLaw
 from lit_gpt.planning.run_log import read_log, run_row, typical_step_seconds
 from lit_gpt.planning.simulation import SimulatedStep, Work, simulate_step
@@ -95,6 +95,8 @@ class PlannedRun:
         self.trainer: dict[str, Any] = values.get("trainer") or {}
         self.device = device
         self.precision = str(self.trainer.get("precision") or "32-true")
+        if self.precision == "auto":  # every GPU in the table of devices computes in bfloat16
+            self.precision = "bf16-mixed" if device.kind == "cuda" else fast_precision("cpu")
         self.layout, self.strategy = _layout(self.trainer, num_devices)
         self._simulated: dict[Any, SimulatedStep] = {}
         self.module, self.data = self.build()

@@ -13,12 +13,13 @@ import shutil
 from collections.abc import Callable, Iterable
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
+from lightning.fabric.connector import _PRECISION_INPUT
 from lightning.fabric.plugins import CheckpointIO, ClusterEnvironment
-from lightning.pytorch.accelerators import AcceleratorRegistry
+from lightning.pytorch.accelerators import AcceleratorRegistry, CPUAccelerator, CUDAAccelerator
 from lightning.pytorch.callbacks import Callback, ProgressBar
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.plugins import LayerSync, Precision
@@ -38,10 +39,13 @@ from lit_gpt.callbacks import (
     TokenProgressBar,
 )
 from lit_gpt.callbacks.run_folder import require_fresh
+from lit_gpt.checkpoints.huggingface.tensors import read_json
+from lit_gpt.checkpoints.provenance import LINEAGE
 from lit_gpt.checkpoints.resolve import find_best, find_last_complete, list_checkpoints
 from lit_gpt.checkpoints.step import step_of
 from lit_gpt.checks import check_at_least, check_one_of, local_path
 from lit_gpt.errors import UserError
+from lit_gpt.planning.hardware import fast_precision
 from lit_gpt.plugins import AtomicCheckpointIO, TorchrunEnvironment
 from lit_gpt.plugins.strategy import check_processes, unset_node_variables
 
@@ -127,6 +131,8 @@ class Trainer(pl.Trainer):
         max_epochs: number of passes over the training split; None: no limit.
         val_check_interval: validate every this many optimizer steps (an int) or every fraction of an epoch (a float).
         log_every_n_steps: number of optimizer steps between two log entries.
+        precision: as in Lightning, or `auto`: `bf16-mixed` where the devices compute in bfloat16 (GPUs, and CPUs with
+            BF16 or AMX units), else `32-true`; a resumed run keeps the precision that it started with.
         gradient_clip_val: maximum norm of the total gradient; None: no clipping.
         logger: None: TensorBoard in the run's folder; False: no logger.
         callbacks: callbacks in addition to the defaults; an instance of a default callback's class replaces it.
@@ -149,6 +155,7 @@ class Trainer(pl.Trainer):
         max_epochs: int | None = None,
         val_check_interval: int | float | str | timedelta | dict[str, int] | None = None,
         log_every_n_steps: int = 25,
+        precision: Literal["auto"] | _PRECISION_INPUT | None = None,
         gradient_clip_val: float | None = 1.0,
         logger: Logger | Iterable[Logger] | bool | None = None,
         callbacks: list[Callback] | Callback | None = None,
@@ -186,6 +193,9 @@ class Trainer(pl.Trainer):
             kwargs["devices"] = int(os.environ["LOCAL_WORLD_SIZE"])
             if kwargs.get("num_nodes", 1) == 1:
                 kwargs["num_nodes"] = int(os.environ["WORLD_SIZE"]) // kwargs["devices"]
+        self.chooses_precision = precision == "auto"
+        if precision == "auto":
+            precision = self._choose_precision(kwargs.get("accelerator", "auto"))
         _check_arguments(
             kwargs
             | {
@@ -206,6 +216,7 @@ class Trainer(pl.Trainer):
                 max_epochs=-1 if max_epochs is None and max_steps == -1 else max_epochs,
                 val_check_interval=val_check_interval,
                 log_every_n_steps=None if barebones else log_every_n_steps,
+                precision=precision,
                 gradient_clip_val=gradient_clip_val,
                 logger=logger,
                 callbacks=callbacks,
@@ -328,6 +339,25 @@ class Trainer(pl.Trainer):
         return super().predict(
             model, dataloaders, datamodule, return_predictions, self._resolve(ckpt_path), weights_only
         )
+
+    def _choose_precision(self, accelerator: Any) -> Any:
+        """Return the precision of the run in the folder, or else the one that is fast on its devices."""
+        path = self.run_dir / LINEAGE
+        if list_checkpoints(self.run_dir) and path.exists():
+            recorded = read_json(path, "restore it, or set trainer.precision").get("precision")
+            if recorded is not None:
+                rank_zero_info(f"precision auto: {recorded}, as {self.run_dir} was started")
+                return recorded
+        if isinstance(accelerator, CUDAAccelerator) or accelerator in ("gpu", "cuda"):
+            kind = "cuda"
+        elif accelerator == "auto":
+            kind = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        else:
+            kind = "cpu" if isinstance(accelerator, CPUAccelerator) else str(accelerator)
+        chosen = fast_precision(kind)
+        has = "has" if chosen == "bf16-mixed" else "has no"
+        rank_zero_info(f"precision auto: {chosen} ({kind} {has} bfloat16 units)")
+        return chosen
 
     def _resolve(self, ckpt_path: str | None) -> str | None:
         if ckpt_path in ("auto", "hpc") or str(ckpt_path).startswith("registry"):

@@ -1,5 +1,6 @@
 """`lit_gpt.Trainer` and its command line: mistakes are one sentence with value and remedy, and lose nothing."""
 
+import json
 import os
 import pickle
 import sys
@@ -428,3 +429,29 @@ def test_devices_are_the_processes_of_torchrun(tmp_path, monkeypatch, arguments,
         monkeypatch.setenv(name, value)
     trainer = quiet(tmp_path, strategy="ddp", **arguments)
     assert (trainer.num_devices, trainer.num_nodes) == expected
+
+
+def test_precision_auto_is_that_of_the_devices_and_a_resumed_run_keeps_it(tmp_path, folder, monkeypatch):
+    def trained(name, fast, ckpt_path=None, steps=1, accelerator="cpu"):
+        monkeypatch.setattr("lit_gpt.trainer.fast_precision", lambda kind: fast if kind == "cpu" else "16-true")
+        trainer = quiet(tmp_path, name=name, precision="auto", max_steps=steps, accelerator=accelerator)
+        trainer.fit(PretrainModule(overrides=SMALL), datamodule=data(folder), ckpt_path=ckpt_path)
+        return trainer
+
+    first = trained("run", "bf16-mixed")
+    assert first.precision == "bf16-mixed"
+    assert trained("run", "32-true", "last", 2).precision == "bf16-mixed"
+    assert trained("auto", "32-true", accelerator="auto").precision == "32-true"
+    with pytest.raises(UserError, match="trainer.precision: bf16-mixed"):  # of another run's folder
+        trained("another", "32-true", str(list_checkpoints(first.run_dir)[0]), 3)
+
+
+def test_precision_auto_on_the_command_line(fit, tmp_path, monkeypatch):
+    monkeypatch.setattr("lit_gpt.trainer.fast_precision", lambda kind: "bf16-mixed")
+    status, error = fit(precision="auto", max_steps=1)
+    assert status == 0, error
+    assert json.loads((tmp_path / "runs" / "run" / "lineage.json").read_text())["precision"] == "bf16-mixed"
+    status, error = fit(precision="fast")
+    assert status == 2
+    assert "trainer.precision" in error
+    assert "auto" in error

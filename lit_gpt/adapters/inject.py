@@ -21,6 +21,7 @@ from lit_gpt.errors import UserError
 from lit_gpt.extras import need
 from lit_gpt.models.head import VOCABULARY_WEIGHTS
 from lit_gpt.models.initialization import fill, named_generator
+from lit_gpt.models.linear import is_plain_linear
 
 NAME = "default"
 
@@ -92,10 +93,8 @@ def target_names(model: nn.Module, config: AdapterConfig) -> list[str]:
     Raises:
         UserError: if one of `targets` matches no layer.
     """
-    # Exactly nn.Linear, no subclasses: not the head, which computes losses, or routers, which choose experts.
-    linears = [
-        name for name, module in model.named_modules() if type(module) is nn.Linear and name.startswith("blocks.")
-    ]
+    # Plain linear layers, no subclasses: not the head, which computes losses, or routers, which choose experts.
+    linears = [name for name, module in model.named_modules() if is_plain_linear(module) and name.startswith("blocks.")]
     kinds = sorted({name.rpartition(".")[2] for name in linears})
     if config.targets == "all-linear":
         return linears

@@ -271,6 +271,7 @@ def _keep_lineage(path: Path, trainer: Trainer, pl_module: LightningModule, info
             info.tokenizer_path,
             None if info.lineage is None else info.lineage(),
             init_from=getattr(pl_module, "init_from", None),
+            precision=getattr(trainer, "precision", None),
             **{name: value for entry in entries for name, value in entry.items()},
         )
     with atomic_file(path) as temporary:

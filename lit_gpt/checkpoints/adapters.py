@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from lit_gpt.adapters import AdapterConfig, merged_weights
 from lit_gpt.adapters.inject import plain_name
@@ -35,6 +35,7 @@ from lit_gpt.data.tokenizers import load_tokenizer
 from lit_gpt.errors import UserError
 from lit_gpt.models import GPT, GPTConfig
 from lit_gpt.models.families import get_family
+from lit_gpt.models.linear import is_plain_linear
 
 PEFT_CONFIG = "adapter_config.json"
 PEFT_WEIGHTS = "adapter_model.safetensors"
@@ -119,7 +120,7 @@ def block_linears(config: GPTConfig) -> list[str]:
     """Return the names of the linear layers in a model's blocks."""
     with torch.device("meta"):
         model = GPT(config)
-    return [name for name, module in model.named_modules() if type(module) is nn.Linear and name.startswith("blocks.")]
+    return [name for name, module in model.named_modules() if is_plain_linear(module) and name.startswith("blocks.")]
 
 
 def from_checkpoint_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

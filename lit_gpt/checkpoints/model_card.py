@@ -293,7 +293,7 @@ def training_rows(lineage: Mapping[str, Any], training: Mapping[str, Any]) -> Ro
         ("batch size", batch and block and f"{batch:,} sequences of {block:,} tokens"),
         ("optimizer", _called(optimizer)),
         ("schedule", _called(schedule)),
-        ("precision", (config.get("trainer") or {}).get("precision")),
+        ("precision", lineage.get("precision") or (config.get("trainer") or {}).get("precision")),
         (f"best `{training.get('monitor')}`", None if value is None else f"{value:.4f}{which}"),
     ]
 

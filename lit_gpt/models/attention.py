@@ -1,9 +1,10 @@
 """Causal self-attention: multi-head, grouped-query or multi-query, with the extensions of later models.
 
 The first part computes softmax(scale · q kᵀ + mask) v, with the changes that published models make to the scores. It
-has four equivalent implementations and picks the fastest one that supports what the model needs:
+has five equivalent implementations and picks the fastest one that supports what the model needs:
 
 - `scaled_dot_product_attention`: everything except soft-capping;
+- in training on a CPU, a compiled kernel for causal attention without bias (`training_kernels`);
 - the same with one more key for attention sinks (its score is the head's learned logit, its value zero);
 - FlexAttention with a BlockMask on CUDA, which supports everything;
 - the formula written out, for soft-capped scores elsewhere.
@@ -24,10 +25,12 @@ from torch import Tensor, nn
 from lit_gpt.models.cache import KVState
 from lit_gpt.models.config import GPTConfig
 from lit_gpt.models.fused import FusedLinears
+from lit_gpt.models.linear import Linear
 from lit_gpt.models.masks import Mask, flex_attend
 from lit_gpt.models.mixers import Context, TokenMixer, register_token_mixer
 from lit_gpt.models.norms import apply_norm, build_norm
 from lit_gpt.models.positions import Rotation, alibi_slopes, apply_rope
+from lit_gpt.models.training_kernels import causal_attention
 
 if TYPE_CHECKING:
     from lit_gpt.models.cache import Part, StepState
@@ -92,7 +95,8 @@ def attend(
     if sinks is not None:
         q, k, padded, mask = _with_sink_key(q, k, v, mask, sinks, scoring.scale)
         return _sdpa(q, k, padded, mask, scoring.scale, dropout)[..., : v.shape[-1]]
-    return _sdpa(q, k, v, mask, scoring.scale, dropout)
+    compiled = None if dropout else causal_attention(q, k, v, mask, scoring.scale)
+    return _sdpa(q, k, v, mask, scoring.scale, dropout) if compiled is None else compiled
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, dropout: float) -> Tensor:
@@ -191,10 +195,10 @@ class SelfAttention(TokenMixer):
         self.num_heads, self.num_kv_heads = H, K
         self.slides, self.rotates = config.slides(layer), config.rotates(layer)
         self.scoring = Scoring.of(config)
-        self.q_proj = nn.Linear(C, H * D, bias=bias)
-        self.k_proj = nn.Linear(C, K * D, bias=bias)
-        self.v_proj = nn.Linear(C, K * D, bias=bias)
-        self.o_proj = nn.Linear(H * D, C, bias=config.has_attention_out_bias)
+        self.q_proj = Linear(C, H * D, bias=bias)
+        self.k_proj = Linear(C, K * D, bias=bias)
+        self.v_proj = Linear(C, K * D, bias=bias)
+        self.o_proj = Linear(H * D, C, bias=config.has_attention_out_bias)
         self.norms_heads = config.qk_norm == "head"
         self.q_norm: nn.Module | None = None
         self.k_norm: nn.Module | None = None

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_gpt.models.head import LMHead
+from lit_gpt.models.linear import is_plain_linear
 
 
 class FusedLinears:
@@ -79,7 +80,7 @@ class FusedLinears:
         if torch.is_grad_enabled():
             return False  # the shared matrix is not a parameter: the layers would get no gradient
         return all(
-            type(linear) is nn.Linear and linear.weight.data_ptr() == pointer
+            is_plain_linear(linear) and linear.weight.data_ptr() == pointer
             for linear, pointer in zip(linears, self._pointers, strict=True)
         )
 
@@ -156,7 +157,7 @@ def layout_of(model: Any) -> tuple[Any, ...]:
 
 def _is_plain(module: nn.Module) -> bool:
     weight = getattr(module, "weight", None)
-    known = type(module) is nn.Linear or type(module) is LMHead
+    known = is_plain_linear(module) or type(module) is LMHead
     return known and type(weight) is nn.Parameter and type(weight.data) is Tensor and not weight.is_meta
 
 

@@ -21,8 +21,9 @@ from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from lit_gpt.models.linear import linear
 
 HeadFn = Callable[[Tensor, Tensor, Tensor | None], Any]
 """`head_fn(hidden (B, T, C), weight (V, C), bias (V,) or None)` → the model's output."""
@@ -33,7 +34,7 @@ class LMHead(nn.Linear):
 
     def forward(self, hidden: Tensor, head_fn: HeadFn | None = None) -> Any:
         """Return logits (B, T, V) of hidden states (B, T, C), or the result of `head_fn`."""
-        return (head_fn or F.linear)(hidden, self.weight, self.bias)
+        return (head_fn or linear)(hidden, self.weight, self.bias)
 
 
 class VocabularyShard(NamedTuple):

@@ -8,18 +8,23 @@ another machine that shares the folder makes its own.
 """
 
 import json
+import math
 import os
 import platform
-from collections.abc import Callable, Mapping
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
 from lit_gpt.atomic import atomic_file
 from lit_gpt.cache_dir import find_cache_dir
 from lit_gpt.checks import local_path
+from lit_gpt.compiled import load_compiled
 from lit_gpt.errors import UserError
 
 MARGIN = 0.05
@@ -34,26 +39,88 @@ def choices_file() -> Path:
     return local_path("LIT_GPT_KERNELS", own) if own else find_cache_dir() / "kernels.json"
 
 
-def choose(question: str, options: Mapping[str, Option], measure: Callable[[Option], float]) -> Option:
+def choose(
+    question: str,
+    options: Mapping[str, Option],
+    measure: Callable[[Option], float],
+    passes: int = 1,
+    must_keep: bool = False,
+) -> Option:
     """Return the option that was chosen on this machine before, or else the fastest one.
 
     Args:
         question: What is chosen: the product and its size.
         options: At least one, by name, the preferred one first.
         measure: Returns the time that an option takes.
+        passes: Number of times that the options are measured in turn; the shortest time counts.
+        must_keep: Return the first option if the choice cannot be kept, so that it is the same in every run.
     """
     if len(options) == 1:
         return next(iter(options.values()))
     path, machine = choices_file(), this_machine()
     question = f"{question}: {' | '.join(options)}"  # one choice for each set of options
-    kept = _read(path).get(machine, {}).get(question)
+    kept = _restored.get(question) or _read(path).get(machine, {}).get(question)
     if kept is not None and kept in options:
+        _used[question] = kept
         return options[kept]
     with torch.inference_mode(False), torch.no_grad():
-        times = {name: measure(option) for name, option in options.items()}
+        times = dict.fromkeys(options, math.inf)
+        for _ in range(passes):
+            times = {name: min(times[name], measure(option)) for name, option in options.items()}
     first, best = next(iter(options)), min(times, key=times.__getitem__)
     chosen = best if times[best] < (1 - MARGIN) * times[first] else first
-    return options[_keep(path, machine, question, chosen, options)]
+    chosen = _keep(path, machine, question, chosen, options)
+    _used[question] = first if must_keep and path in _unwritable else chosen
+    return options[_used[question]]
+
+
+def best_time(runs: Sequence[Callable[[Tensor], Tensor]], x: Tensor, rounds: int = 5) -> float:
+    """Return the seconds that a call of all functions takes: the shortest of `rounds`, after one as a warm-up."""
+    # With one thread, its own time: other processes on the machine do not count. Threads that wait for each other do.
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    best = math.inf
+    for _ in range(rounds + 1):
+        start = clock()
+        for run in runs:
+            run(x)
+        best = min(best, clock() - start)
+    return best
+
+
+_used: dict[str, str] = {}
+"""Choices of this process."""
+
+
+def used_kernels(kind: str) -> str | None:
+    """Return for the user which options this process uses for questions that begin with `kind`; None: it has none."""
+    counts = Counter(name for question, name in _used.items() if question.startswith(kind))
+    if not counts:
+        return None
+    return ", ".join(f"{name} for {count}" for name, count in counts.most_common()) + f" ({where_kept()})"
+
+
+_restored: dict[str, str] = {}
+"""Choices of a run that is resumed: they hold although the file on this machine may have been lost since."""
+
+
+def choices_of(kind: str) -> dict[str, dict[str, str]]:
+    """Return the choices of questions that begin with `kind`, by machine, to be stored in a checkpoint."""
+    own = _read(choices_file()).get(this_machine(), {}) | _restored
+    return {this_machine(): {question: name for question, name in own.items() if question.startswith(kind)}}
+
+
+def restore_choices(choices: Mapping[str, Mapping[str, str]]) -> None:
+    """Use the choices that `choices_of` returned, if it was on such a machine."""
+    _restored.update(choices.get(this_machine(), {}))
+
+
+def compile_kernels(source: Path) -> Any:
+    """Return a C file's kernels, with the processor's instructions and OpenMP; None if they cannot be compiled here."""
+    flags = ("-march=native", "-fno-math-errno", "-fno-trapping-math")
+    # With OpenMP, in torch's own library where it brings one: two would compete. Else for one thread.
+    bundled = [str(path) for path in sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))]
+    options = [(*flags, "-fopenmp", "-lm", *bundled), (*flags, "-Wno-unknown-pragmas", "-lm")]
+    return load_compiled(source, this_machine(), options)
 
 
 @cache

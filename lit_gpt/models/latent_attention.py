@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from lit_gpt.models.attention import Scoring, attend
 from lit_gpt.models.cache import KVState
 from lit_gpt.models.config import GPTConfig
+from lit_gpt.models.linear import Linear
 from lit_gpt.models.masks import Mask
 from lit_gpt.models.mixers import Context, TokenMixer, register_token_mixer
 from lit_gpt.models.norms import build_norm
@@ -52,14 +53,14 @@ class LatentAttention(TokenMixer):
         C, H, R, bias = config.n_embd, config.n_head, self.mla.kv_lora_rank, config.has_attention_bias
         self.num_heads = H
         rank = self.mla.q_lora_rank
-        self.q_proj = nn.Linear(C, H * self.mla.qk_head_dim, bias=False) if rank is None else None
-        self.q_a_proj = nn.Linear(C, rank, bias=bias) if rank is not None else None
+        self.q_proj = Linear(C, H * self.mla.qk_head_dim, bias=False) if rank is None else None
+        self.q_a_proj = Linear(C, rank, bias=bias) if rank is not None else None
         self.q_a_norm = _latent_norm(config, rank) if rank is not None else None
-        self.q_b_proj = nn.Linear(rank, H * self.mla.qk_head_dim, bias=False) if rank is not None else None
-        self.kv_a_proj = nn.Linear(C, R + self.mla.qk_rope_head_dim, bias=bias)
+        self.q_b_proj = Linear(rank, H * self.mla.qk_head_dim, bias=False) if rank is not None else None
+        self.kv_a_proj = Linear(C, R + self.mla.qk_rope_head_dim, bias=bias)
         self.kv_a_norm = _latent_norm(config, R)
-        self.kv_b_proj = nn.Linear(R, H * (self.mla.qk_nope_head_dim + self.mla.v_head_dim), bias=False)
-        self.o_proj = nn.Linear(H * self.mla.v_head_dim, C, bias=config.has_attention_out_bias)
+        self.kv_b_proj = Linear(R, H * (self.mla.qk_nope_head_dim + self.mla.v_head_dim), bias=False)
+        self.o_proj = Linear(H * self.mla.v_head_dim, C, bias=config.has_attention_out_bias)
         self.drop = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor, context: Context, state: "StepState | None" = None) -> Tensor:

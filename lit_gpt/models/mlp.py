@@ -4,7 +4,6 @@ B batch, T time, C model width, F MLP width.
 """
 
 from collections.abc import Callable
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +12,9 @@ from torch import Tensor, nn
 from lit_gpt.models.choices import GATED
 from lit_gpt.models.config import GPTConfig
 from lit_gpt.models.fused import FusedLinears
+from lit_gpt.models.linear import Linear
 from lit_gpt.models.mixers import Context
+from lit_gpt.models.training_kernels import gelu_tanh
 
 
 def relu_squared(x: Tensor) -> Tensor:
@@ -44,7 +45,7 @@ def swiglu_clamped(gate: Tensor, up: Tensor, limit: float = 7.0, alpha: float = 
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
-    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "gelu_tanh": gelu_tanh,
     "relu2": relu_squared,
 }
 GATES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -67,9 +68,9 @@ class MLP(nn.Module):
     def __init__(self, config: GPTConfig, width: int | None = None) -> None:
         super().__init__()
         C, width, bias = config.n_embd, config.mlp_size if width is None else width, config.has_mlp_bias
-        self.gate_proj = nn.Linear(C, width, bias=bias) if config.mlp in GATED else None
-        self.up_proj = nn.Linear(C, width, bias=bias)
-        self.down_proj = nn.Linear(width, C, bias=bias)
+        self.gate_proj = Linear(C, width, bias=bias) if config.mlp in GATED else None
+        self.up_proj = Linear(C, width, bias=bias)
+        self.down_proj = Linear(width, C, bias=bias)
         self.drop = nn.Dropout(config.dropout)
         self.activation: Callable[..., Tensor] = GATES[config.mlp] if config.mlp in GATED else ACTIVATIONS[config.mlp]
         self.fused: FusedLinears | None = None

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lit_gpt.models.block import build_block
 from lit_gpt.models.config import GPTConfig
+from lit_gpt.models.linear import Linear
 from lit_gpt.models.mixers import Context
 from lit_gpt.models.moe import MixtureOfExperts
 from lit_gpt.models.norms import build_norm
@@ -34,7 +35,7 @@ class MultiTokenBlock(nn.Module):
         C = config.n_embd
         self.norm_hidden = build_norm(config, C)
         self.norm_embedding = build_norm(config, C)
-        self.proj = nn.Linear(2 * C, C, bias=False)
+        self.proj = Linear(2 * C, C, bias=False)
         self.block = build_block(config, config.n_layer - 1)
         if isinstance(self.block.mlp, MixtureOfExperts):
             self.block.mlp.layer = config.n_layer - 1 + depth  # a separate entry in `Routing`

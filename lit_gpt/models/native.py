@@ -18,24 +18,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lit_gpt.compiled import load_compiled
 from lit_gpt.models import mlp
 from lit_gpt.models.attention import SelfAttention
-from lit_gpt.models.kernel_choice import this_machine
+from lit_gpt.models.kernel_choice import compile_kernels
 from lit_gpt.models.mlp import MLP
 from lit_gpt.models.norms import OffsetRMSNorm, RMSNorm
 from lit_gpt.models.positions import Rotation, apply_rope
 
-_FLAGS = ("-march=native", "-fno-math-errno", "-fno-trapping-math")
-
 
 @cache
 def library() -> Any:
-    """Return the compiled kernels; None if they are turned off or cannot be compiled here."""
-    # With OpenMP, in torch's own library where it brings one: two would compete. Else for one thread.
-    bundled = [str(path) for path in sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))]
-    options = [(*_FLAGS, "-fopenmp", "-lm", *bundled), (*_FLAGS, "-Wno-unknown-pragmas", "-lm")]
-    kernels = load_compiled(Path(__file__).with_name("native.c"), this_machine(), options)
+    """Return the compiled kernels for decoding; None if they are turned off or cannot be compiled here."""
+    kernels = compile_kernels(Path(__file__).with_name("native.c"))
     if kernels is None:
         return None
     address: Any = ctypes.c_void_p

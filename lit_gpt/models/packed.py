@@ -25,7 +25,6 @@ Shapes: O outputs and I inputs of a layer, G groups of inputs, N tokens.
 
 import contextlib
 import ctypes
-import time
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, Literal, get_args
@@ -38,7 +37,8 @@ from lit_gpt.errors import UserError
 from lit_gpt.models.fused import FusedLinears
 from lit_gpt.models.gpt import GPT
 from lit_gpt.models.head import HeadFn
-from lit_gpt.models.kernel_choice import choose
+from lit_gpt.models.kernel_choice import best_time, choose
+from lit_gpt.models.linear import is_plain_linear, onednn
 from lit_gpt.models.native import NativeMatrix, library, quantized_groups, replace_small_operations
 
 Weights = Literal["auto", "plain", "float32", "bfloat16", "int8", "int4"]
@@ -108,8 +108,7 @@ class OneDNNWeight(PackedWeight):
 
     def __call__(self, x: Tensor) -> Tensor:
         """Multiply in the dtype of the weight, accumulating in float32."""
-        y: Tensor = torch.ops.mkldnn._linear_pointwise(x.to(self.dtype), self.packed, None, "none", [], "")
-        return y
+        return onednn(x.to(self.dtype), self.packed)
 
 
 class BFloat16Weight(OneDNNWeight):
@@ -343,7 +342,7 @@ def fastest(makes: tuple[type[PackedWeight], ...], outputs: int, inputs: int, to
 
     def measure(make: type[PackedWeight]) -> float:
         count = min(128, max(1, (1 << 23) // (outputs * inputs)))  # more than the caches hold
-        return _best_time([make(torch.ones(outputs, inputs)) for _ in range(count)], torch.ones(tokens, inputs))
+        return best_time([make(torch.ones(outputs, inputs)) for _ in range(count)], torch.ones(tokens, inputs))
 
     if outputs * inputs < _SMALL and usable:
         return usable[0]
@@ -367,21 +366,9 @@ def integer_dtype(kind: str) -> torch.dtype:
             product = torch.ops.aten._weight_int4pack_mm_for_cpu
             packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(integers.int(), 1)
             arguments = (packed, GROUP_SIZE, torch.ones(size // GROUP_SIZE, size, 2, dtype=dtype))
-        return _best_time([lambda x: product(x, *arguments)], torch.ones(1, size, dtype=dtype))
+        return best_time([lambda x: product(x, *arguments)], torch.ones(1, size, dtype=dtype))
 
     return choose(f"activations of {kind}", {"bfloat16": torch.bfloat16, "float32": torch.float32}, measure)
-
-
-def _best_time(runs: Sequence[Callable[[Tensor], Tensor]], x: Tensor, rounds: int = 5) -> float:
-    # With one thread, its own time: other processes on the machine do not count. Threads that wait for each other do.
-    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
-    best = float("inf")
-    for _ in range(rounds + 1):  # the first round is a warm-up
-        start = clock()
-        for run in runs:
-            run(x)
-        best = min(best, clock() - start)
-    return best
 
 
 # ------------------------------------------------------------------ preparing a model
@@ -482,7 +469,7 @@ def _narrow_embedding(model: GPT) -> None:
 
 
 def _linear(module: nn.Module) -> bool:
-    return type(module) is nn.Linear
+    return is_plain_linear(module)
 
 
 def _gains(model: GPT, owners: Sequence[Any], makes: tuple[type[PackedWeight], ...], tokens: int) -> bool:

@@ -53,6 +53,7 @@ from lit_gpt.evaluation import LanguageModelingMetrics, language_modeling_metric
 from lit_gpt.extensions import class_path
 from lit_gpt.models import GPT, GPTConfig, GPTConfigOverrides
 from lit_gpt.models.head import VOCABULARY_WEIGHTS, HeadFn, with_new_tokens
+from lit_gpt.models.linear import chosen_products, kept_products, restore_products
 from lit_gpt.models.moe import Router
 from lit_gpt.modules.adapter import AdapterTraining, check_same_adapter
 from lit_gpt.objectives import RouterTraining, TokenLoss
@@ -165,7 +166,7 @@ class GPTModule(LightningModule):
         self._train_sums, self._evaluation_sums = NamedSums(), NamedSums()
         self._loaded_sums: tuple[list[float] | None, Mapping[str, tuple[float, float]]] = (None, {})
         self._step_values: dict[str, Any] = {}
-        self._logged_step, self._has_logged = 0, False
+        self._logged_step, self._has_logged, self._prints_products = 0, False, True
 
     def _choose_config(
         self, preset: str, overrides: dict[str, Any], vocab_size: int | None, block_size: int | None
@@ -563,7 +564,7 @@ class GPTModule(LightningModule):
         self._restore_configured_settings()
         self._loss_sums = torch.zeros(3, device=self.device)
         self._train_sums.clear()
-        self._logged_step, self._has_logged = self.trainer.global_step, False
+        self._logged_step, self._has_logged, self._prints_products = self.trainer.global_step, False, True
         loss_sums, named_sums = self._loaded_sums
         if self.trainer.is_global_zero:  # already summed over ranks when saved, so only rank 0 restores them
             self._train_sums.load(named_sums)
@@ -743,6 +744,9 @@ class GPTModule(LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Log the sums accumulated on the device, every `trainer.log_every_n_steps` optimizer steps."""
+        if self._prints_products and (products := chosen_products()) is not None:
+            self.print(products)
+        self._prints_products = False
         self._log_step()
         if self._logs_at(self.trainer.global_step) and "train/loss" in self._step_values:
             self.log("train/loss", self._step_values["train/loss"], logger=False, prog_bar=True)
@@ -855,6 +859,8 @@ class GPTModule(LightningModule):
             "tokens_seen": self.tokens_seen,
             "builder": self.builder,
             "seed": self.seed,
+            "precision": self.trainer.precision,
+            "products": kept_products(),
             "optimizer_names": self._optimizer_names(),
             "train_sums": None if self._loss_sums is None else ranks.total(self._loss_sums).tolist(),
             "named_sums": self._train_sums.totals(ranks, self.device),
@@ -899,6 +905,13 @@ class GPTModule(LightningModule):
                 f"the run was started with seed {started}, not {self.seed}; set seed_everything: {started} to resume "
                 "it, or start a new run from the weights (init_from)"
             )
+        started_in = checkpoint["lit_gpt"].get("precision", self.trainer.precision)
+        if getattr(self.trainer, "chooses_precision", False) and started_in != self.trainer.precision:
+            raise UserError(
+                f"precision auto is {self.trainer.precision} here, and the checkpoint is of a run in {started_in}; set "
+                f"trainer.precision: {started_in}"
+            )
+        restore_products(checkpoint["lit_gpt"].get("products", {}))
         self.tokens_seen = checkpoint["lit_gpt"]["tokens_seen"]
         self._loaded_sums = checkpoint["lit_gpt"]["train_sums"], checkpoint["lit_gpt"]["named_sums"]
 

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from lit_gpt.batch import IGNORE_INDEX
 from lit_gpt.models.head import VocabularyShard, accepts_shards
+from lit_gpt.models.linear import products_of
 
 CHUNK_BYTES = 16 * 2**20
 """Target size of a chunk of float32 logits on a CPU: it stays in the cache between the passes over it."""
@@ -213,6 +214,10 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
         head = weight.to(dtype) if dtype else weight
         head_bias = bias.to(dtype) if dtype and bias is not None else bias
+        trains = needs_hidden or needs_weight or needs_bias
+        products = products_of(hidden[:chunk_size], head) if trains else None
+        multiply = F.linear if products is None else products.output
+        multiply_grad = F.linear if products is None else products.grad_input
         with torch.autocast(hidden.device.type, enabled=False):
             for start in range(0, hidden.shape[0], chunk_size):
                 rows = slice(start, start + chunk_size)
@@ -224,7 +229,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 if shard is not None:
                     row, is_held = shard.local(y)
                     target, held = row.unsqueeze(1), supervised * is_held
-                logits = F.linear(h, head, head_bias).to(wide)  # (n, V)
+                logits = multiply(h, head, head_bias).to(wide)  # (n, V)
                 slope = None
                 if softcap is not None:
                     bounded = logits.div_(softcap).tanh_()
@@ -246,7 +251,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                     total = (log_z - local).exp()  # relative to the largest logit held here, as `exp` is
                 if z_loss:
                     squared_log_z += (log_z.square() * supervised).sum()
-                if not (needs_hidden or needs_weight or needs_bias):
+                if not trains:
                     continue
                 # d/dlogits of -log p(y) + zeta log²Z  =  (1 + 2 zeta log Z) softmax - onehot(y)
                 scale = supervised * (1 + 2 * z_loss * log_z) / total
@@ -257,7 +262,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                     grad_bias += grad.sum(0)
                 grad = grad.to(head.dtype)
                 if grad_hidden is not None:
-                    grad_hidden[rows] = grad @ head
+                    grad_hidden[rows] = multiply_grad(grad, head.t(), None)
                 if grad_weight is not None and grad.dtype == wide:
                     grad_weight.addmm_(grad.T, h)
                 elif grad_weight is not None:

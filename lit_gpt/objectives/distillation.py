@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from lit_gpt.models.linear import linear
 from lit_gpt.objectives.cross_entropy import default_chunk_size
 
 Divergence = Literal["forward", "reverse", "jsd"]
@@ -82,7 +83,7 @@ def linear_divergence(
     size = chunk_size or default_chunk_size(hidden, weight)
 
     def chunk(h: Tensor, w: Tensor, t: Tensor) -> Tensor:
-        logits = _capped(F.linear(h, w), softcaps[0])  # (n, V)
+        logits = _capped(linear(h, w), softcaps[0])  # (n, V)
         teacher_logits = _capped(F.linear(t, teacher_weight), softcaps[1])
         common = min(logits.shape[-1], teacher_logits.shape[-1])  # vocabularies may be padded differently
         return divergence(logits[:, :common], teacher_logits[:, :common], kind, temperature, beta).sum()

@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from lit_gpt.batch import IGNORE_INDEX
 from lit_gpt.models.head import VocabularyShard, accepts_shards
+from lit_gpt.models.linear import linear
 from lit_gpt.objectives.cross_entropy import default_chunk_size, shard_log_probs, split_shard
 
 
@@ -48,7 +48,7 @@ def linear_log_probs(
 
 
 def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, softcap: float | None) -> Tensor:
-    logits = F.linear(hidden, weight, bias)
+    logits = linear(hidden, weight, bias)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return logits if softcap is None else softcap * torch.tanh(logits / softcap)
 

@@ -9,6 +9,7 @@ No data sheet covers the CPU cores that a process may use, so a CPU's float32 pe
 import re
 import time
 from functools import cache
+from pathlib import Path
 
 import torch
 
@@ -74,6 +75,29 @@ def cpu_peak_flops(seconds: float = 0.3, dtype: torch.dtype = torch.float32) -> 
         torch.mm(a, b, out=out)
         best = min(best, time.perf_counter() - start)
     return 2 * n**3 / best
+
+
+def fast_precision(kind: str) -> str:
+    """Return what `trainer.precision: auto` means: `bf16-mixed` on devices that compute in bfloat16, else `32-true`.
+
+    Args:
+        kind: kind of the devices that a run uses: `cpu` or `cuda`; for all others, `32-true`.
+    """
+    if kind == "cuda":
+        has_units = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        has_units = kind == "cpu" and (
+            torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() or _has_arm_bf16()
+        )
+    return "bf16-mixed" if has_units else "32-true"
+
+
+def _has_arm_bf16() -> bool:
+    try:
+        flags = re.search(r"^Features\s*:(.*)", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:  # not Linux
+        return False
+    return flags is not None and "bf16" in flags[1].split()
 
 
 def peak_flops(device: torch.device) -> float | None:

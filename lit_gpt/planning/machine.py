@@ -13,7 +13,7 @@ import torch
 from lit_gpt.extras import installed_version, remedy, versions
 from lit_gpt.pages.text import human_bytes
 from lit_gpt.planning.free_memory import free_memory
-from lit_gpt.planning.hardware import cpu_peak_flops, gpu_peak_flops
+from lit_gpt.planning.hardware import cpu_peak_flops, fast_precision, gpu_peak_flops
 
 
 @dataclass(frozen=True)
@@ -50,14 +50,15 @@ def _devices() -> list[Fact]:
         speed = "unknown peak: MFU is not logged" if peak is None else f"{peak / 1e12:g} TFLOP/s in bf16"
         facts.append(Fact(f"GPU {index}", f"{properties.name}, {human_bytes(properties.total_memory)}, {speed}"))
     if torch.cuda.is_available():
-        precision = "bf16-mixed" if torch.cuda.is_bf16_supported() else "16-mixed"
-        facts.append(Fact("fast precision", f"trainer.precision: {precision}"))
+        precision = fast_precision("cuda")
+        faster = " (auto), or 16-mixed" if precision == "32-true" else " (auto)"
+        facts.append(Fact("fast precision", f"trainer.precision: {precision}{faster}"))
     elif torch.backends.mps.is_available():
         facts.append(Fact("GPU", "Apple (mps)"))
     else:
         plain, half = (cpu_peak_flops(dtype=dtype) / 1e9 for dtype in (torch.float32, torch.bfloat16))
-        better = "bf16-mixed" if half > 1.5 * plain else "32-true"
-        value = f"trainer.precision: {better} (matrix products: float32 {plain:.0f}, bfloat16 {half:.0f} GFLOP/s)"
+        best = fast_precision("cpu")
+        value = f"trainer.precision: {best} (auto; matrix products: float32 {plain:.0f}, bfloat16 {half:.0f} GFLOP/s)"
         facts += [Fact("GPU", "none found; everything runs on the CPU"), Fact("fast precision", value)]
     return facts
 

@@ -18,6 +18,7 @@ from lit_gpt.adapters import (
 from lit_gpt.adapters.quantize import rounded_weight
 from lit_gpt.errors import UserError
 from lit_gpt.models import GPT, GPTConfig
+from lit_gpt.models.linear import is_plain_linear
 
 SHAPE = {"n_layer": 2, "n_head": 2, "n_embd": 64, "intermediate_size": 128, "vocab_size": 101, "block_size": 16}
 KINDS = {
@@ -51,7 +52,7 @@ def disturb(model):
 def test_start_train_disable_merge(kind, train_embeddings):
     model = make(tie=train_embeddings)
     base = {name: value.clone() for name, value in model.state_dict().items()}
-    linears = [name for name, module in model.named_modules() if type(module) is torch.nn.Linear]
+    linears = [name for name, module in model.named_modules() if is_plain_linear(module)]
     config = AdapterConfig(rank=4, alpha=8, **KINDS[kind])
     x = torch.randint(0, 101, (2, 16))
     plain = model(x)

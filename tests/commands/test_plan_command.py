@@ -198,3 +198,10 @@ def test_a_run_cannot_be_held_to_what_is_no_plan(tmp_path, capsys):
     assert "nowhere.json" in err
     assert "plan --config" in err
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(("device", "precision"), [("h100", "bf16-mixed"), ("cpu", "64-true")])
+def test_precision_auto_is_that_of_the_planned_device(tmp_path, monkeypatch, device, precision):
+    monkeypatch.setattr("lit_gpt.plans.fast_precision", lambda kind: "64-true")
+    run = PlannedRun(Path(config(tmp_path, {"precision": "auto"})), find_device(device))
+    assert run.precision == precision

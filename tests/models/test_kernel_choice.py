@@ -87,8 +87,13 @@ def test_a_matrix_is_multiplied_by_the_kernel_that_was_kept(file, monkeypatch):
         {packed.BlasWeight: 2.0, packed.OneDNNWeight: 1.0},
         {packed.BlasWeight: 1.0, packed.OneDNNWeight: 2.0},
     ):
-        monkeypatch.setattr(packed, "_best_time", lambda runs, x, times=times: times[type(runs[0])])
+        monkeypatch.setattr(packed, "best_time", lambda runs, x, times=times: times[type(runs[0])])
         packed.fastest.cache_clear()  # as in another process
         assert packed.fastest(makes, 256, 128, 3) is packed.OneDNNWeight
         assert packed.fastest(makes, 32, 16) is packed.BlasWeight, "too small to be measured"
     packed.fastest.cache_clear()
+
+
+def test_options_are_measured_in_turn_and_the_shortest_time_counts(file):
+    times = {"a": iter([1.0, 1.0]), "b": iter([2.0, 0.5])}
+    assert choose("a product", OPTIONS, lambda option: next(times[option]), passes=2) == "b"

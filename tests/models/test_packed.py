@@ -8,6 +8,7 @@ from lit_gpt.checkpoints.quantization import Quantization, quantizable_layers, q
 from lit_gpt.errors import UserError
 from lit_gpt.generation import Engine, SamplingParams
 from lit_gpt.models import GPT, GPTConfig, native, packed
+from lit_gpt.models.linear import is_plain_linear
 from lit_gpt.models.packed import (
     BFloat16Weight,
     BlasWeight,
@@ -116,7 +117,7 @@ def test_layers_of_a_quantized_bundle_keep_their_integers(method, group_size):
     for layer in quantizable_layers(dynamic).values():
         layer.weight = torch.nn.Parameter(quantize_weight(layer.weight, Quantization("int8_dynamic")))
     packed.prepare_for_inference(dynamic.requires_grad_(False), "auto")
-    assert type(dynamic.blocks[0].attn.o_proj) is torch.nn.Linear, "activations are rounded too: no such kernel"
+    assert is_plain_linear(dynamic.blocks[0].attn.o_proj), "activations are rounded too: no such kernel"
 
 
 def test_half_precision_decodes_in_float32_states():
@@ -130,7 +131,7 @@ def test_half_precision_decodes_in_float32_states():
 def test_what_is_left_alone():
     trained = small().requires_grad_(True)
     assert packed.prepare_for_inference(trained, "auto") is None
-    assert type(trained.blocks[0].attn.o_proj) is torch.nn.Linear
+    assert is_plain_linear(trained.blocks[0].attn.o_proj)
     with pytest.raises(UserError, match="int4"):
         packed.prepare_for_inference(trained, "int4")
     model = small()

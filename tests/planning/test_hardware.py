@@ -5,6 +5,7 @@ import time
 import pytest
 import torch
 
+from lit_gpt.planning import hardware
 from lit_gpt.planning.hardware import BF16_PEAKS, cpu_peak_flops, gpu_peak_flops, peak_flops
 
 
@@ -74,3 +75,19 @@ def test_the_cpu_is_measured_once_and_quickly():
 
 def test_other_accelerators_are_unknown():
     assert peak_flops(torch.device("mps")) is None
+
+
+@pytest.mark.parametrize("unit", ["_is_avx512_bf16_supported", "_is_amx_tile_supported", None])
+def test_auto_is_bf16_where_the_processor_has_units_for_it(monkeypatch, unit):
+    monkeypatch.setattr(hardware, "_has_arm_bf16", lambda: False)
+    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.setattr(torch.cpu, name, lambda name=name: name == unit)
+    assert hardware.fast_precision("cpu") == ("bf16-mixed" if unit else "32-true")
+
+
+@pytest.mark.parametrize(("has_gpu", "has_bf16"), [(True, True), (True, False), (False, True)])
+def test_auto_is_bf16_on_gpus_that_compute_in_it(monkeypatch, has_gpu, has_bf16):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_bf16)
+    assert hardware.fast_precision("cuda") == ("bf16-mixed" if has_gpu and has_bf16 else "32-true")
+    assert hardware.fast_precision("mps") == "32-true"

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from lit_gpt.errors import UserError
 from lit_gpt.extras import need
 from lit_gpt.models import GPT, GPTConfig
+from lit_gpt.models.linear import is_plain_linear
 
 Method = Literal["int8", "int4", "int8_dynamic", "fp8"]
 INT4_GROUP = 32
@@ -160,7 +161,7 @@ def quantizable_layers(model: nn.Module) -> dict[str, nn.Linear]:
     return {
         name: module
         for name, module in model.named_modules()
-        if type(module) is nn.Linear and name.startswith("blocks.") and name.rpartition(".")[2] not in _AS_MATRIX
+        if is_plain_linear(module) and name.startswith("blocks.") and name.rpartition(".")[2] not in _AS_MATRIX
     }
 
 
