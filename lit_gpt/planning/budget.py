@@ -155,7 +155,7 @@ def propose(
         smallest = MIN_STEPS * block_size * 6 * params
         raise UserError(
             f"a budget of {flops:.3g} FLOPs is enough for {max(steps, 0)} steps of a model of depth {depth}; raise it "
-            f"to at least {smallest:.2g} for {MIN_STEPS} steps, or lower vocab_size and block_size"
+            f"to at least {_rounded_up(smallest)} for {MIN_STEPS} steps, or lower vocab_size and block_size"
         )
     tokens_seen = steps * batch * block_size
     return Proposal(
@@ -169,6 +169,12 @@ def propose(
         flops=6 * params * tokens_seen,
         loss=law.forecast(params, tokens_seen, unique_tokens),
     )
+
+
+def _rounded_up(value: float) -> str:
+    """Return a bound with two digits, which is no lower than the value."""
+    unit = 10.0 ** (math.floor(math.log10(value)) - 1)
+    return f"{math.ceil(value / unit) * unit:.2g}"
 
 
 def propose_ladder(
@@ -204,7 +210,7 @@ def propose_ladder(
     if flops < needed:
         raise UserError(
             f"flops {flops:.3g} is too small for a ladder of depths {', '.join(map(str, depths))}, whose smallest runs "
-            f"have a ninth of it; raise it to at least {needed:.2g}, or lower vocab_size and block_size"
+            f"have a ninth of it; raise it to at least {_rounded_up(needed)}, or lower vocab_size and block_size"
         )
     return [propose(law, share * flops, d, vocab_size, block_size) for d in depths for share in LADDER_SHARES]
 

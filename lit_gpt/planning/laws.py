@@ -43,6 +43,8 @@ UNTESTED_ERROR = 0.05
 """Relative error assumed if there are too few runs to test the law on; published tests found 1 to 5 %."""
 LAW_REACH = 1e-4
 """Smallest compute, relative to the largest run of a law, for which the law is used."""
+MIN_SHARE = 0.003
+"""Share of the loss below which a term is lost in the noise of runs: repeated ones differ by as much."""
 _STEPS = 80
 _TEST_RESAMPLES = 60
 
@@ -541,6 +543,16 @@ def describe_laws(
     lines.append(
         f"error of its form on larger runs: {law.relative_error:.2%} times the root of log(extrapolation in compute)"
     )
+    c = law.constants
+    for names, quantity, least in (
+        (("A", "alpha"), "parameters", min(p.params for p in fitted)),
+        (("B", "beta"), "tokens", min(p.tokens for p in fitted)),
+    ):
+        if c[names[0]] / least ** c[names[1]] < MIN_SHARE * min(p.loss for p in fitted):
+            lines.append(
+                f"{' and '.join(names)} are not determined: in these runs the loss does not fall with {quantity}, so "
+                f"trust the law at such numbers of {quantity} alone, or add runs with fewer {quantity}"
+            )
     if law.outliers:
         lines.append(
             f"{len(law.outliers)} runs are far from the law and have little influence: {', '.join(law.outliers[:5])}"

@@ -111,6 +111,14 @@ def test_the_command_fits_scores_and_writes_a_law(tmp_path, capsys):
     assert law.max_compute < 1e20
 
 
+def test_runs_that_do_not_show_an_exponent_say_so(tmp_path, capsys):
+    starved = [Point(n, d, 13 * d**-0.08, "web", f"{n}-{d}") for n in (1e6, 2e6, 4e6) for d in (1e4, 3e4, 1e5)]
+    assert main(["plan", "fit-law", "--table", table(tmp_path, starved), "--num_resamples", "0"]) == 0
+    text = capsys.readouterr().out
+    assert "A and alpha are not determined" in text
+    assert "B and beta" not in text
+
+
 @pytest.mark.parametrize(
     ("header", "options", "words"),
     [
