@@ -700,6 +700,7 @@ class Tracker(TorchDispatchMode):
         name = name.strip("_").replace("_base", "").replace("_into_tensor", "").replace("_tensor", "").rstrip("_")
         name = {"allgather": "all_gather", "allreduce": "all_reduce"}.get(name, name)
         group = next((group for value in reversed(args) if (group := _group(value)) is not None), dist.group.WORLD)
+        assert group is not None
         ranks = dist.get_process_group_ranks(group)
         stride = ranks[1] - ranks[0] if len(ranks) > 1 else 1
         tensors = [tensor for tensor in tree_flatten(args)[0] if isinstance(tensor, Tensor)] + outputs
