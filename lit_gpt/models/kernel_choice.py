@@ -112,6 +112,17 @@ def choices_of(kind: str) -> dict[str, dict[str, str]]:
 def restore_choices(choices: Mapping[str, Mapping[str, str]]) -> None:
     """Use the choices that `choices_of` returned, if it was on such a machine."""
     _restored.update(choices.get(this_machine(), {}))
+    for function in _remembering:
+        function.cache_clear()
+
+
+def remembered(choice: Callable[..., Option]) -> Any:
+    """Return a function that chooses, as one that reads no file for arguments that it has seen."""
+    _remembering.append(cache(choice))
+    return _remembering[-1]
+
+
+_remembering: list[Any] = []
 
 
 def compile_kernels(source: Path) -> Any:

@@ -10,7 +10,7 @@ N rows (tokens), I inputs, O outputs of a layer.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lit_gpt.models.kernel_choice import best_time, choices_of, choose, restore_choices, used_kernels
+from lit_gpt.models.kernel_choice import best_time, choices_of, choose, remembered, used_kernels
 
 Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """(a (N, I), b (O, I), bias (O,) or None) → a bᵀ + bias (N, O), as `F.linear`, without gradients."""
@@ -93,7 +93,7 @@ def products_of(x: Tensor, weight: Tensor) -> Products | None:
     return _products(min(_MEASURED_ROWS, 1 << int(math.log2(x.numel() // inputs))), outputs, inputs)
 
 
-@cache
+@remembered
 def _products(rows: int, outputs: int, inputs: int) -> Products | None:
     products = Products(rows, outputs, inputs)
     is_torch = products.output is products.grad_input is products.grad_weight is F.linear
@@ -109,12 +109,6 @@ def chosen_products() -> str | None:
 def kept_products() -> dict[str, dict[str, str]]:
     """Return what a checkpoint stores so that a resumed run computes with the same functions."""
     return choices_of(QUESTION)
-
-
-def restore_products(kept: Mapping[str, Mapping[str, str]]) -> None:
-    """Compute with the functions that a checkpoint names."""
-    restore_choices(kept)
-    _products.cache_clear()
 
 
 def onednn(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lit_gpt.models.kernel_choice import best_time, choose, compile_kernels
+from lit_gpt.models.kernel_choice import best_time, choose, compile_kernels, remembered
 from lit_gpt.models.linear import QUESTION
 
 _FEW = 1 << 14
@@ -62,7 +62,7 @@ def gelu_tanh(x: Tensor) -> Tensor:
     return F.gelu(x, approximate="tanh")
 
 
-@cache
+@remembered
 def _gelu_is_faster(dtype: torch.dtype) -> bool:
     options: dict[str, Callable[[Tensor], Tensor]] = {"torch": lambda x: F.gelu(x, approximate="tanh")}
     if _library() is not None:
@@ -148,7 +148,7 @@ def _first_keys(mask: Tensor, rows: int) -> Tensor | None:
 _last_mask: tuple[weakref.ref[Tensor], Tensor | None] | None = None
 
 
-@cache
+@remembered
 def _attention_is_faster(tokens: int, head_size: int, dtype: torch.dtype) -> bool:
     """Measure four heads forward and backward; the outer loops of both kernels are over rows and heads."""
     x = torch.ones(1, tokens, 4, head_size, dtype=dtype).transpose(1, 2)

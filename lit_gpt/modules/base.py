@@ -53,7 +53,8 @@ from lit_gpt.evaluation import LanguageModelingMetrics, language_modeling_metric
 from lit_gpt.extensions import class_path
 from lit_gpt.models import GPT, GPTConfig, GPTConfigOverrides
 from lit_gpt.models.head import VOCABULARY_WEIGHTS, HeadFn, with_new_tokens
-from lit_gpt.models.linear import chosen_products, kept_products, restore_products
+from lit_gpt.models.kernel_choice import restore_choices
+from lit_gpt.models.linear import chosen_products, kept_products
 from lit_gpt.models.moe import Router
 from lit_gpt.modules.adapter import AdapterTraining, check_same_adapter
 from lit_gpt.objectives import RouterTraining, TokenLoss
@@ -911,7 +912,7 @@ class GPTModule(LightningModule):
                 f"precision auto is {self.trainer.precision} here, and the checkpoint is of a run in {started_in}; set "
                 f"trainer.precision: {started_in}"
             )
-        restore_products(checkpoint["lit_gpt"].get("products", {}))
+        restore_choices(checkpoint["lit_gpt"].get("products", {}))
         self.tokens_seen = checkpoint["lit_gpt"]["tokens_seen"]
         self._loaded_sums = checkpoint["lit_gpt"]["train_sums"], checkpoint["lit_gpt"]["named_sums"]
 

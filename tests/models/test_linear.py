@@ -11,7 +11,7 @@ from torch import nn
 
 from lit_gpt.models import GPT, GPTConfig, kernel_choice
 from lit_gpt.models import linear as linear_module
-from lit_gpt.models.linear import Linear, chosen_products, kept_products, linear, products_of, restore_products
+from lit_gpt.models.linear import Linear, chosen_products, kept_products, linear, products_of
 from lit_gpt.objectives import linear_cross_entropy
 
 
@@ -118,7 +118,7 @@ def test_a_resumed_run_computes_with_the_same_kernels_although_the_file_is_lost(
     saved = json.loads(json.dumps(kept_products()))
     (tmp_path / "kernels.json").unlink()
     choices["oneDNN"] = 3.0  # another measurement would choose torch
-    restore_products(saved)
+    kernel_choice.restore_choices(saved)
     assert products_of(torch.ones(4, 8), torch.ones(6, 8)).output is linear_module.onednn
     assert products_of(torch.ones(4, 8), torch.ones(7, 8)) is None, "another size is measured"
 

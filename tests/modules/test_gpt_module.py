@@ -1,5 +1,6 @@
 """The base of all objectives under a Trainer: precision, limits, resuming, starting from weights."""
 
+import itertools
 import pickle
 import warnings
 from functools import partial
@@ -17,7 +18,7 @@ from lit_gpt.checkpoints.resolve import read_best, resolve_model
 from lit_gpt.data_info import DataInfo, DataParallel
 from lit_gpt.datamodules import TokenDataModule
 from lit_gpt.errors import UserError
-from lit_gpt.models import GPT, GPTConfig
+from lit_gpt.models import GPT, GPTConfig, kernel_choice, linear, training_kernels
 from lit_gpt.modules import PretrainModule, SFTModule
 from lit_gpt.objectives import linear_cross_entropy
 from lit_gpt.optim import Cosine, MuonAdamW
@@ -83,6 +84,32 @@ def test_half_precisions_clip_and_train(fit, precision, optimizer):
     assert trainer.global_step == 3
     assert module.val_metrics.loss_sum.dtype == torch.float64, "sums of losses keep their precision"
     assert 0 < trainer.callback_metrics["val/loss"] < 10
+
+
+def test_a_resumed_run_keeps_its_kernels_where_the_machine_would_choose_others(fit, tmp_path, monkeypatch):
+    monkeypatch.setenv("LIT_GPT_KERNELS", str(tmp_path / "kernels.json"))
+    monkeypatch.setattr(linear, "_LARGE", 1)
+    monkeypatch.setattr(training_kernels, "_FEW", 1)
+    module = partial(PretrainModule, overrides=SMALL | {"n_embd": 32})
+
+    def run(seconds, **arguments):
+        """Train where each later measurement takes `seconds` more."""
+        kernel_choice.restore_choices({})
+        monkeypatch.setattr(kernel_choice, "_restored", {})
+        times = itertools.count(0, seconds)
+        for place in (linear, training_kernels):
+            monkeypatch.setattr(place, "best_time", lambda *_, times=times: next(times))
+        trained, *_ = fit(module=module(), **arguments)
+        (tmp_path / "kernels.json").unlink(missing_ok=True)  # not written where all choices are restored
+        return [p.detach().clone() for p in trained.parameters()]
+
+    whole = run(-1, name="whole", max_steps=4)
+    other = run(1, name="other", max_steps=4)
+    run(-1, name="cut", max_steps=2)
+    resumed = run(1, name="cut", max_steps=4, ckpt_path="last")
+    assert all(map(torch.equal, whole, resumed))
+    assert not all(map(torch.equal, whole, other)), "other kernels differ in the last bits"
+    kernel_choice.restore_choices({})
 
 
 def test_another_seed_is_refused_on_resume(fit):
