@@ -2,6 +2,7 @@ import json
 import logging
 import pickle
 import random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ QWEN3_5 = (
 )
 
 
-def split(pattern: str, *more) -> pre.PreTokenizer:
+def split(pattern: str, *more: Any) -> pre.PreTokenizer:
     return pre.Sequence([pre.Split(Regex(pattern), "isolated"), *more, BYTES])
 
 
@@ -80,7 +81,7 @@ PIECES = [
 SPACES = [" ", "  ", "   ", "\n", "\r", "\r\n", " \n", "\t", "\u00a0", "\u2028", "\u0085", "\u3000"]
 
 
-def make_backend(pre_tokenizer, **options) -> Backend:
+def make_backend(pre_tokenizer: Any, **options: Any) -> Backend:
     backend = Backend(models.BPE(**options))
     backend.pre_tokenizer, backend.decoder = pre_tokenizer, decoders.ByteLevel()
     alphabet, end = sorted(pre.ByteLevel.alphabet()), ["<|endoftext|>"]
@@ -149,7 +150,7 @@ def test_memory_is_bounded_and_words_are_forgotten_when_it_is_full() -> None:
     tokenizer = Tokenizer(make_backend(PRE_TOKENIZERS["llama3"], ignore_merges=True))
     words = ["".join(chr(97 + int(digit)) for digit in str(number)) for number in range(10_000)]
     texts = [" ".join(words[start : start + 1000]) for start in range(0, 10_000, 1000)]
-    tables = []
+    tables: list[Any] = []
     for text in texts:
         assert by_compiled(tokenizer, [text]) == by_library(tokenizer, [text])
         tables.append(tokenizer._compiled._table)
