@@ -194,8 +194,7 @@ class Trainer(pl.Trainer):
             if kwargs.get("num_nodes", 1) == 1:
                 kwargs["num_nodes"] = int(os.environ["WORLD_SIZE"]) // kwargs["devices"]
         self.chooses_precision = precision == "auto"
-        if precision == "auto":
-            precision = self._choose_precision(kwargs.get("accelerator", "auto"))
+        chosen: Any = self._choose_precision(kwargs.get("accelerator", "auto")) if self.chooses_precision else precision
         _check_arguments(
             kwargs
             | {
@@ -216,7 +215,7 @@ class Trainer(pl.Trainer):
                 max_epochs=-1 if max_epochs is None and max_steps == -1 else max_epochs,
                 val_check_interval=val_check_interval,
                 log_every_n_steps=None if barebones else log_every_n_steps,
-                precision=precision,
+                precision=chosen,
                 gradient_clip_val=gradient_clip_val,
                 logger=logger,
                 callbacks=callbacks,

@@ -122,7 +122,7 @@ def _has_onednn() -> bool:
     """Return whether this build of torch has the product and computes it right."""
     a, b = torch.arange(96.0).view(16, 6), torch.arange(48.0).view(6, 8).t()
     try:
-        return torch.backends.mkldnn.enabled and bool(torch.equal(onednn(a, b), F.linear(a, b)))
+        return bool(torch.backends.mkldnn.enabled) and bool(torch.equal(onednn(a, b), F.linear(a, b)))
     except (RuntimeError, AttributeError, NotImplementedError):
         return False
 
