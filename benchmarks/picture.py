@@ -33,9 +33,24 @@ def _decoding(results: Any) -> Bars:
     return {"lit_gpt": speeds["ours"], "litgpt": speeds["litgpt"], "transformers": transformers}
 
 
-def _real_model(results: Any) -> Bars:
+def _real_model(results: Any, end: str = "") -> Bars:
     speeds = results["tokens_per_cpu_second"]
-    return {name.replace("ours-", "lit_gpt "): speed for name, speed in speeds.items()}
+    names = {name: name.removesuffix("-x16") for name in speeds if name.endswith("-x16") == bool(end)}
+    return {short.replace("ours-", "lit_gpt "): speeds[name] for name, short in names.items()}
+
+
+def _real_model_batch(results: Any) -> Bars:
+    return _real_model(results, "-x16")
+
+
+def _serving_real_model(results: Any) -> Bars:
+    names, speeds = {"ours": "lit_gpt", "vllm": "vllm"}, results["results"]
+    return {
+        f"{names[who]}, {n} clients": row["tokens_per_cpu_second"]
+        for n in ("1", "16", "64")
+        for who in names
+        for row in [speeds[who][n]]
+    }
 
 
 def _post_training(results: Any) -> Bars:
@@ -57,7 +72,9 @@ def _cleaning(results: Any) -> Bars:
 PANELS: list[tuple[str, str, str, Callable[[Any], Bars]]] = [
     ("Training a small GPT-2", "tokens/s", "train_throughput_cpu", _training),
     ("Decoding one sequence, small shape", "tokens/s", "decode_cpu", _decoding),
-    ("SmolLM2 135M from its GGUF", "tokens per CPU second", "real_model_cpu", _real_model),
+    ("SmolLM2 135M, one sequence", "tokens per CPU second", "real_model_cpu", _real_model),
+    ("SmolLM2 135M, sixteen sequences", "tokens per CPU second", "real_model_cpu", _real_model_batch),
+    ("SmolLM2 135M over HTTP, bfloat16", "tokens per CPU second", "serve_real_model_cpu", _serving_real_model),
     ("Fine-tuning against TRL", "times as fast", "post_training_cpu", _post_training),
     ("HTTP server, small shape", "tokens/s", "serve_cpu", _serving),
     ("Cleaning, against datatrove", "times as fast", "data_pipeline_one_core", _cleaning),
@@ -76,7 +93,7 @@ def draw(folder: Path, out: Path) -> None:
         {"svg.hashsalt": "lit_gpt", "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 9}
     )
     mpl.rcParams.update(dict.fromkeys(("text.color", "xtick.color", "ytick.color", "axes.edgecolor"), INK))
-    figure, axes = plt.subplots(3, 2, figsize=(10, 8.5), layout="constrained")
+    figure, axes = plt.subplots(4, 2, figsize=(10, 12), layout="constrained")
     for axis, (title, unit, name, read) in zip(axes.flat, PANELS, strict=True):
         bars = read(json.loads((folder / f"{name}.json").read_text()))
         names = list(bars)

@@ -2,23 +2,28 @@
 
     python benchmarks/serve.py --out results.json
     python benchmarks/serve.py --transformers_python .venv/bin/python --litgpt_python .venv-litgpt/bin/python
+    python benchmarks/serve.py --model smollm2 --dtype bfloat16 --vllm_python .venv-vllm/bin/python
 
-All servers have the same Llama-type model with random weights and the same tokenizer, one word a token, so that tokens
-are counted in what arrives. The clients are the `openai` package's own: each streams one chat after another. The rounds
-alternate between the servers, because a machine drifts; all of them stay up, the others idle, while one is measured.
+All servers have the same Llama-type model with random weights and a tokenizer of words, or the model in the Hugging
+Face folder that `--model` names. The clients are the `openai` package's own: each streams one chat after another. The
+rounds alternate between the servers, because a machine drifts; all of them stay up, the others idle, while one is
+measured.
 
 - `ours`: `python -m lit_gpt serve` (`--extra` adds words to it, such as `--extra=--max_batch_size=32`)
 - `transformers`: `transformers serve <model>`, by `--transformers_python`; `transformers-batched` is the same with
   `--continuous-batching`
 - `litgpt`: `litgpt serve --openai_spec true`, by `--litgpt_python`, an environment with
   `pip install litgpt litserve requests jinja2 torch==2.13.0` (litgpt pins an older jsonargparse)
+- `vllm`: its own server for CPUs, by `--vllm_python`, in the dtype of `--dtype`
 
-Reported: tokens/s of all clients together, and the 50th and 95th percentile of the time to the first token.
+Reported: tokens/s of all clients together, the same per second of the server's CPU time (which remains comparable on a
+machine that does other work too), and the 50th and 95th percentile of the time to the first token.
 """
 
 import argparse
 import asyncio
 import json
+import os
 import platform
 import statistics
 import subprocess
@@ -43,6 +48,7 @@ TEMPLATE = (
 )
 PROMPT_WORDS = 32
 START_SECONDS = 180
+VLLM = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "HF_HUB_OFFLINE": "1"}
 SERVE_TRANSFORMERS = "from transformers.cli.transformers import main; main()"
 WRITE_LITGPT = """
 import json, sys, torch
@@ -112,12 +118,14 @@ class Contender:
     words: list[str]
     port: int
     model: str
+    has_words: bool = True
     results: dict[int, list[dict]] = field(default_factory=dict)
 
     def start(self, log: Path) -> None:
         """Start it and wait until it answers anything."""
         self.log = log.open("w")
-        self.process = subprocess.Popen(self.words, stdout=self.log, stderr=subprocess.STDOUT)
+        environment = os.environ | (VLLM if self.name == "vllm" else {})
+        self.process = subprocess.Popen(self.words, stdout=self.log, stderr=subprocess.STDOUT, env=environment)
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline:
             if self.process.poll() is not None:
@@ -132,6 +140,13 @@ class Contender:
             except OSError:
                 time.sleep(0.5)
         raise SystemExit(f"{self.name} did not answer in {START_SECONDS} seconds; see {log}")
+
+    def cpu_seconds(self) -> float:
+        """CPU time of the server and its processes so far."""
+        import psutil
+
+        server = psutil.Process(self.process.pid)
+        return sum(sum(one.cpu_times()[:2]) for one in (server, *server.children(recursive=True)))
 
     def stop(self) -> None:
         """End it."""
@@ -148,6 +163,8 @@ async def one_client(contender: Contender, number: int, requests: int, new_token
     import openai
 
     address, answers = f"http://127.0.0.1:{contender.port}/v1", []
+    counted = contender.has_words  # one word a token: counted in what arrives
+    settings: dict = {} if counted else {"stream_options": {"include_usage": True}, "extra_body": {"ignore_eos": True}}
     async with openai.AsyncOpenAI(base_url=address, api_key="unused", max_retries=0, timeout=900) as client:
         for index in range(requests):
             words = " ".join(
@@ -159,12 +176,15 @@ async def one_client(contender: Contender, number: int, requests: int, new_token
                 messages=[{"role": "user", "content": words}],
                 max_completion_tokens=new_tokens,
                 stream=True,
+                **settings,
             )
             async for chunk in stream:
                 text = chunk.choices[0].delta.content if chunk.choices else None
                 if text:
                     first = first or time.perf_counter() - started
-                    tokens += text.count("w")
+                    tokens += text.count("w") if counted else 0
+                if not counted and chunk.usage:
+                    tokens = chunk.usage.completion_tokens
             answers.append((first if first is not None else float("nan"), tokens))
     return answers
 
@@ -175,12 +195,13 @@ def measure(contender: Contender, clients: int, requests: int, new_tokens: int) 
     async def everyone() -> list[list[tuple[float, int]]]:
         return await asyncio.gather(*(one_client(contender, number, requests, new_tokens) for number in range(clients)))
 
-    started = time.perf_counter()
+    started, cpu = time.perf_counter(), contender.cpu_seconds()
     answers = [answer for one in asyncio.run(everyone()) for answer in one]
     seconds = time.perf_counter() - started
     return {
         "tokens": sum(tokens for _, tokens in answers),
         "seconds": seconds,
+        "cpu_seconds": contender.cpu_seconds() - cpu,
         "first": [first for first, _ in answers],
     }
 
@@ -196,6 +217,7 @@ def summary(rounds: list[dict]) -> dict:
     first = [value for one in rounds for value in one["first"]]
     return {
         "tokens_per_second": round(statistics.median(one["tokens"] / one["seconds"] for one in rounds), 1),
+        "tokens_per_cpu_second": round(statistics.median(one["tokens"] / one["cpu_seconds"] for one in rounds), 1),
         "first_token_p50_seconds": round(percentile(first, 0.5), 4),
         "first_token_p95_seconds": round(percentile(first, 0.95), 4),
         "tokens": sum(one["tokens"] for one in rounds),
@@ -204,10 +226,12 @@ def summary(rounds: list[dict]) -> dict:
 
 def contenders_of(options: argparse.Namespace, folder: Path) -> list[Contender]:
     """Those that were asked for and whose interpreter is known."""
-    model, port = folder / "model", options.port
+    model, port = options.model or folder / "model", options.port
+    has_words = options.model is None
     words = [sys.executable, "-m", "lit_gpt", "serve", "--model", str(model), "--port", str(port)]
     words += ["--device", options.device, "--max_batch_size", str(options.batch), *options.extra]
-    found = [Contender("ours", words, port, "model")]
+    words += ["--dtype", options.dtype, "--max_length", str(CONTEXT)] if options.model else []
+    found = [Contender("ours", words, port, model.name, has_words)]
     if options.transformers_python:
         base = [options.transformers_python, "-c", SERVE_TRANSFORMERS, "serve", str(model)]
         for index, (name, more) in enumerate(
@@ -223,6 +247,11 @@ def contenders_of(options: argparse.Namespace, folder: Path) -> list[Contender]:
         words = [options.litgpt_python, "-m", "litgpt", "serve", str(converted), "--port", str(port + 3)]
         words += ["--openai_spec", "true", "--accelerator", options.device, "--timeout", "900"]
         found.append(Contender("litgpt", words, port + 3, "lit-gpt"))
+    if options.vllm_python:
+        words = [options.vllm_python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)]
+        words += ["--dtype", options.dtype, "--max-model-len", str(CONTEXT), "--max-num-seqs", str(options.batch)]
+        words += ["--enforce-eager", "--port", str(port + 4)]
+        found.append(Contender("vllm", words, port + 4, str(model), has_words))
     return [one for one in found if one.name in options.contenders]
 
 
@@ -230,10 +259,11 @@ def main() -> None:
     """Run it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="small")
+    parser.add_argument("--model", type=Path, help="Hugging Face folder; default: random weights of --shape")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--clients", default="1,4,16,64")
-    parser.add_argument("--contenders", default="ours,transformers,litgpt")
+    parser.add_argument("--contenders", default="ours,transformers,litgpt,vllm")
     parser.add_argument("--requests", type=int, default=1, help="of each client, one after another")
     parser.add_argument("--new_tokens", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
@@ -242,12 +272,14 @@ def main() -> None:
     parser.add_argument("--extra", action="append", default=[], help="a word for our server")
     parser.add_argument("--transformers_python")
     parser.add_argument("--litgpt_python")
+    parser.add_argument("--vllm_python")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     options.contenders = options.contenders.split(",")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_model(folder / "model", SHAPES[options.shape], options.dtype)
+        if options.model is None:
+            write_model(folder / "model", SHAPES[options.shape], options.dtype)
         contenders = contenders_of(options, folder)
         try:
             for contender in contenders:
@@ -268,12 +300,14 @@ def main() -> None:
                 if hasattr(contender, "process"):
                     contender.stop()
     table = {one.name: {clients: summary(rounds) for clients, rounds in one.results.items()} for one in contenders}
-    print(f"\n{'':22}{'clients':>8}{'tokens/s':>10}{'p50 first':>11}{'p95 first':>11}{'vs one client':>15}")
+    titles = {"clients": 8, "tokens/s": 10, "per CPU s": 11, "p50 first": 11, "p95 first": 11, "vs one client": 15}
+    print(f"\n{'':22}" + "".join(f"{title:>{width}}" for title, width in titles.items()))
     for name, rows in table.items():
         for clients, row in rows.items():
             alone = rows[min(rows)]["tokens_per_second"]
             print(
-                f"{name:22}{clients:8}{row['tokens_per_second']:10.1f}{row['first_token_p50_seconds']:10.3f}s"
+                f"{name:22}{clients:8}{row['tokens_per_second']:10.1f}{row['tokens_per_cpu_second']:11.1f}"
+                f"{row['first_token_p50_seconds']:10.3f}s"
                 f"{row['first_token_p95_seconds']:10.3f}s{row['tokens_per_second'] / alone:14.2f}x"
             )
     if options.out:
