@@ -72,9 +72,9 @@ def _cleaning(results: Any) -> Bars:
 PANELS: list[tuple[str, str, str, Callable[[Any], Bars]]] = [
     ("Training a small GPT-2", "tokens/s", "train_throughput_cpu", _training),
     ("Decoding one sequence, small shape", "tokens/s", "decode_cpu", _decoding),
-    ("SmolLM2 135M, one sequence", "tokens per CPU second", "real_model_cpu", _real_model),
-    ("SmolLM2 135M, sixteen sequences", "tokens per CPU second", "real_model_cpu", _real_model_batch),
-    ("SmolLM2 135M over HTTP, bfloat16", "tokens per CPU second", "serve_real_model_cpu", _serving_real_model),
+    ("SmolLM2, one sequence", "tokens per CPU second", "real_model_cpu", _real_model),
+    ("SmolLM2, sixteen sequences", "tokens per CPU second", "real_model_cpu", _real_model_batch),
+    ("SmolLM2 over HTTP, bfloat16", "tokens per CPU second", "serve_real_model_cpu", _serving_real_model),
     ("Fine-tuning against TRL", "times as fast", "post_training_cpu", _post_training),
     ("HTTP server, small shape", "tokens/s", "serve_cpu", _serving),
     ("Cleaning, against datatrove", "times as fast", "data_pipeline_one_core", _cleaning),

@@ -311,7 +311,8 @@ def main() -> None:
                 f"{row['first_token_p95_seconds']:10.3f}s{row['tokens_per_second'] / alone:14.2f}x"
             )
     if options.out:
-        settings = {key: str(value) for key, value in vars(options).items() if "python" not in key and key != "out"}
+        named = vars(options) | {"model": options.model and options.model.name}
+        settings = {key: str(value) for key, value in named.items() if "python" not in key and key != "out"}
         machine = {"machine": platform.processor() or platform.machine(), "python": platform.python_version()}
         options.out.write_text(json.dumps({"settings": settings, **machine, "results": table}, indent=2) + "\n")
 

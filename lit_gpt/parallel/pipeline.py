@@ -87,6 +87,12 @@ def check_pipeline(config: GPTConfig, size: int, schedule: str = "1f1b", stages_
             f"pipeline {size} x {per_rank} stage(s) per rank = {size * per_rank} stages are more than n_layer "
             f"{config.n_layer}; lower pipeline" + (" or stages_per_rank" if per_rank > 1 else "")
         )
+    if schedule == "zero_bubble" and config.multi_token and config.tie_embeddings:
+        # Torch separates the gradients of weights by the paths to them, which meet in the embedding of the last stage.
+        raise UserError(
+            f"schedule is zero_bubble, which torch cannot apply to multi_token {config.multi_token} with tied "
+            "embeddings; set schedule to interleaved, or tie_embeddings to false"
+        )
 
 
 def check_micro_batches(count: int, size: int, schedule: str) -> None:

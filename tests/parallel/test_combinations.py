@@ -45,7 +45,7 @@ LAYOUTS = {  # axes of four processes: the models that they train
     "pipeline=2 data=2 schedule=zero_bubble": ["moe"],
     "pipeline=2 replicate=2 schedule=interleaved": ["dense"],
     "pipeline=2 tensor=2": ["dense", "sinks", "latent", "lora", "bf16", "compiled"],
-    "pipeline=2 tensor=2 schedule=zero_bubble": ["moe", "muon"],
+    "pipeline=2 tensor=2 schedule=zero_bubble": ["moe", "windows"],
     "pipeline=2 context=2": ["windows", "latent", "lora"],
     "data=4 expert=2": ["latent", "bf16 moe"],
     "replicate=2 data=2 expert=2": ["moe"],

@@ -138,6 +138,13 @@ def test_too_few_micro_batches_are_one_line(count, schedule):
     check_micro_batches(8, 4, schedule)
 
 
+def test_tied_multi_token_prediction_has_no_zero_bubble():
+    config = GPTConfig(**SMALL | {"multi_token": 1, "tie_embeddings": True})
+    with pytest.raises(UserError, match=r"zero_bubble.*multi_token 1.*interleaved"):
+        check_pipeline(config, 2, "zero_bubble")
+    check_pipeline(config, 2, "1f1b")
+
+
 def trainer_of(precision="32-true", fn=TrainerFn.FITTING):
     return SimpleNamespace(precision=precision, state=SimpleNamespace(fn=fn))
 
