@@ -109,7 +109,8 @@ def measure(
     import sys
     from pathlib import Path
 
-    from lit_gpt.data.tokenizer_measure import HOSTILE, measure_tokenizer, table
+    from lit_gpt.data.hostile_texts import HOSTILE
+    from lit_gpt.data.tokenizer_measure import measure_tokenizer, table
     from lit_gpt.data.tokenizer_sample import TokenizerSample
     from lit_gpt.data.tokenizers import load_tokenizer
     from lit_gpt.errors import UserError

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lit_gpt.compiled import load_compiled
+from lit_gpt.data.hostile_texts import HOSTILE
 
 _log = logging.getLogger(__name__)
 
@@ -357,8 +358,6 @@ class CompiledBPE:
             _starting.release()
 
     def _start(self, texts: Sequence[str]) -> None:
-        from lit_gpt.data.tokenizer_measure import HOSTILE
-
         state = json.loads(self._backend.to_str())
         # Special tokens are encoded as text, so only the others matter.
         plain = [token["content"] for token in state["added_tokens"] if not token["special"]]
