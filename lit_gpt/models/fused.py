@@ -10,7 +10,7 @@ O outputs, I inputs of a linear layer.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -80,7 +80,7 @@ class FusedLinears:
         if torch.is_grad_enabled():
             return False  # the shared matrix is not a parameter: the layers would get no gradient
         return all(
-            is_plain_linear(linear) and linear.weight.data_ptr() == pointer
+            is_plain_linear(linear) and cast(Tensor, linear.weight).data_ptr() == pointer
             for linear, pointer in zip(linears, self._pointers, strict=True)
         )
 

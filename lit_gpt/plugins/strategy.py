@@ -296,8 +296,8 @@ class ParallelStrategy(ModelParallelStrategy):
         a `test` after `fit` would fail.
         """
         assert self.model is not None
-        tensors = (*self.model.parameters(), *self.model.buffers())
-        if any(x.device != self.root_device for x in (self.model, *tensors)):
+        devices = {self.model.device, *(x.device for x in (*self.model.parameters(), *self.model.buffers()))}
+        if devices != {self.root_device}:
             super().model_to_device()
 
     def _print_layout(self) -> None:
