@@ -131,7 +131,7 @@ def ours_trainer(shape: dict, steps: int, device: str, compiled: bool) -> float:
                 synchronize(device)
                 self.end = clock()
 
-    clock = Clock()
+    timer = Clock()
     module = PretrainModule(
         overrides=gpt_config(shape) | FIELDS_OF_GPT2,
         optimizer=lambda groups: torch.optim.AdamW(groups, lr=LR, betas=(0.9, 0.95), weight_decay=0.1, fused=True),
@@ -141,13 +141,13 @@ def ours_trainer(shape: dict, steps: int, device: str, compiled: bool) -> float:
         trainer = lit_gpt.trainer.Trainer(
             default_root_dir=folder,
             max_steps=WARMUP_STEPS + steps,
-            callbacks=[clock],
+            callbacks=[timer],
             accelerator=device,
             devices=1,
             precision=PRECISION,
         )
         trainer.fit(module, train_dataloaders=DataLoader([[batch]] * (WARMUP_STEPS + steps), batch_size=None))
-    return (clock.end - clock.start) / steps
+    return (timer.end - timer.start) / steps
 
 
 FIELDS_OF_GPT2 = {
