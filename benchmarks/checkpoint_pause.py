@@ -129,6 +129,8 @@ def main() -> None:
     parser.add_argument("--out")
     options = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    if options.folder:
+        Path(options.folder).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         shared = os.environ.setdefault("CHECKPOINT_PAUSE_FOLDER", folder)  # of all processes
         found = measure(options.shape, options.processes, options.windows, options.steps, Path(shared))

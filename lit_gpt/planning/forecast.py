@@ -6,6 +6,7 @@ and gives its source.
 
 import math
 import statistics
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
@@ -428,8 +429,11 @@ def describe_memory(by_kind: Mapping[str, int], upper_bytes: float, available: f
 
 def describe_sent(collectives: Iterable[Collective]) -> str:
     """Return what a device sends in a step as text, by collective and number of devices; less than 1 MB is left out."""
-    large = sorted((c for c in collectives if c.sent_bytes >= 1e6), key=lambda c: -c.sent_bytes)
-    parts = [f"{c.name} over {c.num_ranks} {human_bytes(c.sent_bytes)}" for c in large]
+    sent: dict[tuple[str, int, int], float] = defaultdict(float)  # of those that a layer waits for and those not
+    for c in collectives:
+        sent[c.name, c.num_ranks, c.stride] += c.sent_bytes
+    large = sorted((pair for pair in sent.items() if pair[1] >= 1e6), key=lambda pair: -pair[1])
+    parts = [f"{name} over {num_ranks} {human_bytes(size)}" for (name, num_ranks, _), size in large]
     return f"{', '.join(parts) or 'less than 1 MB'} a step and device"
 
 
