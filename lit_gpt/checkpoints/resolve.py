@@ -48,6 +48,7 @@ from lit_gpt.checks import local_path
 from lit_gpt.data.tokenizers import TOKENIZER_FILES
 from lit_gpt.errors import UserError
 from lit_gpt.extensions import how_to_import, imported_class
+from lit_gpt.hub import HubError, download_snapshot
 from lit_gpt.instantiate import read_yaml
 from lit_gpt.models import GPT, GPTConfig
 from lit_gpt.suggest import close_matches
@@ -393,24 +394,17 @@ def _read_lineage(folder: Path) -> dict[str, Any] | None:
 
 
 def _download(name: str) -> Path:
-    import httpx  # of huggingface_hub
-    import huggingface_hub
-
     wanted = ["config.json", "generation_config.json", *TOKENIZER_FILES]
     weights = ["*.safetensors", "*.safetensors.index.json"]
     try:
-        folder = Path(huggingface_hub.snapshot_download(name, allow_patterns=wanted + weights, ignore_patterns=["*/*"]))
+        folder = download_snapshot(name, wanted + weights, ["*/*"])
         if not any(folder.glob("*.safetensors")):  # older models have only pickles, read with weights_only=True
             weights = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
-            folder = Path(
-                huggingface_hub.snapshot_download(name, allow_patterns=wanted + weights, ignore_patterns=["*/*"])
-            )
+            folder = download_snapshot(name, wanted + weights, ["*/*"])
         return folder
-    except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError, httpx.TransportError) as error:
-        unreachable = isinstance(error, (httpx.TransportError, huggingface_hub.errors.LocalEntryNotFoundError))
-        reason = "it cannot be reached from here" if unreachable else str(error).strip().splitlines()[0]
+    except HubError as error:
         raise UserError(
-            f"model {name!r} is neither a folder here nor available from the Hugging Face Hub: {reason}"
+            f"model {name!r} is neither a folder here nor available from the Hugging Face Hub: {error}"
         ) from error
 
 

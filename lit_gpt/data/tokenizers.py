@@ -17,6 +17,7 @@ import numpy as np
 from lit_gpt.data.compiled_bpe import CompiledBPE, byte_alphabet
 from lit_gpt.errors import UserError
 from lit_gpt.hashing import sha256_json
+from lit_gpt.hub import HubError, download_snapshot
 
 # Encoding needs some hundred bytes of memory per byte of text, so long texts are split where a tokenizer would split
 # them anyway. A piece ends before a space between two words: pre-tokenizers (GPT-2's and GPT-4's patterns,
@@ -347,14 +348,11 @@ def _named_separator(folder: Path) -> str | None:
 
 
 def _download(name: str) -> Path:
-    import huggingface_hub
-
     try:
-        return Path(huggingface_hub.snapshot_download(name, allow_patterns=list(TOKENIZER_FILES)))
-    except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
-        reason = str(error).strip().splitlines()[0]
+        return download_snapshot(name, TOKENIZER_FILES)
+    except HubError as error:
         raise UserError(
-            f"tokenizer {name!r} is not a local file or folder, and cannot be loaded from the hub: {reason}"
+            f"tokenizer {name!r} is not a local file or folder, and cannot be loaded from the hub: {error}"
         ) from error
 
 
