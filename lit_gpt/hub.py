@@ -21,9 +21,9 @@ def download_snapshot(name: str, allow_patterns: Sequence[str], ignore_patterns:
     """
     import huggingface_hub
 
+    allowed, ignored = list(allow_patterns), None if ignore_patterns is None else list(ignore_patterns)
     try:
-        patterns = {"allow_patterns": list(allow_patterns), "ignore_patterns": ignore_patterns}
-        return Path(huggingface_hub.snapshot_download(name, **patterns))
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=allowed, ignore_patterns=ignored))
     except Exception as error:
         # By name: the library has exchanged what it connects with, for errors of other classes, more than once.
         lost = any(base.__name__ in ("TransportError", "ConnectionError") for base in type(error).__mro__)
