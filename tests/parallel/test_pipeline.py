@@ -338,11 +338,12 @@ def test_gradients_of_every_schedule_are_those_of_one_process(layout, cases):
 
 # ---- whole runs through the Trainer -----------------------------------------------------------------------------
 
-BOUNDS = {"exact": 0.0, "untied": 2e-6, "tied": 1e-5}
+BOUNDS = {"exact": 0.0, "untied": 2e-6, "tied": 1e-5, "bf16": 1e-4}
 """How far weights and metrics (relative) may be from those of one process after 20 steps in float32.
 
 exact: without clipping. untied: the norm that clipping divides by is summed over stages in another order. tied: the
-gradients of embedding and head are added once an optimizer step and not after each micro-batch."""
+gradients of embedding and head are added once an optimizer step and not after each micro-batch. bf16: in bf16-mixed,
+where such differences are rounded to 8 bits in the next forward (measured: 3e-6)."""
 
 TWO = {"data": {"micro_batch_size": 2}}
 TEN = TWO | {"max_steps": 10}
@@ -380,7 +381,7 @@ def folder(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
 def test_two_stages_follow_one_process(folder, name):
-    bound = "exact" if name == "exact" else "untied" if RUNS[name].get("overrides") == UNTIED else "tied"
+    bound = name if name in BOUNDS else "untied" if RUNS[name].get("overrides") == UNTIED else "tied"
     (one,), two = read(folder, f"{name} of one"), read(folder, name)
     check_run(one, two, BOUNDS[bound])
 
