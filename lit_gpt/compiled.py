@@ -36,7 +36,8 @@ def load_compiled(source: Path, machine: str, options: Sequence[Sequence[str]] =
     compiler = shlex.split(os.environ.get("CC") or shutil.which("cc") or "")
     if os.environ.get("LIT_GPT_NATIVE") == "0" or not compiler or os.name != "posix":
         return None
-    parts = (source.read_text(encoding="utf-8"), machine, *compiler, *_FLAGS, *map(str, options))
+    texts = [path.read_text(encoding="utf-8") for path in (source, *sorted(source.parent.glob("*.h")))]
+    parts = (*texts, machine, *compiler, *_FLAGS, *map(str, options))
     name = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
     try:
         path = find_cache_dir() / f"{source.stem}-{name}.so"

@@ -83,8 +83,9 @@ class _Record:
 
     def __init__(self) -> None:
         self.drafts: list[int] = []
+        """The last proposal."""
         self.length = 0
-        """The last proposal, and the length of the sequence then."""
+        """Length of the sequence when it was made."""
         self._average = 2 * _WORTHWHILE
         """Tokens of a proposal that were right, a moving average."""
 
@@ -118,9 +119,8 @@ class DraftModel:
     def __init__(self, model: GPT) -> None:
         if not can_truncate(model):
             raise UserError(
-                "draft_model has a layer with a recurrent state, from which rejected tokens cannot be removed; choose "
-                "a "
-                "draft model with attention layers only"
+                "draft_model has a layer with a recurrent state, from which rejected tokens cannot be removed; "
+                "choose a draft model with attention layers only"
             )
         self._model = model.eval()
         self._states: weakref.WeakKeyDictionary[Request, tuple[Cache, list[int]]] = weakref.WeakKeyDictionary()
