@@ -135,7 +135,7 @@ def run(case: dict[str, Any]) -> None:
 
 def measured(name: str, **environment: str) -> int:
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"] if "axes" in CASES[name] else []
-    command = [sys.executable, *launcher, __file__, "--run", name]
+    command = [sys.executable, *launcher, __file__, "--case", name]
     result = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | environment)
     return int(result.stdout.split()[-1])
 
@@ -164,7 +164,7 @@ if __name__ == "__main__":
     silence_libraries()
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    if sys.argv[1:2] == ["--run"]:
+    if sys.argv[1:2] == ["--case"]:
         run(CASES[sys.argv[2]])
     else:
         main(sys.argv[1:])

@@ -6,6 +6,7 @@ each kind of product of the step is timed at its own sizes, shortened to a few m
 is not a product as additions of the mean size.
 """
 
+import itertools
 import time
 from collections.abc import Callable
 from functools import cache
@@ -13,6 +14,8 @@ from functools import cache
 import torch
 from torch.nn import functional
 
+from lit_gpt.models.linear import products_of
+from lit_gpt.models.training_kernels import causal_attention
 from lit_gpt.planning.simulation import Product, Work
 
 MAX_PRODUCT_FLOPS = 4e8
@@ -21,33 +24,50 @@ SHARE_TIMED = 0.98
 """Of the FLOPs; what is left is taken to be as fast as the rest."""
 OPERATION_SECONDS = 6e-6
 """Of an operation in Python and autograd, before its kernel: 4 to 9 µs on server CPUs."""
-REPEATS = 4
+REPEATS = 3
+ROUNDS = 3
+ADDED_ELEMENTS = 2**25
+"""Of float32, 128 MiB."""
 
 
 def product_seconds(work: Work) -> dict[str, float]:
-    """Return the seconds of a step's products by kind, from timing each kind of product once in this process."""
+    """Return the seconds of a step's products by kind, from timing each kind of product in this process."""
     total = sum(work.products.values())
-    seconds: dict[str, float] = {}
-    timed_flops = timed_seconds = 0.0
-    rest: list[tuple[Product, float]] = []
+    timed: list[Product] = []
+    timed_flops = 0.0
     for product, flops in sorted(work.products.items(), key=lambda item: -item[1]):
         if timed_flops < SHARE_TIMED * total:
-            took = flops / product_speed(product)
-            seconds[product.kind] = seconds.get(product.kind, 0.0) + took
-            timed_flops, timed_seconds = timed_flops + flops, timed_seconds + took
-        else:
-            rest.append((product, flops))
-    for product, flops in rest:
-        seconds[product.kind] = seconds.get(product.kind, 0.0) + flops * timed_seconds / timed_flops
+            timed.append(product)
+            timed_flops += flops
+    speeds = _speeds(timed)
+    timed_seconds = sum(work.products[product] / speeds[product] for product in timed)
+    seconds: dict[str, float] = {}
+    for product, flops in work.products.items():
+        speed = speeds[product] if product in speeds else timed_flops / timed_seconds
+        seconds[product.kind] = seconds.get(product.kind, 0.0) + flops / speed
     return seconds
 
 
-@cache
-def product_speed(product: Product) -> float:
-    """Return the FLOP/s of a kind of product with torch's threads, the median of a few repetitions."""
+_known_speeds: dict[Product, float] = {}
+
+
+def _speeds(products: list[Product]) -> dict[Product, float]:
+    """Return the FLOP/s of each kind of product with torch's threads, at its best of a few rounds over all of them.
+
+    A pause of the machine that slows one product for some milliseconds is over in the next round.
+    """
+    calls = {product: _call(product) for product in products if product not in _known_speeds}
+    for _ in range(ROUNDS):
+        for product, (flops, function) in calls.items():
+            _known_speeds[product] = max(_known_speeds.get(product, 0.0), flops / _best_seconds(function))
+    return {product: _known_speeds[product] for product in products}
+
+
+def _call(product: Product) -> tuple[float, Callable[[], object]]:
+    """Return a function that computes a product as a step does, shortened if it is long, and its FLOPs."""
     dtype = getattr(torch, product.dtype)
     if product.kind == "attention":
-        return _attention_speed(product, dtype)
+        return _attention(product, dtype)
     batch, rows, inner, columns = product.shape
     flops = 2.0 * batch * rows * inner * columns
     if batch > 1 and flops > MAX_PRODUCT_FLOPS:
@@ -61,33 +81,33 @@ def product_speed(product: Product) -> float:
         flops = 2.0 * batch * rows * inner * columns
     if batch > 1:
         a, b = torch.ones(batch, rows, inner, dtype=dtype), torch.ones(batch, inner, columns, dtype=dtype)
-    else:
-        a, b = torch.ones(rows, inner, dtype=dtype), torch.ones(inner, columns, dtype=dtype)
-    return flops / _median_seconds(lambda: a @ b)
+        return flops, lambda: a @ b
+    x, weight = torch.ones(rows, inner, dtype=dtype), torch.ones(columns, inner, dtype=dtype)
+    chosen = products_of(x, weight)
+    multiply = functional.linear if chosen is None else chosen.output
+    return flops, lambda: multiply(x, weight, None)
 
 
-def _attention_speed(product: Product, dtype: torch.dtype) -> float:
-    """Return the speed in the FLOPs that a plan counts: 4 B H T T D forward, 10 backward, half of it if causal."""
+def _attention(product: Product, dtype: torch.dtype) -> tuple[float, Callable[[], object]]:
+    """Return attention, and its FLOPs as a plan counts them: 4 B H T T D forward, 10 backward, half of it if causal."""
     B, H, T, D = product.shape
     half = 0.5 if product.causal else 1.0
     B = max(1, int(B * min(1.0, 2 * MAX_PRODUCT_FLOPS / (4.0 * B * H * T * T * D * half))))
     flops = 4.0 * B * H * T * T * D * half
     mask = None if product.causal else torch.ones(B, 1, T, T, dtype=torch.bool).tril()
-    query, key, value = (torch.ones(B, H, T, D, dtype=dtype, requires_grad=product.backward) for _ in range(3))
+    query, key, value = (torch.ones(B, H, T, D, dtype=dtype, requires_grad=True) for _ in range(3))
 
     def forward() -> torch.Tensor:
+        compiled = causal_attention(query, key, value, mask, D**-0.5)  # as the layers do
+        if compiled is not None:
+            return compiled
         return functional.scaled_dot_product_attention(query, key, value, mask, is_causal=product.causal)
 
     if not product.backward:
-        with torch.no_grad():
-            return flops / _median_seconds(forward)
+        return flops, forward
     out = forward()
     gradient = torch.ones_like(out)
-    return (
-        2.5
-        * flops
-        / _median_seconds(lambda: torch.autograd.grad(out, (query, key, value), gradient, retain_graph=True))
-    )
+    return 2.5 * flops, lambda: torch.autograd.grad(out, (query, key, value), gradient, retain_graph=True)
 
 
 def other_seconds(work: Work) -> float:
@@ -103,12 +123,19 @@ def other_seconds(work: Work) -> float:
 
 @cache
 def _addition_seconds(elements: int) -> float:
-    a, b = torch.ones(elements), torch.ones(elements)
-    return _median_seconds(lambda: a + b)
+    # Over more memory than the caches hold, as a step that goes through all of its tensors.
+    pairs = torch.ones(max(1, ADDED_ELEMENTS // elements), 2, elements)
+    order = itertools.cycle(pairs)
+
+    def add() -> torch.Tensor:
+        a, b = next(order)
+        return a + b
+
+    return min(_best_seconds(add) for _ in range(ROUNDS))
 
 
-def _median_seconds(function: Callable[[], object]) -> float:
-    """Return the median seconds of a call; a call of a few microseconds is timed many times over."""
+def _best_seconds(function: Callable[[], object]) -> float:
+    """Return the seconds of a call, the fewest of a few; a call of a few microseconds is timed many times over."""
     function()
     start = time.perf_counter()
     function()
@@ -119,4 +146,4 @@ def _median_seconds(function: Callable[[], object]) -> float:
         for _ in range(count):
             function()
         times.append((time.perf_counter() - start) / count)
-    return sorted(times)[len(times) // 2]
+    return min(times)

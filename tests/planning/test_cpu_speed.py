@@ -5,7 +5,7 @@ import torch
 
 from lit_gpt.modules import PretrainModule
 from lit_gpt.planning import cpu_speed
-from lit_gpt.planning.cpu_speed import other_seconds, product_seconds, product_speed
+from lit_gpt.planning.cpu_speed import other_seconds, product_seconds
 from lit_gpt.planning.simulation import Product, Work, simulate_step
 
 B, T, V, C = 4, 32, 96, 32
@@ -50,7 +50,8 @@ def test_seconds_are_flops_over_the_speed_of_each_product(monkeypatch):
     fast, slow, rare = (Product("linear", "float32", (1, n, n, n)) for n in (64, 128, 256))
     other = Product("attention", "float32", (1, 1, 8, 8))
     speeds = {fast: 100.0, slow: 10.0, other: 50.0}
-    monkeypatch.setattr(cpu_speed, "product_speed", speeds.__getitem__)  # `rare` is not timed
+    monkeypatch.setattr(cpu_speed, "_known_speeds", speeds)
+    monkeypatch.setattr(cpu_speed, "_call", None)  # nothing else is timed, `rare` neither
     seconds = product_seconds(Work(products={fast: 1000.0, slow: 500.0, other: 500.0, rare: 4.0}))
     assert seconds["attention"] == 10.0
     assert seconds["linear"] == pytest.approx(10.0 + 50.0 + 4.0 * 70 / 2000)
@@ -70,8 +71,30 @@ def test_seconds_are_flops_over_the_speed_of_each_product(monkeypatch):
         Product("attention", "float32", (2, 2, 32, 8), True, False),
     ],
 )
-def test_every_kind_of_product_is_timed_once(product):
-    product_speed.cache_clear()
-    assert 1e6 < product_speed(product) < 1e14
-    product_speed(product)
-    assert product_speed.cache_info().misses == 1
+def test_every_kind_of_product_is_timed_once(product, monkeypatch):
+    monkeypatch.setattr(cpu_speed, "_known_speeds", {})
+    first = product_seconds(Work(products={product: 1e9}))[product.kind]
+    assert 1e9 / 1e14 < first < 1e9 / 1e6
+    assert product_seconds(Work(products={product: 2e9}))[product.kind] == 2 * first
+
+
+def test_attention_is_timed_with_the_kernel_of_training(monkeypatch):
+    called = []
+
+    def compiled(query, key, value, mask, scale):
+        called.append((query.shape, mask is None))
+        return query + key + value
+
+    monkeypatch.setattr(cpu_speed, "_known_speeds", {})
+    monkeypatch.setattr(cpu_speed, "causal_attention", compiled)
+    for backward in (False, True):
+        product_seconds(Work(products={Product("attention", "float32", (2, 2, 32, 8), backward, True): 1e6}))
+    assert set(called) == {((2, 2, 32, 8), True)}
+
+
+def test_large_linear_products_are_timed_as_a_step_computes_them(monkeypatch):
+    monkeypatch.setattr(cpu_speed, "_known_speeds", {})
+    asked = []
+    monkeypatch.setattr(cpu_speed, "products_of", lambda x, weight: asked.append((x.shape, weight.shape)))
+    product_seconds(Work(products={Product("linear", "float32", (1, 96, 32, 64)): 1e6}))
+    assert asked == [((96, 32), (64, 32))]
