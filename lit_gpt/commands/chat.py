@@ -59,7 +59,7 @@ def chat(
     network, tokenizer = load_for_generation(model, device, adapter, weights, dtype=dtype)
     template = template_of(tokenizer) if chat_template is None else load_chat_template(chat_template)
     renderer = ChatRenderer(tokenizer, template)
-    speculation = load_speculation(network, tokenizer, None, None)
+    speculation = load_speculation(network, tokenizer, model, None, None)
     engine = Engine(network, tokenizer, max_batch_size=1, speculation=speculation)
     loop = EngineLoop(engine)
     try:

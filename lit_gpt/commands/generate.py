@@ -71,8 +71,9 @@ def generate(
         grammar: file with a grammar in Lark syntax that the completion must follow.
         draft_model: smaller model with the same tokenizer whose proposed tokens this model verifies (speculative
             decoding).
-        draft_tokens: number of tokens to propose per verification, from the draft model (0: 4) or else looked up in the
-            text so far; null: looked up for a single sequence on a CPU while it is faster; 0: no speculation.
+        draft_tokens: number of tokens to propose per verification: by the draft model (0: 4), else by the block of
+            multi-token prediction that a run was trained with (`multi_token`), else looked up in the text so far; null:
+            looked up for a single sequence on a CPU while it is faster; 0: no speculation.
         batch_size: maximum number of prompts in a batch.
         cache_tokens: KV cache capacity in tokens; null: a full context for each of `batch_size` sequences, or what
             three quarters of the free memory hold.
@@ -122,7 +123,7 @@ def generate(
         params = replace(params, stop_token_ids=tuple(sorted(renderer.stop_ids)))
     elif has_template(tokenizer) and sys.stderr.isatty():
         print(f"{model} has a chat template: add --chat to ask it, or use `chat` for a conversation", file=sys.stderr)
-    speculation = load_speculation(network, tokenizer, draft_model, draft_tokens, device, dtype, compile)
+    speculation = load_speculation(network, tokenizer, model, draft_model, draft_tokens, device, dtype, compile)
     if prompt == "-":
         prompt = sys.stdin.read()
     rows: list[dict[str, Any]] = [{"prompt": prompt}] if prompts is None else _read_prompts(prompts)

@@ -3,7 +3,7 @@
 from lit_gpt.generation.engine import Engine, EngineStats, generate
 from lit_gpt.generation.loop import EngineLoop, QueueFullError, RequestHandle
 from lit_gpt.generation.request import Completion, Constraint, SamplingParams, TokenEvent
-from lit_gpt.generation.speculative import DraftModel, PromptLookup, Speculation
+from lit_gpt.generation.speculative import DraftModel, MultiTokenDrafts, PromptLookup, Speculation
 from lit_gpt.generation.text import complete_texts, stream_text, stream_with
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "Engine",
     "EngineLoop",
     "EngineStats",
+    "MultiTokenDrafts",
     "PromptLookup",
     "QueueFullError",
     "RequestHandle",

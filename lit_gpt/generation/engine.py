@@ -102,6 +102,8 @@ class StepPlan:
         """Ascending indices among the N tokens at which logits are needed."""
         self.num_tokens: list[tuple[Request, int]] = []
         """Each request and the number of its tokens whose states this pass makes valid (not counting draft tokens)."""
+        self.spans: list[tuple[Request, int, int]] = []
+        """Each request, the position of its first token in this pass, and the number of its tokens, in order."""
         self.num_prompt_tokens = 0
         self._ids: list[int] = []
         self._positions: list[int] = []
@@ -116,6 +118,7 @@ class StepPlan:
         self.logit_indices += range(len(self._ids), len(self._ids) + len(decoding))
         self.pending_samples += [PendingSample(request, first + row) for row, request in enumerate(decoding)]
         self.num_tokens += [(request, 1) for request in decoding]
+        self.spans += [(request, request.num_cached, 1) for request in decoding]
         self._ids += [request.ids[-1] for request in decoding]
         self._positions += lengths
         if self._contexts is not None:
@@ -128,6 +131,7 @@ class StepPlan:
         assert request.block is not None
         self.parts.append(ChunkPart(request.block.states, request.row, start, count))
         self.num_tokens.append((request, count))
+        self.spans.append((request, start, count))
         self.num_prompt_tokens += count
         self._ids += request.ids[start : start + count]
         self._positions += range(start, start + count)
@@ -144,6 +148,7 @@ class StepPlan:
         assert request.block is not None
         self.parts.append(ChunkPart(request.block.states, request.row, start, count))
         self.num_tokens.append((request, 1))
+        self.spans.append((request, start, count))
         self.pending_samples.append(PendingSample(request, len(self.logit_indices), drafts))
         self.logit_indices += range(len(self._ids), len(self._ids) + count)
         self._ids += [request.ids[-1], *drafts]
@@ -231,6 +236,7 @@ class Engine:
         model.eval()
         self._prepare()
         self._speculation = speculation
+        self._observe = None if speculation is None else getattr(speculation.proposer, "observe", None)
         margin = RING_MARGIN + (0 if speculation is None else speculation.num_tokens)
         self.cache_tokens, self.max_length = self._cache_size(cache_tokens, max_length, margin)
         """Capacity of the cache, and maximum length of prompt and completion of a request, in tokens."""
@@ -495,7 +501,7 @@ class Engine:
             if any(proposals):
                 for request, drafts in zip(decoding, proposals, strict=True):
                     plans[0].verify(request, drafts)
-            elif decoding and self._compiled is not None:
+            elif decoding and self._compiled is not None and self._observe is None:
                 plans.append(StepPlan(self._depends_on_length, padded=True))
                 plans[-1].decode(block)
             elif decoding:
@@ -538,6 +544,10 @@ class Engine:
         indices = plan.logit_indices
 
         def head(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+            if self._observe is not None:
+                states = (hidden[0] / self.config.logit_scale).split([count for _, _, count in plan.spans])
+                for (request, start, _), part in zip(plan.spans, states, strict=True):
+                    self._observe(request, start, part)
             return self._head(hidden if len(indices) == hidden.shape[1] else hidden[:, indices], weight, bias)
 
         logits: Tensor = self.model(

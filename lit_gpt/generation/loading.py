@@ -3,6 +3,7 @@
 import shlex
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,9 +16,10 @@ from lit_gpt.data.chat.template import has_template
 from lit_gpt.data.tokenizers import Tokenizer, load_tokenizer
 from lit_gpt.errors import UserError
 from lit_gpt.generation.cache import can_truncate
-from lit_gpt.generation.speculative import PromptLookup, Speculation
+from lit_gpt.generation.speculative import MultiTokenDrafts, PromptLookup, Speculation
 from lit_gpt.models import GPT
 from lit_gpt.models.kernel_choice import where_kept
+from lit_gpt.models.multi_token import MultiTokenBlock
 from lit_gpt.models.packed import prepare_for_inference
 
 
@@ -54,6 +56,7 @@ def load_for_generation(
 def load_speculation(
     model: GPT,
     tokenizer: Tokenizer,
+    source: str,
     draft_model: str | None,
     draft_tokens: int | None,
     device: str = "auto",
@@ -62,11 +65,14 @@ def load_speculation(
 ) -> Speculation | None:
     """Return the speculation of `--draft_model` and `--draft_tokens`; without either, the default one.
 
-    The default is prompt lookup for a single sequence on a CPU, while it is right often enough to be faster.
+    The default is prompt lookup for a single sequence on a CPU, while it is right often enough to be faster. A given
+    number of tokens is proposed by the draft model, else by the model's own multi-token-prediction block if it has one,
+    else by prompt lookup.
 
     Args:
         model: The model that verifies.
         tokenizer: Its tokenizer.
+        source: Name of the model, as for `load_for_generation`.
         draft_model: A smaller model with the same tokenizer, or None.
         draft_tokens: Number of tokens to propose at a time; 0 = none, None = by default.
         device: Device of the draft model.
@@ -82,7 +88,30 @@ def load_speculation(
         if compile or model.wte.weight.device.type != "cpu" or not can_truncate(model):
             return None
         return Speculation(PromptLookup(shortest=2, adaptive=True), num_tokens=8, most_rows=1)
-    return Speculation.of(tokenizer, draft_tokens, None) if draft_tokens else None
+    if draft_tokens == 0:
+        return None
+    block = load_multi_token(model, resolve_model(source))
+    return Speculation(PromptLookup() if block is None else MultiTokenDrafts(model, block), draft_tokens)
+
+
+def load_multi_token(model: GPT, source: ModelSource) -> MultiTokenBlock | None:
+    """Return the first multi-token-prediction block of a model, on its device; None if it was not trained with one.
+
+    Args:
+        model: The model as loaded for generation, which has no such blocks.
+        source: Where its weights are: of a run or checkpoint, since exports leave these blocks out.
+    """
+    if not source.config.multi_token or source.quantized is not None:
+        return None
+    weights = {
+        name.removeprefix("multi_token.0."): tensor
+        for name, tensor in source.load_state_dict().items()
+        if name.startswith("multi_token.0.")
+    }
+    with torch.device("meta"):
+        block = MultiTokenBlock(replace(source.config, dropout=0.0), 1).eval().requires_grad_(False)
+    block.load_state_dict(weights, assign=True)
+    return block.to(model.wte.weight.device, model.state_dtype or model.wte.weight.dtype)
 
 
 def load_source(

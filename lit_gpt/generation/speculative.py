@@ -1,14 +1,16 @@
 """Speculative decoding: draft tokens are generated cheaply, and the model verifies several of them in one forward.
 
 A forward over k + 1 tokens takes little longer than over one, because decoding is limited by reading the weights. The
-draft tokens come from a smaller model, or from the text itself (what followed the last few tokens at their previous
-occurrence). Verification here is the simplest exact method: at each position the token is sampled from the model's own
-distribution with the request's own random number, as without drafts; if it equals the draft token, the next position's
-logits are already available. So the text is identical, token for token, and so is its distribution. For deterministic
-drafts (look-up or greedy) this accepts as often as the rejection scheme of Leviathan et al. 2023 (arXiv:2211.17192); a
-draft model samples with the same random number as the verification, so that similar distributions give equal tokens.
+draft tokens come from a smaller model, from the block with which the model itself was trained to predict one token more
+(multi-token prediction), or from the text (what followed the last few tokens at their previous occurrence).
 
-V vocabulary.
+Verification here is the simplest exact method: at each position the token is sampled from the model's own distribution
+with the request's own random number, as without drafts; if it equals the draft token, the next position's logits are
+already available. So the text is identical, token for token, and so is its distribution. For deterministic drafts
+(look-up or greedy) this accepts as often as the rejection scheme of Leviathan et al. 2023 (arXiv:2211.17192); other
+drafts are sampled with the same random number as the verification, so that similar distributions give equal tokens.
+
+C model width, T tokens, V vocabulary.
 """
 
 import weakref
@@ -28,12 +30,19 @@ from lit_gpt.generation.cache import can_truncate, common_prefix
 from lit_gpt.generation.request import Request
 from lit_gpt.generation.sampler import candidates, invert, uniform
 from lit_gpt.models import GPT, Cache
+from lit_gpt.models.cache import ChunkPart, LayerState, StepState
+from lit_gpt.models.mixers import Context, TokenMixer
+from lit_gpt.models.multi_token import MultiTokenBlock
 
 MAX_DRAFT_TOKENS = 64
 
 
 class Proposer(Protocol):
-    """Proposes the next tokens of a sequence."""
+    """Proposes the next tokens of a sequence.
+
+    If it has a method `observe(request, start, hidden)`, the engine calls it after every forward with the hidden states
+    (T, C) of each request's tokens from position `start` on.
+    """
 
     def propose(self, request: Request, count: int) -> list[int]:
         """Return at most `count` tokens that may follow `request.ids`."""
@@ -143,7 +152,7 @@ class DraftModel:
         unread = request.ids[cache.length :]
         drafts: list[int] = []
         for number in range(count):
-            drafts.append(self._draw(self._logits(unread, cache), request, number))
+            drafts.append(draw(self._logits(unread, cache), request, number))
             unread = drafts[-1:]
         self._states[request] = cache, [*request.ids, *drafts[:-1]]
         return drafts
@@ -160,13 +169,106 @@ class DraftModel:
         logits: Tensor = self._model(inputs, cache=cache.step(len(ids)), head_fn=last)
         return logits.float()
 
-    @staticmethod
-    def _draw(logits: Tensor, request: Request, number: int) -> int:
-        if request.params.temperature == 0:
-            return int(logits.argmax())
-        values, ids = candidates(logits, [request.params])
-        chosen = int(invert(values.softmax(dim=-1), [uniform(request.seed, request.num_new + number)]))
-        return chosen if ids is None else int(ids[0, chosen])
+
+class MultiTokenDrafts:
+    """Proposes tokens with the model's own first multi-token-prediction block (DeepSeek-V3, arXiv:2412.19437).
+
+    At position i the block reads the model's hidden state and the token at i + 1, and predicts the token at i + 2, the
+    one that the model has yet to compute. Further drafts take the block's output in place of the model's hidden state
+    (as EAGLE, arXiv:2401.15077), for which it was not trained, so they are less often right.
+
+    The engine passes on the hidden states of every forward (`observe`). The states of a prefix that it copied from
+    another request are not known here; the block then reads only what comes after.
+
+    Args:
+        model: The model that verifies, on its device.
+        block: Its first multi-token-prediction block, with trained weights, on the same device.
+
+    Raises:
+        UserError: If tokens cannot be removed from the block's state.
+    """
+
+    def __init__(self, model: GPT, block: MultiTokenBlock) -> None:
+        self._model, self._block = model, block.eval()
+        if not self._new_state(1).can_truncate:
+            raise UserError(
+                "the block of multi-token prediction has a recurrent state, from which rejected tokens cannot be "
+                "removed; set draft_tokens to 0"
+            )
+        self._records: weakref.WeakKeyDictionary[Request, _Observed] = weakref.WeakKeyDictionary()
+
+    def observe(self, request: Request, start: int, hidden: Tensor) -> None:
+        """Take the hidden states (T, C) of a request's tokens from position `start` on, before the head."""
+        record = self._records.get(request)
+        if record is None or not record.base <= start <= record.base + len(record.hidden):
+            capacity = len(request.ids) + request.params.max_new_tokens - request.num_new + MAX_DRAFT_TOKENS
+            record = _Observed(start, self._new_state(min(capacity, self._model.config.block_size)), hidden[:0])
+            self._records[request] = record
+        # Hidden states of rejected draft tokens are overwritten.
+        record.hidden = torch.cat((record.hidden[: start - record.base], hidden))
+
+    @torch.no_grad()
+    def propose(self, request: Request, count: int) -> list[int]:
+        """Sample `count` tokens; none if the hidden states of the last tokens are not known."""
+        for ended in [other for other in self._records if other.finished]:  # the engine keeps them for their prefixes
+            del self._records[ended]
+        record, known = self._records.get(request), len(request.ids) - 1
+        count = min(count, self._model.config.block_size - len(request.ids))
+        if record is None or count < 1 or not record.base < known <= record.base + len(record.hidden):
+            return []
+        start = record.base
+        hidden = record.hidden[: known - start][None]
+        tokens = request.ids[start + 1 :]
+        # The states of this call's drafts are overwritten by the next call, which starts after the known tokens.
+        record.base, record.hidden = known, record.hidden[known - start :]
+        drafts: list[int] = []
+        for number in range(count):
+            hidden = self._run(hidden, tokens, start, record)[:, -1:]
+            logits = self._model._head(hidden, None)[0].float()
+            drafts.append(draw(logits, request, number))
+            start, tokens = known + number, drafts[-1:]
+        return drafts
+
+    def _run(self, hidden: Tensor, tokens: list[int], start: int, record: "_Observed") -> Tensor:
+        """Return the block's output (1, T, C) for T positions from `start` on, and store their keys and values."""
+        model, device, T = self._model, hidden.device, len(tokens)
+        positions = torch.arange(start, start + T, device=device)[None]
+        scaling = model.config.rope_scaling
+        lengths = positions + 1 if scaling is not None and scaling.follows_length else None
+        context = Context(positions, rotations=model._decoding_rotations(positions, lengths))
+        part = ChunkPart([record.state], 0, start - record.first, T)
+        embedding = model._embed(torch.tensor([tokens], device=device), positions)
+        dtype = self._block.proj.weight.dtype  # the model's matrices may be packed, and the embeddings smaller
+        output: Tensor = self._block(hidden.to(dtype), embedding.to(dtype), context, StepState([part], 0))
+        return output
+
+    def _new_state(self, capacity: int) -> LayerState:
+        mixer: TokenMixer = self._block.block.attn  # type: ignore[assignment]
+        weight = self._block.proj.weight
+        # The margin equals the row length: a windowed layer keeps all tokens, so any number of them can be removed.
+        return mixer.new_state(1, capacity, capacity, weight.dtype, weight.device)
+
+
+class _Observed:
+    """What is known of a request for multi-token prediction: the block's state, and hidden states yet to be read."""
+
+    def __init__(self, first: int, state: LayerState, hidden: Tensor) -> None:
+        self.first = first
+        """Position of the first token in the state."""
+        self.state = state
+        self.base = first
+        """Position of the first of the hidden states; the block has read those before it."""
+        self.hidden = hidden
+        """(T, C)."""
+
+
+def draw(logits: Tensor, request: Request, number: int) -> int:
+    """Sample the draft token after `number` others with the random number that its verification will use."""
+    if request.params.temperature == 0:
+        return int(logits.argmax())
+    values, ids = candidates(logits, [request.params])
+    chosen = int(invert(values.softmax(dim=-1), [uniform(request.seed, request.num_new + number)]))
+    return chosen if ids is None else int(ids[0, chosen])
 
 
 @dataclass(frozen=True)
@@ -191,14 +293,12 @@ class Speculation:
         check_between("draft_tokens", self.num_tokens, 1, MAX_DRAFT_TOKENS)
 
     @classmethod
-    def of(cls, tokenizer: Tokenizer, num_tokens: int, draft: tuple[GPT, Tokenizer] | None) -> "Speculation":
-        """Return speculation with a draft model and its tokenizer or, if None, with prompt lookup.
+    def of(cls, tokenizer: Tokenizer, num_tokens: int, draft: tuple[GPT, Tokenizer]) -> "Speculation":
+        """Return speculation with a draft model and its tokenizer.
 
         Raises:
             UserError: If the draft model has another tokenizer.
         """
-        if draft is None:
-            return cls(PromptLookup(), num_tokens)
         model, other = draft
         if other.fingerprint != tokenizer.fingerprint:
             raise UserError("the draft model's tokenizer differs from the model's; choose one with the same tokenizer")

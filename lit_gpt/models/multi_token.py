@@ -3,7 +3,8 @@
 Depth k takes the hidden states of depth k - 1 (of the model itself at first) and the embeddings of the tokens k
 positions later, mixes them, runs one more block, and predicts the token k positions after the next one with the
 model's own head. Position i thus sees exactly the tokens up to i + k, and every depth keeps the complete causal
-chain. Used only in training: generation and exports ignore these blocks.
+chain. In generation the first depth can propose draft tokens (`lit_gpt.generation.speculative.MultiTokenDrafts`);
+exports leave these blocks out.
 
 B batch, T time, C model width.
 """
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_gpt.models.block import build_block
+from lit_gpt.models.cache import StepState
 from lit_gpt.models.config import GPTConfig
 from lit_gpt.models.linear import Linear
 from lit_gpt.models.mixers import Context
@@ -46,6 +48,7 @@ class MultiTokenBlock(nn.Module):
         hidden: Tensor,
         embedding: Tensor,
         context: Context,
+        state: StepState | None = None,
     ) -> Tensor:
         """Return the hidden states of this depth.
 
@@ -53,12 +56,13 @@ class MultiTokenBlock(nn.Module):
             hidden: (B, T, C), the normed hidden states of the previous depth.
             embedding: (B, T, C): at i, the embedding of the token at i + depth.
             context: The same context as for the model's blocks.
+            state: In decoding, this block's states of the sequences being continued; None = training.
 
         Returns:
             (B, T, C), ready for the head.
         """
         x = self.proj(torch.cat((self.norm_hidden(hidden), self.norm_embedding(embedding)), dim=-1))
-        return self.norm(self.block(x, context))
+        return self.norm(self.block(x, context, state))
 
 
 def tokens_ahead(input_ids: Tensor, depth: int) -> Tensor:

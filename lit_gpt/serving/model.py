@@ -290,7 +290,7 @@ def load_served(
     form = "plain" if compile and weights == "auto" else weights
     network, tokenizer = load_for_generation(model, device, adapter, form, max_batch_size, dtype)
     renderer = make_renderer(tokenizer, chat_template)
-    speculation = load_speculation(network, tokenizer, draft_model, draft_tokens, device, compile=compile)
+    speculation = load_speculation(network, tokenizer, model, draft_model, draft_tokens, device, compile=compile)
     engine = Engine(
         network,
         tokenizer,

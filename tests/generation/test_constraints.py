@@ -8,7 +8,7 @@ import torch
 from small_chats import small_tokenizer
 
 from lit_gpt.errors import UserError
-from lit_gpt.generation import Constraint, Engine, SamplingParams, Speculation
+from lit_gpt.generation import Constraint, Engine, PromptLookup, SamplingParams, Speculation
 from lit_gpt.generation.constraints import compile_constraint
 from lit_gpt.models import GPT, GPTConfig
 
@@ -70,7 +70,7 @@ def test_beside_free_requests_and_with_guesses(engine):
     both = engine.generate([[1, 2], [1, 2]], [free, SamplingParams(constraint=constraint, seed=2)])
     assert both[0].token_ids == alone.token_ids
     assert re.fullmatch("[ab]{12}", both[1].text)
-    guessing = Engine(engine.model, engine.tokenizer, speculation=Speculation.of(engine.tokenizer, 3, None))
+    guessing = Engine(engine.model, engine.tokenizer, speculation=Speculation(PromptLookup(), 3))
     assert guessing.generate([[1, 2]], SamplingParams(constraint=constraint, seed=2))[0].text == both[1].text
 
 

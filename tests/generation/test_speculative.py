@@ -1,6 +1,7 @@
 """Guesses change nothing: greedy and sampled texts are the same, and frequencies pass the chi-square test."""
 
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from unittest.mock import patch
 
@@ -8,14 +9,21 @@ import pytest
 import torch
 from chi_square import p_value
 from small_chats import small_tokenizer
+from torch.optim import AdamW
 
+from lit_gpt import Trainer
+from lit_gpt.checkpoints.bundle import save_bundle
+from lit_gpt.checkpoints.resolve import resolve_model
+from lit_gpt.datamodules import TextDataModule
 from lit_gpt.errors import UserError
-from lit_gpt.generation import DraftModel, Engine, PromptLookup, SamplingParams, Speculation, loading
-from lit_gpt.generation.loading import load_speculation
+from lit_gpt.generation import DraftModel, Engine, MultiTokenDrafts, PromptLookup, SamplingParams, Speculation, loading
+from lit_gpt.generation.loading import load_for_generation, load_speculation
 from lit_gpt.generation.request import Request
 from lit_gpt.models import GPT, GPTConfig, packed
+from lit_gpt.models.multi_token import MultiTokenBlock
 from lit_gpt.models.native import library
 from lit_gpt.models.packed import prepare_for_inference
+from lit_gpt.modules import PretrainModule
 
 CONFIG = GPTConfig(
     n_layer=2,
@@ -70,18 +78,77 @@ class Oracle:
 @pytest.mark.parametrize(
     "settings", [{"temperature": 0}, {"seed": 3}, {"seed": 4, "top_p": 0.8, "repetition_penalty": 1.2}]
 )
-@pytest.mark.parametrize("how", ["look-up", "draft", "oracle"])
+@pytest.mark.parametrize("how", ["look-up", "draft", "multi-token", "oracle"])
 def test_the_text_is_the_same(config, settings, how):
     model = sharp(config)
     params = SamplingParams(max_new_tokens=30, ignore_eos=True, **settings)
     plain = Engine(model, small_tokenizer()).generate(PROMPTS, params)
     texts = [prompt + completion.token_ids for prompt, completion in zip(PROMPTS, plain, strict=True)]
-    proposer = {"look-up": PromptLookup(), "draft": DraftModel(near(model)), "oracle": Oracle(texts)}[how]
+    proposer = {
+        "look-up": PromptLookup(),
+        "draft": DraftModel(near(model)),
+        "multi-token": MultiTokenDrafts(model, MultiTokenBlock(config, 1)),
+        "oracle": Oracle(texts),
+    }[how]
     engine = Engine(model, small_tokenizer(), speculation=Speculation(proposer, 4))
     for one, other in zip(plain, engine.generate(PROMPTS, params), strict=True):
         assert one.token_ids == other.token_ids
         assert one.text == other.text
         assert one.finish_reason == other.finish_reason
+
+
+class Recorded(MultiTokenDrafts):
+    """Keeps what was proposed after which tokens."""
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.proposals = []
+
+    def propose(self, request, count):
+        drafts = super().propose(request, count)
+        self.proposals.append((list(request.ids), drafts))
+        return drafts
+
+
+@pytest.mark.parametrize(
+    "config",
+    [CONFIG, SLIDING, replace(CONFIG, positions="learned", logit_scale=0.5, logit_softcap=5.0)],
+    ids=["full", "sliding", "learned"],
+)
+@torch.no_grad()
+def test_first_drafts_of_multi_token_prediction_are_those_of_training(config):
+    model = sharp(replace(config, multi_token=1))
+    block, model.multi_token = model.multi_token[0], None
+    proposer = Recorded(model, block)
+    engine = Engine(
+        model, small_tokenizer(), max_batch_size=3, prefill_chunk=7, speculation=Speculation(proposer, 3), prepare=False
+    )
+    engine.generate(PROMPTS, SamplingParams(max_new_tokens=20, temperature=0, ignore_eos=True))
+    model.multi_token = torch.nn.ModuleList([block])
+    assert any(len(drafts) == 3 for _, drafts in proposer.proposals)
+    for ids, drafts in proposer.proposals:
+        if len(ids) > 1 and len(ids) < 63:
+            _, ahead = model(torch.tensor([ids]), mtp_head_fns=[torch.nn.functional.linear])
+            assert drafts[0] == ahead[0][0, -2].argmax()
+
+
+@pytest.mark.parametrize(("new", "reuses"), [(15, True), (90, False)], ids=["prefix", "full context"])
+def test_multi_token_prediction_after_a_copied_prefix_and_a_full_context(new, reuses):
+    """What was never seen, or is seen anew, is left out: proposals may be worse, the text is the same."""
+    model = sharp(CONFIG)
+    texts = []
+    for speculation in (None, Speculation(Recorded(model, MultiTokenBlock(CONFIG, 1)), 3)):
+        engine = Engine(model, None, re_prefill_when_full=True, speculation=speculation)
+        params = SamplingParams(max_new_tokens=new, temperature=0)
+        found = []
+        for name in "abc":  # one after another: the later ones begin with the first one's kept prefix
+            engine.add(PROMPTS[-1] + [7], params, name)
+            while engine.has_work:
+                found += [event.token_id for event in engine.step()]
+        texts.append(found)
+        assert (engine.stats().reused_tokens > 0) == reuses
+    assert texts[0] == texts[1]
+    assert any(drafts for _, drafts in speculation.proposer.proposals)
 
 
 def test_fewer_steps_where_guesses_are_right():
@@ -165,7 +232,7 @@ def test_with_compiled_kernels_the_default_changes_nothing_to_the_bit(prompts, m
     prepare_for_inference(model, "float32")
     found = []
     for draft_tokens in (0, None):
-        speculation = load_speculation(model, small_tokenizer(), None, draft_tokens)
+        speculation = load_speculation(model, small_tokenizer(), "unused", None, draft_tokens)
         engine = Engine(model, small_tokenizer(), max_batch_size=4, speculation=speculation)
         with patch.object(PromptLookup, "propose", autospec=True, side_effect=PromptLookup.propose) as propose:
             found.append([(one.token_ids, one.logprobs) for one in engine.generate(prompts, params)])
@@ -175,11 +242,10 @@ def test_with_compiled_kernels_the_default_changes_nothing_to_the_bit(prompts, m
 
 def test_no_default_where_it_would_not_be_faster():
     model = sharp(CONFIG)
-    assert load_speculation(model, small_tokenizer(), None, None, compile=True) is None
-    assert load_speculation(model, small_tokenizer(), None, 0) is None
-    assert load_speculation(model, small_tokenizer(), None, 3).num_tokens == 3
+    assert load_speculation(model, small_tokenizer(), "unused", None, None, compile=True) is None
+    assert load_speculation(model, small_tokenizer(), "unused", None, 0) is None
     with patch.object(loading, "can_truncate", return_value=False):
-        assert load_speculation(model, small_tokenizer(), None, None) is None
+        assert load_speculation(model, small_tokenizer(), "unused", None, None) is None
 
 
 def test_refused():
@@ -190,3 +256,36 @@ def test_refused():
     other = train_bpe(["something else entirely"] * 5, 280)
     with pytest.raises(UserError, match="tokenizer differs"):
         Speculation.of(small_tokenizer(), 4, (sharp(CONFIG), other))
+
+
+def test_a_run_trained_with_multi_token_prediction_drafts_with_it(tmp_path, capsys):
+    """A text of one repeated line is learned in a few steps; then the block's drafts are right and steps are saved."""
+    line = "one two three four five six seven\n"
+    (tmp_path / "text.txt").write_text(line * 400)
+    shape = {"n_layer": 1, "n_head": 2, "n_embd": 32, "intermediate_size": 64, "multi_token": 1}
+    module = PretrainModule(preset="tiny", block_size=64, overrides=shape, optimizer=partial(AdamW, lr=1e-2))
+    data = TextDataModule(
+        files=str(tmp_path / "text.txt"), vocab_size=270, block_size=64, global_batch_size=8, cache_dir=str(tmp_path)
+    )
+    trainer = Trainer(
+        name="ahead", default_root_dir=str(tmp_path / "runs"), max_steps=60, logger=False, enable_progress_bar=False,
+        accelerator="cpu",
+    )  # fmt: skip
+    trainer.fit(module, datamodule=data)
+    run = str(tmp_path / "runs" / "ahead")
+    model, tokenizer = load_for_generation(run, "cpu")
+    speculation = load_speculation(model, tokenizer, run, None, 3)
+    assert isinstance(speculation.proposer, MultiTokenDrafts)
+    steps, texts = [], []
+    for each in (None, speculation):
+        engine = Engine(model, tokenizer, speculation=each)
+        params = SamplingParams(max_new_tokens=40, temperature=0, ignore_eos=True)
+        texts.append(engine.generate([tokenizer.encode("one two").tolist()], params)[0].text)
+        steps.append(engine.stats().steps)
+    assert texts[0] == texts[1]
+    assert steps[1] < 0.7 * steps[0]
+    weights = load_for_generation(run, "cpu", weights="bfloat16")[0]
+    assert load_speculation(weights, tokenizer, run, None, 3) is not None, "with packed weights, too"
+    save_bundle(tmp_path / "bundle", model.config, model.state_dict(), resolve_model(run).tokenizer_path)
+    exported = load_speculation(model, tokenizer, str(tmp_path / "bundle"), None, 3)
+    assert isinstance(exported.proposer, PromptLookup), "exports leave the block out"
