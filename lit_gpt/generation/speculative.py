@@ -243,7 +243,7 @@ class MultiTokenDrafts:
         return output
 
     def _new_state(self, capacity: int) -> LayerState:
-        mixer: TokenMixer = self._block.block.attn  # type: ignore[assignment]
+        mixer: TokenMixer = self._block.block.attn
         weight = self._block.proj.weight
         # The margin equals the row length: a windowed layer keeps all tokens, so any number of them can be removed.
         return mixer.new_state(1, capacity, capacity, weight.dtype, weight.device)
