@@ -12,7 +12,7 @@ Memory is scored by what is known of it: a row as it was trained must fit, and a
 checkpointing, at a third more work, should not fit without.
 
 A row takes half a minute to two minutes of one CPU. `--depths` simulates each row with these two numbers of layers and
-extrapolates its work and memory linearly to its own, which is ten times as fast.
+extrapolates its work linearly to its own, which is ten times as fast and says nothing on memory.
 """
 
 import argparse
@@ -46,7 +46,9 @@ VOCABULARY = 50368
 
 def config(row: dict[str, str], layers: int) -> dict[str, Any]:
     _, width, heads = SHAPES[row["model"]]
-    strategy = {"class_path": "lit_gpt.plugins.ParallelStrategy", "init_args": {"all_gather_dtype": "bfloat16"}}
+    # Composer reduces gradients after every micro-batch; whole ones of 70 B parameters would fit nowhere.
+    options = {"all_gather_dtype": "bfloat16", "sync_micro_batches": True}
+    strategy = {"class_path": "lit_gpt.plugins.ParallelStrategy", "init_args": options}
     model = {
         "preset": "gpt2",
         "overrides": {"n_layer": layers, "n_head": heads, "n_embd": width},
@@ -76,20 +78,18 @@ def forecast(row: dict[str, str], depths: list[int], file: Path) -> dict[str, An
     """Return the seconds of a step by the uncalibrated model, its largest parts, and whether it fits."""
     layers = SHAPES[row["model"]][0]
     run, work, step, other = planned(row, depths[0] if depths else layers, file)
-    sizes = [step.upper_bytes, other.upper_bytes]
     if depths:
-        _, deeper_work, *deeper = planned(row, depths[1], file)
+        deeper = planned(row, depths[1], file)
         times = (layers - depths[0]) / (depths[1] - depths[0])
-        work = work.plus(deeper_work.plus(work, -1.0), times)
-        sizes = [size + times * (more.upper_bytes - size) for size, more in zip(sizes, deeper, strict=True)]
+        work = work.plus(deeper[1].plus(work, -1.0), times)
     parts = step_parts(work, run.device, run.precision, compiled=False)
     memory = run.device.memory
     return {
         "seconds": sum(parts.values()),
         "parts": parts,
-        "fits": sizes[0] <= memory,
-        "fits without": sizes[1] <= memory,
-        "bytes": sizes,
+        "fits": step.upper_bytes <= memory,
+        "fits without": other.upper_bytes <= memory,
+        "bytes": (step.upper_bytes, other.upper_bytes),
     }
 
 
@@ -104,11 +104,11 @@ def main(table: Path, chosen: int, depths: list[int]) -> None:
             ratios.append(measured / result["seconds"])
             found.append(result)
             parts = ", ".join(f"{name} {value / result['seconds']:.0%}" for name, value in result["parts"].items())
-            sizes = " and ".join(f"{size / 1e9:.0f}" for size in result["bytes"])
+            sizes = "" if depths else f"; {' and '.join(f'{size / 1e9:.0f}' for size in result['bytes'])} GB"
             print(
                 f"{place:2} {row['model']:>4}, {row['context']:>5} tokens, {row['num_gpus']:>2} GPUs, "
                 f"{row['micro_batch_size']:>2} rows: model {result['seconds']:.3f} s, measured {measured:.3f} s, ratio "
-                f"{ratios[-1]:.2f} ({parts}); {sizes} GB",
+                f"{ratios[-1]:.2f} ({parts}){sizes}",
                 flush=True,
             )
     errors = [abs(ratios[chosen] / ratio - 1) for ratio in ratios]  # of the forecast speed
@@ -122,6 +122,8 @@ def main(table: Path, chosen: int, depths: list[int]) -> None:
         f"calibrated by any row: median errors {min(medians):.1%} to {max(medians):.1%}, half of them at most "
         f"{statistics.median(medians):.1%}"
     )
+    if depths:
+        return
     checkpointed = [r for r, row in zip(found, rows, strict=True) if row["activation_checkpointing"] == "True"]
     print(
         f"memory: {sum(r['fits'] for r in found)} of {len(found)} rows fit as they were trained; "

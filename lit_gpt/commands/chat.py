@@ -45,7 +45,7 @@ def chat(
     from lit_gpt.data.chat import ChatRenderer, load_chat_template, template_of
     from lit_gpt.generation import Engine, EngineLoop, SamplingParams
     from lit_gpt.generation.chat_session import ChatSession, converse
-    from lit_gpt.generation.loading import load_for_generation, load_speculation
+    from lit_gpt.generation.loading import load_for_generation, load_speculation, resolve_for_generation
 
     params = SamplingParams(
         max_new_tokens=max_new_tokens,
@@ -56,10 +56,11 @@ def chat(
         repetition_penalty=repetition_penalty,
         seed=seed,
     )
-    network, tokenizer = load_for_generation(model, device, adapter, weights, dtype=dtype)
+    source = resolve_for_generation(model, device, adapter)
+    network, tokenizer = load_for_generation(source, device, None, weights, dtype=dtype)
     template = template_of(tokenizer) if chat_template is None else load_chat_template(chat_template)
     renderer = ChatRenderer(tokenizer, template)
-    speculation = load_speculation(network, tokenizer, model, None, None)
+    speculation = load_speculation(network, tokenizer, source, None, None)
     engine = Engine(network, tokenizer, max_batch_size=1, speculation=speculation)
     loop = EngineLoop(engine)
     try:

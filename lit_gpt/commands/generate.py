@@ -71,9 +71,9 @@ def generate(
         grammar: file with a grammar in Lark syntax that the completion must follow.
         draft_model: smaller model with the same tokenizer whose proposed tokens this model verifies (speculative
             decoding).
-        draft_tokens: number of tokens to propose per verification: by the draft model (0: 4), else by the block of
-            multi-token prediction that a run was trained with (`multi_token`), else looked up in the text so far; null:
-            looked up for a single sequence on a CPU while it is faster; 0: no speculation.
+        draft_tokens: number of tokens to propose per verification: by the draft model (0: 4), else for a single
+            sequence by the block of multi-token prediction that a run was trained with (`multi_token`), else looked up
+            in the text so far; null: looked up for a single sequence on a CPU while it is faster; 0: no speculation.
         batch_size: maximum number of prompts in a batch.
         cache_tokens: KV cache capacity in tokens; null: a full context for each of `batch_size` sequences, or what
             three quarters of the free memory hold.
@@ -91,7 +91,7 @@ def generate(
     from lit_gpt.data.chat.template import has_template
     from lit_gpt.errors import UserError
     from lit_gpt.generation import Engine, SamplingParams
-    from lit_gpt.generation.loading import load_for_generation, load_speculation, make_renderer
+    from lit_gpt.generation.loading import load_for_generation, load_speculation, make_renderer, resolve_for_generation
 
     check_at_least("num_samples", num_samples, 1)
     if prompts is not None and prompt:
@@ -114,7 +114,8 @@ def generate(
     )
     weights = "plain" if compile and weights == "auto" else weights
     tokens = 1 if prompts is None else batch_size
-    network, tokenizer = load_for_generation(model, device, adapter, weights, tokens, dtype)
+    source = resolve_for_generation(model, device, adapter)
+    network, tokenizer = load_for_generation(source, device, None, weights, tokens, dtype)
     renderer = None
     if chat or chat_template is not None:
         renderer = make_renderer(tokenizer, chat_template)
@@ -123,7 +124,7 @@ def generate(
         params = replace(params, stop_token_ids=tuple(sorted(renderer.stop_ids)))
     elif has_template(tokenizer) and sys.stderr.isatty():
         print(f"{model} has a chat template: add --chat to ask it, or use `chat` for a conversation", file=sys.stderr)
-    speculation = load_speculation(network, tokenizer, model, draft_model, draft_tokens, device, dtype, compile)
+    speculation = load_speculation(network, tokenizer, source, draft_model, draft_tokens, device, dtype, compile)
     if prompt == "-":
         prompt = sys.stdin.read()
     rows: list[dict[str, Any]] = [{"prompt": prompt}] if prompts is None else _read_prompts(prompts)

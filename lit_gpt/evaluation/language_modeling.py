@@ -77,7 +77,7 @@ def default_stride(window: int) -> int:
     On a novel of 2,800 tokens a chapter and a model with a context of 8,192, more context than that is worth 1 % of the
     bits per byte for each doubling, and a stride of half of the window nearly twice the time.
     """
-    return max(1, window - min(window // 2, ENOUGH_CONTEXT))
+    return max(1, window - min((window + 1) // 2, ENOUGH_CONTEXT))
 
 
 def windows(prefix: Sequence[int], ids: Sequence[int], window: int, stride: int) -> Iterator[Window]:

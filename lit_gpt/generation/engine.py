@@ -501,7 +501,7 @@ class Engine:
             if any(proposals):
                 for request, drafts in zip(decoding, proposals, strict=True):
                     plans[0].verify(request, drafts)
-            elif decoding and self._compiled is not None and self._observe is None:
+            elif decoding and self._compiled is not None:
                 plans.append(StepPlan(self._depends_on_length, padded=True))
                 plans[-1].decode(block)
             elif decoding:

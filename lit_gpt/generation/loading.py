@@ -23,8 +23,20 @@ from lit_gpt.models.multi_token import MultiTokenBlock
 from lit_gpt.models.packed import prepare_for_inference
 
 
+def resolve_for_generation(model: str, device: str = "auto", adapter: str | None = None) -> ModelSource:
+    """Find a model; a device that is missing is refused before the model is downloaded or read.
+
+    Arguments as for `load_for_generation`.
+
+    Raises:
+        UserError: If there is no such model or device.
+    """
+    choose_device(device)
+    return resolve_model(model, adapter=adapter)
+
+
 def load_for_generation(
-    model: str,
+    model: str | ModelSource,
     device: str = "auto",
     adapter: str | None = None,
     weights: str = "plain",
@@ -34,7 +46,8 @@ def load_for_generation(
     """Load a model, in eval mode, and its tokenizer.
 
     Args:
-        model: A run's folder, a checkpoint, a bundle, a Hugging Face folder, a GGUF file, or a Hub name.
+        model: A run's folder, a checkpoint, a bundle, a Hugging Face folder, a GGUF file, or a Hub name; or what
+            `resolve_for_generation` found.
         device: Device of the model; auto uses the accelerator if there is one.
         adapter: A run, checkpoint or folder with an adapter that was trained on the model.
         weights: Form of the weights on a CPU (`lit_gpt.models.packed`); except for `plain`, the model can only generate
@@ -45,8 +58,8 @@ def load_for_generation(
     Raises:
         UserError: If there is no such model or device, or the model is damaged or has no tokenizer.
     """
-    choose_device(device)  # refused before the model is downloaded or read
-    network, tokenizer = load_source(resolve_model(model, adapter=adapter), device)
+    source = resolve_for_generation(model, device, adapter) if isinstance(model, str) else model
+    network, tokenizer = load_source(source, device)
     if dtype != "keep":
         network = network.to(torch_dtype(dtype))
     prepare_weights(network, weights, tokens)
@@ -56,7 +69,7 @@ def load_for_generation(
 def load_speculation(
     model: GPT,
     tokenizer: Tokenizer,
-    source: str,
+    source: ModelSource,
     draft_model: str | None,
     draft_tokens: int | None,
     device: str = "auto",
@@ -66,13 +79,13 @@ def load_speculation(
     """Return the speculation of `--draft_model` and `--draft_tokens`; without either, the default one.
 
     The default is prompt lookup for a single sequence on a CPU, while it is right often enough to be faster. A given
-    number of tokens is proposed by the draft model, else by the model's own multi-token-prediction block if it has one,
-    else by prompt lookup.
+    number of tokens is proposed by the draft model; else, for a single sequence, by the model's own
+    multi-token-prediction block if it has one; else by prompt lookup.
 
     Args:
         model: The model that verifies.
         tokenizer: Its tokenizer.
-        source: Name of the model, as for `load_for_generation`.
+        source: What the model was loaded from.
         draft_model: A smaller model with the same tokenizer, or None.
         draft_tokens: Number of tokens to propose at a time; 0 = none, None = by default.
         device: Device of the draft model.
@@ -80,7 +93,8 @@ def load_speculation(
         compile: Whether the model is compiled, which verification is not.
 
     Raises:
-        UserError: If there is no such draft model, or it has another tokenizer.
+        UserError: If there is no such draft model, it has another tokenizer or a recurrent layer, or the number of
+            tokens is out of bounds.
     """
     if draft_model is not None:
         return Speculation.of(tokenizer, draft_tokens or 4, load_for_generation(draft_model, device, dtype=dtype))
@@ -90,12 +104,15 @@ def load_speculation(
         return Speculation(PromptLookup(shortest=2, adaptive=True), num_tokens=8, most_rows=1)
     if draft_tokens == 0:
         return None
-    block = load_multi_token(model, resolve_model(source))
-    return Speculation(PromptLookup() if block is None else MultiTokenDrafts(model, block), draft_tokens)
+    # Compiled decoding returns no hidden states; and the block proposes for one sequence after another.
+    block = None if compile else load_multi_token(model, source)
+    if block is None:
+        return Speculation(PromptLookup(), draft_tokens)
+    return Speculation(MultiTokenDrafts(model, block), draft_tokens, most_rows=1)
 
 
 def load_multi_token(model: GPT, source: ModelSource) -> MultiTokenBlock | None:
-    """Return the first multi-token-prediction block of a model, on its device; None if it was not trained with one.
+    """Return the first multi-token-prediction block of a model, on its device; None if there is none that fits.
 
     Args:
         model: The model as loaded for generation, which has no such blocks.
@@ -110,6 +127,9 @@ def load_multi_token(model: GPT, source: ModelSource) -> MultiTokenBlock | None:
     }
     with torch.device("meta"):
         block = MultiTokenBlock(replace(source.config, dropout=0.0), 1).eval().requires_grad_(False)
+    own = {name: tensor.shape for name, tensor in block.state_dict().items()}
+    if own != {name: tensor.shape for name, tensor in weights.items()}:  # of a module that builds its own parts
+        return None
     block.load_state_dict(weights, assign=True)
     return block.to(model.wte.weight.device, model.state_dtype or model.wte.weight.dtype)
 

@@ -40,8 +40,8 @@ MAX_DRAFT_TOKENS = 64
 class Proposer(Protocol):
     """Proposes the next tokens of a sequence.
 
-    If it has a method `observe(request, start, hidden)`, the engine calls it after every forward with the hidden states
-    (T, C) of each request's tokens from position `start` on.
+    If it has a method `observe(request, start, hidden)`, the engine calls it in every forward, before the head, with
+    the hidden states (T, C) of each request's tokens from position `start` on.
     """
 
     def propose(self, request: Request, count: int) -> list[int]:
@@ -199,6 +199,9 @@ class MultiTokenDrafts:
 
     def observe(self, request: Request, start: int, hidden: Tensor) -> None:
         """Take the hidden states (T, C) of a request's tokens from position `start` on, before the head."""
+        self._forget_finished()
+        if request.params.max_new_tokens == 1:
+            return
         record = self._records.get(request)
         if record is None or not record.base <= start <= record.base + len(record.hidden):
             capacity = len(request.ids) + request.params.max_new_tokens - request.num_new + MAX_DRAFT_TOKENS
@@ -206,41 +209,52 @@ class MultiTokenDrafts:
             self._records[request] = record
         # Hidden states of rejected draft tokens are overwritten.
         record.hidden = torch.cat((record.hidden[: start - record.base], hidden))
+        # A chunk of a prompt is read at once; the positions of the last token and of drafts wait for the next token.
+        if start + len(hidden) < len(request.ids):
+            self._read(request, record, start + len(hidden))
 
     @torch.no_grad()
     def propose(self, request: Request, count: int) -> list[int]:
         """Sample `count` tokens; none if the hidden states of the last tokens are not known."""
-        for ended in [other for other in self._records if other.finished]:  # the engine keeps them for their prefixes
-            del self._records[ended]
         record, known = self._records.get(request), len(request.ids) - 1
         count = min(count, self._model.config.block_size - len(request.ids))
         if record is None or count < 1 or not record.base < known <= record.base + len(record.hidden):
             return []
-        start = record.base
-        hidden = record.hidden[: known - start][None]
-        tokens = request.ids[start + 1 :]
-        # The states of this call's drafts are overwritten by the next call, which starts after the known tokens.
-        record.base, record.hidden = known, record.hidden[known - start :]
+        hidden = self._read(request, record, known)
         drafts: list[int] = []
         for number in range(count):
-            hidden = self._run(hidden, tokens, start, record)[:, -1:]
-            logits = self._model._head(hidden, None)[0].float()
+            logits = self._model._head(hidden[:, -1:], None)[0].float()
             drafts.append(draw(logits, request, number))
-            start, tokens = known + number, drafts[-1:]
+            if number + 1 < count:
+                # The states of drafts are overwritten by the next call, which starts after the known tokens.
+                hidden = self._run(hidden[:, -1:], drafts[-1:], known + number, record)
         return drafts
+
+    def _read(self, request: Request, record: "_Observed", end: int) -> Tensor:
+        """Run the block over the hidden states up to position `end`; return its output (1, T, C)."""
+        start, count = record.base, end - record.base
+        output = self._run(record.hidden[:count][None], request.ids[start + 1 : end + 1], start, record)
+        record.base, record.hidden = end, record.hidden[count:]
+        return output
 
     def _run(self, hidden: Tensor, tokens: list[int], start: int, record: "_Observed") -> Tensor:
         """Return the block's output (1, T, C) for T positions from `start` on, and store their keys and values."""
         model, device, T = self._model, hidden.device, len(tokens)
         positions = torch.arange(start, start + T, device=device)[None]
         scaling = model.config.rope_scaling
-        lengths = positions + 1 if scaling is not None and scaling.follows_length else None
+        follows = scaling is not None and scaling.follows_length
+        lengths = torch.full_like(positions, start + T) if follows else None
         context = Context(positions, rotations=model._decoding_rotations(positions, lengths))
         part = ChunkPart([record.state], 0, start - record.first, T)
         embedding = model._embed(torch.tensor([tokens], device=device), positions)
-        dtype = self._block.proj.weight.dtype  # the model's matrices may be packed, and the embeddings smaller
+        dtype = self._block.proj.weight.dtype  # packed weights compute in float32, embeddings keep their own dtype
         output: Tensor = self._block(hidden.to(dtype), embedding.to(dtype), context, StepState([part], 0))
         return output
+
+    def _forget_finished(self) -> None:
+        """Free what is known of finished requests, which the engine keeps for their prefixes."""
+        for ended in [request for request in self._records if request.finished]:
+            del self._records[ended]
 
     def _new_state(self, capacity: int) -> LayerState:
         mixer: TokenMixer = self._block.block.attn
@@ -250,7 +264,7 @@ class MultiTokenDrafts:
 
 
 class _Observed:
-    """What is known of a request for multi-token prediction: the block's state, and hidden states yet to be read."""
+    """A request's state of the block, and the hidden states that the block has yet to read."""
 
     def __init__(self, first: int, state: LayerState, hidden: Tensor) -> None:
         self.first = first

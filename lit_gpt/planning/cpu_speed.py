@@ -24,10 +24,10 @@ SHARE_TIMED = 0.98
 """Of the FLOPs; what is left is taken to be as fast as the rest."""
 OPERATION_SECONDS = 6e-6
 """Of an operation in Python and autograd, before its kernel: 4 to 9 µs on server CPUs."""
-REPEATS = 3
-ROUNDS = 3
-ADDED_ELEMENTS = 2**25
-"""Of float32, 128 MiB."""
+REPEATS, ROUNDS = 3, 3
+"""Timings of each kind of product one after another, and rounds over all kinds."""
+ADDED_ELEMENTS, MAX_PAIRS = 2**24, 4096
+"""Bounds on the pairs of tensors that are added in turn: 128 MiB in all."""
 
 
 def product_seconds(work: Work) -> dict[str, float]:
@@ -56,9 +56,10 @@ def _speeds(products: list[Product]) -> dict[Product, float]:
 
     A pause of the machine that slows one product for some milliseconds is over in the next round.
     """
-    calls = {product: _call(product) for product in products if product not in _known_speeds}
+    new = [product for product in products if product not in _known_speeds]
     for _ in range(ROUNDS):
-        for product, (flops, function) in calls.items():
+        for product in new:
+            flops, function = _call(product)
             _known_speeds[product] = max(_known_speeds.get(product, 0.0), flops / _best_seconds(function))
     return {product: _known_speeds[product] for product in products}
 
@@ -73,7 +74,8 @@ def _call(product: Product) -> tuple[float, Callable[[], object]]:
     if batch > 1 and flops > MAX_PRODUCT_FLOPS:
         batch = max(1, int(batch * MAX_PRODUCT_FLOPS / flops))
         flops = 2.0 * batch * rows * inner * columns
-    if flops > MAX_PRODUCT_FLOPS:  # shorten the longest side
+    shortened = flops > MAX_PRODUCT_FLOPS
+    if shortened:  # the longest side
         sides = [rows, inner, columns]
         longest = sides.index(max(sides))
         sides[longest] = max(64, int(sides[longest] * MAX_PRODUCT_FLOPS / flops))
@@ -83,7 +85,7 @@ def _call(product: Product) -> tuple[float, Callable[[], object]]:
         a, b = torch.ones(batch, rows, inner, dtype=dtype), torch.ones(batch, inner, columns, dtype=dtype)
         return flops, lambda: a @ b
     x, weight = torch.ones(rows, inner, dtype=dtype), torch.ones(columns, inner, dtype=dtype)
-    chosen = products_of(x, weight)
+    chosen = None if shortened else products_of(x, weight)
     multiply = functional.linear if chosen is None else chosen.output
     return flops, lambda: multiply(x, weight, None)
 
@@ -124,8 +126,8 @@ def other_seconds(work: Work) -> float:
 @cache
 def _addition_seconds(elements: int) -> float:
     # Over more memory than the caches hold, as a step that goes through all of its tensors.
-    pairs = torch.ones(max(1, ADDED_ELEMENTS // elements), 2, elements)
-    order = itertools.cycle(pairs)
+    count = max(1, min(MAX_PAIRS, ADDED_ELEMENTS // elements))
+    order = itertools.cycle([tuple(pair) for pair in torch.ones(count, 2, elements)])
 
     def add() -> torch.Tensor:
         a, b = next(order)

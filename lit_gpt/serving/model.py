@@ -18,7 +18,13 @@ from lit_gpt.data.tokenizers import Tokenizer
 from lit_gpt.errors import UserError
 from lit_gpt.generation import Engine, SamplingParams
 from lit_gpt.generation.engine import EngineStats
-from lit_gpt.generation.loading import load_for_generation, load_speculation, make_renderer, short_name
+from lit_gpt.generation.loading import (
+    load_for_generation,
+    load_speculation,
+    make_renderer,
+    resolve_for_generation,
+    short_name,
+)
 from lit_gpt.generation.loop import EngineLoop
 from lit_gpt.generation.text import opened
 from lit_gpt.models import GPT
@@ -288,9 +294,10 @@ def load_served(
         UserError: If there is no such model, it is damaged, has no tokenizer, or a setting does not fit it.
     """
     form = "plain" if compile and weights == "auto" else weights
-    network, tokenizer = load_for_generation(model, device, adapter, form, max_batch_size, dtype)
+    source = resolve_for_generation(model, device, adapter)
+    network, tokenizer = load_for_generation(source, device, None, form, max_batch_size, dtype)
     renderer = make_renderer(tokenizer, chat_template)
-    speculation = load_speculation(network, tokenizer, model, draft_model, draft_tokens, device, compile=compile)
+    speculation = load_speculation(network, tokenizer, source, draft_model, draft_tokens, device, compile=compile)
     engine = Engine(
         network,
         tokenizer,

@@ -35,6 +35,7 @@ def test_every_token_is_predicted_once_from_what_precedes_it(length, window, str
 def test_bounds_of_window_and_stride():
     assert check_window(None, None, 1) == (1, 1)
     assert check_window(None, None, 32) == (32, 16)
+    assert check_window(None, None, 33) == (33, 16)
     assert check_window(2048, None, 8192) == (2048, 1024)
     assert check_window(None, None, 8192) == (8192, 8192 - 1024), "no token has less context than with 2,048"
     for window, stride, said in (

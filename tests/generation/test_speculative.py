@@ -17,7 +17,7 @@ from lit_gpt.checkpoints.resolve import resolve_model
 from lit_gpt.datamodules import TextDataModule
 from lit_gpt.errors import UserError
 from lit_gpt.generation import DraftModel, Engine, MultiTokenDrafts, PromptLookup, SamplingParams, Speculation, loading
-from lit_gpt.generation.loading import load_for_generation, load_speculation
+from lit_gpt.generation.loading import load_for_generation, load_multi_token, load_speculation
 from lit_gpt.generation.request import Request
 from lit_gpt.models import GPT, GPTConfig, packed
 from lit_gpt.models.multi_token import MultiTokenBlock
@@ -232,7 +232,7 @@ def test_with_compiled_kernels_the_default_changes_nothing_to_the_bit(prompts, m
     prepare_for_inference(model, "float32")
     found = []
     for draft_tokens in (0, None):
-        speculation = load_speculation(model, small_tokenizer(), "unused", None, draft_tokens)
+        speculation = load_speculation(model, small_tokenizer(), None, None, draft_tokens)
         engine = Engine(model, small_tokenizer(), max_batch_size=4, speculation=speculation)
         with patch.object(PromptLookup, "propose", autospec=True, side_effect=PromptLookup.propose) as propose:
             found.append([(one.token_ids, one.logprobs) for one in engine.generate(prompts, params)])
@@ -242,10 +242,10 @@ def test_with_compiled_kernels_the_default_changes_nothing_to_the_bit(prompts, m
 
 def test_no_default_where_it_would_not_be_faster():
     model = sharp(CONFIG)
-    assert load_speculation(model, small_tokenizer(), "unused", None, None, compile=True) is None
-    assert load_speculation(model, small_tokenizer(), "unused", None, 0) is None
+    assert load_speculation(model, small_tokenizer(), None, None, None, compile=True) is None
+    assert load_speculation(model, small_tokenizer(), None, None, 0) is None
     with patch.object(loading, "can_truncate", return_value=False):
-        assert load_speculation(model, small_tokenizer(), "unused", None, None) is None
+        assert load_speculation(model, small_tokenizer(), None, None, None) is None
 
 
 def test_refused():
@@ -274,7 +274,8 @@ def test_a_run_trained_with_multi_token_prediction_drafts_with_it(tmp_path, caps
     trainer.fit(module, datamodule=data)
     run = str(tmp_path / "runs" / "ahead")
     model, tokenizer = load_for_generation(run, "cpu")
-    speculation = load_speculation(model, tokenizer, run, None, 3)
+    source = resolve_model(run)
+    speculation = load_speculation(model, tokenizer, source, None, 3)
     assert isinstance(speculation.proposer, MultiTokenDrafts)
     steps, texts = [], []
     for each in (None, speculation):
@@ -284,8 +285,16 @@ def test_a_run_trained_with_multi_token_prediction_drafts_with_it(tmp_path, caps
         steps.append(engine.stats().steps)
     assert texts[0] == texts[1]
     assert steps[1] < 0.7 * steps[0]
-    weights = load_for_generation(run, "cpu", weights="bfloat16")[0]
-    assert load_speculation(weights, tokenizer, run, None, 3) is not None, "with packed weights, too"
-    save_bundle(tmp_path / "bundle", model.config, model.state_dict(), resolve_model(run).tokenizer_path)
-    exported = load_speculation(model, tokenizer, str(tmp_path / "bundle"), None, 3)
+    engine.generate([tokenizer.encode("three").tolist()] * 3, params)
+    assert len(speculation.proposer._records) <= 3, "of finished requests nothing is kept beyond the next forward"
+    assert isinstance(load_speculation(model, tokenizer, source, None, 3, compile=True).proposer, PromptLookup)
+    save_bundle(tmp_path / "bundle", model.config, model.state_dict(), source.tokenizer_path)
+    exported = load_speculation(model, tokenizer, resolve_model(tmp_path / "bundle"), None, 3)
     assert isinstance(exported.proposer, PromptLookup), "exports leave the block out"
+    with patch.object(type(source), "load_state_dict", return_value={"multi_token.0.proj.weight": torch.zeros(2)}):
+        assert load_multi_token(model, source) is None, "a block that was built otherwise"
+    packed, _ = load_for_generation(run, "cpu", weights="bfloat16")
+    speculation = load_speculation(packed, tokenizer, source, None, 3)
+    engine = Engine(packed, tokenizer, speculation=speculation)
+    assert engine.generate([tokenizer.encode("one two").tolist()], params)[0].text == texts[0]
+    assert engine.stats().steps < 0.7 * steps[0]
