@@ -74,8 +74,8 @@ ENOUGH_CONTEXT = 1024
 def default_stride(window: int) -> int:
     """Return the stride with which every token is predicted from half of the window or 1,024 tokens, if that is less.
 
-    On a novel of 2,800 tokens a chapter and a model with a context of 8,192, more context than that is worth 1 % of the
-    bits per byte for each doubling, and a stride of half of the window nearly twice the time.
+    Each token is read window / stride times. On a novel, doubling the context of SmolLM2-135M from 1,024 to 8,192 tokens
+    lowers the bits per byte by about 1 % each time.
     """
     return max(1, window - min((window + 1) // 2, ENOUGH_CONTEXT))
 
