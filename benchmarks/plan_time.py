@@ -4,9 +4,8 @@
 
 Each case is a YAML for `fit` on the text files in FOLDER, of which a few steps are trained through the Trainer as
 `plan --measure` does. The calibration cases, run among the others, correct the model of time; the others are forecast
-with it and scored.
-`--cpu_time` measures the processor's time in place of the clock's, for a machine that is busy with other work (set
-OMP_NUM_THREADS=1).
+with it and scored. `--cpu_time` measures the processor's time in place of the clock's, for a machine that is busy with
+other work (set OMP_NUM_THREADS=1).
 """
 
 import logging

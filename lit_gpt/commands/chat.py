@@ -57,7 +57,7 @@ def chat(
         seed=seed,
     )
     source = resolve_for_generation(model, device, adapter)
-    network, tokenizer = load_for_generation(source, device, None, weights, dtype=dtype)
+    network, tokenizer = load_for_generation(source, device, weights=weights, dtype=dtype)
     template = template_of(tokenizer) if chat_template is None else load_chat_template(chat_template)
     renderer = ChatRenderer(tokenizer, template)
     speculation = load_speculation(network, tokenizer, source, None, None)

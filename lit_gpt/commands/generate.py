@@ -71,9 +71,10 @@ def generate(
         grammar: file with a grammar in Lark syntax that the completion must follow.
         draft_model: smaller model with the same tokenizer whose proposed tokens this model verifies (speculative
             decoding).
-        draft_tokens: number of tokens to propose per verification: by the draft model (0: 4), else for a single
-            sequence by the block of multi-token prediction that a run was trained with (`multi_token`), else looked up
-            in the text so far; null: looked up for a single sequence on a CPU while it is faster; 0: no speculation.
+        draft_tokens: number of tokens to propose per verification. A draft model proposes them (null or 0: 4). Without
+            one, a run trained with `multi_token` proposes them with its multi-token-prediction block while one
+            sequence decodes; other models look them up in the text so far. Null: looked up while one sequence decodes
+            on a CPU and it is faster; 0: no speculation.
         batch_size: maximum number of prompts in a batch.
         cache_tokens: KV cache capacity in tokens; null: a full context for each of `batch_size` sequences, or what
             three quarters of the free memory hold.
@@ -115,7 +116,7 @@ def generate(
     weights = "plain" if compile and weights == "auto" else weights
     tokens = 1 if prompts is None else batch_size
     source = resolve_for_generation(model, device, adapter)
-    network, tokenizer = load_for_generation(source, device, None, weights, tokens, dtype)
+    network, tokenizer = load_for_generation(source, device, weights=weights, tokens=tokens, dtype=dtype)
     renderer = None
     if chat or chat_template is not None:
         renderer = make_renderer(tokenizer, chat_template)

@@ -59,9 +59,10 @@ def serve(
         compile: decode through torch.compile with fixed shapes.
         draft_model: smaller model with the same tokenizer whose proposed tokens this model verifies (speculative
             decoding).
-        draft_tokens: number of tokens to propose per verification: by the draft model (0: 4), else for a single
-            sequence by the block of multi-token prediction that a run was trained with (`multi_token`), else looked up
-            in the text so far; null: looked up for a single sequence on a CPU while it is faster; 0: no speculation.
+        draft_tokens: number of tokens to propose per verification. A draft model proposes them (null or 0: 4). Without
+            one, a run trained with `multi_token` proposes them with its multi-token-prediction block while one
+            sequence decodes; other models look them up in the text so far. Null: looked up while one sequence decodes
+            on a CPU and it is faster; 0: no speculation.
         guards: YAML file of guards that check requests and answers: personal data, block lists, or your own classifier
             (`lit_gpt.serving.guards`).
         root_path: path prefix under which a reverse proxy publishes the server, such as /llm.

@@ -55,7 +55,7 @@ class Window(NamedTuple):
 
 
 def check_window(window: int | None, stride: int | None, block_size: int) -> tuple[int, int]:
-    """Return window and stride with their defaults: the model's whole context, and `default_stride`.
+    """Return window and stride with their defaults: the model's whole context, and its `default_stride`.
 
     Raises:
         UserError: If one of them is out of bounds.

@@ -49,7 +49,7 @@ def load_for_generation(
         model: A run's folder, a checkpoint, a bundle, a Hugging Face folder, a GGUF file, or a Hub name; or what
             `resolve_for_generation` found.
         device: Device of the model; auto uses the accelerator if there is one.
-        adapter: A run, checkpoint or folder with an adapter that was trained on the model.
+        adapter: A run, checkpoint or folder with an adapter that was trained on the model, where `model` is a name.
         weights: Form of the weights on a CPU (`lit_gpt.models.packed`); except for `plain`, the model can only generate
             and score from then on.
         tokens: Number of sequences that will decode at the same time; packed kernels are chosen for it.

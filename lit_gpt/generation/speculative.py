@@ -14,9 +14,9 @@ C model width, T tokens, V vocabulary.
 """
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -141,9 +141,7 @@ class DraftModel:
         count = min(count, block_size - len(request.ids))
         if count < 1 or max(request.ids) >= self._model.config.vocab_size:
             return []  # models with one tokenizer may pad their vocabularies differently
-        # The engine keeps finished requests for prefix reuse; their state here is freed immediately.
-        for ended in [other for other in self._states if other.finished]:
-            del self._states[ended]
+        _drop_finished(self._states)
         # Capacity for this sequence only: the engine's cache may be far smaller than full contexts for all its rows.
         whole = len(request.ids) + request.params.max_new_tokens - request.num_new
         cache, known = self._states.get(request) or (Cache(self._model, 1, min(block_size, whole)), [])
@@ -199,7 +197,7 @@ class MultiTokenDrafts:
 
     def observe(self, request: Request, start: int, hidden: Tensor) -> None:
         """Take the hidden states (T, C) of a request's tokens from position `start` on, before the head."""
-        self._forget_finished()
+        _drop_finished(self._records)
         if request.params.max_new_tokens == 1:
             return
         record = self._records.get(request)
@@ -227,34 +225,29 @@ class MultiTokenDrafts:
             drafts.append(draw(logits, request, number))
             if number + 1 < count:
                 # The states of drafts are overwritten by the next call, which starts after the known tokens.
-                hidden = self._run(hidden[:, -1:], drafts[-1:], known + number, record)
+                hidden = self._run(request, record, hidden[:, -1:], drafts[-1:], known + number)
         return drafts
 
     def _read(self, request: Request, record: "_Observed", end: int) -> Tensor:
         """Run the block over the hidden states up to position `end`; return its output (1, T, C)."""
         start, count = record.base, end - record.base
-        output = self._run(record.hidden[:count][None], request.ids[start + 1 : end + 1], start, record)
+        output = self._run(request, record, record.hidden[:count][None], request.ids[start + 1 : end + 1], start)
         record.base, record.hidden = end, record.hidden[count:]
         return output
 
-    def _run(self, hidden: Tensor, tokens: list[int], start: int, record: "_Observed") -> Tensor:
+    def _run(self, request: Request, record: "_Observed", hidden: Tensor, tokens: list[int], start: int) -> Tensor:
         """Return the block's output (1, T, C) for T positions from `start` on, and store their keys and values."""
         model, device, T = self._model, hidden.device, len(tokens)
         positions = torch.arange(start, start + T, device=device)[None]
         scaling = model.config.rope_scaling
         follows = scaling is not None and scaling.follows_length
-        lengths = torch.full_like(positions, start + T) if follows else None
+        lengths = torch.full_like(positions, max(start + T, len(request.ids))) if follows else None
         context = Context(positions, rotations=model._decoding_rotations(positions, lengths))
         part = ChunkPart([record.state], 0, start - record.first, T)
         embedding = model._embed(torch.tensor([tokens], device=device), positions)
         dtype = self._block.proj.weight.dtype  # packed weights compute in float32, embeddings keep their own dtype
         output: Tensor = self._block(hidden.to(dtype), embedding.to(dtype), context, StepState([part], 0))
         return output
-
-    def _forget_finished(self) -> None:
-        """Free what is known of finished requests, which the engine keeps for their prefixes."""
-        for ended in [request for request in self._records if request.finished]:
-            del self._records[ended]
 
     def _new_state(self, capacity: int) -> LayerState:
         mixer: TokenMixer = self._block.block.attn
@@ -274,6 +267,12 @@ class _Observed:
         """Position of the first of the hidden states; the block has read those before it."""
         self.hidden = hidden
         """(T, C)."""
+
+
+def _drop_finished(states: MutableMapping[Request, Any]) -> None:
+    """Free a proposer's states of finished requests, which the engine itself keeps for prefix reuse."""
+    for finished in [request for request in states if request.finished]:
+        del states[finished]
 
 
 def draw(logits: Tensor, request: Request, number: int) -> int:

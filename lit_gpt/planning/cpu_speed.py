@@ -49,6 +49,7 @@ def product_seconds(work: Work) -> dict[str, float]:
 
 
 _known_speeds: dict[Product, float] = {}
+"""FLOP/s of the products that this process has timed."""
 
 
 def _speeds(products: list[Product]) -> dict[Product, float]:
@@ -85,6 +86,7 @@ def _call(product: Product) -> tuple[float, Callable[[], object]]:
         a, b = torch.ones(batch, rows, inner, dtype=dtype), torch.ones(batch, inner, columns, dtype=dtype)
         return flops, lambda: a @ b
     x, weight = torch.ones(rows, inner, dtype=dtype), torch.ones(columns, inner, dtype=dtype)
+    # Training chooses its kernel by the whole size, which a shortened product does not have.
     chosen = None if shortened else products_of(x, weight)
     multiply = functional.linear if chosen is None else chosen.output
     return flops, lambda: multiply(x, weight, None)

@@ -295,7 +295,7 @@ def load_served(
     """
     form = "plain" if compile and weights == "auto" else weights
     source = resolve_for_generation(model, device, adapter)
-    network, tokenizer = load_for_generation(source, device, None, form, max_batch_size, dtype)
+    network, tokenizer = load_for_generation(source, device, weights=form, tokens=max_batch_size, dtype=dtype)
     renderer = make_renderer(tokenizer, chat_template)
     speculation = load_speculation(network, tokenizer, source, draft_model, draft_tokens, device, compile=compile)
     engine = Engine(
