@@ -93,8 +93,10 @@ def generate(
     from lit_gpt.errors import UserError
     from lit_gpt.generation import Engine, SamplingParams
     from lit_gpt.generation.loading import load_for_generation, load_speculation, make_renderer, resolve_for_generation
+    from lit_gpt.generation.speculative import check_draft_tokens
 
     check_at_least("num_samples", num_samples, 1)
+    check_draft_tokens(draft_tokens)
     if prompts is not None and prompt:
         raise UserError("--prompt and --prompts are both given; choose one")
     target = None if out is None else local_path("out", out)

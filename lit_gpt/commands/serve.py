@@ -72,6 +72,7 @@ def serve(
 
     for module in ("fastapi", "uvicorn", "sse_starlette", "prometheus_client"):
         need(module, "serve", "serve")
+    from lit_gpt.generation.speculative import check_draft_tokens
     from lit_gpt.serving.app import create_app
     from lit_gpt.serving.guards import load_guards
     from lit_gpt.serving.middleware import Keys, allowed_names, read_keys
@@ -79,6 +80,7 @@ def serve(
     from lit_gpt.serving.server import address_of, listen, serve_until_stopped
     from lit_gpt.serving.service import Service
 
+    check_draft_tokens(draft_tokens)
     bounds = Limits(**limits) if isinstance(limits, dict) else limits  # the parser passes a dict
     keys = Keys(read_keys(api_keys_file))
     watching = [] if guards is None else load_guards(guards)

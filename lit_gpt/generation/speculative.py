@@ -37,6 +37,11 @@ from lit_gpt.models.multi_token import MultiTokenBlock
 MAX_DRAFT_TOKENS = 64
 
 
+def check_draft_tokens(number: int | None, fewest: int = 0) -> None:
+    """Raise a UserError unless a number of tokens to propose at a time is None or between its bounds."""
+    check_between("draft_tokens", number, fewest, MAX_DRAFT_TOKENS)
+
+
 class Proposer(Protocol):
     """Proposes the next tokens of a sequence.
 
@@ -303,7 +308,7 @@ class Speculation:
     most_rows: int | None = None
 
     def __post_init__(self) -> None:
-        check_between("draft_tokens", self.num_tokens, 1, MAX_DRAFT_TOKENS)
+        check_draft_tokens(self.num_tokens, fewest=1)
 
     @classmethod
     def of(cls, tokenizer: Tokenizer, num_tokens: int, draft: tuple[GPT, Tokenizer]) -> "Speculation":

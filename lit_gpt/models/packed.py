@@ -338,6 +338,8 @@ def is_available(make: type[PackedWeight]) -> bool:
 @cache
 def fastest(makes: tuple[type[PackedWeight], ...], outputs: int, inputs: int, tokens: int = 1) -> type[PackedWeight]:
     """Return the fastest available kernel for this number of tokens and matrix size (see `kernel_choice`)."""
+    if inputs % GROUP_SIZE or outputs % _INT4_OUTPUTS:
+        makes = tuple(make for make in makes if not issubclass(make, _GROUPED)) or (Int8Weight,)
     usable = [make for make in makes if is_available(make)]  # type: ignore[arg-type]
 
     def measure(make: type[PackedWeight]) -> float:
@@ -516,11 +518,7 @@ def _pack(weights: Sequence[Any], makes: tuple[type[PackedWeight], ...], tokens:
     data = [weight.data for weight in weights]
     if all(type(tensor) is Tensor for tensor in data):
         matrix = torch.cat(data) if len(data) > 1 else data[0]
-        outputs, inputs = matrix.shape
-        if inputs % GROUP_SIZE or outputs % _INT4_OUTPUTS:
-            makes = tuple(make for make in makes if not issubclass(make, _GROUPED))
-            makes = makes or ((Int8Weight,) if is_available(Int8Weight) else (BlasWeight,))
-        return fastest(makes, outputs, inputs, tokens)(matrix)
+        return fastest(makes, *matrix.shape, tokens)(matrix)
     if not all(hasattr(tensor, "qdata") and hasattr(tensor, "scale") for tensor in data):
         return None
     values, scale = torch.cat([t.qdata for t in data]), torch.cat([t.scale for t in data]).float()

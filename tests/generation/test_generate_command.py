@@ -157,6 +157,7 @@ def test_forms_and_guesses(bundle, tmp_path, capsys):
         (["--regex", "(", "--prompt", "x"], "refused"),
         (["--regex", "a", "--grammar", "b"], "--grammar"),
         (["--max_new_tokens", -1], "max_new_tokens is -1"),
+        (["--draft_tokens", -1], "draft_tokens is -1; it must be at least 0 and at most 64"),
     ],
 )
 def test_mistakes_are_one_line(bundle, capsys, words, message):

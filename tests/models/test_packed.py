@@ -128,6 +128,26 @@ def test_half_precision_decodes_in_float32_states():
     assert model.wte.weight.dtype == torch.bfloat16, "the table is only looked up"
 
 
+@pytest.mark.parametrize("blas_time", [1, 3])
+@pytest.mark.parametrize("weights", ["auto", "float32", "bfloat16", "int8", "int4"])
+def test_a_vocabulary_of_any_size(weights, blas_time, tmp_path, monkeypatch):
+    """A kernel for multiples of 16 outputs is not even measured for other sizes, such as GPT-2's 50,257 tokens."""
+    monkeypatch.setattr(packed, "_SMALL", 0)
+    monkeypatch.setattr(packed, "best_time", lambda runs, x: blas_time if isinstance(runs[0], BlasWeight) else 2)
+    monkeypatch.setenv("LIT_GPT_KERNELS", str(tmp_path / "kernels.json"))
+    for measured in (packed.fastest, packed.integer_dtype):
+        measured.cache_clear()
+    model, prepared = small(vocab_size=309), small(vocab_size=309)
+    changed = packed.prepare_for_inference(prepared, weights)
+    assert (changed is None) == (weights == "auto" and blas_time == 1)
+    ids = torch.arange(40).reshape(2, 20)
+    wanted, found = model(ids), prepared(ids)
+    bound = {"bfloat16": 0.03, "int8": 0.05, "int4": 0.5}.get(weights, 1e-4)
+    assert (found - wanted).norm() < bound * wanted.norm()
+    for measured in (packed.fastest, packed.integer_dtype):
+        measured.cache_clear()
+
+
 def test_what_is_left_alone():
     trained = small().requires_grad_(True)
     assert packed.prepare_for_inference(trained, "auto") is None
