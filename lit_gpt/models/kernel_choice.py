@@ -103,14 +103,13 @@ _restored: dict[str, str] = {}
 """Choices of a run that is resumed: they hold although the file on this machine may have been lost since."""
 
 
-def choices_of(kind: str) -> dict[str, dict[str, str]]:
-    """Return the choices of questions that begin with `kind`, by machine, to be stored in a checkpoint."""
-    own = _read(choices_file()).get(this_machine(), {}) | _restored
-    return {this_machine(): {question: name for question, name in own.items() if question.startswith(kind)}}
+def own_choices() -> dict[str, dict[str, str]]:
+    """Return the choices of this process, by machine, so that a run resumed from a checkpoint computes the same way."""
+    return {this_machine(): _restored | _used}
 
 
 def restore_choices(choices: Mapping[str, Mapping[str, str]]) -> None:
-    """Use the choices that `choices_of` returned, if it was on such a machine."""
+    """Use the choices that `own_choices` returned, if it was on such a machine."""
     _restored.update(choices.get(this_machine(), {}))
     for function in _remembering:
         function.cache_clear()

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lit_gpt.models.kernel_choice import best_time, choices_of, choose, remembered, used_kernels
+from lit_gpt.models.kernel_choice import best_time, choose, remembered, used_kernels
 
 Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """(a (N, I), b (O, I), bias (O,) or None) → a bᵀ + bias (N, O), as `F.linear`, without gradients."""
@@ -104,11 +104,6 @@ def chosen_products() -> str | None:
     """Return for the user which kernels train; None if nothing was large enough to choose."""
     used = used_kernels(QUESTION)
     return None if used is None else f"kernels of training: {used}"
-
-
-def kept_products() -> dict[str, dict[str, str]]:
-    """Return what a checkpoint stores so that a resumed run computes with the same functions."""
-    return choices_of(QUESTION)
 
 
 def onednn(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:

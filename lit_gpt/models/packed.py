@@ -37,7 +37,7 @@ from lit_gpt.errors import UserError
 from lit_gpt.models.fused import FusedLinears
 from lit_gpt.models.gpt import GPT
 from lit_gpt.models.head import HeadFn
-from lit_gpt.models.kernel_choice import best_time, choose
+from lit_gpt.models.kernel_choice import best_time, choose, remembered
 from lit_gpt.models.linear import is_plain_linear, onednn
 from lit_gpt.models.native import NativeMatrix, library, quantized_groups, replace_small_operations
 
@@ -335,7 +335,7 @@ def is_available(make: type[PackedWeight]) -> bool:
         return bool((y - expected).norm() < 0.15 * expected.norm())
 
 
-@cache
+@remembered
 def fastest(makes: tuple[type[PackedWeight], ...], outputs: int, inputs: int, tokens: int = 1) -> type[PackedWeight]:
     """Return the fastest available kernel for this number of tokens and matrix size (see `kernel_choice`)."""
     if inputs % GROUP_SIZE or outputs % _INT4_OUTPUTS:
@@ -352,7 +352,7 @@ def fastest(makes: tuple[type[PackedWeight], ...], outputs: int, inputs: int, to
     return choose(f"matrix {outputs} x {inputs}, {tokens} tokens", by_name, measure)
 
 
-@cache
+@remembered
 def integer_dtype(kind: str) -> torch.dtype:
     """Return the dtype of activations with which the integer kernels are fastest: bfloat16 if the CPU supports it.
 

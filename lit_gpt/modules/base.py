@@ -53,8 +53,8 @@ from lit_gpt.evaluation import LanguageModelingMetrics, language_modeling_metric
 from lit_gpt.extensions import class_path
 from lit_gpt.models import GPT, GPTConfig, GPTConfigOverrides
 from lit_gpt.models.head import VOCABULARY_WEIGHTS, HeadFn, with_new_tokens
-from lit_gpt.models.kernel_choice import restore_choices
-from lit_gpt.models.linear import chosen_products, kept_products
+from lit_gpt.models.kernel_choice import own_choices, restore_choices
+from lit_gpt.models.linear import chosen_products
 from lit_gpt.models.moe import Router
 from lit_gpt.modules.adapter import AdapterTraining, check_same_adapter
 from lit_gpt.objectives import RouterTraining, TokenLoss
@@ -861,7 +861,7 @@ class GPTModule(LightningModule):
             "builder": self.builder,
             "seed": self.seed,
             "precision": self.trainer.precision,
-            "products": kept_products(),
+            "kernels": own_choices(),
             "optimizer_names": self._optimizer_names(),
             "train_sums": None if self._loss_sums is None else ranks.total(self._loss_sums).tolist(),
             "named_sums": self._train_sums.totals(ranks, self.device),
@@ -912,7 +912,7 @@ class GPTModule(LightningModule):
                 f"precision auto is {self.trainer.precision} here, and the checkpoint is of a run in {started_in}; set "
                 f"trainer.precision: {started_in}"
             )
-        restore_choices(checkpoint["lit_gpt"].get("products", {}))
+        restore_choices(checkpoint["lit_gpt"].get("kernels", {}))
         self.tokens_seen = checkpoint["lit_gpt"]["tokens_seen"]
         self._loaded_sums = checkpoint["lit_gpt"]["train_sums"], checkpoint["lit_gpt"]["named_sums"]
 

@@ -1,16 +1,20 @@
 """Sampling from a module's own model during training, through the project's engine."""
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import nn
 
 from lit_gpt.checks import check_at_least
 from lit_gpt.data.chat import ChatRenderer
 from lit_gpt.data.tokenizers import Tokenizer, load_tokenizer
 from lit_gpt.errors import UserError
 from lit_gpt.generation import Completion, Engine, SamplingParams
+from lit_gpt.models import GPT
 from lit_gpt.models.fused import prepare_for_decoding
+from lit_gpt.models.packed import prepare_for_inference
 from lit_gpt.modules.base import GPTModule
 
 Prompt = dict[str, Any]
@@ -42,7 +46,7 @@ class Sampler:
         self.stop_ids: tuple[int, ...] = ()
 
     def prepare(self, module: GPTModule) -> None:
-        """Lay out the weights for decoding, once, before the first optimizer step.
+        """Lay out the weights for decoding, once, before the first optimizer step, unless `sample` uses a copy.
 
         A matrix product is rounded differently in another memory layout. So the layout must be the same in every step,
         also after a resume in the middle of a rollout, when the first step samples nothing; and a parameter's layout
@@ -50,7 +54,8 @@ class Sampler:
         the parameter had when they were created.
         """
         assert module.model is not None
-        prepare_for_decoding(module.model)
+        if not _samples_from_copy(module):
+            prepare_for_decoding(module.model)
 
     def sample(
         self, module: GPTModule, prompts: Sequence[Prompt], seeds: Sequence[Sequence[int]], temperature: float
@@ -75,7 +80,7 @@ class Sampler:
             self._load_tokenizer(module)
         assert self.tokenizer is not None
         model: Any = module.model
-        training = model.training
+        training, is_copy = model.training, _samples_from_copy(module)
         requests = [(prompt["ids"], seed) for prompt, each in zip(prompts, seeds, strict=True) for seed in each]
         longest = max(len(ids) for ids, _ in requests)
         params = [
@@ -86,13 +91,14 @@ class Sampler:
         ]
         # A new engine each time, so that its cache is freed while the policy trains. Without autocast, because the
         # cache has the dtype of the weights.
+        batch_size = min(self.engine_batch_size, len(requests))
         with torch.autocast(module.device.type, enabled=False):
             engine = Engine(
-                model,
+                _packed_copy(model, batch_size) if is_copy else model,
                 self.tokenizer,
-                max_batch_size=min(self.engine_batch_size, len(requests)),
+                max_batch_size=batch_size,
                 max_length=min(module.config.block_size, longest + self.max_new_tokens),
-                prepare=not module.training,  # in training, `prepare` has already done it
+                prepare=is_copy or not module.training,  # in training, `prepare` has already done it
             )
             completions = iter(engine.generate([ids for ids, _ in requests], params))
         model.train(training)
@@ -117,6 +123,30 @@ class Sampler:
             writer: Any = getattr(logger, "experiment", None)
             if hasattr(writer, "add_text"):
                 writer.add_text(f"{stage}/completions", "\n\n---\n\n".join(self.shown), step)
+
+
+def _samples_from_copy(module: GPTModule) -> bool:
+    """Return whether to sample from a packed copy: on a CPU, of a model whose layers can be packed."""
+    return module.device.type == "cpu" and module._adapter is None
+
+
+def _packed_copy(model: GPT, num_rows: int) -> GPT:
+    """Return a copy of a model on a CPU for decoding, whose matrices are packed (see `lit_gpt.models.packed`).
+
+    Everything else shares its memory with the model, which is not changed. The copy is made for each rollout, because
+    the weights change in between: that takes about as long as decoding one token.
+
+    Args:
+        model: The model that is trained.
+        num_rows: Number of sequences that decode at the same time.
+    """
+    shared: dict[int, Any] = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()}
+    shared |= {id(buffer): buffer for buffer in model.buffers()}
+    # A hook may be a method of something that must not be copied, such as the module or its trainer.
+    shared |= {id(hooks): hooks for m in model.modules() for hooks in (m._forward_hooks, m._forward_pre_hooks)}
+    copied = copy.deepcopy(model, shared).eval()
+    prepare_for_inference(copied, tokens=num_rows)
+    return copied
 
 
 def shown_answer(title: str, prompt: str, answer: str, finished: bool) -> str:

@@ -11,7 +11,7 @@ from torch import nn
 
 from lit_gpt.models import GPT, GPTConfig, kernel_choice
 from lit_gpt.models import linear as linear_module
-from lit_gpt.models.linear import Linear, chosen_products, kept_products, linear, products_of
+from lit_gpt.models.linear import Linear, chosen_products, linear, products_of
 from lit_gpt.objectives import linear_cross_entropy
 
 
@@ -115,7 +115,7 @@ def test_a_choice_that_cannot_be_kept_is_torch(choices, tmp_path, monkeypatch):
 
 def test_a_resumed_run_computes_with_the_same_kernels_although_the_file_is_lost(choices, tmp_path):
     assert products_of(torch.ones(4, 8), torch.ones(6, 8)) is not None
-    saved = json.loads(json.dumps(kept_products()))
+    saved = json.loads(json.dumps(kernel_choice.own_choices()))
     (tmp_path / "kernels.json").unlink()
     choices["oneDNN"] = 3.0  # another measurement would choose torch
     kernel_choice.restore_choices(saved)
