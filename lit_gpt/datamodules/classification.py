@@ -26,6 +26,9 @@ class ClassificationDataModule(RowDataModule):
         classes: Names of the classes, as written in `label` (a number is compared by its decimal digits); the model has
             one output per class.
         kwargs: Arguments of `RowDataModule`.
+
+    Raises:
+        UserError: `classes` are fewer than two, or two are the same.
     """
 
     def __init__(self, classes: list[str | int], **kwargs: Any) -> None:

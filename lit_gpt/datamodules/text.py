@@ -216,6 +216,9 @@ class TextDataModule(TokenDataModule):
         format: File format options that the suffix does not determine: encoding, quoting, delimiter.
         kwargs: Arguments of `TokenDataModule`.
 
+    Raises:
+        UserError: Neither `files` nor `datasets` is set.
+
     Example:
         >>> data = TextDataModule(files="docs/**/*.md", block_size=512, global_batch_tokens=32768)
         >>> data.global_batch_size

@@ -221,6 +221,9 @@ class LanguageModeling(Measure):
         end_of_document: Whether to predict the end-of-document token, too (0 bytes), as validation in training does.
         limit: Maximum number of documents of each source; null: all.
         name: Name of the result, needed if a plan has several.
+
+    Raises:
+        UserError: `texts` is an empty list.
     """
 
     def __init__(

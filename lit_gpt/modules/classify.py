@@ -22,6 +22,9 @@ class ClassificationModule(ScoringModule):
     Args:
         classes: names of the classes; the command line sets them from the DataModule.
         kwargs: see `GPTModule`.
+
+    Raises:
+        UserError: `classes` are fewer than two.
     """
 
     try_it = "predict --config {run}/config.yaml --ckpt_path best"

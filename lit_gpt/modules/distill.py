@@ -50,6 +50,9 @@ class DistillModule(SFTModule):
         engine_batch_size: number of answers sampled at once, which bounds the KV cache.
         num_logged_samples: number of the student's answers written to the log each time.
         kwargs: see `SFTModule`.
+
+    Raises:
+        UserError: the teacher's context is shorter than the student's.
     """
 
     loss_sums_tokens = True

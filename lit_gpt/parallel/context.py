@@ -165,7 +165,11 @@ def cut_batch(batch: Tree, mesh: DeviceMesh) -> Tree:
 
 
 def cut_rows(batch: Mapping[str, Any], rank: int, size: int, group: Any = None) -> dict[str, Any]:
-    """Return one process's tokens of a batch; see `cut_batch`."""
+    """Return one process's tokens of a batch; see `cut_batch`.
+
+    Raises:
+        UserError: The batch has no `input_ids` (B, T).
+    """
     ids = batch.get("input_ids") if isinstance(batch, Mapping) else None
     if not isinstance(ids, Tensor) or ids.dim() != 2:
         raise UserError(

@@ -115,6 +115,9 @@ class ParallelStrategy(ModelParallelStrategy):
             `bf16-mixed` on DDP has float32. Gradients are reduced in float32 either way.
         process_group_backend: backend of torch.distributed; None: nccl on GPUs, gloo on CPUs.
         timeout: how long a collective may take.
+
+    Raises:
+        UserError: `async_checkpoint` is set without `save_distributed_checkpoint`.
     """
 
     def __init__(

@@ -181,6 +181,9 @@ class Decontaminate(Transform):
             8); shorter texts are ignored.
         max_records: N-grams that occur in more records of one benchmark are considered instructions and excluded.
         fields: Fields or columns of the benchmarks to use; None uses all that contain text.
+
+    Raises:
+        UserError: There are no benchmarks, or a file of them does not exist.
     """
 
     name = "decontaminate"

@@ -352,6 +352,9 @@ class PII(Transform):
         credit_cards: Payment card numbers with a valid check digit (Luhn).
         ibans: Bank accounts with valid check digits (mod 97).
         secrets: Private keys, keys and tokens of common services.
+
+    Raises:
+        UserError: Every kind is kept, so that nothing would be done.
     """
 
     name = "pii"

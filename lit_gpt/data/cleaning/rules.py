@@ -19,6 +19,9 @@ class Length(Transform):
         max_chars: Maximum number of characters.
         min_words: Minimum number of words, without punctuation.
         max_words: Maximum number of words.
+
+    Raises:
+        UserError: No bound is set.
     """
 
     name = "length"
@@ -77,6 +80,9 @@ class Lines(Transform):
         max_longest_chars: Documents are dropped if their longest line is longer (Codex: 1000).
         min_alphanumeric: Documents are dropped if a smaller share of their characters are letters or digits (The Stack:
             0.25).
+
+    Raises:
+        UserError: No rule is set, or a phrase is empty.
     """
 
     name = "lines"
@@ -204,6 +210,9 @@ class Predicate(Transform):
         version: Version of the rule, to be changed when the rule changes. Without it, any change of the file that
             contains the rule counts as a change; set it if the rule depends on more than that file, or in order to edit
             comments freely.
+
+    Raises:
+        UserError: `class_path` is neither a function nor a class.
     """
 
     name = "predicate"

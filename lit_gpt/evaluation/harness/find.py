@@ -40,7 +40,11 @@ class Found:
         self.groups: dict[str, Any] = {}
 
     def add(self, loaded: Mapping[str, Any]) -> None:
-        """Add what a `TaskManager` has loaded."""
+        """Add what a `TaskManager` has loaded.
+
+        Raises:
+            UserError: A task is there already.
+        """
         for name, task in loaded["tasks"].items():
             if name in self.tasks:
                 raise UserError(f"the task {name!r} is requested twice, by itself or in a group; remove one of them")

@@ -35,6 +35,9 @@ class Harness(Measure):
         opening: Tokens that open a text: `trained`: those of training; `hf`: those of lm-eval's own `hf` model; `auto`:
             `hf` for published models, `trained` for our own.
         max_batch_tokens: Maximum number of tokens per forward pass for likelihoods; null: chosen by device.
+
+    Raises:
+        UserError: No tasks are named.
     """
 
     def __init__(

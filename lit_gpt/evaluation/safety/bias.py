@@ -97,7 +97,11 @@ class CrowSPairs(Measure):
         self.name = name
 
     def run(self, subject: Subject, progress: Progress = no_progress) -> list[Result]:
-        """Compare the pairs; see `Measure`."""
+        """Compare the pairs; see `Measure`.
+
+        Raises:
+            UserError: Every sentence is longer than the model's context.
+        """
         read = read_docs(self.items, ["sent_more", "sent_less"], lambda row: crows_pairs_doc(row.values))
         tokens = {
             doc["where"]: [subject.tokenizer.encode(sentence).tolist() for sentence in doc["choices"]]

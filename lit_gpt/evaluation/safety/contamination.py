@@ -242,6 +242,9 @@ class Contamination(Measure):
         min_words: A text of min_words to n_gram - 1 words matches if all of it occurs; shorter ones are ignored.
         max_records: An n-gram that occurs in more items of one benchmark than this is ignored, as an instruction.
         name: Prefix of the results' names.
+
+    Raises:
+        UserError: There are no benchmarks, or two have the same name.
     """
 
     def __init__(

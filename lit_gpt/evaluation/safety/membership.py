@@ -207,7 +207,11 @@ class MembershipInference(Measure):
         self.own_seed, self.seed = seed, 0 if seed is None else seed
 
     def run(self, subject: Subject, progress: Progress = no_progress) -> list[Result]:
-        """Measure a model."""
+        """Measure a model.
+
+        Raises:
+            UserError: There is no held-out text, or there are too few documents of the length.
+        """
         if self.own_seed is None:
             return seeded(self, subject.seed).run(subject, progress)
         known = training_texts(subject, self.training, self.held_out)

@@ -247,6 +247,9 @@ class Privacy(Measure):
         seed: Seed of everything that is sampled; null: the plan's.
         limit: Maximum number of texts and values for each prompting mode.
         name: Name of the result.
+
+    Raises:
+        UserError: Nothing would be asked.
     """
 
     def __init__(

@@ -296,7 +296,11 @@ class Refusal(Measure):
         self.name = name
 
     def run(self, subject: Subject, progress: Progress = no_progress) -> list[Result]:
-        """Send the prompts and judge the answers; see `Measure`."""
+        """Send the prompts and judge the answers; see `Measure`.
+
+        Raises:
+            UserError: The judge gave no verdict for any answer.
+        """
         judge = self.judge
         read = read_prompts(self.prompts, self.limit)
         check_answers_fit(subject, read.prompts, self.params)

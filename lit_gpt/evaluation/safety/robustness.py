@@ -236,7 +236,11 @@ class Robustness(Measure):
         self.own_seed, self.seed = seed, 0 if seed is None else seed
 
     def run(self, subject: Subject, progress: Progress = no_progress) -> list[Result]:
-        """Send the prompts and judge the answers; see `Measure`."""
+        """Send the prompts and judge the answers; see `Measure`.
+
+        Raises:
+            UserError: The judge gave no verdict for any answer.
+        """
         if self.own_seed is None:
             return seeded(self, subject.seed).run(subject, progress)
         judge = self.judge

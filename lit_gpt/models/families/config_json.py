@@ -202,6 +202,9 @@ def read_layered_rope(values: dict[str, Any], full_theta: float, sliding_theta: 
             `rope_scaling`, where the first and last apply to the full-attention layers.
         full_theta: Base of full-attention layers, if config.json has none.
         sliding_theta: Base of sliding-window layers, if config.json has none.
+
+    Raises:
+        UserError: `rope_parameters` are not nested by kind of layer, or scale RoPE in layers that slide.
     """
     nested = values.get("rope_parameters") or {}
     if nested and not {FULL, SLIDING} & nested.keys():

@@ -84,6 +84,9 @@ def latent_values(config: GPTConfig, rope: dict[str, Any] | None = None, **moe: 
         config: The model's architecture.
         rope: RoPE's keys, if they differ from the shared form.
         **moe: Further differences for `require_moe`.
+
+    Raises:
+        UserError: The model cannot be expressed: no latent attention, an own scale, or other shared or dense layers.
     """
     bias = config.has_attention_bias
     require_llama(config, has_attention_bias=ANY, has_attention_out_bias=bias, mla=ANY, moe=ANY)

@@ -129,7 +129,11 @@ def read_ministral3(values: dict[str, Any]) -> GPTConfig:
 
 
 def write_ministral3(config: GPTConfig) -> dict[str, Any]:
-    """Convert a `GPTConfig` to a `Ministral3Config`."""
+    """Convert a `GPTConfig` to a `Ministral3Config`.
+
+    Raises:
+        UserError: RoPE is not scaled, which the class needs.
+    """
     require_llama(config, sliding_window=ANY, layer_windows=None)
     if config.rope_scaling is None or config.rope_scaling.kind not in ("yarn", "llama3", "longrope"):
         # The transformers class divides by the original context, which only these kinds have.
@@ -229,7 +233,11 @@ def read_mistral4(values: dict[str, Any]) -> GPTConfig:
 
 
 def write_mistral4(config: GPTConfig) -> dict[str, Any]:
-    """Convert a `GPTConfig` to a `Mistral4Config`."""
+    """Convert a `GPTConfig` to a `Mistral4Config`.
+
+    Raises:
+        UserError: RoPE is not scaled by YaRN, which the class needs.
+    """
     if config.rope_scaling is None or config.rope_scaling.kind != "yarn":  # the class needs the original context
         raise UserError("family 'mistral4' needs rope_scaling (kind: yarn); without it, export as family: deepseek_v3")
     parameters = write_rope(config, query_scale=True)["rope_parameters"]

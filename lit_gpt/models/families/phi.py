@@ -41,7 +41,11 @@ def read_config(values: dict[str, Any]) -> GPTConfig:
 
 
 def write_config(config: GPTConfig) -> dict[str, Any]:
-    """Convert a `GPTConfig` to a `Phi3Config`."""
+    """Convert a `GPTConfig` to a `Phi3Config`.
+
+    Raises:
+        UserError: RoPE is scaled in another way than `longrope`.
+    """
     require_llama(config, sliding_window=ANY, layer_windows=None, rope_fraction=ANY)
     scaling = config.rope_scaling
     if scaling is not None and scaling.kind != "longrope":

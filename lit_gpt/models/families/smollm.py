@@ -27,7 +27,11 @@ from lit_gpt.models.families.family import ANY, Family, GGUFArchitecture
 
 
 def read_config(values: dict[str, Any]) -> GPTConfig:
-    """Convert a `SmolLM3Config` to a `GPTConfig`."""
+    """Convert a `SmolLM3Config` to a `GPTConfig`.
+
+    Raises:
+        UserError: `no_rope_layers` is not a list of 0 and 1.
+    """
     values = {"num_key_value_heads": 4, "tie_word_embeddings": True} | values
     fields = read_shared(values, default_theta=2_000_000.0)
     n_layer, every = fields["n_layer"], integer(values, "no_rope_layer_interval", 4, least=1)

@@ -76,6 +76,9 @@ class HubParts(HubRecords):
         keep_columns: Columns to store as metadata (url, language, license, ...).
         document_start: For datasets whose rows are lines of documents (WikiText): a regular expression that matches the
             first row of a document. The rows up to the next match are joined; the record is the first row's number.
+
+    Raises:
+        UserError: `document_start` is not a regular expression.
     """
 
     def __init__(
