@@ -435,6 +435,8 @@ class Engine:
         finally:
             if self._known:  # left over by an exception: reset for the next call
                 self.fail_all("interrupted")
+            # Kept rows and their requests refer to each other, so that cache and model would outlive the engine.
+            self._forget()
             self.model.train(was_training)
         return [
             Completion.of(list(prompt), events[name], one.logprobs is not None)

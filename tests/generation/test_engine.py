@@ -1,7 +1,10 @@
 """What the engine promises beyond the right tokens: admission, ends, cancellation, seeds, stops, statistics."""
 
+import copy
+import gc
 import itertools
 import random
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -210,6 +213,20 @@ def test_generate_follows_changed_weights(model, engine):
         engine.generate([[1, 2, 3]], GREEDY)[0].token_ids
         == generate(other, torch.tensor([[1, 2, 3]]), 12, temperature=0)[0, 3:].tolist()
     )
+
+
+def test_an_engine_is_freed_with_its_model_when_nobody_refers_to_it(model):
+    gc.collect()
+    gc.disable()  # without looking for cycles
+    try:
+        copied = copy.deepcopy(model)
+        engine = Engine(copied, small_tokenizer(), max_batch_size=4)
+        engine.generate(texts(6), GREEDY)
+        freed = [weakref.ref(copied), weakref.ref(engine)]
+        del engine, copied
+        assert [reference() for reference in freed] == [None, None]
+    finally:
+        gc.enable()
 
 
 def test_an_interrupted_generate_leaves_an_engine_as_new(engine, monkeypatch):
