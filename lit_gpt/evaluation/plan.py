@@ -393,9 +393,6 @@ def run_plan(plan: Plan, subject: Subject, on_start: Callable[[PlannedMeasure], 
         plan: Plan to run.
         subject: The model, with the plan's seed.
         on_start: Called when a measure starts; returns its progress callback.
-
-    Raises:
-        UserError: A measure gave no result.
     """
     completed: list[tuple[PlannedMeasure, list[Result]]] = []
     failures: list[Failure] = []

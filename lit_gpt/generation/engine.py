@@ -423,7 +423,7 @@ class Engine:
             )
         matchers = [self.check(prompt, one) for prompt, one in zip(prompts, each, strict=True)]
         was_training = self.model.training
-        self._forget()
+        self.forget()
         names = [f"generate-{number}" for number in range(len(prompts))]
         events: dict[str, list[TokenEvent]] = {name: [] for name in names}
         for name, prompt, one, matcher in zip(names, prompts, each, matchers, strict=True):
@@ -435,8 +435,6 @@ class Engine:
         finally:
             if self._known:  # left over by an exception: reset for the next call
                 self.fail_all("interrupted")
-            # Kept rows and their requests refer to each other, so that cache and model would outlive the engine.
-            self._forget()
             self.model.train(was_training)
         return [
             Completion.of(list(prompt), events[name], one.logprobs is not None)
@@ -467,8 +465,12 @@ class Engine:
             self._layout = layout_of(self.model)
 
     @torch.inference_mode()
-    def _forget(self) -> None:
-        """Free all rows of finished requests."""
+    def forget(self) -> None:
+        """Free all rows of finished requests, which are kept for prompts that begin like them.
+
+        Such rows and their requests refer to each other. Call this before an engine is dropped; otherwise cache and
+        model stay in memory until Python looks for cycles.
+        """
         self._admission.forget()
 
     def _end_cancelled(self) -> list[TokenEvent]:

@@ -50,6 +50,7 @@ def stream_text(
         try:
             yield from pieces
         finally:
+            engine.forget()
             model.train(was_training)
 
     return run()

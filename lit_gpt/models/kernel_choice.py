@@ -110,9 +110,21 @@ def own_choices() -> dict[str, dict[str, str]]:
 
 def restore_choices(choices: Mapping[str, Mapping[str, str]]) -> None:
     """Use the choices that `own_choices` returned, if it was on such a machine."""
-    _restored.update(choices.get(this_machine(), {}))
+    own = choices.get(this_machine(), {})
+    _restored.update(own)
+    _used.update(own)  # before they are needed again, another checkpoint may be saved
     for function in _remembering:
         function.cache_clear()
+
+
+def can_keep_choices() -> bool:
+    """Return whether choices can be kept on this machine, for what must be computed the same way in each process."""
+    folder = choices_file().parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK)
 
 
 def remembered(choice: Callable[..., Option]) -> Any:

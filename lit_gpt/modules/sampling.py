@@ -14,6 +14,7 @@ from lit_gpt.errors import UserError
 from lit_gpt.generation import Completion, Engine, SamplingParams
 from lit_gpt.models import GPT
 from lit_gpt.models.fused import prepare_for_decoding
+from lit_gpt.models.kernel_choice import can_keep_choices
 from lit_gpt.models.packed import prepare_for_inference
 from lit_gpt.modules.base import GPTModule
 
@@ -94,13 +95,14 @@ class Sampler:
         batch_size = min(self.engine_batch_size, len(requests))
         with torch.autocast(module.device.type, enabled=False):
             engine = Engine(
-                _packed_copy(model, batch_size) if is_copy else model,
+                _packed_copy(model, self.engine_batch_size) if is_copy else model,
                 self.tokenizer,
                 max_batch_size=batch_size,
                 max_length=min(module.config.block_size, longest + self.max_new_tokens),
                 prepare=is_copy or not module.training,  # in training, `prepare` has already done it
             )
             completions = iter(engine.generate([ids for ids, _ in requests], params))
+        engine.forget()  # frees the cache now
         model.train(training)
         return [[next(completions) for _ in each] for each in seeds]
 
@@ -126,24 +128,28 @@ class Sampler:
 
 
 def _samples_from_copy(module: GPTModule) -> bool:
-    """Return whether to sample from a packed copy: on a CPU, of a model whose layers can be packed."""
-    return module.device.type == "cpu" and module._adapter is None
+    """Return whether to sample from a packed copy: on a CPU, of a model without parts of others or hooks."""
+    if module.device.type != "cpu" or module._adapter is not None or not can_keep_choices():
+        return False
+    return all(
+        type(part).__module__.startswith(("lit_gpt.models.", "torch.nn.modules."))
+        and not (part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks)
+        for part in module.model.modules()  # type: ignore[union-attr]
+    )
 
 
 def _packed_copy(model: GPT, num_rows: int) -> GPT:
     """Return a copy of a model on a CPU for decoding, whose matrices are packed (see `lit_gpt.models.packed`).
 
     Everything else shares its memory with the model, which is not changed. The copy is made for each rollout, because
-    the weights change in between: that takes about as long as decoding one token.
+    the weights change in between: that takes about as long as decoding a few tokens.
 
     Args:
         model: The model that is trained.
-        num_rows: Number of sequences that decode at the same time.
+        num_rows: Largest number of sequences that decode at the same time; kernels are chosen for it.
     """
     shared: dict[int, Any] = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()}
     shared |= {id(buffer): buffer for buffer in model.buffers()}
-    # A hook may be a method of something that must not be copied, such as the module or its trainer.
-    shared |= {id(hooks): hooks for m in model.modules() for hooks in (m._forward_hooks, m._forward_pre_hooks)}
     copied = copy.deepcopy(model, shared).eval()
     prepare_for_inference(copied, tokens=num_rows)
     return copied

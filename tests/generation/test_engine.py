@@ -215,13 +215,14 @@ def test_generate_follows_changed_weights(model, engine):
     )
 
 
-def test_an_engine_is_freed_with_its_model_when_nobody_refers_to_it(model):
+def test_an_engine_that_has_forgotten_is_freed_with_its_model(model):
     gc.collect()
     gc.disable()  # without looking for cycles
     try:
         copied = copy.deepcopy(model)
         engine = Engine(copied, small_tokenizer(), max_batch_size=4)
         engine.generate(texts(6), GREEDY)
+        engine.forget()
         freed = [weakref.ref(copied), weakref.ref(engine)]
         del engine, copied
         assert [reference() for reference in freed] == [None, None]

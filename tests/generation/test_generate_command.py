@@ -165,3 +165,9 @@ def test_mistakes_are_one_line(bundle, capsys, words, message):
     assert status == 2
     assert message in err
     assert len(err.strip().splitlines()) == 1
+
+
+def test_the_number_of_draft_tokens_is_checked_before_the_model_is_read(capsys):
+    status, _, err = run(capsys, "--model", "nowhere", "--draft_tokens", 65)
+    assert status == 2
+    assert "draft_tokens is 65" in err

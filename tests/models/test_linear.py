@@ -119,6 +119,7 @@ def test_a_resumed_run_computes_with_the_same_kernels_although_the_file_is_lost(
     (tmp_path / "kernels.json").unlink()
     choices["oneDNN"] = 3.0  # another measurement would choose torch
     kernel_choice.restore_choices(saved)
+    assert kernel_choice.own_choices() == saved, "also in a checkpoint that is saved before they are used"
     assert products_of(torch.ones(4, 8), torch.ones(6, 8)).output is linear_module.onednn
     assert products_of(torch.ones(4, 8), torch.ones(7, 8)) is None, "another size is measured"
 

@@ -7,9 +7,9 @@ import torch
 from torch.nn import functional as F
 
 from lit_gpt.generation import Engine, SamplingParams, generate
-from lit_gpt.models import GPT, GPTConfig
+from lit_gpt.models import GPT, GPTConfig, packed
 from lit_gpt.models.fused import prepare_for_decoding
-from lit_gpt.modules.sampling import _packed_copy
+from lit_gpt.modules.sampling import _packed_copy, _samples_from_copy
 
 SHAPE = {"n_layer": 2, "n_head": 2, "n_embd": 32, "intermediate_size": 64, "block_size": 64, "vocab_size": 96}
 
@@ -38,22 +38,32 @@ def test_a_fused_optimizer_learns_what_a_plain_one_does(preset, prepared_at):
             assert torch.allclose(weight, plain[name], atol=2e-5), (name, fused)
 
 
-def test_a_copy_for_sampling_shares_what_it_does_not_pack():
+@pytest.fixture
+def packs(monkeypatch):
+    """Matrices of any size are packed."""
+    monkeypatch.setattr(packed, "_SMALL", 0)
+    monkeypatch.setattr(packed, "choose", lambda _, options, measure: list(options.values())[-1])
+    packed.fastest.cache_clear()
+    yield
+    packed.fastest.cache_clear()
+
+
+def test_a_copy_for_sampling_shares_what_it_does_not_pack(packs):
     model = GPT(GPTConfig.from_preset("tiny", **SHAPE | {"tie_embeddings": True})).train()
     model.init_weights(0)
-    seen, before = [], {name: (p.data_ptr(), p.stride(), p.clone()) for name, p in model.named_parameters()}
-    handle = model.blocks[0].register_forward_hook(Watcher(seen).watch)
+    before = {name: (p.data_ptr(), p.stride(), p.clone()) for name, p in model.named_parameters()}
     params = SamplingParams(max_new_tokens=8, temperature=0)
-    found = Engine(_packed_copy(model, 2), None).generate([[1, 2, 3], [5]], params)
-    assert len(seen) == 8, "a hook is kept"
-    handle.remove()
+    copied = _packed_copy(model, 2)
+    assert isinstance(copied.lm_head, packed.PackedHead)
+    assert isinstance(copied.blocks[1].mlp.down_proj, packed.PackedLinear)
+    found = Engine(copied, None).generate([[1, 2, 3], [5]], params)
     assert model.training
     for name, parameter in model.named_parameters():
         address, stride, value = before[name]
         assert (parameter.data_ptr(), parameter.stride()) == (address, stride), name
         assert torch.equal(parameter, value), name
         assert parameter.requires_grad, name
-    assert _packed_copy(model, 2).wte.weight.data_ptr() == model.wte.weight.data_ptr()
+    assert copied.wte.weight.data_ptr() == model.wte.weight.data_ptr()
     plain = Engine(copy.deepcopy(model).requires_grad_(False).eval(), None).generate([[1, 2, 3], [5]], params)
     assert [one.token_ids for one in found] == [one.token_ids for one in plain]
     with torch.no_grad():
@@ -62,17 +72,25 @@ def test_a_copy_for_sampling_shares_what_it_does_not_pack():
     assert [one.token_ids for one in changed] != [one.token_ids for one in found], "each copy has the current weights"
 
 
-class Watcher:
-    """Its method is a hook; it must not be copied with the model."""
+def test_models_with_parts_of_others_or_hooks_are_not_copied(tmp_path, monkeypatch):
+    class Own(torch.nn.Linear):
+        """A part of another package."""
 
-    def __init__(self, seen):
-        self.seen = seen
+    class Module:
+        device, _adapter = torch.device("cpu"), None
+        model = GPT(GPTConfig.from_preset("tiny", **SHAPE))
 
-    def watch(self, *_):
-        self.seen.append(1)
-
-    def __deepcopy__(self, memo):
-        raise AssertionError("copied")
+    assert _samples_from_copy(Module)
+    handle = Module.model.ln_f.register_forward_hook(lambda *_: None)
+    assert not _samples_from_copy(Module)
+    handle.remove()
+    assert _samples_from_copy(Module)
+    Module.model.blocks[0].mlp.down_proj = Own(64, 32)
+    assert not _samples_from_copy(Module)
+    Module.model = GPT(GPTConfig.from_preset("tiny", **SHAPE))
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("LIT_GPT_KERNELS", str(tmp_path / "file" / "kernels.json"))
+    assert not _samples_from_copy(Module), "another process could choose other kernels"
 
 
 def test_an_engine_follows_layers_that_are_replaced():

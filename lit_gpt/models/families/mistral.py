@@ -132,7 +132,7 @@ def write_ministral3(config: GPTConfig) -> dict[str, Any]:
     """Convert a `GPTConfig` to a `Ministral3Config`.
 
     Raises:
-        UserError: RoPE is not scaled, which the class needs.
+        UserError: RoPE is not scaled in a way that has an original context, which the class needs.
     """
     require_llama(config, sliding_window=ANY, layer_windows=None)
     if config.rope_scaling is None or config.rope_scaling.kind not in ("yarn", "llama3", "longrope"):
