@@ -28,7 +28,7 @@ class ClassificationDataModule(RowDataModule):
         kwargs: Arguments of `RowDataModule`.
 
     Raises:
-        UserError: `classes` are fewer than two, or two are the same.
+        UserError: There are fewer than two `classes`, or two are the same.
     """
 
     def __init__(self, classes: list[str | int], **kwargs: Any) -> None:

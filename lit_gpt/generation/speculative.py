@@ -38,7 +38,7 @@ MAX_DRAFT_TOKENS = 64
 
 
 def check_draft_tokens(number: int | None, fewest: int = 0) -> None:
-    """Raise a UserError unless a number of tokens to propose at a time is None or between its bounds."""
+    """Raise a UserError if the number of tokens to propose at a time is out of bounds; None is accepted."""
     check_between("draft_tokens", number, fewest, MAX_DRAFT_TOKENS)
 
 

@@ -24,7 +24,7 @@ class ClassificationModule(ScoringModule):
         kwargs: see `GPTModule`.
 
     Raises:
-        UserError: `classes` are fewer than two.
+        UserError: there are fewer than two `classes`.
     """
 
     try_it = "predict --config {run}/config.yaml --ckpt_path best"

@@ -92,17 +92,16 @@ class Sampler:
         ]
         # A new engine each time, so that its cache is freed while the policy trains. Without autocast, because the
         # cache has the dtype of the weights.
-        batch_size = min(self.engine_batch_size, len(requests))
         with torch.autocast(module.device.type, enabled=False):
             engine = Engine(
                 _packed_copy(model, self.engine_batch_size) if is_copy else model,
                 self.tokenizer,
-                max_batch_size=batch_size,
+                max_batch_size=min(self.engine_batch_size, len(requests)),
                 max_length=min(module.config.block_size, longest + self.max_new_tokens),
                 prepare=is_copy or not module.training,  # in training, `prepare` has already done it
             )
             completions = iter(engine.generate([ids for ids, _ in requests], params))
-        engine.forget()  # frees the cache now
+        engine.forget()  # frees cache and copy now
         model.train(training)
         return [[next(completions) for _ in each] for each in seeds]
 
@@ -128,7 +127,11 @@ class Sampler:
 
 
 def _samples_from_copy(module: GPTModule) -> bool:
-    """Return whether to sample from a packed copy: on a CPU, of a model without parts of others or hooks."""
+    """Return whether to sample from a packed copy: on a CPU, if every layer is lit_gpt's or torch's and has no hook.
+
+    A layer of another package may hold what cannot be copied, or compute something else once its matrices are packed.
+    """
+    # Processes, and a resumed run, must compute with the same kernels.
     if module.device.type != "cpu" or module._adapter is not None or not can_keep_choices():
         return False
     return all(

@@ -72,9 +72,9 @@ def test_a_copy_for_sampling_shares_what_it_does_not_pack(packs):
     assert [one.token_ids for one in changed] != [one.token_ids for one in found], "each copy has the current weights"
 
 
-def test_models_with_parts_of_others_or_hooks_are_not_copied(tmp_path, monkeypatch):
+def test_models_with_foreign_layers_or_hooks_are_not_copied(tmp_path, monkeypatch):
     class Own(torch.nn.Linear):
-        """A part of another package."""
+        """A layer of another package."""
 
     class Module:
         device, _adapter = torch.device("cpu"), None
