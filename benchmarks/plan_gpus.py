@@ -28,7 +28,7 @@ import yaml
 
 from lit_gpt.planning.devices import find_device
 from lit_gpt.planning.forecast import step_parts
-from lit_gpt.planning.simulation import SimulatedStep, Work
+from lit_gpt.planning.tracker import SimulatedStep, Work
 from lit_gpt.plans import PlannedRun
 
 SHAPES = {

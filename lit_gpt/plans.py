@@ -53,7 +53,8 @@ from lit_gpt.planning.forecast import (
 from lit_gpt.planning.hardware import fast_precision, gpu_peak_flops
 from lit_gpt.planning.laws import LAW_REACH, PUBLISHED, LossForecast, ScalingLaw
 from lit_gpt.planning.run_log import read_log, run_row, typical_step_seconds
-from lit_gpt.planning.simulation import SimulatedStep, Work, simulate_step
+from lit_gpt.planning.simulation import simulate_step
+from lit_gpt.planning.tracker import SimulatedStep, Work
 from lit_gpt.trainer import Trainer
 
 DEFAULT_CHECKPOINTS = 3
@@ -457,8 +458,8 @@ class PlannedRun:
     ) -> Change:
         compiled = bool(getattr(self.module, "compile_model", False))
         parts = step_parts(work, self.device, precision or self.precision, compiled)
-        fits = (step.upper_bytes if self.device.kind == "cuda" else step.peak_bytes) <= self.device.memory
-        return Change(what, step.peak_bytes, sum(parts.values()) * calibration.ratio, fits)
+        fits = step.upper_bytes <= self.device.memory
+        return Change(what, step.process_bytes, sum(parts.values()) * calibration.ratio, fits)
 
 
 @dataclass(frozen=True)

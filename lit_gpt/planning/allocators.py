@@ -1,38 +1,51 @@
 """Estimate the memory that a process uses for its tensors, which is more than the sum of their sizes.
 
-An allocator rounds sizes up, keeps freed memory for reuse, and cannot use holes that are too small.
+An allocator rounds sizes up, keeps freed memory for reuse, and cannot use holes that are too small. How much that is
+depends on the order of the step's allocations, so they are repeated: on a CPU by this machine's malloc (`heap.py`), for
+CUDA by a model of torch's caching allocator.
 """
 
 from bisect import bisect_left, insort
 from collections.abc import Sequence
 
-Event = tuple[int, int]
-"""(key of a storage, its size in bytes); a size of 0 means that it is freed."""
+import torch
+
+from lit_gpt.planning.heap import Event, heap_peaks, live_peak
 
 MIB = 1024**2
 CUDA_CONTEXT = 600 * MIB
 """Memory of a process on a CUDA device in addition to tensors: context, kernels, cuBLAS workspaces (nvidia-smi shows
 0.4 to 0.6 GB on A100 and H100)."""
-CPU_WORKSPACE = 32 * MIB
-GLIBC_HOLES = 2.2
-"""Bound on resident memory divided by tensor memory on a CPU. In 22 runs with 166 to 1,500 MB of tensors the ratio
-was 0.97 to 2.07 (documentation page "Plan a run"). The excess is almost all holes: glibc raises its mmap threshold to
-the size of the freed blocks (mallopt(3), `M_MMAP_THRESHOLD`), so activations are allocated on the heap, where
-`posix_memalign` cannot reuse a hole of exactly the requested size. With `MALLOC_MMAP_THRESHOLD_=65536` in the
-environment the ratio was 0.95 to 1.04."""
+SPREAD = 1.25
+"""Upper bound over expected memory on a CPU. How a heap is fragmented depends on details that differ from process to
+process (documentation page "Plan a run")."""
+UNKNOWN_HOLES = 2.2
+"""Upper bound over tensors where malloc is not glibc's, so that nothing can be replayed: what glibc leaves at most."""
 
 
-def upper_bound(events: Sequence[Event], peak_bytes: int, accelerator: str) -> int:
-    """Return an upper bound on the memory that a process uses for its tensors, in bytes.
+def process_memory(events: Sequence[Event], peak_bytes: int, accelerator: str) -> tuple[int, int]:
+    """Return the memory that a run is expected to take for its tensors, and an upper bound on it, in bytes.
 
     Args:
         events: Allocations and releases in the order of the step.
         peak_bytes: Peak of the total size of live tensors.
-        accelerator: `cpu` (resident memory with glibc's malloc) or `cuda` (memory reserved by torch plus the context).
+        accelerator: `cpu`: resident memory, with the buffers of matrix products. `cuda`: the expected memory is that of
+            tensors (`torch.cuda.max_memory_allocated`), the bound is that reserved by torch plus the context.
     """
-    if accelerator == "cpu":
-        return int(GLIBC_HOLES * peak_bytes) + CPU_WORKSPACE
-    return max(reserved_cuda(events), peak_bytes) + CUDA_CONTEXT
+    if accelerator != "cpu":
+        return peak_bytes, max(reserved_cuda(events), peak_bytes) + CUDA_CONTEXT
+    buffers = product_buffers(torch.get_num_threads())
+    peaks = heap_peaks(events)
+    if peaks is None:
+        return peak_bytes + buffers, int(UNKNOWN_HOLES * peak_bytes) + buffers
+    unseen = peak_bytes - live_peak(events)  # what no event tells of, such as the buckets of DDP
+    expected = max(peak_bytes, sorted(peaks)[len(peaks) // 2] + unseen) + buffers
+    return expected, int(SPREAD * expected)
+
+
+def product_buffers(num_threads: int) -> int:
+    """Return the bytes that MKL keeps for reordered operands: about 8 MiB, and 6 MiB for each thread (traced)."""
+    return (8 + 6 * num_threads) * MIB
 
 
 class _Arena:
@@ -84,6 +97,8 @@ def reserved_cuda(events: Sequence[Event]) -> int:
     blocks: dict[int, tuple[int, int, bool]] = {}
     reserved = num_segments = 0
     for key, num_bytes in events:
+        if key < 0:  # in host memory
+            continue
         if not num_bytes:
             start, size, small = blocks.pop(key)
             pools[small].put(start, size)

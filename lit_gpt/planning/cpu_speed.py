@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from lit_gpt.models.linear import products_of
 from lit_gpt.models.training_kernels import causal_attention
-from lit_gpt.planning.simulation import Product, Work
+from lit_gpt.planning.tracker import Product, Work
 
 MAX_PRODUCT_FLOPS = 4e8
 """Longer products are timed on fewer rows (or heads): by then their speed does not depend on them."""

@@ -18,7 +18,7 @@ from lit_gpt.parallel import Layout
 from lit_gpt.planning.cpu_speed import other_seconds, product_seconds
 from lit_gpt.planning.devices import Device
 from lit_gpt.planning.laws import LAW_REACH, LossForecast, ScalingLaw
-from lit_gpt.planning.simulation import Collective, Product, SimulatedStep, Work
+from lit_gpt.planning.tracker import Collective, Product, SimulatedStep, Work
 
 PRODUCT_SHARE = {"linear": 0.70, "experts": 0.45}
 """Share of a GPU's peak that very large products reach (60 to 75 % on A100 and H100: Megatron-LM, arXiv:2104.04473,
@@ -351,8 +351,10 @@ def forecast(
             money = _scaled(hours, n * device.price_per_hour, basis)
         energy = _scaled(hours, n * device.watts * PUE / 1000, f"{device.watts:g} W a device at full load, PUE {PUE}")
         carbon = _scaled(energy, GRID_GRAMS / 1000, f"{GRID_GRAMS:g} g/kWh, world average of 2024 (IEA)")
-    peak = step.peak_bytes
-    memory = Estimate(peak, peak, step.upper_bytes, "simulated tensors; high: what the allocator may take")
+    basis = "simulated tensors; high: with what torch reserves and the context"
+    if device.kind == "cpu":
+        basis = "simulated tensors (low), their allocations repeated by malloc, and buffers of products"
+    memory = Estimate(step.peak_bytes, step.process_bytes, step.upper_bytes, basis)
     layout = facts.layout
     return Forecast(
         run=asdict(facts),
@@ -371,7 +373,7 @@ def forecast(
         disk_bytes=facts.checkpoints_kept * step.resting_bytes * (layout.world_size // layout.replicate),
         loss=None if loss is None else asdict(loss) | {"basis": loss_basis},
         curve=asdict(curve),
-        fits=step.upper_bytes <= device.memory if device.kind == "cuda" else peak <= device.memory,
+        fits=step.upper_bytes <= device.memory,
         largest_micro_batch=largest,
         changes=sorted(changes, key=lambda change: (not change.fits, change.step_seconds))[:3],
     )
@@ -395,7 +397,7 @@ def describe(result: Forecast) -> str:
     flops = ", ".join(f"{kind} {abbreviated(value)}FLOP" for kind, value in result.flops_per_step.items())
     lines = [
         ("run", f"{facts['name']}: {devices} x {device['name']}, {facts['precision']}, {cut}"),
-        ("memory", describe_memory(result.memory_by_kind, result.memory.high, device["memory"])),
+        ("memory", describe_memory(result.memory_by_kind, result.memory.value, result.memory.high, device["memory"])),
         ("micro-batch", f"largest that fits: {', '.join(sizes)}"),
         ("step", f"{_between(result.step_seconds, ' s')}; {_between(result.tokens_per_second, ' tokens/s')}"),
         ("work", f"{flops} a step and device"),
@@ -420,11 +422,19 @@ def describe(result: Forecast) -> str:
     return "\n".join(f"{name:{width}}  {text}" for name, text in lines)
 
 
-def describe_memory(by_kind: Mapping[str, int], upper_bytes: float, available: float) -> str:
-    """Return the memory of a device at the peak as text: the sum, its bound, and the kinds."""
-    kinds = ", ".join(f"{kind} {human_bytes(size)}" for kind, size in by_kind.items() if size)
+def describe_memory(by_kind: Mapping[str, int], expected_bytes: float, upper_bytes: float, available: float) -> str:
+    """Return the memory of a device at the peak as text: what is expected, its bound, and the kinds.
+
+    Args:
+        by_kind: Bytes of tensors by kind.
+        expected_bytes: Bytes of the process; what exceeds the tensors is named too.
+        upper_bytes: Upper bound in bytes.
+        available: Memory of the device in bytes.
+    """
+    parts = {**by_kind, "holes and buffers": expected_bytes - sum(by_kind.values())}
+    kinds = ", ".join(f"{kind} {human_bytes(size)}" for kind, size in parts.items() if size)
     bound = f"at most {human_bytes(upper_bytes)} of {human_bytes(available)}"
-    return f"{human_bytes(sum(by_kind.values()))} a device at the peak, {bound} ({kinds})"
+    return f"{human_bytes(expected_bytes)} a device at the peak, {bound} ({kinds})"
 
 
 def describe_sent(collectives: Iterable[Collective]) -> str:

@@ -172,7 +172,7 @@ def score(plan: Mapping[str, Any], measured: Mapping[str, float | None]) -> list
             continue  # not forecast, or free of charge
         if name == "loss" and (entry.get("extrapolation") or 1.0) < LAW_REACH:
             continue  # `plan` said so too
-        # The forecast of memory is the tensors'; a process never takes less, but for noise.
+        # The low end of memory is the tensors'; a process never takes less, but for noise.
         low = 0.9 * entry["low"] if name == "memory" else entry["low"]
         value = measured.get(name)
         scores.append(Score(name, low, entry["value"], entry["high"], value, str(entry.get("basis", ""))))

@@ -56,5 +56,5 @@ def test_the_header_is_what_a_plan_simulates(name):
     run = PlannedRun(FOLDER / f"{name}.yaml", GPU)
     step = run.simulate(run.micro_batch_size, run.micro_batches)
     assert step.upper_bytes <= GPU.memory
-    assert describe_memory(step.memory, step.upper_bytes, GPU.memory) in header(name)
+    assert describe_memory(step.memory, step.process_bytes, step.upper_bytes, GPU.memory) in header(name)
     assert describe_sent(run.work(run.micro_batch_size, run.micro_batches).collectives) in header(name)

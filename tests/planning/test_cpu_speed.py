@@ -8,7 +8,8 @@ import torch
 from lit_gpt.modules import PretrainModule
 from lit_gpt.planning import cpu_speed
 from lit_gpt.planning.cpu_speed import other_seconds, product_seconds
-from lit_gpt.planning.simulation import Product, Work, simulate_step
+from lit_gpt.planning.simulation import simulate_step
+from lit_gpt.planning.tracker import Product, Work
 
 B, T, V, C = 4, 32, 96, 32
 SHAPE = {"n_layer": 2, "n_head": 4, "n_embd": C, "intermediate_size": 64}

@@ -4,7 +4,7 @@ import pytest
 
 from lit_gpt.planning.devices import find_device
 from lit_gpt.planning.forecast import step_parts
-from lit_gpt.planning.simulation import Collective, Product, Work
+from lit_gpt.planning.tracker import Collective, Product, Work
 
 
 def seconds(kind, work, device="h100"):

@@ -15,8 +15,9 @@ from lit_gpt.models import GPT, GPTConfig
 from lit_gpt.modules import DPOModule, PretrainModule
 from lit_gpt.parallel import Layout
 from lit_gpt.planning import simulation
-from lit_gpt.planning.allocators import MIB, reserved_cuda, upper_bound
-from lit_gpt.planning.simulation import Collective, Tracker, simulate_step
+from lit_gpt.planning.allocators import MIB, process_memory, reserved_cuda
+from lit_gpt.planning.simulation import simulate_step
+from lit_gpt.planning.tracker import Collective, Tracker
 from lit_gpt.plans import _LongestRows
 
 SHAPE = {"n_layer": 2, "n_head": 4, "n_embd": 32, "intermediate_size": 64}
@@ -64,7 +65,7 @@ def real_peak(model, batches, precision):
         for _ in range(2):
             tracker.begin_step()
             simulation._train(model, optimizer, batches, autocast, True)
-    return tracker.result(Layout(), "cpu")
+    return tracker.result(Layout())
 
 
 @pytest.mark.filterwarnings("ignore:this model could not be exported")
@@ -139,9 +140,9 @@ def test_the_first_simulation_takes_no_more_than_the_next(monkeypatch):
 
     def allocated(events, *_):
         sizes.append(sum(size for _, size in events))
-        return 0
+        return 0, 0
 
-    monkeypatch.setattr(simulation, "upper_bound", allocated)
+    monkeypatch.setattr("lit_gpt.planning.tracker.process_memory", allocated)
     for _ in range(2):
         simulate_step(module({"n_embd": 40, "intermediate_size": 92}), [batch()], layout=Layout(data=64))
     assert sizes[0] == pytest.approx(sizes[1], rel=0.01)
@@ -221,7 +222,9 @@ def test_the_caching_allocator_by_hand():
     # a segment of 20 MiB; one of 2 MiB; one of 12 MiB, of which 11 are too few for the last
     assert reserved_cuda(events) == (20 + 2) * MIB  # 3 and 11 share the first segment, 12 fits where both were
     assert reserved_cuda([*events[:5], (6, 30 * MIB)]) == (20 + 2 + 30) * MIB
-    assert upper_bound(events, 14 * MIB, "cuda") > 22 * MIB
+    expected, upper = process_memory(events, 14 * MIB, "cuda")
+    assert expected == 14 * MIB
+    assert upper > 22 * MIB
 
 
 @pytest.mark.parametrize("precision", ["transformer-engine", "8-true"])
