@@ -206,7 +206,7 @@ class PlannedRun:
         key = (rows, count, precision or self.precision, tuple(sorted(changes.items())))
         if key not in self._simulated:
             steps = [self._simulate_stage(stage, *key[:3], changes) for stage in self._different_stages()]
-            largest = max(steps, key=lambda step: step.upper_bytes)
+            largest = max(steps, key=lambda step: step.upper_bytes) if len(steps) > 1 else steps[0]
             busiest = max(steps, key=lambda step: sum(step.work.flops.values()))
             self._simulated[key] = replace(largest, work=busiest.work)
         return self._simulated[key]

@@ -43,6 +43,11 @@ def process_memory(events: Sequence[Event], peak_bytes: int, accelerator: str) -
     return expected, int(SPREAD * expected)
 
 
+def bound_without_holes(peak_bytes: int) -> int:
+    """Return an upper bound on a CPU where most tensors exceed 32 MiB, and so have pages of their own."""
+    return int(SPREAD * (peak_bytes + product_buffers(torch.get_num_threads())))
+
+
 def product_buffers(num_threads: int) -> int:
     """Return the bytes that MKL keeps for reordered operands: about 8 MiB, and 6 MiB for each thread (traced)."""
     return (8 + 6 * num_threads) * MIB

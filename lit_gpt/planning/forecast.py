@@ -15,6 +15,7 @@ import torch
 
 from lit_gpt.pages.text import abbreviated, human_bytes
 from lit_gpt.parallel import Layout
+from lit_gpt.planning.allocators import bound_without_holes
 from lit_gpt.planning.cpu_speed import other_seconds, product_seconds
 from lit_gpt.planning.devices import Device
 from lit_gpt.planning.laws import LAW_REACH, LossForecast, ScalingLaw
@@ -380,9 +381,13 @@ def forecast(
 
 
 def largest_that_fits(one: SimulatedStep, two: SimulatedStep, rows: tuple[int, int], device: Device) -> int:
-    """Return the largest micro-batch that fits, extrapolated from two simulated ones: memory is linear in the rows."""
-    slope = (two.upper_bytes - one.upper_bytes) / (rows[1] - rows[0])
-    free = device.memory - one.upper_bytes
+    """Return the largest micro-batch that fits, extrapolated from two simulated ones: memory is linear in the rows.
+
+    On a CPU these must have so many rows that holes between tensors do not matter.
+    """
+    first, second = (bound_without_holes(s.peak_bytes) if device.kind == "cpu" else s.upper_bytes for s in (one, two))
+    slope = (second - first) / (rows[1] - rows[0])
+    free = device.memory - first
     if free < 0 and slope > 0:
         return max(0, rows[0] + math.floor(free / slope))
     return rows[0] + math.floor(free / max(slope, 1.0))

@@ -24,8 +24,8 @@ PAGE = 4096
 NUM_FREE_BLOCKS = 2000
 """Free blocks in the heap of a process that has imported torch (1,700 to 1,800 by mallinfo2(3))."""
 BRIEF_SHARE, BRIEF_SIZES = 0.1, (4, 8, 16, 32, 56, 96, 768, 824, 2144)
-"""Share of events with another block that is freed at once, and its size in bytes: traced in steps on a CPU, most of them
-descriptions of matrix products and numbers as tensors. Their alignment leaves small free blocks behind."""
+"""Share of events with another block that is freed at once, and its size in bytes: traced in steps on a CPU, most of
+them descriptions of matrix products and numbers as tensors. Their alignment leaves small free blocks behind."""
 IS_MAPPED = 2
 """Flag in a block's header, the word before it (glibc, malloc/malloc.c, `IS_MMAPPED`)."""
 

@@ -12,10 +12,12 @@ A dispatch mode observes every operation:
 """
 
 import contextlib
+import functools
 import math
 import sys
 import weakref
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -139,9 +141,8 @@ class SimulatedStep:
 
     Attributes:
         memory: Bytes at the peak, by kind (`KINDS`).
-        process_bytes: Bytes that the process is expected to take for its tensors: on a CPU with the holes of its heap,
-            on CUDA those of tensors alone, as torch reports them.
-        upper_bytes: Upper bound on the memory of the process in bytes, including fragmentation of its allocator.
+        events: Allocations and releases, in order.
+        accelerator: Kind of device, `cpu` or `cuda`.
         resting_bytes: Bytes allocated between two steps: parameters, optimizer state and anything else that is kept.
         work: Work of the step.
         num_parameters: Number of parameters on this device.
@@ -149,8 +150,8 @@ class SimulatedStep:
     """
 
     memory: dict[str, int]
-    process_bytes: int
-    upper_bytes: int
+    events: Sequence[Event]
+    accelerator: str
     resting_bytes: int
     work: Work
     num_parameters: int
@@ -160,6 +161,23 @@ class SimulatedStep:
     def peak_bytes(self) -> int:
         """Bytes of all tensors at the peak."""
         return sum(self.memory.values())
+
+    @property
+    def process_bytes(self) -> int:
+        """Bytes that the process is expected to take for its tensors.
+
+        On a CPU with the holes of its heap, on CUDA those of tensors alone, as torch reports them.
+        """
+        return self._process_memory[0]
+
+    @property
+    def upper_bytes(self) -> int:
+        """Upper bound on the bytes of the process, including fragmentation of its allocator."""
+        return self._process_memory[1]
+
+    @functools.cached_property
+    def _process_memory(self) -> tuple[int, int]:
+        return process_memory(self.events, self.peak_bytes, self.accelerator)
 
 
 def models_of(module: Any) -> list[nn.Module]:
@@ -310,11 +328,10 @@ class Tracker(TorchDispatchMode):
             Collective(name, ranks, entry[0], entry[1], stride, waits)
             for (name, ranks, stride, waits), entry in sorted(calls.items())
         ]
-        expected, upper = process_memory(self.events, sum(memory.values()), self.accelerator)
         return SimulatedStep(
             memory=memory,
-            process_bytes=expected,
-            upper_bytes=upper,
+            events=self.events,
+            accelerator=self.accelerator,
             resting_bytes=self._resting,
             work=self.work,
             num_parameters=sum(p.numel() for p in local),
