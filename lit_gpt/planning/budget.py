@@ -87,11 +87,12 @@ def best_size(
     worth = np.array([t if unique_tokens is None or t <= 0 else effective_tokens(t, unique_tokens) for t in tokens])
     c = law.constants
     with np.errstate(all="ignore"):
-        loss = np.where(tokens >= 1, c["E"] + c["A"] / params ** c["alpha"] + c["B"] / worth ** c["beta"], np.inf)
+        loss = np.where(tokens > 0, c["E"] + c["A"] / params ** c["alpha"] + c["B"] / worth ** c["beta"], np.inf)
     best = int(np.argmin(loss))
     if not np.isfinite(loss[best]):
         raise UserError(
-            f"a budget of {flops:.3g} FLOPs is too small for {inference_tokens:.3g} inference tokens; raise it"
+            f"a budget of {flops:.3g} FLOPs is too small for {inference_tokens:.3g} inference tokens: those of the "
+            f"smallest model take {2 * params[0] * inference_tokens:.2g}; raise it, or lower inference_tokens"
         )
     return float(params[best]), float(tokens[best])
 

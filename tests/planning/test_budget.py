@@ -62,9 +62,17 @@ def test_a_model_too_large_for_its_budget_takes_smaller_batches_and_steps():
     assert propose(PUBLISHED, least, 6, 1024, 128).steps == 20
 
 
-def test_a_budget_too_small_for_any_model():
-    with pytest.raises(UserError, match="at least"):
-        propose(PUBLISHED, 1e9)
+@pytest.mark.parametrize("flops", [1, 1e9])
+def test_a_budget_too_small_for_any_model(flops):
+    with pytest.raises(UserError, match="at least") as refusal:
+        propose(PUBLISHED, flops)
+    least = float(str(refusal.value).split("at least ")[1].split()[0])
+    assert propose(PUBLISHED, least).steps >= 20
+
+
+def test_a_budget_too_small_for_its_inference_tokens():
+    with pytest.raises(UserError, match=r"smallest model take 2e\+15"):
+        propose(PUBLISHED, 1e12, inference_tokens=1e12)
 
 
 def test_the_command_writes_a_run_that_fit_accepts(tmp_path, capsys):
