@@ -79,7 +79,7 @@ def init_adapter(model: nn.Module, seed: int) -> None:
     for name, parameter in model.named_parameters():
         if ".lora_A." in name:
             bound = 1 / math.sqrt(parameter.shape[1])
-            value = torch.empty(parameter.shape, device="cpu").uniform_(
+            value = torch.empty(parameter.shape, dtype=torch.float32, device="cpu").uniform_(
                 -bound, bound, generator=named_generator(seed, name)
             )
             fill(parameter, value)

@@ -131,13 +131,14 @@ def candidates(logits: Tensor, params: Sequence[SamplingParams]) -> tuple[Tensor
             # Shift the largest logit to 0, so that dividing by a tiny number does not make it infinite.
             logits = logits - logits.amax(dim=-1, keepdim=True)
             temperatures = [max(temperature, COLDEST) for temperature in temperatures]
-        logits = logits / torch.tensor(temperatures, device=device)[:, None]
+        logits = logits / torch.tensor(temperatures, dtype=torch.float32, device=device)[:, None]
     ids: Tensor | None = None
     if _kind(params[0]) == "narrow":
         logits, ids = _likeliest(logits, params)
     min_ps = [one.min_p or 0.0 for one in params]
     if any(min_ps):
-        least = torch.tensor(min_ps, device=device).log()[:, None] + logits.max(dim=-1, keepdim=True).values
+        shares = torch.tensor(min_ps, dtype=torch.float32, device=device)[:, None]
+        least = shares.log() + logits.max(dim=-1, keepdim=True).values
         logits = logits.masked_fill(logits < least, -math.inf)
     return logits, ids
 
@@ -146,7 +147,8 @@ def _likeliest(logits: Tensor, params: Sequence[SamplingParams]) -> tuple[Tensor
     """Apply top-k, then top-p to the rest; return logits and ids (B, K) in descending order."""
     V, device = logits.shape[-1], logits.device
     top_ks = torch.tensor([min(one.top_k or V, V) for one in params], device=device)[:, None]
-    top_ps = torch.tensor([1.0 if one.top_p is None else one.top_p for one in params], device=device)[:, None]
+    shares = [1.0 if one.top_p is None else one.top_p for one in params]
+    top_ps = torch.tensor(shares, dtype=torch.float32, device=device)[:, None]
     size = max(min(one.top_k or NARROW, V) for one in params)
     while True:
         size = min(size, V)

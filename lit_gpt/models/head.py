@@ -109,6 +109,7 @@ def with_new_tokens(weight: Tensor, vocab_size: int, seed: int = 0) -> Tensor:
         return weight
     wide = weight.float()
     mean, spread = wide.mean(dim=0), wide.std(dim=0)
-    noise = torch.randn(missing, *weight.shape[1:], generator=torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(missing, *weight.shape[1:], generator=generator, dtype=torch.float32)
     rows = mean + NOISE * spread * noise.to(weight.device)
     return torch.cat([weight, rows.to(weight.dtype)])

@@ -34,9 +34,9 @@ def initial_value(config: GPTConfig, seed: int, name: str, shape: torch.Size) ->
         A float32 CPU tensor.
     """
     if name.endswith(("bias", "attn.sinks")):
-        return torch.zeros(shape, device="cpu")
+        return torch.zeros(shape, dtype=torch.float32, device="cpu")
     if len(shape) == 1:  # the gain of a norm
-        return torch.zeros(shape, device="cpu") if config.norm_offset else torch.ones(shape, device="cpu")
+        return torch.full(shape, 0.0 if config.norm_offset else 1.0, dtype=torch.float32, device="cpu")
     std = config.init_std
     if config.scale_residual_init and name.endswith(RESIDUAL_PROJECTIONS):
         std /= math.sqrt(2 * config.n_layer)

@@ -70,10 +70,11 @@ class Products:
     """
 
     def __init__(self, rows: int, outputs: int, inputs: int) -> None:
-        N, O, I = rows, outputs, inputs  # noqa: E741
-        self.output = _fastest("y", torch.ones(N, I), torch.ones(O, I))
-        self.grad_input = _fastest("dx", torch.ones(N, O), torch.ones(O, I).t())
-        self.grad_weight = _fastest("dW", torch.ones(N, O).t(), torch.ones(N, I).t())
+        x, weight = torch.ones(rows, inputs, dtype=torch.float32), torch.ones(outputs, inputs, dtype=torch.float32)
+        grad = torch.ones(rows, outputs, dtype=torch.float32)
+        self.output = _fastest("y", x, weight)
+        self.grad_input = _fastest("dx", grad, weight.t())
+        self.grad_weight = _fastest("dW", grad.t(), x.t())
 
 
 def products_of(x: Tensor, weight: Tensor) -> Products | None:
@@ -115,7 +116,8 @@ def onednn(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
 @cache
 def _has_onednn() -> bool:
     """Return whether this build of torch has the product and computes it right."""
-    a, b = torch.arange(96.0).view(16, 6), torch.arange(48.0).view(6, 8).t()
+    numbers = torch.arange(96, dtype=torch.float32)
+    a, b = numbers.view(16, 6), numbers[:48].view(6, 8).t()
     try:
         return bool(torch.backends.mkldnn.enabled) and bool(torch.equal(onednn(a, b), F.linear(a, b)))
     except (RuntimeError, AttributeError, NotImplementedError):

@@ -105,7 +105,7 @@ class NativeMatrix:
     def multiply(self, x: Tensor) -> Tensor:
         """See `__call__`."""
         x = x.contiguous() if x.dtype == torch.float32 else x.float().contiguous()
-        y = torch.empty((*x.shape[:-1], self._outputs))
+        y = torch.empty((*x.shape[:-1], self._outputs), dtype=torch.float32)
         threads = torch.get_num_threads()
         failed = self._product(self._address, x.data_ptr(), x.numel() // self._inputs, y.data_ptr(), threads)
         if failed:
@@ -168,7 +168,7 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
         or (gate.shape[0] > 1 and steps[0] != gate.shape[1] * steps[1])
     ):
         return F.silu(gate) * up
-    y = torch.empty(gate.shape)
+    y = torch.empty(gate.shape, dtype=torch.float32)
     size = gate.shape[2]
     library().swiglu(gate.data_ptr(), up.data_ptr(), y.numel() // size, size, steps[1], y.data_ptr())
     return y
@@ -241,7 +241,7 @@ def attend(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scale: 
         return None
     if mask is not None and (mask.shape[1:3] != (1, 1) or mask.dtype != q.dtype or mask.stride(3) != 1):
         return None
-    y = torch.empty(q.shape)
+    y = torch.empty(q.shape, dtype=torch.float32)
     place, row = (None, 0) if mask is None else (mask.data_ptr(), mask.stride(0) if len(mask) > 1 else 0)
     failed = library().attend(
         *(q.data_ptr(), steps[0]),

@@ -65,7 +65,7 @@ def _few_operations(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 @functools.cache
 def _floor(width: int, eps: float) -> Tensor:
     with torch.inference_mode(False):  # cached beyond the inference-mode block that first needs it
-        return torch.tensor((width * eps) ** 0.5)
+        return torch.tensor((width * eps) ** 0.5, dtype=torch.float32)
 
 
 def apply_norm(norm: nn.Module, x: Tensor, prepared: bool) -> Tensor:

@@ -325,7 +325,7 @@ def is_available(make: type[PackedWeight]) -> bool:
     """Return whether a kernel exists on this machine and computes correct results."""
     with torch.inference_mode(False), torch.no_grad():
         generator = torch.Generator().manual_seed(0)
-        weight, x = torch.randn(32, 64, generator=generator), torch.randn(3, 64, generator=generator)
+        weight, x = (torch.randn(n, 64, generator=generator, dtype=torch.float32) for n in (32, 3))
         try:
             y = make(weight)(x)
         except (RuntimeError, AttributeError, NotImplementedError):  # absent from this build, or for this processor
@@ -344,7 +344,8 @@ def fastest(makes: tuple[type[PackedWeight], ...], outputs: int, inputs: int, to
 
     def measure(make: type[PackedWeight]) -> float:
         count = min(128, max(1, (1 << 23) // (outputs * inputs)))  # more than the caches hold
-        return best_time([make(torch.ones(outputs, inputs)) for _ in range(count)], torch.ones(tokens, inputs))
+        weight, x = (torch.ones(n, inputs, dtype=torch.float32) for n in (outputs, tokens))
+        return best_time([make(weight) for _ in range(count)], x)
 
     if outputs * inputs < _SMALL and usable:
         return usable[0]

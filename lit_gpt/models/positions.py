@@ -240,4 +240,4 @@ def alibi_slopes(num_heads: int, device: torch.device | None = None) -> Tensor:
     whole = 2 ** math.floor(math.log2(num_heads))
     slopes = [2 ** (-8 * (i + 1) / whole) for i in range(whole)]
     slopes += [2 ** (-8 * (2 * i + 1) / (2 * whole)) for i in range(num_heads - whole)]
-    return torch.tensor(slopes, device=device)
+    return torch.tensor(slopes, dtype=torch.float32, device=device)

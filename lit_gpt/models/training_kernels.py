@@ -194,7 +194,7 @@ class _Attention(torch.autograd.Function):
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, starts: Tensor | None, scale: float) -> Tensor:
         B, H, T, D = q.shape
         ctx.sizes = B, H, k.shape[1], T, D, scale, torch.get_num_threads()
-        y, logs = torch.empty(B, T, H, D, dtype=q.dtype).transpose(1, 2), torch.empty(B, H, T)
+        y, logs = torch.empty(B, T, H, D, dtype=q.dtype).transpose(1, 2), torch.empty(B, H, T, dtype=torch.float32)
         outputs = y.data_ptr(), logs.data_ptr()
         if _library().attention(_view(q), _view(k), _view(v), _address(starts), *outputs, *ctx.sizes):
             raise MemoryError

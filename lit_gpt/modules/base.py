@@ -563,7 +563,7 @@ class GPTModule(LightningModule):
     def on_train_start(self) -> None:
         """Apply the YAML's optimizer settings, restore the sums of a checkpoint, and print the model's size."""
         self._restore_configured_settings()
-        self._loss_sums = torch.zeros(3, device=self.device)
+        self._loss_sums = torch.zeros(3, dtype=torch.float32, device=self.device)
         self._train_sums.clear()
         self._logged_step, self._has_logged, self._prints_products = self.trainer.global_step, False, True
         loss_sums, named_sums = self._loaded_sums

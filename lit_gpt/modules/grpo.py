@@ -512,7 +512,7 @@ class GRPOModule(GPTModule):
         if not self._next_update:
             return
         groups = {position: [answer.to_plain() for answer in group] for position, group in self._groups.items()}
-        sums = torch.tensor(list(self._rollout_sums.values()), device=self.device)
+        sums = torch.tensor(list(self._rollout_sums.values()), dtype=torch.float32, device=self.device)
         everyone: list[Any] = [groups]
         if self.data_parallel_size > 1:
             everyone = [None] * self.data_parallel_size

@@ -150,7 +150,7 @@ def score_all_rows(
         if path.exists() and _metadata(path) == key:
             tables[split] = load_file(path)["log_probs"].to(policy.device)
             continue
-        table = torch.zeros(len(rows), 2, device=policy.device)
+        table = torch.zeros(len(rows), 2, dtype=torch.float32, device=policy.device)
         for batch in info.scoring_batches(split):
             batch = policy.transfer_batch_to_device(batch, policy.device, 0)
             numbers = rows_of(batch)

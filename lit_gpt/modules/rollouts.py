@@ -95,13 +95,14 @@ def rollout_batch(answers: Sequence[Answer], loss: PolicyLoss, device: torch.dev
         # Shifted: the prompt's last position predicts the completion's first token.
         labels[row, answer.num_prompt - 1 : len(ids) - 1] = ids[answer.num_prompt :]
     tokens_of = torch.tensor([answer.num_tokens for answer in answers])
+    advantages = [answer.advantage for answer in answers]
     weights = [answer.counts * loss.token_weight(answer.num_tokens) for answer in answers]
     batch = RolloutBatch(
         input_ids=inputs,
         labels=labels,
         position_ids=torch.arange(T).expand(len(answers), T).contiguous(),
         target_index=(labels.reshape(-1) != IGNORE_INDEX).nonzero().squeeze(1),
-        advantages=torch.tensor([answer.advantage for answer in answers]).repeat_interleave(tokens_of),
+        advantages=torch.tensor(advantages, dtype=torch.float32).repeat_interleave(tokens_of),
         weights=torch.tensor(weights, dtype=torch.float32).repeat_interleave(tokens_of),
         units=torch.tensor(units),
     )

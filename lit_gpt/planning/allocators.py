@@ -23,7 +23,15 @@ UNKNOWN_HOLES = 2.2
 """Upper bound over tensors where malloc is not glibc's, so that nothing can be replayed: what glibc leaves at most."""
 
 
-def process_memory(events: Sequence[Event], peak_bytes: int, accelerator: str) -> tuple[int, int]:
+COPIES_OF_COLLECTIVES = 8
+"""Memory of gloo's threads relative to a tensor that they gather or scatter. They copy such tensors, each in a heap of
+its own (mallopt(3), `M_ARENA_MAX`), whose holes grow for some tens of steps: 5 to 9 tensors in runs of FSDP2 on two
+processes."""
+
+
+def process_memory(
+    events: Sequence[Event], peak_bytes: int, accelerator: str, collective_bytes: int = 0
+) -> tuple[int, int]:
     """Return the memory that a run is expected to take for its tensors, and an upper bound on it, in bytes.
 
     Args:
@@ -31,10 +39,11 @@ def process_memory(events: Sequence[Event], peak_bytes: int, accelerator: str) -
         peak_bytes: Peak of the total size of live tensors.
         accelerator: `cpu`: resident memory, with the buffers of matrix products. `cuda`: the expected memory is that of
             tensors (`torch.cuda.max_memory_allocated`), the bound is that reserved by torch plus the context.
+        collective_bytes: Bytes of a tensor that processes on CPUs gather or scatter.
     """
     if accelerator != "cpu":
         return peak_bytes, max(reserved_cuda(events), peak_bytes) + CUDA_CONTEXT
-    buffers = product_buffers(torch.get_num_threads())
+    buffers = product_buffers(torch.get_num_threads()) + COPIES_OF_COLLECTIVES * collective_bytes
     peaks = heap_peaks(events)
     if peaks is None:
         return peak_bytes + buffers, int(UNKNOWN_HOLES * peak_bytes) + buffers

@@ -177,7 +177,9 @@ class SimulatedStep:
 
     @functools.cached_property
     def _process_memory(self) -> tuple[int, int]:
-        return process_memory(self.events, self.peak_bytes, self.accelerator)
+        copied = [c for c in self.work.collectives if c.name in ("all_gather", "reduce_scatter")]
+        collective_bytes = max((c.num_bytes // c.num_calls for c in copied), default=0)
+        return process_memory(self.events, self.peak_bytes, self.accelerator, collective_bytes)
 
 
 def models_of(module: Any) -> list[nn.Module]:
