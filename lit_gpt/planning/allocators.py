@@ -48,7 +48,8 @@ def process_memory(
     if peaks is None:
         return peak_bytes + buffers, int(UNKNOWN_HOLES * peak_bytes) + buffers
     unseen = peak_bytes - live_peak(events)  # what no event tells of, such as the buckets of DDP
-    expected = max(peak_bytes, sorted(peaks)[len(peaks) // 2] + unseen) + buffers
+    # The largest of the repeats: a run is longer than the steps that are repeated, and its heap never shrinks.
+    expected = max(peak_bytes, max(peaks) + unseen) + buffers
     return expected, int(SPREAD * expected)
 
 
