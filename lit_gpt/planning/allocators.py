@@ -47,7 +47,7 @@ def process_memory(
     peaks = heap_peaks(events)
     if peaks is None:
         return peak_bytes + buffers, int(UNKNOWN_HOLES * peak_bytes) + buffers
-    unseen = peak_bytes - live_peak(events)  # what no event tells of, such as the buckets of DDP
+    unseen = max(0, peak_bytes - live_peak(events))  # what no event tells of, such as the buckets of DDP
     # The largest of the repeats: a run is longer than the steps that are repeated, and its heap never shrinks.
     expected = max(peak_bytes, max(peaks) + unseen) + buffers
     return expected, int(SPREAD * expected)

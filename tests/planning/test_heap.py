@@ -63,6 +63,7 @@ def test_what_no_event_tells_of_is_added(monkeypatch):
     assert live_peak([(1, 5 * MIB), (-1, 96), (1, 0), (2, 2 * MIB)]) == 5 * MIB
     assert expected == (30 + 9 - 5) * MIB + product_buffers(torch.get_num_threads())
     assert upper == int(SPREAD * expected)
+    assert process_memory([(1, 5 * MIB), (1, 0)], 3 * MIB, "cpu")[0] == expected - 4 * MIB  # the first step took more
 
 
 class Step(torch.utils._python_dispatch.TorchDispatchMode):
