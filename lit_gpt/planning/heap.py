@@ -36,7 +36,7 @@ REPEATS = 9
 
 
 class HeapObjects:
-    """Records the small objects that torch allocates beside tensors, in the order in which it does.
+    """Records the small objects that torch allocates in addition to tensors, in the order in which it does.
 
     Args:
         events: List to which allocations and releases are appended.
